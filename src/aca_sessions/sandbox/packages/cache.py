@@ -191,7 +191,7 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, how: int) -> int | None:
-        """Lock a set's label, and return the descriptor. Return None if there is no label, or if LOCK_NB is set and it is locked."""
+        """Lock a set's label, and return the descriptor. Return None if there is no label, or if `how` has LOCK_NB and it is locked."""
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -232,7 +232,7 @@ class PackageCache:
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """Return the files that a package's RECORD lists. It may lie, so use them only to leave files out of a copy or to name modules."""
+    """Return the files that a package's RECORD lists. The list may be false: use it only to omit files from a copy or to name modules."""
     found: set[str] = set()
     for about in folder.glob("*.dist-info"):
         if canonicalize_name(about.name.partition("-")[0]) == name:
@@ -243,7 +243,7 @@ def _files_of(folder: Path, name: str) -> set[str]:
 
 
 def _inside(recorded: str) -> str:
-    """Return where a file that a RECORD lists lies in the set. A script is listed as ../../bin/name, and lies in bin/name."""
+    """Turn a path in a RECORD into a path in the set. A script is listed as ../../bin/name, but is at bin/name."""
     return recorded.strip('"').removeprefix("../../")
 
 
@@ -281,7 +281,7 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """Return where sessions see all sets: a dict from that path to the folder on this host.
+    """Return a dict from the path at which sessions see all sets to the sets' folder on this host.
 
     Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """

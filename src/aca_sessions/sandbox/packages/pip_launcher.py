@@ -33,9 +33,9 @@ def main() -> None:
     """Confine this process and run pip in it.
 
     The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS` and pip's own arguments. CODE is the entry of `sys.path` that this module
-    came from. FOLDER is where pip may write. LARGEST is the most bytes of a file, of all wheels and of all downloads. RUNNER is the script
-    that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is "", or as JSON the requirement markers
-    of an image's Python; KNOWN then describes all of its packages.
+    came from. FOLDER is where pip may write. LARGEST is the most bytes of a file, of the unpacked wheels and of all downloads. RUNNER is
+    the script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is "", or as JSON the
+    requirement markers of an image's Python; KNOWN then describes all of its packages.
     """
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def limit(kind: int, size: int) -> None:
-    """Set a limit of this process, at most its hard limit."""
+    """Set a resource limit of this process to `size`, or to the hard limit if that is lower."""
     _, hard = resource.getrlimit(kind)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(kind, (most, most))
@@ -76,10 +76,10 @@ def limit_received(size: int) -> None:
 
 
 def limit_wheels(size: int, *, together: bool) -> None:
-    """Refuse a wheel that would unpack to more than `size` bytes or too many files, before anything of it is unpacked.
+    """End pip before it unpacks a wheel to more than `size` bytes or too many files.
 
-    The zip directory tells the sizes, and zipfile reads no more. With `together`, all wheels count. While pip looks for versions, it opens
-    wheels that it will not install, so each counts alone.
+    The wheel's zip directory has the sizes, and zipfile reads no more than it says. With `together`, the limits are for all wheels
+    together. Without, they are for each: while pip looks for versions, it also opens wheels that it will not install.
     """
     seen: dict[str, tuple[int, int]] = {}
 

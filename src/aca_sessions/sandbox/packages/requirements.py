@@ -55,9 +55,9 @@ def is_pinned(requirement: Requirement) -> bool:
 
 
 def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
-    """Return whether the installed version of a package meets a requirement. `versions` are by canonical names.
+    """Return whether an installed package meets a requirement. `versions` maps canonical names to installed versions.
 
-    With extras or a marker return False, because only the resolver understands those.
+    Return False if the requirement has extras or a marker, which only the resolver understands.
     """
     version = versions.get(canonicalize_name(requirement.name))
     plain = requirement.marker is None and not requirement.extras

@@ -126,7 +126,7 @@ def _errors(output: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return at most 2,000 characters of pip's output, with its "constraint" replaced by "the sessions' environment"."""
+    """Return pip's output, cut after 2,000 characters. Where pip says "constraint", say "the sessions' environment"."""
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
@@ -172,7 +172,7 @@ class Known:
 class Resolver:
     """A runner of pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
-    For an image, pip runs in the host's Python, with options and requirement markers for the image's, which runs in sessions only.
+    An image's Python runs only in sessions, so pip runs in the host's, with the options and requirement markers of the image's.
     """
 
     python: str

@@ -260,7 +260,7 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
-        """Return the session's sets without some packages. Sets that contain one are replaced by new held ones."""
+        """Return the session's sets without some packages. A set that has one of these is replaced by a held copy without it."""
         kept: list[HeldSet] = []
         with ExitStack() as on_failure:
             for held in self._sets:
@@ -273,7 +273,7 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Replace the session's sets by `sets`, if its interpreter can import from them. Release the replaced or the refused ones."""
+        """Replace the session's sets by `sets`, unless the interpreter refuses. Then release every old or new set that is not in use."""
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
