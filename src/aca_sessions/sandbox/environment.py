@@ -134,7 +134,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return the real path, except for a link to a neighbour (lib64 -> lib in a virtual environment): return that as it is."""
+    """Return the real path, but leave a link to a neighbour (lib64 -> lib in a virtual environment) as it is."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

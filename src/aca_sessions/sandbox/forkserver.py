@@ -1,7 +1,7 @@
 """The fork server as the host sees it: it makes workspaces and forks interpreters. All calls block, and are safe from any thread.
 
 Policies with equal keys (`_Key`) share one fork server, which ends when its last user releases it. Its half in the guest is called the
-zygote. A process that is forked from this one starts its own fork server: two on one socket would get each other's answers.
+zygote. A process forked from this one starts its own fork server: two processes on one socket would get each other's answers.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ _threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
 
 
 def limiter() -> CapacityLimiter:
-    """Return the limiter of the threads that wait for fork servers. Other work uses other limiters, so it never waits for these."""
+    """Return the limiter of the threads that wait for fork servers. Nothing else uses it, so other work never waits for them."""
     try:
         return _threads.get()
     except LookupError:
@@ -105,9 +105,9 @@ class Numbers:
         self._lock = threading.Lock()
 
     def take(self, user: int | None = None) -> tuple[int, int]:
-        """Return the numbers of a new workspace and of its user: `user`, or a new one. Raise IsolationError if all users are taken.
+        """Return the numbers of a new workspace and of its user. If `user` is None, choose a free user, or raise IsolationError.
 
-        A new user's first workspace has the user's number. Without namespaces a session has just one, whose number names the session.
+        A new user's first workspace has the user's number. Without namespaces a session has no other, and this number names it.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -204,7 +204,7 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Mark that this fork server ends with its only user. Do nothing if it has several.
+        """Prepare to end this fork server at the next `release`. Do nothing if more than one `release` is due.
 
         From now on, `shared` starts another fork server, and `drop_tree` frees no workspace: all are freed when this one ends.
         """
@@ -305,7 +305,7 @@ class ForkServer:
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Close a workspace, and ask the fork server to free its memory, unless the fork server has died or is retired.
+        """Close a workspace, and make the fork server free its memory. A dead or retired fork server is not asked: its end frees all.
 
         If the fork server refuses, raise its error, and keep the user's number in use.
         """
@@ -342,7 +342,7 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Send a request, and return the descriptor in its answer. If this process cannot take it, send `undo`.
+        """Send a request, and return the descriptor in its answer. If this process has no descriptor free for it, send `undo`.
 
         A spawned session needs no `undo`: it ends when the host closes its link.
         """
@@ -421,7 +421,7 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the zygote's innermost descendant until the zygote ends. Each process waits for its child, so all end."""
+        """Kill the zygote's innermost descendant, until the zygote ends too: each process ends once its child has ended."""
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self.process.pid)[-1])
@@ -432,7 +432,7 @@ class ForkServer:
 class Folder:
     """The folder on disk for sessions without namespaces, which have no root of their own. It is removed even if this process is killed.
 
-    Other users cannot list it. To open a file in it, they need its name and rights.
+    Other users cannot list it. To open a file in it, they must know the file's name and have a right to it.
     """
 
     def __init__(self) -> None:

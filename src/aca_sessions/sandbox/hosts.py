@@ -232,7 +232,7 @@ def _contained() -> list[Host]:
 
 
 def _engine() -> list[Host]:
-    """Return the row of the container engine in which this process runs, in a list that is empty if none is detected."""
+    """Return a list with the row of the container engine in which this process runs, or an empty list if none is detected."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]

@@ -114,8 +114,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable folder, a session may write what its user may write. If the host runs as root, each session has its own user, who may
-    write what everybody may.
+    In a writable folder, a session has the rights of the user that it runs under. If the host runs as root, each session has a user of its
+    own, who may write only what everybody may.
     """
 
     host: str

@@ -153,7 +153,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return the attempt on host files for sessions of an image: list its folder on this host. Their /etc/shadow is not the host's."""
+    """Return how an image's session tries to reach host files: it lists the image's folder on this host, as /etc/shadow is its own."""
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
@@ -183,7 +183,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return a finding about `Limits:Cpu`, in a list that is empty if the policy does not set it."""
+    """Return a list with a finding about `Limits:Cpu`, or an empty list if the policy does not set it."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -198,7 +198,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return a finding about how a branch's processes are stopped while another branch runs a cell."""
+    """Return a finding: how other branches' processes are stopped while one branch runs a cell."""
     return Finding(
         "processes of branches",
         True,
@@ -215,5 +215,5 @@ def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
 
 
 def _process(pidfd: int) -> Path:
-    """Return the folder in this host's /proc of a process in a session's pid namespace."""
+    """Return the /proc folder, as this host sees it, of a session's process, given its pidfd."""
     return Path("/proc", str(host_pid(pidfd)))

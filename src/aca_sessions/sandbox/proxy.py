@@ -40,7 +40,7 @@ class DeniedError(Exception):
 
 
 class MalformedError(DeniedError):
-    """Raised for a request that servers may read differently."""
+    """Raised for an ambiguous request, which two servers may read in different ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def _parse(head: bytes) -> _Head:
 
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
-    """Return the headers to pass on, and the size of the body. Raise MalformedError for a header that servers may read differently.
+    """Return the headers to pass on, and the size of the body. Raise MalformedError for an ambiguous header.
 
     Leave out headers about the connection: each connection to a target carries one request, so that no second one can be smuggled in.
     """
@@ -239,7 +239,7 @@ def _is_public(address: str) -> bool:
 
 
 def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address contains an IPv4 address, which is unchecked and to which the network may send the packets."""
+    """Return whether an IPv6 address contains an IPv4 address: packets may go to that one, which was not checked."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
@@ -289,7 +289,7 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
-    """Copy `left` bytes, or all if `left` is None, and then also end the target's input. Restart `idle` whenever data moves."""
+    """Copy `left` bytes. If that is None, copy all, then end the target's input. Restart the timeout `idle` whenever data moves."""
     while left is None or left > 0:
         data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:

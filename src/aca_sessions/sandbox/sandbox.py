@@ -90,7 +90,7 @@ class Sandbox:
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
         """Write a file into the workspace, and return its description. A missing `folder` is made.
 
-        Start the interpreter first if none runs, because the file's memory counts in its control group.
+        Start the interpreter first if none runs, because the file's memory counts in the interpreter's control group.
         """
         home = (await self.interpreter()).home
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
@@ -109,7 +109,7 @@ class Sandbox:
             ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Roll back to a checkpoint, by its id or name, or to the latest. Return it and the rollback's ledger position.
+        """Roll back to a checkpoint, by its id or name, or to the latest. Return the checkpoint and the rollback's ledger position.
 
         The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
         """
@@ -198,7 +198,7 @@ class Sandbox:
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
-        """Record the death of the live interpreter, unless the ledger knows it: it was replaced, or lost with the workspace."""
+        """Record the death of an interpreter, unless it was replaced before, or its loss was recorded with that of the workspace."""
         if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
             kind = "killed" if cause in ("killed", "memory") else "died"
@@ -250,8 +250,8 @@ class Sandbox:
     async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
         """Replace the live interpreter by one with the variables of a checkpoint. Return the position of the change in the ledger.
 
-        With `with_files`, restore the files too. Do first what can fail, with the live interpreter stopped. On failure the live interpreter
-        continues; if files were changed by then, the ledger has an entry.
+        With `with_files`, restore the files too. The live interpreter is stopped meanwhile. On failure it continues, and if files were
+        changed by then, the ledger has an entry.
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
@@ -290,7 +290,7 @@ class Sandbox:
         return position
 
     def _note_processes(self, killed: Ended) -> None:
-        """Record that processes were ended, and that others survived the kill, which may still change files."""
+        """Record if processes were ended, and if others survived the kill and so may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.left:
@@ -320,7 +320,7 @@ class Sandbox:
             await self._fall_back()
 
     async def _fall_back(self) -> None:
-        """Replace a dead interpreter by a fork of the latest checkpoint that answers, if one does. Keep the files."""
+        """Replace a dead interpreter by a fork of the latest checkpoint that still works, if there is one. Keep the files."""
         died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
         for checkpoint in reversed(self._checkpoints.usable):

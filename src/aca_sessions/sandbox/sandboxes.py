@@ -1,6 +1,6 @@
-"""The source of sandboxes under one policy. They come from a fork server without libraries at first, later from one with the usual ones.
+"""The source of sandboxes under one policy. A few are made before they are asked for.
 
-The first is ready at once, the second after seconds. A few sandboxes are made before they are asked for.
+The first ones come from a fork server that is ready at once. Later ones come from one that takes seconds to import the usual libraries.
 """
 
 import asyncio
@@ -270,7 +270,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Make a sandbox and add it to the spares, or close it if another fork server is in use by then, or this object is closed."""
+        """Make a sandbox and add it to the spares. Close it if another fork server has taken over meanwhile, or this object is closed."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:

@@ -122,7 +122,7 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Make the kernel send this process a signal when the thread that forked it ends, until a change of uid."""
+    """Make the kernel send this process a signal when the thread that forked it ends. A change of uid cancels this."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 

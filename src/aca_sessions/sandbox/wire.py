@@ -303,7 +303,7 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
 
 
 def frame(message: Message) -> bytes:
-    """Return a message as a frame: its payload with the payload's length in front."""
+    """Return a message as a frame: the length of its payload, then the payload."""
     payload = encode(message)
     return _LENGTH.pack(len(payload)) + payload
 
@@ -316,7 +316,7 @@ class Frames:
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add data of the stream, and yield the payloads that it completes. Raise WireError if one is too large."""
+        """Add data of the stream, and yield the payloads that are now complete. Raise WireError if one is too large."""
         self.rest += data
         start = 0
         try:
@@ -355,9 +355,9 @@ def _shapes(kind: type[Any]) -> dict[str, _Shape]:
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return the shape of a type: its kind, and what it may hold.
+    """Return the shape of a type: its container, and what that may hold.
 
-    `dict` or `list` with the shape of all values, `tuple` with one of each item, `Literal` with the words, or None with scalar types.
+    `dict` and `list` come with one shape for all values, `tuple` with a shape for each item, `Literal` with words, None with scalar types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -370,7 +370,7 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Return a value of a header, with references replaced by texts taken out of `texts`. Raise WireError if it has another shape."""
+    """Return a value of a header, with references replaced by texts taken out of `texts`. Raise WireError if its shape differs."""
     container, parts = shape
     if container is None:
         if type(value) is dict:
@@ -390,7 +390,7 @@ def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Take the text that a reference in a header means out of `texts`, and return it. Raise WireError if it is not there."""
+    """Return the text that a reference in a header stands for, and remove it from `texts`. Raise WireError if it is missing."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a reference to a text must be the index of a text that is not used yet")
