@@ -208,7 +208,7 @@ def to_notebook(history: History) -> dict[str, Any]:
 
 
 def to_script(history: History) -> str:
-    """Return the cells in the percent format, without outputs and rolled-back cells. Lines that are not Python become comments."""
+    """Return the cells as a script, `# %%` before each, without outputs or rolled-back cells. Magics and shell lines become comments."""
     parts = []
     for step in history.steps:
         match step:
