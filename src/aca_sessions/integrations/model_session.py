@@ -136,7 +136,7 @@ class ModelSession:
 
         Args:
             pool: The pool of sessions.
-            session_id: The session's name, by default a new one. `close` ends a session with a new name.
+            session_id: The session's name, by default a new one. `close` ends the session only if its name is new.
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
             max_output: About how many characters of a result a model reads.
@@ -202,7 +202,7 @@ class ModelSession:
             return await session.list_files()
 
     async def close(self) -> None:
-        """Close the pool if this object opened it, which ends its sessions. Otherwise end the session if this object made its name.
+        """Close the pool, with its sessions, if this object opened the pool. Otherwise end the session if this object made its name.
 
         The next call opens the pool or starts the session again. Any event loop may close the pool.
         """
