@@ -118,7 +118,7 @@ class ForkedProcessError(ACASessionsError):
 
 
 class StorageError(ACASessionsError):
-    """A storage of skills, artifacts or dependencies cannot be read or written. No record was half written."""
+    """A storage of skills, artifacts or dependencies cannot be read or written. No record is left half written."""
 
 
 class ExecutionError(ACASessionsError):

@@ -228,7 +228,7 @@ class InteractiveSession:
         return joined
 
     def open(self) -> Self:
-        """Start the session and return this object. If it is open already, only return it."""
+        """Start the session, unless it is started already, and return this object."""
         if self._opened is None:
             with ExitStack() as stack:
                 portal = stack.enter_context(LoopThread())

@@ -1,8 +1,8 @@
 """The ACASessions section of appsettings.json and of the environment.
 
 There are four sources, and the first that has a value wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`,
-in any case), `appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default. Defaults are imported
-from the modules that use them, so that no default is written twice.
+in upper or lower case), `appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default.
+Defaults are imported from the modules that use them, so that no default is written twice.
 """
 
 import difflib
@@ -436,7 +436,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources with flat names like `Endpoint` moved into their sections, so that a source overrides both forms in later sources."""
+        """Return the sources with flat names like `Endpoint` moved into sections, so that a source overrides both forms in later ones."""
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
