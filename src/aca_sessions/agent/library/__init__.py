@@ -1,1 +1,1 @@
-"""Skills, artifacts and dependencies, which outlive a session, the storages that keep them, and the search in them."""
+"""What outlives a session: skills, artifacts and dependencies. Also the storages that keep them, and the search in them."""

@@ -1,4 +1,4 @@
-"""Artifacts: data that outlives a session. Content is written before its description, so that a reader finds a whole artifact or none."""
+"""Artifacts: data that outlives a session. The content is written before the description, so readers find a whole artifact or none."""
 
 import json
 import uuid
@@ -66,7 +66,7 @@ class Artifacts:
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return the data like `load`, but a table as a file, which the session parses."""
+        """Return the data like `load`, but a table unparsed, because the session will parse it."""
         form, content = await self._content(name)
         return codec.Table(content) if form == "table" else _decode(form, content)
 
@@ -82,14 +82,14 @@ class Artifacts:
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Delete an artifact, if it exists. Take no lock: a full Redis grants none, and deleting is how to make room in it."""
+        """Delete an artifact, if it exists. No lock is taken, because a full Redis grants none, and deleting must make room in it."""
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
         if described is not None:
             await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
-        """Return the description of an artifact, or None. For a file that `save` did not write, make one of its name and form."""
+        """Return the description of an artifact, or None if it does not exist. A file that `save` did not write gets a default one."""
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
 

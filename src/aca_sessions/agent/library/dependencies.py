@@ -1,4 +1,4 @@
-"""Dependencies: packages that an agent's sessions have. The storage keeps their requirements. The host installs them, not a cell."""
+"""Dependencies: packages for an agent's sessions. The storage keeps the requirements; the host, not a cell, installs the packages."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Deps:
         self._first: Path | None = None
 
     def begin_with(self, file: Path) -> None:
-        """Use the lines of a file as the requirements until the first is added or removed."""
+        """Use the lines of a file as the first requirements. The storage takes them over when one is added or removed."""
         self._first = file
 
     async def list(self) -> Texts:
@@ -59,7 +59,7 @@ class Deps:
         return package
 
     async def forget(self, package: str, *, origin: str = "host") -> bool:
-        """Remove the requirement of a package, given by its name or as a requirement. Return whether there was one.
+        """Remove a package's requirement, given a name or a requirement like `pandas>=2`. Return whether there was one.
 
         Raise InvalidArgumentError if a session (`origin`) would remove a requirement of the host.
         """
@@ -153,7 +153,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
 
-    `removed_from_config` in the dict is `configured`: whether the storage had the requirement.
+    `configured` tells whether the storage had the requirement. It is returned as `removed_from_config`.
     """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):

@@ -1,4 +1,4 @@
-"""A storage in Redis. Each kind of record is one hash, so that a record is written by one command."""
+"""A storage in Redis. Each kind is one Redis hash with a field for each record, so one command writes a whole record."""
 
 import asyncio
 import contextlib
@@ -73,7 +73,7 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and change the stamp of its kind, which a full Redis loses. Return whether the record existed."""
+        """Delete a record. Return whether it existed. The stamp of its kind is replaced, or removed if Redis is full."""
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -93,7 +93,7 @@ class RedisStorage:
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a random text that every change of this kind replaces. Return None before the first one, or if Redis was full."""
+        """Return a random text, drawn anew at every change of this kind. Return None before the first change, or if Redis was full."""
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
@@ -120,7 +120,10 @@ class RedisStorage:
         return f"{self._key(kind)}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills, for code without `await`. Searches compare words, or meanings if `embed` returns a vector for each text."""
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         from .skills import SkillLibrary
 
         return SkillLibrary(self._for_this_loop, embed)
@@ -132,7 +135,7 @@ class RedisStorage:
 
     @asynccontextmanager
     async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Open the same storage with new connections, because those of `redis.asyncio` work only in the loop that opened them."""
+        """Yield this storage with new connections: those of `redis.asyncio` work only in the event loop that opened them."""
         if isinstance(self._redis, BlockingRedis):
             yield self
             return

@@ -116,7 +116,7 @@ class Index:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Return the score of each text for a word: the word's own, or the reduced one of related words if that is higher."""
+        """Score each text for a word. If the reduced score of related words is higher, that counts instead."""
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
@@ -137,7 +137,7 @@ class MeaningIndex:
     """A search index that compares meanings, by vectors that a function of the caller returns."""
 
     def __init__(self, embed: Embed) -> None:
-        """Use a function that returns a vector for each text. The vectors of the texts are kept from one search to the next."""
+        """Use a function that returns a vector for each text. Later searches call it only for the query and for new texts."""
         self._embed = embed
         self._known: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
@@ -166,7 +166,7 @@ class MeaningIndex:
         return self._rows
 
     async def _vectors(self, texts: list[str]) -> "np.ndarray":
-        """Return the vectors of texts as rows of length one, so that the product of two is their similarity."""
+        """Return the vectors of texts as rows, scaled to length one, so that the dot product of two is their similarity."""
         import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
 
         answered = await _answer(self._embed, texts)
@@ -214,14 +214,14 @@ async def _answer(embed: Embed, texts: list[str]) -> Vectors:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, split at case and underscores, without endings and without words like "the"."""
+    """Return the words of a text in lower case, split at capitals and underscores, without endings and without words like "the"."""
     found = [word.lower() for word in _WORD.findall(text)]
     return [_stem(word) for word in found if word not in _EMPTY]
 
 
 @cache
 def _related() -> dict[str, list[str]]:
-    """Return the related words of each word. All are in the form that `words` returns."""
+    """Return a dict of each word's related words, all in the form that `words` returns."""
     related: dict[str, list[str]] = {}
     for line in _RELATED.strip().splitlines():
         group = [*dict.fromkeys(words(line))]

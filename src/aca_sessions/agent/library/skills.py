@@ -50,7 +50,7 @@ class Skill:
 
     @property
     def searched(self) -> str:
-        """Return the text in which searches look: the description, and the first paragraphs of the docstrings."""
+        """Return the text that is searched: the description, and the first paragraphs of the docstrings of `run` and of the source."""
         return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
 
     def told(self, uses: int = 0) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Skills:
         return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "Found":
-        """Return the skills that match a query as objects, the best first, at most `limit`."""
+        """Return Skill objects that match a query, the best first, at most `limit`."""
         skills = await self.all()
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 
@@ -106,7 +106,7 @@ class Skills:
         return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
-        """Return the source of a skill and count its use, if the storage can be written. Raise InvalidArgumentError for an unknown name."""
+        """Return a skill's source, and count this as a use if the storage is writable. Raise InvalidArgumentError for an unknown name."""
         skill = await self._read(name)
         if skill is None:
             raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
@@ -235,7 +235,7 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
 
 
 def _documentation(source: str) -> tuple[str, ...]:
-    """Return the first paragraphs of the docstrings of `run` and of the source, without empty ones, or ("",)."""
+    """Return the first paragraphs of two docstrings, of `run` and of the source, without empty ones. Return ("",) if none is left."""
     function = entry(source)
     firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
@@ -257,7 +257,7 @@ def _encode(skill: Skill) -> bytes:
 
 
 def _decode(name: str, data: bytes) -> Skill | None:
-    """Return the skill in a Python file, or None if the file is invalid. If it lacks the first line of `_encode`, defaults are used."""
+    """Return the skill in a Python file, or None if the file is invalid. If it lacks the comment of `_encode`, its fields get defaults."""
     first, _, source = data.decode("utf-8", "replace").partition("\n")
     told: dict[str, Any] = {}
     try:
@@ -278,7 +278,7 @@ Answer = TypeVar("Answer")
 class SkillLibrary:
     """The skills of a storage, for code outside of sessions. Every call reads the storage, so what sessions add is seen at once.
 
-    Calls block, also in a thread whose event loop runs: all tasks of the loop, such as running cells, wait meanwhile.
+    Calls block the thread: if an event loop runs in it, all tasks of the loop, such as running cells, wait meanwhile.
     """
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The storage of skills, artifacts and dependencies. No reader gets a part of a record. Names are validated, because models choose them."""
+"""The storage of skills, artifacts and dependencies. Readers get only whole records. Names are checked, because AI models choose them."""
 
 import asyncio
 import contextlib
@@ -125,7 +125,10 @@ class FileStorage:
         return str(self._file(kind, name))
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills, for code without `await`. Searches compare words, or meanings if `embed` returns a vector for each text."""
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         from .skills import SkillLibrary
 
         return SkillLibrary(lambda: nullcontext(self), embed)
@@ -178,7 +181,7 @@ class FileStorage:
         return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
 
     def _lock(self, kind: Kind) -> int | None:
-        """Return the descriptor of a lock file that is locked, or None if another process or task holds the lock."""
+        """Try to lock the lock file of a kind. Return its descriptor, or None if another process or task holds the lock."""
         self.base_path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.base_path / f".{kind}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         locked = False
@@ -222,7 +225,7 @@ def _storage_error(done: str, error: OSError) -> StorageError:
 
 
 class MemoryStorage:
-    """A storage in the memory of this process, which ends with this object."""
+    """A storage in the memory of this process. Its records are lost with this object."""
 
     def __init__(self) -> None:
         self._records: defaultdict[Kind, dict[str, bytes]] = defaultdict(dict)
@@ -262,7 +265,10 @@ class MemoryStorage:
         return f"memory:{kind}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills, for code without `await`. Searches compare words, or meanings if `embed` returns a vector for each text."""
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         from .skills import SkillLibrary
 
         return SkillLibrary(lambda: nullcontext(self), embed)
