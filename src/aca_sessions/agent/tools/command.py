@@ -18,7 +18,7 @@ _MOST_ARGUMENT = 128 << 10  # bytes: MAX_ARG_STRLEN in execve(2), which counts t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option of a program. It is passed by its short form if `short` is set."""
+    """An option of a program. It is passed as `-x` if `short` is `x`, else as `--name`."""
 
     name: str
     type: str = "string"
@@ -29,7 +29,7 @@ class Option:
         """Return a program's arguments for this option: one for each item of a list, none for False.
 
         Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
-        if a value is neither text nor number, or is "" or "=" and the option is short.
+        if a value is neither text nor number, or is "" or "=": after a short option, the program would take the next argument as the value.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -47,9 +47,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to call a program, as a tool of its own. `preset` has options and values that are always passed.
+    """A way to call a program, as a tool of its own. `preset` has arguments that every call gets.
 
-    `parameters` names what a call may pass besides. None means all.
+    `parameters` names the other arguments that a call may choose. None allows all.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the command line of a call. Raise ToolFailedError for a value of wrong type, too long, or that could be an option."""
+        """Return a call's command line. Raise ToolFailedError if a value has a wrong type, is too long, or could be read as an option."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
         plain = []
@@ -107,9 +107,9 @@ class Program:
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the values of the positional arguments in order. Raise ToolFailedError if one is given after a missing one.
+        """Return the values of positional arguments in order. Raise ToolFailedError if one is missing and a later one is given.
 
-        The program would take the later value, which a recipe may have set, for the missing one.
+        The program would take the later value for the missing one. The later value may come from a recipe.
         """
         values: list[object] = []
         missing = ""

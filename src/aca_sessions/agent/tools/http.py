@@ -18,7 +18,10 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of an API. Arguments replace the names in braces in `path`. The rest is a query (GET, HEAD, DELETE) or a JSON body."""
+    """One endpoint of an API. `path` may have arguments in braces, such as `/users/{id}`.
+
+    All other arguments are sent in the query (GET, HEAD, DELETE) or in a JSON body.
+    """
 
     name: str
     method: str = "GET"
@@ -30,7 +33,7 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
-        """Return the parameters of the tool. Those in the path are required, the others only if their description says so."""
+        """Return the parameters of the tool. Those in the path are required, the others only if they are described as `required`."""
         in_path: dict[str, Any] = {name: {} for name in _PLACE.findall(self.path)}
         properties = in_path | dict(self.parameters)
         required = [name for name, one in properties.items() if name in in_path or one.get("required")]
@@ -107,7 +110,7 @@ async def _body(response: httpx.Response) -> bytes:
 def _content(response: httpx.Response, body: bytes) -> object:
     """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
-    Redirects count as failures, because following them would send a session's values to another address.
+    Raise ToolFailedError for any other status than success. Redirects are not followed: they would send values to another address.
     """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
@@ -120,7 +123,7 @@ def _content(response: httpx.Response, body: bytes) -> object:
 
 
 def _segment(name: str, value: object) -> str:
-    """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots, which quoting leaves as is."""
+    """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots: even quoted, it would change the path."""
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
         raise ToolFailedError(f"{name} must not be empty or only dots, because it is a part of the path, got {text!r:.80}")

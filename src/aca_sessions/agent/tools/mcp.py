@@ -18,7 +18,7 @@ _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of an MCP server, named `name.tool`. Their `effect` is by default that of the server's annotations, else `write`."""
+    """The tools of an MCP server, named `name.tool`. By default their effects are what the server's annotations claim, else `write`."""
 
     def __init__(
         self,

@@ -32,8 +32,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    With `seconds`, a call waits while running calls may use up the rest. With `size`, calls run one after another, and the last result may
-    exceed the limit.
+    With `seconds`, a call waits while running calls could use up what is left. With `size`, calls run one after another, and the last
+    result may exceed the limit.
     """
 
     calls: int | None = None
@@ -52,14 +52,14 @@ class Parameter:
     description: str = ""
 
     def described(self) -> dict[str, object]:
-        """Return the description of the parameter that the session gets. Of its schema only `type` and `enum` are left."""
+        """Return the parameter as a dict for the session. Of its schema, only `type` and `enum` are included."""
         told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
         return told | {"required": self.required, "default": self.default, "description": self.description}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function of the host that cells can call. `act` gets the arguments as a dict. `seconds` limits a call."""
+    """A function of the host that cells can call. `act` gets the arguments as a dict. `seconds` is the time limit of a call."""
 
     name: str
     act: Callable[[dict[str, Any]], Awaitable[object]]
@@ -137,7 +137,7 @@ class ToolSource(Protocol):
 
 
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError if a value does not match a JSON schema. Only `anyOf`, `type`, `enum` and `items` count. `where` names the value."""
+    """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema. Messages call the value `where`."""
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
             raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
@@ -172,7 +172,7 @@ def _expected(schema: Mapping[str, Any]) -> str:
 
 
 def _got(value: object) -> str:
-    """Return the repr of a text or number if it is short, else the name of the value's type."""
+    """Describe a value in a message: a short text or number by its repr, any other value by its type."""
     is_short = len(value) <= _SHORT if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 10**_SHORT
     return repr(value) if is_short else f"a {type(value).__name__}"
 
@@ -239,7 +239,7 @@ def _parameters_of_function(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def _schema(annotation: Any) -> tuple[dict[str, Any], str]:
-    """Return the JSON schema of an annotation, and the text in `Annotated[..., "text"]`, or ""."""
+    """Return an annotation's JSON schema, and its description: the text in `Annotated[..., "text"]`, else ""."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin is Annotated:
