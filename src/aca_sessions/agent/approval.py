@@ -124,9 +124,9 @@ class Approval:
     """
 
     def __init__(self, approve: Approve | None) -> None:
-        """Use an approval function, sync or async, or None for the defaults.
+        """Use an approval function, sync or async, or None to refuse only calls of irreversible tools.
 
-        It gets a list: one call, or all calls of a batch that need approval. It returns one bool for all of them, or a list of bools.
+        The function gets a list: one call, or all calls of a batch that need approval. It returns one bool for all, or a list of bools.
         """
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
@@ -146,9 +146,9 @@ class Approval:
         return decisions
 
     async def _asked(self, calls: Sequence[Call]) -> list[bool]:
-        """Return for each call whether the approval function allows it.
+        """Ask the approval function. Return for each call whether it is allowed.
 
-        No call is allowed if the answer is neither a bool nor a sequence of the right length. In a sequence, only True allows a call.
+        A bool answers for all calls. In a sequence of the right length, only True allows a call. Any other answer allows none.
         """
         if self._approve is None:
             return [False] * len(calls)
@@ -163,8 +163,8 @@ class Approval:
     async def reserve(self, tool: Tool) -> Reservation:
         """Count a call of a tool and reserve seconds of the tool's budget for it. Raise ToolFailedError if the budget is used up.
 
-        Wait while running calls may use up what is left of the budget. If it limits bytes, calls run one after another, because the size of
-        a result is known only when the call has ended.
+        Wait while running calls could use up what is left of the budget. If the budget limits bytes, calls run one after another, because
+        the size of a result is known only at the end of its call.
         """
         used, budget = self._used[tool.name], tool.budget
         while True:
@@ -199,7 +199,7 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result: its JSON, with the random name of each file replaced by the hash of the file's content."""
+    """Return the SHA-256 of a result's JSON, in which the random names of files are replaced by the hashes of their contents."""
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

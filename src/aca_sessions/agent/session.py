@@ -303,7 +303,7 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
 
 
 class Live:
-    """A leased session, the function that runs its cells, and their host calls."""
+    """A leased session, with the function that runs its cells and the functions that answer their host calls."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
         """Prepare a leased session. Its cells can make no host call before `answer_with`.
@@ -334,13 +334,13 @@ class Live:
     def answer_with(self, table: Mapping[str, Answer]) -> None:
         """Let cells make the host calls in a table from now on.
 
-        Examples of skills can make them as well, except those that change the storage or packages, such as `artifacts.save`.
+        Examples of skills can make the same calls, except calls that change the storage or packages, such as `artifacts.save`.
         """
         self._calls = HostCalls(table)
         self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. If then no other cell runs, first install and remove the packages that cells requested."""
+        """Run a cell. If no other cell runs afterwards, install and remove the packages that cells requested. Then return the result."""
         self._cells += 1
         try:
             result = await self._run(self._calls, code, timeout)
@@ -400,7 +400,7 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return a function that runs each cell in a thread, without events."""
+    """Return a function that runs each cell in a thread of the session, for endpoints without events."""
     return Exchange(session).run
 
 

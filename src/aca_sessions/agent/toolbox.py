@@ -50,9 +50,9 @@ class ToolBox:
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return a tool's description and parameters. `members` has the same for each tool below its name (`name.member`).
+        """Return a dict with a tool's description and parameters. Its `members` are such dicts of the tools named `name.member`.
 
-        `callable` is False if only tools below the name exist. Raise ToolFailedError if there are none either.
+        `callable` is False if there are only members, and no tool of the name itself. Raise ToolFailedError if there is neither.
         """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
@@ -64,21 +64,22 @@ class ToolBox:
         return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """Call a tool and return its result. Raise TypeError if the arguments do not match, and whatever the tool raises.
+        """Call a tool and return its result. Exceptions of the tool are passed on.
 
-        Raise ToolFailedError if there is no such tool, the call is refused, or a limit is exceeded.
+        Raise TypeError if the arguments do not match, and ToolFailedError if there is no such tool, the call is refused, or a limit is
+        exceeded.
         """
         return await self.make(self._checked(name, arguments), arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
-        """Approve a call of a tool, run the tool and record the call. Return the result. The arguments must have been validated."""
+        """Decide about a call of a tool, run the tool and record the call. Return the result. The arguments must have been validated."""
         (decision,) = await self._approval.decide([(tool, arguments)])
         return await self._made(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
-        """Approve several calls together, then make each. Return a dict for each, with either `value` or the message `error`.
+        """Ask once for approval of several calls, then make those allowed. Return a dict for each, with `value` or the message `error`.
 
-        Raise and make no call if a tool is unknown or an argument wrong.
+        If a tool is unknown or an argument wrong, raise ToolFailedError or TypeError, and make no call.
         """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
@@ -98,7 +99,7 @@ class ToolBox:
         return tool
 
     async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Make a call about which a decision was made. Every call is recorded, even if it is refused, over budget, failed or cancelled."""
+        """Make a call if the decision allows it. Record the call in any case, also if it is refused, over budget, failed or cancelled."""
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
@@ -222,7 +223,7 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the functions that answer calls of `deps`, by name. Packages are only noted in `changes`, as a cell is running.
+    """Return the functions that answer calls of `deps`, by name. Packages are noted in `changes`, and installed once no cell runs.
 
     `deps.add` and `deps.remove` need approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because
     it installs only what was approved before.
