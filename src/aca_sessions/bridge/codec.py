@@ -19,7 +19,7 @@ class Table(bytes):
 
 
 def new_file_name() -> str:
-    """Return a random file name, for a value that is too large for JSON or not text."""
+    """Return a random name for a file that carries bytes, a long text or a table."""
     return f".call-{uuid.uuid4().hex}"
 
 

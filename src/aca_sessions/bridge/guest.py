@@ -1,7 +1,7 @@
 """The half of host calls in the session: the objects `tools`, `skills`, `artifacts` and `deps` for cells.
 
-A call is JSON. Bytes, long texts and tables are in files in the session's folder, which the receiver deletes. The host decides each call.
-Nothing in this module is a security check, because code in the session can change it.
+A call is JSON. Bytes, long texts and tables are files in the session's folder; their receiver deletes them. Nothing in this module is a
+security check, because code in the session can change it: the host decides about each call.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class ByteLimit:
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes, or the whole limit if less, in a `with` block. Wait until they are free."""
+        """Reserve `size` bytes during a `with` block, but at most the whole limit. Wait until they are free."""
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:
@@ -82,7 +82,7 @@ class HostCalls:
     async def answer(self, session: "Session", text: str) -> str:
         """Answer a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        Only cancellation is raised. `session` made the call: files of arguments and value are in it.
+        No exception is raised but cancellation. `session` made the call, and has the files of the arguments and of the value.
         """
         try:
             async with self._texts.of(len(text)):
@@ -127,7 +127,7 @@ class HostCalls:
     async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
         """Download files of at most `most` bytes together, delete them in the session, and return their contents by name.
 
-        Only one call does this at a time, because a session can enlarge a file after its size was read.
+        Only one call does this at a time: a session can enlarge files after their sizes were read, and many would fill the memory.
         """
         contents: dict[str, bytes] = {}
         async with self._reading:
@@ -198,7 +198,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Return a value that a session sent, with its files' contents. A table in parquet is not parsed: it becomes a `codec.Table`."""
+    """Return a value that a session sent, given the contents of its files by name. A parquet table becomes an unparsed `codec.Table`."""
 
     def content(kind: str, name: str) -> Any:
         data = files[name]
@@ -245,9 +245,9 @@ def stored_table(frame: Any) -> codec.Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ignore DeprecationWarning in a `with` block. One thread at a time is in it, because the whole process has one filter.
+    """Ignore DeprecationWarning in a `with` block, in one thread at a time, because the whole process has one filter.
 
-    fastparquet uses deprecated functions: a program that turns warnings into errors could read no table.
+    Otherwise a program that turns warnings into errors could read no table, because fastparquet uses deprecated functions.
     """
     with _filtering, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -255,7 +255,7 @@ def _without_deprecations() -> Iterator[None]:
 
 
 def _check_parquet_library() -> None:
-    """Raise ConfigurationError if pyarrow is older than 14.0.1, which unpickles what a parquet file names (CVE-2023-47248)."""
+    """Raise ConfigurationError if pyarrow is older than 14.0.1, which can run code from a parquet file (CVE-2023-47248)."""
     try:
         version = tuple(int(part) for part in metadata.version("pyarrow").split(".")[:3])
     except (metadata.PackageNotFoundError, ValueError):

@@ -79,9 +79,9 @@ class KeptText:
 
 
 class Diverted:
-    """The output of a shell while a cell runs in a thread: streams, displays and events are collected for that cell.
+    """The output of IPython while a cell runs in a thread: streams and displays are collected for that cell, events are held back.
 
-    Of a stream only `write` is replaced, because other code keeps the stream, and some sessions put their own back into `sys`.
+    Only the streams' `write` is replaced, because other code holds the streams, and some sessions put their own back into `sys`.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -130,9 +130,9 @@ class Diverted:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """Show the value of an expression statement: by the shell in the main thread, where executions run, else on stdout.
+        """Show the value of an expression statement: by IPython in the main thread, on stdout in a cell's thread.
 
-        In a cell's thread a doctest reads the value from the stdout that it redirected.
+        In a cell this serves doctests, which redirect stdout and read the value there.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
@@ -204,7 +204,7 @@ class ThreadedCell:
         _wake_loops_of(self._thread)
 
     def leave(self) -> None:
-        """If the cell still runs, leave the event loop to it, so that the next cell gets a new loop."""
+        """If the cell still runs, let it keep the event loop: the next cell gets a new one."""
         if self.outcome is None:
             _loop.abandon()
 
@@ -266,7 +266,7 @@ class ThreadedCell:
             self._collected.take_value(SimpleNamespace(result=value), formats)
 
     def _take(self, message: Message) -> None:
-        """Store a display, replace the latest one of the same name if the message is an update, or remove all if it is `Cleared`."""
+        """Store the display in a message. An update replaces the latest display of its name. `Cleared` removes all displays."""
         names = [name for _, name in self._displays]
         if isinstance(message, Cleared):
             self._displays.clear()
@@ -332,14 +332,14 @@ def _laid_out(shell: Any, error: BaseException, traceback: TracebackType | None)
 
 
 def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
-    """Return a traceback from the first entry outside of this package on, or None if there is none."""
+    """Return a traceback without the leading entries of this package, or None if nothing is left."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
         traceback = traceback.tb_next
     return traceback
 
 
 class _Meeting:
-    """The state between meetings: the latest cell, its calls that have not ended, and answers that it has not taken."""
+    """What is kept from one meeting to the next: the latest cell, its open calls, and answers that the cell has not taken."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -355,9 +355,9 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Hold one meeting: do what the host says, and write one line to stdout: the marker, and the cell's report as JSON.
+    """Hold a meeting: do what the host asks in `said`, then print one line, with the cell's report as JSON after `marker`.
 
-    A long report is in a file that the line names and the next meeting deletes. `said` has the arguments of `_met` as packed JSON.
+    `said` is packed JSON with the arguments of `_met`. A long report is in a file: the line names it, and the next meeting deletes it.
     """
     if _now.file:
         with contextlib.suppress(FileNotFoundError):
@@ -404,7 +404,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor seconds of this process and its ended children, except this thread, which holds the meetings."""
+    """Return the processor seconds of this process and its ended children, without this thread's, which holds meetings."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
@@ -416,7 +416,7 @@ def _asked() -> list[int]:
 def _ask(text: str) -> str:
     """Send a call of the cell to the host, and return the answer. May be called from any thread.
 
-    Raise ToolError if no cell runs whose calls are answered, or if the cell ends before the answer comes.
+    Raise ToolError if no cell runs, or if the cell was interrupted or ends before the answer comes.
     """
     with _changed:
         cell, number = _now.cell, next(_numbers)

@@ -84,7 +84,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the modules, with a hash of their sources."""
+    """Return the name of the package that holds the modules in the session. It ends with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -113,7 +113,7 @@ class Outcome:
 class Report:
     """The report of a meeting. Its `stage` is `runs` if the cell runs, perhaps with calls, or `over` if it has ended.
 
-    It is `unknown` if the session does not know the cell, and `no module` if it lacks the modules for meetings.
+    `stage` is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for meetings.
     """
 
     stage: Stage
@@ -142,7 +142,7 @@ class Exchange:
 
 
 class _EndedError(Exception):
-    """The session did not report the result of a cell. `error` and `state` become those of the result."""
+    """The session did not report a cell's result. The caller gets a result with this `error` and `state`."""
 
     def __init__(self, error: CodeError, state: State) -> None:
         super().__init__(str(error))
@@ -151,7 +151,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no report. `state` is the session's, by the result of that meeting's execution."""
+    """A meeting returned no report. `state` is what is known of the session, such as that it was lost."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
@@ -180,7 +180,7 @@ class Clock:
 
         Args:
             ran: The seconds in which the cell did not wait for the host.
-            computed: The processor seconds of its process since the cell began. None if the session did not report them.
+            computed: The processor seconds of the cell's process since the cell began. None if the session did not report them.
         """
         now = self._now()
         busy = computed - self._computed if computed is not None else 0.0
@@ -278,7 +278,7 @@ class _Cell:
         """Hold a meeting and return its report. If none comes, try again without the source, so that the cell cannot run twice.
 
         The session waits at most `wait` seconds for calls or for the cell's end. Raise _EndedError if no try returned a report, or if the
-        session was lost. Raise the error of the request that should start the cell.
+        session was lost. An error of the request that starts the cell is passed on.
         """
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
@@ -309,7 +309,7 @@ class _Cell:
         return now
 
     def _to_bring(self) -> dict[int, str]:
-        """Return the answers for the next meeting by the call's number: up to 8 Mi characters, or one larger answer.
+        """Return answers for the next meeting, by the number of their call: up to 8 Mi characters together, or one longer answer.
 
         Answers stay in `_answers` until that meeting has returned a report, so a lost reply loses none.
         """
@@ -346,7 +346,7 @@ class _Cell:
         return now
 
     def _going_on(self, now: Report) -> Report:
-        """Return a report. Raise _EndedError if it says that the session no longer knows the cell: its interpreter was lost."""
+        """Return a report unchanged. Raise _EndedError if the session no longer knows the cell, because the interpreter was lost."""
         if now.stage in ("unknown", "no module"):
             raise self._ended(_LOST)
         return now
@@ -383,7 +383,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell, whose caller gets no result, even if the caller is cancelled again. Ignore errors."""
+        """Interrupt the cell, because its caller has gone. Finish even if the caller is cancelled again. Ignore errors."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
@@ -412,7 +412,7 @@ def _answer_of(answering: "asyncio.Task[str]") -> str:
 
 
 def _split(stdout: str, marker: str) -> tuple[str, str | None]:
-    """Return the output without the report, and the report's line without its marker, or None if the marker is missing."""
+    """Return stdout without the report, and the report's line without its marker. The line is None if there is no marker."""
     before, found, rest = stdout.rpartition(f"\n{marker}")
     if not found:
         return stdout, None
