@@ -332,7 +332,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Send a reply and return the next events in one request. If it fails, only get the events: a reply is not sent twice."""
+        """Send a reply and return the next events in one request. If that fails, get only the events: a reply is not sent twice."""
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:

@@ -25,7 +25,7 @@ from .http import SessionsHttpClient, decoded
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file, which replaces `path` if the `with` block succeeds. If it fails, `path` stays as it was.
+    """Open a new file, which replaces `path` if the `with` block succeeds. If the block fails, `path` stays as it was.
 
     The new file has the permissions of the file that it replaces, otherwise default ones. A device or a pipe is written to directly, so a
     block that fails may have written to it.

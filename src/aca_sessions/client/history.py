@@ -1,4 +1,4 @@
-"""The history of a session: what was done with it, in order. It suffices to write a notebook and to replay everything elsewhere."""
+"""The history of a session: what was done with it, in order. A notebook can be written from it, and replayed elsewhere."""
 
 import base64
 import contextlib

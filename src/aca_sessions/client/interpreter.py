@@ -350,7 +350,7 @@ class CodeInterpreter:
     async def branch(
         self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
     ) -> tuple[Record, dict[str, str]]:
-        """Create sessions with the given identifiers that continue from the state of a session: all of them, or none.
+        """Create sessions, with the given identifiers, that continue from another session's state: all, or none.
 
         Return the original session's record for `caller`, and for each identifier the position (`ledger:number`) at which its ledger
         begins.

@@ -49,7 +49,7 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The comparison of each code cell, and in `missing` the packages not installed and the uploads whose content the notebook lacks."""
+    """The comparisons of all code cells. `missing` lists packages that were not installed, and uploads without content in the notebook."""
 
     cells: tuple[ReplayedCell, ...]
     missing: tuple[str, ...] = ()
