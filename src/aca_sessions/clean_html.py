@@ -3,8 +3,8 @@
 Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped.
 
 An element is written only where a browser keeps it. For example, a browser closes a paragraph before a block, and moves what does not
-belong to a table out of the table. If such an element was written elsewhere, its end tag would close something around the box. If a browser
-still reads the output differently, that changes how it looks, not what it can do.
+belong to a table out of the table. If such an element was written in its old place, its end tag would close an element around the box. If a
+browser still reads the output differently, that changes how it looks, not what it can do.
 
 The notebook's style sheets apply to the output. So it has neither classes nor ids, with which it could look like a part of the notebook.
 The playground has the same lists in `clean.js`.
@@ -162,7 +162,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the index of the innermost open element in `names`, or None. The search outwards ends at an element in `until`."""
+        """Return the index of the innermost open element in `names`, or None. Do not search outside an element in `until`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class LoopThread:
     """An event loop in a thread of its own. Entering a `with` block returns the portal to the loop, leaving stops the loop.
 
-    This is a class because `anyio.from_thread.start_blocking_portal` is a generator, which Python closes when nothing refers to it. In a
-    process that was forked from this one, the thread does not exist, so closing the portal would wait forever.
+    This is a class, because Python closes a generator such as `anyio.from_thread.start_blocking_portal` when nothing refers to it. In a
+    forked process, that would wait forever for the thread, which does not exist there.
     """
 
     def __init__(self) -> None:

@@ -226,7 +226,7 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what to report of variables or files after a rollback. `past` is their state at the checkpoint: a loss remains a loss."""
+    """Return what to report of variables, or of files, after a rollback to where their state was `past`: a loss remains a loss."""
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 
