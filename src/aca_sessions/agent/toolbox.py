@@ -223,7 +223,7 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the functions that answer calls of `deps`, by name. Packages are noted in `changes`, and installed once no cell runs.
+    """Return the functions that answer calls of `deps`, by name. They note packages in `changes`, to install or remove once no cell runs.
 
     `deps.add` and `deps.remove` need approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because
     it installs only what was approved before.

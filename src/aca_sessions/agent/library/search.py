@@ -116,7 +116,7 @@ class Index:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Score each text for a word. If the reduced score of related words is higher, that counts instead."""
+        """Score each text for a word. If the score of related words, after a reduction, is higher, it counts instead."""
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))

@@ -29,7 +29,7 @@ class Option:
         """Return a program's arguments for this option: one for each item of a list, none for False.
 
         Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
-        if a value is neither text nor number, or is "" or "=": after a short option, the program would take the next argument as the value.
+        if a value is neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
