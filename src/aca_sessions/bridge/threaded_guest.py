@@ -404,7 +404,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor seconds of this process and its ended children, without this thread's, which holds meetings."""
+    """Return the processor seconds of this process and its ended children, except those of this thread, which holds the meetings."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
