@@ -9,7 +9,6 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from aca_sessions import FileStorage, RedisStorage
-from aca_sessions.agent.library import redis_storage
 from aca_sessions.agent.library.artifacts import Artifacts
 from aca_sessions.agent.library.dependencies import Deps
 from aca_sessions.agent.library.skills import Skills
@@ -297,10 +296,8 @@ async def test_a_redis_storage_takes_a_url_or_a_client_that_can_carry_bytes(redi
         RedisStorage()
 
 
-async def test_a_redis_lock_acquired_for_a_cancelled_caller_is_released(
-    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_storage, "_LOCK_SECONDS", 600)  # longer than others wait for it: it has to be released, and not to expire
+async def test_a_redis_lock_acquired_for_a_cancelled_caller_is_released(redis_server: RedisServer, tmp_path: Path) -> None:
+    lock = f"{tmp_path.name}:deps:lock"
     with Redis.from_url(redis_server.url) as client:
         storage = RedisStorage(redis=client, prefix=tmp_path.name)
 
@@ -311,10 +308,11 @@ async def test_a_redis_lock_acquired_for_a_cancelled_caller_is_released(
         holder = asyncio.create_task(hold())
         waiting = asyncio.create_task(hold())
         async with asyncio.timeout(120):
-            while not client.exists(f"{tmp_path.name}:deps:lock"):
+            while not client.persist(lock):  # it does not expire any more, so it has to be released
                 await asyncio.sleep(0.01)
         for task in (waiting, holder):
             task.cancel()
         await asyncio.gather(holder, waiting, return_exceptions=True)
+        client.persist(lock)  # one that is left does not expire either
         async with storage.locked("deps"):
             pass
