@@ -15,7 +15,7 @@ export class Problem extends Error {
   }
 }
 
-/** Set the key, and return whether the server accepts it. */
+/** Takes a key, and says whether the server does. */
 export async function signIn(given) {
   if (!/^[\x20-\x7e]*$/.test(given)) return false; // no header can hold it
   key = given;

@@ -1,6 +1,6 @@
-"""Start-up code of Python programs in a session. It adds the session's packages to the end of `sys.path`, and refuses `pip install`.
+"""Start-up code for Python programs that a session starts. It adds the session's packages behind their own path, and refuses pip.
 
-PYTHONPATH would not do, because its folders come before the program's own packages.
+PYTHONPATH would put the packages in front of the path.
 """
 
 import os

@@ -1,1 +1,0 @@
-"""The command line `aca-sessions`: one module for each command or group of commands."""

@@ -1,1 +1,0 @@
-"""Packages that sessions install: resolved and cached by the host."""

@@ -1,1 +1,0 @@
-"""One session of the sandbox: its interpreters, processes, files and checkpoints."""
