@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from aca_sessions import AgentSession, FileStorage, Session, SessionPool, open_pool, tool
-from aca_sessions.agent.skills import Skills
+from aca_sessions.agent.library.skills import Skills
 from aca_sessions.models import CodeExecutionResult
 
 ROUNDS = 200

@@ -41,7 +41,7 @@ async def cancelled(client: ClientSession) -> float:
 
 
 async def main() -> None:
-    server = StdioServerParameters(command=sys.executable, args=["-m", "aca_sessions.surfaces.cli", "mcp"])
+    server = StdioServerParameters(command=sys.executable, args=["-m", "aca_sessions.cli.main", "mcp"])
     async with (
         open_pool() as pool,
         pool.session() as session,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 import aca_sessions
-from aca_sessions import PythonCodeInterpreterPlugin
+from aca_sessions import PythonCodeInterpreterPlugin, Settings
 
 SOURCE = Path(aca_sessions.__file__).parent
 
@@ -23,7 +23,8 @@ async def entered(code: str) -> set[CodeType]:
         if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)):
             found.add(frame.f_code)
 
-    async with PythonCodeInterpreterPlugin() as python:
+    alone = Settings(Sandbox={"Preload": [], "Spares": 0})  # no spare is made in the background while the cell runs
+    async with PythonCodeInterpreterPlugin(settings=alone) as python:
         for _ in range(3):
             await python.execute_python("1")
         sys.setprofile(enter)

@@ -35,7 +35,7 @@ async def measure(settings: Settings) -> None:
 
 
 def main() -> None:
-    command = [sys.executable, "-m", "aca_sessions.surfaces.cli", "serve", "--port", "0", "--api-key", "key"]
+    command = [sys.executable, "-m", "aca_sessions.cli.main", "serve", "--port", "0", "--api-key", "key"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         endpoint = server.stdout.readline().partition(": ")[2].strip()
         asyncio.run(measure(Settings(Endpoint=endpoint, ApiKey="key")))

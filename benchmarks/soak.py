@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from aca_sessions import open_pool
-from aca_sessions.sandbox.cgroup import Groups
+from aca_sessions.sandbox.limits.cgroup import Groups
 
 TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
 AT_ONCE = 8

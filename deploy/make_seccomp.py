@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from aca_sessions.sandbox.guest.seccomp import allowed
+from aca_sessions.sandbox.guest.isolation.seccomp import allowed
 from aca_sessions.sandbox.syscalls import ARCHITECTURES
 
 _ENOSYS = 38  # what a kernel without the call says: libraries then take the older one

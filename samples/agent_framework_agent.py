@@ -7,7 +7,7 @@ from agent_framework.openai import OpenAIChatCompletionClient
 from openai import AsyncOpenAI
 from scripted_model import ScriptedModel
 
-from aca_sessions.surfaces.agent_framework import PythonSessionProvider
+from aca_sessions.integrations.agent_framework import PythonSessionProvider
 
 
 def call(code: str) -> list[tuple[str, dict[str, object]]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aca_sessions.sandbox import syscalls
-from aca_sessions.sandbox.guest import confine, seccomp
+from aca_sessions.sandbox.guest.isolation import confine, seccomp
 from aca_sessions.sandbox.syscalls import Mount, Namespace
 
 from .without_namespaces import refuse_namespaces

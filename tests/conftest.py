@@ -18,10 +18,10 @@ import pytest
 
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, open_interpreter, open_pool, open_server
 from aca_sessions.errors import ACASessionsError
-from aca_sessions.sandbox.cgroup import Groups
 from aca_sessions.sandbox.environment import worth_preloading
 from aca_sessions.sandbox.forkserver import ForkServer
-from aca_sessions.sandbox.memory import Part
+from aca_sessions.sandbox.limits.cgroup import Groups
+from aca_sessions.sandbox.limits.memory import Part
 from aca_sessions.sandbox.policy import MB, Limits
 
 from .without_namespaces import BARE, python_for_everybody
@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("no time limit")
 ROOT = Path(__file__).parent.parent
 # `ACA_TEST_IMAGE=… pytest tests/hostile` runs the hostile tests in sessions of an image.
 IMAGE = os.environ.get("ACA_TEST_IMAGE")
-COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
+COMMAND = [sys.executable, "-m", "aca_sessions.cli.main"]
 
 BEGUN = time.monotonic()
 

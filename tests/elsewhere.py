@@ -52,7 +52,7 @@ if __name__ == "__main__":
     if sys.argv[2].endswith(".py"):
         runpy.run_path(sys.argv[2], run_name="__main__")
     else:
-        from aca_sessions.surfaces.cli import main
+        from aca_sessions.cli.main import main
 
         try:
             main(sys.argv[2:])

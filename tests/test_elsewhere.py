@@ -14,8 +14,8 @@ from mcp.client.stdio import stdio_client
 from aca_sessions.sandbox import hosts
 from aca_sessions.sandbox.hosts import Host
 
+from .cli.test_cli import Server
 from .conftest import ROOT
-from .surfaces.test_cli import Server
 from .test_architecture import FILES, module_name
 
 SYSTEMS = ["win32", pytest.param("darwin", marks=pytest.mark.long)]
@@ -35,7 +35,7 @@ asyncio.run(main())
 """
 # A module that uses one of these must be listed here, and must use it only in code that other systems do not reach.
 OF_UNIX = {"geteuid", "getuid", "fork", "killpg", "pidfd_open", "sched_getaffinity", "O_CLOEXEC", "AF_UNIX", "SIGKILL", "SIGHUP", "SIGPIPE"}
-WHERE_UNIX_IS_USED = {"surfaces.serving", "agent.tools.command", "agent.storage"}
+WHERE_UNIX_IS_USED = {"cli.serving", "agent.tools.command", "agent.library.storage"}
 
 
 @pytest.fixture(scope="module")

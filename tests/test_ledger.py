@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aca_sessions.client.delivered import Delivered
-from aca_sessions.ledger import Ledger, state_between, summarized
+from aca_sessions.ledger import Delivered, Ledger, state_between, summarized
 from aca_sessions.models import CodeError, CodeExecutionResult, Entry, State
 
 LOST = {"variables": "lost", "processes": "ended"}
@@ -132,7 +133,7 @@ def test_a_loss_is_reported_until_a_result_was_delivered() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
-    peeking = caller.copy()  # a cell of the client, or a call that was cancelled
+    peeking = replace(caller)  # a cell of the client, or a call that was cancelled
     assert str(peeking.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
     assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
     assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import PackageSource, Policy, Settings, open_interpreter, open_pool
+from aca_sessions.connect import policy_of
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import Hosting
-from aca_sessions.policies import policy_of
 
 from .conftest import ROOT
 
@@ -136,7 +136,7 @@ MISTAKES = [
         '{"ACASessions": {\n/* a\ncomment */ "SessionPool": {\n"MaxConcurrentSessions": 0}}}',
         "line 4: ACASessions:SessionPool:MaxConcurrentSessions:",
     ),
-    ('{"ACASessions": {\n"SessionPol": {}}}', "line 2: ACASessions:SessionPol is no setting: did you mean SessionPool?"),
+    ('{"ACASessions": {\n"SessionPol": {}}}', "line 2: ACASessions:SessionPol is not a setting: did you mean SessionPool?"),
     ('{"ACASessions": {\n"SessionPool": {},\n"SessionTimeoutMinutes": -1,}}', "line 3: ACASessions:SessionPool:SessionTimeoutMinutes:"),
     (
         '{"ACASessions": {"Sandbox": {"Mounts": [\n{"Host": "/usr", "Guest": "/mnt/a"},\n{"Host": "/usr"}]}}}',
@@ -146,7 +146,7 @@ MISTAKES = [
         '{"ACASessions": {"Endpoint": "https://a.example",\n"SessionsHttpClient": {"Endpoint": "https://b.example"}}}',
         "line 1: ACASessions:Endpoint and",
     ),
-    ('{\n"ACASession": {}}', "line 2: ACASession is no section"),
+    ('{\n"ACASession": {}}', "line 2: ACASession is not a section"),
     ('{"ACASessions": [,]}', "line 1: cannot be read as JSON"),
     ('{\n"ACASessions": 3}', "line 2: ACASessions must be an object"),
 ]
@@ -210,13 +210,13 @@ def test_a_socket_file_is_an_endpoint() -> None:
         ({"endpoint": "https://pool.example"}, "ACASessions:endpoint", "did you mean Endpoint?"),
         ({"SessionsHttpClient": 5, "Endpoint": "https://pool.example"}, "ACASessions:SessionsHttpClient", "must be an object"),
         ({"Endpoint": "http://host:port"}, "ACASessions:SessionsHttpClient:Endpoint", "port as a number"),
-        ({"Endpoint": "http://[::1"}, "ACASessions:SessionsHttpClient:Endpoint", "is no URL"),
+        ({"Endpoint": "http://[::1"}, "ACASessions:SessionsHttpClient:Endpoint", "must be a URL"),
         ({"ApiKey": "ke\ny"}, "ACASessions:SessionsHttpClient:ApiKey", "copy the key alone"),
         ({"SessionTimeoutMinutes": 1e300}, "ACASessions:SessionPool:SessionTimeoutMinutes", "less than or equal"),
         ({"Sandbox": {"Limits": {"OpenFiles": 1}}}, "ACASessions:Sandbox:Limits:OpenFiles", "greater than or equal"),
-        ({"Sandbox": {"Preload": "[numpy"}}, "ACASessions:Sandbox:Preload", "no JSON list"),
+        ({"Sandbox": {"Preload": "[numpy"}}, "ACASessions:Sandbox:Preload", "must be a JSON list"),
         ({"Packages": {"IndexUrl": "pypi.example/simple"}}, "ACASessions:Packages:IndexUrl", "begin it with https://"),
-        ({"Packages": {"WheelFolder": "nowhere"}}, "ACASessions:Packages:WheelFolder", "no folder of this host"),
+        ({"Packages": {"WheelFolder": "nowhere"}}, "ACASessions:Packages:WheelFolder", "must be a folder of this host"),
         ({"Packages": {"CacheMegabytes": 0}}, "ACASessions:Packages:CacheMegabytes", "greater than 0"),
         ({"Packages": {"Index": "x"}}, "ACASessions:Packages:Index", "did you mean IndexUrl?"),
         ({"Sandbox": {"Network": "everything"}}, "ACASessions:Sandbox:Network", "none"),
@@ -260,7 +260,7 @@ def test_contradicting_variables_are_named(monkeypatch: pytest.MonkeyPatch, vari
 @pytest.mark.parametrize("variable", ["ACASessions_Endpoint", "ACASESSIONS:ENDPOINT", "acasessions_sessionpool_maxconcurrentsessions"])
 def test_a_variable_with_another_separator_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "hunter2")
-    with pytest.raises(ConfigurationError, match=f"{variable} is no setting: did you mean ACASessions__"):
+    with pytest.raises(ConfigurationError, match=f"{variable} is not a setting: did you mean ACASessions__"):
         Settings()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aca_sessions import Policy
 from aca_sessions.sandbox import syscalls
-from aca_sessions.sandbox.guest import seccomp
+from aca_sessions.sandbox.guest.isolation import seccomp
 
 _REFUSED = {"unshare": (272, 97), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "setns": (308, 268)}
 _CLONE = (56, 220)

@@ -2,29 +2,29 @@
 
 How the package is laid out. Calls go right, results come back:
 
-    surfaces ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
+    integrations · mcp · cli · notebook ─► agent ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
 
     models, errors      the data that goes in and comes out, and the exceptions
     settings            the ACASessions section of appsettings.json
     connect             decides, alone, whether sessions are remote or embedded
     contract            the data that crosses HTTP, with its encoders and decoders
     client              sends it: one request, one interpreter, one session, the pool
-    server              answers it from sandboxes
-    sandbox             runs untrusted code; sandbox.guest is the guest's side of the wall
+    server              serves it from sandboxes
+    sandbox             isolates and runs untrusted code; sandbox.guest is the untrusted side
     agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
-    surfaces            the integrations: Semantic Kernel, MCP, notebooks, the command line
+    integrations        adapters for agent frameworks, such as Semantic Kernel; beside them mcp, cli and notebook
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .agent.redis_storage import RedisStorage
+    from .agent.library.redis_storage import RedisStorage
+    from .agent.library.storage import FileStorage
     from .agent.session import AgentSession
-    from .agent.storage import FileStorage
-    from .agent.tools.functions import tool
+    from .agent.tools.tool import tool
     from .client.auth import AzureTokenProvider
-    from .client.execution import Execution
+    from .client.executions import Execution
     from .client.http import SessionsHttpClient
     from .client.interpreter import CodeInterpreter
     from .client.pool import SessionPool
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .client.session import Session
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
+    from .integrations.model_session import PythonTool
+    from .integrations.semantic_kernel import PythonCodeInterpreterPlugin, add_aca_sessions
+    from .interactive import InteractiveSession
     from .models import (
         Checkpoint,
         CodeExecutionRequest,
@@ -46,9 +49,6 @@ if TYPE_CHECKING:
     )
     from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
     from .settings import Settings
-    from .surfaces.interactive import InteractiveSession
-    from .surfaces.python_tool import PythonTool
-    from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin, add_aca_sessions
 
 _HOMES = {
     "ACASessionsError": "errors",
@@ -59,19 +59,19 @@ _HOMES = {
     "CodeExecutionResult": "models",
     "CodeInterpreter": "client.interpreter",
     "Event": "models",
-    "Execution": "client.execution",
-    "FileStorage": "agent.storage",
+    "Execution": "client.executions",
+    "FileStorage": "agent.library.storage",
     "FileUploadRequest": "models",
-    "InteractiveSession": "surfaces.interactive",
+    "InteractiveSession": "interactive",
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
     "Network": "sandbox.policy",
     "Package": "models",
     "PackageSource": "sandbox.policy",
     "Policy": "sandbox.policy",
-    "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
-    "PythonTool": "surfaces.python_tool",
-    "RedisStorage": "agent.redis_storage",
+    "PythonCodeInterpreterPlugin": "integrations.semantic_kernel",
+    "PythonTool": "integrations.model_session",
+    "RedisStorage": "agent.library.redis_storage",
     "RemoteFile": "models",
     "ReplayReport": "client.replay",
     "Session": "client.session",
@@ -81,13 +81,13 @@ _HOMES = {
     "SessionsHttpClient": "client.http",
     "Settings": "settings",
     "Variable": "models",
-    "add_aca_sessions": "surfaces.semantic_kernel",
+    "add_aca_sessions": "integrations.semantic_kernel",
     "isolation_report": "connect",
     "open_interpreter": "connect",
     "open_pool": "connect",
     "open_server": "connect",
     "replay": "client.replay",
-    "tool": "agent.tools.functions",
+    "tool": "agent.tools.tool",
 }
 
 __all__ = [
@@ -132,10 +132,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used.
-
-    `import aca_sessions` alone loads none of the libraries behind the names (PEP 562).
-    """
+    """Import a public name at its first use, so that `import aca_sessions` alone loads none of the libraries behind the names (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -144,8 +141,8 @@ def __getattr__(name: str) -> object:
 
 
 def load_ipython_extension(shell: object) -> None:
-    """Load the magics, when a notebook runs `%load_ext aca_sessions`."""
-    from .surfaces.magics import load
+    """Register the magics. IPython calls this for `%load_ext aca_sessions`."""
+    from .notebook import load
 
     load(shell)
 

@@ -1,10 +1,13 @@
-"""Guest HTML written anew from elements, attributes and styles that run nothing and load nothing, for the page of a notebook.
+"""Guest HTML made safe for a notebook: written anew, with elements, attributes and styles that run nothing and load nothing.
 
-Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped. Elements
-stand only where a browser leaves them. A browser closes a paragraph before a block, and moves what does not belong to a table out of it. If
-such an element stood elsewhere, the end tag that is written for it would close something around the box. If a browser reads the input
-differently, that changes how it looks, not what it can do. The notebook's style sheets apply to the output, so it has neither classes nor
-ids: with those it could look like a part of the notebook. The playground has the same lists in `clean.js`, for a frame.
+Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped.
+
+An element is written only where a browser keeps it. For example, a browser closes a paragraph before a block, and moves what does not
+belong to a table out of the table. If such an element was written in its old place, its end tag would close an element around the box. If a
+browser still reads the output differently, that changes how it looks, not what it can do.
+
+The notebook's style sheets apply to the output. So it has neither classes nor ids, with which it could look like a part of the notebook.
+The playground has the same lists in `clean.js`.
 
 nh3 (Ammonia) was tried instead: 40,000 nested elements from a guest took it 10 s, and it drops pandas' styles of single cells.
 """
@@ -59,7 +62,7 @@ _BOX = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow:
 
 
 def cleaned(html: str) -> str:
-    """Return the safe part of HTML in a box that separates it from the host's text. Return "" if there is nothing to see."""
+    """Return the safe part of HTML, in a box that sets it apart from the host's text, or '' if none of it is visible."""
     cleaner = _Cleaner()
     cleaner.read(html)
     content = cleaner.written()
@@ -107,7 +110,7 @@ class _Cleaner:
             self.shows_anything = self.shows_anything or not text.isspace()
 
     def _tag(self, html: str, tag: re.Match[str]) -> int:
-        """Handle one tag and return the position to continue at. Return 0 if nothing is left."""
+        """Handle one tag. Return where to continue, or 0 if the rest of the HTML is dropped."""
         closes, name = bool(tag[1]), tag[2].lower()
         if name in _TEXT_ONLY and not closes:
             end = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE).search(html, tag.end())
@@ -140,7 +143,7 @@ class _Cleaner:
             self._open.append(name)
 
     def _make_room(self, name: str) -> bool:
-        """Close what a browser closes before an element. Return False if the element cannot stand here."""
+        """Close the elements that a browser closes before `name` begins. Return False if `name` is not allowed at this position."""
         if name in _PARENTS:
             place = self._find(_PARENTS[name], until={"table"})
             if place is not None:
@@ -159,10 +162,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the position of the innermost open element that is in `names`, or None.
-
-        The search stops at the first element of `until`.
-        """
+        """Return the index of the innermost open element in `names`, or None. Do not search outside an element in `until`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place
@@ -176,7 +176,7 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield the elements that end where `name` begins, each with the elements that prevent it."""
+    """Yield pairs of sets. When `name` begins, an open element of the first is closed, unless one of the second is open inside."""
     if name in _BLOCKS:
         yield {"p"}, set()
     if name == "li":

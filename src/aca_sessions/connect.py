@@ -1,4 +1,4 @@
-"""The functions that open everything from settings. Only this module decides between embedded and remote."""
+"""The functions that open pools, clients and servers from settings. Only this module decides between embedded and remote sessions."""
 
 import asyncio
 import logging
@@ -14,17 +14,15 @@ from anyio import to_thread
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
-from .contract.versions import version_named
+from .contract.versions import VERSIONS
 from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
-from .owner import Owner
-from .policies import packages_of, policy_of
-from .settings import Settings
+from .lifetime import Owner
+from .settings import PackagesSettings, Settings
 
 if TYPE_CHECKING:
-    from .client.auth import AzureTokenProvider
-    from .sandbox.named_environments import Environments
-    from .sandbox.policy import Policy
+    from .sandbox.packages.environments import Environments
+    from .sandbox.policy import PackageSource, Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -37,10 +35,66 @@ _OTHER_LOOP_SECONDS = 10.0  # how long to wait for another thread's event loop t
 Opened = TypeVar("Opened")
 
 
-class Opening(Generic[Opened]):
-    """An `async with` block for one thing. Everything that was opened for it is closed with it, in reverse order.
+def policy_of(settings: Settings) -> "Policy":
+    """Return the policy of embedded sessions that the settings describe. Raise ConfigurationError if settings contradict each other."""
+    from .sandbox.packages.environments import python_of
+    from .sandbox.policy import KB, MB, Limits, Mount, Network, Policy, Together
 
-    This is not a generator: the event loop closes a forgotten generator when the loop ends, while other things still use what it opened.
+    options, limits, together = settings.Sandbox, settings.Sandbox.Limits, settings.Sandbox.Together
+    if options.Python is not None and options.Environment is not None:
+        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    if settings.ContainerImage and options.Environment is not None:
+        raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
+    match options.Network:
+        case ("none",):
+            network = Network.none()
+        case ("host",):
+            network = Network.host()
+        case domains:
+            network = Network.allow(*domains)
+    return Policy(
+        limits=Limits(
+            memory=limits.MemoryMegabytes * MB,
+            disk=limits.DiskMegabytes * MB,
+            temporary=limits.TemporaryMegabytes * MB,
+            processes=limits.Processes,
+            open_files=limits.OpenFiles,
+            cpu=limits.Cpu,
+            cell_timeout=limits.CellTimeoutSeconds,
+            output=limits.OutputKilobytes * KB,
+            history=limits.History,
+            checkpoints=limits.Checkpoints,
+            checkpoint_files=limits.CheckpointMegabytes * MB,
+        ),
+        together=Together(memory_share=together.MemoryShare, processes=together.Processes, cpu_weight=together.CpuWeight),
+        network=network,
+        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
+        packages=_package_source(settings.Packages),
+        python=options.Python if options.Environment is None else python_of(options.Environment),
+        preload=options.Preload,
+        spares=options.Spares,
+        tenant=options.Tenant,
+        isolation=options.Isolation,
+        image=settings.ContainerImage or None,
+    )
+
+
+def _package_source(options: PackagesSettings) -> "PackageSource":
+    from .sandbox.policy import MB, PackageSource
+
+    return PackageSource(
+        index_url=options.IndexUrl.get_secret_value() if options.IndexUrl else None,
+        wheels=options.WheelFolder,
+        cache=options.CacheFolder,
+        cache_size=options.CacheMegabytes * MB,
+    )
+
+
+class Opening(Generic[Opened]):
+    """An `async with` block that opens one thing, and closes everything that was opened for that thing, in reverse order.
+
+    This is a class and not a generator, because the event loop closes a forgotten generator when the loop ends, while other things still
+    use what the generator opened.
     """
 
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
@@ -58,7 +112,7 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it. Do nothing in a forked process, where all of it belongs to the parent."""
+        """Close everything on the event loop that opened it, or at once if that loop is closed. Do nothing in a forked process."""
         loop = self._loop
         if not self._owner.is_here:
             self._stack.pop_all()
@@ -72,14 +126,14 @@ class Opening(Generic[Opened]):
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
 
     def abandon(self) -> None:
-        """End all processes at once, without the event loop that opened them: it is closed, so nothing can be awaited on it."""
+        """End all processes at once. Use this if the event loop that opened them is closed, because nothing can be awaited on it then."""
         for end in reversed(self._stack.at_once):
             end()
         self._stack.pop_all()
 
 
 class Stack(AsyncExitStack):
-    """An exit stack that also has the functions that end its processes when its event loop is closed."""
+    """An exit stack. If its event loop is closed, the functions in `at_once` end its processes without awaiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,14 +141,14 @@ class Stack(AsyncExitStack):
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close on an event loop that runs in another thread.
-
-    Raise PoolError after 10 s. If the caller blocks that loop, the loop closes everything as soon as it is free.
-    """
+    """Close a stack on its event loop, in another thread. If that takes over 10 s, raise PoolError, and let the loop close it later."""
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
-        raise PoolError("the event loop that opened this is busy and will close it later: close it in the loop that opened it")
+        raise PoolError(
+            f"the pool, client or server is not closed after {_OTHER_LOOP_SECONDS:g} s: the event loop that opened it is busy, and closes "
+            "it later. Close it in that loop, and do not block that loop"
+        )
     await closing
 
 
@@ -107,25 +161,32 @@ def open_pool(
     on_event: Callable[[PoolEvent], None] | None = None,
     spares: int | None = None,
 ) -> Opening[SessionPool]:
-    """Open a pool of sessions, at the endpoint of the settings or in the embedded sandbox if they have none.
+    """Open a pool of sessions: at the endpoint of the settings, or in the embedded sandbox if the settings have no endpoint.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
         policy: The policy of embedded sessions, instead of that of the settings.
         endpoint: The endpoint, instead of that of the settings.
-        max_concurrent_sessions: The number of leases, instead of that of the settings.
+        max_concurrent_sessions: How many sessions may be leased at the same time, instead of the number of the settings.
         on_event: A function that is called with every event of the pool.
         spares: How many sessions an embedded pool keeps ready, instead of the number of the policy or the settings.
     """
 
     async def open_on(stack: Stack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
-        limit = chosen.SessionPool.MaxConcurrentSessions
+        options = chosen.SessionPool
         # The pool alone ends idle sessions: one that it keeps must never make room for another at the embedded server.
-        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * limit, cooldown=None, evicts=False)
-        embedded = replace(policy or policy_of(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
-        interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
-        pool = _pool(interpreter, chosen, on_event)
+        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * options.MaxConcurrentSessions, cooldown=None, evicts=False)
+        embedded = policy
+        if spares is not None and not chosen.SessionsHttpClient.Endpoint:
+            embedded = replace(policy or policy_of(chosen), spares=spares)
+        pool = SessionPool(
+            await _open_interpreter(chosen, embedded, hosting, stack),
+            max_concurrent_sessions=options.MaxConcurrentSessions,
+            session_timeout=60 * options.SessionTimeoutMinutes,
+            acquire_timeout=options.AcquireTimeoutSeconds,
+            on_event=on_event,
+        )
         stack.at_once.append(pool.abandon)
         return await stack.enter_async_context(pool)
 
@@ -135,7 +196,7 @@ def open_pool(
 def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
 ) -> Opening[CodeInterpreter]:
-    """Open an interpreter, which takes requests and returns results. Sessions are named in each request.
+    """Open a client whose calls each name the session that they use. It opens no pool, so sessions are not leased.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -145,13 +206,13 @@ def open_interpreter(
 
     async def open_on(stack: Stack) -> CodeInterpreter:
         chosen = _settings(settings, endpoint, None)
-        return await _open_interpreter(chosen, policy, Hosting(cooldown=_session_seconds(chosen)), stack)
+        return await _open_interpreter(chosen, policy, Hosting(cooldown=60 * chosen.SessionPool.SessionTimeoutMinutes), stack)
 
     return Opening(open_on)
 
 
 def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
-    """Open a client that sends single requests to the endpoint of the settings."""
+    """Open a client that sends single requests to the endpoint of the settings, or to an embedded server if they have none."""
 
     async def open_on(stack: Stack) -> SessionsHttpClient:
         return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
@@ -164,7 +225,8 @@ def open_server(
 ) -> Opening["Service"]:
     """Open the service over the embedded sandbox, as an ASGI application.
 
-    Raise ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers can reach it.
+    Entering the block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if
+    strangers can reach it.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -178,14 +240,18 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
     async def open_on(stack: Stack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
-        from .server.alone import check_is_alone
+        from .server.app import check_is_alone
 
         if alone:
             check_is_alone()
-        chosen = policy or policy_of(settings or Settings())
+        options = settings or Settings()
+        chosen = policy or policy_of(options)
         # /mnt/data cannot be private without a mount, and translating paths would not reach C libraries.
         if chosen.isolation != "full" and hosting is not None and hosting.plain:
-            raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
+            raise ConfigurationError(
+                "serve --plain needs full isolation, because /mnt/data is not private without namespaces: leave out --plain, or set "
+                "ACASessions:Sandbox:Isolation to full"
+            )
         # Start the fork server first: it starts while the rest of the server is imported.
         sandboxes = await stack.enter_async_context(Sandboxes(chosen))
         stack.at_once.append(sandboxes.abandon)
@@ -193,7 +259,8 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
         from .server.sessions import Sessions
 
         await sandboxes.wait_until_ready()
-        host = _audited(hosting or Hosting(), settings or Settings())
+        given = hosting or Hosting()
+        host = replace(given, audit=given.audit or options.Audit.File, audit_code=given.audit_code or options.Audit.Code)
         sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
         stack.at_once.append(sessions.journal.close)
         return Service(await stack.enter_async_context(sessions), host)
@@ -201,13 +268,8 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
     return Opening(open_on)
 
 
-def _audited(hosting: Hosting, settings: Settings) -> Hosting:
-    file = hosting.audit or settings.Audit.File
-    return replace(hosting, audit=file, audit_code=hosting.audit_code or settings.Audit.Code)
-
-
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
-    """Return what isolation this host can enforce, part by part. Each part is tried."""
+    """Return which parts of the isolation this host can enforce. Each part is tried out. Raise NotSupportedError outside Linux."""
     _require_linux()
     from .sandbox.probe import report
 
@@ -215,18 +277,14 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """Return the named environments for guests. New ones are made from the package source of the settings."""
-    from .sandbox.named_environments import Environments
+    """Return the named environments. `tell` gets lines of progress. New environments get their packages from the source in the settings."""
+    from .sandbox.packages.environments import Environments
 
-    return Environments(packages_of(settings.Packages), tell)
-
-
-def _is_remote(settings: Settings) -> bool:
-    return bool(settings.SessionsHttpClient.Endpoint)
+    return Environments(_package_source(settings.Packages), tell)
 
 
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    """Return the settings with the values that were given by name. `endpoint` and `max_concurrent_sessions` override the settings."""
+    """Return the settings, with `endpoint` and `max_concurrent_sessions` in place of their own values unless these are None."""
     named: dict[str, Any] = {}
     if endpoint is not None:
         named["SessionsHttpClient"] = {"Endpoint": endpoint}
@@ -239,15 +297,21 @@ def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_se
 
 
 async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> CodeInterpreter:
-    if not version_named(settings.SessionsHttpClient.ApiVersion).has_sessions:
+    if not VERSIONS[settings.SessionsHttpClient.ApiVersion].has_sessions:
         _logger.info("api-version %s cannot end sessions: they expire by themselves", settings.SessionsHttpClient.ApiVersion)
     http = await _open_http(settings, policy, hosting, stack)
     return await stack.enter_async_context(CodeInterpreter(http))
 
 
 async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> SessionsHttpClient:
-    client = await _remote(settings, stack) if _is_remote(settings) else await _embedded(settings, policy, hosting, stack)
-    return SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
+    options = settings.SessionsHttpClient
+    return SessionsHttpClient(
+        await (_remote(settings, stack) if options.Endpoint else _embedded(settings, policy, hosting, stack)),
+        api_version=options.ApiVersion,
+        connect_timeout=options.ConnectTimeoutSeconds,
+        request_timeout=options.RequestTimeoutSeconds,
+        patience=options.PatienceSeconds,
+    )
 
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
@@ -260,9 +324,7 @@ async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hostin
 
 
 async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
-    options = settings.SessionsHttpClient
-    endpoint = options.Endpoint or ""
-    auth = await _auth(settings, stack)
+    endpoint, auth = settings.SessionsHttpClient.Endpoint or "", await _auth(settings, stack)
     if endpoint.startswith(_UNIX):
         transport = httpx.AsyncHTTPTransport(uds=endpoint.removeprefix(_UNIX))
         return httpx.AsyncClient(transport=transport, base_url="http://localhost", auth=auth)
@@ -270,60 +332,31 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication: a key if one is configured, none for a socket file, else Azure's own sign-in."""
-    from .client.auth import ApiKeyAuth, BearerAuth
+    """Return the authentication: by a key if there is one, None at a socket file, by sign-in at Azure. Else raise ConfigurationError."""
+    from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
-    options = settings.SessionsHttpClient
-    if options.ApiKey is not None and httpx.URL(options.Endpoint or "").host.endswith(_AZURE):
-        _logger.warning("ACASessions:SessionsHttpClient:ApiKey is sent to Azure, which takes tokens: leave it out to sign in")
-    if options.ApiKey is not None:
-        return ApiKeyAuth(options.ApiKey.get_secret_value())
-    endpoint = httpx.URL(options.Endpoint or "")
-    if (options.Endpoint or "").startswith(_UNIX):
+    key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""
+    host = httpx.URL(endpoint).host
+    if key is not None and host.endswith(_AZURE):
+        _logger.warning("ACASessions:SessionsHttpClient:ApiKey is sent to Azure, which accepts only tokens: leave it out to sign in")
+    if key is not None:
+        return ApiKeyAuth(key.get_secret_value())
+    if endpoint.startswith(_UNIX):
         return None
-    if not endpoint.host.endswith(_POOLS):
+    if not host.endswith(_POOLS):
         raise ConfigurationError(
-            "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint that is not Azure's needs the key of its server "
+            "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint outside Azure needs the key of its server "
             "(aca-sessions serve prints it)"
         )
-    return BearerAuth(await _azure_tokens(settings, stack))
-
-
-async def _azure_tokens(settings: Settings, stack: Stack) -> "AzureTokenProvider":
     from azure.identity.aio import DefaultAzureCredential
-
-    from .client.auth import AzureTokenProvider
 
     credential = await stack.enter_async_context(DefaultAzureCredential())
     options = settings.AzureTokenProvider
-    return AzureTokenProvider(credential, scopes=options.Scopes, refresh_before=60 * options.RefreshBeforeMinutes)
-
-
-def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[PoolEvent], None] | None) -> SessionPool:
-    return SessionPool(
-        interpreter,
-        max_concurrent_sessions=settings.SessionPool.MaxConcurrentSessions,
-        session_timeout=_session_seconds(settings),
-        acquire_timeout=settings.SessionPool.AcquireTimeoutSeconds,
-        on_event=on_event,
-    )
-
-
-def _session_seconds(settings: Settings) -> float:
-    return 60 * settings.SessionPool.SessionTimeoutMinutes
-
-
-def _timeouts(settings: Settings) -> dict[str, float]:
-    options = settings.SessionsHttpClient
-    return {
-        "connect_timeout": options.ConnectTimeoutSeconds,
-        "request_timeout": options.RequestTimeoutSeconds,
-        "patience": options.PatienceSeconds,
-    }
+    return BearerAuth(AzureTokenProvider(credential, scopes=options.Scopes, refresh_before=60 * options.RefreshBeforeMinutes))
 
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        from .sandbox.remedy import elsewhere
+        from .sandbox.hosts import elsewhere
 
         raise NotSupportedError(f"the embedded sandbox needs Linux. {elsewhere(sys.platform)}")

@@ -76,15 +76,15 @@ class ServiceUnavailableError(ACASessionsError):
 
 
 class PoolError(ACASessionsError):
-    """The pool cannot give a session."""
+    """The pool cannot do what was asked, because it belongs to another event loop, is full or was closed."""
 
 
 class PoolTimeoutError(PoolError):
-    """No session became free in time."""
+    """No session of the pool became free within the time-out."""
 
 
 class PoolClosedError(PoolError):
-    """The pool was closed."""
+    """The pool was closed before this call, or while it waited for a session."""
 
 
 class SandboxError(ACASessionsError):
@@ -92,7 +92,7 @@ class SandboxError(ACASessionsError):
 
 
 class IsolationError(SandboxError):
-    """This host cannot give the promised isolation. `.part` is missing, `.reason` is why, `.remedy` is how to enable it."""
+    """This host cannot give the promised isolation. `.part` is what is missing, `.reason` is why, `.remedy` is how to enable it."""
 
     def __init__(self, part: str, reason: str, remedy: str) -> None:
         super().__init__(f"this host cannot isolate sessions: {part}: {reason}. {remedy}")
@@ -102,11 +102,11 @@ class IsolationError(SandboxError):
 
 
 class GuestDiedError(SandboxError):
-    """An interpreter or the fork server ended."""
+    """An interpreter or the fork server ended, or does not answer."""
 
 
 class SnapshotError(SandboxError):
-    """A session cannot be checkpointed as it is now, or rolled back. The message names the obstacle."""
+    """A checkpoint, rollback or branch is not possible now. The message names the obstacle."""
 
 
 class PartlyRestoredError(SnapshotError):
@@ -118,8 +118,8 @@ class ForkedProcessError(ACASessionsError):
 
 
 class StorageError(ACASessionsError):
-    """A storage of skills, artifacts or dependencies cannot be read or written. Nothing was half written."""
+    """A storage of skills, artifacts or dependencies cannot be read or written. No record is left half written."""
 
 
 class ExecutionError(ACASessionsError):
-    """A cell failed, and the caller asked for an exception with `raise_for_error`."""
+    """A cell failed, and the caller called `raise_for_error` on its result."""

@@ -1,8 +1,8 @@
-"""Guest text made safe where the host's text stands beside it: names, text that looks like a line of the host, control sequences.
+"""Functions that make guest text safe beside the host's text: names, text that looks like a line of the host, control sequences.
 
-The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins so gets
-`QUOTE` in front of it, so a label without `QUOTE` is the host's. No list of letters that look alike is complete. So a label is recognized
-in any case of its letters, with invisible characters and colours between them, but not in other letters.
+The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins with a label
+gets `QUOTE` in front, so a label without `QUOTE` is the host's. A label is recognized in any case of its letters, and with invisible
+characters and colours between them. Other letters that look like a label's are not recognized, because no list of them is complete.
 """
 
 import re
@@ -23,15 +23,12 @@ _TERMINAL_LABELS = ("[session state", "[image saved", "[image not saved", "[0 im
 _MODEL_LABELS = (
     *("[stdout]", "[stderr]", "[displayed]", "[value]", "[files]", "[processes]", "[images]", "[state]", "[outputs]", "(no output)"),
     *("[0 frame in libraries]", "[0 frames in libraries]", "[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
-    *("[some output is not told", "[more output is not told", *_TERMINAL_LABELS),
+    *("[some output is not shown", "[more output is not shown", *_TERMINAL_LABELS),
 )
 
 
 def shown_name(name: str, longest: int = 200) -> str:
-    """Return a name as it is if it has only letters, digits and marks that separate nothing. Otherwise quote and escape it with `repr`.
-
-    If it is longer than `longest`, only the beginning and the end are kept.
-    """
+    """Return a name, quoted by `repr` unless it has only letters, digits and harmless marks. The middle of a long name is left out."""
     if len(name) > longest:
         half = longest // 2
         name = f"{name[:half]}…{name[-half:]}"
@@ -39,34 +36,31 @@ def shown_name(name: str, longest: int = 200) -> str:
 
 
 def shown_caption(text: str) -> str:
-    """Return a description as one line of at most 200 characters.
-
-    It is quoted with `repr` if a reader could take it for more than one item of a list, or for a label.
-    """
+    """Return a description as one line of at most 200 characters, quoted if a reader could take it for several items or a label."""
     line = " ".join(text.split())[:_LONGEST_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Return text whose control characters are escaped, except tabs and line ends. Colours are kept or removed."""
+    """Return text whose control characters are escaped, except tabs and line ends. Colours are kept, or removed if `colours` is false."""
     return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escaped(found[0]), text)
 
 
 def for_model(text: str) -> str:
-    """Return text without colours and control characters, in which no line begins with a label of the host."""
+    """Return text for a model: without colours, with control characters escaped, and with `QUOTE` before lines that begin with a label."""
     return _model_line().sub(QUOTE, printable(text, colours=False))
 
 
 def for_terminal(text: str) -> str:
-    """Return text without labels of the host and without control sequences other than colours. Colours end with the text."""
+    """Return text for a terminal: labels of the host get `QUOTE`, controls are escaped, and a colour that the text sets is ended."""
     screen = Screen()
     return screen.take(text) + screen.flush() + screen.reset()
 
 
 class Screen:
-    """A filter that makes guest text safe for one terminal, piece by piece, from all streams that are written to it.
+    """A filter that makes guest text safe for one terminal. It takes the text piece by piece, from all streams that are written there.
 
-    Labels are looked for everywhere, not only at the beginning of lines: a long line wraps, so its middle may begin a row of the terminal.
+    Labels are looked for everywhere, not only at the beginning of lines, because a long line wraps and its middle may begin a row.
     """
 
     def __init__(self) -> None:
@@ -75,7 +69,7 @@ class Screen:
         self._coloured = False
 
     def take(self, text: str) -> str:
-        """Add a piece of text. Return what can be written now; the rest is held back until the next piece shows what it is."""
+        """Add a piece of text and return what can be written now. Hold back its end if that may begin a label or a control sequence."""
         pending, before = self._held + text, ""
         if self._cut:
             whole = self._cut + pending
@@ -92,14 +86,14 @@ class Screen:
         return shown + QUOTE + self.flush() if len(self._held) > _LONGEST_HELD else shown
 
     def flush(self) -> str:
-        """Return what was held back, because other text is written next or the cell waits for input."""
+        """Return what `take` held back. Call this before other text is written, or when the cell waits for input."""
         shown, self._held = self._safe(self._held), ""
         found = _unfinished().search(self._cut + shown)
         self._cut = found[0] if found else ""
         return shown
 
     def reset(self) -> str:
-        """Return the sequence that ends the colours of guest text, for use before the host writes."""
+        """Return the sequence that ends the colours of guest text, or '' if there are none. Call this before the host writes."""
         coloured, self._coloured, self._cut = self._coloured, False, ""
         return RESET if coloured else ""
 
@@ -123,7 +117,7 @@ def _whole(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _begun(label: str) -> str:
-    """Return a pattern that matches each incomplete beginning of a label."""
+    """Return a pattern that matches a label's first letter, its first two letters and so on."""
     pattern = ""
     for letter in reversed(_letters(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
@@ -141,7 +135,7 @@ def _terminal_label() -> re.Pattern[str]:
 
 @cache
 def _unfinished() -> re.Pattern[str]:
-    """Return a pattern for the beginning of a label or of a control sequence at the end of a text."""
+    """Return a pattern for an incomplete label or control sequence at the end of a text."""
     labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 

@@ -1,17 +1,15 @@
-"""How a server hosts sessions: how many, for how long, for whom, and what it logs.
-
-This is plain data, with the defaults of `aca-sessions serve`.
-"""
+"""How a server hosts sessions: how many, for how long, for whom, and what it logs. The defaults are those of `aca-sessions serve`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 KNOWS_KEY = "knows_key"  # set in the state of a request that had the right key
+METRICS_PATH = "metrics"
 
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """The options of a server, as opposed to those of each sandbox. Without a cool-down, the user of the server must end its sessions."""
+    """The options of a server, not those of each sandbox. Without a cool-down, sessions do not expire: the owner must end them."""
 
     max_sessions: int = 100
     max_starting: int = 64  # sessions whose first interpreter has not started; more are refused with 503

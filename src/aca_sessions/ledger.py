@@ -1,82 +1,163 @@
 """The ledger of a session: everything that happened to its interpreter and workspace, in order.
 
-The host appends an entry for each start, death, kill, reset, checkpoint, rollback, branch and end. Nothing is consumed by reading.
-The state that a result reports is the difference between two positions: the last one delivered to this caller, and the one at the
-result's end. `state_between` computes it, and nothing else produces a verdict.
+The host appends an entry for each start, death, kill, reset, checkpoint, rollback, branch and end. Reading removes no entry. The state that
+a result reports is the difference between two positions: the last one that was delivered to this caller, and the one at the result's end.
+`state_between` computes it, and no other code makes a state.
 """
 
 import itertools
 import uuid
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
 from .models import CodeError, CodeExecutionResult, Entry, Record, State
 
-_KEPT = 1000
-_SENT = 100
-_MAX_DIGITS = 19
+_KEPT = 1000  # entries of one ledger
+_SENT = 100  # entries in one response
+_MAX_DIGITS = 19  # of a position
 _UNCHANGED = State()
+_EXPIRED = State("lost", "lost", "ended", "expired")
 
 
 class Ledger:
-    """The entries of one session, numbered from 1. Old ones are folded into a summary, so the size is bounded."""
+    """The entries of one session, numbered from 1. When there are more than 1,000, one summary replaces the older half."""
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
+        self.position = 0  # of the latest entry
         self.fetched = 0  # the position of clients that name none: the end of the last execution whose result was fetched
         self.checkpoint_numbers = itertools.count(1)  # shared with branches, so that ids are unique among them
         self._entries: list[Entry] = []
 
-    @property
-    def position(self) -> int:
-        """Return the position of the latest entry, or 0."""
-        return self._entries[-1].position if self._entries else 0
-
     def append(self, kind: Any, **effects: Any) -> Entry:
-        """Add what happened and return its entry."""
-        entry = Entry(self.position + 1, kind, **effects)
+        """Add an entry of what happened and return it. `effects` are fields of Entry."""
+        self.position += 1
+        entry = Entry(self.position, kind, **effects)
         self._entries.append(entry)
         if len(self._entries) > _KEPT:
             self._entries = summarized(self._entries, _KEPT // 2)
         return entry
 
     def between(self, since: int, until: int) -> State:
-        """Return what happened to the session between two positions."""
-        return state_between(self._after(since), since, until)
+        """Return what happened to the session after position `since`, up to position `until`."""
+        return _UNCHANGED if since >= self.position else state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
-        """Return the part of the ledger that a response carries to a client at position `since`."""
+        """Return the entries up to position `end` that a client lacks if it knows the ledger up to position `since`.
+
+        Those after `start`, at which the execution began, are included even if the client knows them.
+        """
         since = min(since, start)
         entries = [entry for entry in self._after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
 
     def seen_from(self, since: str | None, start: int, end: int, *, otherwise: int = 0) -> tuple[State, Record]:
-        """Return the state and the record of an execution for a caller that names its position, or is at `otherwise`."""
-        known = otherwise if since is None else parse_position(since, self.id)
-        first = State("lost", "lost", "ended", "expired") if known is None else None
+        """Return the state and the record of an execution for a caller.
+
+        Args:
+            since: The position that the caller names, as `ledger:number`, or None. If it is of another ledger, the session that the caller
+                knew is gone, and the state is a loss by expiry.
+            start: The position at which the execution began.
+            end: The position at which it ended.
+            otherwise: The position of a caller that names none.
+        """
+        known: int | None = otherwise
+        if since is not None:
+            name, _, number = since.partition(":")
+            # A position in another ledger: the session that the caller knew is gone.
+            known = int(number) if name == self.id and number.isdecimal() and len(number) < _MAX_DIGITS else None
+        if known is not None and known >= self.position == start:  # nothing happened since
+            return _UNCHANGED, Record(self.id, start, start, end)
         record = self.record(known or 0, start, end)
-        return state_between(record.entries, record.since, end, first=first), record
+        return state_between(record.entries, record.since, end, first=_EXPIRED if known is None else None), record
 
     def contains(self, kind: str, since: int) -> bool:
-        """Return whether there is an entry of a kind behind a position."""
+        """Return whether there is an entry of this kind after position `since`."""
         return any(entry.kind == kind for entry in self._after(since))
 
     def _after(self, since: int) -> list[Entry]:
         return self._entries[bisect_right(self._entries, since, key=attrgetter("position")) :]
 
 
+@dataclass(slots=True)
+class Delivered:
+    """The position up to which one caller knows a session's ledger. Only delivered results move it.
+
+    `asked` are positions of entries that the caller asked for (resets, rollbacks), which are not reported to it. `first` is a state at the
+    position that was not reported yet: a branch inherits it from its origin.
+    """
+
+    ledger: str | None = None
+    position: int = 0
+    first: State = field(default_factory=State)
+    asked: frozenset[int] = frozenset()
+
+    @classmethod
+    def parsed(cls, since: str, first: State) -> "Delivered":
+        """Parse a position in the server's format, `ledger:number`. `first` is the unreported state at that position."""
+        ledger, _, position = since.partition(":")
+        return cls(ledger, int(position), first)
+
+    def state_of(self, record: Record) -> State:
+        """Return what happened to the session between this position and the record's end.
+
+        If the execution began before this position, include all since the execution began. If nothing was delivered yet, move to the
+        record's `since` first.
+        """
+        if self.ledger is None:  # nothing was known before the first record
+            self.ledger, self.position = record.ledger, record.since
+        if record.ledger != self.ledger:  # another server answered: it does not have the session that the caller knew
+            return state_between(record.entries, record.since, record.end, first=_EXPIRED)
+        since = min(self.position, record.start)
+        first = self.first if since == self.position else None
+        return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
+
+    def _asked_before(self, record: Record) -> frozenset[int]:
+        """Return the positions of the caller's resets and rollbacks before the cell. Those that it made while the cell ran are reported."""
+        return frozenset(position for position in self.asked if position <= record.start)
+
+    def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        """Return the result with the state for this caller, and move to the end of its record. Without a record, only return it."""
+        record = result.record
+        if record is None:  # no answer came, or one that does not report what happened
+            return result
+        state, news = _UNCHANGED, record.entries
+        if record.entries or record.ledger != self.ledger or self.first != _UNCHANGED:
+            state = self.state_of(record)
+            known = min(self.position, record.start) if record.ledger == self.ledger else record.since
+            asked = self._asked_before(record)
+            news = tuple(entry for entry in record.entries if entry.position > known and entry.position not in asked)
+        self.advance(record)
+        if state != result.state or result.error is not None:  # an error of the host has the state in its message
+            result = with_state(result, state)
+        return result if news == record.entries else replace(result, record=replace(record, entries=news))
+
+    def advance(self, record: Record) -> None:
+        """Move to the end of a delivered record, but not back in the same ledger: results may arrive out of order."""
+        if record.ledger != self.ledger or record.end >= self.position:
+            self.ledger, self.position, self.first = record.ledger, record.end, _UNCHANGED
+            if self.asked:
+                self.asked = frozenset(position for position in self.asked if position > record.end)
+
+    def go_back(self, record: Record) -> None:
+        """Move back to the start of a record that did not reach the caller, so that the next result reports its entries again."""
+        if record.ledger == self.ledger:
+            self.position = min(self.position, record.since)
+
+    def note_asked(self, ledger: str, position: int) -> None:
+        """Note that the entry at a position is the caller's own reset or rollback, so that it is not reported to the caller."""
+        if self.ledger is None:
+            self.ledger, self.position = ledger, position
+        elif self.ledger == ledger and position > self.position:
+            self.asked |= {position}
+
+
 def format_position(ledger: str, position: int) -> str:
-    """Return a position in the format in which clients name it."""
+    """Return a position as `ledger:number`, the format in which clients name it."""
     return f"{ledger}:{position}"
-
-
-def parse_position(text: str, ledger: str) -> int | None:
-    """Return the number of a position. Return None if it belongs to another ledger: the session that the caller knew is gone."""
-    name, _, number = text.partition(":")
-    return int(number) if name == ledger and number.isdecimal() and len(number) < _MAX_DIGITS else None
 
 
 def state_between(entries: Iterable[Entry], since: int, until: int, *, first: State | None = None, asked: Collection[int] = ()) -> State:
@@ -85,9 +166,9 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
     Args:
         entries: A ledger's entries, in order.
         since: The position that the caller knows.
-        until: The position to look at.
-        first: What had happened at `since` already and was not reported.
-        asked: Positions of entries that the caller asked for: its own resets and rollbacks are not news.
+        until: The position whose state is returned.
+        first: The state at `since` that was not reported yet.
+        asked: Positions of entries that the caller asked for: its own resets and rollbacks are not reported to it.
     """
     states = [(since, first or _UNCHANGED)]
     for entry in entries:
@@ -97,17 +178,20 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with a state and other changes. An error of the host describes the state in its message, so update that, too."""
+    """Return the result with another state and other changes. An error that the host made names the new state, and so does stderr."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
     message = f"{error.message.removesuffix(f'; {result.state.consequence}')}; {state.consequence}"
-    told = CodeError(error.name, message)
-    return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told), **others)
+    updated = CodeError(error.name, message)
+    return replace(result, state=state, error=updated, stderr=result.stderr.removesuffix(str(error)) + str(updated), **others)
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
-    """Apply one entry. A rollback brings back the state at its checkpoint, including a loss that happened before that."""
+    """Return the state after one more entry. A rollback returns to the state at its checkpoint, including an earlier loss.
+
+    `states` are the earlier states, each with the position at which it began. `asked` is whether the caller asked for the entry.
+    """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
     state = now
@@ -129,7 +213,10 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 
 
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return why the files are as they are now. It is the state's reason once nothing is left to report of the variables."""
+    """Return why the files are in their present state, or None.
+
+    This becomes the reason of the whole state if the variables have nothing to report.
+    """
     reason = None
     for _, state in reversed(states):
         if state.files != states[-1][1].files:
@@ -139,19 +226,19 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what a part is after a rollback to a state in which it was `past`."""
+    """Return what to report of variables, or of files, after a rollback to where their state was `past`: a loss remains a loss."""
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Set the reason after a rollback. A loss from before the checkpoint that was not reported yet is still the reason."""
+    """Return the state with its reason and checkpoint after a rollback. An unreported loss before the checkpoint keeps its reason."""
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)
 
 
 def summarized(entries: list[Entry], most: int) -> list[Entry]:
-    """Return at most so many entries: the older ones become one, which has the effect of all of them."""
+    """Return the last `most` entries, after one entry that has the effect of all older ones. If there are no older ones, return all."""
     if len(entries) <= most:
         return entries
     older, newer = entries[:-most], entries[-most:]

@@ -1,15 +1,22 @@
-"""The data that goes into a session and comes out of it: frozen, and the same for every integration and endpoint."""
+"""The data that goes into a session and comes out of it. All objects are frozen, and the same for every integration and endpoint."""
 
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal
 
 from .errors import ExecutionError
 
 Scalar = str | int | float | bool | None
 Part = Literal["kept", "restored", "rolled_back", "unknown", "lost"]
+_CONSEQUENCES: dict[Part, str] = {
+    "kept": "are kept",
+    "restored": "were restored from a saved state",
+    "unknown": "may have changed: look at one before you rely on it",
+    "lost": "from before are gone",
+}
 _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "lost")
 
 
@@ -24,11 +31,12 @@ class State:
         variables: What happened to the variables.
         files: What happened to the files in /mnt/data.
         processes: What happened to processes that earlier cells left running.
-        reason: Why, or None: `exit`, `crash`, `killed`, `memory`, `reset`, `expired` or `terminated` for a loss; `rollback`, or such a
-            reason and "to the last checkpoint", for a rollback; `no reply`, `still running`, `not undone` and others for `unknown`.
+        reason: Why the state was not kept, or None. For a loss: `exit`, `crash`, `killed`, `memory`, `reset`, `expired` or `terminated`.
+            For a rollback: `rollback`, or the reason of a death followed by ", to the last checkpoint" or ", to an earlier checkpoint".
+            For `unknown`: `no reply`, `still running`, `not undone` and others.
         checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
-        cut_off: Files that the session's code has open and that a rollback could not bring back, since they had been deleted: what is
-            written to them is in no file. An entry states it if the host cannot find out which files these are.
+        cut_off: After a rollback, files that the session's code still has open but that are no longer in /mnt/data: what is written to
+            them is lost. If the host cannot find out which files these are, one entry says so.
     """
 
     variables: Part = "kept"
@@ -39,38 +47,29 @@ class State:
     cut_off: tuple[str, ...] = ()
 
     @property
+    @lru_cache(256)  # noqa: B019 - a state is small. Each result asks for these texts several times, and most states are equal
     def kind(self) -> Part:
-        """Return the worse of what happened to variables and to files."""
+        """Return what happened to variables or to files, whichever is worse."""
         return max(self.variables, self.files, key=_WORST_LAST.index)
 
     @property
+    @lru_cache(256)  # noqa: B019
     def consequence(self) -> str:
-        """Return what the caller can rely on now, in words for people and models."""
-        ended = "; background processes were ended" if self.kind in ("kept", "rolled_back") and self.processes == "ended" else ""
-        ended += f"; open files were cut off: {', '.join(self.cut_off)}" if self.cut_off else ""
-        if self.variables == self.files:
-            return f"variables and files {self._fate(self.files)}{ended}"
-        return f"variables {self._fate(self.variables)}, files {self._fate(self.files)}{ended}"
-
-    def _fate(self, part: Part) -> str:
-        match part:
-            case "kept":
-                return "are kept"
-            case "restored":
-                return "were restored from a saved state"
-            case "rolled_back":
-                return self._returned_to
-            case "lost":
-                return "from before are gone"
-        return "may have changed: look at one before you rely on it"
-
-    @property
-    def _returned_to(self) -> str:
+        """Return a phrase, for people and models, about what they can rely on now."""
         if (self.reason or "").endswith("to the last checkpoint"):
-            return "are as at the last checkpoint"
-        if self.checkpoint:
-            return "are as at an earlier checkpoint"
-        return "are as before the cell that failed" if self.variables == "rolled_back" else "are as at an earlier moment"
+            returned = "are as at the last checkpoint"
+        elif self.checkpoint:
+            returned = "are as at an earlier checkpoint"
+        else:
+            returned = "are as before the cell that failed" if self.variables == "rolled_back" else "are as at an earlier moment"
+        words = {**_CONSEQUENCES, "rolled_back": returned}
+        variables, files = words[self.variables], words[self.files]
+        text = f"variables and files {files}" if self.variables == self.files else f"variables {variables}, files {files}"
+        if self.processes == "ended" and self.kind in ("kept", "rolled_back"):
+            text += "; background processes were ended"
+        if self.cut_off:
+            text += f"; open files were cut off: {', '.join(self.cut_off)}"
+        return text
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}" if self.reason and self.kind != "kept" else self.kind
@@ -81,7 +80,7 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened to a session's interpreter or workspace, and what it did to variables, files and processes.
+    """One entry of a session's ledger: what happened, and what it did to variables, files and processes.
 
     `to` is the position whose state a rollback returned to.
     """
@@ -99,7 +98,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The part of a session's ledger that a response carries: all entries after `since` up to `end`. The execution began at `start`."""
+    """The part of a session's ledger that a response carries: all entries after position `since`, up to position `end`.
+
+    The execution began at position `start`.
+    """
 
     ledger: str
     since: int
@@ -110,14 +112,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """One display by MIME type: binary types as base64, JSON types as JSON text. A later display of the same `name` updates it."""
+    """One thing that a cell displayed, by MIME type: binary types as base64, JSON types as JSON text.
+
+    A later display of the same `name` replaces it.
+    """
 
     data: Mapping[str, object]
     name: str | None = None
 
     @property
     def png(self) -> bytes | None:
-        """Return the PNG image, or None."""
+        """Return the PNG image, or None if there is none or it is not valid base64."""
         encoded = self.data.get("image/png")
         try:
             return base64.b64decode(encoded) if isinstance(encoded, str) else None
@@ -127,7 +132,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What a cell did to a file. The path is relative to /mnt/data."""
+    """What a cell did to a file. The path is relative to /mnt/data. The size is in bytes, and 0 for a deleted file."""
 
     path: str
     kind: Literal["created", "changed", "deleted"]
@@ -136,7 +141,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A process that a cell left running. A reset or rollback of the session ends it. `pid` is its number inside the session."""
+    """A process that a cell left running. A reset or rollback of the session ends it. `pid` is its pid in the session."""
 
     pid: int
     name: str
@@ -144,7 +149,7 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class VariableChange:
-    """What a cell did to a variable. `changed` means bound to another object, or to one of another length or shape.
+    """What a cell did to a variable. `changed` means that it is bound to another object, or that its length or shape is another one.
 
     A change in place that keeps the shape is not detected. `type`, `shape` and `size` (in bytes) are those after the cell.
     """
@@ -158,7 +163,7 @@ class VariableChange:
 
 @dataclass(frozen=True, slots=True)
 class CodeError:
-    """The exception that ended a cell."""
+    """The exception that ended a cell. `traceback` is '' if there is none, for example because the host ended the cell."""
 
     name: str
     message: str
@@ -231,7 +236,7 @@ class CodeExecutionResult:
 
     @property
     def images(self) -> tuple[bytes, ...]:
-        """Return the PNG images among the displays."""
+        """Return the PNG images among the displays, in their order."""
         return tuple(png for display in self.displays if (png := display.png) is not None)
 
     def raise_for_error(self) -> "CodeExecutionResult":
@@ -247,7 +252,7 @@ class CodeExecutionResult:
         return render(self)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """Return what a notebook shows."""
+        """Return what a notebook shows of this result, by MIME type."""
         from .rendering import mimebundle
 
         return mimebundle(self)
@@ -255,7 +260,7 @@ class CodeExecutionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that an execution did while it ran. Events are in order, and the last one of an execution is its `result`.
+    """One thing that an execution did while it ran. Events are in order, and the last one of an execution has its result.
 
     Attributes:
         kind: What happened. After `clear`, the displays so far are not part of the result any more.
@@ -263,7 +268,7 @@ class Event:
             dropped before it was read, in words.
         number: The number of a question (`input` or `call`), which the reply must name.
         display: What is displayed. It replaces an earlier display of the same name.
-        result: The result.
+        result: The result, in the last event.
     """
 
     kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "result"]
@@ -275,7 +280,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionRequest:
-    """A cell for a session.
+    """A request to run a cell in a session.
 
     Attributes:
         session_id: The identifier of the session.
@@ -294,7 +299,7 @@ class CodeExecutionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileUploadRequest:
-    """A file to write to a session's /mnt/data."""
+    """A request to write a file into a session's /mnt/data."""
 
     session_id: str
     file_name: str
@@ -303,7 +308,7 @@ class FileUploadRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file or folder in a session's /mnt/data. `directory` is relative to /mnt/data."""
+    """A file or folder in a session's /mnt/data. `size` is in bytes. `directory` is its parent, relative to /mnt/data."""
 
     name: str
     size: int
@@ -314,15 +319,15 @@ class RemoteFile:
 
     @property
     def full_path(self) -> str:
-        """Return the absolute path at which code in the session finds it."""
+        """Return the absolute path of the file in the session."""
         return "/".join(part for part in ("/mnt/data", self.directory, self.name) if part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint of a session. `left_behind` lists what could not be kept. `size` is that of its files, in bytes.
+    """A checkpoint of a session. `left_behind` lists what could not be saved. `size` is that of its files, in bytes.
 
-    A name can be used again. It then means the latest checkpoint of that name. Ids are unique in a session.
+    Several checkpoints may have the same name, which then means the latest of them. Ids are unique in a session.
     """
 
     id: str
@@ -334,7 +339,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """The result of a shell command. A negative exit code is the number of a signal."""
+    """The result of a shell command. If a signal ended the command, the exit code is minus the signal's number."""
 
     exit_code: int
     stdout: str
@@ -350,7 +355,7 @@ class CommandResult:
 class Variable:
     """A variable of a session.
 
-    `text` is set for plain values only. `shape` is set for values with dimensions or a length. `size` is in bytes.
+    `text` is set only for plain values, `shape` only for values with dimensions or a length. `size` is in bytes.
     """
 
     name: str
@@ -362,7 +367,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completions:
-    """The texts that can replace the characters from `start` to `end`, before or at the cursor."""
+    """The texts that can replace the characters from position `start` to position `end` of the completed text."""
 
     matches: tuple[str, ...]
     start: int
@@ -379,7 +384,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHealth:
-    """The state of a session. If it is not `responsive`, it may be busy with a cell, and nothing else is known of it.
+    """The health of a session. A session that is not `responsive` may be busy with a cell, and nothing else is known of it.
 
     Attributes:
         responsive: Whether it answered.
@@ -389,7 +394,7 @@ class SessionHealth:
         uptime: How long it has run, in seconds. 0 without namespaces, for the same reason.
         threads: The number of its threads.
         cpu: The processor time that it has used, in seconds.
-        isolation: What separates it from its host: each part with the way in which that was found. None if the endpoint does not report it.
+        isolation: The evidence for each part of its isolation, as `CodeInterpreter.isolation` returns it.
     """
 
     responsive: bool

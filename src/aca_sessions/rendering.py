@@ -1,7 +1,7 @@
 """The text that a model reads of a result, and what a notebook shows of it.
 
-The text is compact, keeps the streams apart, stays within a budget and has no image data. A line that begins with a label (`[state] …`) is
-the host's: guest text passes through `for_model` and names through `shown_name`, so that they cannot look like one.
+The text is compact, keeps the streams apart, stays within a budget and has no image data. A line that begins with a label (`[state] …`) was
+written by the host: guest text passes through `for_model` and names through `shown_name`, so that they cannot look like such a line.
 """
 
 import base64
@@ -25,7 +25,7 @@ Html = Literal["clean", "raw"]
 
 
 def render(result: CodeExecutionResult) -> str:
-    """Return the text for a model. Headings appear only if there is more than one thing to keep apart."""
+    """Return the text of a result for a model. Headings such as `[stdout]` appear only if there is more than one part to keep apart."""
     error = _error(result)
     streams = {
         "stdout": for_model(result.stdout),
@@ -41,7 +41,7 @@ def render(result: CodeExecutionResult) -> str:
 
 
 def clip(text: str, room: int) -> str:
-    """Return a text that fits into `room`: the head and the tail if it is too long, with a note on how to read the rest."""
+    """Return a text of at most `room` characters as it is, otherwise its head and tail with a note on how to read the rest."""
     if len(text) <= room:
         return text
     half = room // 2
@@ -61,7 +61,7 @@ def _error(result: CodeExecutionResult) -> str:
 
 
 def _users_part(traceback: str) -> str:
-    """Return the traceback without its frames in libraries, which describe the library and not the code that was sent."""
+    """Return a traceback with only the frames of the code that was sent, or all of it if there are none."""
     body = _HEADER.sub("", traceback).strip("\n")
     *frames, last = _FRAME.split(body)
     last, separator, conclusion = last.rpartition("\n\n")
@@ -75,14 +75,14 @@ def _users_part(traceback: str) -> str:
 
 
 def _stderr_alone(result: CodeExecutionResult) -> str:
-    """Return stderr without the error at its end, because the error is shown separately."""
+    """Return stderr without the error at its end, because the text shows the error separately."""
     if result.error is None:
         return result.stderr
     return result.stderr.removesuffix(result.error.traceback or str(result.error))
 
 
 def _displayed(result: CodeExecutionResult) -> str:
-    """Return in words what was displayed, except images and the last value."""
+    """Return the texts of what was displayed, except images and a display that repeats the last value."""
     texts = [_in_words(display) for display in result.displays if not _is_image(display)]
     value = for_model(result.text or "")
     return "\n".join(text for text in texts if text and text != value)
@@ -93,7 +93,7 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """Return the text of a display, unless that only names a Python object. Then return its source or describe its HTML."""
+    """Return a display as text for a model: its plain text. If that is only IPython's repr, return the source or a note on the HTML."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
@@ -134,20 +134,26 @@ def _size(size: int) -> str:
 
 
 def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
-    """Return what a notebook shows of a result: its text, then the displays, then the host's line about the session."""
+    """Return a result as plain text and as HTML: the output and stderr, then the displays, then the line about the session's state."""
     parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
         parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
-    if result.state != State():
-        parts.append(f"<pre>{escape(f'[session state {result.state}; {result.state.consequence}]')}</pre>")
+    if note := state_note(result):
+        parts.append(f"<pre>{escape(note)}</pre>")
     return {"text/plain": render(result), "text/html": "\n".join(parts)}
+
+
+def state_note(result: CodeExecutionResult) -> str:
+    """Return the host's line about what happened to the session, or '' if nothing happened."""
+    return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
 def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
     """Return what a page may show of a display, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
-    All other types run code or load what they name: widgets, charts of plotly and Vega, maps. With `html="raw"` HTML is returned as it is,
-    in a frame with an origin of its own. Its scripts cannot reach the page, but they can use the reader's network.
+    All other types are left out, because they run code or load what they name: widgets, charts of plotly and Vega, maps. With `html="raw"`,
+    HTML is returned as it is, in an <iframe> with an origin of its own: its scripts cannot reach the page, but they can use the reader's
+    network.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
@@ -164,7 +170,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """Return HTML that is safe for a page. Return the text instead if scripts would have made all of the HTML."""
+    """Return `text/html`: an <iframe> if `html` is `raw`, otherwise cleaned HTML and a note on scripts. If these are empty, return {}."""
     if html == "raw":
         return {"text/html": sandboxed(source)}
     written = cleaned(source)
@@ -190,5 +196,5 @@ def _is_base64(text: str) -> bool:
 
 
 def sandboxed(html: str) -> str:
-    """Return a frame for HTML that may run scripts. The frame has an origin of its own, so scripts cannot reach the page around it."""
+    """Return an <iframe> for HTML that may run scripts. The frame has an origin of its own, so scripts cannot reach the page around it."""
     return f'<iframe sandbox="allow-scripts" style="border: 0; width: 100%; min-height: 20em" srcdoc="{escape(html)}"></iframe>'

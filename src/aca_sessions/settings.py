@@ -1,15 +1,15 @@
 """The ACASessions section of appsettings.json and of the environment.
 
-Sources, the first of which wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`, in any case),
-`appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default. Defaults are imported from the
-modules that use them, so that no default is written twice.
+There are four sources, and the first that has a value wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`,
+in upper or lower case), `appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default.
+Defaults are imported from the modules that use them, so that no default is written twice.
 """
 
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast, get_args
@@ -31,11 +31,142 @@ from .client.auth import DEFAULT_REFRESH_SECONDS, DEFAULT_SCOPE
 from .client.http import DEFAULT_CONNECT_SECONDS, DEFAULT_PATIENCE_SECONDS, DEFAULT_REQUEST_SECONDS
 from .client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS
 from .errors import ConfigurationError
-from .json_file import JsonFile
 from .sandbox.policy import KB, MB, Limits, PackageSource, Policy, Together
-from .variables import check_variables, suggestion
+
+_STRING = r'"(?:\\.|[^"\\\n])*"'
+_COMMENT = re.compile(rf"{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_TRAILING_COMMA = re.compile(rf'(?:{_STRING}|[^\s,"[{{])\s*,(?=\s*[}}\]])|{_STRING}')  # only after a value: .NET refuses [,] as well
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFile:
+    """A JSON file: its parsed content, and its text, in which `line_of` finds keys."""
+
+    path: Path
+    content: Any
+    text: str
+
+    @classmethod
+    def read(cls, path: Path) -> "JsonFile":
+        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError that names the file and the bad line."""
+        try:
+            text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
+            return cls(path, json.loads(text), text)
+        # Not chained: the cause holds the text of the file, which may have keys and passwords.
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{path}, line {error.lineno}: cannot be read as JSON ({error.msg})") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
+
+    def line_of(self, keys: Sequence[str | int]) -> int:
+        """Return the line of a key, given by its path, or of the nearest key above it that the file has."""
+        line, position = 1, _skip_space(self.text, 0)
+        for key in keys:
+            found = [entry for entry in _entries(self.text, position) if entry[0] == key]
+            if not found:
+                break
+            _, begin, position = found[-1]  # if a key occurs twice, the last one wins
+            line = self.text.count("\n", 0, begin) + 1
+        return line
+
+
+def _as_plain_json(text: str) -> str:
+    """Replace comments and trailing commas with spaces, so that the text is JSON and every line keeps its number."""
+    text = _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0]), text)
+    return _TRAILING_COMMA.sub(lambda found: found[0][:-1] + " " if found[0][-1] == "," else found[0], text)
+
+
+def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
+    """Yield each key (or index) of the JSON object (or list) at `position`, with the positions where the key and its value begin."""
+    opening, index = text[position], 0
+    if opening not in "{[":
+        return
+    position = _skip_space(text, position + 1)
+    while text[position] not in "}]":
+        key, begin = index, position
+        if opening == "{":
+            key, position = _DECODER.raw_decode(text, position)
+            position = _skip_space(text, _skip_space(text, position) + 1)  # the colon
+        yield key, begin, position
+        position = _skip_space(text, _DECODER.raw_decode(text, position)[1])
+        if text[position] == ",":
+            position = _skip_space(text, position + 1)
+        index += 1
+
+
+def _skip_space(text: str, position: int) -> int:
+    while text[position].isspace():
+        position += 1
+    return position
+
+
+def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
+    """Raise ConfigurationError for an environment variable that is not a setting, and for two that contradict each other.
+
+    `section` begins the variables' names, in any case. `known` has the settings, each with the keys below it.
+    """
+    prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
+    for variable, value in os.environ.items():
+        name = variable.lower()
+        if not name.startswith(prefix):
+            _check_separator(variable, section, known)
+            continue
+        key = variable[len(prefix) :]
+        if key.partition("__")[0].lower() not in {one.lower() for one in known}:
+            raise ConfigurationError(f"the environment variable {variable} is not a setting{suggestion(key, known)}")
+        earlier, its_value = found.setdefault(name, (variable, value))
+        if its_value != value:
+            raise ConfigurationError(f"the environment variables {earlier} and {variable} contradict each other: keep one")
+    _check_sections(found)
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown key: the key that is probably meant, or all keys that exist."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(key.lower(), names, n=1)
+    return f": did you mean {names[close[0]]}?" if close else f": expected one of {', '.join(names.values())}"
+
+
+def _check_separator(variable: str, section: str, known: Mapping[str, Collection[str]]) -> None:
+    """Raise ConfigurationError if a variable names a setting with a wrong separator, such as ACASessions_Endpoint or ACASessions:Endpoint.
+
+    Names that Kubernetes defines for a service are not refused, such as ACASESSIONS_MCP_SERVICE_HOST.
+    """
+    if not variable.lower().startswith(section.lower()):
+        return
+    parts = re.split(r"[_:.]+", variable[len(section) :])
+    if len(parts) < 2 or parts[0]:
+        return
+    keys = {name.lower(): {key.lower() for key in below} for name, below in known.items()}.get(parts[1].lower())
+    if keys is not None and ((len(parts) == 2 and not keys) or (len(parts) > 2 and parts[2].lower() in keys)):
+        meant = "__".join([section, *parts[1:]])
+        raise ConfigurationError(f"the environment variable {variable} is not a setting: did you mean {meant}?")
+
+
+def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
+    """Raise ConfigurationError if a variable that holds a section as JSON and a variable for one of its keys contradict each other."""
+    for name, (variable, value) in found.items():
+        for key, inner in _leaves(name, value):
+            other, text = found.get(key, (variable, value))
+            if other != variable and text != inner:
+                raise ConfigurationError(f"the environment variables {variable} and {other} contradict each other: keep one")
+
+
+def _leaves(name: str, text: str) -> Iterator[tuple[str, str]]:
+    try:
+        content = json.loads(text) if text.lstrip().startswith("{") else None
+    except ValueError:
+        return  # pydantic-settings raises for invalid JSON
+    for key, value in content.items() if isinstance(content, dict) else ():
+        inner = value if isinstance(value, str) else json.dumps(value)
+        yield f"{name}__{key.lower()}", inner
+        yield from _leaves(f"{name}__{key.lower()}", inner)
+
 
 SECTION = "ACASessions"
+_EXAMPLE = f'{{"{SECTION}": {{"MaxConcurrentSessions": 10}}}}'
+_COMPARED = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error")
 _FLAT = {
     "Endpoint": ("SessionsHttpClient", "Endpoint"),
     "ApiKey": ("SessionsHttpClient", "ApiKey"),
@@ -55,7 +186,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, values: object) -> object:
-        """Treat null as unset, as .NET does."""
+        """Drop values that are null, so that they count as unset, as in .NET."""
         return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
 
 
@@ -68,19 +199,21 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """Return a list that was given as text, with any usual delimiter or as JSON, as its words."""
+    """Return a text as a tuple of its words (between commas, semicolons or spaces) or as its JSON list. Other values stay as they are."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError("is no JSON list: write one, or words with commas between them") from None
+            raise ValueError(
+                "must be a JSON list or words with commas between them, got text that begins with '[' but is not JSON"
+            ) from None  # the cause would hold the value
     return tuple(word for word in re.split(r"[,;\s]+", value) if word)
 
 
 class SessionsHttpClientSettings(_Section):
-    """The endpoint of the sessions. Without an Endpoint, sessions run in the embedded sandbox."""
+    """The endpoint of the sessions, and how requests to it are made. Without an Endpoint, sessions run in the embedded sandbox."""
 
     Endpoint: str | None = None
     ApiVersion: Literal["2025-10-02-preview", "2025-02-02-preview", "2024-10-02-preview", "2024-08-02-preview", "2024-02-02-preview"] = (
@@ -100,7 +233,7 @@ class SessionsHttpClientSettings(_Section):
             raise ValueError("still holds a placeholder: put in the pool's own value, or leave the key out for the embedded sandbox")
         endpoint = re.sub(r"(/python/execute)?/*(\?.*)?$", "", endpoint.strip())
         if not re.fullmatch(r"unix:///[^\s]+", endpoint) and not _is_web_address(endpoint):
-            raise ValueError("is no URL: begin it with https://, http:// or unix:///, and write the port as a number")
+            raise ValueError("must be a URL: begin it with https://, http:// or unix:///, and write the port as a number")
         if "@" in urlsplit(endpoint).netloc:  # a password in it would be shown with the settings, and no request would use it
             raise ValueError("must hold no user name or password: put the server's key into ApiKey")
         return endpoint
@@ -110,7 +243,7 @@ class SessionsHttpClientSettings(_Section):
     def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
         text = key.get_secret_value().strip() if key else ""
         if not text.isprintable() or not text.isascii():
-            raise ValueError("holds characters that no HTTP header can: copy the key alone")
+            raise ValueError("must have only characters that an HTTP header can hold: copy the key alone")
         if text.startswith(("<", "{", "YOUR_", "YOUR-")):
             raise ValueError("still holds a placeholder: put in the server's own key")
         return SecretStr(text) if text else None
@@ -126,7 +259,7 @@ class AzureTokenProviderSettings(_Section):
 
 
 class SessionPoolSettings(_Section):
-    """How many sessions can be leased at the same time, and how long an idle one lives."""
+    """How many sessions can be leased at the same time, how long an idle one lives, and how long a caller waits for a lease."""
 
     MaxConcurrentSessions: Count = DEFAULT_SESSIONS
     SessionTimeoutMinutes: Positive = DEFAULT_SESSION_SECONDS / 60
@@ -134,7 +267,7 @@ class SessionPoolSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    """The limits of one embedded session. Files are in memory, so `Limits` lowers the limits of files to what the memory allows."""
+    """The limits of one embedded session. Files are in memory, so DiskMegabytes is at most half of it, TemporaryMegabytes a quarter."""
 
     MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
@@ -168,7 +301,7 @@ class TogetherSettings(_Section):
 
 
 class MountSettings(_Section):
-    """A folder of this host that every embedded session can read, or also write."""
+    """A folder of this host that every embedded session can read, or also write if it is `writable`."""
 
     Host: str
     Guest: str
@@ -188,14 +321,14 @@ class PackagesSettings(_Section):
     def _address(cls, address: SecretStr | None) -> SecretStr | None:
         text = address.get_secret_value().strip() if address else ""
         if text and (not _is_web_address(text) or _PLACEHOLDER.search(text)):
-            raise ValueError("is no address of an index: begin it with https:// or http://")
+            raise ValueError("must be the URL of an index: begin it with https:// or http://")
         return SecretStr(text) if text else None
 
     @field_validator("WheelFolder")
     @classmethod
     def _there(cls, folder: str | None) -> str | None:
         if folder and not os.path.isdir(folder):
-            raise ValueError("is no folder of this host: put the wheels into one and name it")
+            raise ValueError(f"must be a folder of this host, got {folder!r:.200}: put the wheels into one and name it")
         return os.path.abspath(folder) if folder else None
 
 
@@ -218,14 +351,16 @@ class SandboxSettings(_Section):
     @field_validator("Network")
     @classmethod
     def _one_kind(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        alone = words in (("none",), ("host",))
-        if not alone and not all("." in word or word == "*" for word in words):
-            raise ValueError("is none, host, or a list of domains such as example.org and *.example.org")
+        if words in (("none",), ("host",)):
+            return words
+        if wrong := [word for word in words if "." not in word and word != "*"]:
+            got = f"{wrong[0]!r:.80}{' in a list' if len(words) > 1 else ''}"
+            raise ValueError(f"must be none, host, or a list of domains such as example.org and *.example.org, got {got}")
         return words or ("none",)
 
 
 class McpSettings(_Section):
-    """The limits of MCP clients."""
+    """The limits of sessions and files for clients of the MCP server."""
 
     SessionsPerClient: Count = 20
     Clients: Count = 100  # connections over HTTP
@@ -245,7 +380,7 @@ _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox
 
 
 class Settings(BaseSettings):
-    """The whole section. Every value can be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`.
+    """All settings of the section. Every value can be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`.
 
     Raises ConfigurationError, which names the key that is wrong.
     """
@@ -281,7 +416,10 @@ class Settings(BaseSettings):
             # `from None`, because pydantic's error holds the values, which may be secrets.
             raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in error.errors())) from None
         except SettingsError as error:
-            raise ConfigurationError(f"{SECTION}: a section in the environment is not JSON ({error})") from None
+            # pydantic-settings names the section only, and its cause holds the value.
+            section = re.search(r'field "(\w+)"', str(error))
+            name = f"{SECTION}__{section[1] if section else ''}"
+            raise ConfigurationError(f"an environment variable that begins with {name} must be JSON: correct it or unset it") from None
 
     @model_validator(mode="after")
     def _read_back(self) -> Self:
@@ -298,10 +436,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources, each normalized into sections first.
-
-        So a flat name in the environment overrides a section in a file.
-        """
+        """Return the sources with flat names like `Endpoint` moved into sections, so that a source overrides both forms in later ones."""
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
@@ -311,14 +446,14 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The values from one place, and the name of that place in messages."""
+    """The values from one source of settings, and the name of the source in messages."""
 
     values: Mapping[str, Any]
     name: str = ""
     file: JsonFile | None = None
 
     def depth(self, keys: Sequence[str | int]) -> int:
-        """Return how many of the keys lead to something here."""
+        """Return how many of the keys, from the first on, lead to a value in this source."""
         value: Any = self.values
         for number, key in enumerate(keys):
             try:
@@ -328,12 +463,12 @@ class _Source:
         return len(keys)
 
     def place_of(self, *keys: str | int) -> str:
-        """Return the beginning of a message about a key."""
+        """Return the beginning of an error message about a key: this source's name and, in a file, the line. It is '' for arguments."""
         return f"{self.name}, line {self.file.line_of([SECTION, *keys])}: " if self.file else self.name and f"{self.name}: "
 
 
 def _sources(given: Mapping[str, Any], environment: Mapping[str, Any]) -> list[_Source]:
-    """Return all sources of settings. The first that has a value wins."""
+    """Return all sources of settings, in the order in which they win."""
     return [_Source(given), _Source(environment, "the environment"), *(_read(path) for path in _paths())]
 
 
@@ -352,16 +487,16 @@ def _read(path: Path) -> _Source:
     file = JsonFile.read(path)
     section = file.content.get(SECTION, {}) if isinstance(file.content, dict) else None
     if not isinstance(section, dict):
-        raise ConfigurationError(f"{path}, line {file.line_of([SECTION])}: {SECTION} must be an object of settings")
+        raise ConfigurationError(f"{path}, line {file.line_of([SECTION])}: {SECTION} must be an object of settings, as in {_EXAMPLE}")
     for key in file.content.keys() - {SECTION}:
         if difflib.get_close_matches(key.lower(), [SECTION.lower()], cutoff=0.85):
-            raise ConfigurationError(f"{path}, line {file.line_of([key])}: {key} is no section: did you mean {SECTION}?")
+            raise ConfigurationError(f"{path}, line {file.line_of([key])}: {key} is not a section: did you mean {SECTION}?")
     return _Source(section, str(path), file)
 
 
 def _into_sections(source: _Source) -> dict[str, Any]:
     for key in source.values.keys() - Settings.model_fields.keys():
-        raise ConfigurationError(f"{source.place_of(key)}{SECTION}:{key} is no setting{suggestion(key, Settings.model_fields)}")
+        raise ConfigurationError(f"{source.place_of(key)}{SECTION}:{key} is not a setting{suggestion(key, Settings.model_fields)}")
     result = dict(source.values)
     for flat, (section, key) in _FLAT.items():
         value = result.pop(flat, None)
@@ -371,7 +506,9 @@ def _into_sections(source: _Source) -> dict[str, Any]:
         if isinstance(own, BaseModel):
             own = own.model_dump(exclude_unset=True)
         if not isinstance(own, Mapping):
-            raise ConfigurationError(f"{source.place_of(section)}{SECTION}:{section} must be an object of settings")
+            raise ConfigurationError(
+                f"{source.place_of(section)}{SECTION}:{section} must be an object of settings, got {type(own).__name__}"
+            )
         if own.get(key) not in (None, value):
             message = f"{SECTION}:{flat} and {SECTION}:{section}:{key} contradict each other: keep one"
             raise ConfigurationError(source.place_of(flat) + message)
@@ -380,21 +517,33 @@ def _into_sections(source: _Source) -> dict[str, Any]:
 
 
 def _variables() -> dict[str, list[str]]:
-    """Return the names that variables may have, each with the keys below it."""
+    """Return the names of settings in environment variables, each with the keys below it."""
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
 def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
-    """Return which key is wrong and why. Leave its value out, because it may be a secret."""
+    """Return which key is wrong and why, for an error message without values that may be secret."""
     location = [str(part) for part in problem["loc"]]
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
-        return f"{key} is no setting{suggestion(location[-1], _keys_at(location[:-1]))}"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{key} is not a setting{suggestion(location[-1], _keys_at(location[:-1]))}"
+    return f"{key}: {_rule_text(problem['type'], problem['msg'], problem['input'])}"
+
+
+def _rule_text(kind: str, message: str, value: object) -> str:
+    """Return what was expected and what was given: the value of a number or a choice, otherwise at most a type, as it may be a secret."""
+    if kind == "missing":
+        return "must be set"
+    if kind == "model_type":
+        return f"must be an object of settings, got {type(value).__name__}"
+    text = message.removeprefix("Value error, ").replace("Input should be", "must be", 1).partition(", unable to parse")[0]
+    if kind in _COMPARED:  # a number, or one of a few words
+        return f"{text}, got {value!r:.80}"
+    return f"{text}, got {type(value).__name__}" if kind.endswith(("_type", "_parsing")) else text
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of a message about a key, which may have been given by its flat name."""
+    """Return the beginning of an error message about a key: the source that sets it, under its full or its flat name, and the line."""
     flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
     found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
     return found[0].place_of(*found[1])

@@ -1,7 +1,6 @@
-"""Spans and metrics through opentelemetry-api. Names of sessions are hashed; code and contents never get here."""
+"""Spans and metrics through opentelemetry-api. Names of sessions are hashed; code and contents are never recorded."""
 
 import hashlib
-import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,10 +21,10 @@ def _seconds(name: str, description: str) -> Histogram:
     return _meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
 
 
-_executions = _meter.create_counter("aca_sessions.executions", description="Cells, by what became of them")
+_executions = _meter.create_counter("aca_sessions.executions", description="Cells, by success and state")
 _execution_seconds = _seconds("aca_sessions.execution.duration", "How long cells took, as their callers see it")
-_acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
-_leases = _meter.create_up_down_counter("aca_sessions.leases", description="Sessions held now")
+acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
+leases = _meter.create_up_down_counter("aca_sessions.leases", description="Leases of sessions now")
 
 _live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}", "Sessions that live in this process")
 _active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")
@@ -41,7 +40,7 @@ _REASONS = ("memory", "killed", "exit", "crash", "expired")
 
 
 class Host(Protocol):
-    """An object that knows how much memory its sessions use now."""
+    """A server that can report how many bytes of memory its sessions use now."""
 
     def memory_used(self) -> int: ...  # noqa: D102
 
@@ -50,13 +49,13 @@ _hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
 
 
 def hashed(name: str) -> str:
-    """Return the hash of a session's name, for logs and metrics. The name itself must stay secret: it gives access to the session."""
+    """Return the first 12 hex digits of a session name's SHA-256. The name itself is secret, because it gives access to the session."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @contextmanager
 def span(step: str, session_id: str | None = None, **attributes: int | float | str) -> Iterator[Span]:
-    """Open a span below the caller's current span. Of an exception it records the type, but not the message."""
+    """Open a span for a `with` block, as a child of the current span. If the block raises, record the exception's type, not its message."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no program has set up tracing
         yield trace.INVALID_SPAN
         return
@@ -71,24 +70,9 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
             raise
 
 
-@contextmanager
-def acquiring(session_id: str | None) -> Iterator[None]:
-    """Measure the block as the wait for a lease. Count the lease if the block succeeds."""
-    started = time.perf_counter()
-    with span("acquire", session_id):
-        yield
-    _acquire_seconds.record(time.perf_counter() - started)
-    _leases.add(1)
-
-
-def released(count: int = 1) -> None:
-    """Count leases that ended."""
-    _leases.add(-count)
-
-
 def executed(current: Span, result: CodeExecutionResult) -> None:
-    """Record the result of an execution, as its caller sees it."""
-    verdict = {"success": result.success, "state": result.state.kind}
+    """Record on the span and in the metrics how a cell ended: success, state, duration, sizes. The result must come from `deliver`."""
+    verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
     _execution_seconds.record(result.duration, verdict)
     sizes = {"stdout.length": len(result.stdout), "stderr.length": len(result.stderr), "displays": len(result.displays)}
@@ -96,7 +80,7 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Add a server's sessions to the memory metric, for as long as the server lives. Set its counters to zero."""
+    """Add a server to the memory metric while it lives. Add 0 to counters, so that exporters show them before the first event."""
     _hosts.add(host)
     # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
@@ -119,20 +103,20 @@ def session_began() -> None:
 
 
 def session_ended(reason: str) -> None:
-    """Count the end of a session of a server. Count its expiry as a loss, too."""
+    """Count the end of a session of a server. If the reason is `expired`, also count a loss."""
     _live.add(-1)
     if reason == "expired":
         _losses.add(1, {"reason": reason})
 
 
 def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
-    """Record how long a session waited for its interpreter. A warm one was kept ready, a cold one was forked for it."""
+    """Record how many seconds a session waited for its interpreter. A warm one was kept ready, a cold one was forked for the session."""
     _start_seconds.record(seconds, {"start": start})
 
 
 @contextmanager
 def cell_running() -> Iterator[None]:
-    """Count a cell as active during the block."""
+    """Count a cell as active during the `with` block."""
     _active.add(1)
     try:
         yield
@@ -141,8 +125,8 @@ def cell_running() -> Iterator[None]:
 
 
 def cell_ended(result: CodeExecutionResult) -> None:
-    """Record the result of an execution on the server. Count a death of the interpreter that it reports, even if a checkpoint undid it."""
-    _cell_seconds.record(result.duration, {"outcome": outcome(result), "state": result.state.kind})
+    """Record an execution's duration and outcome on the server. A death counts as a loss even if a checkpoint restored the session."""
+    _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
     # `session_ended` counts expiries.
     if reason in _REASONS and reason != "expired":
@@ -150,7 +134,7 @@ def cell_ended(result: CodeExecutionResult) -> None:
 
 
 def outcome(result: CodeExecutionResult) -> Outcome:
-    """Return how an execution ended."""
+    """Return how an execution ended: `succeeded`, `failed`, `interrupted` or `timed_out`."""
     if result.error is None:
         return "succeeded"
     # The sandbox's time-out has no traceback. A TimeoutError that the code raised has one.
@@ -160,7 +144,7 @@ def outcome(result: CodeExecutionResult) -> Outcome:
 
 
 def refused(code: str) -> None:
-    """Count a request that was refused by a limit of the server. `code` is one of `LIMITS`."""
+    """Count a request that a limit of the server refused. `code` is one of `LIMITS`."""
     _refusals.add(1, {"error.type": code})
 
 

@@ -12,8 +12,7 @@ import pytest
 from redis import Redis
 
 from aca_sessions import FileStorage, RedisStorage
-from aca_sessions.agent.memory_storage import MemoryStorage
-from aca_sessions.agent.storage import Storage
+from aca_sessions.agent.library.storage import MemoryStorage, Storage
 
 
 class RedisServer:

@@ -12,7 +12,7 @@ from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_
 from aca_sessions.agent.approval import Call
 from aca_sessions.agent.tools.tool import Tool
 from aca_sessions.errors import InvalidArgumentError, StorageError
-from aca_sessions.surfaces.semantic_kernel import tools_of
+from aca_sessions.integrations.semantic_kernel import tools_of
 
 from ..wheels import make_wheel
 
@@ -48,9 +48,9 @@ async def test_a_later_session_finds_the_skills_and_artifacts_of_an_earlier_one(
 @pytest.mark.parametrize("said", ["43", "Traceback"])
 async def test_a_skill_whose_example_fails_is_not_kept(pool: SessionPool, said: str) -> None:
     async with AgentSession(pool) as agent:
-        with pytest.raises(InvalidArgumentError, match="examples do not hold"):
+        with pytest.raises(InvalidArgumentError, match="correct the examples"):
             await agent.add_skill("double", DOUBLE.format(said=said))
-        assert "examples do not hold" in str((await agent.run(f"skills.create('double', {DOUBLE.format(said=said)!r})")).error)
+        assert "correct the examples" in str((await agent.run(f"skills.create('double', {DOUBLE.format(said=said)!r})")).error)
         assert await agent.list_skills() == []
 
 

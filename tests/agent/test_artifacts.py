@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.memory_storage import MemoryStorage
-from aca_sessions.agent.storage import Kind
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.storage import Kind, MemoryStorage
 from aca_sessions.errors import InvalidArgumentError, StorageError
 
 FRAME = "import pandas as pd\nframe = pd.DataFrame({'n': [1, 2], 'text': ['x', None], 'when': pd.to_datetime(['2026-01-01', None])})\n"
@@ -50,8 +49,8 @@ async def test_a_table_that_no_format_can_store_is_refused(pool: SessionPool) ->
     async with AgentSession(pool) as agent:
         await agent.run("import pandas as pd")
         refused = "artifacts.save('numbers', pd.DataFrame([[1, 2]]))"
-        assert "columns that are named by text" in str((await agent.run(refused)).error)
-        with pytest.raises(InvalidArgumentError, match="columns that are named by text"):
+        assert "must be named by text" in str((await agent.run(refused)).error)
+        with pytest.raises(InvalidArgumentError, match="must be named by text"):
             await agent.save_artifact("numbers", pd.DataFrame([[1, 2]]))
 
 

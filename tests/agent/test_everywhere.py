@@ -96,7 +96,7 @@ async def test_a_cell_calls_tools_of_the_host(agent: AgentSession, code: str, te
             ("tools.refuse()", "ToolError: nothing is there"),
             ("tools.nothing()", "there is no tool nothing: see tools.list()"),
             ("tools.twice(object())", "a object cannot be sent"),
-            ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
+            ("tools.twice(list(range(300_000)))", "at most 1048576 characters"),
         ],
         every=3,
     ),
@@ -131,7 +131,7 @@ async def test_a_hanging_or_endless_tool_is_stopped_at_its_limits(pool: SessionP
 
 async def test_skills_are_tested_saved_and_called(agent: AgentSession) -> None:
     source = 'def run(n):\n    """Doubles.\n\n    >>> run(21)\n    {}\n    """\n    return n * 2\n'
-    with pytest.raises(InvalidArgumentError, match="examples do not hold"):
+    with pytest.raises(InvalidArgumentError, match="correct the examples"):
         await agent.add_skill("double", source.format(43))
     with pytest.raises(InvalidArgumentError, match="InterpreterDied"):
         await agent.add_skill("evil", 'def run():\n    """Ends.\n\n    >>> run()\n    """\n    import os; os._exit(1)\n')

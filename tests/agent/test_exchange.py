@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
-from aca_sessions.agent.exchange import Clock
-from aca_sessions.agent.placed import place
+from aca_sessions.bridge.threaded_host import Clock, send_modules
 from aca_sessions.errors import NotSupportedError, ServiceError
 
+from ..cli.test_cli import Server
 from ..client.faults import FaultyProxy
 from ..conftest import mostly_long
-from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
 
@@ -264,14 +263,14 @@ async def test_cells_that_are_sent_together_run_one_after_the_other(agent: Agent
     [
         ("import sys; sys.version_info = (3, 8)", "its sessions have a Python older than 3.9"),
         ("import sys; sys.modules['IPython'].get_ipython = lambda: None", "its sessions have no IPython"),
-        ("import threading\ndef start(self): raise RuntimeError\nthreading.Thread.start = start", "its sessions start no threads"),
-        ("import zlib; zlib.decompress = None", "its sessions do not take what cells need for them"),
+        ("import threading\ndef start(self): raise RuntimeError\nthreading.Thread.start = start", "its sessions cannot start threads"),
+        ("import zlib; zlib.decompress = None", "its sessions cannot load the modules that cells with host calls need"),
     ],
 )
 async def test_a_session_that_lacks_a_module_is_reported_by_its_name(pool: SessionPool, broken: str, said: str) -> None:
     async with pool.session() as session:
         await session.run(broken)
-        assert await place(session) == said
+        assert await send_modules(session) == said
 
 
 @pytest.mark.long
@@ -284,7 +283,7 @@ async def test_an_endpoint_that_cannot_carry_calls_is_refused_with_the_reason(tm
                 assert (await agent.add_skill("nothing", documented))["tested"] is False
                 await agent.save_artifact("a", {"b": 1})
                 assert await agent.load_artifact("a") == {"b": 1}
-            with pytest.raises(NotSupportedError, match="do not take what cells need for them, so cells cannot call tools"):
+            with pytest.raises(NotSupportedError, match="cells with host calls need, so cells cannot call tools"):
                 await AgentSession(pool, tools=[weather]).start()
 
 
@@ -303,7 +302,7 @@ thread.start()"""
     await agent.run(code)
     session = agent._live.session
     await session.run("over.set(); thread.join()")
-    assert (await agent.run("said")).text == "['nobody takes calls here: run the cell in an AgentSession']"
+    assert (await agent.run("said")).text == "['host calls are not answered here: run the cell in an AgentSession']"
 
 
 async def test_the_history_records_a_cell_as_it_was_sent(agent: AgentSession) -> None:
@@ -332,4 +331,4 @@ async def test_a_long_cell_and_a_long_answer_are_carried_by_files(pool: SessionP
 async def test_a_dependency_that_cannot_be_installed_is_reported(agent: AgentSession, tmp_path: Path) -> None:
     result = await agent.run("deps.add('humanize')['pending']")
     assert result.text == "['humanize']"
-    assert "deps: humanize could not be installed: this session reaches no package index" in result.stderr
+    assert "deps: humanize could not be installed: cannot install packages, because this session reaches no package index" in result.stderr

@@ -20,7 +20,8 @@ from aca_sessions.agent.tools.command import Option, Program
 from aca_sessions.agent.tools.described import tools_in, tools_of
 from aca_sessions.agent.tools.http import Endpoint, HttpApi
 from aca_sessions.agent.tools.mcp import McpServer
-from aca_sessions.agent.tools.tool import Parameter, ToolFailedError
+from aca_sessions.agent.tools.tool import Parameter
+from aca_sessions.bridge.host import ToolFailedError
 from aca_sessions.errors import ConfigurationError
 
 from ..conftest import mostly_long
@@ -100,8 +101,8 @@ async def test_a_program_gets_separate_arguments_and_never_a_shell_line(
             ("tools.show('x', more=['--all'])", "would be read as an option"),
             ("tools.show('a\\0b')", "null character"),
             ("tools.show('x' * 200_000)", "128 KB"),
-            ("tools.show('x', output='y')", "takes no output"),
-            ("tools.show(5)", "url is of type string"),
+            ("tools.show('x', output='y')", "takes no argument output"),
+            ("tools.show(5)", "url must be of type string, got 5"),
             ("tools.show('x', header=[{}])", "text or a number"),
             ("tools.show('x', last='y')", "more must be given"),
             ("tools.show('x', more=[], last='y')", "more must be given"),
@@ -133,10 +134,10 @@ async def test_an_argument_may_be_as_long_as_the_kernel_takes_it_and_no_longer(s
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import sys; sys.exit('went wrong')", "ended with 1: went wrong"),
+        ("import sys; sys.exit('went wrong')", "ended with status 1: went wrong"),
         ("print('x' * 6_000_000)", "wrote more than 4 MB"),
         ("import time; print('on', flush=True); time.sleep(60)", "did not answer within 0.5 s"),
-        ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by signal 9"),
     ],
 )
 async def test_a_failing_program_reports_its_error(pool: SessionPool, code: str, said: str) -> None:
@@ -172,22 +173,22 @@ async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_
     async with AgentSession(pool, tools=tools_in(tmp_path)) as agent:
         assert (await agent.run("import json; json.loads(tools.show.post(url='x'))")).text == "['-q', '-XPOST', 'x']"
         assert (await agent.run("tools.show.list()")).text == "[{'name': 'post', 'description': 'Posts'}]"
-        assert "takes no request" in str((await agent.run("tools.show.post(url='x', request='PUT')")).error)
+        assert "takes no argument request" in str((await agent.run("tools.show.post(url='x', request='PUT')")).error)
         assert "url: Where to" in (await agent.run("help(tools.show)")).stdout
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "describes no tool"),
-        ("[1]", "describes no tool"),
+        ("", "must describe a tool"),
+        ("[1]", "must describe a tool"),
         ("{", "cannot be read as YAML"),
-        ("name: x", "not as it has to be"),
-        ("{name: x, command: y, comand: z}", "keys that mean nothing: comand"),
+        ("name: x", "must have the key 'command'"),
+        ("{name: x, command: y, comand: z}", "unknown keys: comand"),
         ("{name: x, command: y, effect: harmless}", "one of read, write, irreversible"),
-        ("{name: x, type: magic}", "describes no tool"),
-        ("{name: x, type: mcp}", "by a command or by a url"),
-        ("{name: 1 2, command: y}", "no name for a tool"),
+        ("{name: x, type: magic}", "must describe a tool"),
+        ("{name: x, type: mcp}", "either a command or a url"),
+        ("{name: 1 2, command: y}", "a tool's name must have"),
         ("name: !!python/object/apply:os.system [id]\ncommand: y", "cannot be read as YAML"),
     ],
 )

@@ -10,9 +10,9 @@ from aca_sessions import AgentSession, Session, SessionPool, tool
 AT_ONCE = "import asyncio\nasync def go(n): return await tools.rows(n)\nout = await asyncio.gather(*(go(n) for n in range(6)))\n"
 IN_THREADS = """
 import threading
-from aca_sessions.sandbox.guest import questions
+shell = get_ipython()
 sizes = []
-threads = [threading.Thread(target=lambda: sizes.append(len(questions.call('{}')))) for _ in range(4)]
+threads = [threading.Thread(target=lambda: sizes.append(len(shell._send_call('{}')))) for _ in range(4)]
 [thread.start() for thread in threads]
 """
 

@@ -9,9 +9,9 @@ import pytest
 from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
 
 from aca_sessions import AgentSession, SessionPool, tool
-from aca_sessions.agent.search import Index, MeaningIndex, words
+from aca_sessions.agent.library.search import Index, MeaningIndex, words
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.surfaces.semantic_kernel import embed_by
+from aca_sessions.integrations.semantic_kernel import embed_by
 
 LABELLED = {
     "fetch_json": ("Fetch and parse JSON from a URL", ["download a web resource as json", "parse JSON of an address", "GET an API"]),
@@ -112,5 +112,5 @@ async def test_invalid_vectors_are_refused(made: Any) -> None:
     async def embed(texts: Sequence[str]) -> Any:
         return made
 
-    with pytest.raises(ConfigurationError, match="one vector for each text"):
+    with pytest.raises(ConfigurationError, match="one vector for each of 2 texts"):
         await MeaningIndex(embed).best({"one": "text", "other": "text"}, "query", 1)

@@ -9,11 +9,10 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from aca_sessions import FileStorage, RedisStorage
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.deps import Deps
-from aca_sessions.agent.memory_storage import MemoryStorage
-from aca_sessions.agent.skills import Skills
-from aca_sessions.agent.storage import Storage
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.dependencies import Deps
+from aca_sessions.agent.library.skills import Skills
+from aca_sessions.agent.library.storage import MemoryStorage, Storage
 from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, StorageError
 
 from .conftest import RedisServer
@@ -34,7 +33,7 @@ async def test_a_record_exists_until_it_is_deleted(storage: Storage) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_every_operation_refuses_a_hostile_name(storage: Storage, name: str) -> None:
     for act in (storage.read("artifacts", name), storage.write("artifacts", name, b""), storage.delete("artifacts", name)):
-        with pytest.raises(InvalidArgumentError, match="a name is up to 128"):
+        with pytest.raises(InvalidArgumentError, match="a name must have up to 128"):
             await act
 
 
@@ -82,7 +81,7 @@ async def test_a_replaced_artifact_keeps_nothing_of_the_old_one(storage: Storage
 
 @pytest.mark.parametrize("data", [object(), {1, 2}, {"a": object()}])
 async def test_a_value_that_cannot_be_stored_is_refused(storage: Storage, data: object) -> None:
-    with pytest.raises(InvalidArgumentError, match="cannot be kept"):
+    with pytest.raises(InvalidArgumentError, match="cannot be saved"):
         await Artifacts(storage).save("one", data)
     assert await storage.names("content") == []
 
@@ -168,13 +167,13 @@ async def test_a_library_copies_the_skills_of_another(storage: AnyStorage, tmp_p
         ("_double", DOUBLE, "begins with a letter"),
         ("__init__", DOUBLE, "a Python name"),
         ("../x", DOUBLE, "a Python name"),
-        ("x", "def (", "no Python: invalid syntax"),
-        ("x", "x = 1", "defines 'def run"),
+        ("x", "def (", "valid Python: invalid syntax"),
+        ("x", "x = 1", "define 'def run"),
         ("x", "def run(): pass\0", "null"),
         ("x", "x" * 70_000, "at most 65536"),
-        ("x", "-" * 60_000 + "1", "nested too deeply|no Python"),
-        ("x", "(" * 60_000, "nested too deeply|no Python"),
-        ("x", 5, "is text"),
+        ("x", "-" * 60_000 + "1", "nested that deeply|valid Python"),
+        ("x", "(" * 60_000, "nested that deeply|valid Python"),
+        ("x", 5, "must be text"),
     ],
 )
 async def test_source_that_is_not_a_skill_is_refused(storage: Storage, name: str, source: str, said: str) -> None:
@@ -194,7 +193,7 @@ async def test_a_session_does_not_replace_skills_of_its_owner(storage: Storage) 
     skills = Skills(storage)
     await skills.add("double", DOUBLE)
     for act in (skills.add("double", DOUBLE, origin="session"), skills.remove("double", origin="session")):
-        with pytest.raises(InvalidArgumentError, match="given from outside"):
+        with pytest.raises(InvalidArgumentError, match="belongs to the session's owner"):
             await act
 
 
@@ -207,7 +206,7 @@ async def test_a_session_does_not_remove_what_its_owner_is_just_giving() -> None
         for _ in range(10):
             await asyncio.sleep(0)
         await storage.write("skills", "double", DOUBLE.encode())
-    with pytest.raises(InvalidArgumentError, match="given from outside"):
+    with pytest.raises(InvalidArgumentError, match="belongs to the session's owner"):
         await removing
     assert await skills.get("double") is not None
 
@@ -222,7 +221,7 @@ async def test_each_requirement_is_stored_once(storage: Storage) -> None:
 
 @pytest.mark.parametrize("package", ["", "-r file", "a b", "--index-url=http://x", "../wheel.whl"])
 async def test_an_invalid_requirement_is_refused(storage: Storage, package: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="a dependency is a requirement"):
+    with pytest.raises(InvalidArgumentError, match="a dependency must be a requirement"):
         await Deps(storage).remember(package)
 
 

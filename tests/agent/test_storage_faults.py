@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from aca_sessions import AgentSession, FileStorage, RedisStorage, SessionPool, tool
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.deps import Deps
-from aca_sessions.agent.skills import Skills
-from aca_sessions.agent.storage import Storage
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.dependencies import Deps
+from aca_sessions.agent.library.skills import Skills
+from aca_sessions.agent.library.storage import Storage
 from aca_sessions.errors import StorageError
 
 from ..conftest import mostly_long
@@ -68,8 +68,8 @@ async def test_a_full_or_read_only_disk_is_reported_and_still_read(tmp_path: Pat
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (
         0,
-        "the storage cannot be written: No space left on device; look at its folder's owner, mode and free space\n"
-        "the storage cannot be written: Read-only file system; look at its folder's owner, mode and free space\n",
+        "the storage cannot be written: No space left on device. Check the owner, mode and free space of its folder\n"
+        "the storage cannot be written: Read-only file system. Check the owner, mode and free space of its folder\n",
     ), done.stderr
 
 
@@ -112,7 +112,7 @@ async def test_redis_may_go_and_return_in_the_middle_of_a_cell(pool: SessionPool
     code = f"artifacts.save('one', 'before')\ntools.stop()\n{gone}tools.start()\n"
     async with AgentSession(pool, storage=storage, tools=tools) as agent:
         assert (await agent.run(f"{code}(said.partition(': ')[2], artifacts.load('one'))")).text == (
-            "('look whether the server runs, and at the URL', 'before')"
+            "('check that the server runs and that the URL is right', 'before')"
         )
         assert (await agent.run("artifacts.save('one', 'after'); artifacts.load('one')")).text == "'after'"
     await storage.close()
@@ -132,7 +132,7 @@ async def test_redis_may_restart_between_calls(redis_server: RedisServer) -> Non
 @pytest.mark.long
 async def test_a_missing_redis_is_reported() -> None:
     storage = RedisStorage("redis://127.0.0.1:1")
-    with pytest.raises(StorageError, match="look whether the server runs"):
+    with pytest.raises(StorageError, match="check that the server runs"):
         await storage.read("skills", "one")
     await storage.close()
 

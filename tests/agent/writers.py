@@ -6,10 +6,10 @@ import signal
 import sys
 
 from aca_sessions import FileStorage, RedisStorage
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.deps import Deps
-from aca_sessions.agent.skills import Skills
-from aca_sessions.agent.storage import Storage
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.dependencies import Deps
+from aca_sessions.agent.library.skills import Skills
+from aca_sessions.agent.library.storage import Storage
 from aca_sessions.errors import StorageError
 
 SIZE = 200_000

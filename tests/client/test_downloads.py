@@ -12,7 +12,7 @@ import pytest
 
 from aca_sessions import Session
 from aca_sessions.errors import InvalidArgumentError, NotFoundError, ServiceError
-from aca_sessions.surfaces.local_files import write_below
+from aca_sessions.integrations.model_session import write_below
 
 from ..ports import KEY, QUERY, TARGET, cell, serving
 

@@ -1,15 +1,17 @@
 """Test what network faults do to a cell: how often it ran, and what its caller gets."""
 
 import asyncio
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from aca_sessions import CodeInterpreter, Settings, open_interpreter
+from aca_sessions import CodeInterpreter, Settings, open_interpreter, open_pool
 from aca_sessions.errors import ACASessionsError, AuthenticationError, RateLimitedError, ServiceError, ServiceUnavailableError
 
+from ..cli.test_cli import Server
 from ..conftest import mostly_long
-from ..surfaces.test_cli import Server
 from .faults import FaultyProxy
 
 pytestmark = pytest.mark.slow
@@ -97,6 +99,19 @@ async def test_a_wait_longer_than_the_time_budget_is_not_started(port: int) -> N
 async def test_lost_reads_are_repeated(port: int) -> None:
     got, count = await through(port, "lost-reads", ["drop before", "drop after", "503", "half"], target="GET /executions")
     assert (got.value, count) == (1, 1)
+
+
+async def test_a_history_has_the_file_that_was_sent_when_it_was_sent_twice(port: int, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    (tmp_path / "data.bin").write_bytes(content)
+    proxy = FaultyProxy(port, "POST /files", ["429"])
+    async with proxy.listening() as endpoint, open_pool(_settings(endpoint)) as pool, pool.session() as session:
+        await session.upload_file("data.bin", tmp_path / "data.bin")
+        (tmp_path / "data.bin").write_bytes(b"changed")
+        assert [line for line in proxy.seen if line.startswith("POST /files")] == [proxy.seen[-1]] * 2
+        (step,) = session.history.steps
+        assert (step.content, step.sha256) == (content, hashlib.sha256(content).hexdigest())
+        assert await session.download_file("data.bin") == content
 
 
 async def test_after_a_lost_answer_of_the_older_api_the_outcome_is_unknown(port: int) -> None:

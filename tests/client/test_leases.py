@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from aca_sessions.client.leases import Granted, Leases, Waiter
+from aca_sessions.client.pool import Granted, Leases, Waiter
 
 
 class Clock:
@@ -127,7 +127,7 @@ def test_a_terminated_session_frees_its_place_for_the_next_waiter() -> None:
     first = state.acquire("alice", woken([]))
     state.acquire("bob", woken(order))
     assert state.terminate("alice") == ["alice"]
-    assert (order, state.release(first), state.leased) == ([Granted("bob")], [], 1)
+    assert (order, state.release(first), state.leased) == ([Granted("bob")], None, 1)
     assert [info.session_id for info in state.infos()] == ["bob"]
 
 
@@ -137,6 +137,6 @@ def test_the_lease_of_a_terminated_session_does_not_end_its_successor_of_the_sam
     state.terminate("alice")
     second = state.acquire("alice", woken([]))
     state.release(first)
-    assert state.is_held("alice")
+    assert state.leases_of("alice")
     state.release(second)
-    assert not state.is_held("alice")
+    assert not state.leases_of("alice")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from aca_sessions import open_pool
-from aca_sessions.client.leases import Granted, Leases, Waiter
+from aca_sessions.client.pool import Granted, Leases, Waiter
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ class LeasesMachine(RuleBasedStateMachine):
             self.queue.remove(lease)
         elif not any(granted.held is held for held in self.terminated):
             self.count[granted.session_id] -= 1
-        self.ended(self.leases.give_up(lease) if isinstance(lease, Waiter) else self.leases.release(lease))
+        self.ended(self.leases.give_up(lease) if isinstance(lease, Waiter) else self.leases.release(lease) or [])
         self.after_change()
 
     @rule(name=NAMES)
@@ -98,7 +98,7 @@ class LeasesMachine(RuleBasedStateMachine):
     @rule(name=NAMES)
     def release_unleased_name(self, name: str) -> None:
         if not self.count[name]:
-            assert self.leases.release(name) == []
+            assert self.leases.release(name) is None
 
     @invariant()
     def the_limit_holds_and_no_waiter_is_forgotten(self) -> None:

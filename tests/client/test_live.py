@@ -8,7 +8,7 @@ from aca_sessions import Session, SessionPool, Settings, open_pool
 from aca_sessions.errors import InvalidArgumentError
 from aca_sessions.models import Event
 
-from ..surfaces.test_cli import Server
+from ..cli.test_cli import Server
 
 ENDLESS = "import time\nfor number in range(10_000):\n    print(number, flush=True)\n    time.sleep(0.01)"
 GATED = "import os, time\nopen('at', 'w').close()\nprint('before')\nwhile os.path.exists('at'): time.sleep(0.01)\nprint('after')"

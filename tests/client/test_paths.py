@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from aca_sessions import Session, SessionPool
 from aca_sessions.client.arguments import checked_path
 from aca_sessions.errors import InvalidArgumentError
-from aca_sessions.sandbox.files import UnusableNameError, checked_folder
-from aca_sessions.surfaces.mcp import paths
-from aca_sessions.surfaces.python_tool import PythonTool
+from aca_sessions.integrations.model_session import PythonTool
+from aca_sessions.mcp import resources as paths
+from aca_sessions.sandbox.session.files import UnusableNameError, checked_folder
 
 INSIDE = ["data.csv", "./data.csv", "/mnt/data/data.csv", "/mnt/data/./data.csv", "/mnt/data//data.csv"]
 ELSEWHERE = [

@@ -45,7 +45,7 @@ async def test_the_documented_methods(pool: SessionPool) -> None:
 async def test_no_more_sessions_are_leased_than_allowed() -> None:
     async with open_pool(Settings(SessionPool={"MaxConcurrentSessions": 2, "AcquireTimeoutSeconds": 0.05})) as pool:
         async with pool.session("a"), pool.session("b"), pool.session("a"):
-            with pytest.raises(PoolTimeoutError, match="2 of 2 are held"):
+            with pytest.raises(PoolTimeoutError, match="2 of 2 are leased"):
                 await pool.get_or_create("c")
         async with pool.session("c"), pool.session("d"):
             assert repr(pool) == "<SessionPool 2 of 2 leased, 0 waiting>"

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from aca_sessions import Session, SessionPool, open_pool, replay
-from aca_sessions.client import notebook
+from aca_sessions.client import history as notebook
 from aca_sessions.client.history import Deleted, History, Installed, Ran, Reset, Uploaded
 from aca_sessions.errors import InvalidArgumentError
 

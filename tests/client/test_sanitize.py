@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aca_sessions.client.sanitize import sanitize
+from aca_sessions.client.arguments import sanitize
 
 # A fence as one regular expression: correct, but it takes quadratic time.
 FENCED = re.compile(r"\A\s*(?P<fence>`{3,}|~{3,})[ \t]*[\w+.-]*[ \t]*\n(?P<code>.*?)\n?[ \t]*(?P=fence)\s*\Z", re.DOTALL)
@@ -159,5 +159,5 @@ def test_no_module_of_the_standard_library_is_changed() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("text", LONG)
 def test_a_long_text_takes_linear_time(text: str) -> None:
-    code = f"from aca_sessions.client.sanitize import sanitize; n = 1_000_000; text = {text}; assert sanitize(text).strip() in text"
+    code = f"from aca_sessions.client.arguments import sanitize; n = 1_000_000; text = {text}; assert sanitize(text).strip() in text"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)  # in quadratic time it would be hours

@@ -241,12 +241,12 @@ async def test_a_checkpoint_is_not_confused_with_one_of_a_branch_or_of_a_session
         (branch,) = await session.branch()
         async with branch:
             await branch.checkpoint()
-            with pytest.raises(SnapshotError, match="no such checkpoint"):
+            with pytest.raises(SnapshotError, match=r"the checkpoint '.*' does not exist"):
                 await branch.rollback(first)
         await pool.terminate("a")
         await session.run("x = 2")
         await session.checkpoint()
-        with pytest.raises(SnapshotError, match="no such checkpoint"):
+        with pytest.raises(SnapshotError, match=r"the checkpoint '.*' does not exist"):
             await session.rollback(first)
         assert (await session.run("x")).value == 2
 
@@ -338,8 +338,8 @@ async def test_a_workspace_that_ended_with_the_fork_server_is_reported_once() ->
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         await session.run("x = 1; open('f', 'w').close()")
         server = fork_server_of(pool)
-        server._process.kill()
-        await asyncio.to_thread(server._process.wait)
+        server.process.kill()
+        await asyncio.to_thread(server.process.wait)
         result = await session.run("import os; 'x' in globals(), os.listdir()")
         assert (result.text, result.state.variables, result.state.files) == ("(False, [])", "lost", "lost")
         assert "variables and files from before are gone" in str(result)
@@ -350,7 +350,7 @@ async def test_a_cell_during_which_the_fork_server_dies_reports_that_the_files_a
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(60)"))
         await until(lambda: is_there(session, "started"))
-        fork_server_of(pool)._process.kill()
+        fork_server_of(pool).process.kill()
         result = await running
         assert (result.state.variables, result.state.files) == ("lost", "lost")
         assert (await session.run("__import__('os').listdir()")).text == "[]"
@@ -362,7 +362,7 @@ async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> N
         async with pool.session() as session:
             await session.run("1")
         server = fork_server_of(pool)
-        os.kill(server._process.pid, signal.SIGKILL)
+        os.kill(server.process.pid, signal.SIGKILL)
         async with pool.session() as session:
             result = await session.run("6 * 7")
             assert (result.value, str(result.state)) == (42, "kept")
@@ -371,7 +371,7 @@ async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> N
 async def test_a_session_that_was_opened_but_not_used_survives_its_fork_server() -> None:
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         await session.list_files()
-        fork_server_of(pool)._process.kill()
+        fork_server_of(pool).process.kill()
         result = await session.run("6 * 7")
         assert (result.value, str(result.state)) == (42, "kept")
 
@@ -480,7 +480,7 @@ async def test_a_branch_whose_call_was_cancelled_is_ended(session: Session, pool
     await running
     await session.checkpoints()  # it comes after the branch
     interpreter = pool._interpreter
-    await until(lambda: asyncio.sleep(0, not len(interpreter.timeline._tasks)))
+    await until(lambda: asyncio.sleep(0, not len(interpreter._tasks)))
     assert [one.session_id for one in await interpreter.list_sessions()] == [session.session_id]
 
 
@@ -588,10 +588,10 @@ async def test_a_cell_whose_interpreter_is_reset_while_it_waits_runs_in_a_fresh_
 
 WORLD = "globals().get('x'), open('a').read() if __import__('os').path.exists('a') else None"
 VICTIMS = {
-    "the checkpoint": lambda sandbox: sandbox.timeline.moments[0].interpreter.pidfd,
+    "the checkpoint": lambda sandbox: sandbox._checkpoints.usable[0].interpreter.pidfd,
     "the live interpreter": lambda sandbox: sandbox.running.pidfd,
     "all of the session": lambda sandbox: sandbox.running.home.init,
-    "the fork server": lambda sandbox: os.pidfd_open(sandbox._fork_server._process.pid),
+    "the fork server": lambda sandbox: os.pidfd_open(sandbox._fork_server.process.pid),
 }
 
 

@@ -15,7 +15,7 @@ from semantic_kernel.core_plugins.sessions_python_tool.sessions_python_settings 
 from aca_sessions import Settings, open_pool
 from aca_sessions.errors import ServiceUnavailableError
 
-from ..surfaces.test_cli import Server
+from ..cli.test_cli import Server
 
 # These clients leave files and connections open.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]

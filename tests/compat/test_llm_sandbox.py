@@ -337,12 +337,12 @@ def test_output_is_passed_on_while_it_is_written(session: InteractiveSandboxSess
 
 
 def test_options_about_containers_warn_that_they_have_no_effect() -> None:
-    with pytest.warns(UserWarning, match="image, keep_template: sessions run without containers"):
+    with pytest.warns(UserWarning, match="image, keep_template: this has no effect, because sessions run without containers"):
         InteractiveSandboxSession(image="python:3.11", keep_template=True)
 
 
 def test_invalid_options_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="not java"):
+    with pytest.raises(NotSupportedError, match="got 'java'"):
         InteractiveSandboxSession(lang="java")
     with pytest.raises(TypeError, match="colour"):
         InteractiveSandboxSession(colour="red")  # type: ignore[call-arg]

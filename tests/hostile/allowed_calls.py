@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from aca_sessions.sandbox.guest import seccomp
+from aca_sessions.sandbox.guest.isolation import seccomp
 from aca_sessions.sandbox.syscalls import MACHINE
 
 _OTHER_NUMBERS = {"uretprobe": 335, "uprobe": 336}

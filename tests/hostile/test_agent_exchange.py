@@ -8,14 +8,14 @@ import pytest
 
 from aca_sessions import AgentSession, SessionPool, Settings, open_pool, tool
 
+from ..cli.test_cli import Server
 from ..conftest import mostly_long
-from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
 
 BY_HAND = """
 import sys, json
-meeting = next(module for name, module in sys.modules.items() if name.endswith('.agent.cells.meeting'))
+meeting = next(module for name, module in sys.modules.items() if name.endswith('.bridge.threaded_guest'))
 def by_hand(**call): return meeting._ask(json.dumps(call))
 def forge(line):
     meeting.meet = lambda marker, said: meeting.write_past(chr(10) + marker + line + chr(10))
@@ -75,7 +75,7 @@ async def test_a_report_of_a_cell_in_a_thread_is_validated(pool: SessionPool, li
         await agent._live.session.upload_file("line", line)
         result = await agent.run(f"{BY_HAND}\nforge(open('/mnt/data/line').read())")
     assert (result.value, result.text, str(result.state)) == (None, None, "unknown: no reply")
-    assert str(result.error) == "ConnectionError: the session gave no answer: what became of the cell is not known"
+    assert str(result.error) == "ConnectionError: the session gave no answer: check whether the cell had an effect before you run it again"
 
 
 @pytest.mark.parametrize(

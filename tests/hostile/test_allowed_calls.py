@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from aca_sessions import Session
-from aca_sessions.sandbox.guest import seccomp
+from aca_sessions.sandbox.guest.isolation import seccomp
 from aca_sessions.sandbox.syscalls import ARCHITECTURES, MACHINE
 
 from .allowed_calls import TABLE, numbers

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import PackageSource, Policy, open_pool
+from aca_sessions.sandbox.images.unpacking import UnpackingError, unpack
 from aca_sessions.sandbox.policy import MB
-from aca_sessions.sandbox.unpacking import UnpackingError, unpack
 
 from ..conftest import mostly_long
 from ..wheels import index_of, make_wheel

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from aca_sessions.surfaces.certificate import certificate
-from aca_sessions.surfaces.connections import Pace
+from aca_sessions.cli.certificate import certificate
+from aca_sessions.cli.connections import ConnectionLimits
 
 from ..conftest import COMMAND, mostly_long
 from ..ports import KEY, QUERY, TARGET, cell, serving
@@ -27,7 +27,7 @@ UPLOAD = (
     '--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
 )
 HALF_A_HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: "
-SOON = Pace(head=0.5, body=0.5, body_bytes=1000, answer=0.5)
+SOON = ConnectionLimits(head=0.5, body=0.5, body_bytes=1000, response=0.5)
 
 
 def limit_descriptors() -> None:
@@ -155,7 +155,7 @@ async def test_unread_downloads_take_little_memory() -> None:
         for _ in range(6):
             idle = held.enter_context(socket.create_connection(("127.0.0.1", port)))
             idle.send(f"GET /files/z/content{TARGET}\r\n".encode())
-        while sum(connection.phase == "answer" for connection in server.server_state.connections) < 6:
+        while sum(connection.phase == "response" for connection in server.server_state.connections) < 6:
             await asyncio.sleep(0.05)
         taken = resident_megabytes() - before
         held.close()
@@ -170,7 +170,7 @@ def resident_megabytes() -> int:
 async def test_unread_answers_together_take_bounded_memory() -> None:
     """Answers that their clients do not read take a bounded part of the server's memory together: beyond, connections are closed."""
     most, unread = 20 << 20, []
-    async with serving(Pace(unread_bytes=most)) as (server, port), contextlib.AsyncExitStack() as held:
+    async with serving(ConnectionLimits(unread_bytes=most)) as (server, port), contextlib.AsyncExitStack() as held:
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=60)
         await held.enter_async_context(client)
         await client.post("/executions", json=cell("for n in range(15_000): open(f'{n:0250}', 'w').close()"))

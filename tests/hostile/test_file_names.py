@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aca_sessions.sandbox.files import Files, UnusableNameError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import MB, Limits
+from aca_sessions.sandbox.session.files import Files, UnusableNameError
 
 from ..conftest import uncharged
 

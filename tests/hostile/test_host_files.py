@@ -71,7 +71,7 @@ WRITES = {
     "add a module": "open(os.path.dirname(os.__file__) + '/evil.py', 'w')",
     "change the mode of its Python": "os.chmod(os.path.realpath(sys.executable), 0o4777)",
     "change the mode of its environment": "os.chmod(sys.prefix + '/lib', 0o777)",
-    "write its own code": "open('/.guest/aca_sessions/sandbox/guest/init.py', 'a')",
+    "write its own code": "open('/.guest/aca_sessions/sandbox/guest/isolation/init.py', 'a')",
     "change the mode of its own code": "os.chmod('/.guest', 0o777)",
     "write to its root": "open('/evil', 'w')",
     "write a setting": "open('/etc/passwd', 'a')",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Policy, Session, open_pool
-from aca_sessions.sandbox.images import root_of
+from aca_sessions.sandbox.images.images import root_of
 
 from ..conftest import ROOT
 from ..roots import ASKED_FOR, root_tar

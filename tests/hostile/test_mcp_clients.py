@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from ..surfaces.mcp.clients import http_client_session, http_server, run, text_of
-from ..surfaces.mcp.test_http import ACCEPT, INITIALIZE
+from ..mcp.clients import http_client_session, http_server, run, text_of
+from ..mcp.test_http import ACCEPT, INITIALIZE
 
 pytestmark = pytest.mark.slow
 

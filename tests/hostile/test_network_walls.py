@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aca_sessions import Policy, Session, open_pool
-from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.session.interpreter import Interpreter
 from aca_sessions.sandbox.syscalls import landlock_version
 
 from ..conftest import IMAGE, mostly_long

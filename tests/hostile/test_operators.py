@@ -35,7 +35,7 @@ def _collected() -> None:
     from opentelemetry import metrics
     from opentelemetry.sdk.metrics import MeterProvider
 
-    from aca_sessions.surfaces.metrics import prometheus
+    from aca_sessions.cli.serving import prometheus
 
     if not isinstance(metrics.get_meter_provider(), MeterProvider):
         prometheus()
@@ -141,5 +141,5 @@ def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: P
         finally:
             process.terminate()
             _, said = process.communicate()
-    assert ("others on this machine could read the key" in said) == ("option" in way or "--metrics" in command)
+    assert ("other users of this machine could read the key" in said) == ("option" in way or "--metrics" in command)
     assert "the-key" not in said

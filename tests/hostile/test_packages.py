@@ -140,7 +140,7 @@ async def test_the_password_of_an_index_is_not_disclosed(wheels: Path, caplog: p
 
 _CONFINED = """
 import subprocess, sys
-from aca_sessions.sandbox.pip_launcher import confine
+from aca_sessions.sandbox.packages.pip_launcher import confine
 confine(sys.argv[1])
 def attempt(act):
     try:

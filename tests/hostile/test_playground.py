@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ..cli.test_cli import Server
 from ..playground.browser import Browser, needs_chromium
 from ..playground.conftest import KEY, Playground, opened
-from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
 STEALS = "parent.document.title = top.document.title = document.title = 'taken'; parent.taken = 1; alert(1)"

@@ -13,10 +13,10 @@ from aca_sessions import SessionPool
 from aca_sessions.clean_html import ATTRIBUTES, KEPT, cleaned
 from aca_sessions.rendering import mimebundle
 
+from ..cli.test_repl import PROMPT, Terminal
 from ..conftest import COMMAND, mostly_long
+from ..mcp.clients import http_client_session, http_server, run, text_of
 from ..playground.browser import Browser, needs_chromium
-from ..surfaces.mcp.clients import http_client_session, http_server, run, text_of
-from ..surfaces.test_repl import PROMPT, Terminal
 from ..test_clean_html import WORDS
 from .test_playground import DISPLAYS, HTML, STEALS, SVG, TEXT
 

@@ -31,7 +31,7 @@ STEPS: dict[str, Callable[[Session], Awaitable[object]]] = {
 
 def kill(depth: int, server: ForkServer) -> None:
     """Kill the processes of one depth below a fork server's launcher: helpers, the zygote, inits, interpreters."""
-    generation = {server._process.pid}
+    generation = {server.process.pid}
     for _ in range(depth):
         below = {child for pid in generation for child in descendants(pid)}
         generation = below - {child for pid in below for child in descendants(pid)}

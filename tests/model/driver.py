@@ -460,8 +460,8 @@ class Player:
 
     async def kill_fork_server(self) -> None:
         server = self.machine.app._sessions._sandboxes._generations[-1].fork_server
-        server._process.kill()
-        await asyncio.to_thread(server._process.wait)
+        server.process.kill()
+        await asyncio.to_thread(server.process.wait)
         for place in self.places:
             self.change(place, lambda world: world.end("crash"))
 

@@ -116,7 +116,7 @@ class Machine:
     def checkpoints(self, name: str) -> list[Any]:
         """Return the checkpoints of a session that the host believes to be alive."""
         session = self.hosted(name)
-        return session._opening.result().timeline.moments if session is not None and session._opening.done() else []
+        return session._opening.result()._checkpoints.usable if session is not None and session._opening.done() else []
 
     def is_settled(self, name: str) -> bool:
         session = self.hosted(name)

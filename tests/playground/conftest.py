@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..surfaces.test_cli import Server
+from ..cli.test_cli import Server
 from .browser import CHROMIUM, Browser, Page
 
 KEY = "the-key-of-these-tests"

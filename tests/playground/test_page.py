@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ..cli.test_cli import Server
 from ..conftest import ROOT
-from ..surfaces.test_cli import Server
 from .browser import Browser
 from .conftest import KEY, Playground, opened
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Policy
-from aca_sessions.sandbox.capacity import capacity
+from aca_sessions.sandbox.limits.capacity import capacity
 from aca_sessions.sandbox.policy import MB
 
 GROUPS = {"memory.max": "8589934592", "memory.current": "4294967296", "memory.stat": "anon 1\ninactive_file 1073741824\n"}

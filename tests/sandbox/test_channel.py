@@ -11,8 +11,7 @@ from functools import partial
 import pytest
 
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.inbox import Inbox, Unfinished
-from aca_sessions.sandbox.outbox import Outbox
+from aca_sessions.sandbox.session.channel import Inbox, Outbox, Unfinished
 
 LARGE = 3_000_000  # bytes of one frame: more than any socket's buffer holds
 
@@ -90,7 +89,6 @@ class Guest:
     def __init__(self, unfinished: Unfinished) -> None:
         end, self.pipe = os.pipe()
         self.inbox = Inbox(end, unfinished=unfinished)
-        self.most = wire.MAX_FROM_GUEST
         self.taken: list[int] = []
         self.forged, self.silent = asyncio.Event(), asyncio.Event()
         self._writers: list[threading.Thread] = []
@@ -99,7 +97,7 @@ class Guest:
         def take(payload: bytes) -> None:
             self.taken.append(len(payload))
 
-        self.inbox.listen(take, most=lambda: self.most, forged=self.forged.set, silent=self.silent.set)
+        self.inbox.listen(take, most=wire.MAX_FROM_GUEST, forged=self.forged.set, silent=self.silent.set)
 
     def write(self, data: bytes) -> None:
         """Write from a thread, since a full pipe blocks the writer."""
@@ -182,7 +180,7 @@ async def test_a_large_frame_arrives(guests: list[Guest]) -> None:
 
 async def test_a_frame_over_the_current_limit_is_refused_before_it_is_read(guests: list[Guest]) -> None:
     guest = guests[0]
-    guest.most = 1000
+    guest.inbox.most = 1000
     guest.write(framed("a", 1000) + struct.pack("<I", 1001))
     await guest.forged.wait()
     assert guest.taken == [1000]

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from aca_sessions.sandbox.cell import Clock, Grace
-from aca_sessions.sandbox.ends import queued_time
 from aca_sessions.sandbox.policy import INTERRUPT_GRACE, QUEUED_SECONDS, STILL_SECONDS
+from aca_sessions.sandbox.session.cell import Clock, Grace
+from aca_sessions.sandbox.session.descriptors import queued_time
 
 
 class Times:

@@ -14,8 +14,8 @@ import pytest
 from aca_sessions import Policy, Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError, GuestDiedError
 from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.limits.capacity import DESCRIPTORS
 from aca_sessions.sandbox.sandboxes import Sandboxes
-from aca_sessions.sandbox.shortage import DESCRIPTORS
 
 from ..conftest import descendants, mostly_long
 

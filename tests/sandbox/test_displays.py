@@ -6,7 +6,7 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.cell import Cell
+from aca_sessions.sandbox.session.cell import Cell
 
 pytestmark = pytest.mark.preloaded
 TABLE = "application/vnd.dataresource+json"
@@ -241,3 +241,8 @@ async def test_updates_over_the_hosts_budget_are_refused() -> None:
 async def test_a_name_that_is_too_long_is_refused() -> None:
     with pytest.raises(wire.WireError):
         Cell("1").show(wire.Shown("1", {}, "x" * 201))
+
+
+async def test_a_display_of_more_forms_than_a_guest_sends_is_refused() -> None:
+    with pytest.raises(wire.WireError):
+        Cell("1").show(wire.Shown("1", {str(number): "" for number in range(51)}))

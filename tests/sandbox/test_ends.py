@@ -8,12 +8,12 @@ import socket
 import pytest
 
 from aca_sessions.errors import GuestDiedError, IsolationError
-from aca_sessions.sandbox.ends import Spawned, host_pid
+from aca_sessions.lifetime import _Handover, made_in_thread
 from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.limits.watchdog import Watchdog
 from aca_sessions.sandbox.policy import Limits
-from aca_sessions.sandbox.starting import start
-from aca_sessions.sandbox.watchdog import Watchdog
-from aca_sessions.tasks import _Handover, made_in_thread
+from aca_sessions.sandbox.session.descriptors import Spawned, host_pid
+from aca_sessions.sandbox.session.interpreter import start
 
 from ..conftest import descendants
 
@@ -155,4 +155,16 @@ async def test_two_parallel_closes_remove_no_reader_of_others(fork_server: ForkS
     asyncio.get_running_loop().remove_reader(number)
     for descriptor in (number, end, other_end):
         os.close(descriptor)
+    fork_server.drop_place(place)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_late_report_of_a_kill_does_not_change_its_cause(fork_server: ForkServer) -> None:
+    """On a busy machine the end of the guest's frames may be noticed a second before the report of its death arrives."""
+    spawned, place = spawned_by(fork_server)
+    interpreter = await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
+    interpreter.home.kill("memory")
+    interpreter._bury("crash")  # called when the guest has been silent for a second
+    assert interpreter.cause_of_death == "memory"
+    await interpreter.close()
     fork_server.drop_place(place)

@@ -10,9 +10,9 @@ import pytest
 
 from aca_sessions import CodeInterpreter, Session
 from aca_sessions.errors import InvalidArgumentError, NotFoundError, ServiceError
-from aca_sessions.sandbox.files import Files, UnusableNameError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, Limits
+from aca_sessions.sandbox.session.files import Files, UnusableNameError
 
 from ..conftest import uncharged
 

@@ -11,21 +11,23 @@ PROGRAM = """
 import asyncio, os, sys
 from aca_sessions import Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox import image_python, images, named_environments, package_cache, packages, policy
+from aca_sessions.sandbox import policy
+from aca_sessions.sandbox.images import image_python, images
+from aca_sessions.sandbox.packages import cache, environments, store
 
 os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)
 for source in (policy.PackageSource(), policy.PackageSource(cache="~/packages")):
-    print(repr(source.folder), package_cache.shown(source))
-for find in (images._folder, named_environments._root):
+    print(repr(source.folder), cache.shown(source))
+for find in (images._folder, environments._root):
     try:
         find()
     except ConfigurationError as error:
         print(str(error).rpartition(": ")[2])
 try:
-    package_cache.PackageCache(policy.PackageSource().folder, 1)
-except package_cache.PackageError as error:
+    cache.PackageCache(policy.PackageSource().folder, 1)
+except cache.PackageError as error:
     print(str(error).rpartition(": ")[2])
 print(os.listdir("."))
 """

@@ -7,8 +7,8 @@ import pytest
 
 from aca_sessions import Policy, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox import images, supply
-from aca_sessions.sandbox.images import root_of
+from aca_sessions.sandbox.images import images
+from aca_sessions.sandbox.images.images import root_of
 
 
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("image", ["/no/such/folder", "./none", "~/none", "a b", "-rf", "a\nb", "x" * 300])
 def test_a_name_that_is_no_folder_file_or_image_is_refused(image: str) -> None:
-    with pytest.raises(ConfigurationError, match="ACASessions:ContainerImage: no folder, file or image"):
+    with pytest.raises(ConfigurationError, match="ACASessions:ContainerImage: expected the path of a root folder"):
         root_of(image)
 
 
@@ -46,12 +46,12 @@ def test_an_image_that_the_engine_lacks_is_pulled_once(tmp_path: Path, monkeypat
 def test_a_file_that_is_not_a_tar_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "image.tar").write_text("no tar")
-    with pytest.raises(ConfigurationError, match="its root cannot be unpacked: it is no tar"):
+    with pytest.raises(ConfigurationError, match="cannot unpack the image: cannot read it as a tar"):
         root_of(str(tmp_path / "image.tar"))
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.name not in ("aca-sessions", "images")] == []
 
 
-@pytest.mark.parametrize(("hangs", "why"), [("", "its export took longer than 0.1 s"), (" >&-", "it is no tar that can be read")])
+@pytest.mark.parametrize(("hangs", "why"), [("", "its export took longer than 0.1 s"), (" >&-", "cannot read it as a tar")])
 def test_an_export_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str, why: str) -> None:
     engine = tmp_path / "docker"
     answers = {"image": f"""echo '[{{"Id": "{"a" * 64}"}}]'""", "create": f"echo {'b' * 64}", "export": f"exec /bin/sleep 1000{hangs}"}
@@ -81,17 +81,17 @@ def test_folders_of_processes_that_were_killed_while_they_unpacked_are_removed(t
 @pytest.mark.long
 def test_images_without_ipython_get_only_its_packages_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (folder,) = supply.shown("/srv/root").values()
+    (folder,) = images.shown("/srv/root").values()
     names = {entry.name.partition("-")[0].removesuffix(".py") for entry in Path(folder).iterdir()}
     assert {"IPython", "ipython", "traitlets", "matplotlib_inline"} <= names
     assert not {"numpy", "pandas", "httpx", "aca_sessions", "bin"} & names
     assert [path for path in Path(folder).rglob("*") if path.is_symlink() or (path.is_file() and os.access(path, os.X_OK))] == []
-    assert supply.shown("/srv/root") == {supply.SUPPLY: folder}
-    assert supply.shown(None) == {}
+    assert images.shown("/srv/root") == {images.SUPPLY: folder}
+    assert images.shown(None) == {}
 
 
 def test_sessions_without_namespaces_cannot_have_an_image() -> None:
-    with pytest.raises(ConfigurationError, match=r"ContainerImage.*without namespaces"):
+    with pytest.raises(ConfigurationError, match=r"ContainerImage.*Isolation. full"):
         Policy(image="/srv/root", isolation="no-namespaces")
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from aca_sessions import Policy, Session, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox.guest import image as guest_image
-from aca_sessions.sandbox.guest.refusal import RefusalError
-from aca_sessions.sandbox.image_python import ImagePython
-from aca_sessions.sandbox.images import root_of
+from aca_sessions.sandbox.guest.isolation import root as guest_root
+from aca_sessions.sandbox.guest.isolation.root import RefusalError
+from aca_sessions.sandbox.images.image_python import ImagePython
+from aca_sessions.sandbox.images.images import root_of
 from aca_sessions.sandbox.policy import PackageSource
 
 from ..roots import RECIPES, VERSIONS, root_tar
@@ -212,7 +212,9 @@ async def test_an_image_that_cannot_be_pulled_is_reported_with_the_command(monke
     if ENGINE is None or os.geteuid() != 0:
         pytest.skip("needs root and podman: sudo apt install podman")
     name = "localhost:1/nobody/python:3.11-slim"  # nothing listens there
-    with pytest.raises(ConfigurationError, match=f"has no image {name} and cannot pull it .*Run `podman pull {name}` where its registry"):
+    with pytest.raises(
+        ConfigurationError, match=f"does not have the image {name} and cannot pull it .*Run `podman pull {name}` where its registry"
+    ):
         async with open_pool(Settings(ContainerImage=name)):
             pass
 
@@ -243,18 +245,18 @@ async def test_an_old_python_is_named_with_advice(bookworm: str) -> None:
 
 @pytest.mark.parametrize("said", ["", "3.11", "[" * 100_000])
 def test_a_python_of_an_image_that_describes_itself_wrongly_is_refused(said: str) -> None:
-    with pytest.raises(ConfigurationError, match="does not say what it is"):
-        ImagePython.told(said)
+    with pytest.raises(ConfigurationError, match="expected a JSON description"):
+        ImagePython.parse(said)
 
 
 def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_image, "_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(guest_root, "_CHECK_SECONDS", 0.1)
     program = tmp_path / "python3"
     program.write_text("#!/bin/sh\nexec sleep 1000\n")
     program.chmod(0o755)
     with pytest.raises(RefusalError) as refused:
-        guest_image.python(str(program))
-    assert refused.value.told.message == f"a Python that starts: {program} was still running after 0.1 s"
+        guest_root.image_python(str(program))
+    assert refused.value.told.message == f"a Python that starts within 0.1 s: {program} did not"
 
 
 async def test_an_image_without_any_python_is_reported_with_the_paths_searched(tmp_path: Path) -> None:

@@ -204,3 +204,25 @@ async def test_a_semicolon_hides_the_value(session: Session) -> None:
 
 async def test_names_that_older_matplotlib_imports_from_ipython_exist(session: Session) -> None:
     assert (await session.run("from IPython.core.pylabtools import backend2gui; backend2gui.get('agg')")).success
+
+
+async def test_a_cell_may_create_many_files_with_long_names_in_any_script(session: Session) -> None:
+    """The header of the result's frame stays below its limit, although JSON needs six characters for each of these."""
+    result = await session.run("for i in range(1000): open(f'{i:04}' + '文' * 80, 'w').close()")
+    assert (result.error, len(result.files), result.files[0].path) == (None, 1000, "0000" + "文" * 80)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise type('x' * 3_000_000, (Exception,), {})('a')",
+        "from IPython.display import display; display({'x' * 700_000: 'a', 'text/plain': 'b'}, raw=True)",
+        "globals().update({'v' * 1_000_000 + str(number): number for number in range(60)})",
+        "answer = input('x' * 2_000_000)",
+    ],
+)
+async def test_names_and_prompts_of_any_length_end_no_session(session: Session, code: str) -> None:
+    """Each of these was once more than the host takes from a guest, which ended the interpreter."""
+    events = [event async for event in session.stream(code, on_input=lambda _: "42")]
+    assert str(events[-1].result.state) == "kept"
+    assert (await session.run("6 * 7")).value == 42

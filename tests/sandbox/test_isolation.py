@@ -93,7 +93,7 @@ async def test_a_session_has_no_descriptor_of_the_host(session: Session) -> None
 
 def test_all_descriptors_but_those_named_are_closed_whatever_the_limit_is_now() -> None:
     script = (
-        "import os, resource\nfrom aca_sessions.sandbox.guest import confine\n"
+        "import os, resource\nfrom aca_sessions.sandbox.guest.isolation import confine\n"
         "for number in (3, 4, 7, 8, 200): os.dup2(0, number)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         "confine.close_all_but(8, 7, 3)\n"
@@ -224,7 +224,7 @@ def test_a_host_without_user_namespaces_is_refused_with_advice() -> None:
 def test_a_root_without_any_other_uid_is_refused() -> None:
     run = in_a_user_namespace("true")
     assert run.returncode == 2
-    assert "guests would be root" in run.stderr
+    assert "would run as root" in run.stderr
 
 
 def test_an_environment_without_ipython_is_refused_with_advice(tmp_path: Path) -> None:

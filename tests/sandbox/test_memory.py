@@ -20,12 +20,11 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Limits, Policy, Session, open_pool
-from aca_sessions.sandbox.cgroup import GroupLimits, Groups, VersionOne, VersionTwo, kills_in
-from aca_sessions.sandbox.ends import host_pid
+from aca_sessions.sandbox.limits.cgroup import GroupLimits, Groups, VersionOne, VersionTwo, kills_in
+from aca_sessions.sandbox.limits.watchdog import SocketMemory, Watchdog
 from aca_sessions.sandbox.policy import MB, Together
 from aca_sessions.sandbox.sandboxes import Sandboxes
-from aca_sessions.sandbox.socket_memory import SocketMemory
-from aca_sessions.sandbox.watchdog import Watchdog
+from aca_sessions.sandbox.session.descriptors import host_pid
 
 from ..conftest import ROOT, descendants, mostly_long
 
@@ -275,7 +274,7 @@ def test_without_control_groups_the_host_polls_memory() -> None:
 _LOOKED_AT = """
 import asyncio
 from aca_sessions import open_pool
-from aca_sessions.sandbox.cgroup import Groups
+from aca_sessions.sandbox.limits.cgroup import Groups
 from aca_sessions.sandbox.policy import Together
 from tests.sandbox.test_memory import FOUR_HOGS, SMALL, gives_way
 
@@ -293,7 +292,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
 def test_the_group_of_all_sessions_is_removed_when_its_host_is_killed() -> None:
-    start = "import time\nfrom aca_sessions.sandbox.cgroup import Groups\nfrom aca_sessions.sandbox.policy import *\n"
+    start = "import time\nfrom aca_sessions.sandbox.limits.cgroup import Groups\nfrom aca_sessions.sandbox.policy import *\n"
     start += "groups = Groups.shared(Together())\ngroups.make(Limits())\nprint(*groups._tops, flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as host:
         tops = host.stdout.readline().split()
@@ -345,7 +344,7 @@ def with_read_only_cpu(script: str) -> list[str]:
 
 
 def test_a_cpu_hierarchy_that_cannot_be_written_does_not_hide_the_others() -> None:
-    (found,) = with_read_only_cpu("from aca_sessions.sandbox.cgroup import VersionOne; print(*VersionOne.find()._parents)")
+    (found,) = with_read_only_cpu("from aca_sessions.sandbox.limits.cgroup import VersionOne; print(*VersionOne.find()._parents)")
     assert found.removesuffix(" trees") == "memory pids"
 
 

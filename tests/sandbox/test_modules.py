@@ -4,7 +4,7 @@ from aca_sessions import Session
 
 COUNTED = """
 import os
-from aca_sessions.sandbox.guest import modules
+from aca_sessions.sandbox.guest.notebook import modules
 seen, real = [], modules._stamp
 modules._stamp = lambda path: (seen.append(path), real(path))[1]
 """

@@ -57,5 +57,5 @@ def test_a_mount_target_must_be_under_mnt_and_outside_data(tmp_path: Path, guest
 
 
 def test_a_mount_source_must_be_an_existing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="no folder of this host"):
+    with pytest.raises(ConfigurationError, match="must be an existing folder of this host"):
         Mount(str(tmp_path / "nothing"), "/mnt/x")

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aca_sessions import Policy
-from aca_sessions.sandbox.ends import host_pid
-from aca_sessions.sandbox.restore import cut_off
 from aca_sessions.sandbox.sandbox import Sandbox
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.session.copies import cut_off
+from aca_sessions.sandbox.session.descriptors import host_pid
 
 from ..conftest import mostly_long
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.sandbox.package_cache import HeldSet, PackageCache
-from aca_sessions.sandbox.requirements import PackageError, Wheel
+from aca_sessions.sandbox.packages.cache import HeldSet, PackageCache
+from aca_sessions.sandbox.packages.requirements import PackageError, Wheel
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_set_that_another_process_uses_is_kept(cache: PackageCache, tmp_path: 
     keep(cache, "used", 900)
     folder = str(tmp_path / "cache")
     use = f"held = PackageCache({folder!r}, 1000).hold('used'); print(held.name, flush=True); input()"
-    code = f"from aca_sessions.sandbox.package_cache import PackageCache; {use}"
+    code = f"from aca_sessions.sandbox.packages.cache import PackageCache; {use}"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "used\n"
@@ -167,7 +167,7 @@ def test_abandoned_work_is_removed(cache: PackageCache) -> None:
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
-    with pytest.raises(PackageError, match="others may write there"):
+    with pytest.raises(PackageError, match="other users may write there"):
         PackageCache(str(tmp_path / "shared"), 1000)
 
 

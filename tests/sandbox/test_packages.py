@@ -169,8 +169,8 @@ async def test_a_failed_install_reports_the_reason_and_changes_nothing(session: 
 
 
 _FAILURES = {
-    "no-such-package": "PackageNotFoundError: there is no package no-such-package in the index",
-    "alpha>=9": "PackageNotFoundError: no version fits alpha>=9; as wheels for the sessions' Python there are 1.0, 2.0",
+    "no-such-package": "PackageNotFoundError: the index does not have a package no-such-package",
+    "alpha>=9": "PackageNotFoundError: no version fits alpha>=9: ask for one that has a wheel for the sessions' Python: 1.0, 2.0",
     "elsewhere": "NoWheelError: elsewhere has no wheel for the sessions' Python",
     "source": "NoWheelError: source has no wheel",
     "picky alpha>1": "picky 1.0 depends on alpha<2",

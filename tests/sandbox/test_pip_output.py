@@ -2,7 +2,7 @@
 
 import pytest
 
-from aca_sessions.sandbox.pip_output import explained, progress, without_secrets
+from aca_sessions.sandbox.packages.resolver import explained, progress, without_secrets
 
 _NONE = "ERROR: Could not find a version that satisfies the requirement thing (from versions: none)\n"
 
@@ -10,8 +10,12 @@ _NONE = "ERROR: Could not find a version that satisfies the requirement thing (f
 @pytest.mark.parametrize(
     ("output", "name", "part"),
     [
-        (_NONE, "PackageNotFoundError", "there is no package thing"),
-        (f"WARNING: Retrying after connection broken by 'NewConnectionError'\n{_NONE}", "IndexUnreachableError", "is this host connected"),
+        (_NONE, "PackageNotFoundError", "the index does not have a package thing"),
+        (
+            f"WARNING: Retrying after connection broken by 'NewConnectionError'\n{_NONE}",
+            "IndexUnreachableError",
+            "check this host's network",
+        ),
         (f"Skipping link: none of the wheel's tags (cp39) are compatible\n{_NONE}", "NoWheelError", "no wheel"),
         (f"Skipping link: No sources permitted for thing\n{_NONE}", "NoWheelError", "nothing is built from source"),
         (f"Link requires a different Python (3.11.7 not in: '>=3.99')\n{_NONE}", "NoWheelError", "no wheel"),
@@ -21,7 +25,7 @@ _NONE = "ERROR: Could not find a version that satisfies the requirement thing (f
         ("ERROR: HTTP error 403 Client Error: Forbidden", "IndexRefusedError", "IndexUrl"),
         ("ERROR: Cannot find command 'git' - do you have 'git' installed", "BuildRefusedError", "only ready-made wheels"),
         ("ERROR: something new\nmore", "PackageError", "something new"),
-        ("", "PackageError", "without a word"),
+        ("", "PackageError", "without a message"),
     ],
 )
 def test_each_failure_is_classified(output: str, name: str, part: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aca_sessions.sandbox.requirements import PackageError, canonical, check_against, checked_name, is_met, is_pinned, parsed
+from aca_sessions.sandbox.packages.requirements import PackageError, canonical, check_against, checked_name, is_met, is_pinned, parsed
 
 
 @pytest.mark.parametrize(

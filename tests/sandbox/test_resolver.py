@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from aca_sessions.sandbox.resolver import _ran
+from aca_sessions.sandbox.packages.resolver import _ran
 
 
 async def test_a_line_that_is_too_long_is_cut_and_the_next_one_is_read(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from aca_sessions import Policy
 from aca_sessions.errors import PartlyRestoredError, SnapshotError
-from aca_sessions.sandbox import copies
-from aca_sessions.sandbox.files import Files
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, MB, Limits
-from aca_sessions.sandbox.restore import restore
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.session import copies
+from aca_sessions.sandbox.session.copies import restore
+from aca_sessions.sandbox.session.files import Files
 
 from ..conftest import uncharged
 
@@ -461,7 +461,7 @@ def test_a_partial_restore_is_reported(live: Place, checkpoint: Place, few_descr
         (top / "c").unlink()
         (top / Path(*"0123456789")).mkdir(parents=True)
         few_descriptors(6)  # enough for everything but this
-        with pytest.raises(PartlyRestoredError, match=r"^the files are neither as they were nor as at the checkpoint: Too many open files"):
+        with pytest.raises(PartlyRestoredError, match=r"^only a part of the files was restored: Too many open files"):
             restore(checkpoint.files, live.files, uncharged)
     seen = {name: value for name, value in live.seen().items() if not name.startswith("/0")}
     wanted = checkpoint.seen()

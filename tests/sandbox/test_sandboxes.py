@@ -52,7 +52,7 @@ async def coming(sandboxes: Sandboxes, after: ForkServer | None = None) -> ForkS
 async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         first = await coming(sandboxes)
-        first._process.kill()
+        first.process.kill()
         await coming(sandboxes, first)
         assert await value(await sandboxes.open(), "6 * 7") == 42, "the light one serves meanwhile"
         while sandboxes._coming is not None:
@@ -65,8 +65,8 @@ async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(not
 async def test_a_dead_fork_server_is_replaced_once_by_callers_at_the_same_time(nothing_left: None) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         light = sandboxes._generations[0].fork_server
-        light._process.kill()
-        light._process.wait()
+        light.process.kill()
+        light.process.wait()
         await asyncio.gather(sandboxes.start(), sandboxes.start())
         assert len(sandboxes._generations) == 2
         assert len(sandboxes._background) == 1, "the libraries are preloaded once"
@@ -77,11 +77,13 @@ async def test_a_dead_fork_server_is_replaced_once_by_callers_at_the_same_time(n
 async def test_a_heavy_fork_server_that_dies_twice_is_not_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         first = await coming(sandboxes)
-        first._process.kill()
-        (await coming(sandboxes, first))._process.kill()
+        first.process.kill()
+        (await coming(sandboxes, first)).process.kill()
         while not caplog.records:
             await asyncio.sleep(0.02)
-        assert [record.message for record in caplog.records] == ["sessions start without preloaded libraries: GuestDiedError"]
+        assert [record.message for record in caplog.records] == [
+            "cannot preload the usual libraries (GuestDiedError): sessions start without them, and import them more slowly"
+        ]
         assert sandboxes._coming is None
         sandbox = await sandboxes.open()
         assert await value(sandbox, IMPORTED) is False
@@ -93,7 +95,7 @@ async def test_closing_while_a_heavy_fork_server_is_restarted_leaves_nothing(not
     for pause in (0.0, 0.05, 0.3):
         async with Sandboxes(ALONE) as sandboxes:
             first = await coming(sandboxes)
-            first._process.kill()
+            first.process.kill()
             await asyncio.sleep(pause)
 
 
@@ -142,7 +144,7 @@ async def test_a_heavy_fork_server_that_is_ready_first_is_used(nothing_left: Non
     async with Sandboxes(replace(ALONE, preload=modules)) as ready:
         await ready.wait_until_ready()
         async with Sandboxes(ALONE) as sandboxes, asyncio.timeout(120):
-            os.kill(sandboxes._generations[0].fork_server._process.pid, signal.SIGSTOP)
+            os.kill(sandboxes._generations[0].fork_server.process.pid, signal.SIGSTOP)
             await sandboxes.wait_until_ready()
             sandbox = await sandboxes.open()
             assert await value(sandbox, IMPORTED) is True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.sandbox.guest import seccomp
+from aca_sessions.sandbox.guest.isolation import seccomp
 
 from ..hostile.allowed_calls import TABLE, numbers
 

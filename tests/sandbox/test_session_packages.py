@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import CodeExecutionResult, PackageSource, Policy
-from aca_sessions.sandbox.packages import Packages
-from aca_sessions.sandbox.requirements import Wheel
-from aca_sessions.sandbox.session_packages import SessionPackages
+from aca_sessions.sandbox.packages.requirements import Wheel
+from aca_sessions.sandbox.packages.store import Packages, SessionPackages
 
 
 async def shown(_paths: Sequence[str], _replaced: Sequence[str]) -> CodeExecutionResult:

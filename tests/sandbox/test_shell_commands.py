@@ -9,7 +9,7 @@ from IPython.core.inputtransformer2 import TokenTransformBase, TransformerManage
 
 from aca_sessions import Policy, Session, open_pool
 from aca_sessions.rendering import render
-from aca_sessions.sandbox.guest import commands
+from aca_sessions.sandbox.guest.notebook import commands
 from aca_sessions.sandbox.policy import Network
 
 INSTEAD = "a cell cannot install packages: the host does, between cells. Use session.install('NAME')"

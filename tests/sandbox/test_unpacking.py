@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.sandbox.unpacking import UnpackingError, unpack
+from aca_sessions.sandbox.images.unpacking import UnpackingError, unpack
 
 SECRET = "the host's own"
 

@@ -1,9 +1,12 @@
 """Test the reported changes of the user's variables."""
 
+import sys
+
 import pytest
 
 from aca_sessions import CodeExecutionResult, Session
-from aca_sessions.sandbox import cell, wire
+from aca_sessions.sandbox import wire
+from aca_sessions.sandbox.session import cell
 
 
 def changes_in(result: CodeExecutionResult) -> list[tuple[object, ...]]:
@@ -75,10 +78,29 @@ async def test_too_many_variables_are_not_reported_until_there_are_fewer(session
     assert changes_in(await session.run("x = 1")) == [("added", "x", "int", None)]
 
 
+async def test_sizes_of_any_order_are_reported(session: Session) -> None:
+    """Each of these was once refused as forged, or ended the interpreter's own loop."""
+    assert changes_in(await session.run("r = range(10**18)")) == [("added", "r", "range", (10**18,))]
+    assert changes_in(await session.run("r = range(10**30)")) == [("changed", "r", "range", (sys.maxsize,))]
+    assert changes_in(await session.run("import numpy; a = numpy.ones((1,) * 64)")) == [("added", "a", "ndarray", (1,) * 64)]
+
+
 @pytest.mark.parametrize(
-    "line", ["", "added", "added x - int a", "added 1 2x int a", "renamed 1 - int a", "added ² - int a", f"added {'9' * 30} - int a"]
+    "finished",
+    [
+        {"variables": [("added", -1, [], "int", "a")]},
+        {"variables": [("added", 1 << 63, [], "int", "a")]},
+        {"variables": [("added", 1, [2, -1], "int", "a")]},
+        {"variables": [("added", 1, [1] * 65, "int", "a")]},
+        {"variables": [("added", 1, [], "int", "a")] * 201},
+        {"files": [("created", -1, "a")]},
+        {"files": [("created", 1, "a")] * 1001},
+        {"processes": [(-1, "a")]},
+        {"processes": [(1, "a")] * 4097},
+    ],
 )
-def test_a_malformed_change_is_refused(line: str) -> None:
-    finished = wire.Finished("", None, None, None, "", "", [], [], [line])
+async def test_an_impossible_change_is_refused(finished: dict) -> None:
+    running = cell.Cell("1")
     with pytest.raises(wire.WireError):
-        cell.check(finished)
+        running.finish(wire.Finished("1", None, None, None, "", "", **{"files": [], "processes": [], **finished}))
+    assert not running.finished.done()

@@ -35,7 +35,12 @@ FINISHED = st.builds(
     error_name=st.none() | WELL_FORMED,
     error_message=WELL_FORMED,
     error_traceback=WELL_FORMED,
-    files=st.lists(WELL_FORMED, max_size=2),
+    files=st.lists(st.tuples(st.sampled_from(["created", "changed", "deleted"]), st.integers(), WELL_FORMED), max_size=2),
+    processes=st.lists(st.tuples(st.integers(), WELL_FORMED), max_size=2),
+    variables=st.lists(
+        st.tuples(st.sampled_from(["added", "changed", "deleted"]), st.integers(), st.lists(st.integers()), WELL_FORMED, WELL_FORMED),
+        max_size=2,
+    ),
 )
 
 FINISHED_BY_HAND = {"kind": "Finished", "texts": [], **asdict(wire.Finished("e", 1, None, None, "", "", [], []))}
@@ -101,7 +106,23 @@ def test_json_that_is_not_a_message_is_refused(content: object) -> None:
         {"kind": "Asked", "texts": [], "execution": "e", "number": math.nan, "about": "input", "text": ""},
         FINISHED_BY_HAND | {"files": "text"},
         FINISHED_BY_HAND | {"files": {"a": "b"}},
+        FINISHED_BY_HAND | {"files": ["created 1 a"]},
+        FINISHED_BY_HAND | {"files": [["created", 1]]},
+        FINISHED_BY_HAND | {"files": [["created", 1, "a", "more"]]},
+        FINISHED_BY_HAND | {"files": [["renamed", 1, "a"]]},
+        FINISHED_BY_HAND | {"files": [[["created"], 1, "a"]]},
+        FINISHED_BY_HAND | {"files": [["created", "1", "a"]]},
+        FINISHED_BY_HAND | {"files": [["created", 1.0, "a"]]},
+        FINISHED_BY_HAND | {"files": [["created", True, "a"]]},
+        FINISHED_BY_HAND | {"files": [["created", 1, None]]},
+        FINISHED_BY_HAND | {"files": [["created", 1, ["a"]]]},
+        FINISHED_BY_HAND | {"files": [{"created": 1}]},
         FINISHED_BY_HAND | {"processes": [["1 a"]]},
+        FINISHED_BY_HAND | {"processes": [[True, "a"]]},
+        FINISHED_BY_HAND | {"variables": [["added", 1, [True], "int", "a"]]},
+        FINISHED_BY_HAND | {"variables": [["added", 1, [[1]], "int", "a"]]},
+        FINISHED_BY_HAND | {"variables": [["added", 1, {"1": 2}, "int", "a"]]},
+        FINISHED_BY_HAND | {"variables": [["added", 1, "2x3", "int", "a"]]},
         FINISHED_BY_HAND | {"variables": None},
         FINISHED_BY_HAND | {"value": []},
     ],
@@ -112,7 +133,15 @@ def test_a_malformed_message_is_refused(header: dict) -> None:
 
 def test_a_text_that_refers_to_one_behind_the_header_is_no_list() -> None:
     refused(payload(FINISHED_BY_HAND | {"texts": [4], "files": {"text": 0}}, b"four"))
-    assert wire.decode(payload(FINISHED_BY_HAND | {"texts": [4], "files": [{"text": 0}]}, b"four"), wire.Finished).files == ["four"]
+    refused(payload(FINISHED_BY_HAND | {"texts": [4], "files": [{"text": 0}]}, b"four"))
+    refused(payload(FINISHED_BY_HAND | {"texts": [7], "files": [[{"text": 0}, 4, "a"]]}, b"created"))
+    frame = payload(FINISHED_BY_HAND | {"texts": [4], "files": [["created", 4, {"text": 0}]]}, b"four")
+    assert wire.decode(frame, wire.Finished).files == [("created", 4, "four")]
+
+
+def test_a_text_behind_the_header_can_be_used_once() -> None:
+    rows = [["created", 4, {"text": 0}], ["created", 4, {"text": 0}]]
+    refused(payload(FINISHED_BY_HAND | {"texts": [4], "files": rows}, b"four"))
 
 
 def test_texts_are_required_and_must_be_text() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from aca_sessions import Settings
 
-from ..surfaces.test_cli import Server
+from ..cli.test_cli import Server
 from ..wheels import make_wheel
 
 LIVE = os.environ.get("ACA_TEST_ENDPOINT")

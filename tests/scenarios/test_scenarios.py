@@ -141,7 +141,7 @@ async def test_an_installed_library_needs_no_index(session: Session) -> None:
 
 async def test_installed_packages_are_listed_and_uninstalled_if_the_endpoint_supports_it(session: Session) -> None:
     if not await session.supports("packages"):
-        with pytest.raises(NotSupportedError, match="list what was installed"):
+        with pytest.raises(NotSupportedError, match="list installed packages"):
             await session.packages()
         with pytest.raises(NotSupportedError, match="uninstall packages"):
             await session.uninstall("humanize")

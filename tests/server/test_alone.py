@@ -29,7 +29,7 @@ def test_serve_refuses_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEB_CONCURRENCY", "3")
     run = aca_sessions("serve", "--port", "0")
     assert run.returncode == 2
-    assert "WEB_CONCURRENCY asks for 3 workers" in run.stderr
+    assert "WEB_CONCURRENCY must be 1, got 3" in run.stderr
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_uvicorn_with_several_workers_is_refused(tmp_path: Path) -> None:
         said = next((line for line in run.stderr if "workers" in line), "")
         run.terminate()
         run.stderr.read()
-    assert "--workers asks for 2 workers, and each would have sessions of its own" in said
+    assert "--workers must be 1, got 2: each worker would have sessions of its own" in said
 
 
 OPEN = """
@@ -65,7 +65,7 @@ def test_gunicorn_with_several_workers_is_refused(tmp_path: Path, arguments: lis
     program = tmp_path / "gunicorn"
     program.write_text(OPEN)
     run = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, check=False)
-    assert "ConfigurationError: --workers asks for 4 workers" in run.stderr
+    assert "ConfigurationError: --workers must be 1, got 4" in run.stderr
 
 
 @pytest.mark.parametrize("count", ["1", "", "many"])

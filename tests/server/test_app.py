@@ -1,6 +1,7 @@
 """Test the service over HTTP: Azure's routes and shapes, and every kind of bad request."""
 
 import asyncio
+import logging
 import re
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 
 from aca_sessions import open_server
 from aca_sessions.hosting import Hosting
+from aca_sessions.lifetime import Tasks
 
 CODE = {"code": "6 * 7"}
 
@@ -223,6 +225,16 @@ async def test_the_least_recently_used_session_ends_first_and_its_owner_gets_a_r
         assert told.json()["acaSessions"]["state"]["consequence"] == "variables and files from before are gone"
 
 
+async def test_a_session_whose_events_are_read_is_in_use() -> None:
+    async with open_server(hosting=Hosting(max_sessions=2)) as app, client(app) as http:
+        ran = await http.post("/executions", json={"code": "1"}, params={"identifier": "a"})
+        await http.post("/executions", json={"code": "1"}, params={"identifier": "b"})
+        assert (await http.get(f"/executions/{ran.json()['id']}/events", params={"identifier": "a"})).status_code == 200
+        await http.post("/executions", json={"code": "1"}, params={"identifier": "c"})
+        known = [session["identifier"] for session in (await http.get("/listSessions")).json()["sessions"]]
+        assert known == ["a", "c"]
+
+
 async def test_a_server_whose_sessions_all_run_is_full() -> None:
     async with open_server(hosting=Hosting(max_sessions=1)) as app, client(app) as http:
         code = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)"
@@ -420,3 +432,47 @@ async def test_an_odd_page_is_a_clear_400(http: httpx.AsyncClient, skip: str) ->
 
 async def test_a_path_that_is_too_long_is_a_clear_400(http: httpx.AsyncClient) -> None:
     assert (await http.get("/files", params={"path": "/".join("x" * 3000)})).status_code in (400, 404)
+
+
+async def test_an_internal_error_has_an_id_in_the_response_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aca_sessions")
+    async with open_server(hosting=Hosting(metrics=lambda: bytes(1 // 0))) as app, client(app) as http:
+        response = await http.get("/metrics")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (500, "InternalError")
+    id = error["message"].rpartition(" ")[2]
+    logged = {record.levelno: record for record in caplog.records if id in record.message}
+    assert "ZeroDivisionError at " in logged[logging.ERROR].message
+    assert "division" not in logged[logging.ERROR].message
+    assert "metrics=lambda" in str(logged[logging.DEBUG].exc_text)
+
+
+async def test_a_failed_background_task_has_its_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aca_sessions")
+
+    async def fail() -> None:
+        raise ValueError("a message that may hold what a user sent")
+
+    tasks = Tasks()
+    tasks.start(fail())
+    await tasks.finish()
+    await asyncio.sleep(0)
+    line, trace = caplog.records
+    assert (line.levelno, trace.levelno, "ValueError at " in line.message, "a user sent" in line.message) == (40, 10, True, False)
+    assert "in fail" in str(trace.exc_text)
+
+
+@pytest.mark.slow
+async def test_results_that_were_not_fetched_are_kept_longer_than_others(http: httpx.AsyncClient) -> None:
+    async def start(id: str, execution_type: str) -> None:
+        await http.post("/executions", json={"code": "1", "executionType": execution_type}, headers={"operation-id": id})
+
+    for number in range(60):
+        await start(f"waiting-{number}", "Asynchronous")
+        await start(f"fetched-{number}", "Synchronous")
+    kept = [number for number in range(60) if (await http.get(f"/executions/fetched-{number}")).status_code == 200]
+    assert kept == [*range(9, 60)]  # the latest one, and the 50 before it
+    assert [(await http.get(f"/executions/waiting-{number}")).status_code for number in range(60)] == [200] * 60
+    await start("later", "Synchronous")
+    waiting = [(await http.get(f"/executions/waiting-{number}")).status_code for number in range(60)]
+    assert waiting.count(200) < 60

@@ -14,9 +14,8 @@ import pytest
 from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import Hosting
-from aca_sessions.server.audit import AuditLog
-from aca_sessions.server.journal import Journal
-from aca_sessions.server.problems import problem_of
+from aca_sessions.server.journal import AuditLog, Journal
+from aca_sessions.server.routing import problem_of
 
 POLICY = Policy(preload=(), spares=0)
 Events = Callable[[], list[dict[str, object]]]
@@ -122,7 +121,7 @@ def test_events_lost_to_a_full_disk_are_counted_and_reported(file: Path, events:
     log.write("kept")
     log.close()
     assert [record.message for record in caplog.records] == [
-        "the audit log cannot be written (No space left on device): events are lost until it can"
+        f"cannot write to the audit log {file} (No space left on device): events are lost until it can be written again"
     ]
     assert [event.get("lost_before") for event in events()] == [3, None]
 

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from aca_sessions import Settings, open_interpreter, open_server
+from aca_sessions.cli.serving import GRACE_SECONDS
 from aca_sessions.server.app import Service
-from aca_sessions.surfaces.serving import GRACE_SECONDS
 
+from ..cli.test_cli import Server
 from ..conftest import until
-from ..surfaces.test_cli import Server
 
 MINE = {"api-version": "2025-10-02-preview", "identifier": "mine"}
 NEW = MINE | {"identifier": "new"}

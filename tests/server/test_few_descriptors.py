@@ -51,7 +51,7 @@ def test_a_session_is_refused_before_descriptors_run_out(limit: str) -> None:
     assert done.stderr == ""
     refusal, count, again = done.stdout.splitlines()
     assert re.fullmatch(
-        r"the service answered 429 SessionsCountExceedsLimit: \d+ descriptors are open on the server, .*raise `ulimit -n` .*", refusal
+        r"the service answered 429 SessionsCountExceedsLimit: \d+ file descriptors are open on the server, .*raise `ulimit -n` .*", refusal
     )
     assert int(count) >= 10
     assert again == "42"

@@ -5,7 +5,7 @@ import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
-from ..surfaces.test_cli import Server
+from ..cli.test_cli import Server
 from .test_versions import speaking
 
 VERSION = "2025-10-02-preview"

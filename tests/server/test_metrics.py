@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aca_sessions import Settings, open_pool
 
+from ..cli.test_cli import Server
 from ..conftest import ROOT, aca_sessions
-from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_a_server_without_metrics_has_no_such_path() -> None:
 
 
 def serve_after(first: str) -> "subprocess.CompletedProcess[str]":
-    code = f"{first}; from aca_sessions.surfaces.cli import main; main(['serve', '--metrics', '--port', '0'])"
+    code = f"{first}; from aca_sessions.cli.main import main; main(['serve', '--metrics', '--port', '0'])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
 
 

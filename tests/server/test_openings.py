@@ -37,7 +37,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 def stopped_fork_server() -> contextlib.AbstractContextManager[None]:
     """Stop the fork server from answering, while the sessions that it has forked continue."""
     server = next(server for key, server in ForkServer._shared.items() if key.preload == ("netrc",))
-    return stopped({server._process.pid, *descendants(server._process.pid)})
+    return stopped({server.process.pid, *descendants(server.process.pid)})
 
 
 @contextlib.contextmanager

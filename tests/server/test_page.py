@@ -17,7 +17,7 @@ async def test_the_page_and_all_files_that_it_names_need_no_key() -> None:
     async with open_server(hosting=Hosting(api_key="key", page=True)) as app, client(app) as http:
         page = await http.get("/")
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-        named = ["playground/page.css", "playground/page.js", "playground/frame.css", "playground/cells/variables.py"]
+        named = ["playground/page.css", "playground/page.js", "playground/frame.css", "playground/snippets/variables.py"]
         for path in named:
             part = await http.get(f"/{path}")
             assert (part.status_code, part.headers["content-type"]) == (200, TYPES[path.rpartition(".")[2]]), path
@@ -26,7 +26,7 @@ async def test_the_page_and_all_files_that_it_names_need_no_key() -> None:
         assert "https://" not in page.text.replace("http://www.w3.org", "")
 
 
-@pytest.mark.parametrize("path", ["/playground/page.html", "/playground/", "/playground/../app.py", "/playground/cells/health.py"])
+@pytest.mark.parametrize("path", ["/playground/page.html", "/playground/", "/playground/../app.py", "/playground/snippets/health.py"])
 async def test_no_other_path_is_served_as_part_of_the_page(path: str) -> None:
     async with open_server(hosting=Hosting(page=True)) as app, client(app) as http:
         assert (await http.get(path)).status_code == 404

@@ -1,1 +1,1 @@
-"""What agents add to a session: tools of the host, and skills, artifacts and dependencies that outlive the session."""
+"""Sessions for agents: cells can call tools of the host, and keep skills, artifacts and dependencies that outlive the session."""

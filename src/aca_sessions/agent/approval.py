@@ -1,20 +1,97 @@
-"""The decision about tool calls: whether they are allowed, and how much of a budget they can use."""
+"""Approval of tool calls: which calls are allowed, how much of its tool's budget each can use, and the records of all calls."""
 
 import asyncio
 import hashlib
 import inspect
 import math
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
 
-from .records import Decision, Records
-from .tools.tool import Effect, Tool, ToolFailedError
+from ..bridge.host import ToolFailedError
+from .tools.tool import Effect, Tool
+
+_REMEMBERED = 10_000
+_REMEMBERED_BYTES = 64 << 20  # of arguments, whose size a session chooses
+_EACH = 64  # about how many bytes any object takes
+_MOST_VALUES = 10_000  # of one argument; counting more takes too long
+_TOO_MANY = "[left out of the record: too many values]"
+_DROPPED = "[dropped from the record: later arguments took its room]"
+Decision = Literal["not asked", "approved", "refused", "over budget"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """The record of one call of a tool. `digest` is the SHA-256 of the result as JSON, or None without a result.
+
+    `error` is `cancelled` if the call was cancelled, the exception's name if the tool failed, else None.
+    """
+
+    tool: str
+    effect: Effect
+    arguments: Mapping[str, object]
+    decision: Decision
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    duration: float = 0.0
+    digest: str | None = None
+    error: str | None = None
+
+
+class Records:
+    """The records of the latest 10,000 calls. If their arguments take more than 64 MB together, the oldest records lose their arguments."""
+
+    def __init__(self) -> None:
+        self._whole: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
+        self._without: deque[CallRecord] = deque()  # the older ones, whose arguments were dropped
+        self._size = 0
+
+    def __iter__(self) -> Iterator[CallRecord]:
+        return iter([*self._without, *(record for record, _ in self._whole)])
+
+    def __len__(self) -> int:
+        return len(self._without) + len(self._whole)
+
+    def append(self, record: CallRecord) -> None:
+        """Add a record, and drop old records or their arguments if a limit is exceeded."""
+        sizes = {name: _size_of(argument) for name, argument in record.arguments.items()}
+        size = sum(filter(None, sizes.values()))
+        if None in sizes.values():
+            kept = {name: _TOO_MANY if sizes[name] is None else argument for name, argument in record.arguments.items()}
+            record = replace(record, arguments=kept)
+        self._whole.append((record, size))
+        self._size += size
+        while self._size > _REMEMBERED_BYTES or len(self._whole) > _REMEMBERED:
+            oldest, size = self._whole.popleft()
+            self._size -= size
+            self._without.append(replace(oldest, arguments=dict.fromkeys(oldest.arguments, _DROPPED)))
+        while len(self) > _REMEMBERED:
+            self._without.popleft()
+
+
+def _size_of(argument: object) -> int | None:
+    """Return about how many bytes an argument takes, or None if it has too many values to be recorded."""
+    size = looked_at = 0
+    left = [argument]
+    while left:
+        looked_at += 1
+        if looked_at + len(left) > _MOST_VALUES:
+            return None
+        match left.pop():
+            case str() | bytes() as one:
+                size += len(one)
+            case Mapping() as one:
+                left += [*one.keys(), *one.values()]
+            case list() as one:
+                left += one
+        size += _EACH
+    return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A call that the approval function is asked to allow."""
+    """A call that the approval function may allow or refuse."""
 
     tool: str
     effect: Effect
@@ -26,7 +103,7 @@ Approve = Callable[[Sequence[Call]], "bool | Sequence[bool] | Awaitable[bool | S
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """The seconds of its tool's budget that a call can use while it runs."""
+    """Seconds of a tool's budget that are set aside for one running call."""
 
     seconds: float
 
@@ -41,19 +118,22 @@ class _Used:
 
 
 class Approval:
-    """The decisions about calls, the budgets and the records.
+    """The approval function, the budgets and the records of one agent session. Calls of tools that only read are always allowed.
 
-    Tools that read are always allowed. Without an approval function, irreversible ones are refused and the others are allowed.
+    Without an approval function, calls of irreversible tools are refused and all others are allowed.
     """
 
     def __init__(self, approve: Approve | None) -> None:
-        """Take the function that decides. It is called with one call, or with all calls of a batch."""
+        """Use an approval function, sync or async, or None to refuse only calls of irreversible tools.
+
+        The function gets a list: one call, or all calls of a batch that need approval. It returns one bool for all, or a list of bools.
+        """
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
         self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
-        """Return a decision for each call. All calls that need an approval are decided together."""
+        """Return a decision for each call, in the same order. The approval function gets all calls that need approval at once."""
         asked = [place for place, (tool, _) in enumerate(calls) if tool.effect != "read"]
         decisions: list[Decision] = ["not asked"] * len(calls)
         if self._approve is None:
@@ -66,7 +146,10 @@ class Approval:
         return decisions
 
     async def _asked(self, calls: Sequence[Call]) -> list[bool]:
-        """Call the approval function. Any answer other than a bool, or as many decisions as calls, allows nothing."""
+        """Ask the approval function. Return for each call whether it is allowed.
+
+        A bool answers for all calls. In a sequence of the right length, only True allows a call. Any other answer allows none.
+        """
         if self._approve is None:
             return [False] * len(calls)
         answer = self._approve(calls)
@@ -78,10 +161,10 @@ class Approval:
         return [one is True for one in decided] if len(decided) == len(calls) else [False] * len(calls)
 
     async def reserve(self, tool: Tool) -> Reservation:
-        """Reserve a call of a tool and its seconds. Raise ToolFailedError if the tool's budget is used up.
+        """Count a call of a tool and reserve seconds of the tool's budget for it. Raise ToolFailedError if the budget is used up.
 
-        Wait while calls that run may use up the rest. The size of an answer is known only when it has come, so with a limit of bytes calls
-        run one after another.
+        Wait while running calls could use up what is left of the budget. If the budget limits bytes, calls run one after another, because
+        the size of a result is known only at the end of its call.
         """
         used, budget = self._used[tool.name], tool.budget
         while True:
@@ -98,7 +181,7 @@ class Approval:
         return used.running[-1]
 
     def settle(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
-        """Count what a call used, and release its reservation."""
+        """Release the reservation of a call that has ended, and count its duration in seconds and the bytes of its result."""
         used = self._used[tool.name]
         used.running.remove(reservation)
         used.seconds += seconds
@@ -111,19 +194,18 @@ def _check(tool: Tool, used: _Used) -> None:
     limits = {"calls": (budget.calls, used.calls), "seconds": (budget.seconds, used.seconds), "bytes": (budget.size, used.size)}
     for name, (limit, spent) in limits.items():
         if limit is not None and spent >= limit:
-            raise ToolFailedError(f"the budget of {tool.name} is used up: {limit:g} {name} in this session")
+            told = f"the budget of {tool.name} is used up: {limit:.15g} {name} in this session"
+            raise ToolFailedError(f"{told}. Go on without it, or raise its Budget on the host")
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result.
-
-    The names of its files are random, so the hashes of their contents take their place.
-    """
+    """Return the SHA-256 of a result's JSON, in which the random names of files are replaced by the hashes of their contents."""
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def why_refused(tool: Tool) -> str:
-    """Return the error message for code in a session whose call was refused."""
-    return f"{tool.name} is {tool.effect} and was not allowed: do something else, or ask for it to be allowed"
+    """Return the message of the error that a cell gets when its call of a tool was refused."""
+    advice = "do without it, or ask the session's owner to allow it in AgentSession(approve=...)"
+    return f"{tool.name} is {tool.effect} and was not allowed: {advice}"

@@ -1,35 +1,52 @@
-"""A session for an agent: its cells call tools of the host, and what it saves outlives it."""
+"""A session for an agent: its cells can call tools of the host, and keep skills, artifacts and dependencies that outlive it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from ..bridge.host import Answer, HostCalls
+from ..bridge.threaded_host import Exchange, send_modules
 from ..client.pool import SessionPool
+from ..client.session import Session
 from ..connect import open_pool
-from ..errors import ACASessionsError, NotSupportedError
+from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, SnapshotError
 from ..models import CodeExecutionResult
-from .approval import Approval, Approve
-from .artifacts import Artifacts
-from .deps import Deps, install
-from .kept import Kept
-from .live import Live
-from .memory_storage import MemoryStorage
-from .namespaces import table
-from .records import CallRecord
-from .search import Embed
-from .skills import Skills
-from .storage import FileStorage, Storage
-from .toolbox import ToolBox
-from .tools.functions import tool as make_tool
+from .approval import Approval, Approve, CallRecord
+from .library.artifacts import Artifacts
+from .library.dependencies import Deps, PackageChanges, install, uninstall
+from .library.search import Embed
+from .library.skills import Skills
+from .library.storage import FileStorage, MemoryStorage, Storage
+from .toolbox import ToolBox, host_calls
 from .tools.tool import Tool, ToolSource
+from .tools.tool import tool as make_tool
 
 AnyTool = Tool | ToolSource | Callable[..., Any]
+Run = Callable[[HostCalls, str, float | None], Awaitable[CodeExecutionResult]]
+_TRIAL_SECONDS = 10.0
+_NOT_IN_TRIALS = {"skills.create", "skills.delete", "artifacts.save", "artifacts.delete", "deps.add", "deps.remove", "deps.sync"}
+# A session's capabilities, by py-code-mode's names. One is listed only if the endpoint reports that it is enforced.
+_BY_EXTENSION = {
+    "reset": "reset",
+    "deps_install": "packages",
+    "deps_uninstall": "packages",
+    "interrupt": "interrupt",
+    "live_output": "events",
+    "checkpoint": "checkpoint",
+}
+_BY_ISOLATION = {
+    "process_isolation": "pid namespace",
+    "network_isolation": "no host network",
+    "filesystem_isolation": "host files",
+    "memory_limit": "memory of a session",
+}
 
 
-class AgentSession(Kept):
-    """A session whose code has `tools`, `skills`, `artifacts` and `deps`. It can reach nothing else of the host."""
+class AgentSession:
+    """A session whose cells have `tools`, `skills`, `artifacts` and `deps`. Cells can use nothing else of the host."""
 
     def __init__(
         self,
@@ -46,11 +63,11 @@ class AgentSession(Kept):
 
         Args:
             pool: The pool to lease from. By default a pool is opened from the settings.
-            storage: Where skills, artifacts and dependencies are kept. By default in memory, until this object is gone.
+            storage: Where skills, artifacts and dependencies are kept. By default in memory, for as long as this object exists.
             tools: Tools, sources of tools such as an MCP server, or plain functions.
-            approve: Called before calls of tools that write, with one call or a whole batch. Returns whether they are allowed.
-            embed: Makes vectors of texts, so that searches are by meaning and not by words.
-            sync_deps_on_start: Whether `start` installs the dependencies that are kept.
+            approve: Called before calls of tools that write, with one call or all calls of a batch. Returns whether they are allowed.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+            sync_deps_on_start: Whether `start` installs the dependencies in the storage.
             allow_runtime_deps: Whether dependencies can be added and removed.
         """
         self._pool = pool
@@ -69,10 +86,10 @@ class AgentSession(Kept):
 
     @classmethod
     def from_base(cls, path: Path | str, pool: SessionPool | None = None, **options: Any) -> Self:
-        """Create a session over a folder.
+        """Create a session whose tools, skills, artifacts and dependencies are in a folder.
 
-        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the dependencies to
-        begin with.
+        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the first dependencies.
+        Each of these may be missing.
 
         Args:
             path: The folder.
@@ -87,9 +104,9 @@ class AgentSession(Kept):
         return made
 
     async def start(self) -> None:
-        """Lease the session and open the tools. `async with` does this. A second call does nothing.
+        """Lease the session and open the tools, as `async with` does. Do nothing if the session is started already.
 
-        Raise NotSupportedError if there are tools and the endpoint's cells cannot call them.
+        Raise NotSupportedError if there are tools, but cells at this endpoint cannot call them.
         """
         async with self._starting:
             if self._opened is None:
@@ -99,18 +116,18 @@ class AgentSession(Kept):
                         await install(opened.session, await self.list_deps())
                     self._opened, self._stack = opened, stack.pop_all()
 
-    async def _open(self, stack: AsyncExitStack) -> Live:
+    async def _open(self, stack: AsyncExitStack) -> "Live":
         pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool
         live = await Live.of(pool, await stack.enter_async_context(pool.session()))
         if self._given and live.why_no_tools:
             said = f"this endpoint has no live executions, and {live.why_no_tools}, so cells cannot call tools"
             raise NotSupportedError(f"{said}: use the embedded default or aca-sessions serve, or give no tools")
         self._toolbox = ToolBox(await _opened(self._given, stack), self._approval, self._embed)
-        live.answer_with(table(self._toolbox, self._skills, self._artifacts, self._deps, live))
+        live.answer_with(host_calls(self._toolbox, self._skills, self._artifacts, self._deps, live.packages))
         return live
 
     async def close(self) -> None:
-        """End the session and close its tools, after a `start` that is still running. What was saved stays in the storage."""
+        """Wait until a running `start` has ended, then end the session and close its tools. What was saved stays in the storage."""
         async with self._starting:
             self._opened = None
             await self._stack.aclose()
@@ -118,37 +135,134 @@ class AgentSession(Kept):
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell.
 
-        The cell's clock stands still while it waits for a tool or for an approval.
+        While the cell waits for a tool or for an approval, its clock stands still, so the wait does not count against `timeout`.
         """
         return await self._live.run(code, timeout)
 
     async def reset(self) -> None:
-        """Clear the variables. Files and the four namespaces stay."""
+        """Clear the variables of the session. Files, `tools`, `skills`, `artifacts` and `deps` stay."""
         await self._live.session.reset()
 
     def supports(self, capability: str) -> bool:
-        """Return whether the session has a capability, by py-code-mode's names or the own ones. Each is true only if it is enforced."""
+        """Return whether the session has a capability. Must be called after the start.
+
+        The names are those of py-code-mode, such as `network_isolation`, and a few of this package, such as `checkpoint`.
+        """
         return capability in self._live.capabilities
 
     def supported_capabilities(self) -> set[str]:
-        """Return the names of all capabilities that the session has."""
+        """Return the names of all capabilities for which `supports` returns True. Must be called after the start."""
         return set(self._live.capabilities)
 
     @property
+    def storage(self) -> Storage:
+        """Return the storage of skills, artifacts and dependencies."""
+        return self._storage
+
+    async def list_skills(self) -> list[dict[str, Any]]:
+        """Return all skills, sorted by name. Each has its name, description, parameters, origin and more, but not its source."""
+        return await self._skills.list()
+
+    async def search_skills(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
+        """Return the skills that match a query, the best first, at most `limit`. Their sources are left out."""
+        return await self._skills.search(query, limit)
+
+    async def get_skill(self, name: str) -> dict[str, Any] | None:
+        """Return a skill with its source, or None if no skill has that name."""
+        return await self._skills.get(name)
+
+    async def add_skill(self, name: str, source: str, description: str = "") -> dict[str, Any]:
+        """Save a skill and return it. A skill of the same name is replaced.
+
+        Raise InvalidArgumentError if an example in the docstring of its `run` fails, or if the name or the source is invalid.
+
+        Args:
+            name: A Python name of up to 64 characters.
+            source: Python source that defines `run`. Examples in its docstring are run first.
+            description: What the skill does. By default the first paragraph of the docstring.
+        """
+        return await self._skills.add(name, source, description)
+
+    async def remove_skill(self, name: str) -> bool:
+        """Remove a skill. Return whether it existed."""
+        return await self._skills.remove(name)
+
+    async def list_artifacts(self) -> list[dict[str, Any]]:
+        """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
+        return await self._artifacts.list()
+
+    async def save_artifact(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Save text, bytes, JSON or a DataFrame under a name. Return the artifact's description.
+
+        Args:
+            name: The name. An artifact of the same name is replaced.
+            data: The content.
+            description: What the artifact is.
+            metadata: Further facts, which JSON can hold.
+        """
+        return await self._artifacts.save(name, data, description, metadata)
+
+    async def load_artifact(self, name: str) -> Any:
+        """Return the content of an artifact as it was saved. Raise InvalidArgumentError if no artifact has that name."""
+        return await self._artifacts.load(name)
+
+    async def delete_artifact(self, name: str) -> None:
+        """Delete an artifact. Do nothing if no artifact has that name."""
+        await self._artifacts.delete(name)
+
+    async def list_deps(self) -> list[str]:
+        """Return the requirements in the storage, in the order in which they were added."""
+        return await self._deps.list()
+
+    async def add_dep(self, package: str) -> dict[str, Any]:
+        """Install a package and, if that succeeds, add its requirement to the storage.
+
+        Return a dict with the lists `installed`, `already_present` and `failed`, one of which has the package.
+        """
+        self._deps.check_unlocked()
+        told = await install(self._live.session, [package])
+        if not told["failed"]:
+            await self._deps.remember(package)
+        return told
+
+    async def remove_dep(self, package: str) -> dict[str, Any]:
+        """Uninstall a package and remove its requirement from the storage.
+
+        Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package, and the bool `removed_from_config`,
+        which tells whether the storage had its requirement.
+        """
+        configured = await self._deps.forget(package)
+        return await uninstall(self._live.session, package, configured=configured)
+
+    async def sync_deps(self) -> dict[str, Any]:
+        """Install all requirements in the storage. Return a dict with the lists `installed`, `already_present` and `failed`."""
+        return await self.install_all(await self.list_deps())
+
+    async def install_all(self, requirements: Sequence[str]) -> dict[str, Any]:
+        """Install packages into this session without adding their requirements to the storage.
+
+        Return a dict with the lists `installed`, `already_present` and `failed`.
+        """
+        return await install(self._live.session, requirements)
+
+    @property
     def calls(self) -> list[CallRecord]:
-        """Return the latest 10,000 calls with their outcome. The oldest may be without their arguments."""
+        """Return the records of the latest 10,000 calls of tools, the oldest first. Old records may have lost their arguments."""
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """Return all tools with name, description, tags, effect and signature.
+        """Return all tools, each with name, description, tags, effect and signature.
 
-        Before the start, tools that are servers are opened for this call.
+        Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
         """
         async with self._tools() as toolbox:
             return toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
-        """Return the tools that fit a description, the best first. Before the start, tools that are servers are opened for this call."""
+        """Return the tools that match a query, the best first, at most `limit`.
+
+        Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
+        """
         async with self._tools() as toolbox:
             return await toolbox.search(query, limit)
 
@@ -168,7 +282,7 @@ class AgentSession(Kept):
         await self.close()
 
     @property
-    def _live(self) -> Live:  # type: ignore[override]
+    def _live(self) -> "Live":
         if self._opened is None:
             name = type(self).__name__
             raise ACASessionsError(f"the session is not started: use 'async with {name}(...) as session', or await start()")
@@ -186,3 +300,119 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
         else:
             tools.append(make_tool(one))
     return tools
+
+
+class Live:
+    """A leased session, with the function that runs its cells and the functions that answer their host calls."""
+
+    def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
+        """Prepare a leased session. Its cells can make no host call before `answer_with`.
+
+        `runner` returns the function that runs cells of a session. `why_not` is why cells cannot call tools, or "" if they can.
+        """
+        self.session = session
+        self.capabilities = frozenset[str]()
+        self.why_no_tools = why_not
+        self.packages = PackageChanges(session)
+        self._pool = pool
+        self._calls = self._trial = HostCalls({})
+        self._runner = runner
+        self._run = runner(session)
+        self._cells = 0
+
+    @classmethod
+    async def of(cls, pool: SessionPool, session: Session) -> "Live":
+        """Create the object for a session that was leased from a pool, after finding out what its endpoint supports."""
+        runner, why_not = _follow, ""
+        if not await session.supports("events"):
+            why_not = await send_modules(session)
+            runner = _run_without_calls if why_not else _run_in_thread
+        live = cls(pool, session, runner=runner, why_not=why_not)
+        live.capabilities = await _capabilities(session, host_tools=not why_not)
+        return live
+
+    def answer_with(self, table: Mapping[str, Answer]) -> None:
+        """Let cells make the host calls in a table from now on.
+
+        Examples of skills can make the same calls, except calls that change the storage or packages, such as `artifacts.save`.
+        """
+        self._calls = HostCalls(table)
+        self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
+
+    async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
+        """Run a cell. If no other cell runs afterwards, install and remove the packages that cells requested. Then return the result."""
+        self._cells += 1
+        try:
+            result = await self._run(self._calls, code, timeout)
+        finally:
+            self._cells -= 1
+        if self._cells or not self.packages:
+            return result
+        try:
+            return await self._with_packages(result)
+        except BaseException:
+            self.session.take_back(result)  # the caller does not get it, so what it reported must be reported again
+            raise
+
+    async def attempt(self, name: str, source: str) -> None:
+        """Run the examples of a skill in another session. Raise InvalidArgumentError if one fails."""
+        if self.why_no_tools:
+            raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
+        async with self._elsewhere() as session:
+            result = await self._runner(session)(self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
+        if result.error is not None:
+            raise InvalidArgumentError(
+                f"the skill {name} was not saved: correct the examples in its docstring, which failed: {result.error}"
+            )
+
+    async def _with_packages(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        note = await self.packages.carry_out()
+        return replace(result, stderr=result.stderr + note) if note else result
+
+    @asynccontextmanager
+    async def _elsewhere(self) -> AsyncIterator[Session]:
+        """Yield another session: a branch of this one if possible and no cell runs, else a fresh one."""
+        if not self._cells and "checkpoint" in self.capabilities:
+            try:
+                (branch,) = await self.session.branch(1)
+            except SnapshotError:
+                pass
+            else:
+                async with branch:
+                    yield branch
+                return
+        async with self._pool.session() as fresh:
+            yield fresh
+
+
+def _follow(session: Session) -> Run:
+    """Return a function that runs cells and answers host calls, which arrive as events."""
+
+    async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
+        execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
+        try:
+            return await execution.wait()
+        except BaseException:
+            await session.cancel_quietly(execution)
+            raise
+
+    return run
+
+
+def _run_in_thread(session: Session) -> Run:
+    """Return a function that runs each cell in a thread of the session, for endpoints without events."""
+    return Exchange(session).run
+
+
+def _run_without_calls(session: Session) -> Run:
+    """Return a function that runs cells without host calls."""
+    return lambda _, code, timeout: session.run(code, timeout=timeout)
+
+
+async def _capabilities(session: Session, *, host_tools: bool) -> frozenset[str]:
+    found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
+    if host_tools:
+        found.add("host_tools")
+    parts = (await session.health()).isolation or {}
+    found |= {name for name, part in _BY_ISOLATION.items() if part in parts and not parts[part].startswith("NOT ENFORCED")}
+    return frozenset(found)

@@ -1,31 +1,33 @@
-"""The tools of one agent session: they are found by name, and calls are checked, decided, limited in time and recorded."""
+"""The host calls of an agent session. Calls of its tools are validated, approved, limited in time and recorded."""
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..bridge.host import Answer, ToolFailedError, encode, message_of
 from ..errors import ConfigurationError
-from . import values
-from .approval import Approval, digest, why_refused
-from .records import CallRecord, Decision
-from .search import Embed, Search
-from .tools.tool import Tool, ToolFailedError, message_of
+from .approval import Approval, CallRecord, Decision, digest, why_refused
+from .library.artifacts import Artifacts
+from .library.dependencies import Deps, PackageChanges
+from .library.search import Embed, Search
+from .library.skills import Skills
+from .tools.tool import Parameter, Tool
 
 Described = list[dict[str, Any]]
 
 
 class ToolBox:
-    """All tools that code in a session can call."""
+    """The tools that cells of an agent session can call, by name."""
 
     def __init__(self, tools: Sequence[Tool], approval: Approval, embed: Embed | None = None) -> None:
-        """Take the tools. Raise ConfigurationError if two have the same name.
+        """Use these tools. Raise ConfigurationError if two of them have the same name.
 
         Args:
             tools: The tools.
-            approval: Decides calls, counts budgets and keeps records.
-            embed: Makes vectors of texts, so that searches are by meaning and not by words.
+            approval: Decides about calls, counts budgets and keeps records.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._tools: dict[str, Tool] = {}
         for tool in tools:
@@ -44,31 +46,41 @@ class ToolBox:
         return [_told(tool) for tool in self._tools.values()]
 
     async def search(self, query: str, limit: int) -> Described:
-        """Return the tools that fit a description, the best first."""
+        """Return the tools that match a query, the best first, at most `limit`."""
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return a tool with its parameters and the tools below its name (`name.member`). Raise ToolFailedError if there is none."""
+        """Return a dict with a tool's description and parameters. Its `members` are such dicts of the tools named `name.member`.
+
+        `callable` is False if there are only members, and no tool of the name itself. Raise ToolFailedError if there is neither.
+        """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
         if tool is None and not below:
-            raise ToolFailedError(f"there is no tool {name}: see tools.list()")
+            raise ToolFailedError(f"there is no tool {name[:100]}: see tools.list()")
         told = {"name": name, "callable": tool is not None, "members": [self.describe(member) for member in below]}
         if tool is None:
             return told | {"description": f"The tools of {name}.", "effect": "read", "parameters": []}
         return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """Call a tool and return its answer. Raise ToolFailedError if it does not exist or must not be called."""
+        """Call a tool and return its result. Exceptions of the tool are passed on.
+
+        Raise TypeError if the arguments do not match, and ToolFailedError if there is no such tool, the call is refused, or a limit is
+        exceeded.
+        """
         return await self.make(self._checked(name, arguments), arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
-        """Decide a call, carry it out and record it."""
+        """Decide about a call of a tool, run the tool and record the call. Return the result. The arguments must have been validated."""
         (decision,) = await self._approval.decide([(tool, arguments)])
         return await self._made(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
-        """Return the outcome of each call, as `value` or `error`. All are decided together, then carried out one after another."""
+        """Ask once for approval of several calls, then make those allowed. Return a dict for each, with `value` or the message `error`.
+
+        If a tool is unknown or an argument wrong, raise ToolFailedError or TypeError, and make no call.
+        """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
         return [await self._outcome(tool, arguments, decision) for (tool, arguments), decision in zip(checked, decisions, strict=True)]
@@ -82,12 +94,12 @@ class ToolBox:
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> Tool:
         tool = self._tools.get(name)
         if tool is None:
-            raise ToolFailedError(f"there is no tool {name}: see tools.list()")
+            raise ToolFailedError(f"there is no tool {name[:100]}: see tools.list()")
         tool.check(arguments)
         return tool
 
     async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Carry out a call that was decided. Every outcome is recorded: a refusal, a spent budget, a failure, a cancellation."""
+        """Make a call if the decision allows it. Record the call in any case, also if it is refused, over budget, failed or cancelled."""
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
@@ -103,7 +115,7 @@ class ToolBox:
         started, error, text, files = time.perf_counter(), "cancelled", "", dict[str, bytes]()
         try:
             value = await self._timed(tool, arguments, reserved.seconds)
-            text, files = values.encode(value)
+            text, files = encode(value)
             error = ""
             return value
         except Exception as failure:
@@ -119,18 +131,23 @@ class ToolBox:
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await tool.act(dict(arguments))
-        except TimeoutError:
+        except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from None
-        except SystemExit:  # a tool must not end the host's program
-            raise ToolFailedError(f"{tool.name} tried to end the program that it belongs to") from None
-        except asyncio.CancelledError:
+            raise ToolFailedError(
+                f"{tool.name} did not answer within {seconds:g} s: ask it for less, or raise the tool's seconds or budget on the host"
+            ) from error
+        except SystemExit as error:  # a tool must not end the host's program
+            advice = "a tool must return a value or raise another exception, so remove its call of sys.exit() (or of what calls it)"
+            raise ToolFailedError(f"{tool.name} raised SystemExit: {advice}") from error
+        except asyncio.CancelledError as error:
             # The caller was cancelled if `cancelling()` is not 0. Otherwise the tool raised CancelledError by itself, which is its failure.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise ToolFailedError(f"{tool.name} was cancelled by something of its own") from None
+            raise ToolFailedError(
+                f"{tool.name} was cancelled, but not by its caller: a tool must return a value or raise another exception"
+            ) from error
 
 
 def _told(tool: Tool) -> dict[str, Any]:
@@ -141,3 +158,130 @@ def _told(tool: Tool) -> dict[str, Any]:
         "effect": tool.effect,
         "signature": tool.signature,
     }
+
+
+def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
+    """Return the table of host calls: for each name that cells can call, the function that answers.
+
+    `toolbox` also approves `deps.add` and `deps.remove`. `changes` collects the packages to install and remove when no cell runs.
+    """
+    return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, changes)}
+
+
+def _tools(toolbox: ToolBox) -> dict[str, Answer]:
+    async def listed() -> object:
+        return toolbox.list()
+
+    async def searched(query: str, limit: int) -> object:
+        return await toolbox.search(_text(query, "a query"), _count(limit))
+
+    async def described(name: str) -> object:
+        return toolbox.describe(_text(name, "a tool's name"))
+
+    async def called(name: str, arguments: object) -> object:
+        return await toolbox.call(_text(name, "a tool's name"), _named(arguments, "a tool's arguments"))
+
+    async def batch(calls: object) -> object:
+        match calls:
+            case [*each]:
+                return await toolbox.batch([_call(one) for one in each])
+        raise ToolFailedError(f"a batch must be a list of calls, got {type(calls).__name__}")
+
+    return {"tools.list": listed, "tools.search": searched, "tools.describe": described, "tools.call": called, "tools.batch": batch}
+
+
+def _skills(skills: Skills) -> dict[str, Answer]:
+    async def create(name: str, source: str, description: str) -> object:
+        return await skills.add(name, source, _text(description, "a skill's description"), origin="session")
+
+    async def delete(name: str) -> object:
+        return await skills.remove(name, origin="session")
+
+    async def searched(query: str, limit: int) -> object:
+        return await skills.search(_text(query, "a query"), _count(limit))
+
+    return {
+        "skills.create": create,
+        "skills.search": searched,
+        "skills.list": skills.list,
+        "skills.get": skills.get,
+        "skills.source": skills.source,
+        "skills.delete": delete,
+    }
+
+
+def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
+    async def save(name: str, data: Any, description: str, metadata: object) -> object:
+        return await artifacts.save(name, data, description, None if metadata is None else dict(_named(metadata, "an artifact's metadata")))
+
+    return {
+        "artifacts.list": artifacts.list,
+        "artifacts.save": save,
+        "artifacts.load": artifacts.load_into_session,
+        "artifacts.delete": artifacts.delete,
+    }
+
+
+def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
+    """Return the functions that answer calls of `deps`, by name. They note packages in `changes`, to install or remove once no cell runs.
+
+    `deps.add` and `deps.remove` need approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because
+    it installs only what was approved before.
+    """
+
+    async def add(arguments: dict[str, Any]) -> object:
+        package = arguments["package"]
+        changes.add(await deps.remember(package, origin="session"))
+        return {"installed": [], "already_present": [], "failed": [], "pending": [package]}
+
+    async def remove(arguments: dict[str, Any]) -> object:
+        package = arguments["package"]
+        configured, there = await deps.forget(package, origin="session"), await changes.is_installed(package)
+        changes.remove(package)
+        told = {"removed": [], "not_found": [] if there else [package], "failed": [], "removed_from_config": configured}
+        return told | {"pending": [package] if there else []}
+
+    async def sync() -> object:
+        wanted = await deps.list()
+        for requirement in wanted:
+            changes.add(requirement)
+        return {"installed": [], "already_present": [], "failed": [], "pending": wanted}
+
+    def decided(name: str, act: Callable[[dict[str, Any]], Awaitable[object]]) -> Answer:
+        tool = Tool(name=name, act=act, parameters=(Parameter(name="package", schema={"type": "string"}),))
+
+        async def answer(package: object) -> object:
+            deps.check_unlocked()
+            tool.check({"package": package})
+            return await toolbox.make(tool, {"package": package})
+
+        return answer
+
+    return {"deps.list": deps.list, "deps.add": decided("deps.add", add), "deps.remove": decided("deps.remove", remove), "deps.sync": sync}
+
+
+def _call(one: object) -> tuple[str, Mapping[str, Any]]:
+    match one:
+        case {"name": str(name), "arguments": dict(arguments)}:
+            return name, arguments
+    # Only types are named, because values may be secret.
+    got = {key: type(value).__name__ for key, value in one.items()} if isinstance(one, dict) else type(one).__name__
+    raise ToolFailedError(f"each call of a batch must be {{'name': text, 'arguments': dict}}, got {str(got)[:200]}")
+
+
+def _named(arguments: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(arguments, dict):
+        raise ToolFailedError(f"{what} must be a dict, got {type(arguments).__name__}")
+    return arguments
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise ToolFailedError(f"{what} must be text, got {type(value).__name__}")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= 1000:
+        raise ToolFailedError(f"a limit must be an integer between 0 and 1000, got {value!r:.20}")
+    return value

@@ -1,7 +1,9 @@
-"""Checks of arguments, made before anything is sent. InvalidArgumentError says what to give instead."""
+"""Checks of arguments, made before anything is sent. They raise InvalidArgumentError, which says what to give instead."""
 
+import ast
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,70 +12,138 @@ from ..contract.records import IDENTIFIER, MAX_ASYNCHRONOUS_SECONDS, split_path
 from ..errors import InvalidArgumentError
 from ..models import CodeError
 
+# Possessive quantifiers, and the closing fence is looked for from the end: a model chooses this text, so matching must take linear time.
+_OPENING = re.compile(r"\s*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+[\w+.-]*+[ \t]*+\n")
+_QUOTED = re.compile(r"\A\s*+`(?P<code>[^`\n]++)`\s*+\Z")
+# Such a line is never Python, except inside a string of several lines. (A line of tildes can be Python: `~` inverts what follows.)
+_FENCE = re.compile(r"^[ \t]*+`{3,}+[ \t]*+(?P<language>[\w+.-]*+)[ \t]*+$", re.MULTILINE)
+_LANGUAGE_LINE = re.compile(r"\s*+(?:python3?|py)[ \t]*+\n(?=(?:[ \t]*+(?:#[^\n]*+)?\n)*+[ \t]*+[^\s#\\])", re.IGNORECASE)
+_CELL_MAGIC = re.compile(r"\s*+%%")
+_MARK = "\ufeff"
+_MOST_PROSE = 2000  # characters that are parsed to see whether they are code: so few cannot exhaust Python's parser
+
+
+def sanitize(code: str) -> str:
+    """Return the Python code in a model's text: without a Markdown fence, backticks, byte order mark and Windows line ends.
+
+    A first line that only names the language is dropped if a statement follows. Text around a fence is dropped if it is not code. Text with
+    several fences, and text whose fence may be inside a string, is left as it is.
+    """
+    text = code.removeprefix(_MARK)
+    text = text.replace("\r\n", "\n") if "\r\n" in text else text
+    if ("```" in text or "~~~" in text) and (fenced := _fenced(text)) is not None:
+        return textwrap.dedent(fenced)
+    if quoted := _QUOTED.match(text):
+        return quoted["code"]
+    named = _LANGUAGE_LINE.match(text)
+    return text[named.end() :] if named else text
+
+
+def _fenced(text: str) -> str | None:
+    """Return the code inside the only Markdown fence. Return None if there is not exactly one, or if text around it may be code."""
+    opening = _OPENING.match(text)
+    if opening is not None:
+        rest, fence = text[opening.end() :].rstrip(), opening["fence"]
+        # Python may begin with three tildes, and end with them in a comment. It has no backticks, and no line of tildes alone at its end.
+        if rest.endswith(fence) and (fence[0] == "`" or rest.rpartition("\n")[2].strip() == fence):
+            return rest.removesuffix(fence).rstrip(" \t").removesuffix("\n")
+    return _in_prose(text)
+
+
+def _in_prose(text: str) -> str | None:
+    """Return the text after the only opening fence, up to a closing one if any. Return None if text around it may be code."""
+    fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
+    if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
+        return None
+    before, end = text[: fences[0].start()], fences[1] if len(fences) > 1 else None
+    after = text[end.end() :] if end else ""
+    if '"""' in before or "'''" in before or _is_code(before) or _is_code(after) or len(text) == fences[0].end():
+        return None
+    return text[fences[0].end() + 1 : end.start() if end else None].removesuffix("\n")
+
+
+def _is_code(text: str) -> bool:
+    """Return whether a text has statements with an effect. A lone word or text that does not parse counts as prose, long text as code."""
+    if len(text) > _MOST_PROSE:
+        return True
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Name)) for one in statements)
+
+
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _LONGEST_MOMENT, _MOST_BRANCHES = 256, 64
-_NAME_IS = "a file name is text such as 'data.csv' or 'folder/data.csv'"
+_NAME_IS = "a file name must be text such as 'data.csv' or 'folder/data.csv'"
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
 
 
 def checked_session_id(session_id: object) -> str:
     """Return the identifier if it is 1 to 256 of the characters that endpoints accept. Raise InvalidArgumentError otherwise."""
     if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
-        raise InvalidArgumentError("a session_id is 1 to 256 ASCII letters, digits or signs")
+        # Without the value: a session's identifier gives access to it.
+        got = type(session_id).__name__
+        if isinstance(session_id, str):
+            wrong = next((place for place, sign in enumerate(session_id, 1) if not IDENTIFIER.fullmatch(sign)), None)
+            got = f"{len(session_id)} characters" if wrong is None else f"another character in place {wrong}"
+        raise InvalidArgumentError(f"session_id must be 1 to 256 ASCII letters, digits, spaces or signs except the backslash, got {got}")
     return session_id
 
 
 def checked_timeout(timeout: object) -> float | None:
-    """Return a timeout in seconds. None stands for the endpoint's own limit. Zero, a negative number and more than 24 hours are refused."""
+    """Return a timeout in seconds, or None: the endpoint's limit. Raise InvalidArgumentError unless it is above 0 and at most 24 hours."""
     if timeout is None:
         return None
     # A bool is an int in Python, and NaN compares false with every bound.
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not math.isfinite(timeout):
-        raise InvalidArgumentError("a timeout is a number of seconds, or None")
+        raise InvalidArgumentError(f"timeout must be a number of seconds or None, got {timeout!r:.40}")
     if not 0 < timeout <= MAX_ASYNCHRONOUS_SECONDS:
-        raise InvalidArgumentError(f"a timeout is above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g} seconds")
+        raise InvalidArgumentError(f"timeout must be above 0 and at most {MAX_ASYNCHRONOUS_SECONDS:g} seconds, got {timeout:g}")
     return timeout
 
 
 def checked_path(path: object) -> tuple[str, str]:
-    """Return the folders and the name of a file in /mnt/data. Raise InvalidArgumentError if the path leads out of it or names a folder."""
+    """Return the folder and the name of a file in /mnt/data. Raise InvalidArgumentError if the path is outside or names a folder."""
     if not isinstance(path, str):
-        raise InvalidArgumentError(_NAME_IS)
+        raise InvalidArgumentError(f"{_NAME_IS}, got {type(path).__name__}")
     folder, name = _split(path)
     if not name:
-        raise InvalidArgumentError(_NAME_IS)
+        raise InvalidArgumentError(f"{_NAME_IS}, got {path!r:.200}")
     return folder, name
 
 
 def checked_folder(path: object) -> str:
-    """Return a folder in /mnt/data, relative to it; '' for /mnt/data itself."""
+    """Return a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError outside /mnt/data."""
     if not isinstance(path, str):
-        raise InvalidArgumentError("a folder is text such as 'folder' or '/mnt/data/folder'")
+        raise InvalidArgumentError(f"a folder must be text such as 'folder' or '/mnt/data/folder', got {type(path).__name__}")
     return _split(f"{path}/")[0] if path else ""
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path into folders and name.
-
-    A path outside /mnt/data is an error: moving it below /mnt/data would write another file than asked.
-    """
+    """Split a path into the folder relative to /mnt/data and the name. Raise InvalidArgumentError if the path is outside /mnt/data."""
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
-        raise InvalidArgumentError("a file name holds no quotation mark, backslash, control character or lone surrogate")
+        raise InvalidArgumentError(
+            f"a file name cannot contain quotation marks, backslashes, control characters or lone surrogates, got {path!r:.200}"
+        )
     try:
         return split_path(path)
     except ValueError:
         end = [part for part in path.split("/") if part not in ("", ".", "..")][-1:]
         inside = "/".join(["/mnt/data", *end])
-        raise InvalidArgumentError(f"a session's files must be in /mnt/data, got {path!r}: use {inside!r}") from None
+        raise InvalidArgumentError(f"a session's files must be in /mnt/data, got {path!r:.200}: use {inside!r}") from None
 
 
 def checked_data(data: object) -> bytes | Path:
-    """Return a file's content as bytes, or the path of a file on this machine. The file's content is read only when it is sent."""
+    """Return text as UTF-8 and other content as bytes. Return a Path as it is, because its file is read only when it is sent.
+
+    Raise InvalidArgumentError for anything else, and for a Path that is not a file.
+    """
     match data:
         case Path():
             if not data.is_file():
-                raise InvalidArgumentError(f"{data.name} is no file on this machine")
+                raise InvalidArgumentError(f"{data.name} is not a file on this machine: give the Path of an existing file")
             return data
         case str() if _is_well_formed(data):
             return data.encode()
@@ -81,57 +151,75 @@ def checked_data(data: object) -> bytes | Path:
             return data
         case bytearray() | memoryview():
             return bytes(data)
-    raise InvalidArgumentError("a file's content is bytes, text without lone surrogates, or the Path of a file")
+    kind = "text with a lone surrogate" if isinstance(data, str) else type(data).__name__
+    raise InvalidArgumentError(f"a file's content must be bytes, well-formed text or the Path of a file, got {kind}")
 
 
 def checked_moment(name: object) -> str | None:
-    """Return the name or the id of a checkpoint. None stands for a checkpoint without a name, or for the latest one."""
+    """Return a checkpoint's name or id, which must be a text of 1 to 256 characters. None is returned as it is."""
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
-    raise InvalidArgumentError(f"a checkpoint's name is text of 1 to {_LONGEST_MOMENT} characters")
+    raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:
-    """Return the number of branches to make: 1 to 64."""
+    """Return the number of branches to make. Raise InvalidArgumentError unless it is 1 to 64."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
-        raise InvalidArgumentError(f"branches are made 1 to {_MOST_BRANCHES} at a time")
+        raise InvalidArgumentError(f"the number of branches must be an int from 1 to {_MOST_BRANCHES}, got {count!r:.40}")
     return count
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:
-    """Raise InvalidArgumentError unless each requirement is one line of a requirements.txt.
-
-    A line that pip would read as an option is refused.
-    """
+    """Raise InvalidArgumentError unless there are requirements, and each is one line of a requirements.txt and no option of pip."""
     if not requirements:
-        raise InvalidArgumentError("no package is named: install('humanize'), for example")
-    for requirement in requirements:
+        raise InvalidArgumentError("expected at least one package to install, got none: name it as in install('humanize')")
+    for number, requirement in enumerate(requirements, 1):
         if not isinstance(requirement, str) or not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
-            raise InvalidArgumentError("a package is named as in a line of requirements.txt; options are not taken")
+            # Without the value: an option such as --index-url may hold a password.
+            raise InvalidArgumentError(
+                f"package {number} of {len(requirements)} must be one line of a requirements.txt such as 'humanize>=4', without options of "
+                f"pip, got {_kind_of(requirement)}"
+            )
+
+
+def _kind_of(requirement: object) -> str:
+    """Return what is wrong with a requirement, without its text, which may hold a password."""
+    if not isinstance(requirement, str):
+        return type(requirement).__name__
+    if not requirement.strip():
+        return "empty text"
+    return "an option" if requirement.lstrip().startswith("-") else "several lines"
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:
     """Return the names of packages. Raise InvalidArgumentError if there are none, or if one has a version."""
-    if not names or not all(isinstance(name, str) and _PACKAGE.fullmatch(name) for name in names):
-        raise InvalidArgumentError("a package to uninstall is given by its name: uninstall('humanize'), for example")
+    wrong = [number for number, name in enumerate(names, 1) if not isinstance(name, str) or not _PACKAGE.fullmatch(name)]
+    if wrong or not names:
+        # Without the value: an option of pip may hold a password.
+        got = f"something else in place {wrong[0]} of {len(names)}" if wrong else "none"
+        raise InvalidArgumentError(f"expected names of packages without versions and options, as in uninstall('humanize'), got {got}")
     return names
 
 
 def checked_install_timeout(timeout: object) -> None:
-    """Raise InvalidArgumentError unless the timeout is a number of seconds up to 3600. None is refused: an installation needs a limit."""
+    """Raise InvalidArgumentError unless the timeout is above 0 and at most 3600 seconds. None is refused: an installation needs a limit."""
     if (checked_timeout(timeout) or math.inf) > MAX_INSTALL_SECONDS:
-        raise InvalidArgumentError(f"installing is given up to {MAX_INSTALL_SECONDS:g} seconds")
+        raise InvalidArgumentError(
+            f"the timeout of an installation must be above 0 and at most {MAX_INSTALL_SECONDS:g} seconds, got {timeout!r:.40}"
+        )
 
 
 def refusal(code: object) -> CodeError | None:
-    """Return the error of something that cannot be a cell, or None.
+    """Return an error if `code` is no string or not well-formed Unicode, so that it cannot be a cell. Return None otherwise.
 
-    A model may have sent it, so the error becomes a result and is not raised.
+    The error is returned and not raised, because a model that sent the code reads the error in a result.
     """
     if not isinstance(code, str):
-        return CodeError("TypeError", f"code is a {type(code).__name__}, not a string: send the Python source text")
-    if not _is_well_formed(code):
-        return CodeError("ValueError", "the code is not well-formed Unicode: it holds a lone surrogate")
+        return CodeError("TypeError", f"code must be a string, got {type(code).__name__}: send the Python source text")
+    try:
+        code.encode()
+    except UnicodeEncodeError as error:
+        return CodeError("ValueError", f"code must be well-formed Unicode, got a lone surrogate as character {error.start + 1}: remove it")
     return None
 
 

@@ -1,10 +1,9 @@
-"""Authentication of requests: an Azure token that is renewed in time, or a key."""
+"""Authentication of requests: an Azure token that is renewed before it expires, or the key of a server."""
 
 import asyncio
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import httpx
@@ -19,14 +18,15 @@ DEFAULT_SCOPE = "https://dynamicsessions.io/.default"
 DEFAULT_REFRESH_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    token: str
-    expires: float
-
-
 class AzureTokenProvider:
-    """A cache of one Azure token. It is renewed early, by one call at a time. If renewal fails, the old token is used until it expires."""
+    """A cache of one Azure token, which it renews some minutes before the token expires.
+
+    Only one call renews the token, and others wait for it. If the renewal fails, the old token is used until it expires.
+    """
+
+    # azure-identity's own cache does not replace it. Credentials that ask a tool (`az`, PowerShell, azd) have none: each call starts `az`
+    # again, and ten calls at the same time start it ten times. Where there is a cache, it renews 5 minutes early, whatever
+    # `RefreshBeforeMinutes` is, and cannot drop a token that the service refused.
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class AzureTokenProvider:
         refresh_before: float = DEFAULT_REFRESH_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Use a credential, which the caller closes.
+        """Get tokens from a credential, which the caller must close.
 
         Args:
             credential: A sync or async credential of azure-identity.
@@ -48,11 +48,11 @@ class AzureTokenProvider:
         self._scopes = tuple(scopes)
         self._refresh_before = refresh_before
         self._clock = clock
-        self._held: _Held | None = None
+        self._held: AccessToken | None = None
         self._renewing = asyncio.Lock()
 
     async def get_token(self) -> str:
-        """Return a token that is valid now. Raise AuthenticationError if the credential has none."""
+        """Return a token that is valid now. Raise AuthenticationError if the credential gives none and no cached token is valid."""
         if self._held is None or self._due(self._held):
             # Callers that arrive during a renewal wait here, then find its token: hence the second check.
             async with self._renewing:
@@ -61,37 +61,32 @@ class AzureTokenProvider:
         return self._held.token
 
     def clear_cache(self, refused: str | None = None) -> None:
-        """Forget the token. With `refused`, a token that the service refused, keep one that has been renewed since."""
+        """Drop the cached token. With `refused`, drop it only if it is that token, because another call may have renewed it already."""
         if self._held is not None and refused in (None, self._held.token):
             self._held = None
 
-    def _due(self, held: _Held) -> bool:
-        return held.expires - self._clock() <= self._refresh_before
+    def _due(self, held: "AccessToken") -> bool:
+        return held.expires_on - self._clock() <= self._refresh_before
 
-    async def _renew(self, held: _Held | None) -> _Held:
+    async def _renew(self, held: "AccessToken | None") -> "AccessToken":
         try:
-            token = await self._ask()
-        # Credentials raise exceptions of their own libraries; all of them mean that there is no token.
+            if inspect.iscoroutinefunction(self._credential.get_token):
+                return await cast("AsyncTokenCredential", self._credential).get_token(*self._scopes)
+            # A sync credential blocks on the network or on a process.
+            return await asyncio.to_thread(cast("TokenCredential", self._credential).get_token, *self._scopes)
+        # Credentials raise exceptions of their own libraries; each of them means that there is no token.
         except Exception as error:
-            if held is not None and held.expires > self._clock():
+            if held is not None and held.expires_on > self._clock():
                 return held
             # The cause is not chained: its text may hold details of the credential.
             raise AuthenticationError(
-                f"no token for {', '.join(self._scopes)} ({type(error).__name__}): "
-                "sign in (az login), or set ACASessions:SessionsHttpClient:ApiKey"
+                f"cannot get a token for {', '.join(self._scopes)} ({type(error).__name__}): sign in (az login), or set "
+                "ACASessions:SessionsHttpClient:ApiKey if the Endpoint is a server of `aca-sessions serve`"
             ) from None
-        return _Held(token.token, float(token.expires_on))
-
-    async def _ask(self) -> "AccessToken":
-        """Request a token. A sync credential blocks on the network, so it is called in a thread."""
-        if inspect.iscoroutinefunction(self._credential.get_token):
-            return await cast("AsyncTokenCredential", self._credential).get_token(*self._scopes)
-        credential = cast("TokenCredential", self._credential)
-        return await asyncio.to_thread(credential.get_token, *self._scopes)
 
 
 class BearerAuth(httpx.Auth):
-    """Authentication by a token on each request. If the service answers 401, the token is renewed once and the request sent again."""
+    """Authentication by an Azure token. If the service answers 401, the token is renewed and the request is sent once more."""
 
     def __init__(self, tokens: AzureTokenProvider) -> None:
         self._tokens = tokens
@@ -108,12 +103,12 @@ class BearerAuth(httpx.Auth):
 
 
 class ApiKeyAuth(httpx.Auth):
-    """Authentication by the key of `aca-sessions serve`."""
+    """Authentication by the key of `aca-sessions serve`, which is sent as a Bearer token."""
 
     def __init__(self, key: str) -> None:
         self._header = f"Bearer {key}"
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Yield the request with the key, as a Bearer token."""
+        """Yield the request with the key in its `Authorization` header."""
         request.headers["authorization"] = self._header
         yield request

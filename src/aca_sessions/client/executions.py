@@ -1,20 +1,187 @@
-"""The executions of an endpoint: start each once, ask for its result after a lost answer, follow and interrupt it."""
+"""The executions of an endpoint: start each once, follow it, interrupt it. If an answer is lost, the execution is asked for by its id."""
 
 import asyncio
 import contextlib
+import inspect
 import uuid
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from ..contract import events, extensions, flat, timeline
+from ..contract import extensions, flat
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
-from ..errors import ACASessionsError, NotSupportedError, ServiceError, ServiceUnavailableError
-from ..models import NO_REPLY, CodeError, CodeExecutionResult
-from ..tasks import Tasks
-from .delivered import Delivered
-from .execution import Execution, Page, ended, events_of
-from .http import Response, SessionsHttpClient, decoded
+from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
+from ..ledger import Delivered
+from ..lifetime import Tasks
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event
+from .http import SessionsHttpClient, decoded
+
+AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
+AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
+Page = tuple[list[Event], int, CodeExecutionResult | None]
+_BEHIND_ALL = 10**17  # an event number that no execution reaches: asking behind it returns the result and no events
+_AT_ONCE = 0.005  # seconds in which a host call has to return for its answer and the next page to go in one request
+
+
+async def _cannot(*_: object) -> None:
+    raise NotSupportedError("this endpoint cannot take answers while a cell runs: use the embedded default or `aca-sessions serve`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """The handle of one execution. The cell runs on if the handle is dropped; `cancel` interrupts the cell."""
+
+    id: str
+    session_id: str
+    # Returns the events behind a number, waiting until there are some, and the result once there is one.
+    _page: Callable[[int], Awaitable[Page]]
+    _interrupt: Callable[[], Awaitable[None]]
+    _reply: Callable[[int, str | None], Awaitable[None]] = _cannot
+    # Replies to an event, and returns the events behind a number in the same request.
+    _reply_and_read: Callable[[int, str | None, int], Awaitable[Page]] = _cannot  # type: ignore[assignment]
+    _on_input: AnswerInput | None = None
+    _on_call: AnswerCall | None = None
+    _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield the cell's events in order, from its beginning, as they happen. The last event has the result.
+
+        Each call yields all events again. `input()` and host calls of the cell are answered meanwhile, by the functions that `answering`
+        set.
+        """
+        calls = Tasks()
+        try:
+            page = await self._page(0)
+            while True:
+                events, after, result = page
+                for event in events:
+                    if event.kind == "input":
+                        await self._answer(event)
+                    yield event
+                if result is not None:
+                    break
+                page = await self._after_calls([event for event in events if event.kind == "call"], after, calls)
+        finally:
+            await calls.cancel()
+        yield Event(kind="result", result=self._amend(result))
+
+    async def wait(self) -> CodeExecutionResult:
+        """Wait for the result and return it. Answer `input()` and host calls meanwhile, if `answering` set functions for that."""
+        result = None
+        if self._is_answered:
+            async for event in self.events():
+                result = event.result
+        while result is None:
+            _, _, result = await self._page(_BEHIND_ALL)
+        return result if self._is_answered else self._amend(result)
+
+    async def cancel(self) -> None:
+        """Interrupt the cell, unless it has ended. The result shows whether the interrupt stopped it."""
+        await self._interrupt()
+
+    async def reply(self, event: Event, text: str | None) -> None:
+        """Answer an `input` event with a line. None instead of a line raises EOFError in the cell."""
+        if not (text is None or isinstance(text, str)):
+            raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
+        await self._reply(event.number, text)
+
+    def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
+        """Return a copy with functions that answer the cell while its events are read.
+
+        Args:
+            on_input: Returns the line for a prompt of `input()`, or None to refuse. Prompts are answered one after the other.
+            on_call: Returns the answer to a host call. Several calls may run at the same time.
+        """
+        return replace(self, _on_input=on_input, _on_call=on_call)
+
+    def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
+        """Return a copy that also passes the result through `amend`, after the functions of earlier calls."""
+        earlier = self._amend
+        return replace(self, _amend=lambda result: amend(earlier(result)))
+
+    @property
+    def _is_answered(self) -> bool:
+        return self._on_input is not None or self._on_call is not None
+
+    async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
+        """Answer the host calls in `asked`, and return the events that follow number `after`.
+
+        If a single call is answered within 5 ms, one request sends the answer and gets the events.
+        """
+        if self._on_call is None:
+            return await self._page(after)
+        if len(asked) == 1 and not calls:
+            answering = calls.own(self._on_call(asked[0].text))
+            await asyncio.wait({answering}, timeout=_AT_ONCE)
+            if answering.done() and not answering.cancelled() and answering.exception() is None:
+                return await self._reply_and_read(asked[0].number, answering.result(), after)
+            calls.start(self._answer_call(asked[0], answering))
+        else:
+            for event in asked:
+                calls.start(self._answer_call(event, self._on_call(event.text)))
+        return await self._page(after)
+
+    async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
+        """Send the answer to a host call, or None if the caller's function fails: otherwise the cell would wait forever."""
+        answer = None
+        try:
+            answer = await answering
+        finally:
+            await self._reply(event.number, answer)
+
+    async def _answer(self, event: Event) -> None:
+        """Answer an `input` event. If the caller's function raises, the cell gets an EOFError and the caller gets the exception."""
+        if self._on_input is None:
+            return
+        try:
+            answer = self._on_input(event.text)
+            text = await answer if inspect.isawaitable(answer) else answer
+            await self.reply(event, text)
+        except BaseException:
+            await self.reply(event, None)
+            raise
+
+
+def ended(result: CodeExecutionResult) -> Execution:
+    """Return the handle of an execution that has its result already."""
+
+    async def page(_after: int) -> Page:
+        return events_of(result), 0, result
+
+    return Execution(id="", session_id=result.session_id, _page=page, _interrupt=_nothing)
+
+
+def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
+    """Return the handle of a cell whose result a task waits for. All events of the cell arrive when it ends."""
+
+    async def page(after: int) -> Page:
+        try:
+            # Shielded: a reader that is cancelled does not cancel the cell.
+            result = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if not running.cancelled():
+                raise
+            error = CodeError("KeyboardInterrupt", "the call was cancelled before its result came: the cell may still run")
+            result = CodeExecutionResult(session_id=session_id, error=error, stderr=str(error), state=NO_REPLY)
+        return ([] if after else events_of(result)), _BEHIND_ALL, result
+
+    async def cancel() -> None:
+        running.cancel()
+
+    return Execution(id="", session_id=session_id, _page=page, _interrupt=cancel)
+
+
+def events_of(result: CodeExecutionResult) -> list[Event]:
+    """Return the events that can be made of a result after its cell ended: stdout, stderr, then one event for each display."""
+    written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.stderr)]
+    return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
+
+
+async def _nothing() -> None: ...
+
 
 _OUTPUT_LIMIT = 1 << 20  # characters of each stream; Azure cuts at 4096 unless a request sets a limit
 ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
@@ -27,7 +194,7 @@ _RICH = {extensions.RICH_REQUEST_HEADER: "1"}
 
 
 class Executions:
-    """The executions of one client, in one api-version."""
+    """A client that starts, follows and interrupts executions at one endpoint, in one api-version."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
         self._http = http
@@ -38,16 +205,12 @@ class Executions:
     async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
-        Args:
-            session_id: The session.
-            call: The cell and its limits.
-            caller: The caller's position in the session's ledger. The result reports what happened since then.
+        The result reports what happened since the position of `caller` in the session's ledger.
         """
         caller = caller or Delivered()
         id = str(uuid.uuid4())
-        call = self._checked(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS)
         try:
-            record = await self._send(session_id, id, call, caller)
+            record = await self._send(session_id, id, call, caller, asynchronous=(call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS)
             while record.result is None:
                 record = await self._poll(session_id, record.id, caller)
         except asyncio.CancelledError:
@@ -56,90 +219,82 @@ class Executions:
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
-        """Start a cell that runs in the background and return its execution.
-
-        Raise NotSupportedError if the api-version has no asynchronous executions.
-        """
+        """Start a cell in the background. Raise NotSupportedError if the api-version has no asynchronous executions."""
         id = str(uuid.uuid4())
         try:
-            record = await self._send(session_id, id, self._checked(call, asynchronous=True), caller)
+            record = await self._send(session_id, id, call, caller, asynchronous=True)
         except asyncio.CancelledError:
             await self.cancel_quietly(self.followed(session_id, id, caller))
             raise
         return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
 
     def followed(self, session_id: str, id: str, caller: Delivered) -> Execution:
-        """Return the handle of an execution that was started earlier, by its id."""
+        """Return the handle of an execution that was started earlier, here or by another client. No request is sent."""
         return Execution(
             id=id,
             session_id=session_id,
             _page=lambda after: self._page(session_id, id, after, caller),
             _interrupt=lambda: self.interrupt(session_id, id),
-            _reply=lambda number, text: self._reply(session_id, id, events.encode_reply(number, text)),
+            _reply=lambda number, text: self._reply(session_id, id, extensions.encode_reply(number, text)),
             _reply_and_read=lambda number, text, after: self._reply_and_read(
-                session_id, id, events.encode_reply(number, text), after, caller
+                session_id, id, extensions.encode_reply(number, text), after, caller
             ),
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the one that runs now. Its result shows what that did.
-
-        Raise NotSupportedError if the endpoint cannot interrupt cells.
-        """
+        """Interrupt a cell, by default the running one. Raise NotSupportedError if the endpoint cannot interrupt cells."""
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile. Errors are ignored."""
+        """Interrupt the cell of a cancelled call. Try for at most 10 s, even if the caller is cancelled again, and ignore errors."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
     async def close(self) -> None:
-        """Wait for the requests in progress."""
+        """Wait for the interrupts that `cancel_quietly` has begun."""
         await self._tasks.finish()
 
-    def _checked(self, call: ExecutionCall, *, asynchronous: bool) -> ExecutionCall:
-        """Return the call with its mode.
+    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
+        """Send a cell once and return its record.
 
-        Raise NotSupportedError if the api-version has no asynchronous executions, which longer cells need.
+        A cell that may have run is never sent again. If the answer is lost, the client asks for the execution by the id that it chose.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
-            raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
-        return replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
-
-    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered) -> Record:
-        """Send a cell once.
-
-        A cell that may have run is never sent again. After a lost answer the service is asked for the execution by its id, which the client
-        chose.
-        """
-        wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
-        ours = {events.ANSWERED_HEADER: events.encode_answered(call.answered), timeline.TRANSACTIONAL_HEADER: "1" * call.transactional}
-        headers = {flat.OPERATION_HEADER: id, **_rich(caller), **{name: said for name, said in ours.items() if said}}
+            long = (call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS
+            what = f"with a timeout of {call.timeout:g} s, only up to {MAX_SYNCHRONOUS_SECONDS:g} s" if long else "in the background"
+            raise NotSupportedError(
+                f"api-version {self._version.name} cannot run a cell {what}: set ACASessions:SessionsHttpClient:ApiVersion to "
+                "2024-10-02-preview or later"
+            )
+        call = replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
+        headers = {flat.OPERATION_HEADER: id, **rich(caller)}
+        if call.answered:
+            headers[extensions.ANSWERED_HEADER] = ", ".join(call.answered)
+        if call.transactional:
+            headers[extensions.TRANSACTIONAL_HEADER] = "1"
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
+        wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:
             if not _may_have_run(error):
                 raise
             return await self._after_lost_answer(session_id, id, caller)
-        return self._record(response, session_id, id)
+        return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution whose answer was lost.
-
-        If the service cannot be asked or does not know it, return a result without a reply.
-        """
+        """Ask for an execution whose answer was lost. If that fails, return a record whose result has the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
-                raise NotSupportedError("this api-version has no executions to ask for")
+                raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
             return await self._ask(session_id, id, caller)
         except ACASessionsError as error:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask until there is a result. If the server becomes unreachable, the result is `unknown`: the cell may have run or not."""
+        """Ask for an execution until it has a result. If the server becomes unreachable, return a result with the state `unknown`."""
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -151,54 +306,56 @@ class Executions:
 
     async def _ask(self, session_id: str, id: str, caller: Delivered) -> Record:
         path = f"{self._dialect.EXECUTE_PATH}/{id}"
-        response = await self._http.request("GET", path, identifier=session_id, headers=_rich(caller))
-        return self._record(response, session_id, id)
+        response = await self._http.request("GET", path, identifier=session_id, headers=rich(caller))
+        return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Return the next events. If the endpoint has no events, poll for the whole result instead."""
+        """Return the events that follow number `after`, the last event's number, and the result once there is one.
+
+        If the endpoint has no events, poll for the result and make the events from it.
+        """
         try:
             if not await self._http.offers("events"):
                 result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
                 return ([] if after else events_of(result)), after, replace(result, session_id=session_id)
-            query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
-            path, wait = events.EVENTS_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
-            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_rich(caller), timeout=wait)
+            query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
+            path, wait = extensions.EVENTS_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
+            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=rich(caller), timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:
             return [], after, _lost_answer(session_id, error)
-        return decoded(response, lambda body: self._decoded_page(body, session_id))
+        return decoded(response, partial(self._decode_page, session_id=session_id))
 
-    def _decoded_page(self, body: dict[str, object], session_id: str) -> Page:
-        found, last = events.decode_events(body)
-        member = body.get(events.EXECUTION_MEMBER)
+    def _decode_page(self, body: dict[str, object], session_id: str) -> Page:
+        found, last = extensions.decode_events(body)
+        member = body.get(extensions.EXECUTION_MEMBER)
         result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Reply and read the next events in one request. If it fails, only read: reading can be repeated, replying cannot."""
-        query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
-        path, wait = events.REPLIES_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
+        """Send a reply and return the next events in one request. If that fails, get only the events: a reply is not sent twice."""
+        query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
+        path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
-            headers = _rich(caller)
+            headers = rich(caller)
             response = await self._http.request("POST", path, identifier=session_id, query=query, headers=headers, json=reply, timeout=wait)
         except (ServiceUnavailableError, ServiceError):
             return await self._page(session_id, id, after, caller)
-        return decoded(response, lambda body: self._decoded_page(body, session_id))
+        return decoded(response, partial(self._decode_page, session_id=session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
-        """Send a reply. Ignore the error of one that comes too late (409)."""
+        """Send a reply. Ignore a 409, which means that the reply came too late."""
         try:
-            await self._http.request("POST", events.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
+            await self._http.request("POST", extensions.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:
             if error.status_code != 409:
                 raise
 
-    def _record(self, response: Response, session_id: str, id: str) -> Record:
-        return decoded(response, lambda body: self._dialect.decode_execution(body, id=id, identifier=session_id))
 
-
-def _rich(caller: Delivered) -> dict[str, str]:
-    """Return the headers that ask for the extended result, with the state since the last result that the caller got."""
-    return _RICH if caller.since is None else {**_RICH, extensions.SINCE_HEADER: caller.since}
+def rich(caller: Delivered) -> dict[str, str]:
+    """Return the headers that ask for the extended result, and for the ledger's entries since the position of `caller`."""
+    if caller.ledger is None:
+        return _RICH
+    return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}
 
 
 async def _try_to_cancel(execution: Execution) -> None:
@@ -208,17 +365,16 @@ async def _try_to_cancel(execution: Execution) -> None:
 
 
 def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
-    """Return whether the cell may have run in spite of the error.
-
-    A gateway's 502 or 504 means that its server gave no answer. The server may have received the request.
-    """
+    """Return whether the cell may have run in spite of the error. A gateway that answers 502 or 504 may have passed the request on."""
     return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 
 def _lost_answer(session_id: str, error: ACASessionsError | None = None) -> CodeExecutionResult:
     # 410: the server knows that the execution ended, but has dropped its result.
     if isinstance(error, ServiceError) and error.status_code == _GONE:
-        lost = CodeError("ResultGone", "the cell ran, and its result is not kept any more: fetch results sooner")
+        lost = CodeError("ResultGone", "the cell ran, but the server has dropped its result: fetch results sooner")
     else:
-        lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
+        lost = CodeError(
+            "ConnectionError", "the answer was lost: the cell may have run or not, so look at what it changes before you run it again"
+        )
     return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=NO_REPLY)

@@ -1,12 +1,20 @@
-"""The history of a session: what was done with it, in order. It is enough to write a notebook and to run everything again."""
+"""The history of a session: what was done with it, in order. A notebook can be written from it, and replayed elsewhere."""
 
-import asyncio
+import base64
+import contextlib
 import hashlib
+import io
 import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..models import CodeExecutionResult
+from ..errors import InvalidArgumentError
+from ..models import CodeExecutionResult, Display
+from .arguments import checked_path, checked_requirements
 
 _MOST_STEPS = 1000
 _MOST_BYTES = 32 << 20
@@ -15,9 +23,9 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell as it was sent, and its result:
+    """A cell as it was sent, and its result, which is None while the cell runs or if no result came.
 
-    None while it runs, or if no result came. `rolled_back` means that its variables were undone.
+    `rolled_back` means that a rollback undid what the cell did to the variables.
     """
 
     code: str
@@ -27,7 +35,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A file that the host wrote. The content of a file over 4 MB is not kept."""
+    """A file that the caller wrote to the session. `content` is None if the file has more than 4 MB."""
 
     path: str
     size: int
@@ -37,14 +45,14 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A file that the host deleted."""
+    """A file that the caller deleted from the session."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A reset by the host, which cleared the variables."""
+    """A reset that the caller asked for. It cleared the variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ Step = Ran | Uploaded | Deleted | Reset | Installed
 
 
 class History:
-    """The latest steps of a session: at most 1,000 and 32 MB. The oldest are dropped first, and `left_out` counts them."""
+    """The latest steps of a session: at most 1,000, and about 32 MB. Older steps are dropped, and `left_out` counts them."""
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
@@ -74,18 +82,36 @@ class History:
 
     @property
     def cells(self) -> tuple[Ran, ...]:
-        """Return the cells among the steps."""
+        """Return the cells among the steps, the oldest first."""
         return tuple(step for step in self._steps.values() if isinstance(step, Ran))
 
-    def begin(self, code: str) -> int:
-        """Note a cell that was sent. Return the number to `end` it by."""
-        return self.note(Ran(code))
+    def note(self, step: Step, number: int | None = None) -> int:
+        """Add a step and return its number. With `number`, replace the step that has this number."""
+        if number is None:
+            number = next(self._numbers)
+        size = 0
+        match step:
+            case Ran(code, result):
+                size = len(code)
+                if result is not None:
+                    size += len(result.stdout) + len(result.stderr) + len(result.text or "")
+                    for display in result.displays:
+                        size += sum(len(content) for content in display.data.values() if isinstance(content, str))
+            case Uploaded(content=bytes(content)):
+                size = len(content)
+        self._steps[number], self._sizes[number] = step, size
+        # One step is always kept, however large.
+        while len(self._steps) > _MOST_STEPS or (sum(self._sizes.values()) > _MOST_BYTES and len(self._steps) > 1):
+            oldest = next(iter(self._steps))
+            del self._steps[oldest], self._sizes[oldest]
+            self.left_out += 1
+        return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Note the result of a cell and return it. If it reports a rollback, note that on the cells that the rollback undid."""
+        """Set the result of a cell and return it. If the result reports a rollback, mark the cells that were undone."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
-            self._keep(number, Ran(known.code, result, known.rolled_back))
+            self.note(Ran(known.code, result, known.rolled_back), number)
         record = result.record
         for entry in record.entries if record is not None else ():
             if entry.variables == "rolled_back":
@@ -95,19 +121,12 @@ class History:
         return result
 
     def _undo_cells(self, after: int, before: int) -> None:
-        """Note on the cells between two numbers that their variables were rolled back."""
         for number, step in self._steps.items():
             if after < number < before and isinstance(step, Ran):
                 self._steps[number] = replace(step, rolled_back=True)
 
-    def note(self, step: Step) -> int:
-        """Note a step and return its number."""
-        number = next(self._numbers)
-        self._keep(number, step)
-        return number
-
     def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint was taken here. The latest 1,000 are known."""
+        """Remember that a checkpoint was taken at this point of the history. Only the latest 1,000 checkpoints are remembered."""
         self._marks[checkpoint] = next(self._numbers)
         if len(self._marks) > _MOST_STEPS:
             del self._marks[next(iter(self._marks))]
@@ -115,8 +134,7 @@ class History:
     def go_back(self, checkpoint: str) -> None:
         """Forget the steps after a checkpoint, because a rollback undid them.
 
-        If the checkpoint is not known, for example because it was not taken through this object, forget all steps and count one as left
-        out: what was done before it is not known.
+        If the checkpoint is unknown (another object may have taken it), forget all steps and add one to `left_out`: the history has a gap.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -130,43 +148,260 @@ class History:
         twin._numbers, twin.left_out = itertools.count(next(self._numbers)), self.left_out
         return twin
 
-    def _keep(self, number: int, step: Step) -> None:
-        self._steps[number], self._sizes[number] = step, _size(step)
-        # One step is always kept, however large.
-        while len(self._steps) > _MOST_STEPS or (sum(self._sizes.values()) > _MOST_BYTES and len(self._steps) > 1):
-            oldest = next(iter(self._steps))
-            del self._steps[oldest], self._sizes[oldest]
-            self.left_out += 1
-
     def __len__(self) -> int:
         return len(self._steps)
 
 
-async def uploaded(path: str, data: bytes | Path) -> Uploaded:
-    """Return the step of an upload. A file on this machine is read in a thread."""
-    return await asyncio.to_thread(_read, path, data) if isinstance(data, Path) else _of_bytes(path, data)
+class Upload(io.FileIO):
+    """A file that records what is read from it while it is sent: the size, the hash and, up to 4 MB, the content.
+
+    So the history has what the session got, even if the file on this machine changes meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes and record them."""
+        data = super().read(size)
+        self.size += len(data)
+        self.digest.update(data)
+        if self.size <= _LARGEST_FILE:
+            self.content += data
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position and forget what was recorded, because httpx seeks to the beginning before each time it sends the file."""
+        self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
+        return super().seek(offset, whence)
 
 
-def _read(path: str, source: Path) -> Uploaded:
-    size = source.stat().st_size
-    if size <= _LARGEST_FILE:
-        return _of_bytes(path, source.read_bytes())
-    with source.open("rb") as file:
-        return Uploaded(path, size, hashlib.file_digest(file, "sha256").hexdigest(), None)
+def step_of(path: str, sent: bytes | Upload) -> Uploaded:
+    """Return the history's step for an upload. Call this after an `Upload` was sent, because it records only what was read."""
+    if isinstance(sent, bytes):
+        content: bytes | bytearray = sent
+        size, digest = len(sent), hashlib.sha256(sent)
+    else:
+        content, size, digest = sent.content, sent.size, sent.digest
+    return Uploaded(path, size, digest.hexdigest(), bytes(content) if size <= _LARGEST_FILE else None)
 
 
-def _of_bytes(path: str, content: bytes) -> Uploaded:
-    kept = content if len(content) <= _LARGEST_FILE else None
-    return Uploaded(path, len(content), hashlib.sha256(content).hexdigest(), kept)
+_METADATA = "aca_sessions"  # the key of what a notebook's own fields cannot hold
+_BINARY = "application/octet-stream"
+_LARGEST_NOTEBOOK = 256 << 20
+_MOST_CELLS = 10_000
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+_MAGIC = re.compile(r"\s*([%!]|\?|[\w.]+\?{1,2}\s*$|\w[\w, ]*=\s*[%!])")
+
+Output = Mapping[str, Any]
 
 
-def _size(step: Step) -> int:
+def to_notebook(history: History) -> dict[str, Any]:
+    """Return a history as a notebook (nbformat 4), in JSON values."""
+    cells, count = [], 0
+    for place, step in enumerate(history.steps):
+        count += isinstance(step, Ran)
+        cells.append({"id": f"step-{place}", **_cell(step, count)})
+    metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}, _METADATA: {"left_out": history.left_out}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def to_script(history: History) -> str:
+    """Return the cells as a script, `# %%` before each, without outputs or rolled-back cells. Magics and shell lines become comments."""
+    parts = []
+    for step in history.steps:
+        match step:
+            case Ran(rolled_back=True):
+                continue
+            case Ran(code):
+                parts.append(f"# %%\n{_as_python(code)}")
+            case _:
+                parts.append(f"# %% [markdown]\n# {_described(step)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
+    """Return the steps of a notebook (a path or parsed JSON) with their recorded outputs. Raise InvalidArgumentError for anything else."""
+    notebook = _loaded(source)
+    match notebook:
+        case {"nbformat": 4, "cells": [*cells]} if len(cells) <= _MOST_CELLS:
+            return [step for number, cell in enumerate(cells, 1) if (step := _step_at(number, cell)) is not None]
+        case {"nbformat": 4, "cells": [*cells]}:
+            got = f"{len(cells)} cells: split it"
+        case {"nbformat": 4}:
+            got = "no list of cells"
+        case {"nbformat": version}:
+            got = f"nbformat {version!r:.20}: save it with a current Jupyter"
+        case _:
+            got = "other JSON: give the path of an .ipynb file"
+    raise InvalidArgumentError(f"expected a notebook of nbformat 4 with at most {_MOST_CELLS} cells, got {got}")
+
+
+def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
+    try:
+        return _step(cell)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"cell {number} of the notebook: {error}") from error
+
+
+def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
+    """Return a result as the outputs of a notebook's cell. `count` is the cell's execution count."""
+    stderr = result.stderr
+    if result.error is not None:
+        # Our results have the traceback in stderr too; a notebook has it in an output of its own.
+        stderr = stderr.removesuffix(result.error.traceback or str(result.error))
+    streams = [("stdout", result.stdout), ("stderr", stderr)]
+    outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": name, "text": text} for name, text in streams if text.strip("\n")]
+    displays = list(result.displays)
+    if result.text is not None:
+        # The last display holds the value in all its forms, if it has forms beside the text.
+        has_forms = bool(displays) and displays[-1].data.get("text/plain") == result.text
+        value = displays.pop() if has_forms else Display({"text/plain": result.text})
+    outputs += [{"output_type": "display_data", "data": _bundle(display), "metadata": {}} for display in displays]
+    if result.text is not None:
+        outputs.append({"output_type": "execute_result", "data": _bundle(value), "metadata": {}, "execution_count": count})
+    if (error := result.error) is not None:
+        lines = (error.traceback or str(error)).split("\n")
+        outputs.append({"output_type": "error", "ename": error.name, "evalue": error.message, "traceback": lines})
+    return outputs
+
+
+def _cell(step: Step, count: int) -> dict[str, Any]:
     match step:
-        case Ran(code, CodeExecutionResult() as result):
-            shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
-            return len(code) + len(result.stdout) + len(result.stderr) + len(result.text or "") + shown
-        case Ran(code):
-            return len(code)
-        case Uploaded(content=bytes(content)):
-            return len(content)
-    return 0
+        case Ran(code=code, result=result):
+            noted: dict[str, object] = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
+            noted |= {"rolled_back": True} if step.rolled_back else {}
+            metadata = {_METADATA: noted} if noted else {}
+            outputs = outputs_of(result, count) if result is not None else []
+            ran = count if result is not None else None
+            return {"cell_type": "code", "execution_count": ran, "metadata": metadata, "outputs": outputs, "source": code}
+        case Uploaded(path, size, sha256, content):
+            upload: dict[str, object] = {"upload": path, "size": size, "sha256": sha256}
+            attached = {} if content is None else {"attachments": {path: {_BINARY: base64.b64encode(content).decode()}}}
+            return {"cell_type": "markdown", "metadata": {_METADATA: upload}, "source": _described(step), **attached}
+        case Deleted(path):
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"delete": path}}, "source": _described(step)}
+        case Reset():
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"reset": True}}, "source": _described(step)}
+        case Installed(requirements):
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"install": list(requirements)}}, "source": _described(step)}
+
+
+def _described(step: Step) -> str:
+    match step:
+        case Uploaded(path, size, _, content):
+            return f"`{_inline(path)}` was uploaded: {size} bytes{'' if content is not None else ', not kept here'}."
+        case Deleted(path):
+            return f"`{_inline(path)}` was deleted."
+        case Installed(requirements):
+            return f"Installed: `{_inline(' '.join(requirements))}`."
+    return "The variables were cleared."
+
+
+def _inline(path: str) -> str:
+    return path.replace("`", "'")
+
+
+def _as_python(code: str) -> str:
+    lines = code.strip("\n").split("\n")
+    whole = lines[0].startswith("%%")
+    return "\n".join(f"# {line}" if whole or _MAGIC.match(line) else line for line in lines)
+
+
+def _bundle(display: Display) -> dict[str, Any]:
+    return {mime: _parsed(mime, content) for mime, content in display.data.items()}
+
+
+def _parsed(mime: str, content: object) -> Any:
+    if mime.endswith("json") and isinstance(content, str):
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            return {"text": content}
+    return content
+
+
+def _loaded(source: object) -> object:
+    if isinstance(source, Mapping):
+        return source
+    if not isinstance(source, str | Path):
+        raise InvalidArgumentError(f"a notebook must be the path of an .ipynb file or its parsed JSON, got {type(source).__name__}")
+    path = Path(source)
+    try:
+        if (size := path.stat().st_size) > _LARGEST_NOTEBOOK:
+            raise InvalidArgumentError(
+                f"the notebook {path.name} must be at most {_LARGEST_NOTEBOOK >> 20} MB, got {size / (1 << 20):.1f} MB: split it"
+            )
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it must be JSON, as Jupyter saves it in an .ipynb file"
+        raise InvalidArgumentError(f"the notebook {path.name} cannot be read: {why}") from error
+
+
+def _step(cell: object) -> tuple[Step, list[Output]] | None:
+    """Return a notebook cell's step and outputs, or None for Markdown and raw text that hold no step."""
+    match cell:
+        case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
+            return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
+        case {"cell_type": "markdown", "metadata": {"aca_sessions": noted}, **rest}:
+            return _step_of_metadata(noted, rest.get("attachments")), []
+        case {"cell_type": "markdown" | "raw"}:
+            return None
+    kind = cell.get("cell_type") if isinstance(cell, Mapping) else None
+    raise InvalidArgumentError(f"expected code with a source and outputs, Markdown or raw text, got cell_type {kind!r:.40}")
+
+
+def _was_rolled_back(cell: object) -> bool:
+    match cell:
+        case {"metadata": {"aca_sessions": {"rolled_back": True}}}:
+            return True
+    return False
+
+
+def _step_of_metadata(noted: object, attachments: object) -> Step:
+    match noted:
+        case {"upload": str(path), "size": int(size), "sha256": str(sha256)}:
+            checked_path(path)
+            return Uploaded(path, size, sha256, _attached(attachments, path))
+        case {"delete": str(path)}:
+            checked_path(path)
+            return Deleted(path)
+        case {"reset": True}:
+            return Reset()
+        case {"install": [*requirements]}:
+            checked_requirements(tuple(requirements))
+            return Installed(tuple(requirements))
+    raise InvalidArgumentError(f"its metadata {_METADATA!r} must be an upload, a deletion, a reset or an installation: remove the cell")
+
+
+def _attached(attachments: object, path: str) -> bytes | None:
+    match attachments:
+        case None:
+            return None
+        case {**files} if isinstance(content := files.get(path), Mapping) and isinstance(text := content.get(_BINARY), str):
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(text, validate=True)
+    raise InvalidArgumentError(
+        f"the file {path!r:.200} must be attached to it as {_BINARY} in base64: remove the cell, or attach the file again"
+    )
+
+
+def _output(output: object) -> Output:
+    match output:
+        case {"output_type": "stream", "name": "stdout" | "stderr" as name, "text": text}:
+            return {"output_type": "stream", "name": name, "text": _text(text)}
+        case {"output_type": "display_data" | "execute_result" as kind, "data": {**data}}:
+            return {"output_type": kind, "data": data}
+        case {"output_type": "error", "ename": str(name), "evalue": str(value)}:
+            return {"output_type": "error", "ename": name, "evalue": value}
+    kind = output.get("output_type") if isinstance(output, Mapping) else None
+    raise InvalidArgumentError(f"an output must have the shape of nbformat 4, got output_type {kind!r:.40}: clear the cell's outputs")
+
+
+def _text(source: object) -> str:
+    if isinstance(source, str):
+        return source
+    if isinstance(source, Iterable) and all(isinstance(line, str) for line in source):
+        return "".join(source)
+    raise InvalidArgumentError(f"its texts must be strings or lists of lines, got {type(source).__name__}")

@@ -1,7 +1,9 @@
-"""One request to the service. Statuses become the package's errors, and no exception of httpx leaves this module."""
+"""Requests to one endpoint. Error statuses and exceptions of httpx are raised as the package's own errors."""
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import IO, Self, TypeVar
@@ -12,10 +14,10 @@ import httpx
 from ..contract import extensions, flat
 from ..contract.records import API_VERSION, TOO_MANY_STARTING, decode_problem, retry_after
 from ..errors import NotSupportedError, ServiceUnavailableError
-from ..owner import Owner
+from ..lifetime import Owner
 from .arguments import checked_session_id
-from .patience import Patience
 
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _REMEMBERED_URLS = 64
 _CONNECTS = 3  # attempts to connect: an address that does not answer is wrong, or down for longer than a caller waits
@@ -26,7 +28,7 @@ DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.
 
 
 class SessionsHttpClient:
-    """A client of one endpoint in one api-version. Closing it closes the httpx client that it was given."""
+    """A client that sends single requests to one endpoint in one api-version. Closing it closes the httpx client that it was given."""
 
     def __init__(
         self,
@@ -37,14 +39,14 @@ class SessionsHttpClient:
         request_timeout: float = DEFAULT_REQUEST_SECONDS,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
-        """Take over an httpx client whose base URL is the endpoint.
+        """Send requests through an httpx client whose base URL is the endpoint, and close that client at the end.
 
         Args:
             client: The httpx client.
             api_version: The api-version that every request names.
             connect_timeout: Seconds to connect.
-            request_timeout: Seconds for a request that sets no time limit of its own.
-            patience: Seconds in all that may be spent waiting before a request is repeated.
+            request_timeout: Seconds to wait for the answer to a request that sets no time limit of its own.
+            patience: Seconds from the beginning of a request in which it may be repeated.
         """
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
@@ -55,7 +57,8 @@ class SessionsHttpClient:
         self._patience_seconds = patience
         self.api_version = api_version
         self._url = lru_cache(_REMEMBERED_URLS)(self._build_url)  # parsing one takes as long as encoding a request
-        self._offered: frozenset[str] | None = None
+        self._offer: str | None = None
+        self._offered: frozenset[str] | None = None  # the words of `_offer`, or None before the first answer
         self.on_session: Seen = lambda _session_id, _guid: None  # called with a session and its guid when an answer names one
 
     async def request(
@@ -72,6 +75,8 @@ class SessionsHttpClient:
     ) -> httpx.Response:
         """Send a request and return its response. Raise the package's own exception for every response that is not a success.
 
+        Repeat the request if the endpoint cannot be reached or refuses it for now, and a GET also if no answer came.
+
         Args:
             method: The HTTP method.
             path: The path below the endpoint.
@@ -84,18 +89,57 @@ class SessionsHttpClient:
         """
         self._owner.check()
         if self._client.is_closed:
-            raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
+            raise ServiceUnavailableError("cannot send the request: this client is closed. Open a new one", sent=False)
         url = self._url(path, identifier) if query is None else self._build_url(path, identifier, query)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
         request = self._client.build_request(method, url, headers=headers, json=json, files=files, timeout=limits)
-        response = await self._patiently(request)
-        if response.is_success or extensions.OFFER_HEADER in response.headers:
-            self._offered = _offered(response)  # not from an error page of a proxy, which knows nothing of the server behind it
-        if identifier is not None and (guid := response.headers.get(flat.GUID_HEADER)):
+        deadline = time.monotonic() + self._patience_seconds
+        next_wait, connects = _FIRST_WAIT, 0
+        # A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
+        # service did not begin on them.
+        while True:
+            # Random, so that clients which failed together do not come back together.
+            wait = next_wait * random.uniform(0.5, 1.5)  # noqa: S311
+            next_wait = min(next_wait * 2, _LONGEST_WAIT)
+            try:
+                response = await self._client.send(request)
+            except _BEFORE_SENDING as error:
+                connects += 1
+                if connects == _CONNECTS or time.monotonic() + wait > deadline:
+                    what = f"{url.host} cannot be reached ({type(error).__name__})"
+                    advice = "check ACASessions:SessionsHttpClient:Endpoint, and that its server runs"
+                    # A protocol error quotes the header that cannot be sent, which may be the key.
+                    cause = None if isinstance(error, httpx.LocalProtocolError) else error
+                    raise ServiceUnavailableError(f"{what}: {advice}", sent=False) from cause
+            except httpx.HTTPError as error:
+                if method != "GET" or time.monotonic() + wait > deadline:
+                    advice = "try again" if method == "GET" else "it may have acted on the request, so check that before you try again"
+                    raise ServiceUnavailableError(
+                        f"{url.host} sent no complete answer ({type(error).__name__}): {advice}", sent=True
+                    ) from error
+            else:
+                if response.is_success or not _is_refused_for_now(method, response):
+                    break
+                wished = retry_after(response.headers)
+                wait = wait if wished is None else wished
+                if time.monotonic() + wait > deadline:
+                    break
+            await asyncio.sleep(wait)
+        offer = response.headers.get(extensions.OFFER_HEADER)
+        # Not from an error page of a proxy, which knows nothing of the server behind it.
+        if (offer != self._offer or self._offered is None) and (response.is_success or offer is not None):
+            self._offer = offer
+            self._offered = frozenset(word.strip() for word in (offer or "").split(",") if word.strip())
+        # Where the server keeps the ledger, the client does not need to know which instance answered.
+        if identifier is not None and "rich" not in (self._offered or ()) and (guid := response.headers.get(flat.GUID_HEADER)):
             self.on_session(identifier, guid)
         if not response.is_success:
-            raise decode_problem(response.status_code, _json(response), response.headers)
+            try:
+                problem = response.json()
+            except ValueError:
+                problem = None
+            raise decode_problem(response.status_code, problem, response.headers)
         return response
 
     def _build_url(self, path: str, identifier: str | None, query: Mapping[str, str] | None = None) -> httpx.URL:
@@ -104,42 +148,11 @@ class SessionsHttpClient:
             params["identifier"] = checked_session_id(identifier)
         return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
 
-    async def _patiently(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and repeat it while that does no harm.
-
-        A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
-        service did not begin on them.
-        """
-        patience, connects = Patience(self._patience_seconds), 0
-        while True:
-            try:
-                response = await self._send(request)
-            except ServiceUnavailableError as error:
-                connects += not error.sent
-                may = connects < _CONNECTS and (request.method == "GET" or not error.sent)
-                if not may or (wait := patience.wait(None)) is None:
-                    raise
-            else:
-                if not _is_refused_for_now(request, response) or (wait := patience.wait(retry_after(response.headers))) is None:
-                    return response
-            await asyncio.sleep(wait)
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request once.
-
-        Raise ServiceUnavailableError, whose `sent` is false only if the request surely did not leave this machine.
-        """
-        try:
-            return await self._client.send(request)
-        except _BEFORE_SENDING as error:
-            what = f"{request.url.host} cannot be reached ({type(error).__name__})"
-            advice = "is ACASessions:SessionsHttpClient:Endpoint right, and does it run?"
-            raise ServiceUnavailableError(f"{what}: {advice}", sent=False) from None
-        except httpx.HTTPError as error:
-            raise ServiceUnavailableError(f"no answer came from the endpoint ({type(error).__name__})", sent=True) from None
-
     async def offers(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension. Ask it for its health first if no answer has listed the extensions yet."""
+        """Return whether the endpoint lists an extension in its responses.
+
+        If no response came yet, request the endpoint's health. Return False if that fails.
+        """
         if self._offered is None:
             self._owner.check()
             try:
@@ -149,17 +162,17 @@ class SessionsHttpClient:
         return extension in (self._offered or frozenset())
 
     async def require(self, extension: str, what: str) -> None:
-        """Raise NotSupportedError if the endpoint does not have an extension. `what` completes "this endpoint cannot"."""
+        """Raise NotSupportedError if the endpoint does not have an extension. `what` completes the message "this endpoint cannot"."""
         if not await self.offers(extension):
-            raise NotSupportedError(f"this endpoint cannot {what}: the embedded default and `aca-sessions serve` can")
+            raise NotSupportedError(f"this endpoint cannot {what}: use the embedded default or `aca-sessions serve`")
 
     @property
     def is_closed(self) -> bool:
-        """Return whether it is closed."""
+        """Return whether this client is closed."""
         return self._client.is_closed
 
     async def close(self) -> None:
-        """Close the connections. In a forked process do nothing: they belong to its parent."""
+        """Close the connections. Do nothing in a forked process, because the connections belong to its parent."""
         if self._owner.is_here:
             await self._client.aclose()
 
@@ -176,34 +189,26 @@ def _without_identifiers(record: logging.LogRecord) -> bool:
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """Return what `decode` makes of a response's JSON object. Raise ServiceUnavailableError if it is none: a proxy may have answered."""
-    content = _json(response)
+    """Return `decode(content)` for a response's JSON object. Raise ServiceUnavailableError for other content: a proxy may have answered."""
     try:
+        content = response.json()
         if isinstance(content, dict):
             return decode(content)
     except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    raise ServiceUnavailableError("the answer is not the API's; does the endpoint lead to a session pool?", sent=True)
+        pass  # not chained below: the error may quote what the guest wrote
+    kind = response.headers.get("content-type", "no content type")
+    raise ServiceUnavailableError(
+        f"expected JSON of the sessions API, got status {response.status_code} with {kind!r:.60}: check that "
+        "ACASessions:SessionsHttpClient:Endpoint leads to a session pool, and that no proxy answers for it",
+        sent=True,
+    )
 
 
-def _is_refused_for_now(request: httpx.Request, response: httpx.Response) -> bool:
-    """Return whether the request may be repeated: the service did not begin on it, or it was a read.
+def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
+    """Return whether a refused request may be repeated, because the service did not begin on it or because it is a GET.
 
-    429 means that the service did not begin. So does our server's 503 for a full queue of new sessions. A gateway's 502, 503 and 504 leave
-    that open, so only reads are repeated after them.
+    If our server answers 429, or 503 for a full queue, it has not begun. If a gateway answers 502, 503 or 504, the service may have begun.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True
-    return request.method == "GET" and response.status_code in (502, 503, 504)
-
-
-def _json(response: httpx.Response) -> object:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _offered(response: httpx.Response) -> frozenset[str]:
-    header = response.headers.get(extensions.OFFER_HEADER, "")
-    return frozenset(word.strip() for word in header.split(",") if word.strip())
+    return method == "GET" and response.status_code in (502, 503, 504)

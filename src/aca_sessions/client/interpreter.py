@@ -1,7 +1,8 @@
-"""The client in request/result style: each call names its session. Failed code is a result; all other failures are raised."""
+"""The client of an endpoint's sessions: each call names its session. Failed code is a result; all other failures are raised."""
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,46 +11,46 @@ from typing import Self, overload
 from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
-from ..contract.versions import version_named
-from ..errors import NotFoundError, NotSupportedError
-from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
-from ..tasks import Tasks
-from . import packages
-from .arguments import checked_session_id, checked_timeout, refusal
+from ..contract.versions import VERSIONS
+from ..errors import ACASessionsError, NotFoundError, NotSupportedError
+from ..ledger import Delivered
+from ..lifetime import Tasks
+from ..models import Checkpoint, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, Record, RemoteFile, SessionInfo
+from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, refusal
+from .arguments import sanitize as take_out_of_fences
 from .continuity import Continuity
-from .delivered import Delivered
-from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
-from .executions import Executions
-from .http import SessionsHttpClient, decoded
-from .own_cells import own_cell
-from .packages import INSTALL_SECONDS
-from .sanitize import sanitize as take_out_of_fences
-from .session_files import SessionFiles
-from .timeline import Timeline
+from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background, rich
+from .files import SessionFiles
+from .history import Uploaded
+from .http import Response, SessionsHttpClient, decoded
+from .snippets import snippet
 
+INSTALL_SECONDS = 200.0
+_INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
+_TIMELINE_SECONDS = 250.0  # a cell of up to 220 s may have to end first
 _REMEMBERED = 10_000
 
 
 class CodeInterpreter:
-    """A client that runs cells and moves files in any session of an endpoint.
+    """A client that runs cells and transfers files in any session of an endpoint.
 
-    A loss of a session is reported until one result of it was received. All calls without a `Session` object count as one caller.
+    Each result reports what its session lost since the last result that the caller received. Calls of these methods that name no `caller`
+    count as one caller. Each `Session` object is a caller of its own.
     """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
-        """Use an HTTP client, and close it at the end.
+        """Send requests through an HTTP client, which `close` closes.
 
         Args:
             http: The client of the endpoint.
-            verify_after: At an endpoint that keeps no ledger, seconds without use after which a session is checked to be still the same
-                one.
+            verify_after: Seconds without use after which a session is checked to be still the same one. This is needed only at an endpoint
+                that keeps no ledger.
         """
         self._http = http
-        self._version = version_named(http.api_version)
+        self._version = VERSIONS[http.api_version]
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)
         self._files = SessionFiles(http, self._version)
-        self.timeline = Timeline(http)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
         self._delivered: OrderedDict[str, Delivered] = OrderedDict()
         http.on_session = self._continuity.seen
@@ -63,7 +64,7 @@ class CodeInterpreter:
     async def execute(
         self, request: CodeExecutionRequest | str, code: str = "", /, *, timeout: float | None = None, sanitize: bool = True
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. The session stays usable.
+        """Run a cell and return its result. A cell that fails raises nothing: its result has an `error`, and the session stays usable.
 
         Cancelling the call interrupts the cell, if the endpoint can interrupt cells. At other endpoints, such as Azure, the cell runs on.
 
@@ -75,73 +76,80 @@ class CodeInterpreter:
         """
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
-        return await self.execute_for(self._delivered_of(request.session_id), request)
+        return await self.execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
 
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
-        """Run a cell for one of several callers of a session. The state of its result is for this caller."""
-        checked_session_id(request.session_id)
-        checked_timeout(request.timeout)
+        """Run a cell like `execute`, for one of several callers of its session.
+
+        `state` reports what happened since the position of `caller`.
+        """
+        if request.timeout is not None:
+            checked_timeout(request.timeout)
         refused = refusal(request.code)
         if refused is not None:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
             call = ExecutionCall(code=text, timeout=request.timeout, transactional=request.transactional)
-            result = self.deliver(request.session_id, caller, await self._execute_knowingly(request.session_id, call, caller))
+            result = self.deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
             telemetry.executed(span, result)
         return result
 
-    async def execute_own(
+    async def execute_snippet(
         self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a cell of the client by its name, and return its result.
+        """Run a snippet, which is a cell of the client, and return its result.
 
-        It delivers nothing to the user: the user's next cell reports a loss as well.
+        A loss that this result reports is reported with the user's next cell too, because the user does not get this result.
 
         Args:
             session_id: The session.
-            name: A module of `cells`.
-            arguments: The arguments of its `main`.
+            name: The name of a function in `snippets`.
+            arguments: The arguments of that function, without the user's variables.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position that the result's state starts from, by default the latest one delivered for this session.
+            caller: The position since which `state` reports, by default the latest that was delivered for this session.
         """
         checked_session_id(session_id)
-        caller = caller or self._delivered_of(session_id).copy()
-        call = ExecutionCall(code=own_cell(name, *arguments), timeout=timeout)
-        return caller.deliver(await self._execute_knowingly(session_id, call, caller))
+        caller = caller or replace(self._delivered_of(session_id))
+        call = ExecutionCall(code=snippet(name, *arguments), timeout=timeout)
+        return caller.deliver(await self._execute(session_id, call, caller))
 
     async def execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
-        """Run a user's cell by a function that uses cells of the client. Return its result with the state for this caller."""
+        """Run a user's cell by calling `run`, which sends snippets. Return the result with the state since the position of `caller`."""
         start = self._continuity.position(session_id)
         result = await run()
         result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Return the position of a new caller. It starts after what was delivered to earlier ones."""
-        return self._delivered_of(session_id).copy()
+        """Return a new caller's position in the session's ledger: after all that this client delivered to earlier callers."""
+        return replace(self._delivered_of(session_id))
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result as its caller gets it. Call this right before handing the result over, with no await in between."""
-        told, all_callers = caller.deliver(result), self._delivered_of(session_id)
-        if all_callers is not caller and result.record is not None:
-            all_callers.meet(result.record)
+        """Return the result with the state since the caller's position, and move that position to the end of the result's record.
+
+        Call this right before handing the result over, without an await: a caller cancelled in between would miss the state.
+        """
+        delivered = caller.deliver(result)
+        if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
             all_callers.advance(result.record)
-        return told
+        return delivered
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
-        """Note that the caller did not get a result, so that what it reported is reported again."""
+        """Undo `deliver` for a result that did not reach the caller, so that the next result reports its entries again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
                 one.go_back(result.record)
 
     def _delivered_of(self, session_id: str) -> Delivered:
-        delivered = self._delivered.setdefault(session_id, Delivered())
+        delivered = self._delivered.get(session_id)
+        if delivered is None:
+            delivered = self._delivered[session_id] = Delivered()
+            if len(self._delivered) > _REMEMBERED:
+                self._delivered.popitem(last=False)
         self._delivered.move_to_end(session_id)
-        while len(self._delivered) > _REMEMBERED:
-            self._delivered.popitem(last=False)
         return delivered
 
     @overload
@@ -153,43 +161,56 @@ class CodeInterpreter:
 
         Args:
             request: A request, or the name of the session.
-            name: The file's name, which may have folders in front. They are created.
-            data: The content. A Path is sent without reading the file whole.
+            name: The file's name, which may have folders in front. The folders are created.
+            data: The content, or the Path of a file on this machine, which is sent without being read into memory whole.
         """
         if isinstance(request, FileUploadRequest):
-            return await self._files.upload(request.session_id, request.file_name, request.file_content)
-        return await self._files.upload(request, name, data)
+            remote_file, _ = await self.upload(request.session_id, request.file_name, request.file_content)
+        else:
+            remote_file, _ = await self.upload(request, name, data)
+        return remote_file
+
+    async def upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
+        """Write a file like `upload_file`. Return its description and the upload as a step for the history."""
+        return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
-        """Return the files in /mnt/data, or in a folder of it."""
+        """Return the files and folders directly in /mnt/data of a session, or in a folder of it."""
         return await self._files.list(session_id, folder)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
         """Return a file's content.
 
-        Parts of a large file are of one version. If the file keeps changing, ServiceError (`FileChanged`) is raised.
+        A large file is read in parts, which all belong to one version of the file. Raise ServiceError (`FileChanged`) if the file keeps
+        changing.
         """
         return await self._files.download(session_id, name)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
+        """Write a file's content to a path on this machine and return its size in bytes.
+
+        If that fails, a file at the path stays as it was.
+        """
         return await self._files.save(session_id, name, path)
 
     async def delete_file(self, session_id: str, name: str) -> None:
-        """Delete a file."""
+        """Delete a file in the session's /mnt/data."""
         await self._files.delete(session_id, name)
 
     async def reset(self, session_id: str, *, caller: Delivered | None = None) -> None:
-        """Clear a session's variables and keep its files. Our own server starts a fresh interpreter, even in the middle of a cell."""
+        """Clear a session's variables and keep its files.
+
+        Our own server starts a fresh interpreter, even while a cell runs. Other endpoints run a cell that clears the variables.
+        """
         checked_session_id(session_id)
         if await self._http.offers("reset"):
             entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
         else:
-            entry = await self._continuity.reset(session_id, lambda mark: own_cell("reset", mark))
-        self.note_asked(session_id, caller, *entry)
+            entry = await self._continuity.reset(session_id, lambda mark: snippet("reset", mark))
+        self._note_asked(session_id, caller, *entry)
 
-    def note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Note that the caller itself caused an entry of the ledger, by a reset or a rollback. It is not reported to that caller."""
+    def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
+        """Note that the entry at a position is the caller's own reset or rollback, so that no result reports it to the caller."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -206,7 +227,7 @@ class CodeInterpreter:
         on_call: AnswerCall | None = None,
         caller: Delivered | None = None,
     ) -> Execution:
-        """Start a cell in the background and return its execution. At endpoints without events it delivers everything at its end.
+        """Start a cell in the background and return its execution. At endpoints without events, all events arrive when the cell has ended.
 
         Args:
             session_id: The session.
@@ -216,7 +237,8 @@ class CodeInterpreter:
             on_input: Answers `input()` while the events are read.
             transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
             on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
-            caller: The position that the result's state starts from.
+            caller: The position up to which this caller knows the session. The result's `state` tells what happened since. By default the
+                latest position that was delivered for the session.
         """
         checked_session_id(session_id)
         caller = caller or self._delivered_of(session_id)
@@ -228,9 +250,9 @@ class CodeInterpreter:
         answered = _answered(on_input, on_call)
         call = ExecutionCall(code=text, timeout=timeout, answered=answered, transactional=transactional)
         if on_call is not None:
-            await self._http.require("events", "answer what a cell calls")
+            await self._http.require("events", "answer host calls")
         if not await self._http.offers("events"):
-            execution = in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call, caller)))
+            execution = in_background(session_id, self._tasks.own(self._execute(session_id, call, caller)))
             return execution.amending(partial(self.deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call, caller)
@@ -239,55 +261,146 @@ class CodeInterpreter:
     def execution(
         self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
     ) -> Execution:
-        """Return an execution that was started earlier, here or by another client.
+        """Return an execution that was started earlier, by this or another client.
 
         Args:
             session_id: The session.
             execution_id: The execution's id.
             on_input: Answers `input()` while the events are read.
-            caller: The position that the result's state starts from.
+            caller: The position up to which this caller knows the session. The result's `state` tells what happened since. By default the
+                latest position that was delivered for the session.
         """
         caller = caller or self._delivered_of(checked_session_id(session_id))
         execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
         return execution.amending(partial(self.deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
-        """Interrupt a cell of a session, by default the one that runs now. The cell's result shows what that did."""
+        """Interrupt a cell of a session, by default the one that runs now. The result of that cell shows whether it ended.
+
+        Raise NotSupportedError if the endpoint cannot interrupt cells.
+        """
         await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
+        """Interrupt the cell of a call that is being cancelled. Finish even if the caller is cancelled once more, and ignore errors."""
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages into a session and return the result. A failed installation changes nothing."""
-        return await packages.install(self._http, session_id, requirements, timeout)
+        """Let the server install packages into a session, and return the result. A failed installation changes nothing.
+
+        Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
+        """
+        checked_requirements(requirements)
+        checked_install_timeout(timeout)
+        await self._http.require("packages", "fetch packages for sessions")
+        with telemetry.span("install", checked_session_id(session_id), requirements=len(requirements)):
+            response = await self._http.request(
+                "POST",
+                extensions.PACKAGES_PATH,
+                identifier=session_id,
+                json=extensions.encode_installation(requirements, timeout),
+                timeout=timeout + _INSTALL_MARGIN,
+            )
+        return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
-        """Uninstall packages that a session installed and return the result."""
-        return await packages.uninstall(self._http, session_id, names)
+        """Uninstall packages that a session installed and return the result. Raise NotSupportedError if the endpoint cannot."""
+        query = {"names": ",".join(checked_names(names))}
+        await self._http.require("packages", "uninstall packages")
+        path = extensions.PACKAGES_PATH
+        response = await self._http.request("DELETE", path, identifier=session_id, query=query, timeout=_INSTALL_MARGIN)
+        return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def packages(self, session_id: str) -> list[Package]:
-        """Return the packages that a session installed, beside those of its environment."""
-        return await packages.listed(self._http, session_id)
+        """Return the packages that a session installed in addition to those of its environment.
+
+        Raise NotSupportedError if the endpoint cannot.
+        """
+        await self._http.require("packages", "list installed packages")
+        response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
+        return decoded(response, extensions.decode_packages)
+
+    async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
+        """Take a checkpoint of a session and return it. Raise SnapshotError, which names the obstacle, if that is impossible now."""
+        response = await self._request_timeline("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
+        return decoded(response, extensions.decode_checkpoint)
+
+    async def checkpoints(self, session_id: str) -> list[Checkpoint]:
+        """Return a session's checkpoints, the oldest first."""
+        return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
+
+    async def roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
+        """Roll a session back to the checkpoint with this name or id, or to the latest if both are None. Return the checkpoint.
+
+        Args:
+            session_id: The session.
+            caller: The caller. Its results do not report this rollback.
+            id: The id of a checkpoint.
+            name: The name of a checkpoint. A checkpoint of this name is preferred to one with the id.
+        """
+        response = await self._request_timeline("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
+        reached = decoded(response, extensions.decode_checkpoint)
+        self._note_asked(session_id, caller, *decoded(response, extensions.decode_position))
+        return reached
+
+    async def delete_checkpoint(self, session_id: str, id: str) -> None:
+        """Remove a checkpoint of a session. The session itself stays as it is."""
+        await self._request_timeline("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
+
+    async def branch(
+        self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
+    ) -> tuple[Record, dict[str, str]]:
+        """Create sessions, with the given identifiers, that continue from another session's state: all, or none.
+
+        Return the original session's record for `caller`, and for each identifier the position (`ledger:number`) at which its ledger
+        begins.
+        """
+        body = {"identifiers": list(identifiers), "reseed": reseed}
+        try:
+            response = await self._request_timeline("POST", extensions.BRANCHES_PATH, session_id, body, rich(caller))
+            return decoded(response, extensions.decode_branched)
+        # A cancelled call, or one whose answer was lost, may have made the branches. No caller knows of them, so they are ended.
+        except BaseException:
+            self._tasks.start(self._end_branches(session_id, identifiers))
+            raise
+
+    async def _end_branches(self, session_id: str, identifiers: Sequence[str]) -> None:
+        with contextlib.suppress(ACASessionsError):
+            # The service may still be making them. Requests about the session wait for that, so this one returns afterwards.
+            await self.checkpoints(session_id)
+        for identifier in identifiers:
+            with contextlib.suppress(ACASessionsError):
+                await self._http.request("DELETE", flat.SESSION_PATH, identifier=identifier)
+
+    async def _request_timeline(
+        self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> Response:
+        await self._http.require("checkpoint", "take checkpoints")
+        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return what separates sessions from their host, part by part, or None if the endpoint does not report it."""
+        """Return the evidence for each part of the isolation, or None if the endpoint does not report it.
+
+        For a missing part, the evidence begins with `NOT ENFORCED: `.
+        """
         if not await self._http.offers("isolation"):
             return None
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension of Azure's API, by its name."""
+        """Return whether the endpoint has an extension of Azure's API, given its name."""
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
-        """Return what the service knows of a session. Raise NotFoundError if it has none."""
+        """Return what the service knows of a session. Raise NotFoundError if there is no such session."""
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
-        """End a session at the service. With `expired` its next caller gets the reason `expired` for the loss."""
+        """End a session at the service. Raise NotFoundError if there is no such session, and NotSupportedError if it can only expire.
+
+        With `expired`, the loss is reported to callers with the reason `expired`, otherwise with the reason `terminated`.
+        """
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
         try:
@@ -321,23 +434,28 @@ class CodeInterpreter:
 
     @property
     def is_closed(self) -> bool:
-        """Return whether its connections are closed. If they are, an embedded server and its sessions have ended."""
+        """Return whether this client is closed."""
         return self._http.is_closed
 
     @property
     def can_end_sessions(self) -> bool:
-        """Return whether the api-version can end sessions. With earlier ones they only expire."""
+        """Return whether the api-version can end and list sessions. With earlier versions, sessions only expire."""
         return self._version.has_sessions
 
     def _require_sessions(self) -> None:
         if not self._version.has_sessions:
-            raise NotSupportedError(f"{self._version.name} cannot list or end sessions: use 2025-02-02-preview or later")
+            raise NotSupportedError(
+                f"api-version {self._version.name} cannot list or end sessions: set ACASessions:SessionsHttpClient:ApiVersion to "
+                "2025-02-02-preview or later"
+            )
 
     async def close(self) -> None:
-        """Close the connections. Sessions stay at the service until they expire; those of an embedded server end."""
+        """Cancel what runs in the background and close the connections.
+
+        Sessions stay at the service until they expire. An embedded server ends with the block that opened this client.
+        """
         await self._tasks.cancel()
         await self._executions.close()
-        await self.timeline.close()
         await self._http.close()
 
     async def __aenter__(self) -> Self:
@@ -346,8 +464,8 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute_knowingly(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
-        """Run a cell and return its result with the ledger's record. Our own server keeps the ledger; elsewhere the client does."""
+    async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
+        """Run a cell. The result has a record of the ledger, which `Continuity` keeps if the endpoint keeps none."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

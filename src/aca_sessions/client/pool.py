@@ -1,32 +1,205 @@
-"""The pool of sessions: which caller may use one now, and when an idle one ends.
+"""The pool of sessions: it leases sessions to callers and ends idle ones.
 
-This is not the server's hosting, which maps identifiers to processes. `leases` decides, with no await in between; this module acts.
+`Leases` decides who gets a lease and which session ends, with no await in between. `SessionPool` sends the requests for that. The pool is
+part of the client; the server's own map from identifiers to processes is in `server/sessions.py`.
 """
 
 import asyncio
 import contextlib
+import time
+import uuid
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal, Self
 
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
+from ..lifetime import Owner, Tasks, caller
 from ..models import SessionInfo
-from ..owner import Owner
-from ..tasks import Tasks
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
-from .leases import Granted, Leases, Waiter
-from .made_at import caller
 from .session import Session
 
 _LOOK_FOR_IDLE_EVERY = 15.0
 _NAMED_IN_A_MESSAGE = 5
+_now = partial(datetime.now, UTC)
+_OTHER_LOOP = "the pool belongs to another event loop: open one in each loop that uses sessions"
 # These defaults are defined here only: an embedded server gets room for the sessions that a pool with them promises.
 DEFAULT_SESSIONS, DEFAULT_SESSION_SECONDS, DEFAULT_ACQUIRE_SECONDS = 10, 1800.0, 60.0
+
+
+@dataclass(slots=True)
+class _Held:
+    named: bool
+    created: datetime
+    last_used: datetime
+    leases: int = 0
+    leased_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease: the right of a caller to use a session now.
+
+    The lease ends with the session. A later session of the same name needs another lease.
+    """
+
+    session_id: str
+    held: _Held | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A caller that waits in the queue for a lease. `wake` is called with the lease, or with None if the pool is closed first."""
+
+    session_id: str | None
+    wake: Callable[[Granted | None], None]
+    granted: Granted | None = field(default=None)
+
+
+class Leases:
+    """The leases, sessions and queue of a pool. No method awaits, so two callers cannot both get the last free session.
+
+    Several leases of one name share one session, and the limit counts leased sessions. A caller that would exceed the limit waits in the
+    queue until a session is free. Methods that remove sessions return their names, and the caller must end those sessions.
+    """
+
+    def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = _now) -> None:
+        self.limit = limit
+        self.leased = 0  # the number of leased sessions
+        self._idle_timeout = idle_timeout
+        self._clock = clock
+        self._sessions: dict[str, _Held] = {}
+        self._waiting: deque[Waiter] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of callers in the queue."""
+        return len(self._waiting)
+
+    def leases_of(self, session_id: str) -> int:
+        """Return how many leases the session of this name has now."""
+        held = self._sessions.get(session_id)
+        return held.leases if held else 0
+
+    def knows(self, session_id: str) -> bool:
+        """Return whether the pool keeps a session of this name, leased or idle."""
+        return session_id in self._sessions
+
+    def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
+        """Return a lease, or add the caller to the queue and return a Waiter.
+
+        Callers are served in order. A caller that names a leased session gets a further lease at once, because the limit counts sessions.
+
+        Args:
+            session_id: The session's name, or None for a new anonymous session.
+            wake: Called with the lease when a caller in the queue gets it, or with None if the pool is closed.
+        """
+        held = self._sessions.get(session_id) if session_id is not None else None
+        # A further lease of a leased session takes no room of the pool, so it need not wait behind others.
+        if (held is not None and held.leases) or (self.leased < self.limit and not self._waiting):
+            return self._grant(session_id)
+        waiter = Waiter(session_id, wake)
+        self._waiting.append(waiter)
+        return waiter
+
+    def give_up(self, waiter: Waiter) -> list[str]:
+        """Remove a caller from the queue. If it was granted a lease meanwhile, release the lease.
+
+        Return the names of the sessions to end.
+        """
+        if waiter.granted is not None:
+            return self.release(waiter.granted) or []
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        return []
+
+    def release(self, lease: Granted | str) -> list[str] | None:
+        """Release a lease, or one of the leases of a name.
+
+        Return the names of the sessions to end, or None if there is no such lease any more. An anonymous session ends with its lease, so
+        its state reaches no other caller.
+        """
+        session_id = lease if isinstance(lease, str) else lease.session_id
+        held = self._sessions.get(session_id)
+        if held is None or held.leases == 0 or (isinstance(lease, Granted) and held is not lease.held):
+            return None
+        held.leases -= 1
+        held.last_used = self._clock()
+        ended = []
+        if held.leases == 0:
+            held.leased_since = None
+            self.leased -= 1
+            if not held.named:
+                del self._sessions[session_id]
+                ended = [session_id]
+        if self._waiting:
+            self._serve_queue()
+        return ended
+
+    def terminate(self, session_id: str) -> list[str]:
+        """Remove a session with all its leases. Return its name, in a list, as the session to end, or [] if the pool does not keep it."""
+        held = self._sessions.pop(session_id, None)
+        if held is None:
+            return []
+        self.leased -= held.leases > 0
+        self._serve_queue()
+        return [session_id]
+
+    def expire(self) -> list[str]:
+        """Remove the named sessions that have had no lease for as long as the idle time-out. Return their names: the sessions to end."""
+        before = self._clock() - self._idle_timeout
+        idle = []
+        for name, held in self._sessions.items():
+            if held.leases == 0 and held.last_used <= before:
+                idle.append(name)
+        for name in idle:
+            del self._sessions[name]
+        return idle
+
+    def end_all(self) -> tuple[list[str], list[Waiter]]:
+        """Remove all sessions and empty the queue. Return the names of the sessions to end, and the callers to wake."""
+        names, waiters = [*self._sessions], [*self._waiting]
+        self._sessions.clear()
+        self._waiting.clear()
+        self.leased = 0
+        return names, waiters
+
+    def infos(self) -> list[SessionInfo]:
+        """Return a description of every session that the pool keeps, leased or idle."""
+        return [
+            SessionInfo(
+                session_id=name,
+                created=held.created,
+                last_used=held.last_used,
+                expires=None if held.leases else held.last_used + self._idle_timeout,
+                is_active=held.leases > 0,
+                leased_since=held.leased_since,
+            )
+            for name, held in self._sessions.items()
+        ]
+
+    def _grant(self, session_id: str | None) -> Granted:
+        name = session_id or str(uuid.uuid4())
+        now = self._clock()
+        held = self._sessions.setdefault(name, _Held(session_id is not None, now, now))
+        self.leased += held.leases == 0
+        held.leases += 1
+        held.last_used = now
+        held.leased_since = held.leased_since or now
+        return Granted(name, held)
+
+    def _serve_queue(self) -> None:
+        for waiter in [*self._waiting]:
+            if self.leased < self.limit or (waiter.session_id is not None and self.leases_of(waiter.session_id)):
+                self._waiting.remove(waiter)
+                waiter.granted = self._grant(waiter.session_id)
+                waiter.wake(waiter.granted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +211,10 @@ class PoolEvent:
 
 
 class SessionPool:
-    """A pool that leases sessions of one endpoint, at most so many at the same time.
+    """A pool of sessions at one endpoint, with a limit of sessions that are leased at the same time.
 
-    A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, and closing it does nothing.
+    A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, except `release` and
+    `close`, which do nothing there.
     """
 
     def __init__(
@@ -52,14 +226,14 @@ class SessionPool:
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
-        """Use the given interpreter, which the pool does not close.
+        """Create a pool over an interpreter. Closing the pool does not close the interpreter.
 
         Args:
             interpreter: The client of the endpoint.
             max_concurrent_sessions: How many sessions may be leased at the same time.
             session_timeout: Seconds after which a named session without a lease ends.
             acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
-            on_event: Called with each event.
+            on_event: Called with each PoolEvent.
         """
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
@@ -76,76 +250,105 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
-        """Lease a session for the block. A name refers to the same session next time; an anonymous session ends with the block."""
+        """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after the time-out.
+
+        Without a name, the session is new and ends with the block. A named session continues at its next lease, unless it was idle for too
+        long.
+        """
         lease = await self._lease(session_id)
         try:
             yield Session(self._interpreter, lease.session_id)
         finally:
-            await self._give_back(lease)
+            await self._release(lease)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
-        """Lease a session until it is released, and return it. Wait if as many sessions as allowed are leased."""
+        """Lease a session and return it. Wait like `session`.
+
+        The lease lasts until `release` is called, or until the session is terminated.
+        """
         return Session(self._interpreter, (await self._lease(session_id)).session_id)
 
     async def _lease(self, session_id: str | None) -> Granted:
-        self._check_usable()
+        self._owner.check()
+        if self._closed:
+            raise PoolClosedError("the pool is closed: open a new one")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._expiring = loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
+        elif self._loop is not loop:
+            raise PoolError(_OTHER_LOOP)
         if session_id is not None:
             checked_session_id(session_id)
-        self._expire_idle()
-        with telemetry.acquiring(session_id):
-            granted = await self._acquire(session_id)
-        try:
-            await self._wait_for_earlier_life(granted.session_id)
-        except BaseException:
-            self._end(self._leases.release(granted))
-            raise
-        self._tell("leased", granted.session_id)
+        if expired := self._leases.expire():
+            self._end_expired(expired)
+        started = time.perf_counter()
+        with telemetry.span("acquire", session_id):
+            turn: asyncio.Future[Granted | None] = loop.create_future()
+            answer = self._leases.acquire(session_id, partial(_wake, turn))
+            granted = answer if isinstance(answer, Granted) else await self._wait_for_turn(answer, turn)
+        telemetry.acquire_seconds.record(time.perf_counter() - started)
+        # Wait until an earlier session of this name has ended: deleting it by name would delete the new one.
+        if granted.session_id in self._ending:
+            try:
+                await asyncio.wait({self._ending[granted.session_id]})
+            except BaseException:
+                self._end(self._leases.release(granted) or [])
+                raise
+        telemetry.leases.add(1)
+        if self._on_event is not None:
+            self._on_event(PoolEvent("leased", granted.session_id))
         return granted
 
     async def release(self, session_id: str) -> None:
-        """Release a lease of a session. An anonymous session ends then, and its state with it. In a forked process do nothing."""
+        """Release one lease of a session. Do nothing if it has no lease, or in a forked process.
+
+        If the session is anonymous, end it: its variables and files are gone then.
+        """
+        await self._release(session_id)
+
+    async def _release(self, lease: Granted | str) -> None:
         if not self._owner.is_here:
             return
-        if self._leases.is_held(session_id):
-            telemetry.released()
-            self._tell("released", session_id)
-        await self._finish(self._end(self._leases.release(session_id)))
-
-    async def _give_back(self, lease: Granted) -> None:
-        """Release a lease at the end of its block.
-
-        If its session was terminated meanwhile, the holder may have started another one under the name. End that, unless it belongs to
-        another caller by now.
-        """
-        if not self._owner.is_here or not self._leases.has_ended(lease):
-            await self.release(lease.session_id)
-        elif not self._closed and not self._leases.knows(lease.session_id):
-            await self._finish(self._end([lease.session_id]))
+        session_id = lease if isinstance(lease, str) else lease.session_id
+        ended = self._leases.release(lease)
+        if ended is not None:
+            telemetry.leases.add(-1)
+            if self._on_event is not None:
+                self._on_event(PoolEvent("released", session_id))
+        # The session was terminated meanwhile, and the holder of the lease may have started another one under the name. End that one,
+        # unless it belongs to another caller by now.
+        elif isinstance(lease, Granted) and not self._closed and not self._leases.knows(session_id):
+            ended = [session_id]
+        if ended:
+            await self._finish(self._end(ended))
 
     async def terminate(self, session_id: str) -> None:
-        """End a session at once and free its place, even if it is leased.
+        """End a session and all its leases at once, so that its place in the pool is free.
 
-        A caller that still uses it gets `lost: terminated` in its next result. It then has a new session, which the pool does not count and
-        which ends with the caller's block.
+        If a caller still uses it, that caller's next cell starts a new session of the same name and its result reports `lost: terminated`.
+        The pool does not count the new session, and ends it with that caller's block. Raise PoolError if another event loop uses the pool.
         """
-        self._check_loop()
+        self._owner.check()
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise PoolError(_OTHER_LOOP)
         leases = self._leases.leases_of(session_id)
         for name in self._leases.terminate(session_id):
-            telemetry.released(leases)
+            telemetry.leases.add(-leases)
             self._tell("terminated", name)
         # Also if the pool does not know the name: a caller whose lease was terminated may have started the session again.
         await self._finish(self._end([session_id]))
 
     def active(self) -> list[SessionInfo]:
-        """Return all sessions that the pool keeps alive. Those with `is_active` are leased now."""
+        """Return a description of all sessions that the pool keeps. Those with `is_active` are leased now, the others are idle."""
         self._owner.check()
-        self._expire_idle()
+        self._end_expired(self._leases.expire())
         return self._leases.infos()
 
     async def close(self) -> None:
-        """End every session of the pool.
+        """End every session of the pool. Callers that wait for a lease get PoolClosedError.
 
-        Callers that wait for one get PoolClosedError. In a forked process do nothing: the sessions are its parent's.
+        Do nothing in a forked process, because the sessions belong to its parent.
         """
         if not self._owner.is_here:
             return
@@ -160,7 +363,10 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark the pool as closed because its event loop is. Nothing can be awaited then; the embedded server ends its sessions itself."""
+        """Mark the pool as closed without ending its sessions, because its event loop is closed and nothing can be awaited.
+
+        An embedded server ends its sessions itself. Sessions at other endpoints expire.
+        """
         self._closed = True
 
     def __repr__(self) -> str:
@@ -177,35 +383,29 @@ class SessionPool:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _acquire(self, session_id: str | None) -> Granted:
-        turn: asyncio.Future[Granted | None] = asyncio.get_running_loop().create_future()
-        answer = self._leases.acquire(session_id, lambda granted: None if turn.done() else turn.set_result(granted))
-        if isinstance(answer, Granted):
-            return answer
+    async def _wait_for_turn(self, waiter: Waiter, turn: "asyncio.Future[Granted | None]") -> Granted:
         try:
             async with asyncio.timeout(self._acquire_timeout):
                 granted = await turn
         except BaseException as error:
             # The lease may have been granted in the same turn of the event loop: then it is released.
-            self._give_up(answer)
+            self._end(self._leases.give_up(waiter))
             if isinstance(error, TimeoutError):
-                raise PoolTimeoutError(self._who_holds_what()) from None
+                raise PoolTimeoutError(self._timeout_message()) from error
             raise
         if granted is None:
-            raise PoolClosedError("the pool was closed while this call waited for a session")
+            raise PoolClosedError("the pool was closed while this call waited for a session: open a new one")
         return granted
 
-    def _give_up(self, waiter: Waiter) -> None:
-        self._end(self._leases.give_up(waiter))
-
-    def _who_holds_what(self) -> str:
-        """Return the message of a time-out, with the sessions that are leased for longest. Names are secrets, so it has their hashes."""
+    def _timeout_message(self) -> str:
+        """Return the message of a time-out. It lists the sessions with the oldest leases, by hashes of their secret names."""
         now = datetime.now(UTC)
-        held = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
-        held.sort(key=lambda one: one[1], reverse=True)
-        longest = ", ".join(f"{telemetry.hashed(name)} for {time.total_seconds():.1f} s" for name, time in held[:_NAMED_IN_A_MESSAGE])
+        leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
+        leased.sort(key=lambda one: one[1], reverse=True)
+        longest = ", ".join(f"{telemetry.hashed(name)} for {since.total_seconds():.1f} s" for name, since in leased[:_NAMED_IN_A_MESSAGE])
+        count = f"{len(leased)} of {self._leases.limit}"
         return (
-            f"no session became free within {self._acquire_timeout:g} s: {len(held)} of {self._leases.limit} are held, longest {longest}; "
+            f"no session became free within {self._acquire_timeout:g} s: {count} are leased, longest {longest}; "
             "release sessions sooner, or raise ACASessions:SessionPool:MaxConcurrentSessions"
         )
 
@@ -223,42 +423,24 @@ class SessionPool:
         if self._ending.get(session_id) is task:
             del self._ending[session_id]
 
-    async def _wait_for_earlier_life(self, session_id: str) -> None:
-        """Wait until an earlier session of this name has ended: deleting it by name would delete the new one."""
-        if session_id in self._ending:
-            await asyncio.wait({self._ending[session_id]})
-
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
-        """Wait for endings. They continue if the caller is cancelled meanwhile."""
+        """Wait for tasks that end sessions. The tasks continue if the caller is cancelled."""
         if endings:
             await asyncio.wait(endings)
 
-    def _check_usable(self) -> None:
-        self._owner.check()
-        if self._closed:
-            raise PoolClosedError("the pool is closed: open a new one")
-        self._check_loop()
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._expiring = self._loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
+    def _end_expired(self, session_ids: list[str]) -> None:
+        for session_id in session_ids:
+            self._tell("expired", session_id)
+        self._end(session_ids, expired=True)
 
-    def _check_loop(self) -> None:
-        self._owner.check()
-        if self._loop not in (None, asyncio.get_running_loop()):
-            raise PoolError("the pool belongs to another event loop: open one in each loop that uses sessions")
 
-    def _expire_idle(self) -> None:
-        expired = self._leases.expire()
-        for name in expired:
-            self._tell("expired", name)
-        self._end(expired, expired=True)
+def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> None:
+    if not turn.done():
+        turn.set_result(granted)
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session.
-
-    Errors are ignored: one that was never used does not exist at the service, and one that cannot be ended expires there.
-    """
+    """End a session at the endpoint. Ignore errors: an unused session does not exist yet, and one that cannot be ended expires."""
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):
@@ -266,11 +448,11 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire idle sessions again and again, without keeping the pool alive: a forgotten pool warns when it is collected."""
+    """Expire a pool's idle sessions every `every` seconds. The reference is weak, so that a forgotten pool is collected, with a warning."""
     while True:
         await asyncio.sleep(every)
         alive = pool()
         if alive is None:
             return
-        alive._expire_idle()
+        alive._end_expired(alive._leases.expire())
         del alive

@@ -1,8 +1,8 @@
-"""Replay of a notebook in any session, and a report of what came out differently.
+"""Replay of a notebook in a session, and a report of the cells whose outputs differ.
 
-Compared are, cell by cell: what was written, the text of the value and of each display, and the error's name and message. Addresses of
-objects and the numbers of cells are not compared. Of an image, its presence and its drawn size count. Of a display that has a text, only
-the text counts. Measured times (`%%timeit`) are a difference.
+For each cell, stdout, stderr, the text of the value and of each display, and the name and message of the error are compared. Addresses of
+objects and the numbers of cells are ignored. Two images are equal if they have the same type and, as PNG, the same size in pixels. If a
+display without an image has a text, only its text is compared. Measured times (`%%timeit`) count as a difference.
 """
 
 import asyncio
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
-from .history import Deleted, Installed, Ran, Reset, Step, Uploaded
-from .notebook import Output, outputs_of, read_notebook
+from .history import Deleted, Installed, Output, Ran, Reset, Step, Uploaded, outputs_of, read_notebook
 from .session import Session
 
 _VARYING = (  # what differs between two runs and means nothing: addresses of objects, names of cells in tracebacks
@@ -35,7 +34,10 @@ Outcome = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCell:
-    """How a cell compares with its recording. `differences` name the parts that differ: `stdout`, `stderr`, `shown`, `error`."""
+    """The comparison of one code cell with its recorded outputs. `number` counts the code cells from 1.
+
+    `differences` has a text for each part that differs (`stdout was 'a', is 'b'`), or the reason why the cell was not run.
+    """
 
     number: int
     verdict: Verdict
@@ -47,14 +49,14 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The report of a replay: each code cell of the notebook, and what could not be restored (files that it does not hold, packages)."""
+    """The comparisons of all code cells. `missing` lists packages that were not installed, and uploads without content in the notebook."""
 
     cells: tuple[ReplayedCell, ...]
     missing: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Return whether all came out as recorded and everything was restored."""
+        """Return whether all cells had the recorded outputs and everything was restored."""
         return not self.missing and all(cell.verdict == "same" for cell in self.cells)
 
     def __str__(self) -> str:
@@ -64,9 +66,9 @@ class ReplayReport:
 
 
 async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, timeout: float | None = None) -> ReplayReport:
-    """Run a notebook's cells in order in a session, with the files that it holds, and return the report.
+    """Run a notebook's cells in order in a session, with the uploads, installations and resets between them, and return the report.
 
-    A cell that fails does not stop the replay. If the session can no longer be reached, the rest is reported as `not run`.
+    A cell that fails does not stop the replay. If the session can no longer be reached, the remaining cells are reported as `not run`.
 
     Args:
         notebook: The path of an .ipynb file, or its parsed JSON.
@@ -106,10 +108,7 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Install packages and return what could not be installed.
-
-    The cells are run all the same: they may not need it, or report it themselves.
-    """
+    """Install packages and return those that failed. The replay goes on: cells that need the packages fail themselves."""
     try:
         result = await session.install(*requirements)
     except (InvalidArgumentError, NotSupportedError) as error:
@@ -135,7 +134,7 @@ def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
 
 
 def _outcome(outputs: Iterable[Output]) -> Outcome:
-    """Return the parts of a cell's outputs that are compared."""
+    """Return the parts of a cell's outputs that are compared: `stdout`, `stderr`, `shown` and `error`."""
     written = {"stdout": "", "stderr": ""}
     shown: list[object] = []
     error = None
@@ -159,12 +158,12 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _as_text(mime: str, content: object) -> str:
-    """Return content as one text. nbformat allows a list of lines, but a list under a JSON type is a JSON value."""
+    """Return content as one text. A list of lines, as nbformat allows, is joined unless the type is JSON."""
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 
 def _drawn_size(content: object) -> str:
-    """Return the size of a PNG in pixels, as `640x480`, or '' for anything else."""
+    """Return the size of a base64-encoded PNG in pixels, as `640x480`, or '' for anything else."""
     try:
         # The first 24 bytes of a PNG are its signature and the header chunk with width and height (PNG specification, 5.2 and 11.2.2).
         head = base64.b64decode("".join(str(part) for part in content) if isinstance(content, list) else str(content))[:24]
@@ -174,12 +173,12 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """Return the text without what differs between two runs and means nothing."""
+    """Replace what differs in each run, addresses of objects and cells' names in tracebacks, by fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text
 
 
 def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}…"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

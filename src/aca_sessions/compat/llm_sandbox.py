@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
 from .. import Limits, Policy
+from ..client.session import Session
 from ..errors import InvalidArgumentError, NotSupportedError
+from ..interactive import InteractiveSession
 from ..models import CodeExecutionResult
-from ..surfaces.interactive import InteractiveSession
 
 OnText = Callable[[str], object]
 
@@ -134,7 +135,7 @@ class _Session(InteractiveSession):
         return result
 
     def _prepare(self) -> None:
-        self._call(lambda session: session.run_own("workdir", _WORKDIR))
+        self._call(Session.run_snippet, "workdir", _WORKDIR)
         self._is_prepared = True
 
 
@@ -159,7 +160,7 @@ class InteractiveSandboxSession:
             ValueError: `kernel_type` is unknown.
         """
         if str(lang).lower() != "python":
-            raise NotSupportedError(f"sessions run Python, and not {lang}: leave lang out")
+            raise NotSupportedError(f"lang must be 'python', got {str(lang)!r:.80}: leave it out")
         given: dict[str, Any] = {**options}
         self.settings = replace(interactive_settings or InteractiveSettings(), **_settings_among(given))
         self._libraries = _list(given.pop("libraries", None))
@@ -279,9 +280,11 @@ def _settings_among(options: dict[str, Any]) -> dict[str, Any]:
 def _refuse_unknown(options: dict[str, Any]) -> None:
     unknown = sorted(options.keys() - _OfContainers.__annotations__.keys())
     if unknown:
-        raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
+        raise TypeError(f"the session has no arguments {', '.join(unknown)[:200]}: leave them out, or correct their names")
     if options:
-        warnings.warn(f"{', '.join(sorted(options))}: sessions run without containers, this has no effect", stacklevel=4)
+        warnings.warn(
+            f"{', '.join(sorted(options))}: this has no effect, because sessions run without containers: leave it out", stacklevel=4
+        )
 
 
 def _policy(settings: InteractiveSettings) -> Policy:
@@ -293,7 +296,7 @@ def _policy(settings: InteractiveSettings) -> Policy:
 def _bytes(size: str | int) -> int:
     parts = _SIZE.fullmatch(str(size).strip())
     if parts is None:
-        raise InvalidArgumentError("max_memory is a size such as '512MB' or '2GB'")
+        raise InvalidArgumentError(f"max_memory must be a size such as '512MB' or '2GB', got {size!r:.80}")
     return int(float(parts[1]) * 1024 ** _POWERS[parts[2].upper()])
 
 
@@ -313,7 +316,7 @@ def _below_data(path: str) -> str:
         if path.startswith(f"{folder}/"):
             return path.removeprefix(f"{folder}/")
     if path.startswith("/"):
-        raise InvalidArgumentError(f"files go in and out below {_WORKDIR}, which is {_DATA} here")
+        raise InvalidArgumentError(f"a path in the session must be below {_WORKDIR} or {_DATA}, got {path!r:.80}")
     return path
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from ..agent.memory_storage import MemoryStorage
-from ..agent.redis_storage import RedisStorage
-from ..agent.search import Embed
+from ..agent.library.redis_storage import RedisStorage
+from ..agent.library.search import Embed
+from ..agent.library.storage import FileStorage, MemoryStorage
 from ..agent.session import AgentSession
-from ..agent.storage import FileStorage
 from ..agent.tools.tool import Tool, ToolSource
 from ..models import CodeExecutionResult
 
@@ -183,7 +182,7 @@ def _requirements(config: SubprocessConfig) -> list[str]:
 
 
 def _value(result: CodeExecutionResult) -> Any:
-    """Return the last value. One that is a literal is returned as itself, as in py-code-mode; any other as its text."""
+    """Return the last value of a cell: the object itself if its text is a Python literal, as in py-code-mode; otherwise its text."""
     if result.text is None or not isinstance(result.value, str):
         return result.value
     try:

@@ -1,19 +1,24 @@
 """Extensions: what this project's server offers beyond Azure's API. It names them in a header of every response.
 
-These are rich results on request, interrupt, reset, health, isolation and packages.
+Names that client and server share come first; then results, events, checkpoints and branches, packages, and what a server reports of
+itself.
 """
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from itertools import zip_longest
 from typing import Any, cast
 
 from ..models import (
+    Checkpoint,
     CodeError,
     CodeExecutionResult,
     Display,
     Entry,
+    Event,
     FileChange,
     Package,
     Record,
@@ -23,210 +28,348 @@ from ..models import (
     State,
     VariableChange,
 )
-from .records import ProblemError
+from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
-RICH_REQUEST_HEADER = "x-aca-sessions-rich"
-SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
-CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
+
+RICH_REQUEST_HEADER = "x-aca-sessions-rich"
+SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
+ANSWERED_HEADER = "x-aca-sessions-answered"  # the kinds of questions of a cell that its caller answers
+TRANSACTIONAL_HEADER = "x-aca-sessions-transactional"
+CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session
+
 RICH_MEMBER = "acaSessions"
+EVENTS_MEMBER = "events"
+NEXT_MEMBER = "after"
+EXECUTION_MEMBER = "execution"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
 INTERRUPT_SESSION_PATH = "session/interrupt"
+EVENTS_PATH = "executions/{id}/events"
+REPLIES_PATH = "executions/{id}/replies"
 RESET_PATH = "session/reset"
+CHECKPOINTS_PATH = "session/checkpoints"
+CHECKPOINT_PATH = "session/checkpoints/{id}"
+ROLLBACK_PATH = "session/rollback"
+BRANCHES_PATH = "session/branches"
+PACKAGES_PATH = "session/packages"
 HEALTH_PATH = "health"
 ISOLATION_PATH = "isolation"
-PACKAGES_PATH = "session/packages"
+
+LONGEST_POLL = 25.0  # seconds; proxies close connections that are silent for longer
 MAX_INSTALL_SECONDS = 3600.0
+QUESTIONS = ("input", "call")
+_MOST_BRANCHES = 64
+_LONGEST_NAME = 256
+
+
+# --- results ---
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """Return a whole result. It replaces the one in Azure's form, so no stream or image is sent twice."""
-    return {
+    """Return all members of a result as JSON. They replace the result in Azure's form, so that no stream or image is sent twice."""
+    value: object = result.value
+    if isinstance(value, float) and not math.isfinite(value):
+        value = {"float": repr(value)}  # JSON has no number for nan and the infinities
+    displays, names = [], []
+    for display in result.displays:
+        displays.append(dict(display.data))
+        names.append(display.name)
+    state = result.state
+    body: dict[str, object] = {
         "duration": result.duration,
         "stdout": result.stdout,
         "stderr": result.stderr,
-        "value": _encode_scalar(result.value),
+        "value": value,
         "text": result.text,
-        "files": [{"path": file.path, "kind": file.kind, "size": file.size} for file in result.files],
-        "processes": [{"pid": process.pid, "name": process.name} for process in result.processes],
-        "variables": [_encode_variable(variable) for variable in result.variables],
-        "displays": [dict(display.data) for display in result.displays],
-        "displayNames": [display.name for display in result.displays],
-        "error": _encode_error(result.error),
-        "state": _encode_state(result.state),
-        **({"ledger": encode_record(result.record)} if result.record is not None else {}),
+        "files": [*map(asdict, result.files)],
+        "processes": [*map(asdict, result.processes)],
+        "variables": [*map(asdict, result.variables)],
+        "displays": displays,
+        "displayNames": names,
+        "error": asdict(result.error) if result.error is not None else None,
+        # `kind` and `consequence` follow from the rest. They are sent so that pages and other clients need not know how.
+        "state": {**asdict(state), "kind": state.kind, "consequence": state.consequence},
     }
+    if result.record is not None:
+        body["ledger"] = encode_record(result.record)
+    return body
 
 
-def decode_rich(body: Mapping[str, object], session_id: str = "") -> CodeExecutionResult:
-    """Return the result that `encode_rich` encoded."""
-    error, record = body.get("error"), cast(Mapping[str, Any] | None, body.get("ledger"))
+def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
+    """Return the result that `encode_rich` encoded, with `session_id`, which the body does not hold."""
+    value, state, error, record = body.get("value"), body["state"], body.get("error"), body.get("ledger")
+    shown = body.get("displays", ())
+    displays, files, processes, variables = [], [], [], []
+    for data, name in zip_longest(shown, body.get("displayNames", ())[: len(shown)]):
+        displays.append(Display(data, name))
+    for file in body.get("files", ()):
+        files.append(FileChange(**file))
+    for process in body.get("processes", ()):
+        processes.append(RunningProcess(**process))
+    for variable in body.get("variables", ()):
+        shape = variable.get("shape")
+        variables.append(VariableChange(**{**variable, "shape": None if shape is None else tuple(shape)}))
     return CodeExecutionResult(
         session_id=session_id,
         stdout=str(body["stdout"]),
         stderr=str(body["stderr"]),
-        value=_decode_scalar(body.get("value")),
-        text=cast(str | None, body.get("text")),
-        displays=_decode_displays(body),
-        files=tuple(FileChange(**file) for file in cast(list[dict[str, Any]], body.get("files", []))),
-        processes=tuple(RunningProcess(**process) for process in cast(list[dict[str, Any]], body.get("processes", []))),
-        variables=tuple(map(_decode_variable, cast(list[dict[str, Any]], body.get("variables", [])))),
-        error=CodeError(**cast(dict[str, str], error)) if error else None,
-        state=_decode_state(cast(Mapping[str, Any], body["state"])),
-        duration=cast(float, body["duration"]),
+        value=float(value["float"]) if isinstance(value, Mapping) else cast(Scalar, value),
+        text=body.get("text"),
+        displays=tuple(displays),
+        files=tuple(files),
+        processes=tuple(processes),
+        variables=tuple(variables),
+        error=CodeError(**error) if error else None,
+        state=State(state["variables"], state["files"], state["processes"], state["reason"], state["checkpoint"], tuple(state["cut_off"])),
+        duration=body["duration"],
         record=decode_record(record) if record else None,
     )
 
 
 def encode_record(record: Record) -> dict[str, object]:
-    """Return the part of a ledger that a response carries."""
-    return {
-        "id": record.ledger,
-        "since": record.since,
-        "start": record.start,
-        "end": record.end,
-        "entries": [{name: value for name, value in asdict(entry).items() if value is not None} for entry in record.entries],
-    }
+    """Return a record as JSON: the part of a ledger that a response carries."""
+    entries = []
+    for entry in record.entries:
+        entries.append({name: value for name, value in asdict(entry).items() if value is not None})
+    return {"id": record.ledger, "since": record.since, "start": record.start, "end": record.end, "entries": entries}
 
 
 def decode_record(body: Mapping[str, Any]) -> Record:
-    """Return the record that a response carries."""
-    entries = tuple(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}) for entry in body["entries"])
-    return Record(str(body["id"]), body["since"], body["start"], body["end"], entries)
+    """Return the record that `encode_record` encoded."""
+    entries = []
+    for entry in body["entries"]:
+        entries.append(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}))
+    return Record(str(body["id"]), body["since"], body["start"], body["end"], tuple(entries))
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Return the position in a ledger of the entry that a request made."""
+    """Return as JSON a ledger's id, and the position of the entry that a request added to it."""
     return {"ledger": ledger, "position": position}
 
 
 def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the id of a ledger and the position in it."""
+    """Return the ledger's id and the position that `encode_position` encoded."""
     return str(body["ledger"]), int(body["position"])
 
 
-def _encode_state(state: State) -> dict[str, object]:
-    """Return a state with `kind` and `consequence`, which follow from the rest. So pages and other clients need not know how."""
+# --- events of a running execution: the client reads them by long-poll, and replies to questions of the cell by requests ---
+
+
+def encode_events(events: list[Event], last: int) -> dict[str, object]:
+    """Return a page of events as JSON. The next page begins after number `last`."""
+    return {EVENTS_MEMBER: [_encode_event(event) for event in events], NEXT_MEMBER: last}
+
+
+def decode_events(body: Body) -> tuple[list[Event], int]:
+    """Return the events of a page, and the number after which the next page begins."""
+    return [_decode_event(event) for event in cast(list[Body], body[EVENTS_MEMBER])], cast(int, body[NEXT_MEMBER])
+
+
+def decode_answered(header: str) -> tuple[str, ...]:
+    """Return the kinds of questions that the client answers, as listed in a header. Ignore unknown kinds."""
+    named = {part.strip() for part in header.split(",")}
+    return tuple(kind for kind in QUESTIONS if kind in named)
+
+
+def encode_reply(number: int, text: str | None) -> dict[str, object]:
+    """Return the reply to question `number` of a cell. `text` is None if the caller has no answer."""
+    return {"number": number, "text": text}
+
+
+def decode_reply(body: object) -> tuple[int, str | None]:
+    """Return the number and the text of a reply. Raise ProblemError for any other body."""
+    match body:
+        case {"number": int(number), "text": None | str() as text} if number > 0 and not isinstance(number, bool):
+            if text is None or is_well_formed(text):
+                return number, text
+    expected = (
+        "the reply must be an object with 'number', a whole number above 0, and 'text', which is null or text without lone surrogates"
+    )
+    raise invalid(f"{expected}, got {_types(body, 'number', 'text')}")
+
+
+def _encode_event(event: Event) -> dict[str, object]:
+    encoded: dict[str, object] = {"kind": event.kind}
+    if event.text:
+        encoded["text"] = event.text
+    if event.number:
+        encoded["number"] = event.number
+    if event.display is not None:
+        encoded["display"] = dict(event.display.data)
+        encoded["name"] = event.display.name
+    return encoded
+
+
+def _decode_event(body: Body) -> Event:
+    shown = body.get("display")
+    return Event(
+        kind=cast(Any, body["kind"]),
+        text=str(body.get("text", "")),
+        number=cast(int, body.get("number", 0)),
+        display=Display(cast(Mapping[str, object], shown), cast(str | None, body.get("name"))) if shown is not None else None,
+    )
+
+
+# --- checkpoints and branches ---
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return the description of a checkpoint as JSON."""
     return {
-        "kind": state.kind,
-        "variables": state.variables,
-        "files": state.files,
-        "processes": state.processes,
-        "reason": state.reason,
-        "checkpoint": state.checkpoint,
-        "cut_off": list(state.cut_off),
-        "consequence": state.consequence,
+        "id": checkpoint.id,
+        "name": checkpoint.name,
+        "created": checkpoint.created.isoformat(),
+        "size": checkpoint.size,
+        "leftBehind": list(checkpoint.left_behind),
     }
 
 
-def _decode_state(body: Mapping[str, Any]) -> State:
-    named = {name: body[name] for name in ("variables", "files", "processes", "reason", "checkpoint")}
-    return State(**named, cut_off=tuple(body["cut_off"]))
+def decode_checkpoint(body: Body) -> Checkpoint:
+    """Return the checkpoint that `encode_checkpoint` encoded."""
+    return Checkpoint(
+        id=str(body["id"]),
+        name=cast(str | None, body["name"]),
+        created=datetime.fromisoformat(str(body["created"])),
+        size=cast(int, body["size"]),
+        left_behind=tuple(map(str, cast(list[object], body["leftBehind"]))),
+    )
+
+
+def encode_checkpoints(checkpoints: list[Checkpoint]) -> dict[str, object]:
+    """Return the list of a session's checkpoints as JSON, in the given order."""
+    return {"value": [encode_checkpoint(checkpoint) for checkpoint in checkpoints]}
+
+
+def decode_checkpoints(body: Body) -> list[Checkpoint]:
+    """Return the checkpoints that `encode_checkpoints` encoded, in the same order."""
+    return [decode_checkpoint(one) for one in cast(list[Body], body["value"])]
+
+
+def decode_name(body: object, key: str) -> str | None:
+    """Return the member `key`, a checkpoint's name or id, or None if it is absent or null. Raise ProblemError if it is not valid."""
+    match body:
+        case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
+            return cast(str | None, name)
+    value = body.get(key) if isinstance(body, Mapping) else body
+    got = f"{len(value)} characters" if isinstance(value, str) else type_name(value)
+    raise invalid(f"'{key}' must be null, or text of 1 to {_LONGEST_NAME} characters without lone surrogates, got {got}")
+
+
+def decode_branches(body: object) -> tuple[list[str], bool]:
+    """Return the requested identifiers of branches, and whether each branch gets new random seeds. Raise ProblemError for a bad body."""
+    match body:
+        case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
+            if len({*names}) == len(names):
+                return names, reseed
+    expected = f"'identifiers' must be a list of 1 to {_MOST_BRANCHES} different session identifiers, and 'reseed' must be true or false"
+    raise invalid(f"{expected}, got {_types(body, 'identifiers', 'reseed')}")
+
+
+def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
+    """Return the response to a request for branches.
+
+    `origin` has the original session's ledger entries that the caller lacks; `positions` has each branch's first position.
+    """
+    return {"origin": encode_record(origin), "positions": dict(positions)}
+
+
+def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
+    """Return the record and the positions that `encode_branched` encoded."""
+    return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
+
+
+def _types(body: object, *names: str) -> str:
+    """Describe members of a body for an error message: numbers by value, and others by type, because their values may be secret."""
+    if not isinstance(body, Mapping):
+        return type_name(body)
+    shown = []
+    for name in names:
+        value = body.get(name)
+        if name not in body:
+            got = "nothing"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            got = reprlib.repr(value)
+        elif isinstance(value, list):
+            got = f"a list of {len(value)}"
+        else:
+            got = type_name(value)
+        shown.append(f"{got} for '{name}'")
+    return " and ".join(shown)
+
+
+def _is_identifier(name: object) -> bool:
+    return isinstance(name, str) and IDENTIFIER.fullmatch(name) is not None
+
+
+# --- packages ---
+
+
+def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
+    """Return a request to install packages. `timeout` is in seconds."""
+    return {"requirements": [*requirements], "timeout": timeout}
+
+
+def decode_installation(body: object) -> tuple[list[str], float]:
+    """Return the requirements and the timeout in seconds of a request to install packages. Raise ProblemError for any other body."""
+    match body:
+        case {"requirements": [*requirements], "timeout": int() | float() as timeout} if all(isinstance(one, str) for one in requirements):
+            if 0 < timeout <= MAX_INSTALL_SECONDS and not isinstance(timeout, bool):
+                return requirements, timeout
+    timed = f"'timeout' must be a number of seconds above 0 and up to {MAX_INSTALL_SECONDS:g}"
+    raise invalid(f"'requirements' must be a list of texts, and {timed}, got {_types(body, 'requirements', 'timeout')}")
+
+
+def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
+    """Return the outcome of installing or uninstalling as JSON: an extended result, like that of a cell."""
+    return {RICH_MEMBER: encode_rich(result)}
+
+
+def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
+    """Return the outcome of installing or uninstalling that `encode_outcome` encoded."""
+    return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]))
+
+
+def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
+    """Return packages that were installed in a session as JSON."""
+    return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
+
+
+def decode_packages(body: Mapping[str, object]) -> list[Package]:
+    """Return the packages that `encode_packages` encoded."""
+    return [Package(name=one["name"], version=one["version"]) for one in cast(list[dict[str, str]], body["packages"])]
+
+
+# --- what a server reports of itself and of its sessions ---
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:
-    """Return the server's state for load balancers and operators."""
+    """Return the body of the health check, for load balancers and operators. `capacity` is the most sessions that the server accepts."""
     return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Return what separates sessions from their host.
-
-    Args:
-        level: The level of isolation that the settings name.
-        parts: The parts that are enforced, each with how that was found out.
-        missing: The parts that are not, each with how that was found out.
-    """
+    """Return an isolation report as JSON. `level` is from the settings; `parts` (enforced) and `missing` map names to evidence."""
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Return the level, and each part with how it was found out. Missing parts are marked as `NOT ENFORCED`."""
+    """Return an isolation report: the evidence for each part, keyed by its name, and the `level` if the server sent it.
+
+    The evidence for a missing part begins with `NOT ENFORCED: `.
+    """
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}
     return {**level, **cast(Mapping[str, str], body["parts"]), **missing}
 
 
-def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
-    """Return a request to install packages within a time in seconds."""
-    return {"requirements": [*requirements], "timeout": timeout}
-
-
-def decode_installation(body: object) -> tuple[list[str], float]:
-    """Return the requirements and the timeout of a request to install. Raise ProblemError for any other body."""
-    match body:
-        case {"requirements": [*requirements], "timeout": int() | float() as timeout} if _are_texts(requirements):
-            if 0 < timeout <= MAX_INSTALL_SECONDS and not isinstance(timeout, bool):
-                return requirements, timeout
-    said = f"'requirements' is a list of texts, 'timeout' a number of seconds up to {MAX_INSTALL_SECONDS:g}"
-    raise ProblemError(400, "SessionRequestValidationFailed", said)
-
-
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Return a session's current activity. `idle` is in seconds: a time would depend on the client's clock."""
+    """Return a session's activity as JSON. The last use is sent as seconds ago, `idle`, because clocks of client and server may differ."""
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 
 def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """Return a session with the activity that `encode_live` added."""
+    """Return a copy of a session with the activity that `encode_live` encoded."""
     return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])
-
-
-def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """Return the result of installing or uninstalling, in the form of a cell's result."""
-    return {RICH_MEMBER: encode_rich(result)}
-
-
-def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
-    """Return the result of installing or uninstalling."""
-    return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]))
-
-
-def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """Return the packages that a session has beyond its environment."""
-    return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
-
-
-def decode_packages(body: Mapping[str, object]) -> list[Package]:
-    """Return the packages of a response."""
-    return [Package(name=one["name"], version=one["version"]) for one in cast(list[dict[str, str]], body["packages"])]
-
-
-def _are_texts(values: list[object]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _encode_error(error: CodeError | None) -> dict[str, str] | None:
-    return {"name": error.name, "message": error.message, "traceback": error.traceback} if error else None
-
-
-def _decode_displays(body: Mapping[str, object]) -> tuple[Display, ...]:
-    shown = cast(list[dict[str, object]], body.get("displays", []))
-    names = cast(list[str | None], body.get("displayNames", []))
-    return tuple(Display(data, name) for data, name in zip_longest(shown, names[: len(shown)]))
-
-
-def _encode_variable(variable: VariableChange) -> dict[str, object]:
-    shape = None if variable.shape is None else list(variable.shape)
-    return {"name": variable.name, "kind": variable.kind, "type": variable.type, "shape": shape, "size": variable.size}
-
-
-def _decode_variable(body: Mapping[str, Any]) -> VariableChange:
-    shape = body.get("shape")
-    return VariableChange(**{**body, "shape": None if shape is None else tuple(shape)})
-
-
-def _encode_scalar(value: Scalar) -> object:
-    """Return a value for JSON, which has no number for nan and the infinities."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": repr(value)}
-    return value
-
-
-def _decode_scalar(value: object) -> Scalar:
-    if isinstance(value, Mapping):
-        return float(str(value["float"]))
-    return cast(Scalar, value)

@@ -1,31 +1,33 @@
 """The bodies of 2024-10-02-preview and later: executions, files and sessions as bare objects.
 
-The client's half comes first, then the server's.
+The bodies of the routes `.management/*`, through which Azure's platform manages sessions, are here too. Values, errors and times are
+written in the same way in all versions. The client's half comes first, then the server's, then what all versions share.
 """
 
+import base64
+import json
 import math
+import re
+import reprlib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import cast
 from urllib.parse import quote
 
-from ..models import CodeExecutionResult, RemoteFile, SessionInfo, State
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, RemoteFile, Scalar, SessionInfo, State
 from .extensions import RICH_MEMBER, decode_live, decode_rich, encode_rich
-from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
-from .values import (
+from .records import (
+    MAX_ASYNCHRONOUS_SECONDS,
+    MAX_SYNCHRONOUS_SECONDS,
+    PROPERTIES_MISSING,
     Body,
-    checked_code,
-    checked_object,
-    checked_output_limit,
-    choice,
-    decode_error,
-    decode_time,
-    decode_value,
-    encode_stderr,
-    encode_time,
-    encode_value,
-    guess_state,
-    number,
+    Execution,
+    ExecutionCall,
+    MalformedBodyError,
+    ProblemError,
+    Status,
+    invalid,
+    type_name,
 )
 
 EXECUTE_PATH = "executions"
@@ -36,15 +38,18 @@ SESSION_PATH = "session"
 SESSIONS_PATH = "listSessions"
 OPERATION_HEADER = "operation-id"
 GUID_HEADER = "x-ms-session-guid"  # a new one each time that a session begins under an identifier
+_TIMED_OUT = "Request timed out waiting for code execution to complete"
+_ABORTED = "Execution aborted"
+_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
 
 
 def content_path(name: str) -> str:
-    """Return the path of a file's content."""
+    """Return the path at which these versions serve a file's content: `files/NAME/content`."""
     return f"files/{quote(name, safe='')}/content"
 
 
 def content_named(path: str) -> str | None:
-    """Return the name of the file whose content a path below `files/` requests, or None if it requests no content."""
+    """Return NAME if `path`, relative to `files/`, is the content path `NAME/content`; otherwise None."""
     return path.removesuffix("/content") if path.endswith("/content") else None
 
 
@@ -52,7 +57,7 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """Return the request that starts an execution."""
+    """Return the body of a request to run a cell."""
     body: dict[str, object] = {
         "codeInputType": "Inline",
         "executionType": "Asynchronous" if call.asynchronous else "Synchronous",
@@ -65,24 +70,19 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return an execution, with its result if it has finished.
-
-    `id` and `identifier` are ignored: the body holds them, unlike in older versions.
-    """
-    del id, identifier
-    status = cast(Status, body["status"])
-    finished = status in ("Succeeded", "Failed", "Canceled")
-    return Execution(
-        id=str(body["id"]),
-        identifier=str(body["identifier"]),
-        status=status,
-        asynchronous=body.get("executionType") == "Asynchronous",
-        result=_decode_result(body, status) if finished else None,
-    )
+    """Return the execution that a response describes, with its result if it has finished. `id` and `identifier` are not needed here."""
+    status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
+    result = None
+    if rich := body.get(RICH_MEMBER):
+        result = decode_rich(cast(Body, rich), identifier)
+    elif status in ("Succeeded", "Failed", "Canceled"):
+        content = cast(Body, body.get("result") or {})
+        result = decode_result(content, content.get("executionResult"), identifier, success=status == "Succeeded")
+    return Execution(id=id, identifier=identifier, status=status, asynchronous=body.get("executionType") == "Asynchronous", result=result)
 
 
 def decode_file(body: Body) -> RemoteFile:
-    """Return the description of a file or folder."""
+    """Return the file or folder that a body describes."""
     directory = str(body.get("directory") or "")
     return RemoteFile(
         name=str(body["name"]),
@@ -95,7 +95,7 @@ def decode_file(body: Body) -> RemoteFile:
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the description of an uploaded file."""
+    """Return the uploaded file. In these api-versions the response is simply its description."""
     return decode_file(body)
 
 
@@ -105,12 +105,12 @@ def decode_files(body: Body) -> list[RemoteFile]:
 
 
 def decode_sessions(body: Body) -> list[SessionInfo]:
-    """Return the sessions of a page."""
+    """Return the sessions in a page of `listSessions`."""
     return [decode_session(session) for session in cast(list[Body], body["sessions"])]
 
 
 def decode_session(body: Body) -> SessionInfo:
-    """Return the description of a session that the server keeps."""
+    """Return the session that a body describes, with its current activity if the server sends that."""
     expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
     session = SessionInfo(
         session_id=str(body["identifier"]),
@@ -121,58 +121,26 @@ def decode_session(body: Body) -> SessionInfo:
     return decode_live(cast(Body, live), session) if live else session
 
 
-def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
-    identifier = str(body["identifier"])
-    if rich := body.get(RICH_MEMBER):
-        return decode_rich(cast(Body, rich), identifier)
-    said = cast(Body, body.get("result") or {})
-    stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
-    value, text, displays = decode_value(said.get("executionResult"))
-    return CodeExecutionResult(
-        session_id=identifier,
-        stdout=stdout,
-        stderr=stderr,
-        value=value,
-        text=text,
-        displays=displays,
-        error=None if status == "Succeeded" else decode_error(stderr),
-        state=State() if status == "Succeeded" else guess_state(stderr),
-        duration=cast(float, said.get("executionTimeInMilliseconds") or 0) / 1000,
-    )
-
-
 # --- the server's half ---
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
 
-    Args:
-        body: The parsed JSON of the request.
-        lenient: Also accept the `properties` wrapper of older versions, which az CLI and some samples still send.
+    `lenient` also accepts the `properties` wrapper of older versions, which az CLI and some samples still send.
     """
     body = checked_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
         body = checked_object(body["properties"])
     if "properties" in body:
-        raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties without a 'properties' wrapper")
-    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
-    return ExecutionCall(
-        code=checked_code(body),
-        asynchronous=asynchronous,
-        timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=checked_output_limit(body),
-    )
+        said = "in this api-version 'code' and the other properties must be in the body itself, got 'properties' around them: leave it out"
+        raise ProblemError(400, PROPERTIES_MISSING, said)
+    asynchronous, timeout, output_limit = decode_limits(body)
+    return ExecutionCall(code=decode_code(body), asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Return an execution in Azure's form.
-
-    Args:
-        execution: The execution.
-        output_limit: Characters at which each stream is cut, as Azure does.
-        rich: Return the whole result in place of the one in Azure's form, for clients that ask for it.
-    """
+    """Return an execution in Azure's form, with streams cut at `output_limit` characters. `rich` sends the whole result instead."""
     body: dict[str, object] = {
         "$id": "1",
         "id": execution.id,
@@ -208,23 +176,17 @@ def encode_file(file: RemoteFile) -> dict[str, object]:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Return the response to an upload: the one file."""
+    """Return the response to an upload: the description of the file."""
     return encode_file(file)
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files."""
+    """Return a listing of files: their descriptions in `value`."""
     return {"value": [encode_file(file) for file in files]}
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """Return the runtime and the packages of sessions.
-
-    Args:
-        python: The version of Python.
-        packages: Names and versions of the installed packages.
-        since: Since when they are as they are.
-    """
+    """Return the response to `metadata`: Python and packages of sessions. `since` is sent as both time of creation and last update."""
     return {
         "runtimes": [{"name": "python", "version": python}],
         "preInstalledPackages": [{"name": name, "version": version} for name, version in packages],
@@ -235,7 +197,7 @@ def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetim
 
 
 def encode_session(session: SessionInfo) -> dict[str, object]:
-    """Return the description of a session that the server keeps."""
+    """Return the description of a session in Azure's form. For a session that never expires, `expireAt` is the time of its last use."""
     return {
         "identifier": session.session_id,
         "createdAt": encode_time(session.created),
@@ -243,3 +205,184 @@ def encode_session(session: SessionInfo) -> dict[str, object]:
         "lastAccessedAt": encode_time(session.last_used),
         "etag": f"{session.created.timestamp():.0f}",
     }
+
+
+_PAGE = 300  # sessions on a page, as in Azure
+
+
+def encode_managed_session(session: SessionInfo) -> dict[str, object]:
+    """Return the description of a session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
+    body = encode_session(session)
+    body["expiresAt"] = body.pop("expireAt")
+    return body
+
+
+def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, url: str) -> dict[str, object]:
+    """Return a page: at most 300 of `total` sessions, from index `skip`, and a link to the next page. `url` is the list's without query."""
+    body: dict[str, object] = {"value": [encode_managed_session(session) for session in sessions], "count": len(sessions)}
+    return body | {"nextLink": f"{url}?skip={skip + _PAGE}"} if total > skip + _PAGE else body
+
+
+# --- the notation that all versions share ---
+
+
+def encode_value(result: CodeExecutionResult) -> object:
+    """Return the last value of a cell in Azure's form: the first PNG image displayed, or else the value.
+
+    Finite numbers and booleans stay as they are, None becomes null, and others become text without quotes. "" means no value.
+    """
+    images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
+    if images:
+        return {"type": "image", "format": "png", "base64_data": images[0]}
+    if result.text is None:
+        return None if result.value_is_none else ""
+    if isinstance(result.value, float) and not math.isfinite(result.value):
+        return str(result.value)
+    return result.value
+
+
+def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
+    """Decode a last value from Azure's form: its value, text and displays. An image is only a display; null and "" are nothing."""
+    match value:
+        case None | "":
+            return None, None, ()
+        case {"type": "image", "format": str(kind), "base64_data": str(data)}:
+            return None, None, (Display({f"image/{kind}": data}),)
+        case str() | bool() | int() | float():
+            return value, str(value), ()
+    return str(value), str(value), ()
+
+
+def encode_stderr(result: CodeExecutionResult) -> str:
+    """Return stderr in Azure's form: Azure's own message if the interpreter died or a timeout left no traceback, otherwise the cell's."""
+    if result.error is None:
+        return result.stderr
+    match result.error.name, result.state.kind:
+        case "TimeoutError", _ if not result.error.traceback:
+            return _TIMED_OUT
+        case "InterpreterDied", _:
+            return _ABORTED
+    return result.stderr
+
+
+def decode_error(stderr: str) -> CodeError:
+    """Return the exception that the last line of stderr names. If it names none, the error's name is `ExecutionFailed`."""
+    last = stderr.strip().rpartition("\n")[2]
+    parts = _LAST_LINE.match(last)
+    return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
+
+
+def guess_state(stderr: str) -> State:
+    """Guess from stderr what a failed cell lost: Azure has messages for a timeout and for a crash. Any other text means no loss."""
+    if stderr.startswith(_TIMED_OUT):
+        return NO_REPLY
+    if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
+        return State(variables="lost", processes="ended", reason="crash")
+    return State()
+
+
+def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
+    """Return the result of a body in Azure's form. `value` is the body's last value: the name of its member depends on the api-version."""
+    stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
+    plain, text, displays = decode_value(value)
+    return CodeExecutionResult(
+        session_id=identifier,
+        stdout=stdout,
+        stderr=stderr,
+        value=plain,
+        text=text,
+        displays=displays,
+        error=None if success else decode_error(stderr),
+        state=State() if success else guess_state(stderr),
+        duration=cast(float, content.get("executionTimeInMilliseconds") or 0) / 1000,
+    )
+
+
+def encode_time(moment: datetime) -> str:
+    """Return a time as .NET writes it, with seven digits after the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
+
+
+def decode_time(text: str) -> datetime:
+    """Return a time that .NET wrote, with seven digits after the second. The seventh is dropped, because Python reads six."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+
+
+def parse(content: bytes) -> object:
+    """Return the parsed JSON of a request. Raise MalformedBodyError with the position of the mistake, counted from 0 as .NET does."""
+    if not content:
+        raise MalformedBodyError("", "A non-empty request body is required.")
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        before = error.doc[: error.pos].rpartition("\n")[2].encode("utf-8", "replace")
+        place = f"Path: $ | LineNumber: {error.lineno - 1} | BytePositionInLine: {len(before)}."
+        # Not chained, here and below: these errors hold what the client sent.
+        raise MalformedBodyError("$", f"The body must be JSON: {error.msg}. {place}") from None
+    except (ValueError, RecursionError):
+        message = "The body must be JSON in UTF-8, without deep nesting and without numbers of thousands of digits."
+        raise MalformedBodyError("$", message) from None
+
+
+def checked_object(body: object, least: str = "'code'") -> Body:
+    """Return a request's body, which must be an object that is not empty.
+
+    Raise MalformedBodyError if it is no object, and ProblemError if it is empty; that error names the required members, `least`.
+    """
+    if not isinstance(body, Mapping):
+        raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
+    if not body:
+        raise ProblemError(400, PROPERTIES_MISSING, f"the body must have properties, got an empty object: send at least {least}")
+    return body
+
+
+def decode_code(body: Body, name: str = "code") -> str:
+    """Return the source text in the member `name`, decoded if it is in base64. Raise ProblemError if it is missing or not valid.
+
+    Blank text is valid and does nothing: AutoGen's executor sends two line ends after a restart.
+    """
+    kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
+    code = body.get(name)
+    if not isinstance(code, str):
+        raise invalid(f"'{name}' must be text, got {'nothing' if code is None else type_name(code)}")
+    try:
+        if kind == "inlinebase64":
+            return base64.b64decode("".join(code.split()), validate=True).decode()
+        code.encode()  # fails for lone surrogates, which JSON can hold and a source text cannot
+    except UnicodeEncodeError:
+        raise invalid(f"'{name}' must be well-formed Unicode, got text with a lone surrogate: remove it") from None
+    except ValueError:
+        raise invalid(
+            f"'{name}' must be UTF-8 text in base64, because 'codeInputType' is InlineBase64: encode it, or leave 'codeInputType' out"
+        ) from None
+    return code
+
+
+def decode_limits(body: Body) -> tuple[bool, float | None, int]:
+    """Return whether a request is asynchronous, its timeout in seconds, and the limit of each stream in characters."""
+    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
+    timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
+    limit = number(body, "outputStreamsMaxLength", 1 << 30)
+    if limit is not None and limit != int(limit):
+        raise invalid(f"'outputStreamsMaxLength' must be a whole number, got {limit:g}")
+    return asynchronous, timeout, 4096 if limit is None else int(limit)
+
+
+def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
+    """Return the member `name` in lower case, by default the first of `choices`. Raise ProblemError if it is none of them."""
+    value = body.get(name)
+    if value is None:
+        return choices[0]
+    if not isinstance(value, str) or value.lower() not in choices:
+        raise invalid(f"'{name}' must be one of {', '.join(choices)}, got {reprlib.repr(value)}")
+    return value.lower()
+
+
+def number(body: Body, name: str, most: float) -> float | None:
+    """Return the member `name`, a number above 0 and up to `most`, or None if it is absent. Raise ProblemError for any other value."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise invalid(f"'{name}' must be a number above 0 and up to {most:g}, got {reprlib.repr(value)}")
+    return value

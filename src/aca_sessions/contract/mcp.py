@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from ..models import CodeExecutionResult
+from .flat import encode_stderr, encode_value
 from .shell import exit_code
-from .values import encode_stderr, encode_value
 
 PATH = "mcp"
 KEY_HEADER = "x-ms-apikey"
@@ -15,7 +15,7 @@ RUN_COMMAND = "runShellCommandInRemoteEnvironment"
 INVALID_REQUEST, UNKNOWN_METHOD, INVALID_ARGUMENTS = -32600, -32601, -32602
 
 _TEXT = {"type": "string"}
-_ENVIRONMENT = {"environmentId": {**_TEXT, "description": "what launchShell answered"}}
+_ENVIRONMENT = {"environmentId": {**_TEXT, "description": "the environmentId that launchShell returned"}}
 INITIALIZED = {
     "protocolVersion": "2025-03-26",
     "capabilities": {"tools": {"call": True, "list": True}},
@@ -24,12 +24,12 @@ INITIALIZED = {
 TOOLS = [
     {
         "name": LAUNCH[0],
-        "description": "Begins an isolated environment and answers its environmentId. Variables and files are kept in it.",
+        "description": "Start an isolated environment and return its environmentId. Variables and files are kept in it.",
         "inputSchema": {"type": "object", "properties": {}},
     },
     {
         "name": RUN_PYTHON,
-        "description": "Runs Python code in an environment.",
+        "description": "Run Python code in an environment.",
         "inputSchema": {
             "type": "object",
             "properties": {**_ENVIRONMENT, "pythonCode": _TEXT},
@@ -38,7 +38,7 @@ TOOLS = [
     },
     {
         "name": RUN_COMMAND,
-        "description": "Runs a command in an environment: a line for the shell, or a program and its arguments.",
+        "description": "Run a command in an environment: a line for the shell, or a program and its arguments.",
         "inputSchema": {
             "type": "object",
             "properties": {**_ENVIRONMENT, "shellCommand": _TEXT, "execCommandAndArgs": {"type": "array", "items": _TEXT}, "stdin": _TEXT},
@@ -49,32 +49,32 @@ TOOLS = [
 
 
 def encode_answer(id: object, result: Mapping[str, object]) -> dict[str, object]:
-    """Return the response to a request."""
+    """Return the JSON-RPC response to a request that succeeded."""
     return {"jsonrpc": "2.0", "id": id, "result": result}
 
 
 def encode_error(id: object, code: int, message: str) -> dict[str, object]:
-    """Return the error response to an invalid request."""
+    """Return the JSON-RPC response to an invalid request, with an error code and a message."""
     return {"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}
 
 
 def encode_launched(identifier: str) -> dict[str, object]:
-    """Return the response to a tool call that launched an environment."""
-    return _told({"environmentId": identifier}, f"environmentId: {identifier}")
+    """Return the result of a tool call that started a session."""
+    return _encode_content({"environmentId": identifier}, f"environmentId: {identifier}")
 
 
 def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
-    """Return the response to a tool call that ran code, or a command if `command` is true."""
-    told: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
-    told |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
-    shown = (result.stdout, told["stderr"], None if command else result.text)
-    return _told(told, "\n".join(str(part).rstrip("\n") for part in shown if part)) | {"isError": not result.success}
+    """Return the result of a tool call that ran code, or a command if `command` is true."""
+    content: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
+    content |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
+    shown = (result.stdout, content["stderr"], None if command else result.text)
+    return _encode_content(content, "\n".join(str(part).rstrip("\n") for part in shown if part)) | {"isError": not result.success}
 
 
 def encode_refused(message: str) -> dict[str, object]:
-    """Return the response to a tool call that could not be made."""
+    """Return the result of a tool call that was refused. The model reads the message."""
     return {"content": [{"type": "text", "text": message}], "isError": True}
 
 
-def _told(content: dict[str, object], text: str) -> dict[str, object]:
+def _encode_content(content: dict[str, object], text: str) -> dict[str, object]:
     return {"content": [{"type": "text", "text": text}], "structuredContent": content, "isError": False}

@@ -1,4 +1,4 @@
-"""Data that all versions of the API have in common, whatever their bodies look like."""
+"""Data and errors that all versions of the API have in common."""
 
 import re
 import secrets
@@ -23,14 +23,16 @@ MAX_ASYNCHRONOUS_SECONDS = 86_400.0
 IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.ASCII)
 
 _SECONDS = re.compile(r"\d{1,9}(\.\d+)?", re.ASCII)  # this project's server and some proxies send a fraction
+_TYPE_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 _MALFORMED = "One or more validation errors occurred."
 _ROOT = ["mnt", "data"]
+Body = Mapping[str, object]
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program with its arguments and its standard input."""
+    """A program to run, with its arguments and the text of its standard input."""
 
     arguments: tuple[str, ...]
     stdin: str = ""
@@ -38,7 +40,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionCall:
-    """A request to run a cell, or a command in its place. A limit that is absent means Azure's own."""
+    """A request to run a cell, or a command in its place.
+
+    `timeout` is in seconds; without it the endpoint's default applies. `output_limit` is the number of characters at which Azure's form of
+    a result cuts each stream.
+    """
 
     code: str
     command: Command | None = None
@@ -51,7 +57,7 @@ class ExecutionCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One run of a cell on the server. It has a result once it has finished."""
+    """One run of a cell on the server, as a response describes it. `result` is None until the run has finished."""
 
     id: str
     identifier: str
@@ -61,24 +67,24 @@ class Execution:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Return the folders and the name of a file, relative to /mnt/data; the name of a folder is empty.
+    """Return the folder of a path, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
 
-    Raise ValueError for a path that is elsewhere: it must never be moved below /mnt/data.
+    Raise ValueError if the path contains `..`, or is absolute but not below /mnt/data.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
         if parts[:2] != _ROOT:
-            raise ValueError("a path must be relative to /mnt/data, or begin with /mnt/data/")
+            raise ValueError(f"a path must be relative to /mnt/data, or begin with /mnt/data/, got {path!r:.80}")
         del parts[:2]
     if ".." in parts:
-        raise ValueError("a path must not contain '..'")
+        raise ValueError(f"a path must not contain '..', got {path!r:.80}")
     if not parts or path.rpartition("/")[2] in ("", "."):
         return "/".join(parts), ""
     return "/".join(parts[:-1]), parts[-1]
 
 
 class ProblemError(Exception):
-    """An error response: the server raises it to send one, and the client reads one into it."""
+    """An error that the server raises to send it as an error response."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -88,16 +94,16 @@ class ProblemError(Exception):
 
 
 class MalformedBodyError(ProblemError):
-    """A body that could not be parsed. Azure's framework reports it in a form of its own."""
+    """A body that could not be parsed. Azure's framework reports it in a form of its own: see `encode_problem`."""
 
     def __init__(self, key: str, message: str) -> None:
-        """Keep which key is wrong and why; `$` is the whole body."""
+        """Create the error of the body's member `key`; `$` stands for the whole body. `message` says what is wrong."""
         super().__init__(400, "RequestMalformed", message)
         self.key = key
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Return an error in Azure's form. A full pool (429) and a malformed body have forms of their own."""
+    """Return the body of an error response in Azure's form. Malformed bodies and status 429 have forms of their own."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
@@ -111,22 +117,17 @@ def encode_problem(problem: ProblemError) -> dict[str, object]:
 
 
 def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exception:
-    """Return the exception to raise for an error response.
-
-    Args:
-        status: The HTTP status.
-        body: The parsed JSON, or anything else that came.
-        headers: The headers, which are looked up by lower-case names.
-    """
+    """Return the exception to raise for an error response. `body` is parsed JSON or anything else, and `headers` have lower-case names."""
     code, message = _code_and_message(body)
     match status:
         case 401:
             return AuthenticationError("the service refused the credentials (401): check ACASessions:SessionsHttpClient:ApiKey, or sign in")
-        case 403 if code in _OURS:
+        case 403 if code in _NOT_CREDENTIALS:
             return ServiceError(status, code, message)
         case 403:
             return AuthenticationError(
-                "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool"
+                "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool, "
+                "so assign it to them"
             )
         case 400 if code == NO_SESSION:
             return NotFoundError(status, code, message)
@@ -139,19 +140,22 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
     return ServiceError(status, code, message)
 
 
-_OURS = ("HostNotAllowed", "FileNotAccessible")  # codes of this project's server, which do not concern the credentials
+_NOT_CREDENTIALS = ("HostNotAllowed", "OriginNotAllowed", "FileNotAccessible")  # codes of this project's server
 
 
 def _code_and_message(body: object) -> tuple[str, str]:
     content = body.get("error", body) if isinstance(body, Mapping) else None
     if not isinstance(content, Mapping):
-        return "Unreadable", "the answer is not in the API's error form; is the endpoint a session pool?"
+        return "Unreadable", (
+            "expected an error in the form of the sessions API, got another body: check that ACASessions:SessionsHttpClient:Endpoint leads "
+            "to a session pool, and that no proxy answers for it"
+        )
     code, message = content.get("code"), content.get("message") or _validation_message(content)
-    return str(code or "Unknown"), str(message or "no message")
+    return str(code or "Unknown"), str(message or "the response has no message: see the log of the service")
 
 
 def _validation_message(content: Mapping[str, object]) -> str | None:
-    """Return the message of application/problem+json: its errors if it has any, else its title."""
+    """Return the message of an application/problem+json body: its errors, or else its title, or None if it has neither."""
     errors = content.get("errors")
     lines = [str(line) for of_key in errors.values() if isinstance(of_key, list) for line in of_key] if isinstance(errors, Mapping) else []
     title = content.get("title")
@@ -159,7 +163,7 @@ def _validation_message(content: Mapping[str, object]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a service asks its callers to wait: Retry-After holds them, or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds that a Retry-After header (seconds or a date) asks to wait, or None. `headers` have lower-case names."""
     header = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(header):
         return float(header)
@@ -167,3 +171,21 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def is_well_formed(text: object) -> bool:
+    """Return whether a value is text without lone surrogates, so that it can be encoded."""
+    try:
+        return isinstance(text, str) and text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def type_name(value: object) -> str:
+    """Return JSON's name for the type of a value, for error messages that must not show the value because it may be secret."""
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
+
+
+def invalid(message: str) -> ProblemError:
+    """Return, for the caller to raise, the error (400) for a request that does not fit the API."""
+    return ProblemError(400, "SessionRequestValidationFailed", message)

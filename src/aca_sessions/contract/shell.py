@@ -4,44 +4,37 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..models import CodeExecutionResult
-from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Command, Execution, ExecutionCall, ProblemError
-from .values import checked_object, checked_output_limit, choice, encode_stderr, invalid, is_well_formed, number
+from .flat import checked_object, decode_limits, encode_stderr
+from .records import Command, Execution, ExecutionCall, ProblemError, invalid, is_well_formed, type_name
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
 
 
 def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall:
-    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
-
-    Args:
-        body: The parsed JSON of the request.
-        version: The api-version, for the error message.
-        supported: Whether this api-version has shell pools.
-    """
+    """Return the execution that a client requests. Raise ProblemError if the body is wrong, or `version` has no shell pools."""
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
-    body = checked_object(body)
-    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
-    return ExecutionCall(
-        code="",
-        command=decode_command(body),
-        asynchronous=asynchronous,
-        timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=checked_output_limit(body),
-    )
+    body = checked_object(body, "'shellCommand' or 'execCommandAndArgs'")
+    asynchronous, timeout, output_limit = decode_limits(body)
+    command = decode_command(body)
+    return ExecutionCall(code="", command=command, asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
 
 def decode_command(body: Mapping[str, object]) -> Command:
     """Return the command of a body: either a line for the shell, or a program with its arguments. Raise ProblemError for any other body."""
     line, words, stdin = body.get("shellCommand"), body.get("execCommandAndArgs"), body.get("stdin")
     if (line is None) == (words is None):
-        raise invalid("exactly one of 'shellCommand' and 'execCommandAndArgs' is needed")
+        got = "none of them" if line is None else "both"
+        raise invalid(f"expected exactly one of 'shellCommand' and 'execCommandAndArgs', got {got}")
     arguments = [_SHELL, "-c", line] if words is None else words
     if not isinstance(arguments, list) or not arguments or not all(_is_argument(argument) for argument in arguments):
-        raise invalid("the command is empty, or holds something else than text without null characters")
+        text = "text that is not empty and has no null characters and lone surrogates"
+        raise invalid(f"'shellCommand' must be {text}" if words is None else f"'execCommandAndArgs' must be a list of at least one {text}")
     if stdin is not None and not is_well_formed(stdin):
-        raise invalid("'stdin' is not text")
+        raise invalid(
+            f"'stdin' must be text without lone surrogates, got {'text with one' if isinstance(stdin, str) else type_name(stdin)}"
+        )
     return Command(tuple(cast(list[str], arguments)), cast(str | None, stdin) or "")
 
 
@@ -51,17 +44,17 @@ def exit_code(result: CodeExecutionResult) -> str:
 
 
 def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """Return a command in Azure's form: its status is its exit code."""
+    """Return the execution of a command in Azure's form: its `status` is the exit code once the command has ended."""
     body: dict[str, object] = {"id": execution.id, "identifier": execution.identifier}
     result = execution.result
     if result is None:
         return body | {"status": execution.status, "result": None}
-    told = {
+    shown = {
         "stdout": result.stdout[:output_limit],
         "stderr": encode_stderr(result)[:output_limit],
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
-    return body | {"status": exit_code(result), "result": told}
+    return body | {"status": exit_code(result), "result": shown}
 
 
 def _is_argument(value: object) -> bool:

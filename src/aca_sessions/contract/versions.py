@@ -6,12 +6,11 @@ from typing import Protocol
 
 from ..models import RemoteFile
 from . import flat, nested
-from .records import Execution, ExecutionCall, ProblemError
-from .values import Body
+from .records import Body, Execution, ExecutionCall, ProblemError
 
 
 class Dialect(Protocol):
-    """The bodies and paths of one generation of the API, both halves. The modules `nested` and `flat` are dialects."""
+    """The paths and bodies of one generation of the API, for client and server. The modules `nested` and `flat` are the dialects."""
 
     EXECUTE_PATH: str
     UPLOAD_PATH: str
@@ -36,7 +35,7 @@ _ANY_SIGN = r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~`]"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One api-version."""
+    """One api-version: its dialect, whether it has requests about sessions, and which identifiers Azure accepts in it."""
 
     name: str
     dialect: Dialect
@@ -44,8 +43,15 @@ class Version:
     identifier: re.Pattern[str]  # the identifiers that Azure takes; this project's server takes more unless it runs with --plain
 
 
-VERSIONS = {
-    version.name: version
+class _Versions(dict[str, Version]):
+    """The api-versions by their names. Looking up another name raises ProblemError (400)."""
+
+    def __missing__(self, name: str) -> Version:
+        raise ProblemError(400, "InvalidApiVersion", f"the api-version must be one of {', '.join(self)}, got {name!r:.60}")
+
+
+VERSIONS = _Versions(
+    (version.name, version)
     for version in (
         Version("2024-02-02-preview", nested, False, re.compile(_ANY_SIGN[:-1] + " ]{4,128}", re.ASCII)),
         Version("2024-08-02-preview", nested, False, re.compile(_ANY_SIGN[:-1] + " ]{4,128}", re.ASCII)),
@@ -53,12 +59,4 @@ VERSIONS = {
         Version("2025-02-02-preview", flat, True, re.compile(_ANY_SIGN + "{4,128}", re.ASCII)),
         Version("2025-10-02-preview", flat, True, re.compile(_ANY_SIGN + "{4,128}", re.ASCII)),
     )
-}
-
-
-def version_named(name: str | None) -> Version:
-    """Return an api-version that is served. Raise ProblemError (400) for any other name."""
-    version = VERSIONS.get(name or "")
-    if version is None:
-        raise ProblemError(400, "InvalidApiVersion", f"the query names no api-version that is served here; there are {', '.join(VERSIONS)}")
-    return version
+)

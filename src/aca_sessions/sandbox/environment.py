@@ -33,7 +33,7 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return the paths that an interpreter needs, each with its real place on this host. Guests see /usr anyway, so it is left out."""
+    """Return the paths that an interpreter needs, each with its real path on this host. Leave out /usr, which guests see anyway."""
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):
@@ -45,7 +45,7 @@ def visible_roots(python: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The version and packages of an environment, and the times of the paths that they were read from.
+    """The version and packages of an environment, and when the folders that hold them last changed.
 
     Attributes:
         version: The version of Python.
@@ -59,23 +59,23 @@ class Survey:
 
     @property
     def is_current(self) -> bool:
-        """Return whether no package was installed or removed since, by the times of the folders."""
+        """Return whether no package was installed or removed since the survey, by the modification times of the folders."""
         return all(_changed(folder) == time for folder, time in self.folders.items())
 
 
 def survey(python: str) -> Survey:
-    """Return the version and packages of an interpreter. Raise ConfigurationError if it does not run."""
+    """Run an interpreter to ask for its version and packages. Raise ConfigurationError if the interpreter does not run."""
     version, packages, folders = _run(python, _LIST)
     return Survey(version, [(name, number) for name, number in packages], folders)
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
-    """Return which libraries of HEAVY an interpreter has: they are slow to import, and most sessions use them."""
+    """Return which libraries of `HEAVY` (slow to import, used by most sessions) an interpreter has."""
     return tuple(str(module) for module in _run(python, _FIND))
 
 
 def uid_range() -> tuple[int, int]:
-    """Draw a range of uids for a fork server and its sessions. Return the first uid, which is the fork server's own, and their number.
+    """Draw a range of uids for a fork server and its sessions. Return the first uid (the fork server's own) and the number of uids.
 
     Return (0, 0) if this process is not root, or if its user namespace has no free range.
     """
@@ -92,7 +92,6 @@ def uid_range() -> tuple[int, int]:
 
 
 def _uids_in_use() -> set[int]:
-    """Return the uids of all visible processes."""
     # The fork server of another program may have drawn the same range.
     found = set()
     for name in os.listdir("/proc"):
@@ -115,8 +114,10 @@ def _run(python: str, code: str) -> Any:
     try:
         answer = subprocess.run([python, "-I", "-S", "-c", _FIND_PACKAGES + code], capture_output=True, check=True, timeout=30, env={})
         return json.loads(answer.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        raise ConfigurationError(f"ACASessions:Sandbox:Python: {python} is not a Python that runs; name an interpreter") from None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(
+            f"ACASessions:Sandbox:Python: cannot run {python} to find its packages: name the path of a Python that runs"
+        ) from error
 
 
 def _parts(prefix: str) -> list[tuple[str, str]]:
@@ -133,7 +134,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return the real path of a part of a prefix. A link to a neighbour (a virtual environment's lib64) stays a link."""
+    """Return the real path, but leave a link to a neighbour (lib64 -> lib in a virtual environment) as it is."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

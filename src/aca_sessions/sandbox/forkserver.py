@@ -1,17 +1,20 @@
 """The fork server as the host sees it: it makes workspaces and forks interpreters. All calls block, and are safe from any thread.
 
-Policies with equal keys (`_Key`) share one fork server, whose users are counted. Its own half, in the guest, is called the zygote. A
-process that is forked from this one starts its own fork server: two hosts on one socket would get each other's answers.
+Policies with equal keys (`_Key`) share one fork server, which ends when its last user releases it. Its half in the guest is called the
+zygote. A process forked from this one starts its own fork server: two processes on one socket would get each other's answers.
 """
 
 import contextlib
 import errno
+import fcntl
 import functools
+import itertools
 import logging
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -21,18 +24,17 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from ..errors import ConfigurationError, GuestDiedError, IsolationError
-from ..owner import Owner
-from . import environment, supply, wire
-from .cgroup import Groups
-from .ends import Spawned, Tree, kill
-from .folder import Folder
-from .memory import Memory
-from .package_cache import shown
+from ..lifetime import Owner
+from . import environment, wire
+from .hosts import IMAGE, lines_for_image, remedy_for
+from .images import images
+from .limits.capacity import allow_many, explained_shortage, no_descriptor, reserve
+from .limits.cgroup import Groups, Janitor
+from .limits.memory import Memory
+from .limits.watchdog import Watchdog, bytes_in, family
+from .packages.cache import shown
 from .policy import Limits, Mount, Policy, Together
-from .remedy import IMAGE, lines_for_image, remedy_for
-from .shortage import allow_many, no_descriptor, reserve, told_of
-from .tree_numbers import Numbers
-from .watchdog import Watchdog, bytes_in, family
+from .session.descriptors import Spawned, Tree, kill
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read the environment that the zygote was started with, so nothing of the host's environment is in it.
@@ -48,6 +50,8 @@ _ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 _logger = logging.getLogger("aca_sessions")
+# Waits until this process has ended, and removes the folder. Sessions may still be ending and writing, so it tries for 2.5 s.
+_JANITOR = 'read _; n=0; while [ $n -lt 25 ] && [ -e "$1" ]; do chmod -R u+rwX -- "$1"; rm -rf -- "$1"; n=$((n+1)); sleep 0.1; done'
 _NOTHING_WAS_SENT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
@@ -59,7 +63,7 @@ _threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
 
 
 def limiter() -> CapacityLimiter:
-    """Return the limiter of the threads that wait for fork servers. However long they wait, other work has threads of its own."""
+    """Return the limiter of the threads that wait for fork servers. Nothing else uses it, so other work never waits for them."""
     try:
         return _threads.get()
     except LookupError:
@@ -68,7 +72,7 @@ def limiter() -> CapacityLimiter:
 
 
 class _Key(NamedTuple):
-    """What sessions of a policy have in common with their fork server. Policies with equal keys share one fork server."""
+    """What all sessions of one fork server have in common. Policies with equal keys share one fork server."""
 
     process: int
     python: str
@@ -89,6 +93,46 @@ class _Key(NamedTuple):
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
+class Numbers:
+    """Gives numbers to workspaces and to their users. A session, its checkpoints and its branches have the same user."""
+
+    def __init__(self, most: int | None) -> None:
+        """Give out at most `most` users at a time, or without a limit if it is None."""
+        self._most = most
+        self._trees: dict[int, int] = {}  # how many workspaces a user has
+        self._latest = 0
+        self._further = itertools.count(1 if most is None else most + 1)
+        self._lock = threading.Lock()
+
+    def take(self, user: int | None = None) -> tuple[int, int]:
+        """Return the numbers of a new workspace and of its user. If `user` is None, choose a free user, or raise IsolationError.
+
+        A new user's first workspace has the user's number. Without namespaces a session has no other, and this number names it.
+        """
+        with self._lock:
+            number = next(self._further) if user is not None or self._most is None else self._free()
+            user = user or number
+            self._trees[user] = self._trees.get(user, 0) + 1
+            return number, user
+
+    def give_back(self, user: int) -> None:
+        """Record that a workspace of a user is gone. After the last, the user's number is free again."""
+        with self._lock:
+            self._trees[user] -= 1
+            if not self._trees[user]:
+                del self._trees[user]
+
+    def _free(self) -> int:
+        """Return a free user number, counting on from the latest, so that numbers are reused late."""
+        most = self._most or 0
+        for step in range(most):
+            number = (self._latest + step) % most + 1
+            if number not in self._trees:
+                self._latest = number
+                return number
+        raise IsolationError("uid range", f"all {most} users that sessions may have are in use", "End some sessions, and try again")
+
+
 class ForkServer:
     """A fork server: its process, and the socket by which this process sends it requests."""
 
@@ -96,14 +140,14 @@ class ForkServer:
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
-        """Start the zygote, but do not wait for it. The first request waits until it is ready."""
+        """Start the zygote without waiting. The first request waits until the zygote is ready."""
         self._owner = Owner("the fork server")
         self._lock = threading.Lock()
         self._counting_trees = threading.Lock()
         self._trees: set[Tree] = set()
         self._users = 0
         self._ready = False
-        self._broken = self._ending = self._retired = False
+        self.broken = self._ending = self._retired = False
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
@@ -124,9 +168,9 @@ class ForkServer:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             on_failure.callback(self._control.close)
             self._control.settimeout(_BOOT_SECONDS)
-            self._process = _start(python, theirs)
-            on_failure.callback(self._process.wait)
-            on_failure.callback(self._process.kill)
+            self.process = _start(python, theirs)
+            on_failure.callback(self.process.wait)
+            on_failure.callback(self.process.kill)
             with contextlib.suppress(ConnectionError):  # it has ended already: the first request notices
                 self._control.send(plan)
             on_failure.pop_all()
@@ -138,7 +182,7 @@ class ForkServer:
             uid_count=self._uid_count,
             mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts}
             | shown(policy.packages)
-            | supply.shown(policy.image),
+            | images.shown(policy.image),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
@@ -154,15 +198,15 @@ class ForkServer:
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
-                with told_of("the embedded sandbox"):
+                with explained_shortage("the embedded sandbox"):
                     server = cls._shared[key] = cls(policy)
             server._users += 1
             return server
 
     def retire(self) -> None:
-        """Mark that the fork server ends with its only user. Do nothing if it has several.
+        """Prepare to end this fork server at the next `release`. Do nothing if more than one `release` is due.
 
-        `shared` returns it to no further user, and workspaces are not given back one by one: they end with the fork server.
+        From now on, `shared` starts another fork server, and `drop_tree` frees no workspace: all are freed when this one ends.
         """
         with self._sharing:
             if self._users == 1:
@@ -187,7 +231,7 @@ class ForkServer:
     @property
     def alive(self) -> bool:
         """Return whether the fork server still runs."""
-        return not self._broken and self._process.poll() is None
+        return not self.broken and self.process.poll() is None
 
     def answers(self) -> bool:
         """Return whether the fork server answers a request."""
@@ -202,17 +246,20 @@ class ForkServer:
             self._finish_boot()
 
     def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """Make what a session keeps when its interpreter ends: its workspace, and what counts its memory."""
+        """Make what a session keeps when its interpreter ends: its workspace and its memory counter.
+
+        Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
+        """
         tree = self.make_tree(limits)
         try:
-            with told_of("another session"):
+            with explained_shortage("another session"):
                 return tree, self._counting(tree, limits)
         except GuestDiedError:
             self.drop_tree(tree)
             raise
         except OSError as error:
             self.drop_tree(tree)
-            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
+            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from error
 
     def _counting(self, tree: Tree, limits: Limits) -> Memory:
         if self.groups is not None:
@@ -224,17 +271,16 @@ class ForkServer:
     def room_for(self, tree: Tree, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
 
-        Files on a disk, as sessions without namespaces have them, have no such limit.
+        Without namespaces that is sys.maxsize, because files on a disk have no such limit.
         """
         return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
 
     def _bytes_of(self, user: int) -> int:
-        """Return the bytes in all workspaces of a user: those of a session, its checkpoints and its branches."""
         with self._counting_trees:
             return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
-        """Drop what `make_place` made, after the processes of the session have ended."""
+        """Remove the workspace and memory counter from `make_place`, after the processes of the session have ended."""
         tree, memory = place
         try:
             self.drop_tree(tree)
@@ -242,12 +288,7 @@ class ForkServer:
             memory.remove()
 
     def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
-        """Make an empty workspace.
-
-        Args:
-            limits: Its size in bytes and in files.
-            user: The user of an existing session, for a branch or checkpoint. None: a new user.
-        """
+        """Make an empty workspace: a new user's, or one more for `user` (for a branch or a checkpoint)."""
         number, user = self._numbers.take(user)
         try:
             directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
@@ -260,16 +301,14 @@ class ForkServer:
         return tree
 
     def show_tree(self, init: int, tree: int) -> None:
-        """Mount a workspace at /mnt/data of a session.
-
-        Args:
-            init: The pidfd of the session's first process.
-            tree: The number of the workspace.
-        """
+        """Mount a workspace at /mnt/data of a session. `init` is the pidfd of the session's first process."""
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Drop a workspace and its memory. If the fork server refuses, its user stays in use."""
+        """Close a workspace, and make the fork server free its memory. A dead or retired fork server is not asked: its end frees all.
+
+        If the fork server refuses, raise its error, and keep the user's number in use.
+        """
         with self._counting_trees:
             self._trees.discard(tree)
             os.close(tree.directory)
@@ -280,7 +319,7 @@ class ForkServer:
             self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
-        """Start a session with a confined interpreter on a workspace. Its first frame, on its link, reports that it is ready."""
+        """Start a session without waiting for its interpreter, which sends a first frame once it is confined and ready."""
         request = wire.Spawn(
             tree=tree.number,
             owner=tree.user,
@@ -293,7 +332,7 @@ class ForkServer:
             memory_is_counted=self.groups is not None,
             history=limits.history,
         )
-        with told_of("another session"), contextlib.ExitStack() as on_failure:
+        with explained_shortage("another session"), contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
             report, report_end = (on_failure.enter_context(end) for end in socket.socketpair())
             init = self._ask_for_one(request, theirs.fileno(), report_end.fileno())
@@ -303,12 +342,9 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Send a request, and return the one descriptor of its answer.
+        """Send a request, and return the descriptor in its answer. If this process has no descriptor free for it, send `undo`.
 
-        Args:
-            request: The request.
-            descriptors: Sent with it.
-            undo: Sent if the descriptor of the answer is lost. A spawned session needs none: it ends when the host closes its link.
+        A spawned session needs no `undo`: it ends when the host closes its link.
         """
         answer = self._ask(request, *descriptors)
         if not answer:  # the kernel dropped the descriptor, because this process has none free
@@ -324,7 +360,7 @@ class ForkServer:
             return self._exchange(request, descriptors)
 
     def _finish_boot(self) -> None:
-        """Wait for the zygote's first answer. If it failed to start, raise the same error for every request."""
+        """Wait until the zygote has started. If it fails to, raise its error at every request."""
         if self._failure is not None:
             raise self._failure
         if not self._ready:
@@ -341,17 +377,17 @@ class ForkServer:
         except OSError as error:
             if error.errno in _NOTHING_WAS_SENT:  # so no answer will come, and later ones still match their requests
                 raise refusal(wire.Refused("session", error.errno, os.strerror(error.errno))) from error
-            raise self._give_up() from None
+            raise self._give_up() from error
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive one answer, and return its descriptors. Raise if it refuses the request."""
+        """Receive one answer, and return its descriptors. Raise the error of a refusal, or GuestDiedError if no valid answer comes."""
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
             answer = wire.decode(payload, wire.Done, wire.Refused)
-        except (OSError, wire.WireError):
-            raise self._give_up() from None
+        except (OSError, wire.WireError) as error:
+            raise self._give_up() from error
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         if isinstance(answer, wire.Refused):
@@ -359,13 +395,14 @@ class ForkServer:
         return list(descriptors)
 
     def _give_up(self) -> GuestDiedError:
-        self._broken = True
+        self.broken = True
         if not self._ending:  # else `_end` woke a thread that waited, and ends the processes in their order
-            self._process.kill()
-        return GuestDiedError("the fork server of the embedded sandbox ended, and its sessions with it; the next session starts another")
+            self.process.kill()
+        return GuestDiedError(
+            "the fork server of the embedded sandbox ended, and its sessions with it: open a new session, which starts another fork server"
+        )
 
     def _end(self) -> None:
-        """End the zygote and its sessions, and release what they used."""
         self._ending = True
         # A process that was forked from this one may hold the socket open as well. Then the zygote would not notice a close alone.
         with contextlib.suppress(OSError):
@@ -374,26 +411,45 @@ class ForkServer:
         if not self._ready:  # it is loading libraries, and would look at the socket only after that
             self._kill_from_inside()
         try:
-            self._process.wait(_END_SECONDS)
+            self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         if self._folder is not None:
             self._folder.remove()
         if self.groups is not None:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the innermost of the zygote's processes. The others wait for it, so when the outermost has ended, all have."""
+        """Kill the zygote's innermost descendant, until the zygote ends too: each process ends once its child has ended."""
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
-                kill(family(self._process.pid)[-1])
-                self._process.wait(_END_SECONDS / _KILLS)
+                kill(family(self.process.pid)[-1])
+                self.process.wait(_END_SECONDS / _KILLS)
                 return
 
 
+class Folder:
+    """The folder on disk for sessions without namespaces, which have no root of their own. It is removed even if this process is killed.
+
+    Other users cannot list it. To open a file in it, they must know the file's name and have a right to it.
+    """
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="aca-sessions-")
+        os.chmod(self.path, 0o711)  # noqa: S103 (others may pass through it, not list it)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # systemd-tmpfiles(8) deletes old files, except below a locked folder
+        self._janitor = Janitor(_JANITOR, self.path)
+
+    def remove(self) -> None:
+        """Remove the folder, once the sessions have ended."""
+        os.close(self._lock)
+        self._janitor.finish()
+
+
 def _folder_for(policy: Policy) -> Folder | None:
-    """Make the folder of sessions without namespaces, after a warning. Return None for other sessions, which need none."""
+    """Log a warning and make the folder, if the policy's sessions have no namespaces. Otherwise return None."""
     if policy.isolation == "full":
         return None
     _warn_of_less()
@@ -402,7 +458,6 @@ def _folder_for(policy: Policy) -> Folder | None:
 
 @functools.cache
 def _warn_of_less() -> None:
-    """Warn once that sessions without namespaces are less isolated."""
     _logger.warning(
         "ACASessions:Sandbox:Isolation is no-namespaces: sessions are held by Landlock, seccomp and limits alone; "
         "`aca-sessions doctor` and SECURITY.md say what is not enforced"
@@ -410,7 +465,7 @@ def _warn_of_less() -> None:
 
 
 def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
-    """Return the error for a part of the isolation that this host, or the image, cannot give. It has advice for the user."""
+    """Return the error, with advice for the user, for a part of the isolation that this host or the image refuses."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))

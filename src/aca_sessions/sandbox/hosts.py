@@ -1,16 +1,19 @@
-"""The rows of docs/hosts.md that errors refer to: why a host refuses isolation, and the line that enables it."""
+"""Why a host refuses a part of the isolation: the row of docs/hosts.md that describes the cause, and a line to paste against it."""
 
+import errno
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 PAGE = "docs/hosts.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A condition of hosts that keeps sessions from running, or weakens their limits.
+    """A condition of a host that keeps sessions from running or weakens their limits.
 
     Attributes:
-        anchor: Names the row on the page.
+        anchor: The row in docs/hosts.md.
         name: What the condition is.
         line: What to paste to change it.
         how: What to do with the line.
@@ -23,7 +26,7 @@ class Host:
 
     @property
     def row(self) -> str:
-        """Return the page and anchor of the row."""
+        """Return the address of the row in docs/hosts.md."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -105,13 +108,13 @@ SHORTAGE = Host(
     "shortage",
     "No process, memory, descriptor or control group left",
     "ulimit -u; ulimit -n; cat /proc/loadavg",
-    "The host is short of processes, memory or descriptors for this user: end some and try again. What there is is said by",
+    "The host is short of processes, memory or descriptors for this user: end some and try again. To see what is left, run",
 )
 OTHER = Host(
     "other-refusals",
     "Anything else that refuses namespaces",
     "unshare --user --map-root-user --mount --pid --fork --mount-proc true",
-    "Linux 5.13 or newer with user namespaces is needed. What refuses them is told by",
+    "Linux 5.13 or newer with user namespaces is needed. To see what refuses them, run",
 )
 MACOS = Host(
     "macos",
@@ -128,3 +131,124 @@ WINDOWS = Host(
 NOT_LINUX = Host("other-systems", "Other systems", MACOS.line, MACOS.how)
 BY_PLATFORM = {"darwin": MACOS, "win32": WINDOWS}
 ALL = tuple(host for host in globals().values() if isinstance(host, Host))
+
+
+_SWITCHES = {
+    "/proc/sys/user/max_user_namespaces": ("0", NO_USER_NAMESPACES),
+    "/proc/sys/kernel/unprivileged_userns_clone": ("0", DEBIAN),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", UBUNTU),
+}
+_BY_PART = {
+    "proc": MASKED_PROC,
+    "uid": LONE_ROOT,
+    "capabilities": NO_CAPABILITIES,
+    "Landlock": NO_LANDLOCK,
+    "seccomp": NO_SECCOMP,
+    "capabilities and seccomp": NO_SECCOMP,
+    "preload": NO_PYTHON,
+    "Python environment": NO_PYTHON,
+    "Python inside the root": NO_PYTHON,
+    "control group": SHORTAGE,
+}
+_ENGINES = {"/run/.containerenv": PODMAN, "/.dockerenv": DOCKER}
+_NEEDED_BY_BOTH = ("Landlock", "seccomp", "uid", "capabilities")  # levels of isolation: the lower one does not help then
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
+_CAP_SYS_ADMIN = 1 << 21
+_OR_LESS = (
+    "Or accept less, by name: ACASessions:Sandbox:Isolation=no-namespaces holds sessions by Landlock, seccomp and limits alone "
+    "(SECURITY.md says what is not enforced then)"
+)
+_OR_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
+_OF_THE_ENVIRONMENT = {
+    "IPython in the guests' environment": "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python",
+    "preload": "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload",
+    "Python environment": "Name a Python in ACASessions:Sandbox:Python that every user can read, or run it as an ordinary user",
+}
+IMAGE = "container image"
+_IMAGE_LINES = """Add it with a Dockerfile such as
+  FROM your-image
+  RUN {line}"""
+_IN_AN_IMAGE = {
+    "without Python": "apt-get update && apt-get install -y --no-install-recommends python3 ipython3",
+    "with Python": "python3 -m pip install ipython matplotlib-inline",
+}
+
+
+def lines_for_image(missing: str) -> str:
+    """Return advice about what an image lacks: the lines of a Dockerfile that add it, if that helps."""
+    if missing.startswith("a Python that starts"):  # it is there
+        return (
+            "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
+            "If this host is busy, try again"
+        )
+    if missing.startswith("Python 3.9"):
+        return "Build on a newer one:\n  FROM python:3.12-slim\n  RUN pip install ipython"
+    kind = "without Python" if "python3" in missing or "standard library" in missing else "with Python"
+    return _IMAGE_LINES.format(line=_IN_AN_IMAGE[kind])
+
+
+def remedy_for(part: str, number: int) -> str:
+    """Return how to enable a part of the isolation on this host, as far as the cause can be seen, and which documentation to read.
+
+    Offer a lower level of isolation or a remote endpoint too, unless the host only lacks resources or a usable Python. `part` is as an
+    IsolationError names it, and `number` is the errno of the failure.
+    """
+    causes = _causes(part, number)
+    steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
+    if NO_PYTHON not in causes and SHORTAGE not in causes:
+        steps += [*([] if part in _NEEDED_BY_BOTH else [_OR_LESS]), _OR_REMOTE]
+    return f"{'. '.join(steps)}. See {', '.join(cause.row for cause in causes)}."
+
+
+def elsewhere(platform: str) -> str:
+    """Return what to do on a system that is not Linux. `platform` is a value of sys.platform."""
+    host = BY_PLATFORM.get(platform, NOT_LINUX)
+    return f"{host}. See {host.row}."
+
+
+def _causes(part: str, number: int) -> list[Host]:
+    if part.startswith("IPython"):
+        return [NO_PYTHON]
+    if part == "proc":
+        return [MASKED_PROC, *_engine()]
+    if part in _BY_PART:
+        return [_BY_PART[part]]
+    switched = _switched_off()
+    if number in _SHORTAGES and not switched:
+        return [SHORTAGE]
+    return [*switched, *_contained()] or [OTHER]
+
+
+def _switched_off() -> list[Host]:
+    """Return the rows of the kernel settings that forbid namespaces on this machine."""
+    # They concern root as well: users without privileges make the namespaces of its sessions.
+    return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
+
+
+def _contained() -> list[Host]:
+    powerless = [NO_CAPABILITIES] if os.geteuid() == 0 and not _may_administer() else []
+    filtered = [FILTERED] if _status("Seccomp") == "2" else []
+    return [*filtered, *powerless, *_engine()]
+
+
+def _engine() -> list[Host]:
+    """Return a list with the row of the container engine in which this process runs, or an empty list if none is detected."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return [KUBERNETES]
+    return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]
+
+
+def _may_administer() -> bool:
+    return bool(int(_status("CapEff") or "0", 16) & _CAP_SYS_ADMIN)
+
+
+def _status(field: str) -> str:
+    found = [line.partition(":")[2].strip() for line in _read("/proc/self/status").splitlines() if line.startswith(f"{field}:")]
+    return found[0] if found else ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""The limits and rights of a sandbox on one screen. Every default of the embedded endpoint is written here, and only here."""
+"""The limits and rights of a sandbox. Every default of the embedded endpoint is defined in this module, and only here."""
 
 import math
 import os
@@ -23,7 +23,8 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """What one session may use, in bytes, counts and seconds.
 
-    Files are kept in memory. So `disk` is at most half of `memory`, and `temporary` a quarter: files never have more than processes.
+    Files are kept in memory. So that all files together take at most `memory`, `disk` is lowered to at most half of `memory`, and
+    `temporary` to at most a quarter.
     """
 
     memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
@@ -51,10 +52,7 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return how many bytes a session, its branches and its checkpoints may have in /mnt/data together.
-
-        The host checks it when it writes.
-        """
+        """Return how many bytes of files a session, its branches and its checkpoints may have together. The host writes no more."""
         return 2 * self.disk
 
 
@@ -84,28 +82,31 @@ class Network:
 
     @classmethod
     def none(cls) -> "Network":
-        """Return a network without any access."""
+        """Allow nothing."""
         return cls()
 
     @classmethod
     def allow(cls, *domains: str) -> "Network":
-        """Allow HTTP and HTTPS to some domains, at public addresses only. Raise ConfigurationError for an invalid domain, or without any.
+        """Allow HTTP and HTTPS to some domains, at public addresses only. Raise ConfigurationError if one is invalid, or none is given.
 
         `*.example.org` is every domain below example.org, and `*` is every domain. `:port` at the end replaces the ports 80 and 443.
         """
         names = tuple(domain.strip().lower() for domain in domains)
         for name in names:
             if not _DOMAIN.fullmatch(name):
+                got = name.rpartition("@")[2]  # without a user name and password
                 raise ConfigurationError(
-                    f"ACASessions:Sandbox:Network: {name} is no domain: example.org, *.example.org, example.org:8080 are"
+                    f"ACASessions:Sandbox:Network: expected a domain such as example.org, *.example.org or example.org:80, got {got!r:.80}"
                 )
         if not names:
-            raise ConfigurationError("ACASessions:Sandbox:Network: no domain is named; Network.none() allows none")
+            raise ConfigurationError(
+                "ACASessions:Sandbox:Network: expected at least one domain, got none: name one, or use Network.none() to allow none"
+            )
         return cls("allow", names)
 
     @classmethod
     def host(cls) -> "Network":
-        """Allow everything that this host reaches, its own services included. Use it only for code that you trust with them."""
+        """Allow all that this host reaches, its own services too. Use this only for code that you trust with those services."""
         return cls("host")
 
 
@@ -113,7 +114,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable one, a session may write what its user may write. If the host runs as root, that is only what everybody may write.
+    In a writable folder, a session has the rights of the user that it runs under. If the host runs as root, each session has a user of its
+    own, who may write only what everybody may.
     """
 
     host: str
@@ -123,15 +125,20 @@ class Mount:
     def __post_init__(self) -> None:
         """Raise ConfigurationError if `guest` is not a path under /mnt and outside /mnt/data, or if `host` is not a folder."""
         if not _PLACE.fullmatch(self.guest) or self.guest == "/mnt/data" or self.guest.startswith("/mnt/data/"):
-            raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.guest} is no place below /mnt and beside /mnt/data")
+            raise ConfigurationError(
+                "ACASessions:Sandbox:Mounts: the target of a mount must be under /mnt and outside /mnt/data, and have only letters, "
+                f"digits and '_.@+-' in its names, got {self.guest!r:.80}"
+            )
         if not os.path.isdir(self.host):
-            raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.host} is no folder of this host")
+            raise ConfigurationError(
+                f"ACASessions:Sandbox:Mounts: the source of a mount must be an existing folder of this host, got {self.host!r:.200}"
+            )
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
-    """Return a folder of this user: the one that an environment variable names, or else one in their home. Return None without either.
+    """Return the folder that an environment variable names, or else one in this user's home. Return None if neither is known.
 
-    Without HOME and an entry in the user database, Python leaves `~` as it is. That must not become a folder of that name.
+    A user without HOME and without an entry in the user database has no known home.
     """
     named, home = os.environ.get(variable), os.path.expanduser("~")
     if named:
@@ -141,7 +148,7 @@ def user_folder(variable: str, *below_home: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Where packages for sessions come from, and where this host keeps them, unpacked and shared by all sessions."""
+    """Where packages for sessions come from, and where this host keeps them unpacked, shared by all sessions."""
 
     index_url: str | None = field(default=None, repr=False)  # may hold a password; None is the one in this host's pip configuration
     wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
@@ -150,7 +157,7 @@ class PackageSource:
 
     @property
     def folder(self) -> str:
-        """Return the folder of unpacked packages. It is empty for a user without a home folder, whose sessions cannot install packages."""
+        """Return the folder of unpacked packages, or "" for a user without a home folder, whose sessions cannot install packages."""
         if self.cache:
             folder = os.path.expanduser(self.cache)
             return "" if folder.startswith("~") else os.path.abspath(folder)
@@ -179,12 +186,19 @@ class Policy:
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if a setting needs namespaces and `isolation` has none."""
+        """Raise ConfigurationError if a setting needs namespaces that `isolation` lacks."""
         if self.isolation == "full":
             return
         if self.image:
-            raise ConfigurationError("ACASessions:ContainerImage: its root needs a mount namespace; without namespaces there is none")
+            raise ConfigurationError(
+                f"ACASessions:ContainerImage: needs `Sandbox:Isolation` full (a mount namespace), got {self.isolation}: use it, or no image"
+            )
         if self.network.kind == "allow":
-            raise ConfigurationError("ACASessions:Sandbox:Network: domains need a network namespace; without namespaces it is none or host")
+            raise ConfigurationError(
+                f"ACASessions:Sandbox:Network: domains need `Sandbox:Isolation` full (a network namespace), got {self.isolation}: "
+                "use full, or the network none or host"
+            )
         if self.mounts:
-            raise ConfigurationError("ACASessions:Sandbox:Mounts: they need a mount namespace; without namespaces there are none")
+            raise ConfigurationError(
+                f"ACASessions:Sandbox:Mounts: need `Sandbox:Isolation` full (a mount namespace), got {self.isolation}: use it, or no mounts"
+            )

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
-from ..tasks import in_thread
-from .capacity import capacity
-from .ends import host_pid
-from .interpreter import Interpreter
+from ..lifetime import in_thread
+from .limits.capacity import capacity
+from .limits.watchdog import private_memory
 from .policy import Limits, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
-from .watchdog import private_memory
+from .session.descriptors import host_pid
+from .session.interpreter import Interpreter
 
 _MEGABYTE = 1 << 20
 _NAMESPACES = {
@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """The findings about all parts of the isolation. `level` is what the settings ask for: full isolation, or less."""
+    """The findings about all parts of the isolation. `level` is what the settings ask for: `full` or `no-namespaces`."""
 
     findings: tuple[Finding, ...]
     remedy: str = ""
@@ -83,13 +83,13 @@ class IsolationReport:
 
 
 async def report(policy: Policy) -> IsolationReport:
-    """Start sandboxes on this host, check one session and return the findings."""
+    """Check a session under a policy on this host, and return the findings."""
     async with Sandboxes(policy) as sandboxes:
         return await examine(sandboxes)
 
 
 async def examine(sandboxes: Sandboxes) -> IsolationReport:
-    """Open one more session, check it and return the findings. An IsolationError while it starts is returned as the only finding."""
+    """Open one more session, check it and return the findings. If opening raises an IsolationError, return that as the only finding."""
     policy = sandboxes.policy
     try:
         sandbox = await sandboxes.open()
@@ -153,10 +153,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return the attempt on host files for an image, which has an /etc/shadow of its own: list the folder where the image is on this host.
-
-    That folder is not in any image.
-    """
+    """Return how an image's session tries to reach host files: it lists the image's folder on this host, as /etc/shadow is its own."""
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
@@ -186,7 +183,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return whether `Limits:Cpu` is enforced, if the policy sets it."""
+    """Return a list with a finding about `Limits:Cpu`, or an empty list if the policy does not set it."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -201,7 +198,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return how processes of a branch are kept from running while the files of another branch are shown."""
+    """Return a finding: how other branches' processes are stopped while one branch runs a cell."""
     return Finding(
         "processes of branches",
         True,
@@ -218,5 +215,5 @@ def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
 
 
 def _process(pidfd: int) -> Path:
-    """Return the /proc folder of a process that lives in a pid namespace below this process's own."""
+    """Return the /proc folder, as this host sees it, of a session's process, given its pidfd."""
     return Path("/proc", str(host_pid(pidfd)))

@@ -1,6 +1,6 @@
-"""The source of sandboxes under one policy. They come from a light fork server at first, and later from one with the heavy libraries.
+"""The source of sandboxes under one policy. A few are made before they are asked for.
 
-The light one serves at once. A few sandboxes are made ahead of their use.
+The first ones come from a fork server that is ready at once. Later ones come from one that takes seconds to import the usual libraries.
 """
 
 import asyncio
@@ -15,55 +15,55 @@ from typing import Self
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
-from ..tasks import Tasks, in_thread, made_in_thread
-from . import environment, images
+from ..lifetime import Tasks, in_thread, made_in_thread
+from . import environment
 from .forkserver import ForkServer, limiter
-from .image_python import ASK, ImagePython
-from .packages import Packages
+from .images import images
+from .images.image_python import ASK, ImagePython
+from .packages.store import Packages
 from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox
 
-_PATIENCE_FOR_HEAVY = 1.0  # seconds; a program that only runs a cell or two neither waits nor pays for it
+_PRELOAD_AFTER = 1.0  # seconds; a program that only runs a cell or two neither waits nor pays for it
 _REFILL_AFTER = 0.1  # seconds; a first cell goes before the next spare
 _REFILL_PACE = 0.02
-_SECONDS_TO_TELL = 30.0
+_IMAGE_SECONDS = 30.0
 _TRIES = 3
 _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that came from it. Once it is superseded, the fork server is released with the last of them."""
+    """A fork server and its sandboxes. After `supersede`, the fork server is released when its last sandbox is closed."""
 
     def __init__(self, fork_server: ForkServer) -> None:
-        """Take over one use of the shared fork server."""
         self.fork_server = fork_server
         self._sandboxes: set[Sandbox] = set()
         self._superseded = self._released = False
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Keep a sandbox, and later its branches, until it is closed. Return the sandbox."""
+        """Keep a sandbox, and each future branch of it, until it is closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """Release the fork server when its last sandbox is closed: no further one comes from it."""
+        """Release the fork server once its last sandbox is closed. Call this when another fork server makes the new sandboxes."""
         self._superseded = True
         self._release_if_done()
 
     def retire(self) -> None:
-        """Have the fork server end with its sandboxes, unless another user shares it."""
+        """Tell the fork server that it ends with its sandboxes (`ForkServer.retire`), unless it is released already."""
         if not self._released:
             self.fork_server.retire()
 
     async def finish(self) -> None:
-        """Wait until a release that has begun is done."""
+        """Wait until the fork server is released, if its release has begun."""
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """End all processes at once, without the event loop that they belong to."""
+        """End all processes without waiting. For use when the sandboxes' event loop is closed."""
         released, self._released = self._released, True
         for sandbox in [*self._sandboxes]:
             sandbox.abandon()
@@ -81,14 +81,14 @@ class Generation:
 
 
 class Sandboxes:
-    """The source of sandboxes. It replaces a fork server that has died."""
+    """The source of sandboxes under one policy. A fork server that has died is replaced when a sandbox is opened."""
 
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Prepare without starting anything. If the policy names domains, sessions reach them by `proxy`, or by one that is made here."""
+        """Prepare without starting anything. If the policy names domains, sessions reach them through `proxy`, or one that is made here."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
-        self._told: ImagePython | None = None
+        self._image_description: ImagePython | None = None
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -101,19 +101,19 @@ class Sandboxes:
 
     @property
     def alive(self) -> bool:
-        """Return whether the fork server in use is alive. A dead one is replaced when the next sandbox is opened."""
+        """Return whether the latest fork server is alive. A dead one is replaced when the next sandbox is opened."""
         return bool(self._generations) and self._generations[-1].fork_server.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]]]:
-        """Return the version of the guests' Python, and the names and versions of the packages that it finds."""
+        """Return the version of the guests' Python, and the names and versions of its packages."""
         if self.policy.image is not None:
-            told = await self._image_python()
-            return told.version, [*told.packages.items()]
+            image = await self._image_python()
+            return image.version, [*image.packages.items()]
         found = await in_thread(environment.survey, self.policy.python or sys.executable)
         return found.version, found.packages
 
     async def start(self) -> None:
-        """Start a fork server if none is alive, without waiting until it is ready. An image may have to be unpacked first."""
+        """Start a fork server if none is alive, without waiting until it is ready. Unpack the image first, if there is one."""
         if self.alive:
             return
         if self.policy.image is not None:
@@ -127,7 +127,10 @@ class Sandboxes:
             self._preloading = self._background.start(self._begin_heavy())
 
     async def wait_until_ready(self) -> None:
-        """Wait until sandboxes can be opened. Raise IsolationError if this host does not allow it."""
+        """Wait until sandboxes can be opened. Call `start` first.
+
+        Raise IsolationError if this host refuses a part of the isolation, and GuestDiedError if the fork server dies.
+        """
         while True:
             latest = self._generations[-1]
             try:
@@ -137,7 +140,7 @@ class Sandboxes:
                     raise
 
     async def open(self) -> Sandbox:
-        """Return a new, empty sandbox: a spare one, or one that is forked now. Replace a fork server that turns out to be dead."""
+        """Return a new, empty sandbox: a spare, or one that is made now. If the fork server turns out to be dead, replace it."""
         for _ in range(_TRIES - 1):
             try:
                 return await self._open()
@@ -162,12 +165,12 @@ class Sandboxes:
             raise
 
     def retire(self) -> None:
-        """Prepare for the end of all sandboxes, which are closed one by one: their fork servers end with them."""
+        """Prepare to close all sandboxes: make their fork servers free all workspaces at once when they end."""
         for generation in self._generations:
             generation.retire()
 
     async def close(self) -> None:
-        """Release the fork servers. All sandboxes must be closed before."""
+        """Close the spare sandboxes and release the fork servers. All other sandboxes must be closed before."""
         self._closed = True
         await self._background.cancel()
         await self._starting.finish()
@@ -180,7 +183,7 @@ class Sandboxes:
             await generation.finish()
 
     def abandon(self) -> None:
-        """End all processes at once, for use when the event loop that opened them is closed: `close` would wait forever then."""
+        """End all processes without waiting. For use when the sandboxes' event loop is closed, where `close` would wait forever."""
         self._closed = True
         if self._coming is not None:
             self._coming.release()
@@ -188,14 +191,13 @@ class Sandboxes:
             generation.abandon()
 
     def _begin(self, fork_server: ForkServer) -> None:
-        """Make new sandboxes come from this fork server."""
         for earlier in self._generations:
             earlier.supersede()
         self._generations.append(Generation(fork_server))
 
     async def _begin_heavy(self) -> None:
-        """Start a fork server with the usual libraries imported, and switch to it once it is ready. Until then, the current one serves."""
-        await asyncio.sleep(_PATIENCE_FOR_HEAVY)
+        """Start a fork server with the usual libraries imported. Once it is ready, make new sandboxes from it."""
+        await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
         if not modules:
             return
@@ -205,14 +207,17 @@ class Sandboxes:
                 break
             except ACASessionsError as error:
                 if is_last_try or not isinstance(error, GuestDiedError):  # one that died may have lacked memory for a moment
-                    _logger.warning("sessions start without preloaded libraries: %s", type(error).__name__)
+                    _logger.warning(
+                        "cannot preload the usual libraries (%s): sessions start without them, and import them more slowly",
+                        type(error).__name__,
+                    )
                     return
         self._coming = None
         self._begin(heavy)
         self._tasks.start(self._discard_spares())  # not awaited: if this one dies, `start` must find this task done
 
     async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        """Start a fork server that preloads modules, and return it once it is ready. Release it if it fails."""
+        """Start a fork server that preloads modules, and return it once ready. Release it if the start fails."""
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
         try:
             await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
@@ -228,15 +233,15 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """Return what the image's Python reports about itself. It is asked in a session, since nothing of an image runs anywhere else."""
-        if self._told is None:
+        """Return the description of the image's Python. It is asked in a session, because code of an image runs only there."""
+        if self._image_description is None:
             sandbox = await self.open()
             try:
                 interpreter = await sandbox.interpreter()
-                self._told = ImagePython.told((await interpreter.run("environment", ASK, _SECONDS_TO_TELL)).stdout)
+                self._image_description = ImagePython.parse((await interpreter.run("environment", ASK, _IMAGE_SECONDS)).stdout)
             finally:
                 await self._tasks.to_its_end(sandbox.close())
-        return self._told
+        return self._image_description
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
         self._coming = await _shared_fork_server(replace(self.policy, preload=modules))
@@ -265,7 +270,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Make a sandbox and add it to the spares."""
+        """Make a sandbox and add it to the spares. Close it if another fork server has taken over meanwhile, or this object is closed."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:

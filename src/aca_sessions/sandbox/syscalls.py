@@ -1,4 +1,4 @@
-"""The few Linux system calls that Python lacks, through ctypes. Host and guest both use them. Failures raise OSError unless noted."""
+"""The few Linux system calls that Python lacks, through ctypes. Host and guest both use them. Most failures raise OSError."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 
 class Namespace(IntFlag):
-    """CLONE_NEW* of unshare(2) and setns(2)."""
+    """The flags CLONE_NEW* of unshare(2) and setns(2)."""
 
     MOUNT = 0x0002_0000
     CGROUP = 0x0200_0000
@@ -42,7 +42,7 @@ class Namespace(IntFlag):
 
 
 class Mount(IntFlag):
-    """MS_* of mount(2)."""
+    """The flags MS_* of mount(2)."""
 
     READ_ONLY = 1
     NO_SUID = 2
@@ -55,7 +55,7 @@ class Mount(IntFlag):
 
 
 class Resolve(IntFlag):
-    """RESOLVE_* of openat2(2)."""
+    """The rules RESOLVE_* of openat2(2)."""
 
     NO_OTHER_MOUNT = 1
     NO_MAGIC_LINKS = 2
@@ -81,7 +81,7 @@ def unshare(namespaces: Namespace) -> None:
 
 
 def setns(descriptor: int, namespace: Namespace) -> None:
-    """Enter the namespace that the descriptor refers to."""
+    """Enter the namespace of a descriptor."""
     _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(namespace)), f"setns {namespace!r}")
 
 
@@ -100,17 +100,17 @@ def harden_mount(target: str, *, read_only: bool) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach a mount and all mounts below it. It ends when its last user does."""
+    """Detach a mount and all mounts below it. Processes that use one can go on."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 
 def open_tree(path: str) -> int:
-    """Return a descriptor of a copy of a mount. The copy is in no namespace yet."""
+    """Copy a mount, and return a descriptor of the copy. It has no path until `move_mount`."""
     return _call("open_tree", -100, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def move_mount(mount: int, target: str) -> None:
-    """Mount the copy that a descriptor of `open_tree` refers to."""
+    """Mount a copy at a path, given its descriptor from `open_tree`."""
     _call("move_mount", mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_FROM_DESCRIPTOR)
 
 
@@ -122,37 +122,37 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Send this process a signal when the thread that forked it ends. A change of uid clears this: call it again then."""
+    """Make the kernel send this process a signal when the thread that forked it ends. A change of uid cancels this."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all processes below it that lose their own."""
+    """Make this process the parent of all descendants whose own parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_dumpable(wanted: bool) -> None:
     """Set whether processes of the same user may trace this one. If not, its entries in /proc belong to root.
 
-    A change of uid forbids it again.
+    A change of uid resets it to False.
     """
     _prctl(_PR_SET_DUMPABLE, int(wanted))
 
 
 def no_new_privileges() -> None:
-    """Stop execve(2) from giving this thread, and what it starts, privileges that it does not have. This cannot be undone."""
+    """Stop execve(2) from giving privileges to this thread and to what it starts, as by set-user-id. This cannot be undone."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
-    """Give up every capability in every set, for good. The bounding set is only emptied if this process may do that (CAP_SETPCAP)."""
+    """Give up every capability in every set, for good. The bounding set is emptied only if this process may do that (CAP_SETPCAP)."""
     drop_bounding_set()
     _prctl(_PR_CAP_AMBIENT, 4)
     _call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def drop_bounding_set() -> None:
-    """Stop programs that are run from now on from getting capabilities from their files."""
+    """Stop file capabilities (capabilities(7)) from giving privileges to programs."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break  # past the last capability of this kernel, or not permitted
@@ -195,10 +195,7 @@ def landlock_enforce(ruleset: int) -> None:
 
 
 def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) -> int:
-    """Open a path below a directory.
-
-    The kernel itself enforces the rules of `resolve`, so that no change of the path can race with a check.
-    """
+    """Open a path below a directory. The kernel itself enforces `resolve`, so that no change of the path can race with a check."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode if flags & os.O_CREAT else 0, resolve)
     return _call("openat2", directory, os.fsencode(path), how, len(how))
 
@@ -219,14 +216,14 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:
-    """Make this thread alone use files as another user."""
+    """Make only this thread access files as another user. The kernel does not report failures."""
     # The gid first: without the uid it could not be changed. Neither call reports an error: setfsuid(2).
     _libc.syscall(_number("setfsgid"), ctypes.c_uint(gid))
     _libc.syscall(_number("setfsuid"), ctypes.c_uint(uid))
 
 
 def set_line_buffered() -> None:
-    """Make C's stdout line-buffered, so that C, Python and child processes write in true order."""
+    """Make C's stdout line-buffered, so that output of C, Python and child processes keeps the order in which it was written."""
     _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, 1, ctypes.c_size_t(0))
 
 
@@ -256,7 +253,7 @@ def _prctl(option: int, value: int) -> None:
 
 def _number(name: str) -> int:
     if MACHINE not in ARCHITECTURES:
-        raise OSError(38, f"{name}: no system call table for {MACHINE}")
+        raise OSError(38, f"cannot call {name}: the processor must be one of {', '.join(ARCHITECTURES)}, got {MACHINE}")
     return _NUMBERS[name][ARCHITECTURES.index(MACHINE)]
 
 

@@ -1,8 +1,8 @@
 """The frames between host and guest. Pure data, standard library only.
 
-A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. A frame of the guest is hostile until
-`decode` has accepted it: one of the expected kinds, with exactly its fields, each of its type, nothing nested, no text named twice. So the
-size of a frame bounds the cost of reading it.
+A frame is a length and a payload. A payload is a small JSON header, followed by the longer texts as they are. A frame of the guest is
+hostile until `decode` has accepted it: it must be of an expected kind, have exactly the fields of that kind with the declared types, and
+use each text at most once. So the size of a frame bounds the cost of reading it.
 """
 
 import json
@@ -10,26 +10,35 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Optional, TypeVar, Union, get_args, get_origin
+from itertools import repeat
+from typing import Any, Literal, Optional, TypeVar, Union, cast, get_args, get_origin
 
 MAX_FROM_GUEST = 32 << 20
 BROKEN_EXIT = 71  # exit code of an interpreter whose own loop failed
 REPORT = struct.Struct("<ii")  # by a session's first process: the number in the session of a process that ended, and its wait status
 ALLOCATION = struct.Struct("<qq")  # to the first process: where a part starts in the file that is sent with it, and its length
 MOST_PARTS = 200  # in one request: the kernel sends at most 253 descriptors with a message
-_MAX_HEADER = 256 << 10
+_MAX_HEADER = 512 << 10  # an honest one has at most 400 KB: 1,000 files, 4,096 processes and 200 variables
 _LENGTH = struct.Struct("<I")
 _IN_THE_HEADER = 128  # characters; a longer text goes behind it
+_ESCAPED = 6  # characters that JSON needs for one that is not ASCII
 
 SUPPLY = "/.ipython"  # where an image that has no IPython finds the host's
 SUPPLY_NEEDS = ".needs"  # a file in it: the oldest Python that it is for
 # The guests' Python may be 3.9. There, `X | Y` cannot be used for a type that is evaluated, as in fields of dataclasses.
 Scalar = Union[str, int, float, bool, None]
+FileChangeKind = Literal["created", "changed", "deleted"]
+VariableChangeKind = Literal["added", "changed", "deleted"]
+FileRow = tuple[FileChangeKind, int, str]  # its size, its path
+ProcessRow = tuple[int, str]  # its pid, its name
+VariableRow = tuple[VariableChangeKind, int, list[int], str, str]  # its size, its shape, its type, its name
+MOST_FILES, MOST_PROCESSES, MOST_VARIABLES = 1000, 4096, 200  # in one result
 Expected = TypeVar("Expected", bound="Message")
+_Shape = tuple[Any, tuple[Any, ...]]  # of a field: see `_shape_of`
 
 
 class WireError(Exception):
-    """A frame that this module does not allow."""
+    """Raised for a frame that is malformed or not allowed."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Plan(Message):
-    """The first message to a zygote: what the template root holds, and which uids its sessions get.
+    """The first message to a zygote: what the root file system of sessions holds, and which uids sessions get.
 
-    `mounts` are by their path in the root. `base` is the folder of sessions without namespaces, which have no root; with namespaces it is
-    "". `image` is the folder of an image that replaces the host's system, and `python` the path of its interpreter in it. "" is this host's
-    system, and an interpreter that is to be found.
+    `roots` and `mounts` map paths in that root to paths on the host. `base` is the folder for sessions without namespaces, which have no
+    root of their own, or "". `image` is the folder of an image that is their root, or "" for the host's system. `python` is the path of the
+    interpreter in the image, or "" if there is no image or the zygote has to find one.
     """
 
     roots: dict[str, str]
@@ -63,7 +72,7 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A request to make a workspace. Done brings a descriptor of it. `owner` is the number of the session whose user it belongs to."""
+    """A request to make a workspace for user number `owner`. A descriptor of the workspace comes with `Done`."""
 
     tree: int
     owner: int
@@ -73,23 +82,23 @@ class MakeTree(Message):
 
 @dataclass(frozen=True)
 class DropTree(Message):
-    """A request to let go of a workspace. Its memory is free when its last user is gone."""
+    """A request to drop a workspace. Its memory is freed when no process uses it any more."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class ShowTree(Message):
-    """A request to put a workspace into a session's /mnt/data. It brings a pidfd of the session's first process."""
+    """A request to mount a workspace at /mnt/data of a session. A pidfd of the session's first process comes with it."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """A request to start an interpreter on a workspace. It brings the session's socket and report socket.
+    """A request to start a session on a workspace. The session's ends of the link and of the report socket come with it.
 
-    Done brings a pidfd of its first process.
+    A pidfd of the session's first process comes with `Done`.
     """
 
     tree: int
@@ -106,12 +115,12 @@ class Spawn(Message):
 
 @dataclass(frozen=True)
 class Done(Message):
-    """The request was carried out."""
+    """The answer that a request was carried out."""
 
 
 @dataclass(frozen=True)
 class Refused(Message):
-    """This host cannot provide a part of the isolation."""
+    """The answer that this host cannot provide a part of the isolation."""
 
     part: str
     errno: int
@@ -123,10 +132,11 @@ class Refused(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The interpreter is confined and waits for cells.
+    """The report that the interpreter is confined and waits for cells.
 
-    It brings its pidfd, the read end of its further frames, its stdout and its stderr. With namespaces, the session's /proc follows; then
-    the socket on which it expects a proxy, if it may have one, and the socket that lists its sockets, if they are counted that way.
+    These descriptors come with it: the interpreter's pidfd, and the read ends of its frames, stdout and stderr. With namespaces, the
+    session's /proc follows. Then come the listener of the session's proxy, if it has one, and a socket for listing the session's
+    sockets, if the watchdog counts them.
     """
 
     landlock: int
@@ -134,14 +144,14 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Started(Message):
-    """The cell has started: from now on a SIGINT reaches it."""
+    """The report that a cell has started: from now on, a SIGINT interrupts it."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Shown(Message):
-    """A cell displayed something. `name` is set if it may change later; an `update` replaces what has that name."""
+    """A display of a cell. `name` is set if the cell may change the display later. An `update` replaces the display of that name."""
 
     execution: str
     data: dict[str, str]
@@ -151,14 +161,14 @@ class Shown(Message):
 
 @dataclass(frozen=True)
 class Cleared(Message):
-    """A cell took back everything that it has displayed so far."""
+    """The report that a cell has removed everything that it displayed so far."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Asked(Message):
-    """Code in the session waits for an answer from the host. `number` is the question's own, and the answer repeats it."""
+    """A question from a cell, which waits for the `Answer` with the same `number`. `about` is `input`, or `call` for a tool."""
 
     execution: str
     number: int
@@ -168,11 +178,7 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The result of a cell. `text` is None if the last expression showed nothing.
-
-    `files` are `kind size path`. `processes` are `pid name`. `variables` are `kind size shape type name`, the shape as `2x3` or `-`, the
-    type without blanks.
-    """
+    """The result of a cell. `text` is what the last expression shows, if anything."""
 
     execution: str
     value: Scalar
@@ -180,9 +186,9 @@ class Finished(Message):
     error_name: Optional[str]
     error_message: str
     error_traceback: str
-    files: list[str]
-    processes: list[str]
-    variables: list[str] = field(default_factory=list)
+    files: list[FileRow]
+    processes: list[ProcessRow]
+    variables: list[VariableRow] = field(default_factory=list)
     value_is_none: bool = False  # the last expression is not a call, and its value is None
 
 
@@ -200,12 +206,9 @@ class Run(Message):
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """A request for another interpreter with the same variables.
+    """A request to fork the interpreter. The fork's link, and the write ends of its pipes for frames, stdout and stderr, come with it.
 
-    It brings the fork's ends: its socket, its frames' pipe, its stdout and stderr.
-
-    It is answered like a cell. The value is the fork's number in the session, and the text has a line for each thing that it could not take
-    along.
+    It is answered like a cell. The value is the fork's pid in the session, and the text has a line for each thing that the fork lacks.
     """
 
     execution: str
@@ -214,7 +217,7 @@ class Fork(Message):
 
 @dataclass(frozen=True)
 class Answer(Message):
-    """The answer to a question. If `given` is False, the text has the reason why there is none."""
+    """The answer to a question. If `given` is False, `text` is the reason why there is no answer."""
 
     number: int
     given: bool
@@ -223,7 +226,7 @@ class Answer(Message):
 
 @dataclass(frozen=True)
 class Command(Message):
-    """A program to run in the place of a cell. Its exit code is the value."""
+    """A request to run a program in place of a cell. The program's exit code is the value of the result."""
 
     execution: str
     arguments: list[str]
@@ -232,7 +235,7 @@ class Command(Message):
 
 @dataclass(frozen=True)
 class WarmUp(Message):
-    """A request to touch the memory that a cell needs, before the first one. It is answered like a cell."""
+    """A request to touch the memory that cells need, for a fast first cell. It is answered like a cell."""
 
     execution: str
 
@@ -246,9 +249,9 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Extend(Message):
-    """The folders of installed packages that the session finds from now on, and no others. It is answered like a cell.
+    """A request to make the packages in these folders importable, in place of those of an earlier request. It is answered like a cell.
 
-    `replaced` are modules that come in another version. If one of them is loaded, nothing changes.
+    `replaced` are modules whose version changes. If one of them is loaded, nothing changes and the result has an error.
     """
 
     execution: str
@@ -259,46 +262,68 @@ class Extend(Message):
 def encode(message: Message) -> bytes:
     """Return a message as a payload."""
     texts: list[bytes] = []
-    content = {name: _without_long_texts(getattr(message, name), texts) for name in _declared(type(message))}  # type: ignore[arg-type]  # classes are hashable
-    header = json.dumps({"kind": type(message).__name__, "texts": [len(text) for text in texts], **content}, separators=(",", ":")).encode()
+    content: dict[str, object] = {"kind": type(message).__name__}
+    for name, value in vars(message).items():
+        content[name] = _without_long_texts(value, texts) if value else value
+    content["texts"] = [*map(len, texts)]
+    header = json.dumps(content, separators=(",", ":")).encode()
     return b"".join((_LENGTH.pack(len(header)), header, *texts))
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
-    """Return the message in a payload. Raise WireError unless it is well formed and one of the expected kinds."""
-    content, texts = _split(payload)
-    kind = content.pop("kind", None)
+    """Return the message in a payload. Raise WireError if it is malformed or of no expected kind."""
+    try:
+        (length,) = _LENGTH.unpack_from(payload)
+        if length > _MAX_HEADER:
+            raise WireError(f"a header must have at most {_MAX_HEADER} bytes, got {length}")
+        start = _LENGTH.size + length
+        content: dict[str, object] = json.loads(payload[_LENGTH.size : start].decode("utf-8"))
+        texts: dict[int, bytes] = {}
+        for size in cast("list[object]", content.pop("texts")):
+            if type(size) is not int or size < 0:
+                raise WireError("the size of a text must be a number that is not negative")
+            texts[len(texts)] = payload[start : start + size]
+            start += size
+        kind = content.pop("kind")
+    except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
+        raise WireError(
+            "a frame must begin with a header: its length, and JSON with a kind and the sizes of the texts"
+        ) from None  # unchained: the cause would hold data of the guest
+    if start != len(payload):
+        raise WireError(f"a frame must have the length that its header says, got {len(payload)} bytes")
     for candidate in expected:
         if candidate.__name__ == kind:
-            return _build(candidate, content, dict(enumerate(texts)))
-    raise WireError("a frame of an unexpected kind")
+            shapes = _shapes(candidate)  # type: ignore[arg-type]  # classes are hashable
+            if content.keys() != shapes.keys():
+                raise WireError(f"expected exactly the fields {', '.join(shapes)} in {candidate.__name__}")
+            for name, shape in shapes.items():
+                content[name] = _checked(content[name], shape, texts)
+            return candidate(**content)
+    raise WireError(f"expected a frame of the kind {' or '.join(one.__name__ for one in expected)}")
 
 
 def frame(message: Message) -> bytes:
-    """Return a message's payload with its length in front."""
+    """Return a message as a frame: the length of its payload, then the payload."""
     payload = encode(message)
     return _LENGTH.pack(len(payload)) + payload
 
 
 class Frames:
-    """A splitter of a byte stream into payloads, each of a limited size.
-
-    Its time grows with the stream and not with the stream's square.
-    """
+    """A splitter of a byte stream into payloads of limited size, in time that is proportional to the stream's length."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the payloads that are complete with this data. Raise WireError if one is larger than the limit."""
+        """Add data of the stream, and yield the payloads that are now complete. Raise WireError if one is too large."""
         self.rest += data
         start = 0
         try:
             while len(self.rest) - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(self.rest, start)
                 if length > self.limit:
-                    raise WireError("a frame over the size limit")
+                    raise WireError(f"a frame must have at most {self.limit} bytes, got {length}")
                 end = start + _LENGTH.size + length
                 if len(self.rest) < end:
                     return
@@ -312,88 +337,70 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Return the value, with each long text in it replaced by its index in `texts`, to which the text is added."""
-    if isinstance(value, str) and len(value) > _IN_THE_HEADER:
+    """Move each long text of a value to the end of `texts`. Return the value with references to them."""
+    if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
     if isinstance(value, dict):
         return {key: _without_long_texts(item, texts) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_without_long_texts(item, texts) for item in value]
     return value
 
 
-def _split(payload: bytes) -> tuple[dict[str, object], list[bytes]]:
-    """Return the content of the header, and the texts behind it."""
-    try:
-        (length,) = _LENGTH.unpack_from(payload)
-        if length > _MAX_HEADER:
-            raise WireError("a header over the size limit")
-        content = json.loads(payload[_LENGTH.size : _LENGTH.size + length].decode("utf-8"))
-        sizes, texts, start = content.pop("texts"), [], _LENGTH.size + length
-        for size in sizes:
-            if type(size) is not int or size < 0:
-                raise WireError("a text without a size")
-            texts.append(payload[start : start + size])
-            start += size
-    except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
-        raise WireError("a frame without a header") from None
-    if start != len(payload):
-        raise WireError("a frame of another length than its header says")
-    return content, texts
-
-
-def _build(kind: type[Expected], content: dict[str, object], texts: dict[int, bytes]) -> Expected:
-    declared = _declared(kind)  # type: ignore[arg-type]  # classes are hashable
-    if content.keys() != declared.keys():
-        raise WireError("a frame with other fields than its kind has")
-    return kind(*[_value(content[name], *declared[name], texts) for name in declared])
-
-
 @cache
-def _declared(kind: type[Any]) -> dict[str, tuple[object, tuple[object, ...]]]:
-    """Return the fields of a kind by their names.
+def _shapes(kind: type[Any]) -> dict[str, _Shape]:
+    """Return the shapes of a message class's fields, by their names."""
+    return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
-    For a dict or list, a field is its type and the types of its values. For a scalar, it is None and its types.
+
+def _shape_of(declared: object) -> _Shape:
+    """Return the shape of a type: its container, and what that may hold.
+
+    `dict` and `list` come with one shape for all values, `tuple` with a shape for each item, `Literal` with words, None with scalar types.
     """
-    found: dict[str, tuple[object, tuple[object, ...]]] = {}
-    for declared in fields(kind):
-        origin, parts = get_origin(declared.type), get_args(declared.type)
-        found[declared.name] = (origin, parts[-1:]) if origin in (dict, list) else (None, parts or (declared.type,))
-    return found
+    origin, parts = get_origin(declared), get_args(declared)
+    if origin in (dict, list):
+        return origin, (_shape_of(parts[-1]),)
+    if origin is tuple:
+        return tuple, tuple(map(_shape_of, parts))
+    if origin is Literal:
+        return Literal, parts
+    return None, parts or (declared,)
 
 
-def _value(value: object, origin: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
-    """Return a field's value, checked against its type: a scalar, or a flat dict or list of scalars."""
-    if origin is dict and isinstance(value, dict):
-        return {_well_formed(key): _scalar(item, kinds, texts) for key, item in value.items()}
-    if origin is list and isinstance(value, list):
-        return [_scalar(item, kinds, texts) for item in value]
-    if origin is not None:
-        raise WireError("a frame with a scalar in the place of a dict or list")
-    return _scalar(value, kinds, texts)
-
-
-def _scalar(value: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
-    if isinstance(value, dict):
-        value = _long_text(value, texts)
-    if type(value) not in kinds:  # not isinstance: a bool is an int
-        raise WireError("a frame with a value of another type")
-    return _well_formed(value) if isinstance(value, str) else value
+def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
+    """Return a value of a header, with references replaced by texts taken out of `texts`. Raise WireError if its shape differs."""
+    container, parts = shape
+    if container is None:
+        if type(value) is dict:
+            value = _long_text(value, texts)
+        if type(value) not in parts:  # not isinstance: a bool is an int
+            raise WireError(f"expected a value of the type {' or '.join(one.__name__ for one in parts)}, got {type(value).__name__}")
+        return value if type(value) is not str or value.isascii() else _well_formed(value)
+    if container is Literal:
+        if type(value) is not str or value not in parts:
+            raise WireError(f"expected one of the words {', '.join(parts)}")
+        return value
+    if container is dict and type(value) is dict:
+        return dict(zip(map(_well_formed, value), map(_checked, value.values(), repeat(parts[0]), repeat(texts))))
+    if type(value) is not list or container is dict or (container is tuple and len(value) != len(parts)):
+        raise WireError(f"expected a value of the shape {container.__name__}, got {type(value).__name__} or another length")
+    return cast("object", container(map(_checked, value, parts if container is tuple else repeat(parts[0]), repeat(texts))))
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Return a text that a header refers to, and remove it from `texts`."""
+    """Return the text that a reference in a header stands for, and remove it from `texts`. Raise WireError if it is missing."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
-        raise WireError("a frame with a text that is not there")
+        raise WireError("a reference to a text must be the index of a text that is not used yet")
     try:
         # Each text can be used once: a header that refers to one a thousand times would make a frame a thousand times its size.
         return texts.pop(index).decode("utf-8")
     except UnicodeDecodeError:
-        raise WireError("a frame with a text that is not UTF-8") from None
+        raise WireError("a text must be UTF-8") from None  # unchained: the cause would hold data of the guest
 
 
 def _well_formed(text: str) -> str:
-    """Return the text with lone surrogates escaped, since later code could not encode them."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+    """Return the text with lone surrogates escaped: UTF-8 cannot encode them."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,5 +1,10 @@
 """The ASGI application: it routes requests to handlers, at the root and below Azure's base path."""
 
+import argparse
+import multiprocessing
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -10,46 +15,66 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import extensions
+from ..contract.records import ProblemError
 from ..contract.versions import VERSIONS
+from ..errors import ConfigurationError
 from ..hosting import Hosting
-from ..owner import Owner
+from ..lifetime import Owner
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
-from .live_routes import LiveRoutes
 from .mcp_route import McpRoute
-from .metrics_route import MetricsRoute
-from .package_routes import PackageRoutes
 from .page_routes import page_routes
-from .session_routes import SessionRoutes
+from .routing import answering, problem_answer
+from .session_routes import PackageRoutes, SessionRoutes, TimelineRoutes
 from .sessions import Sessions
-from .table import answering, problem_answer
-from .timeline_routes import TimelineRoutes
+
+
+def check_is_alone() -> None:
+    """Raise ConfigurationError if WEB_CONCURRENCY or `--workers` of uvicorn or gunicorn makes this process one of several workers."""
+    asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
+    for name, count in asked.items():
+        if count.isdecimal() and int(count) > 1:
+            raise ConfigurationError(
+                f"{name} must be 1, got {count}: each worker would have sessions of its own. Run one worker, or several servers behind a "
+                "proxy that sends each session to its server (docs/scaling.md)"
+            )
+
+
+def _workers(command: list[str]) -> str:
+    """Return the number of workers in a command line, or "" if it names none or this process is not a worker.
+
+    A worker has the command line of its parent, because gunicorn forks workers and uvicorn spawns them with the same arguments.
+    """
+    program = Path(command[0]).parts[-2:] if command else ()
+    if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):
+        return ""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-w", "--workers", default="")
+    return str(parser.parse_known_args(command[1:])[0].workers)
+
 
 SUPPORTED = {"api-supported-versions": ", ".join(VERSIONS)}
 _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools/{pool}"
 
 
 class Service:
-    """The ASGI application of one server. It serves the given sessions, which their owner must close.
-
-    The contract knows which api-version a request speaks.
-    """
+    """The ASGI application of one server. Whoever created `sessions` must close them."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._owner = Owner("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (CellRoutes, SessionRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
-        routes = [answering(route, self._headers, sessions.journal) for room in rooms for route in room(sessions, hosting).table()]
+        subjects = (CellRoutes, SessionRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute)
+        named = [route for subject in subjects for route in subject(sessions, hosting).table()]
+        routes = [answering(route, self._headers, sessions.journal) for route in named]
         page = [answering(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes), *page], exception_handlers=problems)
         guarded = hosting.api_key or hosting.allowed_hosts
         # The health check and the page hold no data, so they need no key.
         open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})
-        guard = Guard(app, hosting, open_paths=open_paths, headers=self._headers, journal=sessions.journal)
-        self._app: ASGIApp = guard if guarded else app
+        self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths) if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI request. Raise ForkedProcessError in a forked process."""
@@ -66,10 +91,16 @@ class Service:
         return len(self._sessions) > 0
 
     async def drain(self, within: float) -> None:
-        """Let running cells finish for at most `within` seconds, then end all sessions. Cells that still run get results that report it."""
+        """Let running cells finish for at most `within` seconds, then end all sessions. Cells that still run get results that say so."""
         self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()
+
+    def _refuse(self, problem: ProblemError) -> Response:
+        self._sessions.journal.refused(problem, "any", stranger=True)
+        response = problem_answer(problem)
+        response.headers.update(self._headers)
+        return response
 
     async def _answer_http_problem(self, _request: Request, error: HTTPException) -> Response:
         response = problem_answer(error)

@@ -1,5 +1,6 @@
-"""The routes of cells: execute, get an execution, interrupt, reset. An execution does not end with the request that started it."""
+"""The routes of cells: execute, follow, reply, interrupt, reset. An execution does not end with the request that started it."""
 
+import math
 import re
 import uuid
 from dataclasses import replace
@@ -7,17 +8,16 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import events, extensions, flat, legacy, shell, timeline, values
-from ..contract.records import ExecutionCall, ProblemError
+from ..contract import extensions, flat, nested, shell
+from ..contract.records import ProblemError, invalid
 from ..contract.versions import Version
 from ..hosting import Hosting
 from .executions import RunningExecution
-from .requests import addressed, check_route, checked_identifier
+from .routing import Routes, addressed, check_route, checked_identifier, read_json
 from .sessions import Sessions
-from .table import Routes
-from .uploads import limited
 
 _OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_MAX_REPLY = 64 << 20
 
 
 class CellRoutes:
@@ -29,40 +29,53 @@ class CellRoutes:
 
     def table(self) -> Routes:
         """Return the routes: Azure's, and the extensions if they are offered."""
-        ours: Routes = [
-            (extensions.INTERRUPT_PATH, "POST", self.interrupt),
-            (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
-            (extensions.RESET_PATH, "POST", self.reset),
-        ]
-        return [
+        routes: Routes = [
             ("executions", "POST", self.execute),
             ("code/execute", "POST", self.execute),
             ("executions/{id}", "GET", self.execution),
             ("python/execute", "POST", self.legacy_execute),
-            *([] if self._hosting.plain else ours),
         ]
+        if not self._hosting.plain:
+            routes += [
+                (extensions.INTERRUPT_PATH, "POST", self.interrupt),
+                (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
+                (extensions.RESET_PATH, "POST", self.reset),
+                (extensions.EVENTS_PATH, "GET", self.events),
+                (extensions.REPLIES_PATH, "POST", self.reply),
+            ]
+        return routes
 
     async def execute(self, request: Request) -> Response:
-        """Run a cell, and wait for it unless the call is asynchronous."""
+        """Run a cell and return its execution. Wait until the cell has ended, unless the call is asynchronous."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
-        call = self._decoded(version, await self._json(request))
+        body = await read_json(request, self._hosting.max_request)
+        if self._hosting.shell:
+            call = shell.decode_call(body, version=version.name, supported=version.has_sessions)
+        else:
+            call = version.dialect.decode_call(body, lenient=self._hosting.lenient)
         if not self._hosting.plain:
-            answered = events.decode_answered(request.headers.get(events.ANSWERED_HEADER, ""))
-            call = replace(call, answered=answered, transactional=request.headers.get(timeline.TRANSACTIONAL_HEADER) == "1")
+            if kinds := request.headers.get(extensions.ANSWERED_HEADER):
+                call = replace(call, answered=extensions.decode_answered(kinds))
+            if request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1":
+                call = replace(call, transactional=True)
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
-            raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")
-        return self._answer(request, version, await self._executed(request, identifier, id, call))
+            raise invalid(f"the header operation-id must be 1 to 128 letters, digits, '.', '_' or '-', got {id!r:.80}")
+        execution = self._sessions.execute(identifier, id, call)
+        request.state.session = execution.session
+        if not call.asynchronous:
+            await execution.done.wait()
+        return self._respond(request, version, execution)
 
     async def execution(self, request: Request) -> Response:
-        """Return what is known of an execution now."""
+        """Return an execution as it is now, with its result if it has ended."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH, whole=False)
-        return self._answer(request, version, self._sessions.execution(identifier, request.path_params["id"]))
+        return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt an execution. Its result shows what that did."""
+        """Interrupt an execution, or keep it from starting. Do not wait until it ends: the execution's result then shows the effect."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
@@ -70,11 +83,13 @@ class CellRoutes:
     async def interrupt_session(self, request: Request) -> Response:
         """Interrupt the execution that runs in a session, if there is one."""
         _, identifier = addressed(request, plain=False)
-        self._sessions.find(identifier).executions.interrupt_running()
+        executions = self._sessions.find(identifier).executions
+        if executions.running is not None:  # those that wait for their turn are left alone
+            executions.interrupt(executions.running)
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """End a session's interpreter, processes and checkpoints. Its files stay, and its next cell gets a fresh interpreter."""
+        """End a session's interpreter, processes and checkpoints, but keep its files. Return the new position in the session's ledger."""
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
@@ -82,53 +97,70 @@ class CellRoutes:
         return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
     async def legacy_execute(self, request: Request) -> Response:
-        """Run a cell in the dialect of the private preview."""
+        """Run a cell and return its result, in the dialect of the private preview."""
         if self._hosting.shell:
-            raise ProblemError(404, "NotFound", "a pool of shells has no python/execute")
-        call, named = legacy.decode_call(await self._json(request))
+            raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
+        call, named = nested.decode_legacy_call(await read_json(request, self._hosting.max_request))
         identifier = checked_identifier(request.query_params.get("identifier") or named or "")
-        execution = await self._executed(request, identifier, str(uuid.uuid4()), call)
-        execution.note_fetched()
-        return JSONResponse(legacy.encode_execution(execution.snapshot(), call.output_limit))
+        execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
+        request.state.session = execution.session
+        await execution.done.wait()
+        return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
-    async def _json(self, request: Request) -> object:
-        most = self._hosting.max_request
-        return values.parse(await limited(request, most, most).body())
+    async def events(self, request: Request) -> Response:
+        """Return a cell's events after the query's `after`, and the result if there is one. Wait up to `wait` seconds for an event."""
+        version, identifier = addressed(request, plain=False)
+        execution = self._find(identifier, request.path_params["id"])
+        return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))
 
-    async def _executed(self, request: Request, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        execution = self._sessions.execute(identifier, id, call)
-        request.state.session = self._sessions.get(identifier)
-        if not call.asynchronous:
-            await execution.done.wait()
-        return execution
+    async def reply(self, request: Request) -> Response:
+        """Send a cell the caller's reply to a question. If the query has `after`, return the events after that number, as `events` does."""
+        version, identifier = addressed(request, plain=False)
+        execution = self._find(identifier, request.path_params["id"])
+        number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
+        await execution.session.executions.answer(execution, number, text)
+        after = request.query_params.get("after")
+        return JSONResponse({}) if after is None else await self._page(request, version, execution, _after(after))
 
-    def _decoded(self, version: Version, body: object) -> ExecutionCall:
-        if self._hosting.shell:
-            return shell.decode_call(body, version=version.name, supported=version.has_sessions)
-        return version.dialect.decode_call(body, lenient=self._hosting.lenient)
+    def _find(self, identifier: str, id: str) -> RunningExecution:
+        session = self._sessions.find(identifier)
+        session.touch()
+        return session.executions.find(id)
 
-    def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
-        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        body = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
-        response = JSONResponse(body, headers={flat.OPERATION_HEADER: execution.id})
+    async def _page(self, request: Request, version: Version, execution: RunningExecution, after: int) -> Response:
+        found, last = await execution.events.after(after, within=_wait(request.query_params.get("wait", "")))
+        body = extensions.encode_events(found, last)
+        if execution.events.closed:
+            body[extensions.EXECUTION_MEMBER] = self._encode(request, version, execution)
+        return JSONResponse(body)
+
+    def _respond(self, request: Request, version: Version, execution: RunningExecution) -> Response:
+        response = JSONResponse(self._encode(request, version, execution), headers={flat.OPERATION_HEADER: execution.id})
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]
             response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
         return response
 
+    def _encode(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
+        """Return the body of an execution, in the dialect of an api-version or of shell pools. Count its result as fetched."""
+        fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
+        if execution.call.command is not None:
+            return shell.encode_execution(fetched, limit)
+        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        return version.dialect.encode_execution(fetched, limit, rich=rich)
 
-def encoded(version: Version, execution: RunningExecution, *, rich: bool, since: str | None) -> dict[str, object]:
-    """Return an execution in the dialect of an api-version, or of a pool of shells. Count its result as fetched.
 
-    Args:
-        version: The api-version of the request.
-        execution: The execution.
-        rich: Whether the caller asked for the extensions.
-        since: The caller's position in the session's ledger, or None if it named none.
-    """
-    limit = execution.call.output_limit
-    snapshot = execution.snapshot(since)
-    execution.note_fetched()
-    if execution.call.command is not None:
-        return shell.encode_execution(snapshot, limit)
-    return version.dialect.encode_execution(snapshot, limit, rich=rich)
+def _after(text: str) -> int:
+    if not text.isdecimal() or len(text) > 18:
+        raise invalid(f"'after' must be the number of an event or 0, got {text!r:.80}: send the 'after' of the previous response")
+    return int(text)
+
+
+def _wait(text: str) -> float:
+    try:
+        seconds = float(text or extensions.LONGEST_POLL)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= 3600:
+        raise invalid(f"'wait' must be a number of seconds from 0 to 3600, got {text!r:.80}")
+    return min(seconds, extensions.LONGEST_POLL)

@@ -1,26 +1,146 @@
-"""The executions of one session. They belong to the server: handlers wait for them, and a caller that disconnects does not change them."""
+"""The executions of one session. They belong to the server: a request only waits for one, so a caller that disconnects does not end it."""
 
 import asyncio
 import contextlib
-import logging
 import time
-import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import telemetry
+from ..contract.extensions import QUESTIONS
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
-from ..ledger import Ledger, with_state
-from ..models import NO_REPLY, CodeError, CodeExecutionResult
-from ..sandbox.cell import CellNotSentError, CellNotStartedError
-from ..sandbox.interpreter import Interpreter
+from ..ledger import with_state
+from ..lifetime import Tasks, log_failure
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Event
 from ..sandbox.sandbox import Sandbox
-from ..tasks import Tasks
-from .events import Events
+from ..sandbox.session.cell import CellNotSentError, CellNotStartedError
+from ..sandbox.session.interpreter import Interpreter
 from .journal import Journal
+
+if TYPE_CHECKING:
+    from .sessions import HostedSession
+
+_MOST_KEPT = 4 << 20  # characters of text
+_MOST_SHOWN = 32 << 20  # characters of displays: as much as may be part of one cell's result
+_MOST_MERGED = 64 << 10
+_EACH = 64
+
+
+class Events:
+    """The numbered events of one execution. A reader gives the last number it has, and gets the events after that."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._first = 1
+        self._read_to = 0
+        self.written = self.shown = 0  # about how many characters of text and of displays are kept
+        self._skipped = self._skipped_displays = 0
+        self._questions: list[Event] = []  # that were dropped before they were read
+        self._named: dict[str, int] = {}  # the number of the latest display of each name
+        self._changed = asyncio.Event()
+        self.closed = False
+
+    def add(self, event: Event) -> None:
+        """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
+
+        While the latest event is unread, text of the same stream is joined to it. An unread display is replaced by one of the same name.
+        """
+        place = self._place_of(event)
+        if place is None:
+            self._events.append(event)
+            place = len(self._events) - 1
+        else:
+            self._count(self._events[place], -1)
+            event = replace(event, text=self._events[place].text + event.text)
+            self._events[place] = event
+        self._count(event, 1)
+        if event.kind == "clear":
+            self._named.clear()
+        if name := _name_of(event):
+            self._named[name] = self._first + place
+        while (self.written > _MOST_KEPT or self.shown > _MOST_SHOWN) and len(self._events) > 1:
+            self._drop_oldest()
+        self._changed.set()
+
+    def close(self) -> None:
+        """Let readers stop waiting for events."""
+        self.closed = True
+        self._changed.set()
+
+    async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
+        """Return the events after a number, and the number of the latest event. Wait at most `within` seconds until there are any.
+
+        If output after that number was dropped, an event `skipped` comes first and says how much. Then come the cell's questions that were
+        dropped before anybody read them, as the cell waits for replies.
+        """
+        await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self._last <= number and not self.closed:
+                    self._changed.clear()
+                    await self._changed.wait()
+        start = max(0, number + 1 - self._first)
+        found = [*self._events][start:]
+        self._read_to = max(self._read_to, self._last)
+        questions, self._questions = self._questions, []
+        found = questions + found
+        if number + 1 < self._first and (dropped := self._dropped()):
+            found.insert(0, Event(kind="skipped", text=dropped))
+        return found, max(number, self._last)
+
+    @property
+    def _last(self) -> int:
+        return self._first + len(self._events) - 1
+
+    def _place_of(self, event: Event) -> int | None:
+        """Return the index in `_events` of the unread event that `event` continues or replaces, or None."""
+        number = self._named.get(_name_of(event) or "")
+        if number is None and self._events and _continues(self._events[-1], event):
+            number = self._last
+        return None if number is None or number <= self._read_to else number - self._first
+
+    def _count(self, event: Event, sign: int) -> None:
+        self.written += sign * (len(event.text) + _EACH)
+        self.shown += sign * _size_of(event.display)
+
+    def _drop_oldest(self) -> None:
+        oldest = self._events.popleft()
+        self._first += 1
+        self._count(oldest, -1)
+        if oldest.kind in QUESTIONS and self._first - 1 > self._read_to:
+            self._questions.append(oldest)  # the cell waits for its reply; the sandbox limits how many can be open
+        else:
+            self._skipped += len(oldest.text)
+            self._skipped_displays += oldest.display is not None
+            if self._named.get(_name_of(oldest) or "") == self._first - 1:
+                del self._named[_name_of(oldest) or ""]
+
+    def _dropped(self) -> str:
+        parts = [f"{self._skipped} characters of output"] * bool(self._skipped)
+        parts += [f"{self._skipped_displays} displays (the result has those that the cell ended with)"] * bool(self._skipped_displays)
+        return f"{' and '.join(parts)} were dropped before they were read" if parts else ""
+
+
+def _continues(earlier: Event, event: Event) -> bool:
+    if earlier.kind != event.kind:
+        return False
+    return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MOST_MERGED)
+
+
+def _name_of(event: Event) -> str | None:
+    return event.display.name if event.display is not None else None
+
+
+def _size_of(display: Display | None) -> int:
+    if display is None:
+        return 0
+    return sum(len(kind) + len(form) for kind, form in display.data.items() if isinstance(form, str))
+
 
 # How many results a session keeps, and their size in bytes.
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
@@ -28,165 +148,131 @@ _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fet
 _REMEMBERED_IDS = 10_000
 _TRIES = 3
 Answer = TypeVar("Answer")
-_logger = logging.getLogger("aca_sessions")
-
-
-class Home(Protocol):
-    """What executions need of their session."""
-
-    identifier: str
-    ledger: Ledger
-    has_state: bool
-
-    async def sandbox(self) -> Sandbox:
-        """Return the sandbox, once it is open."""
-
-    async def renew(self) -> bool:
-        """Open another sandbox if this one died before anything could be lost, and return whether that was so."""
 
 
 class RunningExecution:
-    """An execution from the moment it was accepted. `start` and `end` are positions in the session's ledger."""
+    """One execution, from its acceptance on. Its session's ledger was at position `start` before the cell, and at `end` after it."""
 
-    def __init__(self, id: str, session: Home, call: ExecutionCall, *, cancelled: bool) -> None:
+    def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
+        self.session = session
         self.call = call
-        self.cancelled = cancelled
+        self.cancelled = asyncio.Event()
+        if cancelled:
+            self.cancelled.set()
         self.status: Status = "NotStarted"
         self.done = asyncio.Event()
         self.events = Events()
-        self.size = len(call.code)
+        self.result: CodeExecutionResult | None = None
+        self.size = len(call.code)  # about as many characters as are kept
         self.fetched = False
-        self._identifier = session.identifier
-        self._ledger = session.ledger
         self.start = self.end = session.ledger.position
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
-        self._known = session.ledger.fetched
-        self._result: CodeExecutionResult | None = None
+        self._position = session.ledger.fetched
 
-    @property
-    def result(self) -> CodeExecutionResult:
-        """Return the result. Raise RuntimeError before the execution is done."""
-        if self._result is None:
-            raise RuntimeError("asked for a result before there was one")
-        return self._result
+    def fetch(self, since: str | None = None) -> Execution:
+        """Return the execution as it is now, for a response to a caller. If it has a result, count it as fetched.
 
-    def snapshot(self, since: str | None = None) -> Execution:
-        """Return what is known now.
-
-        The result's state is what happened since the position that the caller names, or since the last fetch if it names none.
+        The result's state covers the time since the caller's position `since`. Without one, it covers the time since the latest result
+        that was fetched before this execution was accepted, so that each loss is reported once.
         """
-        result = self._result
-        if result is not None and result.state != NO_REPLY:
-            state, record = self._ledger.seen_from(since, self.start, self.end, otherwise=self._known)
-            result = with_state(result, state, record=record)
-        return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
-
-    def note_fetched(self) -> None:
-        """Note that the result was sent to a caller. Later callers that name no position do not read of earlier losses again."""
-        if self._result is not None:
-            self.fetched = True
-            self._ledger.fetched = max(self._ledger.fetched, self.end)
-
-    def begin(self) -> None:
-        """Note that its turn has come."""
-        self.start = self._ledger.position
+        session, result = self.session, self.result
+        if result is not None:
+            if result.state != NO_REPLY:
+                state, record = session.ledger.seen_from(since, self.start, self.end, otherwise=self._position)
+                result = with_state(result, state, record=record)
+            session.ledger.fetched = max(session.ledger.fetched, self.end)
+            if not self.fetched:
+                self.fetched = True
+                session.executions.note_fetched(self)
+        return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Store the result and wake all that wait for it. Its state is what happened from the execution's start until now."""
-        self.end = self._ledger.position
+        """Store the result and wake those that wait for it. Unless the result's state is NO_REPLY, it becomes the changes since `start`."""
+        ledger = self.session.ledger
+        self.end = ledger.position
         if result.state == NO_REPLY:
-            self._result = replace(result, session_id=self._identifier)
+            self.result = replace(result, session_id=self.session.identifier)
         else:
-            self._result = with_state(result, self._ledger.between(self.start, self.end), session_id=self._identifier)
-        self.status = "Succeeded" if result.success else "Failed"
-        shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
-        self.size += len(result.stdout) + len(result.stderr) + shown + self.events.size
+            self.result = with_state(result, ledger.between(self.start, self.end), session_id=self.session.identifier)
+        self.status = "Succeeded" if result.error is None else "Failed"
+        self.size += len(result.stdout) + len(result.stderr) + self.events.written + self.events.shown
+        for display in result.displays:
+            self.size += _size_of(display)
         self.events.close()
         self.done.set()
 
 
 class Executions:
-    """The executions of one session. They run one at a time, in the order of their requests. Results are kept within bounds."""
+    """The executions of one session. They run one at a time, in the order of their requests. Old or large results are dropped."""
 
-    def __init__(self, session: Home, default_timeout: float, *, journal: Journal) -> None:
+    def __init__(self, session: "HostedSession", default_timeout: float, *, journal: Journal) -> None:
         self._session = session
         self._default_timeout = default_timeout
         self._journal = journal
         self._known: OrderedDict[str, RunningExecution] = OrderedDict()
+        self._unfinished: dict[str, RunningExecution] = {}
         self._forgotten: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
+        # Of the results that are kept, and of those that were fetched: their number, and their size.
+        self._kept = self._kept_size = self._fetched = self._fetched_size = 0
         self._journaled = session.ledger.position
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
 
     @property
     def unfinished(self) -> int:
-        """Return how many executions run or wait."""
-        return sum(not execution.done.is_set() for execution in self._known.values())
+        """Return how many executions run or wait for their turn."""
+        return len(self._unfinished)
 
     @property
-    def running(self) -> str | None:
-        """Return the id of the execution that runs now, or None."""
-        return next((execution.id for execution in self._known.values() if execution.status == "Running"), None)
+    def running(self) -> RunningExecution | None:
+        """Return the execution that runs now, or None."""
+        return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell. The same id returns the same execution: no id runs twice while the session lives.
+        """Accept a cell, which runs in the background when its turn comes, and return its execution. With `cancelled` it never runs.
 
-        Raise ProblemError (410) if the id ended and its result is not kept any more. A new execution that is `cancelled` never starts its
-        cell.
+        A known id starts nothing, so that no cell runs twice: return the id's execution, or raise ProblemError (410) if it was dropped.
         """
-        self._check_not_forgotten(id)
-        if id not in self._known:
-            self._known[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
-            self._tasks.start(self._run(self._known[id]))
-        return self._known[id]
-
-    def find(self, id: str) -> RunningExecution:
-        """Return an execution by its id. Raise ProblemError: 410 if its result is not kept any more, 404 if there never was one."""
-        self._check_not_forgotten(id)
-        execution = self._known.get(id)
-        if execution is None:
-            raise no_execution()
+        if id in self._known or id in self._forgotten:
+            return self.find(id)
+        execution = self._known[id] = self._unfinished[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
+        self._tasks.start(self._run(execution))
         return execution
 
-    def _check_not_forgotten(self, id: str) -> None:
+    def find(self, id: str) -> RunningExecution:
+        """Return an execution by its id. Raise ProblemError: 410 if its result is not kept any more, 404 if the id is unknown."""
         if id in self._forgotten:
-            raise ProblemError(
-                410,
-                "ExecutionResultGone",
-                "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id",
-            )
+            said = "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id"
+            raise ProblemError(410, "ExecutionResultGone", said)
+        execution = self._known.get(id)
+        if execution is None:
+            raise no_execution(id)
+        return execution
 
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupt an execution, or keep it from starting. The result shows what that did."""
-        execution.cancelled = True
+        """Interrupt the cell of an execution, or keep it from starting; the result shows what happened. Do nothing if it has ended."""
+        execution.cancelled.set()
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
-    def interrupt_running(self) -> None:
-        """Interrupt the execution that runs now. Those that wait for their turn are left alone."""
-        for execution in self._known.values():
-            if execution.status == "Running":
-                self.interrupt(execution)
-
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Reply to a question of a cell. Raise ProblemError (409) if the cell does not wait for this reply."""
+        """Reply to question `number` of a cell; None means no answer. Raise ProblemError (409) if the question is not open."""
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
-            raise ProblemError(
-                409, "QuestionNotOpen", "the execution does not wait for this answer: it has one already, or continued without"
-            )
+            said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
+            raise ProblemError(409, "QuestionNotOpen", said)
 
     async def finish(self) -> None:
         """Wait until all executions have their results."""
         await self._tasks.finish()
 
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Act between two cells, in the order of requests. It completes even if its caller is cancelled."""
+        """Call `act` with the sandbox between two cells, in the order of requests. A cancelled caller does not stop the call."""
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Act in turn as `in_turn` does, in the background: for a caller that was cancelled and must not wait."""
+        """Call `act` in turn, as `in_turn` does, without waiting: the caller was cancelled."""
         self._tasks.start(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
@@ -196,79 +282,100 @@ class Executions:
     async def _run(self, execution: RunningExecution) -> None:
         try:
             async with self._turn:
-                execution.begin()
-                with self._journal.running():
+                execution.start = self._session.ledger.position
+                with telemetry.cell_running():
                     execution.finish(await self._result(execution))
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            _logger.error("a cell's result could not be made: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
-            _logger.debug("a cell's result could not be made", exc_info=error)
-            failed = _no_result("the server failed while it made this result; its log says more")
+            id = log_failure("an execution has no result", error)
+            failed = _no_result(f"the server failed while it made this result: its log has the cause under the id {id}")
             execution.finish(replace(failed, state=NO_REPLY))
         finally:
             if not execution.done.is_set():
-                execution.finish(_no_result("the server was stopped"))
-            self._note_ended(execution)
-            self._forget_results()
+                execution.finish(
+                    _no_result("the server was stopped before the cell ended: run it again at another server, or once this one is back")
+                )
+            self._note_finished(execution)
 
-    def _note_ended(self, execution: RunningExecution) -> None:
-        """Report the execution to operators, with what happened to the session since its previous cell.
-
-        So a death between two cells is counted, too.
-        """
+    def _note_finished(self, execution: RunningExecution) -> None:
+        """Record an execution in metrics and audit log, with all losses since the previous one. Drop old or large results."""
+        del self._unfinished[execution.id]
         result = execution.result
-        if result.state != NO_REPLY and self._journaled < execution.start:
-            result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
-        self._journaled = max(self._journaled, execution.end)
-        self._journal.cell_ended(self._session.identifier, execution.call, result)
+        if result is not None:
+            if result.state != NO_REPLY and self._journaled < execution.start:
+                result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
+            self._journaled = max(self._journaled, execution.end)
+            telemetry.cell_ended(result)
+            if self._journal.writes:
+                self._journal.cell_ended(self._session.identifier, execution.call, result)
+        # The latest result is not fetched yet and is always kept, because its response may be lost: so it is counted behind the limits.
+        while self._fetched > _FETCHED_RESULTS or self._fetched_size > _FETCHED_BYTES:
+            self._forget(execution, fetched=True, oldest=self._fetched > _FETCHED_RESULTS)
+        while self._kept > _KEPT_RESULTS or self._kept_size > _KEPT_BYTES:
+            self._forget(execution, fetched=False, oldest=self._kept > _KEPT_RESULTS)
+        self._kept += 1
+        self._kept_size += execution.size
+
+    def note_fetched(self, execution: RunningExecution) -> None:
+        """Note that a result was fetched, so that it may be dropped earlier than others. Do nothing if it was dropped already."""
+        if execution.id in self._known:
+            self._fetched += 1
+            self._fetched_size += execution.size
+
+    def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
+        """Drop the oldest or the largest finished result, and remember its id. Spare `latest`, whose response may still get lost."""
+        kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
+        gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
+        del self._known[gone.id]
+        self._kept -= 1
+        self._kept_size -= gone.size
+        self._fetched -= gone.fetched
+        self._fetched_size -= gone.size * gone.fetched
+        self._forgotten[gone.id] = None
+        if len(self._forgotten) > _REMEMBERED_IDS:
+            self._forgotten.popitem(last=False)
 
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
         try:
             for _ in range(_TRIES - 1):
                 with contextlib.suppress(CellNotSentError):  # a reset or a death of the interpreter came first
-                    return await self._executed(execution)
-            return await self._executed(execution)
+                    return await self._execute(execution)
+            return await self._execute(execution)
         except CellNotStartedError:
             return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
         except SnapshotError as error:
-            told = CodeError("SnapshotError", f"the cell was not run: {error}")
-            return CodeExecutionResult(error=told, stderr=str(told))
+            refused = CodeError("SnapshotError", f"the cell was not run: {error}")
+            return CodeExecutionResult(error=refused, stderr=str(refused))
         except (GuestDiedError, IsolationError) as error:
             return _no_result(str(error))
 
-    async def _executed(self, execution: RunningExecution) -> CodeExecutionResult:
-        sandbox = await self._ready_sandbox()
+    async def _execute(self, execution: RunningExecution) -> CodeExecutionResult:
+        sandbox = await self._session.sandbox()
+        if sandbox.running is None or not sandbox.running.alive:
+            sandbox = await self._start_interpreter(sandbox)
         # The wait for the interpreter is over: an interrupt that came meanwhile must keep the cell from starting.
-        if execution.cancelled:
+        if execution.cancelled.is_set():
             raise CellNotStartedError
         execution.status = "Running"
         self._session.has_state = True
-        return await sandbox.execute(lambda live: self._ran_by(live, execution), transactional=execution.call.transactional)
+        return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
-    async def _ready_sandbox(self) -> Sandbox:
-        """Return the sandbox with a live interpreter.
-
-        If the fork server died before the session had any state, another sandbox is opened. Otherwise the loss is recorded and
-        GuestDiedError is raised.
-        """
-        sandbox = await self._session.sandbox()
+    async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
+        """Start an interpreter and return its sandbox. It is a new sandbox if the fork server died before the session had any state."""
+        started = time.perf_counter()
         try:
-            await _started(sandbox)
+            await sandbox.interpreter()
         except GuestDiedError:
             if not await self._session.renew():
                 sandbox.note_lost_workspace()
                 raise
             sandbox = await self._session.sandbox()
-            await _started(sandbox)
+            await sandbox.interpreter()
+        telemetry.interpreter_started("cold", time.perf_counter() - started)
         return sandbox
 
-    async def _ran_by(self, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
-        call, timeout = execution.call, execution.call.timeout or self._default_timeout
+    async def _run_in(self, execution: RunningExecution, interpreter: Interpreter) -> CodeExecutionResult:
+        call, timeout, is_cancelled = execution.call, execution.call.timeout or self._default_timeout, execution.cancelled.is_set
         tell = execution.events.add if call.asynchronous else None
-
-        def is_cancelled() -> bool:
-            return execution.cancelled
-
         if call.command is not None:
             arguments, stdin = call.command.arguments, call.command.stdin
             return await interpreter.execute(execution.id, arguments, stdin, timeout=timeout, tell=tell, is_cancelled=is_cancelled)
@@ -279,43 +386,11 @@ class Executions:
         if interpreter is not None:
             await interpreter.interrupt(execution.id)
 
-    def _forget_results(self) -> None:
-        """Drop results beyond the limits; those that were not fetched are kept longer.
 
-        The last result is always kept, because its response may have been lost.
-        """
-        done = [execution for execution in self._known.values() if execution._result is not None][:-1]
-        fetched = [execution for execution in done if execution.fetched]
-        are_all_fetched = len(fetched) == len(done)
-        self._forget_some(fetched, _FETCHED_RESULTS, _FETCHED_BYTES)
-        if not are_all_fetched:
-            self._forget_some([execution for execution in done if execution.id in self._known], _KEPT_RESULTS, _KEPT_BYTES)
-
-    def _forget_some(self, done: list[RunningExecution], most: int, most_bytes: int) -> None:
-        """Drop the oldest results if there are too many, and the largest if they are too large. Their ids are remembered for longer."""
-        size = sum(execution.size for execution in done)
-        while len(done) > most or size > most_bytes:
-            gone = done[0] if len(done) > most else max(done, key=lambda execution: execution.size)
-            done.remove(gone)
-            size -= gone.size
-            del self._known[gone.id]
-            self._forgotten[gone.id] = None
-        while len(self._forgotten) > _REMEMBERED_IDS:
-            self._forgotten.popitem(last=False)
-
-
-def no_execution() -> ProblemError:
-    """Return the problem of an id that no execution of the session has."""
-    return ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
-
-
-async def _started(sandbox: Sandbox) -> Interpreter:
-    """Return the live interpreter. Count a cold start if it has to be forked first."""
-    begun, running = time.perf_counter(), sandbox.running
-    interpreter = await sandbox.interpreter()
-    if interpreter is not running:
-        telemetry.interpreter_started("cold", time.perf_counter() - begun)
-    return interpreter
+def no_execution(id: str) -> ProblemError:
+    """Return the error (404) for an id that no execution of the session has."""
+    said = f"this session has no execution {id!r:.140}: check its id and the session's identifier"
+    return ProblemError(404, "ExecutionNotFound", said)
 
 
 def _no_result(message: str) -> CodeExecutionResult:

@@ -1,29 +1,41 @@
 """The routes of files, in the dialect of each api-version. Contents are streamed in both directions."""
 
-from collections.abc import AsyncIterator
+import errno
+import logging
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
-from ..contract import legacy
+from ..contract import nested
 from ..contract.records import ProblemError, split_path
+from ..errors import ServiceError
 from ..hosting import Hosting
 from ..models import RemoteFile
-from ..sandbox.files import Files
 from ..sandbox.sandbox import Sandbox
-from .downloads import Download, Downloads, Sending, close
-from .requests import addressed, check_route, check_version, checked_identifier, range_of, wants_whole
+from ..sandbox.session.files import Files, Reading
+from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, problem_of, range_of, too_large, wants_whole
 from .sessions import Sessions
-from .table import Routes, note
-from .uploads import uploaded
 
 _BINARY = "application/octet-stream"
+_FORM_MARGIN = 1 << 16
+_BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
+_FIRST_LINE = 204  # bytes: the longest match of _BOUNDARY
+_CHUNK = 1 << 18
+_AHEAD = 8 << 20  # bytes; this package's client asks for parts of that size
+_MOST_AHEAD = 8  # responses at the same time that are read completely before they begin, each of up to 8 MB
+_logger = logging.getLogger("aca_sessions")
 
 
 class FileRoutes:
-    """The handlers of files, for the sessions of one server. The hosting limits the size of uploads."""
+    """The handlers of files, for the sessions of one server. `hosting` limits the size of uploads."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -44,7 +56,7 @@ class FileRoutes:
         ]
 
     async def list_files(self, request: Request) -> Response:
-        """List the files of a session."""
+        """List the files in a folder of a session, with `recursive=true` in the query also those in its subfolders."""
         version, _ = addressed(request, plain=self._hosting.plain)
         recursive = request.query_params.get("recursive", "").lower() == "true"
         async with self._files(request) as (files, folder):
@@ -52,55 +64,51 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_files(found))
 
     async def upload_file(self, request: Request) -> Response:
-        """Write a file of a form to a session."""
+        """Write the file in a form to a session, and return its description."""
         version, _ = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.UPLOAD_PATH)
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or its description.
-
-        One handler has both routes, because the content path of one API generation matches the description path of the other.
-        """
+        """Return a file's content or description. One route serves both, because each api-version has another path for contents."""
         version, _ = addressed(request, plain=self._hosting.plain)
-        name = version.dialect.content_named(request.path_params["name"])
-        if name is not None:
-            request.path_params["name"] = name
-            return await self._download(request)
-        async with self._file(request) as (files, folder, name):
+        path = request.path_params["name"]
+        content = version.dialect.content_named(path)
+        if content is not None:
+            return await self._download(request, content)
+        async with self._file(request, path) as (files, folder, name):
             file = await to_thread.run_sync(files.describe, name, folder)
         return JSONResponse(version.dialect.encode_file(file))
 
     async def delete_file(self, request: Request) -> Response:
         """Delete a file of a session."""
         version, _ = addressed(request, plain=self._hosting.plain)
-        async with self._file(request) as (files, folder, name):
+        async with self._file(request, request.path_params["name"]) as (files, folder, name):
             await to_thread.run_sync(files.delete, name, folder)
         note(request, "delete")
-        said = version.dialect.DELETED
-        return Response(status_code=204) if said is None else JSONResponse(said)
+        deleted = version.dialect.DELETED
+        return Response(status_code=204) if deleted is None else JSONResponse(deleted)
 
     async def legacy_upload(self, request: Request) -> Response:
-        """Write a file to a session, in the dialect of the private preview."""
-        return JSONResponse(legacy.encode_files([await self._uploaded(request)]))
+        """Write the file in a form to a session, and return its description, in the dialect of the private preview."""
+        return JSONResponse(nested.encode_legacy_files([await self._uploaded(request)]))
 
     async def legacy_files(self, request: Request) -> Response:
-        """List files, in the dialect of the private preview."""
+        """List the files in a folder of a session, in the dialect of the private preview."""
         async with self._files(request) as (files, folder):
-            return JSONResponse(legacy.encode_files(await to_thread.run_sync(files.listing, folder)))
+            return JSONResponse(nested.encode_legacy_files(await to_thread.run_sync(files.listing, folder)))
 
     async def legacy_download(self, request: Request) -> Response:
         """Return a file's content, in the dialect of the private preview."""
-        request.path_params["name"] = request.query_params.get("filename", "")
-        return await self._download(request)
+        return await self._download(request, request.query_params.get("filename", ""))
 
-    async def _download(self, request: Request) -> Response:
-        """Return a file's content, or the requested range of it. If a version was requested, check that the file still has it."""
+    async def _download(self, request: Request, path: str) -> Response:
+        """Return a file's content, or the requested range of it. A plain server ignores Range, If-Range and If-Match."""
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
         is_part = (start, length) != (0, None)
         async with AsyncExitStack() as held:
-            files, folder, name = await held.enter_async_context(self._file(request))
+            files, folder, name = await held.enter_async_context(self._file(request, path))
             reading = await to_thread.run_sync(files.open, name, folder)
             held.push_async_callback(close, reading)
             exact = is_part or (not plain and "if-match" in request.headers)
@@ -125,7 +133,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Open the session of a request for the block. Yield its files and the folder that the request names."""
+        """Yield a session's files, and the folder that the query names. The session counts as in use during the `with` block."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -137,21 +145,199 @@ class FileRoutes:
             yield await session.sandbox(), request.query_params.get("path", "")
 
     @asynccontextmanager
-    async def _file(self, request: Request) -> AsyncIterator[tuple[Files, str, str]]:
-        """Open the session of a request for the block. Yield its files, the folder and the file name in the path."""
+    async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
+        """Split a file's path. Yield the session's files, the file's folder (below the query's `path`), and the file's name."""
         async with self._files(request) as (files, folder):
             try:
-                below, name = split_path(request.path_params["name"])
+                below, name = split_path(path)
             except ValueError as error:
-                raise ProblemError(400, "FilePathInvalid", str(error)) from None
-            yield files, "/".join(filter(None, (folder, below))), name
+                raise ProblemError(400, "FilePathInvalid", str(error)) from error
+            try:
+                yield files, "/".join(filter(None, (folder, below))), name
+            except OSError as error:
+                problem = problem_of(error)
+                if problem.status == 500:
+                    raise  # not about this file
+                raise ProblemError(problem.status, problem.code, f"{path!r:.80}: {problem.message}") from error
+
+
+@asynccontextmanager
+async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
+    """Parse a request's form. Yield its file's name and content, in chunks that can be read within the `with` block.
+
+    Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
+    """
+    labelled = await _labelled(_limited(request, most + _FORM_MARGIN, most))
+    async with _kept_on_disk(labelled) as form:
+        upload = form.get("file")
+        if not isinstance(upload, UploadFile):
+            got = "one without a file name" if upload is not None else "no such part"
+            said = f"the form must have a part 'file' with a file name, got {got}: send the file as multipart/form-data"
+            raise ProblemError(400, "SessionRequestValidationFailed", said)
+        if (upload.size or 0) > most:
+            raise too_large(most)
+        yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
+
+
+@asynccontextmanager
+async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
+    """Parse a request's form and yield it for a `with` block. starlette keeps a large file in this host's temporary folder.
+
+    Errors about that folder say that it is the host's, so that nobody looks for the cause in the session.
+    """
+    try:
+        form = await request.form(max_files=1, max_fields=8)
+    except OSError as error:
+        _logger.error(
+            "cannot keep an upload in this host's folder for temporary files (%s): free some disk there, or set TMPDIR to another folder",
+            error.strerror,
+        )
+        raise _host_problem(error) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _host_problem(error: OSError) -> ProblemError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProblemError(
+            507, "HostStorageFull", "the disk of the server's host is full, not the session's: its operator must free space"
+        )
+    said = "the server cannot write to its host's folder for temporary files: its operator must set TMPDIR to a folder that it may write"
+    return ProblemError(500, "HostStorageUnavailable", said)
+
+
+async def _labelled(request: Request) -> Request:
+    """Return the request with the content type of a form if its body begins like a form, and otherwise without a content type.
+
+    The header cannot be trusted, because Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    """
+    if request.headers.get("content-type", "").startswith("multipart/form-data;"):
+        return request
+    messages, start, more = deque[Message](), b"", True
+    while more and b"\n" not in start and len(start) < _FIRST_LINE:
+        messages.append(await request.receive())
+        start += messages[-1].get("body", b"")
+        more = messages[-1].get("more_body", False)
+    boundary = _BOUNDARY.match(start)
+    headers = [(name, value) for name, value in Headers(scope=request.scope).raw if name != b"content-type"]
+    if boundary:
+        headers.append((b"content-type", b"multipart/form-data; boundary=" + boundary[1]))
+
+    async def receive() -> Message:
+        return messages.popleft() if messages else await request.receive()
+
+    return Request({**request.scope, "headers": headers}, receive)
+
+
+def _limited(request: Request, most: int, shown: int) -> Request:
+    """Limit a request's body to `most` bytes; errors name `shown`. Bytes are counted, as a client can send more than it announced."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large(shown)
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            raise too_large(shown)
+        return message
+
+    return Request(request.scope, receive)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A part of a file that is about to be sent: its content, its length in bytes, and the entity tag of the file's version."""
+
+    chunks: AsyncIterator[bytes]
+    length: int
+    version: str
+
+
+class Downloads:
+    """The downloads of a server.
+
+    A part of up to 8 MiB is read as a whole before its headers are sent, so that their entity tag fits the content. Larger parts are read
+    while they are sent, to spare memory. So are parts over 256 KiB while 8 others of that size are held.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = 0
+
+    async def begin(self, reading: Reading, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
+        """Prepare to send a part of a file. A small part is read at once.
+
+        Args:
+            reading: The open file.
+            start: The first byte.
+            length: How many bytes, or None for all that follow.
+            exact: Whether the client may join this part with others of the same version. If so, the response breaks off if the file
+                changes. If not, the client gets what the file holds when it is read, and a large part has a weak tag.
+            held: The stack that is closed when everything is sent.
+        """
+        left = max(0, reading.size - start)
+        length = left if length is None else min(length, left)
+        if length > _CHUNK and (length > _AHEAD or self._ahead >= _MOST_AHEAD):
+            reading.is_settled = reading.is_settled and exact
+            return Download(_chunks(reading, start, length), length, reading.version)
+        if length > _CHUNK:
+            self._ahead += 1
+            held.callback(self._give_back)
+        data = await to_thread.run_sync(reading.chunk, start, length)
+        return Download(_sliced(data), len(data), reading.version)
+
+    def _give_back(self) -> None:
+        self._ahead -= 1
 
 
 def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
-    """Return the status and the headers that describe which part of a file the response holds."""
     headers = {"content-length": str(download.length)}
     if size == 0 or (length is None and start == 0):
         return 200, headers
     if not download.length:
         return 416, headers | {"content-range": f"bytes */{size}"}
     return 206, headers | {"content-range": f"bytes {start}-{start + download.length - 1}/{size}"}
+
+
+class Sending(StreamingResponse):
+    """A streaming response that owns a stack of resources, and closes it when the response is sent or its client has gone."""
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, held: AsyncExitStack
+    ) -> None:
+        super().__init__(chunks, status, headers, media_type)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, then close the stack."""
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def close(reading: Reading) -> None:
+    """Close a file in a thread, because closing the last descriptor of a deleted file frees all its memory, which takes time."""
+    with CancelScope(shield=True):
+        await to_thread.run_sync(reading.close)
+
+
+async def _chunks(reading: Reading, start: int, length: int) -> AsyncIterator[bytes]:
+    promised = reading.is_settled
+    end = start + length
+    while start < end:
+        try:
+            data = await to_thread.run_sync(reading.chunk, start, min(_CHUNK, end - start))
+        except OSError as error:
+            raise ServiceError(404, "FileNotFound", "the session was ended while its file was sent") from error
+        if not data or (promised and not reading.is_settled):
+            raise ServiceError(412, "FileChanged", "the file changed while it was sent: read it again from its beginning")
+        yield data
+        start += len(data)
+
+
+async def _sliced(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]

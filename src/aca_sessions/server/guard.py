@@ -1,75 +1,75 @@
-"""A check in front of the application, if strangers can reach it: a key, and a Host header that names this server."""
+"""The check in front of an application that others can reach: Host and Origin must name this server, and a request must have its key."""
 
 import hmac
+from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import mcp
-from ..contract.records import ProblemError, encode_problem
-from ..hosting import KNOWS_KEY, Hosting
-from . import metrics_route
-from .journal import Journal
+from ..contract.records import ProblemError
+from ..hosting import KNOWS_KEY, METRICS_PATH, Hosting
 
 
 class Guard:
-    """An ASGI middleware that passes on only requests with the key that name an allowed host.
+    """An ASGI middleware that passes on only requests which name an allowed host and have the key.
 
-    The check of the host prevents that a page in a browser sends requests here under a name of its own (DNS rebinding).
+    Host is checked because a page in a browser can point its own host name at this server's address (DNS rebinding); the browser then sends
+    that name as Host. Origin is checked because a page can also use this server's real name; the browser then sends the page's own host as
+    Origin. starlette's TrustedHostMiddleware does not check Origin and answers 400 in plain text.
     """
 
-    def __init__(self, app: ASGIApp, hosting: Hosting, *, open_paths: frozenset[str], headers: dict[str, str], journal: Journal) -> None:
+    def __init__(
+        self, app: ASGIApp, hosting: Hosting, *, refuse: Callable[[ProblemError], Response], open_paths: frozenset[str] = frozenset()
+    ) -> None:
         """Wrap an application.
 
         Args:
             app: The application.
-            hosting: The keys, and the allowed hosts. If there are no hosts, all are allowed.
-            open_paths: Paths that hold no data and need no key.
-            headers: Headers that every response gets.
-            journal: Counts and logs refused requests.
+            hosting: The keys and the allowed hosts. If it has no key, requests need none; if it has no hosts, all are allowed.
+            refuse: Returns the response to a request that is refused.
+            open_paths: Paths that hold no data and need no key. Host and Origin are checked all the same.
         """
         self._app = app
+        self._refuse = refuse
         self._open_paths = open_paths
-        self._headers = headers
-        self._journal = journal
         self._key = (hosting.api_key or "").encode()
-        self._keys_of_paths = {f"/{metrics_route.PATH}": hosting.metrics_key.encode()} if hosting.metrics_key else {}
-        self._allowed_hosts = hosting.allowed_hosts
+        self._metrics_key = (hosting.metrics_key or "").encode()
+        self._allowed_hosts = frozenset(name.lower() for name in hosting.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with a problem."""
-        problem = self._problem(scope) if scope["type"] == "http" else None
-        if problem is None:
-            await self._app(scope, receive, send)
-            return
-        self._journal.refused(problem, "any", stranger=True)
-        response = JSONResponse(encode_problem(problem), problem.status, headers=self._headers | {"x-ms-error-code": problem.code})
-        await response(scope, receive, send)
+        """Pass an allowed request on to the application, or send the response that refuses it. Only HTTP requests are checked."""
+        problem = self._check(scope) if scope["type"] == "http" else None
+        app = self._app if problem is None else self._refuse(problem)
+        await app(scope, receive, send)
 
-    def _problem(self, scope: Scope) -> ProblemError | None:
-        headers = Headers(scope=scope)
-        if self._allowed_hosts and _host_name(headers.get("host", "")) not in self._allowed_hosts:
-            return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
-        if self._allowed_hosts and "origin" in headers and _host_name(headers["origin"].partition("://")[2]) not in self._allowed_hosts:
-            return ProblemError(403, "OriginNotAllowed", "the Origin header names a page that is none of this server's")
-        if scope["path"] in self._open_paths or not self._key:
+    def _check(self, scope: Scope) -> ProblemError | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._allows(f"//{host}"):
+            said = f"the Host header must name a host of this server, got {host!r:.80}: start the server with --allowed-host to accept it"
+            return ProblemError(403, "HostNotAllowed", said)
+        if origin is not None and not self._allows(origin):
+            said = (
+                f"the Origin header must name a host of this server, got {origin!r:.80}: start the server with --allowed-host to accept it"
+            )
+            return ProblemError(403, "OriginNotAllowed", said)
+        if path in self._open_paths or not self._key:
             return None
-        accepted = (self._key, self._keys_of_paths.get(scope["path"], self._key))
-        if not any(hmac.compare_digest(given, key) for given in _keys(headers) for key in accepted):
-            return ProblemError(401, "Unauthorized", f"this server's key is needed, as a Bearer token or in the header {mcp.KEY_HEADER}")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = [headers.get(mcp.KEY_HEADER, ""), token.strip() if scheme.lower() == "bearer" else ""]
+        accepted = [self._key, self._metrics_key] if self._metrics_key and path == f"/{METRICS_PATH}" else [self._key]
+        # Every pair is compared, so that the time shows neither which one matches nor how many bytes do.
+        if not sum(hmac.compare_digest(one.encode("utf-8", "replace"), key) for one in given for key in accepted):
+            said = f"the request must have this server's key: send it in the header Authorization as 'Bearer KEY', or in {mcp.KEY_HEADER}"
+            return ProblemError(401, "Unauthorized", said)
         scope.setdefault("state", {})[KNOWS_KEY] = True
         return None
 
-
-def _keys(headers: Headers) -> list[bytes]:
-    """Return the keys of a request: a Bearer token, and the header that pools have for their keys."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    given = [headers.get(mcp.KEY_HEADER, ""), token.strip() if scheme.lower() == "bearer" else ""]
-    return [key.encode("utf-8", "replace") for key in given]
-
-
-def _host_name(header: str) -> str:
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
+    def _allows(self, address: str) -> bool:
+        try:
+            return not self._allowed_hosts or urlsplit(address).hostname in self._allowed_hosts
+        except ValueError:  # brackets that enclose no IPv6 address
+            return False

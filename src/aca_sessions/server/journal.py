@@ -1,27 +1,107 @@
-"""What operators see of one server: metrics, and lines of the audit log if there is one. Names are hashed; contents are never written."""
+"""What operators see of one server: metrics, and lines of the audit log if there is one.
 
+Names of sessions are hashed. Output and files are never written, and the code of cells only if `audit_code` is set.
+"""
+
+import errno
 import hashlib
+import json
+import logging
+import os
+import stat
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 
 from .. import telemetry
 from ..contract.records import ExecutionCall, ProblemError
+from ..errors import ConfigurationError
 from ..hosting import Hosting
 from ..models import CodeExecutionResult
-from .audit import AuditLog
+
+_logger = logging.getLogger("aca_sessions")
+_OTHERS = 0o077
+
+
+class AuditLog:
+    """A file with one JSON object a line, which only its owner can read. If the file is moved away to rotate it, a new one is opened."""
+
+    def __init__(self, path: str) -> None:
+        """Open the file, or create it. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
+        self._path = path
+        self._torn = False
+        self._lost = 0
+        try:
+            self._file = self._opened()
+        except OSError as error:
+            raise ConfigurationError(f"ACASessions:Audit:File: {path} cannot be written ({error.strerror}): name another file") from error
+        found = os.fstat(self._file)
+        if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
+            os.close(self._file)
+            mode = stat.S_IMODE(found.st_mode)
+            raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
+
+    def write(self, event: str, **fields: object) -> None:
+        """Append an event with the time. Of failures in a row only the first is logged; the next event counts them as `lost_before`."""
+        if self._lost:
+            fields["lost_before"] = self._lost
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        line = json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        try:
+            self._append(line)
+        except OSError as error:
+            self._lose(error)
+        else:
+            self._lost = 0
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _append(self, line: bytes) -> None:
+        """Append a line in one write(2), so that lines of several processes do not mix. If a full disk cut off a line, end that first."""
+        self._reopen_if_moved()
+        whole = b"\n" + line if self._torn else line
+        written = os.write(self._file, whole)
+        self._torn = written < len(whole) and (written > 0 or self._torn)
+        if written < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _lose(self, error: OSError) -> None:
+        self._lost += 1
+        telemetry.audit_lost()
+        if self._lost == 1:
+            _logger.error(
+                "cannot write to the audit log %s (%s): events are lost until it can be written again", self._path, error.strerror
+            )
+
+    def _reopen_if_moved(self) -> None:
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self._file)):
+            moved, self._file = self._file, self._opened()
+            self._torn = False
+            os.close(moved)
+
+    def _opened(self) -> int:
+        # O_NONBLOCK: if the path is a FIFO, neither a missing nor a slow reader can block the server (fifo(7)).
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+
 
 _REFUSALS_A_SECOND = 20  # strangers must not be able to fill the disk
 
 
 class Journal:
-    """The one place that decides what is counted and logged of sessions, cells, files and requests."""
+    """The metrics and the audit log of one server. Only this class decides what is counted and logged."""
 
     def __init__(self, hosting: Hosting) -> None:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
+        self.writes = self._audit is not None
         self._with_code = hosting.audit_code
         self._key = _fingerprint(hosting.api_key) if hosting.api_key and hosting.audit else None
-        self._second = self._refusals = self._unsaid = 0
+        self._second = self._refusals = self._skipped = 0
 
     def session_began(self, identifier: str) -> None:
         """Record the start of a session."""
@@ -29,19 +109,12 @@ class Journal:
         self._write("session_begun", identifier, {})
 
     def session_ended(self, identifier: str, reason: str, seconds: float) -> None:
-        """Record the end of a session, after `seconds`."""
+        """Record the end of a session: its reason, and how many seconds the session lasted."""
         telemetry.session_ended(reason)
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
 
-    def running(self) -> AbstractContextManager[None]:
-        """Count a cell as running during the block."""
-        return telemetry.cell_running()
-
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
-        """Record the result of an execution."""
-        telemetry.cell_ended(result)
-        if self._audit is None:
-            return
+        """Write to the audit log how a cell ended: outcome, state, sizes, duration; and its code if `audit_code` is set."""
         sizes = {"code_length": len(call.code), "stdout_length": len(result.stdout), "stderr_length": len(result.stderr)}
         verdict = {"outcome": telemetry.outcome(result), "state": result.state.kind, "reason": result.state.reason}
         code = {"code": call.code} if self._with_code else {}
@@ -49,13 +122,17 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """Record another successful request on a session, such as an upload."""
+        """Write to the audit log a request that is not a cell, such as an upload, with its fields and duration in seconds."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Record a request that was answered with a problem. Of more than 20 in one second only their number is logged.
+        """Count a request if a limit refused it. Log at most 20 refusals a second, and with the next one how many were left out.
 
-        The request of a `stranger` was refused before its key was accepted.
+        Args:
+            problem: The error that was sent.
+            route: The method and the pattern of the path.
+            identifier: The session's, which is logged as a hash.
+            stranger: Whether the request was refused before its key was accepted. The log then names no key.
         """
         if problem.code in telemetry.LIMITS:
             telemetry.refused(problem.code)
@@ -65,10 +142,10 @@ class Journal:
         self._refusals = self._refusals + 1 if second == self._second else 1
         self._second = second
         if self._refusals > _REFUSALS_A_SECOND:
-            self._unsaid += 1
+            self._skipped += 1
             return
-        unsaid, self._unsaid = ({"unsaid_before": self._unsaid} if self._unsaid else {}), 0
-        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **unsaid}, stranger=stranger)
+        skipped, self._skipped = ({"unsaid_before": self._skipped} if self._skipped else {}), 0
+        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **skipped}, stranger=stranger)
 
     def close(self) -> None:
         """Close the audit log."""
@@ -84,8 +161,5 @@ class Journal:
 
 
 def _fingerprint(key: str) -> str:
-    """Return a fingerprint of a key, to distinguish keys in the log.
-
-    scrypt makes guessing the key from it slow: a human may have chosen the key.
-    """
+    """Return a fingerprint of a key for the log. scrypt is slow, so a reader of the log cannot find a weak key by trying many."""
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

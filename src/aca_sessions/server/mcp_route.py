@@ -1,4 +1,7 @@
-"""The pool's MCP endpoint: POST requests that are answered at once. An "environment" of its tools is a session of this server."""
+"""The MCP endpoint of a pool: each POST request holds one JSON-RPC message and gets one JSON response.
+
+What its tools call an environment is a session of this server.
+"""
 
 import uuid
 from collections.abc import Mapping
@@ -6,33 +9,34 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import mcp, shell, values
-from ..contract.records import DRAINING, ExecutionCall, ProblemError
+from ..contract import flat, mcp, shell
+from ..contract.records import DRAINING, ExecutionCall, ProblemError, type_name
 from ..hosting import Hosting
-from .requests import checked_identifier
+from ..models import CodeExecutionResult
+from .routing import Routes, checked_identifier, read_json
 from .sessions import Sessions
-from .table import Routes
-from .uploads import limited
 
 _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
 
 
 class McpRoute:
-    """The handler of Azure's three tools, for the sessions of one server. The guard checks the key, as for all routes."""
+    """The handler of the MCP endpoint and of Azure's three tools, for the sessions of one server. The guard checks the key."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._most = hosting.max_request
 
     def table(self) -> Routes:
-        """Return the one route."""
+        """Return the only route: POST of the MCP endpoint."""
         return [(mcp.PATH, "POST", self.answer)]
 
     async def answer(self, request: Request) -> Response:
-        """Answer one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
-        message = values.parse(await limited(request, self._most, self._most).body())
+        """Respond to one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
+        message = await read_json(request, self._most)
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
-            return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, "this is no JSON-RPC request"), 400)
+            got = f"an object with {type_name(message.get('method'))} there" if isinstance(message, Mapping) else type_name(message)
+            said = f"the body must be a JSON-RPC request, an object with text in 'method', got {got}"
+            return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, said), 400)
         if "id" not in message:
             return Response(status_code=202)
         return JSONResponse(await self._answered(message))
@@ -48,13 +52,16 @@ class McpRoute:
                 return mcp.encode_answer(id, {"tools": mcp.TOOLS})
             case "tools/call":
                 return await self._called(id, message.get("params"))
-        return mcp.encode_error(id, mcp.UNKNOWN_METHOD, "there are initialize, ping, tools/list and tools/call")
+        said = f"'method' must be initialize, ping, tools/list or tools/call, got {message['method']!r:.80}"
+        return mcp.encode_error(id, mcp.UNKNOWN_METHOD, said)
 
     async def _called(self, id: object, params: object) -> dict[str, object]:
         name = params.get("name") if isinstance(params, Mapping) else None
         arguments = params.get("arguments") or {} if isinstance(params, Mapping) else None
         if name not in _TOOLS or not isinstance(arguments, Mapping):
-            return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, f"'params' has no 'name' of {', '.join(_TOOLS)} with 'arguments'")
+            got = f"the name {name!r:.80} and {type_name(arguments)} as arguments" if isinstance(params, Mapping) else type_name(params)
+            said = f"'params' must be an object with a 'name' of {', '.join(_TOOLS)}, and with an object 'arguments', got {got}"
+            return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, said)
         try:
             return mcp.encode_answer(id, await self._use(str(name), arguments))
         except ProblemError as problem:
@@ -65,7 +72,7 @@ class McpRoute:
     async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
         match tool:
             case mcp.RUN_PYTHON:
-                return await self._run(arguments, ExecutionCall(code=values.checked_code(arguments, "pythonCode")))
+                return await self._run(arguments, ExecutionCall(code=flat.decode_code(arguments, "pythonCode")))
             case mcp.RUN_COMMAND:
                 return await self._run(arguments, ExecutionCall(code="", command=shell.decode_command(arguments)))
         return await self._launch()
@@ -77,10 +84,9 @@ class McpRoute:
         return mcp.encode_launched(session.identifier)
 
     async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
-        """Run a cell in an existing environment. Raise ProblemError if there is none: a model must learn that its environment has ended."""
-        identifier = checked_identifier(str(arguments.get("environmentId", "")))
+        """Run a cell or command in an existing session. A new one would hide from the model that the session it means has ended."""
+        identifier = checked_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         await execution.done.wait()
-        execution.note_fetched()
-        return mcp.encode_ran(execution.result, command=call.command is not None)
+        return mcp.encode_ran(execution.fetch().result or CodeExecutionResult(), command=call.command is not None)

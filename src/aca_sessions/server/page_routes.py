@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .table import Routes
+from ..client.snippets import source_of
+from .routing import Routes
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -15,7 +16,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".py": "text/plain; charset=utf-8",
 }
-_CELLS = ("variables.py", "complete.py", "reset.py")
+_SNIPPETS = ("variables", "complete", "reset")
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -40,11 +41,10 @@ _HEADERS = {
 
 
 def page_routes() -> Routes:
-    """Return the routes of the page's files, each at its own path, and of the cells that the page sends to sessions like a client."""
+    """Return the routes: the page at the root, and below playground/ its other files and the code that it runs in sessions."""
     folder = files(__package__) / "playground"
     parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _type(part.name)}
-    cells = files("aca_sessions.client.cells")  # as text: nothing of the client is imported here
-    parts |= {f"playground/cells/{name}": cells.joinpath(name).read_bytes() for name in _CELLS}
+    parts |= {f"playground/snippets/{name}.py": source_of(name).encode() for name in _SNIPPETS}
     page = parts.pop("playground/page.html")
     return [
         ("", "GET", _answering(page, _TYPES[".html"])),
@@ -60,5 +60,4 @@ def _answering(content: bytes, kind: str) -> Callable[[Request], Awaitable[Respo
 
 
 def _type(name: str) -> str:
-    """Return the media type of a file, or "" if it is not part of the page."""
     return _TYPES.get(PurePosixPath(name).suffix, "")

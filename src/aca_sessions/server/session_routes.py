@@ -1,31 +1,39 @@
-"""The routes of sessions: get, list, end; and what the server reports of itself."""
+"""The routes of sessions: get, list and end, packages, checkpoints and branches; and what the server reports of itself."""
 
+import asyncio
 from datetime import UTC, datetime
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, flat, management
+from ..contract import extensions, flat
 from ..contract.records import ProblemError
-from ..hosting import Hosting
+from ..contract.versions import VERSIONS
+from ..hosting import METRICS_PATH, Hosting
+from ..ledger import format_position
 from ..models import SessionInfo
-from .requests import addressed, check_has_sessions, skip_of, version_of
-from .sessions import Sessions
-from .table import Routes
+from ..sandbox.sandbox import Sandbox
+from .routing import Routes, addressed, check_has_sessions, note, read_json, skip_of
+from .sessions import HostedSession, Sessions
+
+_MAX_REQUEST = 64 << 10
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class SessionRoutes:
-    """The handlers of sessions, for those of one server. A request about a session does not prolong it."""
+    """The handlers that describe, list and end the sessions of one server. Such requests do not restart a session's cool-down."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes: Azure's, the health check, and the isolation report if extensions are offered."""
+        """Return the routes: Azure's, the health check, and the isolation report and metrics if they are offered."""
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
+            *([] if self._hosting.metrics is None else [(METRICS_PATH, "GET", self.metrics)]),
             ("session", "GET", self.session),
             ("session", "DELETE", self.delete_session),
             ("listSessions", "GET", self.list_sessions),
@@ -36,56 +44,64 @@ class SessionRoutes:
         ]
 
     async def health(self, _request: Request) -> Response:
-        """Return whether the server can give sessions, and how full it is. The status is 503 if it cannot."""
+        """Return whether new sessions can be opened, how many there are, and the limit. The status is 503 if none can be opened."""
         status = "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
         body = extensions.encode_health(len(self._sessions), self._sessions.most, status=status)
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def isolation(self, _request: Request) -> Response:
-        """Return what separates sessions from this host. It is found by trying, once."""
+        """Return what separates sessions from this host. The first request finds that out by trying, and later ones get the same report."""
         return JSONResponse(await self._isolation())
 
+    async def metrics(self, _request: Request) -> Response:
+        """Return the metrics of this process, in Prometheus's text format. They contain no names of sessions."""
+        if self._hosting.metrics is None:
+            raise ProblemError(404, "NotFound", "this server has no metrics: start it with --metrics")
+        return Response(await to_thread.run_sync(self._hosting.metrics), media_type=_PROMETHEUS)
+
     async def session(self, request: Request) -> Response:
-        """Return what is known of a session. The request does not prolong it."""
+        """Return the description of a session. The request does not restart its cool-down."""
         session = self._sessions.find(self._addressed(request))
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. A pool names as the cause if it was idle for too long, so that callers who come back read that it expired."""
+        """End a session. Later results give the cause: `expired` if the request says so, as a pool's does for an idle session."""
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
         return Response(status_code=204)
 
     async def list_sessions(self, request: Request) -> Response:
-        """List the sessions of this server, page by page."""
+        """Return a page of at most 300 sessions of this server, beginning at the query's `skip`."""
         check_has_sessions(request)
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        told = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
-        return JSONResponse({"sessions": told})
+        shown = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
+        return JSONResponse({"sessions": shown})
 
     async def metadata(self, request: Request) -> Response:
-        """Return the Python and the packages of sessions."""
+        """Return the Python version and the packages of sessions. A server with extensions adds the isolation report."""
         check_has_sessions(request)
         body = flat.encode_metadata(*await self._sessions.environment())
-        ours = {} if self._hosting.plain else {extensions.RICH_MEMBER: {"isolation": await self._isolation()}}
-        return JSONResponse(body | ours)
+        if not self._hosting.plain:
+            body[extensions.RICH_MEMBER] = {"isolation": await self._isolation()}
+        return JSONResponse(body)
 
     async def managed_session(self, request: Request) -> Response:
         """Return the same as `session`, in the format of Azure's management API."""
         session = self._sessions.find(addressed(request, plain=self._hosting.plain)[1])
-        return JSONResponse(management.encode_session(self._sessions.info(session)))
+        return JSONResponse(flat.encode_managed_session(self._sessions.info(session)))
 
     async def managed_sessions(self, request: Request) -> Response:
         """Return the same as `listSessions`, in the format of Azure's management API."""
-        version_of(request)
+        _ = VERSIONS[request.query_params.get("api-version", "")]  # raises for an api-version that is not served
         skip = skip_of(request)
         infos, total = self._sessions.infos(skip), len(self._sessions)
-        return JSONResponse(management.encode_sessions(infos, total, skip, str(request.url.replace(query=""))))
+        return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
-        """Raise ProblemError (400): only sessions of containers are stopped this way. Those of interpreters are deleted."""
+        """Raise ProblemError (400): Azure has this request only for sessions of custom containers. Other sessions are deleted."""
         addressed(request, plain=self._hosting.plain)
-        raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
+        said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
+        raise ProblemError(400, "SessionRequestNotSupported", said)
 
     async def _isolation(self) -> dict[str, object]:
         report = await self._sessions.isolation()
@@ -99,3 +115,126 @@ class SessionRoutes:
 
 def _live(info: SessionInfo) -> dict[str, object]:
     return {extensions.RICH_MEMBER: extensions.encode_live(info, (datetime.now(UTC) - info.last_used).total_seconds())}
+
+
+class PackageRoutes:
+    """The handlers that list, install and remove packages in the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        self._sessions = sessions
+        self._hosting = hosting
+
+    def table(self) -> Routes:
+        """Return the routes, all of them extensions. A plain server has none."""
+        path = extensions.PACKAGES_PATH
+        if self._hosting.plain:
+            return []
+        return [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
+
+    async def packages(self, request: Request) -> Response:
+        """Return the names and versions of the packages that were installed in a session."""
+        sandbox = await self._session(request).sandbox()
+        return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
+
+    async def install(self, request: Request) -> Response:
+        """Install packages in a session, except those that are present. Return the outcome as a cell's result."""
+        requirements, timeout = extensions.decode_installation(await read_json(request, _MAX_REQUEST))
+        session = self._session(request)
+        with session.used():
+            sandbox = await session.sandbox()
+            session.has_state = True
+            result = await sandbox.packages.install(requirements, timeout=timeout)
+        note(request, "install", requirements=len(requirements), success=result.success)
+        return JSONResponse(extensions.encode_outcome(result))
+
+    async def uninstall(self, request: Request) -> Response:
+        """Remove packages that were installed in a session. Return the outcome as a cell's result."""
+        names = request.query_params.get("names", "").split(",")
+        session = self._session(request)
+        with session.used():
+            sandbox = await session.sandbox()
+            result = await sandbox.packages.uninstall(names)
+        note(request, "uninstall", requirements=len(names), success=result.success)
+        return JSONResponse(extensions.encode_outcome(result))
+
+    def _session(self, request: Request) -> HostedSession:
+        _, identifier = addressed(request, plain=False)
+        session = self._sessions.get(identifier)
+        request.state.session = session
+        return session
+
+
+class TimelineRoutes:
+    """The handlers of checkpoints, rollbacks and branches, for the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        self._sessions = sessions
+        self._plain = hosting.plain or hosting.shell
+
+    def table(self) -> Routes:
+        """Return the routes, all of them extensions. A plain server and a pool of shells have none."""
+        if self._plain:
+            return []
+        return [
+            (extensions.CHECKPOINTS_PATH, "POST", self.take),
+            (extensions.CHECKPOINTS_PATH, "GET", self.list),
+            (extensions.CHECKPOINT_PATH, "DELETE", self.drop),
+            (extensions.ROLLBACK_PATH, "POST", self.roll_back),
+            (extensions.BRANCHES_PATH, "POST", self.branch),
+        ]
+
+    async def take(self, request: Request) -> Response:
+        """Take a checkpoint of a session and return its description."""
+        name = extensions.decode_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
+        session = self._session(request)
+        with session.used():
+            checkpoint = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
+        return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()))
+
+    async def list(self, request: Request) -> Response:
+        """Return the checkpoints of a session, the oldest first."""
+        session = self._session(request)
+        with session.used():
+            checkpoints = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
+        return JSONResponse(extensions.encode_checkpoints([checkpoint.describe() for checkpoint in checkpoints]))
+
+    async def drop(self, request: Request) -> Response:
+        """Remove a checkpoint."""
+        session, id = self._session(request), request.path_params["id"]
+        with session.used():
+            await session.executions.in_turn(lambda sandbox: sandbox.forget(id))
+        return Response(status_code=204)
+
+    async def roll_back(self, request: Request) -> Response:
+        """Roll a session back to a checkpoint, by default the latest. Return the checkpoint and the new position in the ledger."""
+        asked = await read_json(request, _MAX_REQUEST, default=b"{}")
+        id, name = extensions.decode_name(asked, "id"), extensions.decode_name(asked, "name")
+        session = self._session(request)
+        with session.used():
+            checkpoint, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
+        body = extensions.encode_checkpoint(checkpoint.describe())
+        return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
+
+    async def branch(self, request: Request) -> Response:
+        """Create sessions that continue from a session's state: all of them, or none. Return the first position in each new ledger."""
+        identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
+        session = self._session(request)
+        branches: list[HostedSession] = []
+
+        async def act(sandbox: Sandbox) -> None:
+            branches.extend(await self._sessions.branch(sandbox, identifiers, reseed=reseed))
+
+        with session.used():
+            try:
+                await session.executions.in_turn(act)
+            except asyncio.CancelledError:  # they are made anyway, and no caller would end them
+                session.executions.later_in_turn(lambda _sandbox: self._sessions.take_back(branches))
+                raise
+        here = session.ledger.position
+        _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here, otherwise=session.ledger.fetched)
+        positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
+        return JSONResponse(extensions.encode_branched(record, positions))
+
+    def _session(self, request: Request) -> HostedSession:
+        session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])
+        return session

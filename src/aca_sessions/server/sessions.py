@@ -1,7 +1,7 @@
-"""The sessions of a server: identifier → sandbox. One is opened at its first use and ends after a cool-down; their number is limited.
+"""The sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down; their number is limited.
 
-Unlike the client's pool, a server knows no leases: it knows only when a session was used last. Decisions contain no `await`. What they ask
-to open or close runs in the background.
+Unlike the client's pool, a server knows no leases, only when each session was used last. Decisions contain no `await`, so that no other
+request can change the sessions in the middle of one. Sandboxes open and close in the background.
 """
 
 import asyncio
@@ -16,18 +16,17 @@ from typing import Self, TypeVar
 from weakref import WeakSet
 
 from .. import telemetry
-from ..contract.flat import GUID_HEADER
 from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionCall, ProblemError
 from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
+from ..lifetime import Tasks
 from ..models import SessionInfo
-from ..sandbox.memory import Memory
+from ..sandbox.limits.capacity import open_descriptors, room_for_sessions
+from ..sandbox.limits.memory import Memory
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
-from ..sandbox.shortage import open_descriptors, room_for_sessions
-from ..tasks import Tasks
 from .executions import Executions, RunningExecution, no_execution
 from .journal import Journal
 
@@ -51,7 +50,7 @@ class HostedSession:
         journal: Journal,
         open_again: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
-        """Take a sandbox that is still being opened.
+        """Create a session whose sandbox is still being opened.
 
         Args:
             identifier: The name of the session, which is a secret.
@@ -59,7 +58,7 @@ class HostedSession:
             opening: The sandbox, once it is open.
             default_timeout: The time limit of cells that have none of their own, in seconds.
             journal: Counts and logs what happens.
-            open_again: Opens another sandbox if this one dies before anything could be lost. None if that is not possible.
+            open_again: Opens another sandbox if this one dies before anything could be lost.
         """
         self.identifier = identifier
         self.ledger = ledger
@@ -68,18 +67,18 @@ class HostedSession:
         self.executions = Executions(self, default_timeout, journal=journal)
         self.created = self.last_used = datetime.now(UTC)
         self.etag = uuid.uuid4().hex
-        self._new = True
+        self.is_new = True  # until the first response about it
         self._users = 0
         self._opening = opening
         self._open_again = open_again
 
     async def sandbox(self) -> Sandbox:
-        """Return the sandbox when it is open. Raise if it could not be opened."""
+        """Wait until the sandbox is open and return it. Raise the error of the opening if it failed."""
         # A caller that is cancelled must not cancel the opening for all.
         return await asyncio.shield(self._opening)
 
     async def renew(self) -> bool:
-        """Open another sandbox if this one died before anything could be lost. Return whether that was so."""
+        """Open another sandbox if the fork server died before the session had anything to lose. Return whether another was opened."""
         if self.has_state or self._open_again is None:
             return False
         sandbox = await self.sandbox()
@@ -92,32 +91,32 @@ class HostedSession:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a cell or a request uses it now."""
+        """Return whether a cell runs or waits, or a request uses the session now."""
         return self._users > 0 or self.executions.unfinished > 0
 
     @property
     def usable(self) -> bool:
-        """Return whether it can run cells: its sandbox is open or being opened, and the fork server is alive."""
+        """Return whether the session can run cells: its sandbox is being opened, or is open and the fork server is alive."""
         if not self._opening.done():
             return True
         return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
 
     @property
     def is_starting(self) -> bool:
-        """Return whether a request waits for its sandbox or its first interpreter."""
+        """Return whether the sandbox is being opened, or a request waits for its interpreter to start."""
         if not self._opening.done():
             return True
         return self.usable and self.in_use and self._opening.result().running is None
 
     @property
     def memory(self) -> Memory | None:
-        """Return the counter of its memory, or None until its sandbox is open."""
+        """Return the counter of the session's memory, or None if its sandbox is not open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Mark it as in use during the block, so that it is not ended to make room."""
+        """Keep the session in use during the `with` block, so that neither its cool-down nor a full server ends it."""
         self._users += 1
         self.touch()
         try:
@@ -126,22 +125,17 @@ class HostedSession:
             self._users -= 1
             self.touch()
 
-    def take_headers(self) -> dict[str, str]:
-        """Return the headers that Azure sends about a session with each response. Only the first response marks it as new."""
-        new, self._new = self._new, False
-        return {GUID_HEADER: self.etag, "x-ms-new-allocation": str(new).lower()}
-
     def touch(self) -> None:
-        """Restart its cool-down."""
+        """Restart the session's cool-down."""
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
-        """Record in the ledger that its fork server died, if anything was lost with it. Do nothing if that is recorded already."""
+        """Record in the ledger that the fork server died, if the session had anything to lose. Do nothing if that is recorded already."""
         if self.has_state and self.memory is not None:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End it and the cell that runs. All its executions get results. `cause` is the reason in those results."""
+        """End the sandbox and wait until all executions have results. The results of unfinished cells name `cause`."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -154,13 +148,7 @@ class Sessions:
     """The sessions of one server, and the decisions about them: open, find, evict, end."""
 
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
-        """Prepare a server without sessions.
-
-        Args:
-            sandboxes: Where sandboxes are opened.
-            hosting: How many sessions it hosts, and for how long.
-            default_timeout: The time limit of cells that have none of their own, in seconds.
-        """
+        """Prepare a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
         self._most_starting = hosting.max_starting
@@ -172,7 +160,7 @@ class Sessions:
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
         self._starting: WeakSet[HostedSession] = WeakSet()  # pruned before it is counted: some have started meanwhile
         self._ledgers: OrderedDict[str, Ledger] = OrderedDict()  # of sessions that ended
-        self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
+        self._cancelled_early: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
         self._since = datetime.now(UTC)
         self.draining = False  # if set, new sessions are refused and existing ones are served
         self._tasks = Tasks()
@@ -188,17 +176,17 @@ class Sessions:
         return self._sandboxes.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
-        """Return the guests' Python, its packages, and since when the server has run."""
+        """Return the version of the sessions' Python, the names and versions of its packages, and when the server started."""
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host. It is found by trying, at the first call; a failure is tried again."""
+        """Return what separates sessions from this host. The first call finds out by trying; after a failure, the next tries again."""
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier, or open one. A session whose sandbox died is replaced.
+        """Return the session of an identifier, and open it if there is none. A session whose sandbox failed or died is replaced.
 
         Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions start.
         """
@@ -211,33 +199,38 @@ class Sessions:
         if session is None:
             session = self._add(identifier)
         self._sessions.move_to_end(identifier)
-        session.touch()
+        session.last_used = datetime.now(UTC)
         return session
 
     def find(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier. Raise ProblemError (400) if there is none, or 503 if the server drains."""
+        """Return the session of an identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
         session = self._sessions.get(identifier)
         if session is None:
-            self._check_is_ours()
-            raise ProblemError(400, NO_SESSION, "there is no session with this identifier")
+            self._check_not_draining()
+            said = "there is no session with this identifier: check the identifier, or run a cell or upload a file to begin one"
+            raise ProblemError(400, NO_SESSION, said)
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accept a cell and return its execution. It never starts if it was interrupted before it arrived."""
-        # Values are None, so the default `self` means that there was no entry.
-        forestalled = self._forestalled.pop((identifier, id), self) is None
-        return self.get(identifier).executions.start(id, call, cancelled=forestalled)
+        """Accept a cell and return its execution. The cell never starts if `interrupt` was called with its id before it arrived."""
+        cancelled_early = (identifier, id) in self._cancelled_early
+        if cancelled_early:
+            del self._cancelled_early[identifier, id]
+        return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError (404) if the session does not have it, whether or not the session exists."""
+        """Return an execution of a session. Raise ProblemError: 410 if its result was dropped, 404 if it is unknown.
+
+        If the session is unknown and the server drains, the status is 503, because another server may have it.
+        """
         session = self._sessions.get(identifier)
         if session is None:
-            self._check_is_ours()
-            raise no_execution()
+            self._check_not_draining()
+            raise no_execution(id)
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If it has not arrived yet, keep it from starting: its caller was cancelled before its request came."""
+        """Interrupt an execution. If the request to start it has not arrived yet, its cell will not start then."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -245,13 +238,13 @@ class Sessions:
                 return
         except ProblemError:
             pass
-        _remember(self._forestalled, (identifier, id), None)
+        _remember(self._cancelled_early, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
-        """Create sessions that continue from the state of a sandbox: all of them, or none.
+        """Create sessions that continue from the state of a sandbox: all of them, or none. `reseed` gives each new random seeds.
 
-        Raise ProblemError (409) if an identifier is in use. Identifiers are reserved before the first await, so that no other session takes
-        one meanwhile.
+        Raise ProblemError: 409 if an identifier is in use, 429 if the server is full. Identifiers are reserved before the first await, so
+        that no other request takes them.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -267,8 +260,10 @@ class Sessions:
         return [session for session, _ in reserved]
 
     def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
-        if any(identifier in self._sessions for identifier in identifiers):
-            raise ProblemError(409, "SessionExists", "there is a session with this identifier already: give the branch another one")
+        if taken := [number for number, identifier in enumerate(identifiers, 1) if identifier in self._sessions]:
+            # The number and not the identifier, which is a secret.
+            said = f"identifier {taken[0]} of {len(identifiers)} is in use by a session already: give that branch another one"
+            raise ProblemError(409, "SessionExists", said)
         reserved = []
         try:
             for identifier in identifiers:
@@ -289,18 +284,21 @@ class Sessions:
     async def _give_back(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
         for session, opened in reserved:
             if not opened.done():
-                opened.set_exception(GuestDiedError("the branch could not be made: make another one"))
+                opened.set_exception(GuestDiedError("this branch was not made, because another of the same request failed: make new ones"))
                 opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
                 self._drop(session, "deleted", cause=None)
             await self._tasks.to_its_end(session.close())
 
     async def take_back(self, branches: Sequence[HostedSession]) -> None:
-        """End branches whose caller was cancelled and does not know them."""
+        """End branches that were made for a cancelled caller, because it does not know them. Skip those that have ended already."""
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
-        """End a session at its owner's request. `cause` is the reason that callers which still use it will read."""
+        """End a session at its owner's request. Raise ProblemError (400) if there is none.
+
+        Callers that still use the session find `cause` in their next result. "terminated" is reported only to callers that send a position.
+        """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
         if cause == "terminated":  # an end on purpose is not reported to clients that come later
@@ -308,11 +306,11 @@ class Sessions:
         await self._tasks.to_its_end(session.close(cause))
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
-        """Return what is known of `count` sessions after the first `skip`, the least recently used first."""
+        """Return the descriptions of `count` sessions after the first `skip`, the least recently used first."""
         return [self.info(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
     def info(self, session: HostedSession) -> SessionInfo:
-        """Return what is known of a session."""
+        """Return the description of a session: its times, whether it is in use, its memory in bytes, and which execution runs."""
         return SessionInfo(
             session_id=session.identifier,
             created=session.created,
@@ -320,20 +318,20 @@ class Sessions:
             expires=session.last_used + self._cooldown if self._cooldown is not None else None,
             is_active=session.in_use,
             memory=session.memory.used() if session.memory is not None else None,
-            running=session.executions.running,
+            running=running.id if (running := session.executions.running) is not None else None,
         )
 
     def memory_used(self) -> int:
-        """Return the bytes that all sessions and their files use now. A branch shares its session's count, which is added once."""
+        """Return how many bytes all sessions and their files use now. A counter that a session shares with its branches is added once."""
         return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
 
     async def finish(self, within: float) -> None:
-        """Wait for the cells that run, at most `within` seconds."""
+        """Wait until all executions have results, at most `within` seconds."""
         finishing = [session.executions.finish() for session in self._sessions.values()]
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions. Cells that still run get results that report it."""
+        """End all sessions and close the journal. Cells that still run get results that say so."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
@@ -345,7 +343,7 @@ class Sessions:
         self.journal.close()
 
     def _add(self, identifier: str) -> HostedSession:
-        self._check_is_ours()
+        self._check_not_draining()
         self._check_not_too_many_start()
         self._check_descriptors()
         self._make_room()
@@ -372,7 +370,7 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Take a session out of the table and remember its ledger. Add an entry with the cause of the end if anything was lost."""
+        """Forget a session, but keep its ledger. The caller must close it. The journal gets `reason`, and the ledger `cause`."""
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
@@ -380,31 +378,34 @@ class Sessions:
         _remember(self._ledgers, session.identifier, session.ledger)
         self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
-    def _check_is_ours(self) -> None:
-        """Raise ProblemError (503) if this server drains. Behind a proxy, a session that it does not have is another server's by now."""
+    def _check_not_draining(self) -> None:
+        """Raise ProblemError (503) if this server drains, because behind a proxy another server may have the session by now."""
         if self.draining:
-            raise ProblemError(503, DRAINING, "this server is about to stop and takes no new sessions: ask again, or another one")
+            raise ProblemError(
+                503, DRAINING, "this server is about to stop and accepts no new sessions: repeat the request, or use another server"
+            )
 
     def _check_not_too_many_start(self) -> None:
-        """Raise ProblemError (503) if a new session would only wait, because fork servers start sessions one after the other."""
+        """Raise ProblemError (503) if too many sessions are starting, because fork servers start them one after the other."""
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
         if len(self._starting) >= self._most_starting:
-            waiting = f"{len(self._starting)} new sessions wait to be started, as many as this server lets wait"
-            raise ProblemError(503, TOO_MANY_STARTING, f"{waiting}: try again in a second")
+            said = f"{len(self._starting)} new sessions wait for their start, which is this server's limit: try again in a second"
+            raise ProblemError(503, TOO_MANY_STARTING, said)
 
     def _check_descriptors(self) -> None:
-        """Raise ProblemError (429) before descriptors run out, so that the sessions that exist never meet a shortage."""
+        """Raise ProblemError (429) if a new session could leave existing ones without file descriptors."""
         if room_for_sessions() <= len(self._starting):
-            full = f"{open_descriptors()} descriptors are open on the server, and the rest is kept for connections and files"
-            raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and start it again")
+            full = f"{open_descriptors()} file descriptors are open on the server, and the rest is reserved for connections and files"
+            raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and restart it")
 
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the session to end for another. Its next caller reads that it expired. Raise ProblemError (429) if none can be ended."""
-        idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
+        """Return the session that was unused for longest, to end it for a new one. Raise ProblemError (429) if none may be ended."""
+        unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
+        idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
             advice = (
@@ -429,7 +430,6 @@ class Sessions:
         await self.close()
 
     async def _reap(self, cooldown: timedelta) -> None:
-        """End sessions that were not used for the cool-down, until it is cancelled."""
         while True:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown

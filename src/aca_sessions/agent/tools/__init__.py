@@ -1,1 +1,1 @@
-"""The kinds of tools on the host that code in a session can call, one module for each kind."""
+"""The kinds of tools of the host that cells can call. Each kind has a module."""

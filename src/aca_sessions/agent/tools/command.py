@@ -1,7 +1,4 @@
-"""Programs of the host as tools. They are started with a list of arguments, never by a shell.
-
-A value from a session cannot become an option that the tool does not have.
-"""
+"""Programs of the host as tools. They get a list of arguments, without a shell. No value from a session can act as an option."""
 
 import asyncio
 import contextlib
@@ -11,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError
+from ...bridge.host import ToolFailedError
+from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool
 
 _MOST_OUTPUT = 4 << 20  # bytes of one stream
 _ENDING_SECONDS = 2.0
@@ -20,7 +18,7 @@ _MOST_ARGUMENT = 128 << 10  # bytes: MAX_ARG_STRLEN in execve(2), which counts t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option of a program. The short form is used if there is one."""
+    """An option of a program. It is passed as `-x` if `short` is `x`, else as `--name`."""
 
     name: str
     type: str = "string"
@@ -28,9 +26,10 @@ class Option:
     description: str = ""
 
     def words(self, value: object) -> list[str]:
-        """Return the arguments for a value. Option and value are one argument, so that the value cannot be read as another option.
+        """Return a program's arguments for this option: one for each item of a list, none for False.
 
-        Raise ToolFailedError if that is not possible.
+        Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
+        if a value is neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -38,17 +37,20 @@ class Option:
         words = [_word(one) for one in (value if isinstance(value, list) else [value])]
         # getopt(3) would take the next argument as the value, and that may be another option.
         if self.short and any(word in ("", "=") for word in words):
-            raise ToolFailedError(f"{self.name} must not be empty: its program would take the next argument in its place")
+            raise ToolFailedError(f"{self.name} must not be empty or '=': the program would take the next argument as its value")
         return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
     def parameter(self) -> Parameter:
-        """Return the option as a parameter of a tool."""
+        """Return the parameter of a tool for this option."""
         return Parameter(name=self.name, schema={"type": self.type}, required=False, description=self.description)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to call a program: options with fixed values, and which of the others can be given (None: all)."""
+    """A way to call a program, as a tool of its own. `preset` has arguments that every call gets.
+
+    `parameters` names the other arguments that a call may choose. None allows all.
+    """
 
     name: str
     description: str = ""
@@ -58,7 +60,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program of the host and the arguments that it can be called with."""
+    """A program of the host, with the options and positional arguments that cells may pass, and with its recipes."""
 
     name: str
     command: Sequence[str]
@@ -71,7 +73,7 @@ class Program:
     seconds: float = DEFAULT_SECONDS
 
     def tools(self) -> list[Tool]:
-        """Return a tool for the program itself and one for each recipe."""
+        """Return a tool for the program itself, then one for each recipe, named `program.recipe`."""
         return [self._tool(Recipe(name="")), *(self._tool(recipe) for recipe in self.recipes)]
 
     def _tool(self, recipe: Recipe) -> Tool:
@@ -88,22 +90,26 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the whole command line as a list of arguments."""
+        """Return a call's command line. Raise ToolFailedError if a value has a wrong type, is too long, or could be read as an option."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
-        plain = [_word(item) for value in values for item in (value if isinstance(value, list) else [value])]
-        for word in plain:
-            if word.startswith("-"):
-                raise ToolFailedError("a value that begins with '-' would be read as an option: give it another way")
+        plain = []
+        for parameter, value in zip(self.positional, values, strict=False):
+            for word in map(_word, value if isinstance(value, list) else [value]):
+                if word.startswith("-"):
+                    advice = "write the name of a file as './-name'"
+                    raise ToolFailedError(f"{parameter.name} must not begin with '-', because it would be read as an option: {advice}")
+                plain.append(word)
         for word in (*options, *plain):
-            if len(word.encode()) >= _MOST_ARGUMENT:
-                raise ToolFailedError("an argument of a program must be shorter than 128 KB, counted in UTF-8 and with its option")
+            if (size := len(word.encode())) >= _MOST_ARGUMENT:
+                told = f"each argument of {self.name} must be shorter than 128 KB in UTF-8 with its option"
+                raise ToolFailedError(f"{told}, got {size} bytes: pass large data in a file")
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the positional values in their order. Raise ToolFailedError if one is missing before another.
+        """Return the values of positional arguments in order. Raise ToolFailedError if one is missing and a later one is given.
 
-        The program would take the next value for the missing one, and a recipe may have set that.
+        The program would take the later value for the missing one. The later value may come from a recipe.
         """
         values: list[object] = []
         missing = ""
@@ -112,7 +118,7 @@ class Program:
             if value is None or value == []:
                 missing = missing or one.name
             elif missing:
-                raise ToolFailedError(f"{missing} must be given: {self.name} would take {one.name} for it")
+                raise ToolFailedError(f"{missing} must be given with {one.name}: otherwise {self.name} would take {one.name} for it")
             else:
                 values.append(value)
         return values
@@ -125,19 +131,22 @@ class Program:
                 *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
             )
         except OSError as error:
-            raise ToolFailedError(f"{self.name} could not be started: {error.strerror}") from None
+            raise ToolFailedError(
+                f"{self.name} could not be started: {error.strerror}. Check the tool's command on the host, or pass less"
+            ) from error
         try:
-            stdout, stderr = await asyncio.gather(_read(process.stdout, process), _read(process.stderr, process))
+            stdout, stderr = await asyncio.gather(_read(process.stdout, process, self.name), _read(process.stderr, process, self.name))
             status = await process.wait()
         finally:
             await _end(process)
         if status:
-            raise ToolFailedError(f"{self.name} ended with {status}: {(stderr or stdout).strip()[-2000:]}")
+            ended = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
+            raise ToolFailedError(f"{self.name} {ended}: {(stderr or stdout).strip()[-2000:] or 'it wrote no output'}")
         return stdout
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program that still runs, with its process group. Wait at most 2 s, because another process may hold its pipes open."""
+    """Kill a program's process group. Wait at most 2 s for the end, which asyncio reports late if another process holds the pipes open."""
     if process.returncode is None:
         _kill(process)
         with contextlib.suppress(TimeoutError):
@@ -150,10 +159,10 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> str:
-    """Read a stream to its end. Kill the program if it writes more than 4 MB, and raise ToolFailedError.
+async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
+    """Read an output of a program to its end. If it has more than 4 MB, kill the program and raise ToolFailedError.
 
-    The excess is read as well: asyncio reports the end of a process only when its pipes are at their end.
+    The excess is read too, because asyncio reports the end of a process only when all its output was read.
     """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):
@@ -163,14 +172,14 @@ async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess
         else:
             _kill(process)
     if size > _MOST_OUTPUT:
-        raise ToolFailedError(f"the program wrote more than {_MOST_OUTPUT >> 20} MB: ask for less")
+        raise ToolFailedError(f"{name} wrote more than {_MOST_OUTPUT >> 20} MB of output and was killed: ask it for less")
     return data.decode("utf-8", "replace")
 
 
 def _word(value: object) -> str:
     match value:
         case bool() | None | list() | dict():
-            raise ToolFailedError("an argument of a program is text or a number")
+            raise ToolFailedError(f"an argument of a program must be text or a number, got {type(value).__name__}")
         case str() if "\0" in value:
-            raise ToolFailedError("an argument of a program must not contain a null character")
+            raise ToolFailedError("an argument of a program must not contain a null character: remove it")
     return str(value).encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Tools that a YAML file describes: programs, HTTP endpoints and MCP servers. A tool can do only what its file describes."""
+"""Tools from YAML files: programs, HTTP endpoints and MCP servers. A tool can do only what its file describes."""
 
 import os
 import shlex
@@ -20,28 +20,36 @@ _KEYS = {
 
 
 def tools_in(folder: Path) -> list[Tool | ToolSource]:
-    """Return the tools of all YAML files of a folder, in the order of their names. Return none if the folder does not exist."""
+    """Return the tools of all YAML files in a folder, in the order of their names. Return an empty list if the folder does not exist."""
     if not folder.is_dir():
         return []
     return [tool for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) for tool in tools_of(file)]
 
 
 def tools_of(file: Path) -> list[Tool | ToolSource]:
-    """Return the tools of one file. Raise ConfigurationError with the name of the file and what is wrong in it."""
+    """Return the tools of a YAML file. Raise ConfigurationError if the file is invalid. The message names the file and what is wrong."""
     try:
         described = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{file.name} cannot be read as YAML: {type(error).__name__}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # not chained: the cause quotes the file, which may hold a token
+        mark = getattr(error, "problem_mark", None)
+        where = type(error).__name__ if mark is None else f"{type(error).__name__} in line {mark.line + 1}"
+        raise ConfigurationError(f"{file.name} cannot be read as YAML ({where}): correct or remove it") from None
     kind = described.get("type", "program") if isinstance(described, dict) else None
     kind = "program" if kind == "cli" else kind
     if kind not in _KEYS or "name" not in described:
-        raise ConfigurationError(f"{file.name} describes no tool: it needs a name, and a command, or type: mcp, or type: http")
+        got = type(described).__name__ if kind is None else f"type {kind!r:.40}" if kind not in _KEYS else "no name"
+        raise ConfigurationError(f"{file.name} must describe a tool by a name and a command, type: mcp or type: http, got {got}")
     if unknown := described.keys() - _KEYS[kind] - {"type"}:
-        raise ConfigurationError(f"{file.name} has keys that mean nothing: {', '.join(sorted(map(str, unknown)))}")
+        expected = ", ".join(sorted(_KEYS[kind] | {"type"}))
+        raise ConfigurationError(f"{file.name} has unknown keys: {', '.join(sorted(map(str, unknown)))}. Expected only {expected}")
     try:
         return _made(kind, described)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{file.name} is not as it has to be: {type(error).__name__} at {error}") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file.name}: {error}") from error
+    except KeyError as error:
+        raise ConfigurationError(f"{file.name} must have the key {error}: add it") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{file.name} has a value of a wrong type or form: {error}") from error
 
 
 def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
@@ -102,10 +110,10 @@ def _recipe(name: str, told: Mapping[str, Any]) -> Recipe:
 def _effect(told: Mapping[str, Any], default: Effect) -> Effect:
     effect = told.get("effect", default)
     if effect not in EFFECTS:
-        raise ConfigurationError(f"an effect is one of {', '.join(EFFECTS)}")
+        raise ConfigurationError(f"effect must be one of {', '.join(EFFECTS)}, got {effect!r:.40}")
     return cast(Effect, effect)
 
 
 def _expanded(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the values with `${NAME}` replaced from the environment, so that no secret has to be in the file."""
+    """Return the values with `${NAME}` replaced by environment variables, so that no secret has to be in the file."""
     return {name: os.path.expandvars(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""HTTP endpoints as tools. A session chooses values; the description of the tool alone decides where they are sent."""
+"""HTTP endpoints as tools. Cells choose values; only the description of the tool decides to which addresses they are sent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import httpx
 
-from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError, parameters_of
+from ...bridge.host import ToolFailedError
+from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, parameters_of
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _IN_THE_QUERY = {"GET", "HEAD", "DELETE"}
@@ -17,7 +18,10 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of an API. Names in braces in the path are replaced by arguments. The others are sent in the query or as JSON."""
+    """One endpoint of an API. `path` may have arguments in braces, such as `/users/{id}`.
+
+    All other arguments are sent in the query (GET, HEAD, DELETE) or in a JSON body.
+    """
 
     name: str
     method: str = "GET"
@@ -29,7 +33,7 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
-        """Return its parameters. Those in the path are required, the others as described."""
+        """Return the parameters of the tool. Those in the path are required, the others only if they are described as `required`."""
         in_path: dict[str, Any] = {name: {} for name in _PLACE.findall(self.path)}
         properties = in_path | dict(self.parameters)
         required = [name for name, one in properties.items() if name in in_path or one.get("required")]
@@ -37,14 +41,14 @@ class Endpoint:
 
 
 class HttpApi:
-    """The endpoints below one address, as tools named `name.endpoint`."""
+    """The endpoints of an API under one base URL. Each is a tool named `name.endpoint`."""
 
     def __init__(self, name: str, base_url: str, endpoints: Sequence[Endpoint], *, headers: Mapping[str, str] | None = None) -> None:
-        """Describe an API. `open` connects to it.
+        """Describe an API. Requests can be sent after `open`.
 
         Args:
             name: The first part of the tools' names.
-            base_url: The address that all paths are below.
+            base_url: The URL that the paths of all endpoints are appended to.
             endpoints: The endpoints.
             headers: Sent with every request. They stay on the host: no session sees them.
         """
@@ -55,12 +59,12 @@ class HttpApi:
         self._client: httpx.AsyncClient | None = None
 
     async def open(self) -> list[Tool]:
-        """Return a tool for each endpoint."""
+        """Create the HTTP client. Return a tool for each endpoint."""
         self._client = httpx.AsyncClient(headers=self._headers, timeout=None)  # noqa: S113  a tool's own time limit holds
         return [self._tool(endpoint) for endpoint in self._endpoints]
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the HTTP client and its connections. Do nothing if it is not open."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
@@ -78,9 +82,9 @@ class HttpApi:
 
     async def _call(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> object:
         if self._client is None:
-            raise ToolFailedError(f"{self._name} is closed")
+            raise ToolFailedError(f"the HTTP API {self._name} is closed: start its AgentSession again")
         in_path = set(_PLACE.findall(endpoint.path))
-        path = _PLACE.sub(lambda place: _segment(arguments[place[1]]), endpoint.path)
+        path = _PLACE.sub(lambda place: _segment(place[1], arguments[place[1]]), endpoint.path)
         rest = {name: value for name, value in arguments.items() if name not in in_path}
         method = endpoint.method.upper()
         sent: dict[str, Any] = ({"params": rest} if method in _IN_THE_QUERY else {"json": rest}) if rest else {}
@@ -88,7 +92,10 @@ class HttpApi:
             async with self._client.stream(method, f"{self._base_url}{path}", **sent) as response:
                 return _content(response, await _body(response))
         except httpx.HTTPError as error:
-            raise ToolFailedError(f"{self._name}.{endpoint.name} was not answered: {type(error).__name__}") from None
+            # Not chained: the cause quotes the URL.
+            raise ToolFailedError(
+                f"{self._name}.{endpoint.name} got no answer ({type(error).__name__}): check its base_url, or try again"
+            ) from None
 
 
 async def _body(response: httpx.Response) -> bytes:
@@ -101,25 +108,23 @@ async def _body(response: httpx.Response) -> bytes:
 
 
 def _content(response: httpx.Response, body: bytes) -> object:
-    """Return JSON as values, text as text, everything else as bytes. Raise ToolFailedError for an error or a redirect.
+    """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
-    Redirects are not followed, because they would lead a session's values to another place.
+    Raise ToolFailedError for any other status than success. Redirects are not followed: they would send values to another address.
     """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
     if not response.is_success:
-        raise ToolFailedError(f"the service answered {response.status_code}: {(text or '')[:2000]}")
+        advice = "redirects are not followed, so correct base_url or path" if response.is_redirect else response.reason_phrase
+        raise ToolFailedError(f"the service answered {response.status_code}: {advice if response.is_redirect else (text or advice)[:2000]}")
     if text is not None and "json" in kind and text:
         return httpx.Response(200, content=body).json()
     return body if text is None else text
 
 
-def _segment(value: object) -> str:
-    """Return a value as one segment of a path, fully quoted, so that it cannot lead to another place.
-
-    Raise ToolFailedError if it is empty or has only dots.
-    """
+def _segment(name: str, value: object) -> str:
+    """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots: even quoted, it would change the path."""
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
-        raise ToolFailedError("a value for a path is neither empty nor only dots")
+        raise ToolFailedError(f"{name} must not be empty or only dots, because it is a part of the path, got {text!r:.80}")
     return text

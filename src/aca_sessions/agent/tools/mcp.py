@@ -10,17 +10,15 @@ from mcp import ClientSession, McpError, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from ...bridge.host import ToolFailedError
 from ...errors import ConfigurationError
-from .tool import DEFAULT_SECONDS, Effect, Tool, ToolFailedError, parameters_of
+from .tool import DEFAULT_SECONDS, Effect, Tool, parameters_of
 
 _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of one MCP server, named `name.tool`.
-
-    Without an `effect`, the server's annotations decide the effect of a tool. A tool without annotations counts as one that writes.
-    """
+    """The tools of an MCP server, named `name.tool`. By default their effects are what the server's annotations claim, else `write`."""
 
     def __init__(
         self,
@@ -33,7 +31,7 @@ class McpServer:
         tags: Sequence[str] = (),
         seconds: float = DEFAULT_SECONDS,
     ) -> None:
-        """Describe a server. `open` starts or reaches it. Raise ConfigurationError unless either a command or a URL is given.
+        """Describe a server. `open` starts or connects to it. Raise ConfigurationError unless exactly one of command and URL is given.
 
         Args:
             name: The first part of the tools' names.
@@ -45,14 +43,15 @@ class McpServer:
             seconds: The time limit of a call.
         """
         if (command is None) == (url is None):
-            raise ConfigurationError(f"the MCP server {name} is reached by a command or by a url: give one of them")
+            got = "neither" if command is None else "both"
+            raise ConfigurationError(f"the MCP server {name} must have either a command or a url, got {got}: give one of them")
         self._name, self._effect, self._tags, self._seconds = name, effect, tuple(tags), seconds
         self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
         self._ended = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
     async def open(self) -> list[Tool]:
-        """Start or reach the server and return its tools. Raise ConfigurationError if it is not ready within 30 s."""
+        """Start or connect to the server and return its tools. Raise ConfigurationError if this fails or takes longer than 30 s."""
         ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
         # The task that entered the SDK's contexts must leave them (anyio's cancel scopes), so they have a task of their own.
         self._ended = asyncio.Event()
@@ -60,11 +59,12 @@ class McpServer:
         try:
             session, tools = await asyncio.wait_for(asyncio.shield(ready), _OPENING_SECONDS)
         except Exception as error:
-            raise ConfigurationError(f"the MCP server {self._name} could not be opened: {type(error).__name__}") from None
+            advice = "check that its command starts an MCP server" if self._url is None else "check its url and that the server runs"
+            raise ConfigurationError(f"the MCP server {self._name} could not be opened ({type(error).__name__}): {advice}") from error
         return [self._tool(session, told) for told in tools]
 
     async def close(self) -> None:
-        """Close the connection, and end the program. Wait at most 30 s."""
+        """Close the connection, and end the program if there is one. Wait at most 30 s. Do nothing if the server is not open."""
         self._ended.set()
         if self._serving is not None:
             serving, self._serving = self._serving, None
@@ -107,10 +107,13 @@ class McpServer:
         try:
             result = await session.call_tool(name, arguments)
         except McpError as error:
-            raise ToolFailedError(error.error.message) from None
+            raise ToolFailedError(error.error.message) from error
         parts = [_value(content) for content in result.content]
         if result.isError:
-            raise ToolFailedError("\n".join(part for part in parts if isinstance(part, str)) or f"{name} failed")
+            raise ToolFailedError(
+                "\n".join(part for part in parts if isinstance(part, str))
+                or f"{name} failed without a reason: see the log of the MCP server {self._name}"
+            )
         if result.structuredContent is not None:
             inner = result.structuredContent
             return inner["result"] if inner.keys() == {"result"} else inner
@@ -118,10 +121,7 @@ class McpServer:
 
 
 def _effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Return the effect of a tool by its annotations.
-
-    Annotations are only claims of the server. A tool without them counts as one that writes. Only `readOnlyHint` makes it milder.
-    """
+    """Return the effect of a tool by its annotations, which are only claims of the server. Without annotations it is `write`."""
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"

@@ -1,9 +1,12 @@
-"""A tool: a name, parameters, its effect, and a coroutine function that does the work."""
+"""Tools: each has a name, parameters, an effect, and a coroutine function that does the work. `@tool` makes a function a tool."""
 
+import asyncio
+import inspect
 import re
+import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, overload
 
 from ...errors import ConfigurationError
 
@@ -11,6 +14,7 @@ Effect = Literal["read", "write", "irreversible"]
 EFFECTS = ("read", "write", "irreversible")
 DEFAULT_SECONDS = 60.0
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}(\.[A-Za-z][A-Za-z0-9_-]{0,63}){0,2}")
+_SHORT = 40  # characters of a value in an error message
 _RESERVED = {"list", "search", "batch", "describe", "call"}
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -21,14 +25,15 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "null": (type(None),),
 }
+_TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", list: "array", dict: "object"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Limit what one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
+    """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    Calls at the same time wait for each other if they could exceed the limit together. With a limit of seconds, as many run as fit into it.
-    With a limit of bytes, they run one after another; the answer that reaches the limit may exceed it.
+    With `seconds`, a call waits while running calls could use up what is left. With `size`, calls run one after another, and the last
+    result may exceed the limit.
     """
 
     calls: int | None = None
@@ -38,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of a tool, with its JSON schema."""
+    """A parameter of a tool. `schema` is its JSON schema, and `default` is the value if it is not required."""
 
     name: str
     schema: Mapping[str, Any] = field(default_factory=dict)
@@ -47,17 +52,14 @@ class Parameter:
     description: str = ""
 
     def described(self) -> dict[str, object]:
-        """Return the parameter as it is described to the session."""
+        """Return the parameter as a dict for the session. Of its schema, only `type` and `enum` are included."""
         told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
         return told | {"required": self.required, "default": self.default, "description": self.description}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function of the host that code in a session can call.
-
-    A tool without an `effect` counts as one that writes. `seconds` is the time limit of a call.
-    """
+    """A function of the host that cells can call. `act` gets the arguments as a dict. `seconds` is the time limit of a call."""
 
     name: str
     act: Callable[[dict[str, Any]], Awaitable[object]]
@@ -70,34 +72,56 @@ class Tool:
     function: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if code could not call the tool by its name, or if the effect is unknown."""
+        """Raise ConfigurationError if cells could not call a tool of this name, or if the effect is unknown."""
         if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
             reserved = ", ".join(sorted(_RESERVED))
-            raise ConfigurationError(f"{self.name!r} is no name for a tool: letters, digits and '_', and none of {reserved}")
+            form = f"up to 64 letters, digits, '_' and '-', begin with a letter, and be none of {reserved}"
+            advice = "Up to three such names may be joined by '.', and @tool(name='...') sets another name"
+            raise ConfigurationError(f"a tool's name must have {form}, got {self.name!r:.80}. {advice}")
         if self.effect not in EFFECTS:
-            raise ConfigurationError(f"the effect of {self.name} is one of {', '.join(EFFECTS)}")
+            raise ConfigurationError(f"the effect of {self.name} must be one of {', '.join(EFFECTS)}, got {self.effect!r:.40}")
 
     @property
     def signature(self) -> str:
-        """Return how the tool is called, in one line."""
+        """Return the name of the tool and its parameters with types and defaults, in one line."""
         return f"{self.name}({', '.join(map(_shown, self.parameters))})"
 
     def check(self, arguments: Mapping[str, object]) -> None:
-        """Raise TypeError if the arguments are not what the tool takes."""
+        """Raise TypeError if the arguments of a call do not match the parameters of the tool."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := arguments.keys() - known.keys():
-            raise TypeError(f"{self.name} takes no {', '.join(sorted(unknown))}: {self.signature}")
+            raise TypeError(f"{self.name} takes no argument {', '.join(sorted(unknown))[:200]}: call it as {self.signature}")
         for name, parameter in known.items():
             if name in arguments:
                 check(arguments[name], parameter.schema, name)
             elif parameter.required:
-                raise TypeError(f"{self.name} needs {name}: {self.signature}")
+                raise TypeError(f"{self.name} needs {name}: call it as {self.signature}")
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the Python function that this tool was made from. Raise TypeError if it was not made from one."""
+        """Call the Python function that the tool was made from and return its result. Raise TypeError if there is none."""
         if self.function is None:
-            raise TypeError(f"{self.name} is called by code in a session")
+            raise TypeError(f"{self.name} was not made from a function: only code in a session can call it")
         return self.function(*arguments, **named)
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *, name: str | None = None, effect: Effect = "write", budget: Budget = ..., tags: Sequence[str] = (), seconds: float = ...
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool | Callable[[Callable[..., Any]], Tool]:
+    """Make a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`. The function can still be called directly.
+
+    Its docstring becomes the description, and its annotations become the parameters.
+
+    Args:
+        function: The function, if the decorator has no arguments.
+        options: `name` (by default the function's), `effect`, `budget`, `tags`, and `seconds`, the time limit of a call.
+    """
+    if function is not None:
+        return _tool_of(function, options)
+    return lambda decorated: _tool_of(decorated, options)
 
 
 class ToolSource(Protocol):
@@ -108,48 +132,49 @@ class ToolSource(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close what `open` opened."""
+        """Close the source. Its tools cannot be called after that."""
         ...
 
 
-class ToolFailedError(Exception):
-    """A tool failed. Code in the session gets the message, and nothing else of the exception."""
-
-
-def message_of(error: Exception) -> str:
-    """Return the message of an exception, or the name of its type if it has none or `str()` fails."""
-    name = type(error).__name__
-    try:
-        return str(error) or name
-    except Exception:
-        return name
-
-
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError if a value does not match a JSON schema. Keywords other than `anyOf`, `type`, `enum` and `items` are ignored."""
+    """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema. Messages call the value `where`."""
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
-            raise TypeError(f"{where} is none of what it may be")
+            raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
         return
-    kinds = schema.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    if kinds and not any(_is_of(value, kind) for kind in kinds):
-        raise TypeError(f"{where} is of type {' or '.join(kinds)}, not {type(value).__name__}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise TypeError(f"{where} is one of {', '.join(map(repr, schema['enum']))}")
+    kinds = _kinds(schema)
+    if (kinds and not any(_is_of(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"]):
+        raise TypeError(f"{where} must be {_expected(schema)}, got {_got(value)}")
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         for place, item in enumerate(value):
             check(item, schema["items"], f"{where}[{place}]")
 
 
 def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """Return the parameters that the JSON schema of an object describes."""
+    """Return a parameter for each property in the JSON schema of an object."""
     required = set(schema.get("required", ()))
     return tuple(
         Parameter(name=name, schema=one, required=name in required, default=one.get("default"), description=str(one.get("description", "")))
         for name, one in schema.get("properties", {}).items()
         if isinstance(one, Mapping)
     )
+
+
+def _kinds(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    kinds = schema.get("type", ())
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return f"one of {', '.join(map(repr, schema['enum']))}"
+    return f"of type {' or '.join(_kinds(schema))}" if _kinds(schema) else "another value"
+
+
+def _got(value: object) -> str:
+    """Describe a value in a message: a short text or number by its repr, any other value by its type."""
+    is_short = len(value) <= _SHORT if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 10**_SHORT
+    return repr(value) if is_short else f"a {type(value).__name__}"
 
 
 def _fits(value: object, schema: Mapping[str, Any], where: str) -> bool:
@@ -170,3 +195,62 @@ def _shown(parameter: Parameter) -> str:
     kind = parameter.schema.get("type")
     text = f"{parameter.name}: {kind}" if isinstance(kind, str) else parameter.name
     return text if parameter.required else f"{text} = {parameter.default!r}"
+
+
+def _tool_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
+    name = str(options.get("name") or getattr(function, "__name__", ""))
+    made = Tool(
+        name=name,
+        act=lambda arguments: _called(function, arguments),
+        description=inspect.getdoc(function) or "",
+        parameters=tuple(_parameters_of_function(function)),
+        function=function,
+    )
+    changed = {key: value for key, value in options.items() if key != "name"}
+    return replace(made, **{**changed, **({"tags": tuple(changed["tags"])} if "tags" in changed else {})})
+
+
+async def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
+    """Call the function of a tool. A function that is not async runs in a thread, because it may block."""
+    if inspect.iscoroutinefunction(function):
+        return await function(**arguments)
+    answer = await asyncio.to_thread(_run, function, arguments)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _run(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
+    try:
+        return function(**arguments)
+    except StopIteration as error:  # a future refuses StopIteration, so the caller would wait forever
+        raise RuntimeError("the tool raised StopIteration: give next() a default, or raise another exception") from error
+
+
+def _parameters_of_function(function: Callable[..., Any]) -> list[Parameter]:
+    hints, found = get_type_hints(function, include_extras=True), []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            told = f"the parameter {name} of the tool {function.__name__} must be one that callers can give by name"
+            raise ConfigurationError(f"{told}, got a {parameter.kind.description} one: declare it without '*', '**' and '/'")
+        schema, description = _schema(hints.get(name, Any))
+        required = parameter.default is parameter.empty
+        default = None if required else parameter.default
+        found.append(Parameter(name=name, schema=schema, required=required, default=default, description=description))
+    return found
+
+
+def _schema(annotation: Any) -> tuple[dict[str, Any], str]:
+    """Return an annotation's JSON schema, and its description: the text in `Annotated[..., "text"]`, else ""."""
+    arguments = get_args(annotation)
+    match get_origin(annotation):
+        case origin if origin is Annotated:
+            texts = [part for part in arguments[1:] if isinstance(part, str)]
+            return _schema(arguments[0])[0], texts[0] if texts else ""
+        case origin if origin is Literal:
+            return {"enum": list(arguments)}, ""
+        case origin if origin in (Union, types.UnionType):
+            return {"anyOf": [_schema(part)[0] for part in arguments]}, ""
+        case origin if origin in (list, Sequence) and arguments:
+            return {"type": "array", "items": _schema(arguments[0])[0]}, ""
+        case origin if origin in (dict, Mapping):
+            return {"type": "object"}, ""
+    return ({"type": _TYPE_NAMES[annotation]} if annotation in _TYPE_NAMES else {}), ""

@@ -1,1 +1,4 @@
-"""The untrusted side of the sandbox. Its modules import only the standard library, IPython, `..wire` and `..syscalls`."""
+"""The modules that run inside the sandbox: in the zygote and in sessions. The host trusts nothing that a session sends.
+
+The modules import only the standard library, IPython, `..wire` and `..syscalls`; the shell also imports `bridge.guest`.
+"""

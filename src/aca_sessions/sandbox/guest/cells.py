@@ -8,23 +8,18 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..wire import Command, Extend, Finished, Fork, Ping, Run, Started, WarmUp
-from . import commands, packages, seeds, snapshots, streams
-from .link import Link, interrupts
+from . import snapshots
+from .link import Link, flush_streams, interrupts, put_back_streams
+from .notebook import commands, modules
 from .place import place
 
 if TYPE_CHECKING:
-    from .shell import Shell
+    from .notebook.shell import Shell
 
 
 def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
-    """Run one cell after another until the host closes the link.
-
-    Args:
-        link: The connection to the host.
-        shell: The shell that runs the cells.
-        proxy: The host and port of the HTTP proxy that programs of the session are configured to use, if there is one.
-    """
-    seeds.differ()
+    """Run cells and send their results, until the host closes the link. `proxy` is the host and port of the session's HTTP proxy."""
+    snapshots.reseed()
     gc.enable()
     os.environ.clear()
     os.environ.update(_environment() | (_by_proxy(*proxy) if proxy else {}))
@@ -41,8 +36,8 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
         else:
             finished = _run(cell, link, shell)
         snapshots.remember_folder()
-        streams.flush()
-        streams.put_back()
+        flush_streams()
+        put_back_streams()
         if os.getpid() != own_pid:
             os._exit(0)  # a child of os.fork() in a cell, which ran on to the cell's end: only the parent sends the result
         link.send(finished)
@@ -54,7 +49,7 @@ def _run(cell: Run | Command | WarmUp | Ping | Extend, link: Link, shell: Shell)
     if isinstance(cell, Command):
         return commands.run(cell, link.send)
     if isinstance(cell, Extend):
-        return packages.extend(cell, link.send)
+        return modules.extend(cell, link.send)
     link.send(Started(cell.execution))
     if isinstance(cell, WarmUp):
         shell.warm_up()
@@ -80,7 +75,7 @@ def _environment() -> dict[str, str]:
         "PLOTLY_RENDERER": "plotly_mimetype",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": packages.CHILDREN,
+        "PYTHONPATH": modules.CHILDREN,
         # One thread for each library: a thread pool would take every core, and threads do not survive the fork of a checkpoint.
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
         "JE_ARROW_MALLOC_CONF": "background_thread:false",

@@ -1,37 +1,48 @@
-"""The session's connection to the host, and its interrupts.
+"""The session's connection to the host: a socket for cells, a pipe for frames, pipes for stdout and stderr, and interrupts.
 
-A SIGINT becomes a KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
+Python, C code and child processes write to the same two pipes, so the order of their output is kept. A SIGINT becomes a KeyboardInterrupt
+only while a cell runs, and never in the middle of a frame.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
+from .. import syscalls
 from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
-from .loop import Loop
+from .notebook.loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
 _MOST_BROUGHT = 4  # descriptors with one message
+_PIPE_SIZE = 1 << 20
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
+_taken_over: dict[str, TextIO] = {}
 
 
 class AnswerError(Exception):
-    """A question to the host got no answer. The message gives the reason."""
+    """The host did not answer a question of a cell. The message gives the reason."""
 
 
 class Link:
-    """The session's end of the wire: any thread sends frames to the host through a pipe; cells come from the host through a socket."""
+    """The session's connection to the host. Any thread can send frames through a pipe; cells and answers come through a socket.
+
+    A forked process loses the link. A checkpoint or branch then gets another by `take_over`.
+    """
 
     def __init__(self, connection: socket.socket, said: int) -> None:
-        """Take over a connected socket and the write end of a pipe."""
+        """Use a connected socket for cells and answers, and `said`, the write end of a pipe, for frames."""
         connection.set_inheritable(False)
         self._connection = connection
         self._said = said
@@ -49,7 +60,7 @@ class Link:
         os.register_at_fork(after_in_child=self._lose)  # a fork that a cell makes must not act as a second interpreter
 
     def send(self, message: Message) -> None:
-        """Send one whole frame. Ignore the message if this process lost the link."""
+        """Send one whole frame to the host. Do nothing if this process lost the link, for example as a child of os.fork() in a cell."""
         data = memoryview(frame(message))
         with interrupts.held(), self._sending:
             while data and self._said >= 0:
@@ -64,7 +75,7 @@ class Link:
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def take_over(self, connection: socket.socket, said: int) -> None:
-        """Continue with other descriptors, in a fork that is an interpreter of its own."""
+        """Use another socket and another pipe, because this process is a fork (checkpoint or branch) that runs cells of its own."""
         connection.set_inheritable(False)
         os.set_inheritable(said, False)
         self._connection, self._said = connection, said
@@ -73,12 +84,12 @@ class Link:
         self._incoming.register(connection, select.POLLIN)
 
     def take_brought(self) -> list[int]:
-        """Return the descriptors that came with the frames read so far, and forget them."""
+        """Return the descriptors that came with the frames read since the last call."""
         brought, self._brought = self._brought, []
         return brought
 
     def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
-        """Yield the cells to run until the host closes the link. Tasks that cells left in the loop run between them."""
+        """Yield the cells to run until the host closes the link. Between cells, run the asyncio tasks that cells left unfinished."""
         self._woken = loop.wake
         while True:
             if not self._inbox and not self._ended:
@@ -89,15 +100,9 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """Ask the host a question and return its answer. May be called from any thread.
+        """Ask the host a question of the kind `about` (`input` or `call`), wait, and return the answer. May be called from any thread.
 
-        Args:
-            execution: The execution that asks.
-            about: The kind of question: `input` or `call`.
-            text: The question.
-
-        Raises:
-            AnswerError: The host declined to answer, or the session ends.
+        Raise AnswerError if the host declines to answer, or the session ends.
         """
         number = next(self._numbers)
         self._awaited.add(number)
@@ -107,14 +112,11 @@ class Link:
         finally:
             self._awaited.discard(number)
         if not isinstance(answer, Answer) or not answer.given:
-            raise AnswerError(answer.text if isinstance(answer, Answer) else "the session ends")
+            raise AnswerError(answer.text if isinstance(answer, Answer) else "the session is being ended, so this question gets no answer")
         return answer.text
 
     def _next(self, wanted: Callable[[Message], bool]) -> Message | None:
-        """Return the next message that is wanted, or None at the end of the link.
-
-        Of the threads that wait, one reads for all of them.
-        """
+        """Wait for a message for which `wanted` is true, and return it. Return None when the host has closed the link."""
         with self._arrived:
             while True:
                 for message in self._inbox:
@@ -126,10 +128,11 @@ class Link:
                 if self._being_read:
                     self._arrived.wait()
                 else:
-                    self._read()
+                    self._read()  # for all threads that wait
 
     def _read(self) -> None:
-        """Read once. Other threads may look at the inbox meanwhile. An interrupt may end the wait, but loses no message."""
+        """Wait for the next data of the host and put its messages into the inbox. The caller holds `_arrived`."""
+        # The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
         with interrupts.held():
             self._being_read = True
             self._arrived.release()
@@ -148,7 +151,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Return whether a thread waits for this message: one that was interrupted needs its answer no more."""
+        """Return False for an answer that no thread waits for, because the thread that asked was interrupted."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
@@ -158,7 +161,7 @@ def _decoded(payload: bytes) -> Message:
 
 
 class _Interrupts:
-    """Decides when a SIGINT becomes a KeyboardInterrupt. Only the main thread gets one."""
+    """The handler of SIGINT. It decides when a SIGINT raises KeyboardInterrupt, always in the main thread."""
 
     def __init__(self) -> None:
         self._allowed = False
@@ -166,12 +169,11 @@ class _Interrupts:
         self._pending = False
 
     def listen(self) -> None:
-        """Install the handler of SIGINT."""
         signal.signal(signal.SIGINT, self._handle)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Allow interrupts in the block, because a cell runs. Drop those that come outside."""
+        """Allow interrupts during the block, because a cell runs in it. Interrupts outside of the block are dropped."""
         self._allowed = True
         try:
             yield
@@ -180,7 +182,7 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold back an interrupt until the block has ended, then raise it."""
+        """Delay interrupts to the end of the block, then raise KeyboardInterrupt if any came. Only the main thread gets any."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -195,7 +197,7 @@ class _Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Allow interrupts in the block although an outer `held` holds them back."""
+        """Allow interrupts during the block, although a `held` block surrounds it. Raise KeyboardInterrupt now if one was delayed."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -218,3 +220,45 @@ class _Interrupts:
 
 
 interrupts = _Interrupts()
+
+
+def take_over_streams() -> tuple[int, int]:
+    """Replace descriptors 1 and 2 by new pipes, and descriptor 0 by /dev/null. Return the pipes' read ends, of stdout and of stderr."""
+    # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    read_ends = (_pipe_at(1), _pipe_at(2))
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    put_back_streams()
+    syscalls.set_line_buffered()
+    return read_ends
+
+
+def flush_streams() -> None:
+    """Write out what Python and C code have buffered for stdout and stderr. Ignore errors, because a cell may have closed a stream."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    syscalls.flush_c_streams()
+
+
+def put_back_streams() -> None:
+    """Set sys.stdout and sys.stderr to the session's own streams, in case a cell replaced or closed them."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        # Their `write` is replaced while a cell runs on in a thread (bridge/threaded_guest.py): leave that in place.
+        if name in _taken_over and "write" in vars(_taken_over[name]):
+            continue
+        if name not in _taken_over or _taken_over[name].closed:
+            _taken_over[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, _taken_over[name])
+        setattr(sys, f"__{name}__", _taken_over[name])
+
+
+def _pipe_at(descriptor: int) -> int:
+    read_end, write_end = os.pipe()
+    with contextlib.suppress(OSError):  # the kernel limits the memory of a user's pipes (pipe(7), pipe-user-pages-soft)
+        fcntl.fcntl(write_end, _SET_PIPE_SIZE, _PIPE_SIZE)
+    os.dup2(write_end, descriptor)
+    os.close(write_end)
+    return read_end

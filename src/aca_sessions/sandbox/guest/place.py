@@ -1,4 +1,4 @@
-"""The paths of a session's own folders: fixed paths in a root of its own, or folders of the host if there are no namespaces."""
+"""The paths of a session's own folders: fixed ones in the session's own root, or, without namespaces, folders of the host."""
 
 from dataclasses import dataclass
 

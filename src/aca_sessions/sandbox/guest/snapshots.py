@@ -1,6 +1,6 @@
-"""Forks of the interpreter for checkpoints and branches: each waits for cells of its own.
+"""Forks of the interpreter, which serve as checkpoints and branches. Each fork has a link of its own and waits for cells.
 
-What a fork cannot keep is either reported in words or a reason to refuse the fork.
+A fork is refused while threads run, which it would lose. The result lists what else a fork loses or shares.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import random
 import socket
 import stat
 import sys
+import tempfile
 import threading
 from typing import TYPE_CHECKING
 
 from ..wire import Finished, Fork
-from . import place, seeds
 from .link import Link
+from .place import place
 
 if TYPE_CHECKING:
-    from .shell import Shell
+    from .notebook.shell import Shell
 
 _ENDS = 4  # the host sends the socket, the frames' pipe, stdout and stderr
 _children: set[int] = set()
@@ -32,12 +33,12 @@ _own_sockets = 0
 def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     """Fork the interpreter. Return the result in the parent, and None in the fork.
 
-    The result holds the fork's pid and a line for each thing that it could not keep, or a `SnapshotError` with the reason.
+    The result holds the fork's pid and a line for each thing that the fork could not keep, or a `SnapshotError` if there is no fork.
     """
     _collect_dead()
     ends = link.take_brought()
     try:
-        refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for it: close some files"
+        refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for a fork: close some files"
         if refused:
             return _finished(request, error=refused)
         positions = _positions()  # before the fork, because the parent may move them afterwards
@@ -47,10 +48,10 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
         if pid == 0:
             _begin(ends, link, shell)
             _reopen(positions)
-            seeds.differ() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
+            reseed() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
             return None
     except OSError as error:
-        too_many = "it has as many processes as it may: end some, or reset it"
+        too_many = "it has as many processes as it may have: end some, or reset it"
         return _finished(request, error=f"the session cannot be forked: {too_many if error.errno == errno.EAGAIN else error.strerror}")
     finally:
         for end in ends:
@@ -59,34 +60,42 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     return _finished(request, pid, "\n".join(left))
 
 
+def reseed() -> None:
+    """Give this process new random seeds and temporary file names, because all forks of a process would draw the same ones."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    tempfile._name_sequence = None  # type: ignore[attr-defined]
+
+
 def begin() -> None:
-    """Count the sockets that are open now as the interpreter's own, not the user's."""
+    """Count the sockets that are open now as the interpreter's own, so that results of `fork` do not report them as the user's."""
     global _own_sockets
     with contextlib.suppress(OSError):  # without namespaces /proc cannot be read, and the session is not forked either
         _own_sockets = _open_things()[0]
 
 
 def stay_in_data() -> None:
-    """Return to the folder of the last cell if the current one was deleted."""
+    """If the current folder was deleted, change to the folder that is now at the last cell's path, or else to /mnt/data."""
     # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()
     except OSError:
         with contextlib.suppress(OSError):
-            os.chdir(place.place.data)
+            os.chdir(place.data)
         with contextlib.suppress(OSError):
-            os.chdir(_folder or place.place.data)
+            os.chdir(_folder or place.data)
 
 
 def remember_folder() -> None:
-    """Remember the folder in which the last cell worked."""
+    """Store the current folder, in which a cell has just ended, for `stay_in_data`."""
     global _folder
     with contextlib.suppress(OSError):
         _folder = os.getcwd()
 
 
 def _begin(ends: list[int], link: Link, shell: Shell) -> None:
-    """Make the fork an interpreter of its own: another link, other streams, no children and no event loop."""
+    """Make the fork an interpreter of its own, with the descriptors `ends` from the host, no children and no event loop."""
     connection, said, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
@@ -97,25 +106,20 @@ def _begin(ends: list[int], link: Link, shell: Shell) -> None:
 
 
 def _in_the_way() -> str | None:
-    """Return why the interpreter cannot be forked, or None."""
+    """Return why the interpreter cannot be forked now, or None if it can be."""
     # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
-        return f"threads run, which cannot be kept: {names[:200]}; end them first"
+        return f"threads are running, which a fork cannot keep: {names[:200]}. End them first"
     others = len(os.listdir("/proc/self/task")) - 1
     if others and "pyarrow" not in sys.modules:  # pyarrow starts its thread pools again in a fork
-        return f"{others} threads of a library run, which cannot be kept: reset the session, or leave that library out"
+        return f"{others} threads of a library run, which a fork cannot keep: reset the session, or do not import that library"
     return None
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """Return what the fork lacks, or shares with its parent, in words.
-
-    Args:
-        shell: The shell whose event loop is counted.
-        brought: How many of the open sockets came with the request.
-        reopened: How many open files the fork opens again.
-    """
+    """Return a line for each kind of thing that a fork made now would lack or would share with its parent."""
+    # `brought` sockets came with the request, and the fork opens `reopened` files again.
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         started = [pid for pid in map(int, children.read().split()) if pid not in _children]
@@ -129,13 +133,13 @@ def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
 
 
 def _positions() -> dict[int, int]:
-    """Return the position in each open file of /mnt/data that a fork can open again, by descriptor."""
+    """Return, by descriptor, the read/write offset in each open file of /mnt/data that a fork can reopen."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             path = f"/proc/self/fd/{name}"
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.place.data}/"):
+            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.data}/"):
                 continue
             with open(f"/proc/self/fdinfo/{name}") as told:
                 if "lock:" not in told.read():  # a lock belongs to the open file description, which another open does not share (flock(2))
@@ -144,7 +148,6 @@ def _positions() -> dict[int, int]:
 
 
 def _reopen(positions: dict[int, int]) -> None:
-    """Open the files again in a fork."""
     # A fork shares each open file's position with its parent: it would write behind what the parent has written since.
     for descriptor, position in positions.items():
         with contextlib.suppress(OSError):
@@ -156,13 +159,13 @@ def _reopen(positions: dict[int, int]) -> None:
 
 
 def _open_things() -> tuple[int, int]:
-    """Return how many sockets and files of the user are open. The interpreter's own sockets are not counted."""
+    """Return how many sockets and how many files of the user are open in this process."""
     sockets = files = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{name}")
             sockets += target.startswith("socket:")
-            files += target.startswith((place.place.data, "/tmp/"))
+            files += target.startswith((place.data, "/tmp/"))
     return sockets - _own_sockets, files
 
 

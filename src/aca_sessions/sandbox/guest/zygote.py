@@ -1,6 +1,6 @@
 """The guest half of the fork server: it preloads libraries once, then forks a session on each request.
 
-It holds no secret, because every session can read everything that was ever in its memory.
+It holds no secret: every session can read all that was ever in the zygote's memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, NoReturn, Union
 from .. import syscalls
 from ..syscalls import Namespace
 from ..wire import Done, DropTree, MakeTree, Message, Ping, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
-from . import bare, confine, image, root
-from .bare import Bare
-from .namespaces import Namespaced
-from .refusal import RefusalError, part
+from .isolation import bare, confine, root
+from .isolation.bare import Bare
+from .isolation.namespaces import Namespaced
+from .isolation.root import RefusalError, part
 
 if TYPE_CHECKING:
-    from .shell import Shell
+    from .notebook.shell import Shell
 
 World = Union[Bare, Namespaced]
 
@@ -36,10 +36,10 @@ _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zyg
 
 
 def main() -> None:
-    """Build the root or the folders of sessions, then replace this program by the Python that runs them.
+    """Build the template root, or without namespaces check the host, then exec the Python that runs sessions.
 
     This program is a plain interpreter, started with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this
-    package's sources, and the host's process. If the host refuses a part, it sends `Refused` and exits with 1.
+    package's sources, and a pidfd of the host's process. If a part of the isolation is refused, send `Refused` and exit with 1.
     """
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
@@ -50,7 +50,7 @@ def main() -> None:
             home, world = f"{plan.base}/code", _without_namespaces(plan, source)
         else:
             home, world = root.GUEST_CODE, str(_settle(plan, source))
-        program = image.python(plan.python) if plan.image else _own_program()
+        program = root.image_python(plan.python) if plan.image else _own_program()
         os.close(code)
         _begin_again(program, (control.fileno(), host), home, [world, *plan.preload])
     except RefusalError as refusal:
@@ -59,7 +59,6 @@ def main() -> None:
 
 
 def _check_kernel() -> None:
-    """Raise RefusalError if the kernel lacks something that every kind of session needs."""
     with part("Landlock"):
         if syscalls.landlock_version() == 0:
             raise OSError(errno.ENOSYS, "this kernel has no Landlock")
@@ -68,7 +67,7 @@ def _check_kernel() -> None:
 
 
 def go_on() -> None:
-    """Continue `main` in the program that replaced it: import the environment's packages and serve."""
+    """Continue in the program that `main` executed: put the environment's packages on the import path, then serve the host."""
     import site
 
     control, host = int(sys.argv[1]), int(sys.argv[2])
@@ -77,23 +76,21 @@ def go_on() -> None:
     world, preload = _world(sys.argv[3], sys.argv[4:])
     code = sys.path.pop()
     site.main()
-    image.add_supply()
+    root.add_supply()
     sys.path.append(code)  # last, behind the environment's packages
     preload_and_serve(socket.socket(fileno=control), host, world, preload)
 
 
 def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
-    """Build the shell before any session needs it, then fork on request until the host ends.
+    """Build the shell, then fork a session on each request, until the host ends.
 
-    Args:
-        control: The socket of requests and replies.
-        host: A pidfd of the host.
-        world: The operations on sessions.
-        preload: The modules to import.
+    `control` is the socket of requests and replies, `host` a pidfd of the host. The modules `preload` are imported
+    before any session is forked.
     """
     try:
-        from . import cells, init, packages, seeds  # noqa: F401 - what every session needs
-        from .shell import build_shell
+        from . import cells  # noqa: F401 - what every session needs
+        from .isolation import init  # noqa: F401
+        from .notebook.shell import build_shell
 
         shell = build_shell(preload)
     except ImportError as error:
@@ -117,12 +114,7 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return the operations on sessions that `main` chose, and the modules to preload.
-
-    Args:
-        first: A descriptor of the pid namespace, or the text of `bare.told_by`.
-        rest: The modules to preload.
-    """
+    """Return `Namespaced` if `first` is a descriptor's number, or `Bare` if it is the JSON of `bare.told_by`; and `rest`."""
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
@@ -132,7 +124,6 @@ def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
 
 
 def _allow_many_descriptors() -> None:
-    """Raise the limit of open descriptors to the hard limit."""
     # The kernel counts descriptors in flight between sockets for each user (unix(7), ETOOMANYREFS), and on an unprivileged host all
     # sessions are the same user. What one of them can send within its own limit must not keep the zygote from sending one.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -146,7 +137,8 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Carry out one request at a time until the host ends. It may end in the middle of a request."""
+        """Carry out requests until the host ends or closes the socket. `host` is the host's pidfd."""
+        # The host may end in the middle of a request.
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
 
@@ -192,7 +184,7 @@ class _Forking:
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
-        """Report success to the host, with the descriptors that were made. If that fails, undo the request and raise the OSError."""
+        """Report success to the host, with the descriptors that were made. If that fails, remove a new workspace and raise OSError."""
         try:  # fails if sessions of this user have too many descriptors in flight
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
@@ -210,7 +202,7 @@ class _Forking:
 
     def _become_session(self, request: Spawn, connection: int, report: int) -> NoReturn:
         try:
-            from . import init
+            from .isolation import init
 
             confine.close_all_but(connection, report)
             init.main(request, self._world, connection, report, self._shell)
@@ -219,9 +211,9 @@ class _Forking:
 
 
 def _settle(plan: Plan, code: str) -> int:
-    """Leave the host's namespaces and enter the root. Return a descriptor of the new pid namespace.
+    """Leave the host's namespaces and enter the template root. Return a descriptor of the new pid namespace.
 
-    Only the zygote itself, the first process of that namespace, returns from this function. The processes before it wait for its end.
+    This function forks. Only the zygote, which is the first process of that namespace, returns. Its ancestors wait for its end, then exit.
     """
     os.umask(0o022)
     _limit_all_sessions(plan.processes)
@@ -238,7 +230,7 @@ def _settle(plan: Plan, code: str) -> int:
 
 
 def _limit_all_sessions(processes: int) -> None:
-    """Limit the processes and pending signals of all sessions together."""
+    """Limit how many processes and pending signals all sessions can have together."""
     # The user namespace that is created next takes these limits as the most that it and the namespaces below it may have
     # (user_namespaces(7)).
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -250,7 +242,7 @@ def _limit_all_sessions(processes: int) -> None:
 
 
 def _share_inotify() -> None:
-    """Leave half of the user's inotify instances and watches to the host."""
+    """Limit all sessions together to half of the user's inotify instances and watches, so that the other half is left to the host."""
     # The kernel counts those of the namespaces below as the user's, too.
     for name in ("instances", "watches"):
         with open(f"/proc/sys/fs/inotify/max_user_{name}") as most:
@@ -258,13 +250,10 @@ def _share_inotify() -> None:
 
 
 def _as_root(plan: Plan, code: str) -> str:
-    """Build the template root as the host's root user, then continue in a child without power. Return the root's folder.
-
-    It is built first because the Python environment may lie in a folder that only root may enter.
-    """
+    """Build the template root as the host's root user, then continue in a child without privileges. Return the template's folder."""
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
-    with part("root folder"):
+    with part("root folder"):  # first, because the Python environment may lie in a folder that only root of the host can enter
         base = root.build(plan, code)
         os.chdir(base)
     told, mapped = os.pipe(), os.pipe()  # child: "I have a user namespace"; parent: "its ids are mapped"
@@ -298,10 +287,8 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """Map the ids of the child's user namespace, then wait for the child and exit with it.
-
-    A separate process does it because only real root may map more than one id.
-    """
+    """Wait until the child writes to `told`, map its user namespace's ids, write to `mapped`, and exit when the child has ended."""
+    # The kernel lets only a process that is root on the host map more than one id.
     os.close(told[1])
     try:
         if not os.read(told[0], 1):
@@ -325,7 +312,7 @@ def _as_user(plan: Plan, code: str) -> str:
         syscalls.unshare(Namespace.USER)
     with part("uid"):
         if real_root:
-            raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root on the host")
+            raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root of the host")
     with part("user namespace"):
         confine.map_ids(0, uid, gid)
     with part("mount and pid namespaces"):
@@ -336,7 +323,7 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Become a uid that no other process of the host has."""
+    """Change to a uid that no other process of the host has. Stay dumpable, so that the new uid owns this process's files in /proc."""
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.
     os.setgroups([])
@@ -359,7 +346,7 @@ def _wait_for(child: int) -> NoReturn:
 
 
 def _without_namespaces(plan: Plan, code: str) -> str:
-    """Check the host and copy the guest's code into the folder of sessions. Return the argument for the next program."""
+    """Check that the host can run sessions, and copy the guest's code below `plan.base`. Return the text of `bare.told_by`."""
     os.umask(0o022)
     bare.check(plan)
     with part("sessions' folder"):
@@ -373,14 +360,7 @@ def _own_program() -> str:
 
 
 def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Replace this program by the interpreter inside the root, where its file is read-only.
-
-    Args:
-        program: The path of the interpreter.
-        descriptors: The descriptors that it inherits, as its first arguments.
-        code: The folder of the guest's code.
-        told: The further arguments.
-    """
+    """Exec `program`, which continues at `go_on`. Its arguments: `descriptors`, then `told`."""
     # The kernel remembers how a running program was found: without this, /proc/self/exe leads to its file through the host's own mount.
     # On an unprivileged host the sessions' user may own that file, and could change its mode there.
     with part("Python inside the root"):

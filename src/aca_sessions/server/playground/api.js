@@ -15,7 +15,7 @@ export class Problem extends Error {
   }
 }
 
-/** Takes a key, and says whether the server does. */
+/** Set the key, and return whether the server accepts it. */
 export async function signIn(given) {
   if (!/^[\x20-\x7e]*$/.test(given)) return false; // no header can hold it
   key = given;

@@ -1,4 +1,4 @@
-/** One cell on the page: its source, what it gives while it runs, and what became of it. */
+/** One cell on the page: its source, its output while it runs, and its result. */
 
 import { Problem } from "./api.js";
 import { button, element, span } from "./dom.js";
@@ -7,7 +7,7 @@ import { highlighted } from "./highlight.js";
 import { Output } from "./output.js";
 import { verdict } from "./verdict.js";
 
-/** A cell that was sent, or that somebody else did. */
+/** A cell that this page or another client sent. */
 export class Cell {
   constructor(session, source, { edit = null, transactional = false } = {}) {
     this.session = session;
@@ -26,7 +26,7 @@ export class Cell {
     );
   }
 
-  /** Shows the result of `work`, which tells a reader what happens; `looks` says whether anybody sees it. What the server refused is told so. */
+  /** Show the result of `work`, which passes events to a reader. `looks` returns whether the page is visible. Show refusals of the server as errors. */
   async live(work, looks) {
     const clock = this.startClock();
     const answer = (number, text) => reply(this.session, this.id, number, text);

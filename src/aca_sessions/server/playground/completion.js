@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 
 const MOST = 60;
 
-/** The list below an editor's text area; `ask` answers what IPython would complete. */
+/** The list below an editor's text area; `ask` returns the completions of IPython. */
 export class Completion {
   constructor(area, list, ask) {
     this.area = area;

@@ -65,7 +65,7 @@ export class Desk {
     });
   }
 
-  /** Does something that may be refused, and tells why; afterwards the panels are as the session is. */
+  /** Do something that may be refused, and show why. Then update the panels. */
   async doing(act) {
     byId("problem").textContent = "";
     try {
@@ -85,7 +85,7 @@ export class Desk {
     await this.current.run(source, byId("transactional").checked && !byId("transactional").disabled);
   }
 
-  /** While a cell runs, nobody answers: then there is nothing. */
+  /** Return nothing while a cell runs, because the session cannot answer then. */
   async completed(text, cursor) {
     if (this.current.cells.length) return null;
     return this.current.asked("complete", text, cursor).catch((problem) => this.fail(problem));
@@ -183,7 +183,7 @@ export class Desk {
     showCheckpoints(byId("checkpoints"), workspace.checkpoints, { whyNot: this.whyNoTimeTravel(), goBack, drop });
   }
 
-  /** Each tool can be used, or says why not. */
+  /** Enable each tool, or show why it cannot be used. */
   showTools() {
     const { cells, begun, checkpoints } = this.current;
     const noTravel = this.whyNoTimeTravel();

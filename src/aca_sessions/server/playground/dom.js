@@ -37,7 +37,7 @@ function confirmIn(made, label, sure, act) {
   made.addEventListener("blur", forget, { once: true });
 }
 
-/** A button that can be used, or that says why not: to the eye by its title, to others by its description. */
+/** A button that can be used, or that shows why not: in its title, and in its description for screen readers. */
 export function enable(made, reason = "") {
   made.disabled = reason !== "";
   made.title = reason || made.dataset.title || "";
@@ -66,7 +66,7 @@ export function span(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
-/** A name that nobody guesses. (`crypto.randomUUID` is there on secure origins only.) */
+/** Return a name that cannot be guessed. (`crypto.randomUUID` is there on secure origins only.) */
 export function randomName(prefix) {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return prefix + [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -1,4 +1,4 @@
-/** Cells of a session: started once, followed while they run, and told as they ended. A cell that may have run is never sent again. */
+/** Cells of a session: start each once, follow it while it runs, and return its result. A cell that may have run is never sent again. */
 
 import { Problem, asked, beganAnew, moveTo, offers, part, request, since } from "./api.js";
 import { randomName } from "./dom.js";
@@ -6,7 +6,7 @@ import { randomName } from "./dom.js";
 const LONGEST_POLL = 25; // seconds
 const UNWATCHED_POLL = 1000; // milliseconds; browsers have six connections to a server, and one that waits takes one
 const OUTPUT_LIMIT = 1 << 20;
-const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between questions that nobody answers
+const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between repeated requests
 export const OWN = "page-own-"; // begins the ids of cells that no user wrote
 const UNTOLD = { kind: "untold", reason: null, consequence: "this endpoint does not say what happened to the variables" };
 const NO_REPLY = { kind: "unknown", reason: "no reply", consequence: "variables and files may have changed: look at one before you rely on it" };
@@ -14,7 +14,7 @@ const CRASH = { kind: "lost", reason: "crash", consequence: "variables from befo
 const EXPIRED = { kind: "lost", reason: "expired", consequence: "variables and files from before are gone" };
 
 
-/** Runs a cell and answers its result; `reader` hears what it does meanwhile, `onStarted` the id by which it is found. */
+/** Run a cell and return its result. `reader` gets its events, and `onStarted` its id. */
 export async function run(session, code, { transactional, reader, onStarted }) {
   const id = randomName("page-");
   onStarted(id);
@@ -32,7 +32,7 @@ export async function run(session, code, { transactional, reader, onStarted }) {
   return lost && result.state.kind === "untold" ? { ...result, state: lost } : result;
 }
 
-/** The result of a cell that was started, here or elsewhere. A reader hears events, and says whether somebody looks at the moment. */
+/** Return the result of a cell that was started, here or elsewhere. `reader` gets its events, and knows whether the page is looked at. */
 export async function follow(session, id, reader) {
   try {
     return offers("events") ? await followed(session, id, reader) : await polled(session, id);
@@ -42,7 +42,7 @@ export async function follow(session, id, reader) {
   }
 }
 
-/** Answers what a cell asks; null refuses. An answer that comes too late is none. */
+/** Answer a question of a cell; null refuses. An answer that comes too late is ignored. */
 export async function reply(session, id, number, text) {
   try {
     await request("POST", `executions/${id}/replies`, { session, json: { number, text } });
@@ -51,13 +51,13 @@ export async function reply(session, id, number, text) {
   }
 }
 
-/** Interrupts a cell; what that did is in its result. */
+/** Interrupt a cell. Its result shows what that did. */
 export const interrupt = (session, id) => request("POST", `executions/${id}/interrupt`, { session });
 
-/** What a cell of the client's own answers, as `[answer, result]`: a line of JSON, which code of the session can forge. */
+/** Run a cell of the page's own and return `[answer, result]`. The answer is a line of JSON, which code of the session can forge. */
 export async function ownCell(session, name, ...values) {
-  const source = await part(`cells/${name}.py`);
-  const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope['main'](globals(), *${JSON.stringify(values)}))[1])({})`;
+  const source = await part(`snippets/${name}.py`);
+  const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope[${JSON.stringify(name)}](globals(), *${JSON.stringify(values)}))[1])({})`;
   const headers = { "operation-id": randomName(OWN), ...since(session) };
   const result = resultOf(await asked("POST", "executions", { session, headers, json: call(code, "Synchronous") }));
   return [parsed(result.stdout), result];
@@ -89,12 +89,12 @@ async function followed(session, id, reader) {
 async function polled(session, id) {
   for (let wait = 60; ; wait = Math.min(wait * 1.5, 2000)) {
     const record = await patiently(() => asked("GET", `executions/${id}`, { session, headers: since(session) }));
-    if (record.result) return resultOf(record);
+    if (record.result || record.acaSessions) return resultOf(record);
     await pause(wait);
   }
 }
 
-/** A read that nobody answered is asked for again. */
+/** Repeat a read that got no response. */
 async function patiently(read) {
   for (const wait of PATIENCE) {
     try {
@@ -119,7 +119,7 @@ function resultOf(record) {
   return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error };
 }
 
-/** Azure's body alone: it says nothing of the variables, unless by its words for an end. */
+/** Decode Azure's own body. Only its texts for a time-out or a crash show what happened to the variables. */
 function plainResult({ status, result }) {
   const value = result.executionResult;
   const image = value?.type === "image" ? [{ [`image/${value.format}`]: value.base64_data }] : [];

@@ -21,7 +21,7 @@ export function framed(html, text) {
   return element("div", {}, holder, note);
 }
 
-/** Nobody may look into the frame, so that its height is guessed from what is in it. */
+/** The page cannot look into the frame, so its height is guessed from its content. */
 function guessedHeight(clean) {
   const count = (pattern) => clean.match(pattern)?.length ?? 0;
   const rows = count(/<tr\b/g);

@@ -25,7 +25,7 @@ export class Output {
     else if (event.kind === "skipped") this.add(element("p", { class: "note" }, event.text));
   }
 
-  /** Shows what only the result says: the value, the error, and all of it where nothing was told before. */
+  /** Show what only the result has: the value and the error, and also the output if no events came. */
   finish(result) {
     this.element.querySelectorAll("form").forEach((form) => form.remove());
     if (this.isEmpty) {

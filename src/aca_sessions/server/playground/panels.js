@@ -84,7 +84,7 @@ class SessionItem {
 
 const stateOf = ({ running, active }) => (running ? "running" : active === null ? "live" : active ? "busy" : "idle");
 
-/** The variables of a session, as a cell of the client's own tells them. Code of the session can have anything told. */
+/** The variables of a session, as a cell of the client's own tells them. Code of the session can forge it. */
 export function showVariables(holder, told) {
   const rows = Array.isArray(told) ? told.filter((one) => typeof one?.name === "string") : [];
   if (!rows.length) {

@@ -1,4 +1,4 @@
-/** What became of a cell and of the session's state, in words. */
+/** Describe in words how a cell ended and what happened to the session's state. */
 
 import { element, shownName, size, span } from "./dom.js";
 
@@ -22,7 +22,7 @@ export function verdict(result) {
 /** The state as results write it: `lost: memory`. */
 export const stateText = (state) => (state.reason ? `${state.kind}: ${state.reason}` : state.kind);
 
-/** The state, and what follows from it: the server says that, since it writes it for models too. */
+/** The state and its consequence, which the server sends because models read it, too. */
 export function told(state) {
   const follows = state.consequence;
   if (state.kind === "kept") return state.processes === "ended" ? "State kept; background processes were ended." : "State kept.";

@@ -20,14 +20,14 @@ export class Workspace {
     this.checkpoints = [];
   }
 
-  /** Runs a cell; answers its result, or null where the server refused it. */
+  /** Run a cell. Return its result, or null if the server refused it. */
   async run(source, transactional) {
     const cell = new Cell(this.name, source, { edit: this.edit, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
     return this.shown(cell, (reader) => run(this.name, source, { transactional, reader, onStarted }));
   }
 
-  /** Follows a cell that somebody else started, once it was seen twice: most are over before. */
+  /** Follow a cell that another client started, once it was seen twice: most end before that. */
   async notice(id, atOnce) {
     if (!id || this.known.has(id) || id.startsWith(OWN)) return;
     if (!atOnce && this.suspected !== id) {

@@ -1,6 +1,6 @@
-"""A refusal of `pip install` in a session, which cannot change its environment. Requirements that are already met succeed.
+"""A replacement for `pip install` into a session's environment. It refuses, unless the requirements are installed already.
 
-Without it pip contacts an index that a session rarely reaches, for eight seconds, and then fails on a read-only folder.
+The environment is read-only: pip would try for eight seconds to reach an index, then fail.
 """
 
 import os
@@ -17,7 +17,7 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 
 
 def refuse(arguments: "list[str]") -> None:
-    """End this program if it is a pip that would install into the environment."""
+    """Exit if pip is to install into the session's environment: with 0 if all requirements are met, else with 1 and a message."""
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return
     if _can_write(sysconfig.get_path("purelib")):  # a virtual environment that the session made
@@ -35,7 +35,6 @@ def refuse(arguments: "list[str]") -> None:
 
 
 def _can_write(folder: str) -> bool:
-    """Return whether a file can be created in a folder."""
     try:  # access(2) does not know what Landlock denies
         with tempfile.TemporaryFile(dir=folder):
             return True

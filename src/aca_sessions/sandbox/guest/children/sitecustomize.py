@@ -1,6 +1,6 @@
-"""Start-up code for Python programs that a session starts. It adds the session's packages behind their own path, and refuses pip.
+"""Start-up code of Python programs in a session. It adds the session's packages to the end of `sys.path`, and refuses `pip install`.
 
-PYTHONPATH would put the packages in front of the path.
+PYTHONPATH would not do, because its folders come before the program's own packages.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""A stand-in for setuptools' `pkg_resources`: AutoGen lists the installed packages with it before its first cell."""
+"""A stand-in for setuptools' `pkg_resources`, with which AutoGen lists the installed packages before its first cell."""
 
 from importlib.metadata import distributions
 
 
 class Distribution:
-    """A package and its version, with the attribute names of setuptools."""
+    """An installed package and its version, with the attribute names of setuptools."""
 
     def __init__(self, project_name: str, version: str) -> None:
         self.project_name = project_name

@@ -1,0 +1,169 @@
+"""Artifacts: data that outlives a session. The content is written before the description, so readers find a whole artifact or none."""
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ...bridge import codec, host
+from ...errors import InvalidArgumentError, StorageError
+from .storage import Storage, checked_name
+
+_ATTEMPTS = 5
+Described = list[dict[str, Any]]
+_MOST_DESCRIPTION = 64 << 10
+Form = Literal["text", "bytes", "json", "table"]
+_LOOSE: dict[str, Any] = {"description": "", "metadata": {}, "created_at": None, "content": None}
+_DESCRIBED = {*_LOOSE, "name", "form"}
+
+
+class Artifacts:
+    """The artifacts in a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    async def list(self) -> Described:
+        """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
+        found = [await self._described(name) for name in await self._storage.names("artifacts")]
+        return [self._told(one) for one in found if one is not None]
+
+    async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Save text, bytes, JSON or a DataFrame under a name. Return its description. An artifact of the same name is replaced.
+
+        Args:
+            name: The name, of up to 128 characters.
+            data: The content.
+            description: What the artifact is.
+            metadata: Further facts, which JSON can hold. Name, description and metadata have at most 64K characters together, as JSON.
+        """
+        form, content = _encode(data)
+        place = f"{checked_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
+        described = {
+            "name": name,
+            "description": _text(description),
+            "metadata": metadata or {},
+            "created_at": datetime.now(UTC).isoformat(),
+            "form": form,
+            "content": place,
+        }
+        text = json.dumps(described, default=_refuse)
+        if len(text) > _MOST_DESCRIPTION:
+            raise InvalidArgumentError(
+                f"an artifact's description and metadata must have at most {_MOST_DESCRIPTION} characters of JSON together, got {len(text)}"
+            )
+        await self._storage.write("content", place, content)
+        async with self._storage.locked("artifacts"):
+            before = await self._described(name)
+            await self._storage.write("artifacts", name, text.encode())
+        if before is not None:
+            await self._delete_content(before)
+        return self._told(described)
+
+    async def load(self, name: str) -> Any:
+        """Return the data as it was saved, a table as a DataFrame. Raise InvalidArgumentError if no artifact has that name."""
+        form, content = await self._content(name)
+        return _decode(form, content)
+
+    async def load_into_session(self, name: str) -> Any:
+        """Return the data like `load`, but a table unparsed, because the session will parse it."""
+        form, content = await self._content(name)
+        return codec.Table(content) if form == "table" else _decode(form, content)
+
+    async def _content(self, name: str) -> tuple[Form, bytes]:
+        for _ in range(_ATTEMPTS):
+            described = await self._described(name)
+            if described is None:
+                raise InvalidArgumentError(f"there is no artifact {checked_name(name)}: see artifacts.list()")
+            loose = described["content"] is None
+            content = await self._storage.read("artifacts", name) if loose else await self._storage.read("content", described["content"])
+            if content is not None:  # otherwise it was replaced in between: read its description again
+                return described["form"], content
+        raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
+
+    async def delete(self, name: str) -> None:
+        """Delete an artifact, if it exists. No lock is taken, because a full Redis grants none, and deleting must make room in it."""
+        described = await self._described(name)
+        await self._storage.delete("artifacts", name)
+        if described is not None:
+            await self._delete_content(described)
+
+    async def _described(self, name: str) -> dict[str, Any] | None:
+        """Return the description of an artifact, or None if it does not exist. A file that `save` did not write gets a default one."""
+        data = await self._storage.read("artifacts", name)
+        return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
+
+    async def _delete_content(self, described: dict[str, Any]) -> None:
+        if described["content"] is not None:
+            await self._storage.delete("content", described["content"])
+
+    def _told(self, described: dict[str, Any]) -> dict[str, Any]:
+        content, told = described["content"], {key: described[key] for key in ("name", "description", "metadata", "created_at")}
+        return told | {"path": self._storage.path("artifacts", told["name"]) if content is None else self._storage.path("content", content)}
+
+
+def _description(data: bytes) -> dict[str, Any] | None:
+    """Return the description in a record, or None if the record was not written by `save`."""
+    try:
+        told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) and told.keys() == _DESCRIBED else None
+
+
+def _form(name: str, data: bytes) -> Form:
+    if name.endswith(".parquet"):
+        return "table"
+    try:
+        text = data.decode()
+        if name.endswith(".json"):
+            json.loads(text)
+            return "json"
+    except UnicodeDecodeError:
+        return "bytes"
+    except (ValueError, RecursionError):
+        pass
+    return "text"
+
+
+def _encode(data: Any) -> tuple[Form, bytes]:
+    if isinstance(data, str):
+        return "text", data.encode("utf-8", "backslashreplace")
+    if isinstance(data, codec.Table):
+        return "table", bytes(data)
+    if isinstance(data, bytes | bytearray | memoryview):
+        return "bytes", bytes(data)
+    try:
+        if codec.is_table(data):
+            return "table", bytes(host.stored_table(data))
+        return "json", json.dumps(data, default=_refuse, indent=1).encode()
+    except InvalidArgumentError:
+        raise
+    except TypeError as error:
+        raise InvalidArgumentError(f"an artifact's data cannot be saved: {error}") from error
+    except RecursionError as error:
+        raise InvalidArgumentError("an artifact's data must not be nested that deeply: save it in parts") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"an artifact's data cannot be saved as JSON: {error}") from error
+
+
+def _decode(form: Form, content: bytes) -> Any:
+    match form:
+        case "text":
+            return content.decode()
+        case "bytes":
+            return content
+        case "table":
+            return host.read_table(content)
+    return json.loads(content)
+
+
+def _refuse(value: object) -> object:
+    advice = "convert it to text, numbers, lists and dicts; bytes and DataFrames must be the whole data"
+    raise InvalidArgumentError(f"a value of type {type(value).__name__} cannot be saved as JSON: {advice}")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"an artifact's description must be text, got {type(value).__name__}")
+    return value

@@ -1,0 +1,185 @@
+"""Dependencies: packages for an agent's sessions. The storage keeps the requirements; the host, not a cell, installs the packages."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from ...client.session import Session
+from ...errors import InvalidArgumentError, NotSupportedError
+from .storage import Storage
+
+_RECORD = "requirements"
+_BY_SESSIONS = "by-sessions"  # the names of packages that code in a session added; all others were added by the owner
+Texts = list[str]
+
+
+class Deps:
+    """The requirements in a storage. If they are `locked`, they can be installed, but not added or removed."""
+
+    def __init__(self, storage: Storage, *, locked: bool = False) -> None:
+        self._storage = storage
+        self._locked = locked
+        self._first: Path | None = None
+
+    def begin_with(self, file: Path) -> None:
+        """Use the lines of a file as the first requirements. The storage takes them over when one is added or removed."""
+        self._first = file
+
+    async def list(self) -> Texts:
+        """Return the requirements, in the order in which they were added."""
+        data = await self._storage.read("deps", _RECORD)
+        if data is not None:
+            return [str(one) for one in json.loads(data)]
+        if self._first is None or not self._first.is_file():
+            return []
+        lines = (line.partition("#")[0].strip() for line in self._first.read_text().splitlines())
+        return [line for line in lines if line]
+
+    async def remember(self, package: str, *, origin: str = "host") -> str:
+        """Add a requirement, such as `pandas>=2`, and return it. It replaces an earlier requirement for the same package.
+
+        `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if a session would change a requirement of the host.
+        """
+        self.check_unlocked()
+        wanted = _name(package)
+        async with self._storage.locked("deps"):
+            before, by_sessions = await self.list(), await self._by_sessions()
+            if origin == "host":
+                await self._note_by_sessions(by_sessions - {wanted})
+            elif package not in before:
+                self._check_is_of_sessions(wanted, before, by_sessions)
+            kept = [one for one in before if _name(one) != wanted]
+            await self._storage.write("deps", _RECORD, json.dumps([*kept, package], indent=1).encode())
+            if origin != "host" and package not in before:  # last: if it fails, the requirement counts as the owner's
+                await self._note_by_sessions(by_sessions | {wanted})
+        return package
+
+    async def forget(self, package: str, *, origin: str = "host") -> bool:
+        """Remove a package's requirement, given a name or a requirement like `pandas>=2`. Return whether there was one.
+
+        Raise InvalidArgumentError if a session (`origin`) would remove a requirement of the host.
+        """
+        self.check_unlocked()
+        unwanted = _name(package)
+        async with self._storage.locked("deps"):
+            before, by_sessions = await self.list(), await self._by_sessions()
+            if origin != "host":
+                self._check_is_of_sessions(unwanted, before, by_sessions)
+            kept = [one for one in before if _name(one) != unwanted]
+            await self._storage.write("deps", _RECORD, json.dumps(kept, indent=1).encode())
+            await self._note_by_sessions(by_sessions - {unwanted})
+        return len(kept) < len(before)
+
+    def _check_is_of_sessions(self, name: str, requirements: Texts, by_sessions: set[str]) -> None:
+        if name not in by_sessions and any(_name(one) == name for one in requirements):
+            raise InvalidArgumentError(
+                f"{name} is a dependency that the session's owner added: code in a session cannot change or remove it, so ask the owner"
+            )
+
+    async def _by_sessions(self) -> set[str]:
+        data = await self._storage.read("deps", _BY_SESSIONS)
+        return set() if data is None else {str(one) for one in json.loads(data)}
+
+    async def _note_by_sessions(self, names: set[str]) -> None:
+        if names != await self._by_sessions():
+            await self._storage.write("deps", _BY_SESSIONS, json.dumps(sorted(names)).encode())
+
+    def check_unlocked(self) -> None:
+        """Raise NotSupportedError if requirements cannot be added or removed."""
+        if self._locked:
+            raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
+
+
+class PackageChanges:
+    """The requests of cells to install or remove packages, carried out when no cell runs. The last request for each package counts."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._wanted: dict[str, str] = {}
+        self._unwanted: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted or self._unwanted)
+
+    def add(self, requirement: str) -> None:
+        """Request that a package is installed. This cancels an earlier request to remove it."""
+        name = _name(requirement)
+        self._unwanted.pop(name, None)
+        self._wanted[name] = requirement
+
+    def remove(self, package: str) -> None:
+        """Request that a package is removed. This cancels an earlier request to install it."""
+        name = _name(package)
+        self._wanted.pop(name, None)
+        self._unwanted[name] = package
+
+    async def is_installed(self, package: str) -> bool:
+        """Return whether a package was installed into the session. Return False if the endpoint does not list packages."""
+        return await _is_installed(self._session, package)
+
+    async def carry_out(self) -> str:
+        """Carry out all requests and forget them. Return a text for stderr with the packages that failed, or "" if none did."""
+        wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
+        self._wanted, self._unwanted = {}, {}
+        kept = [one for package in unwanted for one in (await uninstall(self._session, package, configured=True))["failed"]]
+        note = f"deps: {', '.join(kept)} could not be uninstalled and can still be imported: call deps.remove() again\n" if kept else ""
+        try:
+            told = await install(self._session, wanted)
+        except NotSupportedError as error:
+            told = {"failed": wanted, "error": str(error)}
+        return note if not told["failed"] else f"{note}deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
+
+
+async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
+    """Install packages one by one. Return a dict with the lists `installed`, `already_present`, `failed`, and the last `error` if any."""
+    told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
+    for requirement in requirements:
+        before = await _installed(session)
+        result = await session.install(requirement)
+        if not result.success:
+            told["failed"].append(requirement)
+            told["error"] = str(result.error)
+        elif before is not None and await _installed(session) == before:
+            told["already_present"].append(requirement)
+        else:
+            told["installed"].append(requirement)
+    return told
+
+
+async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
+    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
+
+    `configured` tells whether the storage had the requirement. It is returned as `removed_from_config`.
+    """
+    told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
+    if not await _is_installed(session, package):
+        told["not_found"].append(package)
+        return told
+    told["removed" if (await session.uninstall(_name(package))).success else "failed"].append(package)
+    return told
+
+
+async def _is_installed(session: Session, package: str) -> bool:
+    return _name(package) in {canonicalize_name(one.partition(" ")[0]) for one in await _installed(session) or ()}
+
+
+async def _installed(session: Session) -> set[str] | None:
+    """Return the packages that were installed into a session, as `name version`, or None if the endpoint does not list them."""
+    try:
+        return {f"{package.name} {package.version}" for package in await session.packages()}
+    except NotSupportedError:
+        return None
+
+
+def _name(package: object) -> str:
+    try:
+        return canonicalize_name(Requirement(str(package)).name)
+    except InvalidRequirement:
+        # Not chained: the cause quotes text that code in a session may have written.
+        raise InvalidArgumentError(
+            "a dependency must be a requirement such as 'humanize' or 'pandas>=2', got text that is not one"
+        ) from None

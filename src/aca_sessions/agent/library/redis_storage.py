@@ -1,0 +1,186 @@
+"""A storage in Redis. Each kind is one Redis hash with a field for each record, so one command writes a whole record."""
+
+import asyncio
+import contextlib
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from redis import Redis as BlockingRedis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError, ExecAbortError, LockError, NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ...errors import ConfigurationError, StorageError
+from ...lifetime import made_in_thread
+from .storage import Kind, checked_name
+
+if TYPE_CHECKING:
+    from .search import Embed
+    from .skills import SkillLibrary
+
+
+_LOCK_SECONDS = 10.0  # a lock ends after this time, so that a holder that was killed does not keep others out for longer
+_PATIENCE_SECONDS = 15.0  # how long to wait for a lock
+_ANSWER_SECONDS = 10.0
+_ATTEMPTS = 6  # about two seconds with the pauses between them, in which a server can restart
+_LOST = (RedisConnectionError, RedisTimeoutError)
+
+
+class RedisStorage:
+    """A storage in Redis, whose keys have a common prefix. Many processes can use it at the same time."""
+
+    def __init__(self, url: str | None = None, prefix: str = "aca-sessions", *, redis: "Redis | BlockingRedis | None" = None) -> None:
+        """Use a server or a client. The first command opens a connection.
+
+        Raise ConfigurationError unless exactly one of `url` and `redis` is given, or if the client decodes responses.
+
+        Args:
+            url: The server, as in `redis://localhost:6379`. Commands are sent again for about two seconds if the connection breaks.
+            prefix: The beginning of all keys.
+            redis: A client instead of the URL, from `redis` or `redis.asyncio`. `close` leaves it open.
+        """
+        if (url is None) == (redis is None):
+            got = "neither" if url is None else "both"
+            forms = "RedisStorage('redis://localhost:6379') or RedisStorage(redis=client)"
+            raise ConfigurationError(f"RedisStorage must have either a URL or a client, got {got}: write {forms}")
+        if redis is not None and redis.get_connection_kwargs().get("decode_responses"):
+            raise ConfigurationError("the Redis client must return bytes: make it without decode_responses=True")
+        self._redis: Any = redis if url is None else _connected(url)
+        self._is_own = redis is None
+        self._prefix = prefix
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        """Return the data of a record, or None if there is no such record."""
+        field = checked_name(name)
+        return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
+
+    async def write(self, kind: Kind, name: str, data: bytes) -> None:
+        """Write a record, replacing an earlier one of the same name, and change the stamp of its kind."""
+        field = checked_name(name)
+
+        def both(redis: Any) -> Any:
+            commands = redis.pipeline(transaction=True)
+            commands.hset(self._key(kind), field, data)
+            commands.set(f"{self._key(kind)}:stamp", uuid.uuid4().hex)
+            return commands.execute()
+
+        await self._asked(both)
+
+    async def delete(self, kind: Kind, name: str) -> bool:
+        """Delete a record. Return whether it existed. The stamp of its kind is replaced, or removed if Redis is full."""
+        field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
+
+        def each(redis: Any) -> Any:
+            commands = redis.pipeline(transaction=False)  # a full Redis refuses to queue any command of a transaction
+            commands.delete(stamp)
+            commands.hdel(self._key(kind), field)
+            commands.set(stamp, uuid.uuid4().hex)
+            return commands.execute(raise_on_error=False)
+
+        _, deleted, _ = await self._asked(each)
+        if isinstance(deleted, RedisError):
+            raise _storage_error(deleted)
+        return bool(deleted)
+
+    async def names(self, kind: Kind) -> list[str]:
+        """Return the names of all records of a kind, sorted."""
+        return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
+
+    async def stamp(self, kind: Kind) -> str | None:
+        """Return a random text, drawn anew at every change of this kind. Return None before the first change, or if Redis was full."""
+        drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
+        return drawn.decode() if isinstance(drawn, bytes) else None
+
+    @asynccontextmanager
+    async def locked(self, kind: Kind) -> AsyncIterator[None]:
+        """Lock the records of a kind during a `with` block. Raise StorageError after waiting 15 s.
+
+        The lock expires after 10 s even if its holder still works, so that a process that was killed does not keep it.
+        """
+        options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
+        lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
+        if not await self._acquired(lock):
+            raise StorageError(
+                f"cannot lock the storage of {kind} within {_PATIENCE_SECONDS:g} s, because another process uses it: try again or end it"
+            )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(LockError, StorageError):
+                await self._asked(lambda _: lock.release())
+
+    def path(self, kind: Kind, name: str) -> str:
+        """Return where a person finds the record: the key and the field in Redis, as `key/field`."""
+        return f"{self._key(kind)}/{name}"
+
+    def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
+        from .skills import SkillLibrary
+
+        return SkillLibrary(self._for_this_loop, embed)
+
+    async def close(self) -> None:
+        """Close the connections if this object was created with a URL. A client that was given stays open for its owner."""
+        if self._is_own:
+            await self._redis.aclose()
+
+    @asynccontextmanager
+    async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
+        """Yield this storage with new connections: those of `redis.asyncio` work only in the event loop that opened them."""
+        if isinstance(self._redis, BlockingRedis):
+            yield self
+            return
+        pool = self._redis.connection_pool
+        async with Redis.from_pool(ConnectionPool(pool.connection_class, **pool.connection_kwargs)) as client:
+            yield RedisStorage(redis=client, prefix=self._prefix)
+
+    def _key(self, kind: Kind) -> str:
+        return f"{self._prefix}:{kind}"
+
+    async def _acquired(self, lock: Any) -> bool:
+        if not isinstance(self._redis, BlockingRedis):
+            return bool(await self._asked(lambda _: lock.acquire()))
+        with _errors():  # a lock that the thread acquires after the caller was cancelled is released
+            return bool(await made_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
+
+    async def _asked(self, command: Callable[[Any], Any]) -> Any:
+        """Send commands and return the answer. With a blocking client, do so in a thread. Raise StorageError if Redis fails."""
+        with _errors():
+            if isinstance(self._redis, BlockingRedis):
+                return await asyncio.to_thread(command, self._redis)
+            answer = command(self._redis)
+            return await answer if inspect.isawaitable(answer) else answer
+
+
+def _connected(url: str) -> Redis:
+    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), _ATTEMPTS)
+    limits: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": _ANSWER_SECONDS}
+    return Redis.from_url(url, retry=retry, retry_on_error=[*_LOST], **limits)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise _storage_error(error) from error
+
+
+def _storage_error(error: RedisError) -> StorageError:
+    advice = "check that the server runs and that the URL is right"
+    if isinstance(error, OutOfMemoryError | ExecAbortError):
+        advice = "it is full: raise its maxmemory, or delete what is not needed"
+    elif isinstance(error, AuthenticationError | NoPermissionError):
+        advice = "check the user and the password in the URL, and what the user may do"
+    elif isinstance(error, ReadOnlyError):
+        advice = "it is a replica, which refuses writes: use the URL of its primary"
+    return StorageError(f"Redis failed ({type(error).__name__}): {advice}")

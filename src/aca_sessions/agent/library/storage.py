@@ -1,0 +1,274 @@
+"""The storage of skills, artifacts and dependencies. Readers get only whole records. Names are checked, because AI models choose them."""
+
+import asyncio
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from ...errors import InvalidArgumentError, StorageError
+from ...lifetime import made_in_thread
+
+if TYPE_CHECKING:
+    from .search import Embed
+    from .skills import SkillLibrary
+
+Kind = Literal["skills", "uses", "artifacts", "content", "deps"]
+Result = TypeVar("Result")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,126}[A-Za-z0-9_-]|[A-Za-z0-9_]")
+_LOCK_SECONDS = 30.0
+_SETTLED_NANOSECONDS = 50_000_000  # times have the grain of the kernel's clock: a younger folder can change again and keep its time
+
+
+class Storage(Protocol):
+    """A storage of records, each with a kind and a name."""
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        """Return the data of a record, or None if there is no such record."""
+        ...
+
+    async def write(self, kind: Kind, name: str, data: bytes) -> None:
+        """Write a record, replacing an earlier one of the same name. A concurrent reader gets the whole old or the whole new data."""
+        ...
+
+    async def delete(self, kind: Kind, name: str) -> bool:
+        """Delete a record. Return whether it existed."""
+        ...
+
+    async def names(self, kind: Kind) -> list[str]:
+        """Return the names of all records of a kind, sorted."""
+        ...
+
+    async def stamp(self, kind: Kind) -> str | None:
+        """Return a text that changes when a record of the kind is written or deleted.
+
+        Return None if changes cannot be detected now; the caller must then read all records again.
+        """
+        ...
+
+    def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lock the records of a kind during a `with` block, against callers in any process, so that a record can be read and changed."""
+        ...
+
+    def path(self, kind: Kind, name: str) -> str:
+        """Return where a person finds the record, for example the path of its file."""
+        ...
+
+
+def checked_name(name: object) -> str:
+    """Return the name of a record. Raise InvalidArgumentError if it is invalid."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        allowed = "letters, digits, '_', '-', single '.' and spaces, begin with a letter, digit or '_', and not end with '.' or a space"
+        raise InvalidArgumentError(f"a name must have up to 128 {allowed}, got {str(name)[:80]!r}")
+    return name
+
+
+class FileStorage:
+    """A storage in a folder, with a readable file for each record. Many processes can use it at the same time.
+
+    Without fcntl, as on Windows, only one process may write at a time, because nothing is locked.
+    """
+
+    def __init__(self, base_path: Path | str) -> None:
+        """Use a folder. It is created at the first write."""
+        self.base_path = Path(base_path)
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        """Return the content of a record's file, or None if there is no such file."""
+        return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
+
+    async def write(self, kind: Kind, name: str, data: bytes) -> None:
+        """Write the data to a temporary file in the same folder, then rename that file to the record's file."""
+        await _in_thread("written", lambda: self._write(kind, checked_name(name), data))
+
+    async def delete(self, kind: Kind, name: str) -> bool:
+        """Delete the file of a record. Return whether it existed."""
+        return await _in_thread("deleted", lambda: self._delete(kind, checked_name(name)))
+
+    async def names(self, kind: Kind) -> list[str]:
+        """Return the names of all records of a kind, sorted."""
+        return await _in_thread("listed", lambda: self._names(kind))
+
+    async def stamp(self, kind: Kind) -> str | None:
+        """Return when a file of this kind was last added, replaced or deleted, as text, or "none" if the kind has no folder.
+
+        Return None in the first 50 ms after a change, because a second change could get the same time.
+        """
+        return await _in_thread("read", lambda: self._stamp(kind))
+
+    @asynccontextmanager
+    async def locked(self, kind: Kind) -> AsyncIterator[None]:
+        """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError after waiting 30 s.
+
+        The kernel releases the lock when its holder ends. Without fcntl, as on Windows, nothing is locked.
+        """
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"cannot lock the storage of {kind} within {_LOCK_SECONDS:g} s, because another process uses it: try again or end it"
+                )
+            await asyncio.sleep(0.01)
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def path(self, kind: Kind, name: str) -> str:
+        """Return the path of the record's file, whether it exists or not."""
+        return str(self._file(kind, name))
+
+    def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
+        from .skills import SkillLibrary
+
+        return SkillLibrary(lambda: nullcontext(self), embed)
+
+    def _file(self, kind: Kind, name: str) -> Path:
+        return self.base_path / kind / (f"{name}.py" if kind == "skills" else name)
+
+    def _read(self, kind: Kind, name: str) -> bytes | None:
+        try:
+            return self._file(kind, name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, kind: Kind, name: str, data: bytes) -> None:
+        file = self._file(kind, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as written:
+                written.write(data)
+                written.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _delete(self, kind: Kind, name: str) -> bool:
+        try:
+            self._file(kind, name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _names(self, kind: Kind) -> list[str]:
+        try:
+            found = [entry.name for entry in os.scandir(self.base_path / kind) if entry.is_file()]
+        except FileNotFoundError:
+            return []
+        if kind == "skills":
+            found = [name.removesuffix(".py") for name in found if name.endswith(".py")]
+        return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def _stamp(self, kind: Kind) -> str | None:
+        try:
+            changed = os.stat(self.base_path / kind).st_mtime_ns
+        except FileNotFoundError:
+            return "none"
+        return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
+
+    def _lock(self, kind: Kind) -> int | None:
+        """Try to lock the lock file of a kind. Return its descriptor, or None if another process or task holds the lock."""
+        self.base_path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.base_path / f".{kind}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        locked = False
+        try:
+            locked = _try_to_lock(descriptor)
+        finally:
+            if not locked:
+                os.close(descriptor)
+        return descriptor if locked else None
+
+
+def _try_to_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # without fcntl, as on Windows, only one process at a time may write
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
+    """Call `lock` in a thread and return the descriptor that it returns. Release the lock if the caller was cancelled meanwhile."""
+    try:
+        return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
+    except OSError as error:
+        raise _storage_error("locked", error) from error
+
+
+async def _in_thread(done: str, act: Callable[[], Result]) -> Result:
+    try:
+        return await asyncio.to_thread(act)
+    except OSError as error:
+        raise _storage_error(done, error) from error
+
+
+def _storage_error(done: str, error: OSError) -> StorageError:
+    return StorageError(f"the storage cannot be {done}: {error.strerror}. Check the owner, mode and free space of its folder")
+
+
+class MemoryStorage:
+    """A storage in the memory of this process. Its records are lost with this object."""
+
+    def __init__(self) -> None:
+        self._records: defaultdict[Kind, dict[str, bytes]] = defaultdict(dict)
+        self._locks: defaultdict[Kind, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._changes = 0
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        """Return the data of a record, or None if there is no such record."""
+        return self._records[kind].get(checked_name(name))
+
+    async def write(self, kind: Kind, name: str, data: bytes) -> None:
+        """Write a record, replacing an earlier one of the same name."""
+        self._records[kind][checked_name(name)] = data
+        self._changes += 1
+
+    async def delete(self, kind: Kind, name: str) -> bool:
+        """Delete a record. Return whether it existed."""
+        self._changes += 1
+        return self._records[kind].pop(checked_name(name), None) is not None
+
+    async def names(self, kind: Kind) -> list[str]:
+        """Return the names of all records of a kind, sorted."""
+        return sorted(self._records[kind])
+
+    async def stamp(self, kind: Kind) -> str | None:
+        """Return the number of writes and deletions so far, of all kinds."""
+        return str(self._changes)
+
+    @asynccontextmanager
+    async def locked(self, kind: Kind) -> AsyncIterator[None]:
+        """Lock the records of a kind in a `with` block, against other tasks of the loop."""
+        async with self._locks[kind]:
+            yield
+
+    def path(self, kind: Kind, name: str) -> str:
+        """Return a text that names the record. It leads nowhere, because the record has neither a file nor a key."""
+        return f"memory:{kind}/{name}"
+
+    def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
+        from .skills import SkillLibrary
+
+        return SkillLibrary(lambda: nullcontext(self), embed)

@@ -1,0 +1,444 @@
+"""A cell that runs in a thread of the session, for endpoints without events, where the host cannot get calls while an execution runs.
+
+This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await, a
+last value, displays, a traceback. Its output is collected for its result. Meanwhile the host starts short executions in the main thread,
+called meetings: each delivers answers of the host and prints open calls, or the cell's result. A meeting that the host repeats, because a
+reply was lost, prints the same calls or the same result again, so that no call is lost and no cell runs twice.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import ctypes
+import inspect
+import itertools
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import CodeType, SimpleNamespace, TracebackType
+from typing import Any, ClassVar
+
+from ..sandbox.guest.notebook import tracebacks
+from ..sandbox.guest.notebook.collected import Collected, no_late_displays
+from ..sandbox.guest.notebook.loop import Loop, is_needed
+from ..sandbox.guest.place import DATA, place
+from ..sandbox.wire import Cleared, Message, Shown
+from . import codec, guest
+
+_OWN_CODE = __file__.rpartition("/")[0] + "/"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_HALF = 1 << 19  # characters of a stream's head, and of its tail
+_LONGEST_LINE = 3000  # characters; every service keeps at least that much of an output
+_changed = threading.Condition()
+_numbers = itertools.count(1)
+_loop = Loop()
+_late = no_late_displays()
+
+
+class KeptText:
+    """The text that was written to a stream. If it is too long, its middle is replaced by a note of how many characters were cut."""
+
+    def __init__(self) -> None:
+        self._head: list[str] = []
+        self._tail = ""
+        self._room = _HALF
+        self._dropped = 0
+        self._turn = threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Add a text and return its length, like the method of a text stream. Raise TypeError for any other value."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        with self._turn:
+            if self._room > 0:
+                self._head.append(text[: self._room])
+            rest = text[max(self._room, 0) :]
+            self._room -= len(text)
+            self._tail += rest
+            if len(self._tail) > 4 * _HALF:
+                self._cut()
+        return len(text)
+
+    def text(self) -> str:
+        """Return the text that was written, without its middle if it is too long."""
+        with self._turn:
+            self._cut()
+            cut = f"\n[… {self._dropped} characters cut …]\n" if self._dropped else ""
+            return "".join(self._head) + cut + self._tail
+
+    def _cut(self) -> None:
+        excess = max(len(self._tail) - _HALF, 0)
+        self._dropped += excess
+        self._tail = self._tail[excess:]
+
+
+class Diverted:
+    """The output of IPython while a cell runs in a thread: streams and displays are collected for that cell, events are held back.
+
+    Only the streams' `write` is replaced, because other code holds the streams, and some sessions put their own back into `sys`.
+    """
+
+    current: ClassVar[Diverted | None] = None
+
+    def __init__(self, shell: Any, collected: Collected) -> None:
+        self.stdout, self.stderr = KeptText(), KeptText()
+        self._shell = shell
+        self._collected = collected
+        self.own_stdout = sys.stdout
+        self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
+
+    def begin(self) -> None:
+        """Collect output from now on. Stop collecting for a previous cell that still runs."""
+        if Diverted.current is not None:
+            Diverted.current.put_back()
+        Diverted.current = self
+        for stream, kept in self._streams:
+            with contextlib.suppress(AttributeError):  # guest code may have replaced the stream by anything
+                stream.write = kept.write  # type: ignore[method-assign]
+        self._shell.display_pub.publish = self._publish
+        self._shell.display_pub.clear_output = self._collected.clear
+        self._shell.display_trap.hook = self._show
+        self._shell.ask_exit = _end_the_cell  # `exit` must not end the session
+        # At the end of each execution figures are shown and closed. Meetings are executions, but not the end of the cell.
+        self._shell.events.trigger = _nothing
+
+    def end(self) -> None:
+        """Show what waits for the end of a cell, such as open figures, then stop collecting. Do nothing if another cell has begun."""
+        if Diverted.current is not self:
+            return
+        events = self._shell.events
+        try:
+            type(events).trigger(events, "post_execute")  # only for this thread: the main thread may be at the end of an execution, too
+        finally:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Restore the streams, displays and events of the shell."""
+        Diverted.current = None
+        self._shell.display_trap.hook = self._shell.displayhook
+        self._shell.__dict__.pop("ask_exit", None)
+        self._shell.events.__dict__.pop("trigger", None)
+        for name in ("publish", "clear_output"):
+            self._shell.display_pub.__dict__.pop(name, None)
+        for stream, _ in self._streams:
+            getattr(stream, "__dict__", {}).pop("write", None)
+
+    def _show(self, value: object) -> None:
+        """Show the value of an expression statement: by IPython in the main thread, on stdout in a cell's thread.
+
+        In a cell this serves doctests, which redirect stdout and read the value there.
+        """
+        hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
+        hook(value)
+
+    def _publish(self, data: dict[str, Any], *_: object, **options: Any) -> None:
+        name = (options.get("transient") or {}).get("display_id")
+        self._collected.take_display(data, None if name is None else str(name), update=bool(options.get("update")))
+
+
+def write_past(text: str) -> None:
+    """Write a text to the session's own stdout, even while a cell's output is collected, or if the cell redirected or closed stdout."""
+    streams: list[Any] = [sys.stdout, sys.__stdout__]
+    if Diverted.current is not None:
+        streams.insert(0, Diverted.current.own_stdout)
+    for stream in streams:
+        with contextlib.suppress(Exception):
+            type(stream).write(stream, text)
+            stream.flush()
+            return
+
+
+def _end_the_cell() -> None:
+    raise SystemExit
+
+
+def _put_back_in_child() -> None:
+    """Restore the streams in a forked process, because nothing in it reads the collected output."""
+    if Diverted.current is not None:
+        Diverted.current.put_back()
+
+
+os.register_at_fork(after_in_child=_put_back_in_child)
+
+
+def _nothing(*_: object, **__: object) -> None: ...
+
+
+class ThreadedCell:
+    """A cell that runs once in a thread of its own. `outcome` is None until it has ended, then a dict with its result."""
+
+    def __init__(self, shell: Any, code: str, transformers: Sequence[ast.NodeTransformer], ended: Callable[[], None]) -> None:
+        """Prepare a cell. Its syntax tree passes through `transformers` in order. `ended` is called when the cell has ended."""
+        self.outcome: dict[str, Any] | None = None
+        self._shell = shell
+        self._code = code
+        self._transformers = transformers
+        self._ended = ended
+        self._displays: list[tuple[dict[str, str], str | None]] = []
+        self._collected = Collected("", self._take, _late)
+        self._diverted = Diverted(shell, self._collected)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._turn = threading.Lock()
+        self._is_users = True  # whether the thread runs the user's code, and not what follows it
+
+    def start(self) -> None:
+        """Start to collect output, and run the cell in a new thread. If no thread can be started, the cell ends with that error."""
+        self._diverted.begin()
+        self._collected.show_late()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._finish(error)
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the user's code, as soon as it runs Python code again. Raise nothing if that code has ended."""
+        with self._turn:
+            if self._is_users:
+                _raise_in(self._thread, KeyboardInterrupt)
+        _wake_loops_of(self._thread)
+
+    def leave(self) -> None:
+        """If the cell still runs, let it keep the event loop: the next cell gets a new one."""
+        if self.outcome is None:
+            _loop.abandon()
+
+    def _work(self) -> None:
+        error = None
+        try:
+            try:
+                self._run()
+            finally:
+                self._close()
+        except BaseException as raised:
+            error = raised
+        self._close()
+        try:
+            self._finish(error)
+        finally:
+            self.outcome = self.outcome or {}
+            self._ended()
+
+    def _close(self) -> None:
+        """Ignore interrupts from now on, because the user's code has ended. Remove an interrupt that the thread has not raised yet."""
+        with self._turn:
+            self._is_users = False
+            _raise_in(self._thread, None)
+
+    def _run(self) -> None:
+        code = self._shell.transform_cell(self._code)
+        file = self._shell.compile.cache(code, self._shell.execution_count, self._code)
+        flags = self._shell.compile.flags | ast.PyCF_ONLY_AST
+        tree: ast.Module = compile(code, file, "exec", flags=flags, dont_inherit=True)
+        for transformer in self._transformers:
+            tree = transformer.visit(tree)
+        tree = self._shell.transform_ast(tree)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        self._evaluate(self._compiled(tree, file, "exec"))
+        if isinstance(last, ast.Expr):
+            self._show(self._evaluate(self._compiled(ast.Expression(last.value), file, "eval")))
+
+    def _compiled(self, tree: ast.Module | ast.Expression, file: str, mode: str) -> CodeType:
+        flags = self._shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        return compile(tree, file, mode, flags=flags, dont_inherit=True)  # type: ignore[no-any-return]
+
+    def _evaluate(self, code: CodeType) -> Any:
+        names = self._shell.user_ns
+        if code.co_flags & inspect.CO_COROUTINE:
+            return _loop(eval(code, names))  # noqa: S307
+
+        async def inside() -> Any:
+            return eval(code, names)  # noqa: S307
+
+        return _loop(inside()) if is_needed(self._code) else eval(code, names)  # noqa: S307
+
+    def _show(self, value: Any) -> None:
+        if value is None or self._code.rstrip().endswith(";"):
+            return
+        formats, _ = self._shell.displayhook.compute_format_data(value)
+        self._shell.displayhook.update_user_ns(value)
+        if formats:
+            self._collected.take_value(SimpleNamespace(result=value), formats)
+
+    def _take(self, message: Message) -> None:
+        """Store the display in a message. An update replaces the latest display of its name. `Cleared` removes all displays."""
+        names = [name for _, name in self._displays]
+        if isinstance(message, Cleared):
+            self._displays.clear()
+        elif isinstance(message, Shown) and message.update and message.name in names:
+            last = len(names) - 1 - names[::-1].index(message.name)
+            self._displays[last] = (message.data, message.name)
+        elif isinstance(message, Shown):
+            self._displays.append((message.data, message.name))
+
+    def _finish(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._collected.take_error(error, _traceback(self._shell, error))
+        self._collected.code_has_run = True
+        try:
+            self._diverted.end()
+        finally:
+            self._collected.finished([], [], [])
+            self.outcome = {
+                "value": self._collected.value,
+                "text": self._collected.text,
+                "error": self._collected.error,
+                "displays": self._displays,
+                "stdout": self._diverted.stdout.text(),
+                "stderr": self._diverted.stderr.text(),
+            }
+
+
+def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
+    """Make the interpreter raise an exception in a thread. With None, remove one that was requested but not raised yet."""
+    raised = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), raised)
+
+
+def _wake_loops_of(thread: threading.Thread) -> None:
+    """Wake the event loops that run in a thread, because a loop that waits runs no Python code in which an interrupt could be raised."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        loop, frame = frame.f_locals.get("self"), frame.f_back
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(lambda: None)
+
+
+def _traceback(shell: Any, error: BaseException) -> str:
+    traceback = _of_the_user(error.__traceback__)
+    try:
+        return _COLOUR.sub("", _laid_out(shell, error, traceback))
+    except Exception:  # the user's objects may fail when they are shown
+        return tracebacks.native(error, traceback)
+
+
+def _laid_out(shell: Any, error: BaseException, traceback: TracebackType | None) -> str:
+    kind, layout = type(error), shell.InteractiveTB
+    if isinstance(error, SystemExit) or kind.__name__ == "UsageError":
+        return "".join(layout.get_exception_only(kind, error)).rstrip("\n")
+    if traceback is None and isinstance(error, SyntaxError):
+        return str(layout.stb2text(shell.SyntaxTB.structured_traceback(kind, error, [])))
+    tracebacks.explain(error)
+    tracebacks.cut_own(traceback)
+    if tracebacks.holds_group(error):
+        return tracebacks.native(error, traceback)
+    return str(layout.stb2text(layout.structured_traceback(kind, error, traceback, tb_offset=0)))
+
+
+def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the leading entries of this package, or None if nothing is left."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
+        traceback = traceback.tb_next
+    return traceback
+
+
+class _Meeting:
+    """What is kept from one meeting to the next: the latest cell, its open calls, and answers that the cell has not taken."""
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.cell: ThreadedCell | None = None
+        self.interrupted = False
+        self.open: dict[int, str] = {}
+        self.answers: dict[int, str] = {}
+        self.file = ""
+        self.computed_before = 0.0
+
+
+_now = _Meeting()
+
+
+def meet(marker: str, said: str) -> None:
+    """Hold a meeting: do what the host asks in `said`, then print one line, with the cell's report as JSON after `marker`.
+
+    `said` is packed JSON with the arguments of `_met`. A long report is in a file: the line names it, and the next meeting deletes it.
+    """
+    if _now.file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(place.data, _now.file))
+        _now.file = ""
+    place.data = DATA if os.path.isdir(DATA) else os.path.expanduser("~")
+    line = json.dumps(_met(**json.loads(codec.unpack(json.loads(said), guest.read_file))))
+    if len(line) > _LONGEST_LINE:
+        _now.file = guest.write_file(line.encode())
+        line = json.dumps({"file": _now.file})
+    write_past(f"\n{marker}{line}\n")
+
+
+def _met(cell: str, begin: str | None, answers: dict[str, str], known: list[int], interrupt: bool, wait: float) -> dict[str, Any]:
+    if begin is not None and cell != _now.id:
+        _begin(cell, begin)
+    running = _now.cell
+    if running is None or cell != _now.id:
+        return {"cell": "unknown"}
+    with _changed:
+        _now.answers.update({int(number): answer for number, answer in answers.items() if int(number) in _now.open})
+        _now.interrupted = _now.interrupted or interrupt
+        _changed.notify_all()
+    if interrupt:
+        running.interrupt()
+    started = time.perf_counter()
+    with _changed:
+        _changed.wait_for(lambda: running.outcome is not None or any(number not in known for number in _asked()), wait)
+        if running.outcome is not None:
+            return {"cell": "over", "result": running.outcome}
+        calls = [[number, _now.open[number]] for number in _asked()]
+        return {"cell": "runs", "calls": calls, "waited": time.perf_counter() - started, "computed": _computed() - _now.computed_before}
+
+
+def _begin(id: str, code: str) -> None:
+    shell = sys.modules["IPython"].get_ipython()
+    if _now.cell is not None:
+        _now.cell.leave()
+    transformers: list[Any] = []
+    guest.provide_names(transformers, _ask)
+    _now.cell, _now.computed_before = ThreadedCell(shell, code, transformers, _wake), _computed()
+    _now.id, _now.interrupted, _now.open, _now.answers = id, False, {}, {}
+    _now.cell.start()
+
+
+def _computed() -> float:
+    """Return the processor seconds of this process and its ended children, except those of this thread, which holds the meetings."""
+    times = os.times()
+    return time.process_time() - time.thread_time() + times.children_user + times.children_system
+
+
+def _asked() -> list[int]:
+    return [number for number in _now.open if number not in _now.answers]
+
+
+def _ask(text: str) -> str:
+    """Send a call of the cell to the host, and return the answer. May be called from any thread.
+
+    Raise ToolError if no cell runs, or if the cell was interrupted or ends before the answer comes.
+    """
+    with _changed:
+        cell, number = _now.cell, next(_numbers)
+        if cell is None or not _is_answered(cell):
+            return guest.refuse_call(text)
+        _now.open[number] = text
+        _changed.notify_all()
+        try:
+            _changed.wait_for(lambda: number in _now.answers or not _is_answered(cell))
+            if number not in _now.answers:
+                raise guest.ToolError(
+                    "the cell ended before this call was answered: check whether it had an effect before you make it again"
+                )
+            return _now.answers.pop(number)
+        finally:
+            _now.open.pop(number, None)
+
+
+def _is_answered(cell: ThreadedCell) -> bool:
+    return cell is _now.cell and cell.outcome is None and not _now.interrupted
+
+
+def _wake() -> None:
+    with _changed:
+        _changed.notify_all()

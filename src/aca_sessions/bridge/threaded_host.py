@@ -1,0 +1,509 @@
+"""Cells with host calls at endpoints without events.
+
+The cell runs in a thread of the session. Meanwhile the host runs short executions there, called meetings: each delivers answers, waits a
+short time for calls or for the cell's end, and returns a report. If a reply is lost, the host repeats the meeting, and the session repeats
+its report. A cell that may have started is never sent again, and no call is carried out twice.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import secrets
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from ..client.answers import answer
+from ..client.arguments import checked_timeout
+from ..client.session import Session
+from ..errors import ACASessionsError, ExecutionError, ServiceError, ServiceUnavailableError
+from ..lifetime import Tasks
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
+from . import codec, host
+
+_GUEST = "bridge.threaded_guest"
+# Ordered so that no module imports a later one.
+_MODULES = (
+    *("sandbox.wire", "sandbox.guest.place", "sandbox.guest.notebook.collected", "sandbox.guest.notebook.loop"),
+    *("sandbox.guest.notebook.tracebacks", "bridge.codec", "bridge.guest", _GUEST),
+)
+_LACKING = {
+    "python": "its sessions have a Python older than 3.9",
+    "ipython": "its sessions have no IPython",
+    "threads": "its sessions cannot start threads",
+}
+_ELSEWHERE = "Use an endpoint with live executions, such as aca-sessions serve"
+_SENDING_SECONDS = 60.0
+_DEFAULT_SECONDS = 100.0
+_MARGIN = 10.0  # seconds that a meeting can last longer than it waits
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # seconds in the session, for calls or the end
+_LEAST = 0.001  # seconds that are counted at least from an answer to the next call, even if the session reports less
+_STILL_SECONDS = 3600.0  # that the clock of one cell can stand still in total, the same as at endpoints with events
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds on the host, while calls are answered
+_INTERRUPTS, _INTERRUPT_WAIT = 3, 1.0
+_TRIES, _TRY_AGAIN = 3, 0.5
+_CANCEL_SECONDS = 10.0
+_MOST_WRITTEN = 1 << 20
+_MOST_DELIVERED = 8 << 20  # characters of answers at a time, or one answer
+_MOST_OPEN = 64  # calls that are being answered or whose answers were not brought yet; the session repeats others later
+_MOST_REPORT = 64 << 20  # bytes of one report
+_MOST_RESULT_TEXT = 2 << 20
+_MOST_CALL = 1 << 20
+_MOST_CALLS = 64  # that wait at a time
+_MOST_DISPLAYS = 1000
+_LARGEST_NUMBER = 10**12
+_RUNS_ON = State("unknown", "unknown", "unknown", "still running")
+_LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not report which
+_STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session: use another session for further cells"
+
+
+async def send_modules(session: Session) -> str:
+    """Send the modules for meetings to a session. Return "" if its cells can use them, else the reason why not."""
+    try:
+        result = await _send(session)
+        if result.state.kind != "kept":  # sending twice has no further effect
+            result = await _send(session)
+        if result.state.kind == "unknown":
+            raise ServiceUnavailableError("the session gave no answer while it was prepared for host calls: try again", sent=True)
+        lack = answer(result)
+    except (ExecutionError, ServiceError):
+        return "its sessions cannot load the modules that cells with host calls need"
+    return "" if lack is None else _LACKING.get(str(lack), "its sessions lack something that cells with host calls need")
+
+
+async def _send(session: Session) -> CodeExecutionResult:
+    return await session.run_snippet("place", _package(), _packed(), timeout=_SENDING_SECONDS)
+
+
+@cache
+def _package() -> str:
+    """Return the name of the package that holds the modules in the session. It ends with a hash of their sources."""
+    return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
+
+
+@cache
+def _packed() -> str:
+    sources = [(name, files("aca_sessions").joinpath(f"{name.replace('.', '/')}.py").read_text()) for name in _MODULES]
+    return base64.b64encode(zlib.compress(json.dumps(sources).encode(), 9)).decode()
+
+
+Stage = Literal["runs", "over", "unknown", "no module"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The result of a cell as the session reported it, validated."""
+
+    stdout: str
+    stderr: str
+    value: Scalar
+    text: str | None
+    error: CodeError | None
+    displays: tuple[Display, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The report of a meeting. Its `stage` is `runs` if the cell runs, perhaps with calls, or `over` if it has ended.
+
+    `stage` is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for meetings.
+    """
+
+    stage: Stage
+    calls: tuple[tuple[int, str], ...] = ()
+    waited: float = 0.0  # seconds in the session until the calls came
+    computed: float | None = None  # processor seconds since the cell began, without those of the meetings
+    outcome: Outcome | None = None
+
+
+class Exchange:
+    """A runner of cells with host calls, for one session at an endpoint without events. It runs one cell at a time."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._turn = asyncio.Lock()
+
+    async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
+        """Run a cell within `timeout` seconds, by default 100. Cancelling the call interrupts the cell.
+
+        While the cell does nothing but wait for the host, its clock stands still, for at most an hour in total. Processor time of the
+        cell's process is counted even then.
+        """
+        seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
+        async with self._turn:
+            return await self._session.run_by(lambda source: _Cell(self._session, calls, seconds).run(source), code)
+
+
+class _EndedError(Exception):
+    """The session did not report a cell's result. The caller gets a result with this `error` and `state`."""
+
+    def __init__(self, error: CodeError, state: State) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.state = state
+
+
+class _SilentError(Exception):
+    """A meeting returned no report. `state` is what is known of the session, such as that it was lost."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(str(state))
+        self.state = state
+
+
+class Clock:
+    """The seconds that a cell has used, counted from what its session reports at each meeting.
+
+    While the cell waits for the host, only the processor time of its process counts, up to the time that passed. Guest code could report
+    too little, so at most an hour in total is left uncounted.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._began = self._met = now()
+        self._used = self._computed = 0.0
+
+    @property
+    def used(self) -> float:
+        """Return the seconds that the cell has used until now."""
+        return max(self._used, self._now() - self._began - _STILL_SECONDS)
+
+    def count(self, ran: float, computed: float | None) -> None:
+        """Count the time since the last call of this method, or since the clock was created.
+
+        Args:
+            ran: The seconds in which the cell did not wait for the host.
+            computed: The processor seconds of the cell's process since the cell began. None if the session did not report them.
+        """
+        now = self._now()
+        busy = computed - self._computed if computed is not None else 0.0
+        self._used += max(ran, min(busy, now - self._met))
+        self._met, self._computed = now, self._computed if computed is None else computed
+
+
+class _Cell:
+    """One cell that is sent once: its meetings, its open calls and its clock."""
+
+    def __init__(self, session: Session, calls: host.HostCalls, timeout: float) -> None:
+        self._session = session
+        self._calls = calls
+        self._timeout = timeout
+        self._caller = session.new_caller()
+        self._id = uuid.uuid4().hex
+        self._is_sent = False
+        self._is_gone = False  # whether the interpreter that ran the cell was lost
+        self._clock = Clock()
+        self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
+        self._latest = 0  # the number of the latest call that was taken, so that none is taken twice
+        self._open: dict[int, asyncio.Task[str]] = {}
+        self._answers: dict[int, str] = {}
+        self._written, self._complained = "", ""  # by programs of the cell, past Python's streams
+        self._tasks = Tasks()
+
+    async def run(self, code: str) -> CodeExecutionResult:
+        started = time.perf_counter()
+        try:
+            result = await self._run(code)
+        except _EndedError as ended:
+            result = CodeExecutionResult(stdout=self._written, stderr=str(ended.error), error=ended.error, state=ended.state)
+        except BaseException:
+            await self._interrupt_quietly()
+            raise
+        finally:
+            await self._tasks.cancel()
+        return replace(result, duration=time.perf_counter() - started)
+
+    async def _run(self, code: str) -> CodeExecutionResult:
+        now = await self._begun(code)
+        while now.stage == "runs" and self._clock.used < self._timeout:
+            self._take(now)
+            await self._until_answered()
+            wait = 0.0 if self._open else min(self._wait, max(self._timeout - self._clock.used, 0.0))
+            self._wait = min(self._wait * 2, _LONGEST_WAIT)
+            now = self._going_on(await self._met(wait=wait))
+        overran = now.stage == "runs"
+        if overran:
+            now = await self._interrupted()
+        if now.outcome is None:
+            raise _EndedError(CodeError("TimeoutError", f"{self._ran_longer}; {_STILL_RUNS}"), _RUNS_ON)
+        return self._result(now.outcome, overran=overran)
+
+    async def _begun(self, code: str) -> Report:
+        """Start the cell and return the first report. If the session lacks the modules for meetings, send them and try again."""
+        now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
+        if now.stage == "no module":
+            lacking = await send_modules(self._session)
+            if lacking:
+                raise _EndedError(CodeError("NotSupportedError", f"the cell was not run: {lacking}. {_ELSEWHERE}"), State())
+            now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
+        return self._going_on(now)
+
+    def _take(self, now: Report) -> None:
+        """Start to answer the new calls of a report. If too many calls are open, skip the rest, because the next report repeats them."""
+        for number, text in now.calls:
+            if len(self._open) + len(self._answers) >= _MOST_OPEN:
+                break
+            if number > self._latest:
+                self._latest = number
+                self._open[number] = self._tasks.own(self._calls.answer(self._session, text))
+                self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
+
+    async def _until_answered(self) -> None:
+        """Wait until an open call is answered, but only for a short time, because the cell may end or make more calls meanwhile."""
+        if not self._open:
+            return
+        done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
+        self._pause = _FIRST_PAUSE if done else min(self._pause * 2, _LONGEST_PAUSE)
+        for number, answering in [*self._open.items()]:
+            if answering.done():
+                self._answers[number] = _answer_of(answering)
+                del self._open[number]
+
+    async def _interrupted(self) -> Report:
+        now = Report("runs")
+        for _ in range(_INTERRUPTS):
+            now = self._going_on(await self._met(interrupt=True, wait=_INTERRUPT_WAIT))
+            if now.stage == "over":
+                break
+        return now
+
+    async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
+        """Hold a meeting and return its report. If none comes, try again without the source, so that the cell cannot run twice.
+
+        The session waits at most `wait` seconds for calls or for the cell's end. Raise _EndedError if no try returned a report, or if the
+        session was lost. An error of the request that starts the cell is passed on.
+        """
+        state = NO_REPLY
+        for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
+            await asyncio.sleep(pause)
+            try:
+                # Only the first try, which has no pause before it, sends the cell.
+                now = await self._asked(begin if not pause else None, interrupt=interrupt, wait=wait)
+                if begin is None or not pause or now.stage in ("runs", "over"):
+                    return now
+                state = _LOST if self._is_gone else state  # the cell may have run
+                break
+            except _SilentError as silent:
+                state = silent.state
+            except ACASessionsError:
+                if begin is not None and not pause:
+                    self._is_sent = False
+                    raise
+            if state.kind == "lost":
+                break
+        raise self._ended(state)
+
+    async def _asked(self, begin: str | None, *, interrupt: bool, wait: float) -> Report:
+        bringing = self._to_bring()
+        said: dict[str, object] = {"cell": self._id, "begin": begin, "interrupt": interrupt, "wait": wait}
+        now = await self._exchanged({**said, "answers": bringing, "known": [*self._open, *self._answers]}, wait)
+        for number in bringing:
+            self._answers.pop(number, None)
+        return now
+
+    def _to_bring(self) -> dict[int, str]:
+        """Return answers for the next meeting, by the number of their call: up to 8 Mi characters together, or one longer answer.
+
+        Answers stay in `_answers` until that meeting has returned a report, so a lost reply loses none.
+        """
+        bringing, size = dict[int, str](), 0
+        for number, text in self._answers.items():
+            if not bringing or size + len(text) <= _MOST_DELIVERED:
+                bringing[number] = text
+                size += len(text)
+        return bringing
+
+    async def _exchanged(self, said: dict[str, object], wait: float) -> Report:
+        text, files = host.encode(json.dumps(said))
+        for name, data in files.items():
+            await self._session.upload_file(name, data)
+        self._is_sent = True
+        marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
+        module, limit = f"{_package()}.{_GUEST}", wait + _MARGIN
+        result = await self._session.run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
+        elapsed = time.perf_counter() - started
+        self._is_gone = self._is_gone or result.state.kind == "lost"
+        rest, line = _split(result.stdout, marker)
+        self._written = (self._written + rest)[:_MOST_WRITTEN]
+        # The stderr of a meeting that failed is its own traceback, not the cell's output.
+        self._complained = (self._complained + result.stderr * result.success)[:_MOST_WRITTEN]
+        try:
+            now = await _read(self._session, line) if line is not None else None
+        except ACASessionsError:
+            now = None
+        # While calls were open at the start, the clock stood still. If new calls came, only the time until they came counts.
+        ran = 0.0 if stood_still else elapsed if now is None or not now.calls else min(max(now.waited, _LEAST), elapsed)
+        self._clock.count(ran, now.computed if now is not None else None)
+        if now is None:
+            raise _SilentError(NO_REPLY if result.state.kind == "kept" or line is not None else result.state)
+        return now
+
+    def _going_on(self, now: Report) -> Report:
+        """Return a report unchanged. Raise _EndedError if the session no longer knows the cell, because the interpreter was lost."""
+        if now.stage in ("unknown", "no module"):
+            raise self._ended(_LOST)
+        return now
+
+    def _ended(self, state: State) -> _EndedError:
+        if state.kind == "lost":
+            return _EndedError(
+                CodeError(
+                    "InterpreterDied", "the session ended while the cell ran; its variables are lost: run the cells that define them again"
+                ),
+                state,
+            )
+        return _EndedError(
+            CodeError("ConnectionError", "the session gave no answer: check whether the cell had an effect before you run it again"), state
+        )
+
+    @property
+    def _ran_longer(self) -> str:
+        return f"the cell ran longer than {self._timeout:g} s"
+
+    def _result(self, outcome: Outcome, *, overran: bool) -> CodeExecutionResult:
+        error, stderr = outcome.error, outcome.stderr + self._complained
+        if overran:
+            error = CodeError("TimeoutError", f"{self._ran_longer} and was interrupted; its variables are kept")
+        if error is not None:
+            stderr = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part)
+        return CodeExecutionResult(
+            stdout=outcome.stdout + self._written,
+            stderr=stderr,
+            value=outcome.value,
+            text=outcome.text,
+            displays=outcome.displays,
+            error=error,
+        )
+
+    async def _interrupt_quietly(self) -> None:
+        """Interrupt the cell, because its caller has gone. Finish even if the caller is cancelled again. Ignore errors."""
+        if self._is_sent:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._tasks.to_its_end(self._try_to_interrupt())
+
+    async def _try_to_interrupt(self) -> None:
+        with contextlib.suppress(ACASessionsError, TimeoutError, _EndedError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await self._met(interrupt=True, wait=_INTERRUPT_WAIT)
+
+
+def _answer_of(answering: "asyncio.Task[str]") -> str:
+    """Return the answer of a call that has ended, or an error as the answer if the task was cancelled or failed."""
+    if answering.cancelled() or answering.exception() is not None:
+        return json.dumps(
+            {
+                "error": {
+                    "name": "ToolError",
+                    "message": "the call was cancelled on the host before it had a result: try again, or correct the tool if it did that",
+                }
+            }
+        )
+    return answering.result()
+
+
+# What follows validates what a session reports of its cell: guest code can forge any of it.
+
+
+def _split(stdout: str, marker: str) -> tuple[str, str | None]:
+    """Return stdout without the report, and the report's line without its marker. The line is None if there is no marker."""
+    before, found, rest = stdout.rpartition(f"\n{marker}")
+    if not found:
+        return stdout, None
+    line, _, after = rest.partition("\n")
+    return before + after, line
+
+
+async def _read(session: Session, line: str) -> Report:
+    """Return the report in a line, or in the file that the line names. Raise ServiceError if it is not a valid report."""
+    try:
+        said = json.loads(line)
+        match said:
+            case {"file": str(name)} if codec.FILE.fullmatch(name):
+                said = json.loads(await _content(session, name))
+    except (ValueError, RecursionError):
+        raise _unreadable() from None  # the cause quotes what the session reported
+    return _report(said)
+
+
+async def _content(session: Session, name: str) -> str:
+    sizes = {file.name: file.size for file in await session.list_files()}
+    if sizes.get(name, 0) > _MOST_REPORT:
+        raise _unreadable()
+    data = await session.download_file(name)
+    await session.delete_file(name)
+    return data.decode("utf-8", "replace")
+
+
+def _report(said: object) -> Report:
+    match said:
+        case {"cell": "runs", "calls": [*calls], "waited": float(waited), "computed": float(computed)}:
+            return Report("runs", tuple(_call(one) for one in calls[:_MOST_CALLS]), waited, computed)
+        case {"cell": "over", "result": dict(result)}:
+            return Report("over", outcome=_outcome(result))
+        case {"cell": "unknown" | "no module" as stage}:
+            return Report(stage)
+    raise _unreadable()
+
+
+def _call(one: object) -> tuple[int, str]:
+    match one:
+        case [int(number), str(text)] if type(number) is int and 0 < number < _LARGEST_NUMBER and len(text) <= _MOST_CALL:
+            return number, text
+    raise _unreadable()
+
+
+def _outcome(result: dict[str, Any]) -> Outcome:
+    match result:
+        case {"stdout": str(stdout), "stderr": str(stderr), "value": value, "text": text, "error": error, "displays": [*displays]}:
+            return Outcome(
+                stdout=_text(stdout),
+                stderr=_text(stderr),
+                value=_value(value),
+                text=None if text is None else _text(text),
+                error=None if error is None else _error(error),
+                displays=tuple(_display(one) for one in displays[:_MOST_DISPLAYS]),
+            )
+    raise _unreadable()
+
+
+def _value(value: object) -> Scalar:
+    match value:
+        case None | bool() | int() | float():
+            return value
+    return _text(value)
+
+
+def _error(error: object) -> CodeError:
+    match error:
+        case [name, message, traceback]:
+            return CodeError(_text(name), _text(message), _text(traceback))
+    raise _unreadable()
+
+
+def _display(one: object) -> Display:
+    match one:
+        case [dict(data), None | str() as name] if all(isinstance(form, str) for form in data.values()):
+            return Display({_clean(mime): _clean(form) for mime, form in data.items()}, name)
+    raise _unreadable()
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str) or len(text) > _MOST_RESULT_TEXT:
+        raise _unreadable()
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    """Replace lone surrogates, which JSON can hold, by escapes, so that UTF-8 can encode the text."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _unreadable() -> ServiceError:
+    return ServiceError(200, "Unreadable", "the session returned an unreadable report: reset it, or use another session")

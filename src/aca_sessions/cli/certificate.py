@@ -1,0 +1,80 @@
+"""A self-signed certificate of the server, for clients that accept only https. It is made once and kept in a folder."""
+
+import ipaddress
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ..errors import ConfigurationError
+
+_DAYS = 825  # the longest validity that clients accept of a certificate that no authority signed
+_SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "aca-sessions")])
+_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """Return the paths of the certificate and the key in a folder. Make both if one of them is missing.
+
+    A certificate that this function made is replaced if it ends within a day or lacks `host`; a user's own never is. Raise
+    ConfigurationError if the user's own has expired or has no key, or if the folder is unusable.
+    """
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = x509.load_pem_x509_certificate(cert.read_bytes()) if cert.exists() else None
+        if found is not None and found.subject != _SUBJECT:
+            _check_own(found, cert, key)
+        elif found is None or not key.exists() or not _is_usable(found, host):
+            _make(cert, key, {*_NAMES, host})
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written and has no broken cert.pem"
+        ) from error
+    return cert, key
+
+
+def _check_own(found: x509.Certificate, cert: Path, key: Path) -> None:
+    # It is not compared with the host: it may have a wildcard, or the name of a proxy.
+    if not key.exists():
+        raise ConfigurationError(f"--tls-dir: {cert} has no key beside it: put its private key into {key}")
+    if found.not_valid_after_utc <= datetime.now(UTC):
+        raise ConfigurationError(f"--tls-dir: {cert} ended on {found.not_valid_after_utc:%Y-%m-%d}: replace it and {key.name}")
+
+
+def _is_usable(found: x509.Certificate, host: str) -> bool:
+    if found.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=1):
+        return False
+    return _alternative(host) in found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+def _make(cert: Path, key: Path, names: set[str]) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(_SUBJECT)
+        .issuer_name(_SUBJECT)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=_DAYS))
+        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in sorted(names)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    secret = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(secret)
+    cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

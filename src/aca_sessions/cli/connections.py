@@ -1,0 +1,321 @@
+"""The connections of a server: a limited number, none of which keeps its slot by being slow.
+
+A client that reaches the port can open connections without a key. uvicorn limits the size of a head and the time between two requests. But
+it waits forever for the first head, for a body, and for a client that does not read. So without the limits of this module, a few hundred
+silent connections could take all descriptors.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+import time
+from asyncio import AbstractEventLoop, Transport
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from ..errors import ServiceError
+from ..hosting import KNOWS_KEY
+
+_MOST = 4096
+_SHARE = 4  # connections get a quarter of this process's descriptors: each session takes ten, each transfer one
+_BEYOND = 32  # connections over the limit that get a response (503), and as many that are being closed
+_LOG_SECONDS = 60.0
+_logger = logging.getLogger("aca_sessions")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Limits on how slow a client may be. The time until a response begins has no limit, because cells may run for minutes.
+
+    Args:
+        head: Seconds for the head of a request, from the start of the connection or the end of the last response.
+        body: Seconds in which `body_bytes` of a body must come.
+        body_bytes: The least that must come in that time.
+        response: Seconds in which a client must take some of a response that waits for it. deploy/nginx.conf lets its clients pause as
+            long.
+        unread_bytes: The most bytes of all responses together that may wait in this process's memory for their clients.
+    """
+
+    head: float = 20.0
+    body: float = 60.0
+    body_bytes: int = 10_000
+    response: float = 600.0
+    unread_bytes: int = 256 << 20
+
+
+CONNECTION_LIMITS = ConnectionLimits()
+
+
+def most_connections() -> int:
+    """Return how many connections this process may have: a quarter of its file descriptors, from 8 to 4096. Sessions need the others."""
+    import resource  # not on Windows, where commands that reach a server run too and import this module
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, soft // _SHARE))
+
+
+class ConnectionSlot:
+    """One open connection. Its `protocol` is None during a TLS handshake."""
+
+    def __init__(self, accepted: socket.socket, address: object) -> None:
+        self.address = _network(address)
+        self.since = time.monotonic()
+        self.protocol: Connection | None = None
+        self._socket = accepted
+        self.number = accepted.fileno()
+        self._mark: tuple[object, ...] = ()
+        self._received = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the connection's descriptor is still open."""
+        return self._socket.fileno() == self.number
+
+    @property
+    def phase(self) -> str:
+        """Return what the connection waits for: "head" during a TLS handshake, otherwise its protocol's `phase`."""
+        return self.protocol.phase if self.protocol is not None else "head"
+
+    @property
+    def knows_key(self) -> bool:
+        """Return whether the connection's latest request had the API key."""
+        return self.protocol is not None and self.protocol.knows_key
+
+    @property
+    def unread(self) -> int:
+        """Return how many bytes of responses wait in this process's memory, because the kernel's buffer is full until the client reads."""
+        return _buffered(self.protocol.transport) if self.protocol is not None else 0
+
+    def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
+        """Return whether the client has made too little progress for longer than the limits allow.
+
+        Progress is measured from call to call, so call this regularly. `now` is a time of `time.monotonic`.
+        """
+        phase, protocol = self.phase, self.protocol
+        mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
+        received = protocol.received if protocol is not None else 0
+        elapsed = now - self.since
+        keeps_up = (received - self._received) * limits.body >= limits.body_bytes * elapsed
+        if mark != self._mark or (phase == "body" and elapsed >= limits.body and keeps_up):
+            self._mark, self.since, self._received = mark, now, received
+            return False
+        seconds = {"head": limits.head, "body": limits.body, "response": limits.response}
+        return phase in seconds and elapsed >= seconds[phase]
+
+    def close(self) -> None:
+        """Close the connection at once, and drop what is still to be sent."""
+        if self.protocol is not None:
+            self.protocol.transport.abort()
+            return
+        with contextlib.suppress(OSError):  # the client has closed it already
+            self._socket.shutdown(socket.SHUT_RDWR)  # asyncio reads the end of the stream and closes the socket
+
+    def _waiting(self) -> int:
+        """Return how many bytes of a response the client has not taken, including those in the kernel's buffer.
+
+        If only this process's bytes counted, a slow reader would look idle until a third of that buffer, which may be megabytes, is empty.
+        """
+        import fcntl
+        import termios
+
+        # The bytes in the socket's send queue (SIOCOUTQ, tcp(7)).
+        left = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0\0\0\0")
+        return self.unread + int(struct.unpack("i", left)[0])
+
+
+class Connections(ServerState):
+    """All connections of a server. At the limit, a new connection makes the server close one that waits for its client."""
+
+    def __init__(self, limits: ConnectionLimits, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self._limits = limits
+        self._slots: dict[int, ConnectionSlot] = {}
+        self._closing: list[ConnectionSlot] = []
+        self._logged = -_LOG_SECONDS
+
+    @property
+    def can_take(self) -> bool:
+        """Return whether another connection can be accepted in this turn of the event loop.
+
+        It cannot while too many closed connections still hold a descriptor: asyncio frees these in the next turn.
+        """
+        self._closing = [slot for slot in self._closing if slot.is_open]
+        return len(self._closing) < _BEYOND
+
+    def take(self, accepted: socket.socket, address: object) -> bool:
+        """Give a new connection a slot, and return True. At the limit, close another connection to make room.
+
+        If no other can be closed, accept up to 32 connections beyond the limit, to respond with 503. Beyond these, return False.
+        """
+        if len(self._slots) >= self.most:
+            self._slots = {number: slot for number, slot in self._slots.items() if slot.is_open}
+        if len(self._slots) >= self.most and not self.close_one() and len(self._slots) >= self.most + _BEYOND:
+            return False
+        self._slots[accepted.fileno()] = ConnectionSlot(accepted, address)
+        return True
+
+    def slot_of(self, transport: Transport) -> ConnectionSlot | None:
+        """Return the slot of an accepted connection, or None if it has none."""
+        return self._slots.get(transport.get_extra_info("socket").fileno())
+
+    def close_one(self) -> bool:
+        """Close the least important connection that waits for a request. Return False if there is none.
+
+        A client without the key also counts as waiting while it gets a response, because it could keep its slot by never reading.
+        """
+        waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
+        if not self._close_least_important(waiting, lambda _slot: 1):
+            return False
+        if time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            _logger.warning(
+                "more than %d connections are open: closing those that have waited longest for a request. Raise `ulimit -n` to allow more",
+                self.most,
+            )
+        return True
+
+    def close_unread(self) -> None:
+        """Close connections until the unread responses in this process's memory fit the limit, or only one has unread bytes."""
+        waiting = [slot for slot in self._slots.values() if slot.unread]
+        while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
+            self._close_least_important(waiting, lambda slot: slot.unread)
+            waiting = [slot for slot in waiting if slot.unread]
+
+    def close_slow(self) -> None:
+        """Close every connection that is slower than the limits allow."""
+        now = time.monotonic()
+        for number, slot in [*self._slots.items()]:
+            if not slot.is_open:
+                del self._slots[number]
+            elif slot.is_too_slow(now, self._limits):
+                self._close(slot)
+
+    def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
+        """Close one open connection, and return False if there is none. Clients without the key come first.
+
+        Among these, choose the address with the most total `weight`, and of its connections the one that has waited longest.
+        """
+        open_ones = [slot for slot in waiting if slot.is_open]
+        shares = Counter[str]()
+        for slot in open_ones:
+            shares[slot.address] += weight(slot)
+        if not open_ones:
+            return False
+        self._close(min(open_ones, key=lambda slot: (slot.knows_key, -shares[slot.address], slot.since)))
+        return True
+
+    def _close(self, slot: ConnectionSlot) -> None:
+        del self._slots[slot.number]
+        self._closing.append(slot)
+        slot.close()
+
+
+class Listener(socket.socket):
+    """A listening socket that accepts a connection only if there is a slot for it."""
+
+    connections: Connections | None = None
+
+    def accept(self) -> "tuple[socket.socket, Any]":
+        """Accept a connection. If none can be accepted now, raise BlockingIOError, so that asyncio tries again in its loop's next turn.
+
+        If there is no slot for the connection, close it at once and raise ConnectionAbortedError.
+        """
+        connections = self.connections
+        if connections is None:
+            return super().accept()
+        if not connections.can_take:
+            raise BlockingIOError
+        try:
+            accepted, address = super().accept()
+        except OSError as error:
+            # No descriptor is left (accept(2)): asyncio would stop listening for a second, so one is freed instead.
+            if error.errno in (errno.EMFILE, errno.ENFILE) and connections.close_one():
+                raise BlockingIOError from error
+            raise
+        if not connections.take(accepted, address):
+            accepted.close()
+            raise ConnectionAbortedError
+        return accepted, address
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP protocol for one connection. It also tells what the connection waits for, and whether its client knows the key."""
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: AbstractEventLoop | None = None
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.received = 0
+        self._respond, self.app = self.app, self._respond_or_break_off
+
+    @property
+    def phase(self) -> str:
+        """Return what the connection waits for: a request's "head" or "body", its client to take the "response", or the "application"."""
+        if _buffered(self.transport):
+            return "response"
+        if self.cycle is None or self.cycle.response_complete:
+            return "head"
+        is_sending = self.cycle.more_body and not self.flow.read_paused and not self.cycle.waiting_for_100_continue
+        return "body" if is_sending else "application"
+
+    @property
+    def knows_key(self) -> bool:
+        """Return whether the connection's latest request had the API key."""
+        return self.scope is not None and KNOWS_KEY in self.scope.get("state", {})
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Store this protocol in the connection's slot."""
+        super().connection_made(transport)
+        slot = self.server_state.slot_of(transport) if isinstance(self.server_state, Connections) else None
+        if slot is not None:
+            slot.protocol = self
+
+    def data_received(self, data: bytes) -> None:
+        """Count the bytes that arrive, and pass them on."""
+        self.received += len(data)
+        super().data_received(data)
+
+    async def _respond_or_break_off(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Respond to a request. If the response cannot be completed, close the connection, so that the client notices."""
+        try:
+            await self._respond(scope, receive, partial(self._send_within_limit, send))
+        except ServiceError as error:
+            _logger.info("a response was broken off: %s", error)
+            self.cycle.disconnected = True
+            self.transport.close()
+
+    async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
+        """Send a part of a response. If the client does not take all of it, close connections until unread responses fit the limit."""
+        await send(event)
+        if _buffered(self.transport) and isinstance(self.server_state, Connections):
+            self.server_state.close_unread()
+
+
+def _buffered(transport: Transport) -> int:
+    # Under TLS asyncio has a second transport below this one. It gets a response as soon as that is encrypted, and has no public name.
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return sum(layer.get_write_buffer_size() for layer in (transport, below) if layer is not None)
+
+
+def _network(address: object) -> str:
+    """Return the client's IPv4 address, or the /64 network of its IPv6 address, or "" for a client on a socket file."""
+    match address:
+        case (str(host), *_) if ":" in host:
+            six = ipaddress.IPv6Address(host.partition("%")[0])
+            # A provider usually gives each customer a whole /64, so its addresses count as one client.
+            return str(six.ipv4_mapped or ipaddress.IPv6Network((int(six), 64), strict=False))
+        case (str(host), *_):
+            return host
+    return ""

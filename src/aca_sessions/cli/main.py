@@ -1,0 +1,255 @@
+"""The command line `aca-sessions`. Modules that a command needs are imported when it runs."""
+
+import argparse
+import asyncio
+import inspect
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
+from ..errors import ACASessionsError
+from ..guest_text import printable
+from . import environments, keys, sessions
+from .streams import flush, output_problem, prepare, silence, write_error
+
+_FAILED, _UNUSABLE = 1, 2
+_BROKEN_PIPE = 128 + 13  # a shell's exit code for SIGPIPE, which not every system has
+_MOST_SESSIONS = 100_000
+_HOST = "the address to listen on (default: %(default)s)"
+_PORT = "the port to listen on; 0 takes a free one (default: %(default)s)"
+_ALLOWED_HOST = "a host name that requests may use, besides those of loopback; * allows all; may be repeated"
+_NETWORK = "what sessions can reach: nothing, all that this host reaches, or these domains"
+_PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command in `arguments`, by default this process's, and exit with its status: 2 if it could not run, 130 after Ctrl-C."""
+    try:
+        status = _execute(arguments)
+        flush()
+    except ACASessionsError as error:
+        write_error(f"aca-sessions: {printable(str(error), colours=False)}")
+        status = _UNUSABLE
+    except KeyboardInterrupt:
+        status = 130
+    except OSError as error:
+        status = _output_failed(error)
+    silence()
+    sys.exit(status)
+
+
+def _execute(arguments: Sequence[str] | None) -> int:
+    prepare()
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as ended:  # after --help, or an error that argparse has printed
+        return cast(int, ended.code)
+    # A program that calls `main` with arguments of its own has its own command line, which must not be started again.
+    if arguments is None:
+        keys.hide()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    acting = options.act(options)
+    return cast(int, asyncio.run(acting) if inspect.iscoroutine(acting) else acting)
+
+
+def _output_failed(error: OSError) -> int:
+    """Return the exit code if `error` is a failed write to standard output. Raise any other OSError again, because it is a bug."""
+    problem = output_problem()
+    if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
+        return _BROKEN_PIPE  # the reader is gone
+    if problem is None:
+        raise error
+    write_error(f"aca-sessions: standard output cannot be written: {problem.strerror}: redirect it to another file")
+    return _UNUSABLE
+
+
+async def _run(options: argparse.Namespace) -> int:
+    from . import run
+
+    return await run.run(options)
+
+
+def _repl(options: argparse.Namespace) -> int:
+    from .repl import repl
+
+    return repl(options)
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    from .serving import serve
+
+    return await serve(options)
+
+
+async def _playground(options: argparse.Namespace) -> int:
+    from .serving import playground
+
+    return await playground(options)
+
+
+async def _mcp(options: argparse.Namespace) -> int:
+    from ..mcp.server import serve_http, serve_stdio
+
+    return await (serve_http(options) if options.http else serve_stdio(options))
+
+
+async def _doctor(options: argparse.Namespace) -> int:
+    if options.endpoint:
+        from ..settings import Settings
+        from .endpoints import check
+
+        return 0 if await check(Settings(Endpoint=options.endpoint)) else _FAILED
+    from ..connect import isolation_report
+
+    report = await isolation_report()
+    print(report)
+    return 0 if report.full else _FAILED
+
+
+async def _conformance(options: argparse.Namespace) -> int:
+    from ..settings import Settings
+    from .endpoints import compare
+
+    return 0 if await compare(Settings(Endpoint=options.endpoint), options.report) else _FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_repl(commands)
+    _add_serve(commands)
+    doctor = commands.add_parser("doctor", help="report the isolation that this host gives, item by item; exit 1 if it is not full")
+    doctor.add_argument("--endpoint", metavar="URL", help="check a server or pool instead, step by step; exit 1 if a step fails")
+    doctor.set_defaults(act=_doctor)
+    _add_playground(commands)
+    sessions.add(commands)
+    environments.add(commands)
+    _add_mcp(commands)
+    conformance = commands.add_parser("conformance", help="compare an endpoint's API with that of `serve`; exit 1 if they differ")
+    conformance.add_argument("--endpoint", metavar="URL", required=True, help="the server or pool to examine")
+    conformance.add_argument("--report", type=Path, metavar="FILE", help="write all observations to a file, as JSON")
+    conformance.set_defaults(act=_conformance)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser("run", help="run one cell; exit 1 if it fails")
+    run.add_argument("code", metavar="CODE|-", help="Python source, or - to read it from standard input")
+    run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data; may be repeated")
+    run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
+    run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
+    shown = run.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the whole result as JSON when the cell has ended")
+    shown.add_argument("--live", action="store_true", help="print output while the cell runs; Ctrl-C interrupts it, and its result follows")
+    run.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
+    run.set_defaults(act=_run)
+
+
+def _add_repl(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    repl = commands.add_parser("repl", help="use a session at the terminal")
+    repl.add_argument("--session", metavar="NAME", help="the session to continue, which is not ended; needs an Endpoint")
+    repl.add_argument("--history", type=Path, metavar="FILE", help="keep typed cells in a file; by default they are forgotten at the end")
+    repl.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
+    repl.set_defaults(act=_repl)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser("serve", help="serve sessions over HTTP, with Azure's API")
+    serve.add_argument("--host", default="127.0.0.1", help=_HOST)
+    serve.add_argument("--port", type=int, default=8080, help=_PORT)
+    serve.add_argument("--socket", type=Path, metavar="PATH", help="listen on a socket file of this user alone, and not on a port")
+    keys.add(serve)
+    serve.add_argument(
+        "--no-api-key", action="store_true", help="accept requests without a key; use it only behind a proxy that checks callers"
+    )
+    serve.add_argument(
+        "--max-sessions",
+        type=_count,
+        metavar="N",
+        help="the most sessions; one more ends the least recently used one, or is refused with --plain",
+    )
+    serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="end a session that was not used for this time")
+    serve.add_argument(
+        "--drain-seconds",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="on SIGTERM, wait up to this time until sessions have ended; cells that still run then get 5 s more",
+    )
+    serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=_ALLOWED_HOST)
+    serve.add_argument("--tls", action="store_true", help="use HTTPS, with a self-signed certificate that is made once")
+    serve.add_argument(
+        "--tls-dir",
+        type=Path,
+        default=Path(".aca-sessions"),
+        metavar="DIR",
+        help="the folder of cert.pem and key.pem (default: %(default)s)",
+    )
+    serve.add_argument("--access-log", action="store_true", help="log each request to standard error, with hashed session names")
+    serve.add_argument("--metrics", action="store_true", help="serve metrics at /metrics, in Prometheus's text format")
+    metrics_key = os.environ.get(keys.METRICS_KEY)
+    serve.add_argument(
+        "--metrics-key", default=metrics_key, metavar="KEY", help=f"a key that is accepted for /metrics only; better in ${keys.METRICS_KEY}"
+    )
+    serve.add_argument("--audit", metavar="FILE", help="write a JSON line for each event, with hashed names and without code")
+    serve.add_argument("--audit-code", action="store_true", help="write the code of cells to the audit log, too")
+    serve.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
+    serve.add_argument("--plain", action="store_true", help="offer Azure's API only, without extensions")
+    serve.add_argument("--shell", action="store_true", help="serve shells: executions are commands, and their results have exit codes")
+    serve.add_argument("--no-page", action="store_true", help="do not serve the playground at /")
+    serve.add_argument("--lenient", action="store_true", help="accept requests that Azure refuses but some of its clients send")
+    serve.set_defaults(act=_serve)
+
+
+def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `playground`. It calls `serve`, so each option that only `serve` has is set to its default."""
+    playground = commands.add_parser("playground", help="use this machine's sandbox from a page in the browser, until Ctrl-C")
+    playground.set_defaults(**vars(commands.choices["serve"].parse_args([])))
+    playground.set_defaults(act=_playground, api_key=None, cooldown=_PLAYGROUND_IDLE_SECONDS)
+    playground.add_argument("--port", type=int, default=0, help=_PORT)
+    playground.add_argument(
+        "--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does"
+    )
+    playground.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+
+
+def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    mcp = commands.add_parser("mcp", help="serve sessions to MCP clients, on standard input and output or over HTTP")
+    mcp.add_argument(
+        "--tools",
+        choices=("session", "all"),
+        default="session",
+        help="which tools to offer: `all` adds files, variables, checkpoints and more (default: %(default)s)",
+    )
+    mcp.add_argument("--http", action="store_true", help="serve streamable HTTP at /mcp, for many clients")
+    mcp.add_argument("--host", default="127.0.0.1", help=_HOST)
+    mcp.add_argument("--port", type=int, default=8000, help=_PORT)
+    keys.add(mcp)
+    mcp.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=_ALLOWED_HOST)
+    mcp.set_defaults(act=_mcp)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_ASYNCHRONOUS_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g}, got {text!r:.80}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_SESSIONS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_SESSIONS}, got {text!r:.80}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

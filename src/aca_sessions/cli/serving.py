@@ -1,0 +1,320 @@
+"""`aca-sessions serve`: the service on a port or a socket file, behind a key; and `aca-sessions playground`, its page on loopback."""
+
+import argparse
+import asyncio
+import html
+import logging
+import os
+import secrets
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+import webbrowser
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+from opentelemetry import metrics
+from starlette.types import ASGIApp
+
+from ..connect import open_server
+from ..errors import ConfigurationError
+from ..hosting import Hosting
+from ..settings import Settings
+from .certificate import certificate
+from .connections import CONNECTION_LIMITS, Connection, ConnectionLimits, Connections, Listener, most_connections
+from .keys import api_key
+
+Welcome = Callable[[str, str | None], None]
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
+_logger = logging.getLogger("aca_sessions")
+GRACE_SECONDS = 5
+_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+_NOT_THE_ENDPOINT = (
+    "The Endpoint of the settings is not used: these sessions run in this machine's sandbox. A server of `aca-sessions serve` has a "
+    "playground of its own, at its Endpoint."
+)
+_REDIRECT = (
+    '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>aca-sessions playground</title>'
+    '<meta http-equiv="refresh" content="0; url={address}"><a href="{address}">The playground</a>'
+)
+
+
+async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
+    """Serve sessions over HTTP until a signal, and return the exit code. Once reachable, print address and key, or call `welcome`."""
+    key = _key(options)
+    listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
+    if options.access_log:
+        logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
+    try:
+        async with open_server(_settings(options), hosting=_hosting(options, key)) as service:
+            where = _endpoint(options, listener)
+            greet = partial(welcome, where, key) if welcome else partial(print, _greeting(options, where, key), flush=True)
+            draining = None
+            if options.drain_seconds:
+                draining = Draining(service.take_no_more, lambda: service.has_sessions, options.drain_seconds)
+            tls = certificate(options.tls_dir, options.host) if options.tls else None
+            await Server(service, service.drain, greet, draining=draining, tls=tls).serve(sockets=[listener])
+    finally:
+        _stop_listening(listener, options.socket)
+    return 0
+
+
+async def playground(options: argparse.Namespace) -> int:
+    """Serve the playground until a signal ends it, and open its page in a browser."""
+    if Settings().SessionsHttpClient.Endpoint:
+        print(_NOT_THE_ENDPOINT, file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="aca-sessions-") as folder:
+        return await serve(options, partial(_show_playground, Path(folder), browse=not options.no_browser))
+
+
+def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bool) -> None:
+    # A browser sends the part after `#` to no server (RFC 9110, 7.1), and the page removes it from the address bar.
+    address = f"{endpoint}/#key={key}"
+    print(f"Playground: {address}\nCtrl-C ends it, with its sessions and their files.", flush=True)
+    if browse and any(name in os.environ for name in _DISPLAYS):
+        threading.Thread(target=_open_in_browser, args=(folder, address), daemon=True).start()
+
+
+def _open_in_browser(folder: Path, address: str) -> None:
+    """Open the address in a browser by way of a private file, because it holds the key, and any user can read arguments (proc(5))."""
+    # The folder comes from `tempfile`, with mode 0700.
+    file = folder / "playground.html"
+    file.write_text(_REDIRECT.format(address=html.escape(address)))
+    webbrowser.open(file.as_uri())
+
+
+class Draining:
+    """The time after a first SIGTERM, in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
+
+    def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
+        self._take_no_more = take_no_more
+        self._has_sessions = has_sessions
+        self._seconds = seconds
+        self._ends: float | None = None
+
+    def start(self) -> bool:
+        """Refuse new sessions from now on, and return True. Return False if this was called before."""
+        if self._ends is not None:
+            return False
+        self._ends = time.monotonic() + self._seconds
+        self._take_no_more()
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the last session has ended or the time is up."""
+        return self._ends is not None and (not self._has_sessions() or time.monotonic() >= self._ends)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that calls `greet` once it can be reached, and whose `serve` returns after a signal.
+
+    uvicorn's own server would raise the signal again, so its caller could not end sessions and remove the socket file.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        drain: Callable[[float], Awaitable[None]],
+        greet: Callable[[], None],
+        *,
+        draining: Draining | None = None,
+        tls: tuple[Path, Path] | None = None,
+        limits: ConnectionLimits = CONNECTION_LIMITS,
+    ) -> None:
+        """Prepare to serve an application.
+
+        Args:
+            app: The application that answers requests.
+            drain: Called before the end, with the seconds that it may take.
+            greet: Called once the server can be reached.
+            draining: How long the server continues after a first SIGTERM.
+            tls: The files of a certificate and its key.
+            limits: How slow a client may be.
+        """
+        cert, key = tls or (None, None)
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",  # websockets are not used, and such a connection would have no limits
+            log_level="warning",
+            access_log=False,  # it would contain identifiers, which are secrets
+            lifespan="off",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_certfile=cert,
+            ssl_keyfile=key,
+        )
+        super().__init__(config)
+        self._connections = Connections(limits, most_connections())
+        self.server_state = self._connections
+        self._drain = drain
+        self._greet = greet
+        self._draining = draining
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Call `drain`, which may let cells run for 5 s, and then close the connections."""
+        await self._drain(GRACE_SECONDS)
+        await super().shutdown(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections, and call `greet`."""
+        for listener in sockets or []:
+            if isinstance(listener, Listener):
+                listener.connections = self._connections
+        self.config.limit_concurrency = self._connections.most + 1  # uvicorn answers 503 to what comes beyond the limit
+        await super().startup(sockets)
+        self._greet()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM in a `with` block. uvicorn's own method would raise the signal again afterwards."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
+        loop.add_signal_handler(signal.SIGTERM, self._start_draining)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _start_draining(self) -> None:
+        """Handle SIGTERM. The first starts the draining; the second, or the first if no time to drain is set, ends the server."""
+        if self._draining is None or not self._draining.start():
+            self.handle_exit(signal.SIGTERM, None)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to end the server; uvicorn asks ten times a second. Once a second, also close connections that are too slow."""
+        if counter % 10 == 0:
+            self._connections.close_slow()
+        return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
+
+
+def _key(options: argparse.Namespace) -> str | None:
+    """Return the API key: the given one, or else a new one. Return None with --no-api-key, or on a socket file if no key was given."""
+    given = api_key(options)
+    if options.no_api_key and given:
+        raise ConfigurationError(
+            "--no-api-key cannot be combined with --api-key-file, --api-key or $ACA_SESSIONS_API_KEY: leave one of them out"
+        )
+    if options.no_api_key:
+        _logger.warning("--no-api-key: everyone who reaches this port can use every session: put a proxy in front that checks callers")
+        return None
+    return given or (None if options.socket else secrets.token_urlsafe(24))
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    sandbox = {"Sandbox": {"Network": options.network}} if options.network else {}
+    audit = {name: value for name, value in {"File": options.audit, "Code": options.audit_code or None}.items() if value}
+    return Settings(**sandbox, **({"Audit": audit} if audit else {}))
+
+
+def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
+    given = {"max_sessions": options.max_sessions, "cooldown": options.cooldown}
+    own = {name: value for name, value in given.items() if value is not None}
+    return Hosting(
+        api_key=key,
+        allowed_hosts=frozenset() if options.socket else allowed_hosts(options),
+        plain=options.plain,
+        shell=options.shell,
+        lenient=options.lenient,
+        page=not (options.no_page or options.shell or options.socket),
+        metrics=prometheus() if options.metrics else None,
+        metrics_key=options.metrics_key,
+        **own,
+    )
+
+
+def prometheus() -> Callable[[], bytes]:
+    """Start to collect OpenTelemetry's metrics. Return a function that returns their current values in Prometheus's text format.
+
+    Raise ConfigurationError if packages are missing or OpenTelemetry sends metrics elsewhere already.
+    """
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from opentelemetry.sdk.metrics import MeterProvider
+        from prometheus_client import REGISTRY, generate_latest
+    except ImportError as error:
+        raise ConfigurationError("--metrics needs packages that are missing: pip install 'aca-sessions[metrics]'") from error
+    if isinstance(metrics.get_meter_provider(), MeterProvider):
+        raise ConfigurationError(
+            "--metrics cannot be used, because OpenTelemetry is configured to send metrics elsewhere: leave --metrics out"
+        )
+    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
+    return lambda: generate_latest(REGISTRY)
+
+
+def _endpoint(options: argparse.Namespace, listener: socket.socket) -> str:
+    if options.socket:
+        return f"unix://{options.socket.absolute()}"
+    return f"{'https' if options.tls else 'http'}://{address(listener)}"
+
+
+def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> str:
+    shown = "(as given)" if options.api_key or options.api_key_file else key or "(none)"
+    return f"Endpoint: {endpoint}" + ("" if options.socket else f"\nApiKey: {shown}")
+
+
+def address(listener: socket.socket) -> str:
+    """Return the `HOST:PORT` at which a client on this machine reaches the listener."""
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
+def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
+    """Return the host names allowed in Host and Origin headers, against DNS rebinding by web pages. An empty set allows all."""
+    if "*" in options.allowed_host:
+        return frozenset()
+    own = {options.host} - _EVERY_INTERFACE
+    return _LOOPBACK | own | {name.lower() for name in options.allowed_host}
+
+
+def listen_on_port(host: str, port: int) -> Listener:
+    """Return a socket that is bound to a port. Raise ConfigurationError if it cannot be bound, for example because the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without the last asyncio leaves TCP_NODELAY off: 40 ms an answer
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({error}): choose another --port or --host") from error
+    return listener
+
+
+def _listen_on_file(path: Path) -> Listener:
+    """Return a socket that listens on a file, which only this user may open. Replace the file if no server answers on it any more."""
+    listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+            path.unlink()
+        listener.bind(str(path))
+        listener.listen()  # at once: a second server that probes the file must get an answer, or it would replace it
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on --socket {path} ({error.strerror or error}): choose another path") from error
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _stop_listening(listener: socket.socket, path: Path | None) -> None:
+    """Close the socket and remove its file, unless another server has replaced the file with its own."""
+    listener.close()
+    if path is not None and path.exists() and not _answers(path):
+        path.unlink()

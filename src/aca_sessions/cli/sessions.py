@@ -1,0 +1,191 @@
+"""`aca-sessions sessions` and `aca-sessions files`: the sessions that an endpoint keeps, and their files.
+
+Functions that carry out a command return its exit code. Names of sessions are secrets. Only `sessions ls` prints them, because its user has
+the key and asked for them.
+"""
+
+import argparse
+import sys
+from pathlib import Path, PurePosixPath
+
+from ..client.session import Session
+from ..connect import open_interpreter
+from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError, ServiceError
+from ..guest_text import for_terminal, shown_name
+from ..settings import Settings
+from .streams import standard_input
+
+_STANDARD = "-"
+_LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `rm` and `get` need the whole name
+
+
+def settings_at(endpoint: str | None) -> Settings:
+    """Return the settings. If `endpoint` is given, it replaces the configured one."""
+    return Settings(**({"Endpoint": endpoint} if endpoint else {}))
+
+
+def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
+    """Return the settings of `settings_at`. If they name no Endpoint, raise ConfigurationError: `what` needs lasting sessions."""
+    settings = settings_at(endpoint)
+    if not settings.SessionsHttpClient.Endpoint:
+        raise ConfigurationError(
+            f"{what} needs sessions that outlive this command: start `aca-sessions serve` and set its Endpoint and ApiKey"
+        )
+    return settings
+
+
+async def list_sessions(options: argparse.Namespace) -> int:
+    """Print one line for each session: time of its last use, time of its end, name."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        for one in await interpreter.list_sessions():
+            ends = f"{one.expires:%Y-%m-%d %H:%M:%S}" if one.expires else "-"
+            print(f"{one.last_used:%Y-%m-%d %H:%M:%S}  {ends:<19}  {shown_name(one.session_id, _LONGEST_NAME)}")
+    return 0
+
+
+async def end_sessions(options: argparse.Namespace) -> int:
+    """End the named sessions, with their variables and files. Stop at the first that cannot be ended."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        for place, name in enumerate(options.name, 1):
+            try:
+                await interpreter.delete_session(name)
+            except ServiceError as error:
+                raise _unknown(error, place) from None  # the cause may hold the name, which is a secret
+    return 0
+
+
+async def list_files(options: argparse.Namespace) -> int:
+    """Print one line for each file in a folder of a session: size, time of the last change, name."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        try:
+            files = await interpreter.list_files(options.session, options.folder)
+        except NotFoundError as error:
+            raise _missing_file(options.folder) from error
+    for one in files:
+        print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {shown_name(one.name, _LONGEST_PATH)}{'/' if one.is_directory else ''}")
+    return 0
+
+
+async def get_file(options: argparse.Namespace) -> int:
+    """Copy a file of a session to a path on this machine, or to standard output."""
+    target = None if options.target == _STANDARD else _free_path(options.name, options.target, force=options.force)
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        session = Session(interpreter, options.session)
+        try:
+            if target is not None:
+                await _save_file(session, options.name, target)
+            else:
+                _write_to_output(await session.download_file(options.name))
+        except NotFoundError as error:
+            raise _missing_file(options.name) from error
+    return 0
+
+
+async def put_file(options: argparse.Namespace) -> int:
+    """Copy a file of this machine, or standard input, into a session."""
+    name = options.name or Path(options.source).name
+    if options.source == _STANDARD and not options.name:
+        raise InvalidArgumentError("a file from standard input must have a name: add one, as in `aca-sessions files put - data.csv`")
+    data = standard_input().read() if options.source == _STANDARD else Path(options.source)
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        try:
+            await interpreter.upload_file(options.session, name, data)
+        except OSError as error:
+            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}: name a file that you may read") from error
+    return 0
+
+
+async def delete_files(options: argparse.Namespace) -> int:
+    """Delete files of a session. Stop with an error at the first that is missing."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        for name in options.name:
+            try:
+                await interpreter.delete_file(options.session, name)
+            except NotFoundError as error:
+                raise _missing_file(name) from error
+    return 0
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands `files` and `sessions` with their subcommands."""
+    _add_files(commands)
+    _add_sessions(commands)
+
+
+def _add_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    own = commands.add_parser("sessions", help="list and end the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
+    listing = own.add_parser("ls", help="list sessions: time of the last use, time of the end, name (a secret)")
+    listing.set_defaults(act=list_sessions)
+    removing = own.add_parser("rm", help="end sessions, with their variables and files")
+    removing.add_argument("name", nargs="+", metavar="NAME")
+    removing.set_defaults(act=end_sessions)
+    for parser in (listing, removing):
+        parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
+
+
+def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    own = commands.add_parser("files", help="list, copy and delete the files of a session at an Endpoint").add_subparsers(
+        required=True, metavar="ls|get|put|rm"
+    )
+    listing = own.add_parser("ls", help="list files with their size and time")
+    listing.add_argument("folder", nargs="?", default="", metavar="FOLDER")
+    listing.set_defaults(act=list_files)
+    getting = own.add_parser("get", help="copy a file to this machine")
+    getting.add_argument("name", metavar="NAME")
+    getting.add_argument("target", nargs="?", default=".", metavar="PATH|-", help="a path, a folder, or - for standard output")
+    getting.add_argument("--force", action="store_true", help="replace a file that exists")
+    getting.set_defaults(act=get_file)
+    putting = own.add_parser("put", help="copy a file into the session, and replace one of that name")
+    putting.add_argument("source", metavar="PATH|-", help="a file, or - for standard input")
+    putting.add_argument("name", nargs="?", metavar="NAME", help="its name in the session, which may have folders in front")
+    putting.set_defaults(act=put_file)
+    removing = own.add_parser("rm", help="delete files")
+    removing.add_argument("name", nargs="+", metavar="NAME")
+    removing.set_defaults(act=delete_files)
+    for parser in (listing, getting, putting, removing):
+        parser.add_argument("--session", required=True, metavar="NAME", help="the session")
+        parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
+
+
+def _unknown(error: ServiceError, place: int) -> ACASessionsError:
+    """Return the error for a session that cannot be ended. If it is unknown, the error has the argument's number, not its secret name."""
+    if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
+        return InvalidArgumentError(
+            f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"
+        )
+    return error
+
+
+def _free_path(name: str, target: str, *, force: bool) -> Path:
+    """Return the path to write to: `target`, or if that is a folder, `name` in it. Raise if it exists and may not be replaced.
+
+    Only a file may be replaced, and only if `force` is set.
+    """
+    path = Path(target)
+    path = path / PurePosixPath(name).name if path.is_dir() else path
+    if (path.exists() or path.is_symlink()) and not (force and path.is_file()):
+        advice = "choose another path, or add --force" if path.is_file() else "choose the path of a file, or - for standard output"
+        raise InvalidArgumentError(f"{path} exists{'' if path.is_file() else ' and is not a file'}: {advice}")
+    return path
+
+
+async def _save_file(session: Session, name: str, target: Path) -> None:
+    try:
+        await session.save_file(name, target)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{target} cannot be written: {error.strerror}: choose another path, or - for standard output"
+        ) from error
+
+
+def _write_to_output(data: bytes) -> None:
+    """Write a file to standard output. A terminal gets it as text, without control sequences."""
+    if sys.stdout.isatty():
+        print(for_terminal(data.decode("utf-8", "backslashreplace")), end="")
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
+def _missing_file(name: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"the session has no file or folder {shown_name(name)}: `aca-sessions files ls` lists its files")

@@ -1,0 +1,87 @@
+"""Decoders of what snippets print. Code in the session can forge any answer, so each decoder checks its types."""
+
+import json
+from typing import Any
+
+from ..errors import ServiceError
+from ..models import CodeExecutionResult, CommandResult, Completions, Variable
+
+
+def answer(result: CodeExecutionResult) -> object:
+    """Return the JSON value that a snippet printed last. Raise ExecutionError if its cell failed, ServiceError if it printed no JSON."""
+    result.raise_for_error()
+    try:
+        return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
+    except (ValueError, RecursionError):
+        raise _unreadable() from None
+
+
+def variables_of(content: object) -> list[Variable]:
+    """Decode the answer of the snippet `variables`. Raise ServiceError if its shape is wrong."""
+    if not isinstance(content, list):
+        raise _unreadable()
+    return [_variable(one) for one in content]
+
+
+def names_of(content: object) -> list[str]:
+    """Return a snippet's answer if it is a list of texts. Raise ServiceError otherwise."""
+    if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
+        raise _unreadable()
+    return content
+
+
+def health_of(content: object) -> dict[str, Any]:
+    """Decode the answer of the snippet `health` as arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
+    match content:
+        case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
+            return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
+    raise _unreadable()
+
+
+def completions_of(content: object) -> Completions:
+    """Decode the answer of the snippet `complete`. Raise ServiceError if its shape is wrong."""
+    match content:
+        case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
+            return Completions(matches=tuple(matches), start=start, end=end)
+    raise _unreadable()
+
+
+def inspection_of(content: object) -> str | None:
+    """Return the text that the snippet `inspect` printed, or None for an unknown name. Raise ServiceError if the answer is neither."""
+    match content:
+        case {"text": None | str() as text}:
+            return text
+    raise _unreadable()
+
+
+def command_result_of(result: CodeExecutionResult) -> CommandResult:
+    """Return a command's result. Its exit code is the last line that its cell printed, or 1 if the cell failed."""
+    output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
+    if result.error is not None:
+        return CommandResult(exit_code=1, stdout=result.stdout, stderr=result.stderr)
+    try:
+        return CommandResult(exit_code=int(line), stdout=output, stderr=result.stderr)
+    except ValueError:
+        raise _unreadable() from None
+
+
+def _variable(content: object) -> Variable:
+    match content:
+        case {"name": str(name), "type": str(kind), "shape": None, "size": int(size), "text": str(text)}:
+            return Variable(name=name, type=kind, size=size, text=text)
+        case {"name": str(name), "type": str(kind), "shape": [*sides], "size": int(size), "text": str(text)} if _all_integers(sides):
+            return Variable(name=name, type=kind, shape=tuple(sides), size=size, text=text)
+    raise _unreadable()
+
+
+def _all_integers(values: list[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def _unreadable() -> ServiceError:
+    return ServiceError(
+        200,
+        "Unreadable",
+        "cannot read what the client's own cell printed, because code in the session changed print() or a module: reset the session, "
+        "or use another one",
+    )

@@ -1,0 +1,238 @@
+"""Transfers of files between this machine and the sessions of an endpoint."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from .. import telemetry
+from ..contract.versions import Version
+from ..errors import ServiceError
+from ..models import RemoteFile
+from .arguments import checked_data, checked_folder, checked_path
+from .executions import DEFAULT_WAIT
+from .history import Upload, Uploaded, step_of
+from .http import SessionsHttpClient, decoded
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file, which replaces `path` if the `with` block succeeds. If the block fails, `path` stays as it was.
+
+    The new file has the permissions of the file that it replaces, otherwise default ones. A device or a pipe is written to directly, so a
+    block that fails may have written to it.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link: the file that it names is replaced
+    earlier = _status(target)
+    if earlier is not None and not stat.S_ISREG(earlier.st_mode):
+        with target.open("wb") as file:
+            yield file
+        return
+    # In the same folder: rename(2) replaces a file atomically only within one file system.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor = _create(temporary, path, 0o666 if earlier is None else 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            if earlier is not None:
+                _give_rights(descriptor, earlier)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def _create(temporary: Path, path: Path, mode: int) -> int:
+    try:
+        return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the caller does not know the temporary name
+
+
+def _give_rights(descriptor: int, earlier: os.stat_result) -> None:
+    if not hasattr(os, "fchown"):  # Windows
+        return
+    with contextlib.suppress(PermissionError):  # only root may change the owner of a file, chown(2)
+        os.fchown(descriptor, earlier.st_uid, earlier.st_gid)
+    os.fchmod(descriptor, earlier.st_mode & 0o777)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+_PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts to read one version of a file that code keeps writing to
+_CHANGED = (412, 416)  # the file has another version, or is shorter than the part's offset by now
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some bytes of a file, the file's total size, and the HTTP entity tag of its version if the endpoint sent one."""
+
+    data: bytes
+    size: int
+    version: str | None = None
+
+
+Read = Callable[[int | None, str | None], Awaitable[Part]]
+
+
+class _ChangedError(Exception):
+    """A part of a file belongs to another version than the earlier parts."""
+
+
+async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop the parts that came before.
+
+    If the file changes, it is read again from the beginning. If it keeps changing, ServiceError (412, `FileChanged`) is raised after five
+    attempts, or after one if not `restartable`.
+
+    Args:
+        read: Returns the part at an offset, of the given version if there is one. An offset of None reads the whole file.
+        ranged: Whether the endpoint supports range requests. If not, the whole file is one part, which is held in memory.
+        restartable: Whether the caller can drop what came before.
+    """
+    for pause in (*(_PAUSES if restartable else ()), None):
+        try:
+            async for offset, data in _one_version(read, ranged):
+                yield offset, data
+        except _ChangedError as error:
+            if pause is not None:
+                await asyncio.sleep(pause)
+                continue
+            raise ServiceError(
+                412, "FileChanged", "the file kept changing during the download: copy it in the session and download the copy"
+            ) from error
+        return
+
+
+async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield the parts of one version of the file, each with its offset."""
+    first = await _unless_changed(read, 0 if ranged else None, None)
+    yield 0, first.data
+    done = len(first.data)
+    if done < first.size and first.version is None:
+        yield 0, (await _unless_changed(read, None, None)).data  # nothing would show that the next part is of another version
+        return
+    while done < first.size:
+        part = await _next(read, done, first)
+        yield done, part.data
+        done += len(part.data)
+
+
+async def _next(read: Read, offset: int, first: Part) -> Part:
+    if first.version is None or first.version.startswith("W/"):
+        raise _ChangedError  # a weak tag: code was at work on it, and no later part can match it
+    part = await _unless_changed(read, offset, first.version)
+    if not part.data or (part.version, part.size) != (first.version, first.size):
+        raise _ChangedError
+    return part
+
+
+async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
+    """Read a part. Raise `_ChangedError` if the endpoint answers that the version is gone (412) or the file is too short (416) now."""
+    try:
+        # In process, a server that breaks off an answer raises here.
+        return await read(offset, version)
+    except ServiceError as error:
+        if error.status_code in _CHANGED:
+            raise _ChangedError from error
+        raise
+
+
+FILES_PATH = "files"
+_RANGE = 8 << 20  # bytes of one part: `save` holds no more in memory
+
+
+class SessionFiles:
+    """The files of all sessions of an endpoint, in one api-version: list, upload, download and delete them."""
+
+    def __init__(self, http: SessionsHttpClient, version: Version) -> None:
+        self._http = http
+        self._dialect = version.dialect
+
+    async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
+        """Write a file into /mnt/data. Return its description and the upload as a step for the history.
+
+        A file on this machine is read once, while it is sent, so the step describes what was sent.
+        """
+        folder, name = checked_path(path)
+        content = checked_data(data)
+        with contextlib.ExitStack() as stack:
+            sent = stack.enter_context(Upload(content)) if isinstance(content, Path) else content
+            size = os.fstat(sent.fileno()).st_size if isinstance(sent, Upload) else len(sent)
+            with telemetry.span("upload", session_id, bytes=size):
+                response = await self._http.request(
+                    "POST",
+                    self._dialect.UPLOAD_PATH,
+                    identifier=session_id,
+                    query=_path(folder),
+                    file=(name, sent),
+                    timeout=DEFAULT_WAIT,
+                )
+        return decoded(response, self._dialect.decode_upload), step_of(path, sent)
+
+    async def list(self, session_id: str, folder: str) -> list[RemoteFile]:
+        """Return the files and folders directly in /mnt/data, or in a folder of it."""
+        response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(checked_folder(folder)))
+        return decoded(response, self._dialect.decode_files)
+
+    async def download(self, session_id: str, name: str) -> bytes:
+        """Return a file's content, all of one version even if the file changes meanwhile."""
+        parts: list[bytes] = []
+        async for offset, data in self._parts(session_id, name):
+            if offset == 0:
+                parts.clear()
+            parts.append(data)
+        return b"".join(parts)
+
+    async def save(self, session_id: str, name: str, path: Path) -> int:
+        """Write a file's content to a path on this machine and return its size in bytes. If that fails, a file at the path stays as it was.
+
+        If the endpoint supports range requests, at most 8 MB are held in memory.
+        """
+        size = 0
+        with replacing(path) as file:
+            async for offset, data in self._parts(session_id, name, restartable=file.seekable()):
+                if offset == 0 and size:
+                    file.seek(0)
+                    file.truncate()
+                await asyncio.to_thread(file.write, data)
+                size = offset + len(data)
+        return size
+
+    async def delete(self, session_id: str, name: str) -> None:
+        """Delete a file in /mnt/data."""
+        folder, name = checked_path(name)
+        await self._http.request("DELETE", f"{FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
+
+    async def _parts(self, session_id: str, name: str, *, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
+        ranged = await self._http.offers("ranges")
+        async for part in in_parts(partial(self._read, session_id, name), ranged=ranged, restartable=restartable):
+            yield part
+
+    async def _read(self, session_id: str, name: str, start: int | None, version: str | None) -> Part:
+        folder, name = checked_path(name)
+        headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
+        if version is not None:
+            headers["if-match"] = version
+        path = self._dialect.content_path(name)
+        response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=DEFAULT_WAIT)
+        size = response.headers.get("content-range", "").rpartition("/")[2]
+        return Part(response.content, int(size) if size.isdecimal() else len(response.content), response.headers.get("etag"))
+
+
+def _path(folder: str) -> dict[str, str]:
+    return {"path": folder} if folder else {}

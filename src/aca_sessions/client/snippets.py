@@ -1,0 +1,363 @@
+"""Snippets: Python that the client sends to a session as a cell, for features that need no extension of the endpoint.
+
+A snippet is a function of this module that takes the user's variables first. It runs in a session, also at Azure, and never on the host.
+`source_of` returns its text with the imports, constants and functions that it uses, so it needs Python 3.9 and its standard library only.
+A snippet prints its answer as one line of JSON, which `answers` decodes, and changes none of the user's names.
+"""
+
+import ast
+import base64
+import builtins
+import contextlib
+import importlib
+import json
+import os
+import platform
+import re
+import reprlib
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import warnings
+import zlib
+from functools import cache
+from http.client import HTTPException
+from importlib import metadata
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.request import Request, urlopen
+
+_CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])({{}})"
+
+
+def snippet(name: str, *arguments: "str | int") -> str:
+    """Return the source of a cell that calls a snippet. It is one expression whose value is None, so it shows nothing and sets no name."""
+    return _CELL.format(source=source_of(name), name=name, arguments=arguments)
+
+
+@cache
+def source_of(name: str) -> str:
+    """Return the source text of a snippet and of everything at the top level of this module that it uses, in the order of this module."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    statements = ast.parse(text).body
+    binding: dict[str, ast.stmt] = {}
+    for statement in statements:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            binding[statement.name] = statement
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            binding.update((alias.name, statement) for alias in statement.names)
+        elif isinstance(statement, ast.Assign):
+            binding.update((target.id, statement) for target in statement.targets if isinstance(target, ast.Name))
+    used, found = set(), [binding[name]]
+    while found:
+        statement = found.pop()
+        used.add(statement)
+        names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        found += {binding[one] for one in names & binding.keys()} - used
+    return "\n".join(ast.get_source_segment(text, statement) or "" for statement in statements if statement in used)
+
+
+def variables(user: dict) -> None:
+    """Print, as JSON, at most 500 variables, sorted by name. No code of the user's classes runs."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    hidden = shell.user_ns_hidden if shell is not None else {}
+    user = user.copy()  # threads of the user may add variables meanwhile
+    names = [name for name in user if type(name) is str and not name.startswith("_")]
+    names = [name for name in names if not (name in hidden and hidden[name] is user[name])]
+    described = [_describe(name, user[name]) for name in sorted(names) if not issubclass(type(user[name]), ModuleType)]
+    print(json.dumps(described[:500]))
+
+
+# A type is known by its address: its `==` could be code of the user's metaclass.
+_SIZED = frozenset(map(id, (str, bytes, list, tuple, dict, set, frozenset, range)))
+_PLAIN = _SIZED | frozenset(map(id, (bool, int, float, complex, type(None))))
+_ORDERED = frozenset(map(id, (int, float, str, bytes)))
+_FOREIGN = ("numpy", "pandas", "polars")
+_module_of = type.__dict__["__module__"].__get__  # `kind.__module__` could run code of the user's metaclass
+
+
+def _describe(name: str, value: Any) -> dict:
+    kind = type(value)
+    foreign = _is_foreign(kind)
+    shape = [int(side) for side in value.shape] if foreign and hasattr(value, "shape") else None
+    if id(kind) in _SIZED:
+        shape = [len(value)]
+    text = _short.repr(value) if id(kind) in _PLAIN else ""
+    return {"name": name, "type": _name_of(kind), "shape": shape, "size": _size(value, foreign), "text": text}
+
+
+def _name_of(kind: type) -> str:
+    """Return a type's name as a plain `str`, because methods of a user's subclass of `str` must not run."""
+    return "".join([type.__dict__["__name__"].__get__(kind)])
+
+
+def _is_foreign(kind: type) -> bool:
+    """Return whether a type is of numpy, pandas or polars. A user's class can name any module, so the type is also looked up there."""
+    named = _module_of(kind)
+    if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
+        return False
+    module = sys.modules.get(named)
+    return type(module) is ModuleType and vars(module).get(_name_of(kind)) is kind
+
+
+def _size(value: Any, foreign: bool) -> int:
+    """Return a value's size in bytes, without what a container holds, or 0 if a library's object cannot be measured."""
+    try:
+        if foreign and hasattr(value, "memory_usage"):
+            used = value.memory_usage()
+            return int(used.sum() if hasattr(used, "sum") else used)
+        if foreign and hasattr(value, "nbytes"):
+            return int(value.nbytes)
+    except Exception:
+        return 0
+    return sys.getsizeof(value) if id(type(value)) in _PLAIN else object.__sizeof__(value)
+
+
+class _Short(reprlib.Repr):
+    """A `repr` of plain values. For other objects inside a container it shows only the type."""
+
+    repr_bytes = reprlib.Repr.repr_str  # it cuts before it makes the text
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr1(self, x: object, level: int) -> str:
+        """Return the text of a plain value, else the name of the type. The object's own `__repr__` is not called."""
+        if id(type(x)) in _PLAIN:
+            with contextlib.suppress(ValueError):  # an int with more digits than Python writes
+                return super().repr1(x, level)
+        return f"<{_name_of(type(x))}>"
+
+    def repr_set(self, x: Any, level: int) -> str:
+        """Return the text of a set, sorted if its members have one built-in type. Comparing other members could run the user's code."""
+        members = list(x)
+        kinds = {*map(id, map(type, members))}
+        if len(kinds) == 1 and kinds <= _ORDERED:
+            members.sort()
+        return f"{{{self.repr_list(members, level)[1:-1]}}}" if x else "set()"
+
+    def repr_frozenset(self, x: Any, level: int) -> str:
+        """Return the text of a frozenset."""
+        return f"frozenset({self.repr_set(x, level)})" if x else "frozenset()"
+
+    def repr_dict(self, x: dict, level: int) -> str:
+        """Return the text of a dict's first items. Keys are not looked up, because their `==` could be code of the user's."""
+        if x and level <= 0:
+            return "{...}"
+        items = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in islice(x.items(), self.maxdict)]
+        return f"{{{', '.join(items + ['...'] * (len(x) > self.maxdict))}}}"
+
+
+_short = _Short()
+
+
+def complete(user: dict, code: str, cursor: int) -> None:
+    """Print the completions of a text as JSON, as IPython's prompt offers them: at most 200, of at most 500 characters each."""
+    cursor = max(0, min(cursor, len(code)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # IPython calls its own completions provisional
+        found = list(user["get_ipython"]().Completer.completions(code, cursor)) if "get_ipython" in user else []
+    start, end = (found[0].start, found[0].end) if found else (cursor, cursor)
+    texts = [one.text[:500] for one in found if (one.start, one.end) == (start, end)]
+    print(json.dumps({"matches": texts[:200], "start": start, "end": end}))
+
+
+def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
+    """Print, as JSON, at most 20,000 characters of what IPython shows about a name, without colours, or null if the name is unknown."""
+    from IPython.utils.tokenutil import token_at_cursor
+
+    name = token_at_cursor(code, max(0, min(cursor, len(code))))
+    try:
+        shown = user["get_ipython"]().object_inspect_mime(name, detail_level=detail)["text/plain"]
+    except KeyError:
+        shown = None
+    print(json.dumps({"text": re.sub(r"\x1b\[[0-9;]*m", "", shown[:20_000]) if shown else None}))
+
+
+def reset(user: dict, mark: str = "") -> None:
+    """Clear the user's variables, close figures and return to /mnt/data. Files, loaded modules and background threads stay.
+
+    With `mark`, also set the marker by which the client recognizes the session.
+    """
+    shell = user.get("get_ipython", lambda: None)()
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+    if shell is not None:
+        shell.reset(new_session=True)
+    os.chdir("/mnt/data")
+    if mark:  # the next position in the client's ledger
+        builtins.__dict__["_aca_sessions_mark"] = mark
+
+
+def health(user: dict) -> None:
+    """Print, as JSON, the interpreter's Python version, memory, uptime, number of threads and processor time.
+
+    Memory and uptime are 0 if /proc cannot be read, because some sessions do not see their own process.
+    """
+    memory, uptime = 0, 0.0
+    with contextlib.suppress(PermissionError):
+        with open("/proc/self/statm") as file:
+            # The second field is the resident set size in pages (proc_pid_statm(5)).
+            used = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/stat") as file:
+            # Field 22 of proc_pid_stat(5), the start in clock ticks after boot. The second field, a name in parentheses, may hold spaces.
+            started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        memory, uptime = used, max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    measured = {"python": platform.python_version(), "memory": memory, "uptime": uptime}
+    print(json.dumps({**measured, "threads": threading.active_count(), "cpu": time.process_time()}))
+
+
+def command(user: dict, command: str) -> None:
+    """Run a shell command, whose output becomes the cell's output, then print its exit code."""
+    # Otherwise what the session wrote before would come after the command's output.
+    sys.stdout.flush()
+    code = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
+    print("\n" + json.dumps(code))
+
+
+def script(user: dict, path: str, *arguments: str) -> None:
+    """Run a Python file in a process of its own, and print its exit code after its output. `path` is relative to /mnt/data."""
+    # Otherwise what the session wrote before would come after the script's output.
+    sys.stdout.flush()
+    folder = "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
+    code = subprocess.run([sys.executable, path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=folder).returncode
+    print("\n" + json.dumps(code))
+
+
+def install(user: dict, *requirements: str) -> None:
+    """Install packages with the session's own pip and print its output. Raise RuntimeError if pip fails.
+
+    The packages go into the session's environment if that is writable, otherwise into /mnt/data/.packages.
+    """
+    beside = "/mnt/data/.packages"
+    target = [] if os.access(sysconfig.get_path("purelib"), os.W_OK) else ["--target", beside]
+    arguments = ["install", "--disable-pip-version-check", "--no-input", "--quiet", *target, *requirements]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if target and beside not in sys.path:
+        sys.path.append(beside)
+    importlib.invalidate_caches()
+    print(done.stdout, end="")
+    if done.returncode:
+        raise RuntimeError("pip could not install " + ", ".join(requirements) + ": see its output")
+
+
+def missing(user: dict, *requirements: str) -> None:
+    """Print, as JSON, the requirements that are not met: packages that are not installed, or installed in another version."""
+    print(json.dumps([requirement for requirement in requirements if not _is_met(requirement)]))
+
+
+def _is_met(requirement: str) -> bool:
+    """Return whether a requirement is surely met. Return False for one with extras, because only a package index lists what they need."""
+    try:
+        from packaging.requirements import Requirement
+
+        wanted = Requirement(requirement)
+        version = metadata.version(wanted.name)
+        return not wanted.extras and wanted.specifier.contains(version, prereleases=True)
+    except (ImportError, ValueError):
+        return False
+
+
+def reach(user: dict, url: str) -> None:
+    """Print true if pip is installed and the package index answers, so that packages can be downloaded. Print false otherwise."""
+    url = os.environ.get("PIP_INDEX_URL", url)
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=5).close()  # noqa: S310
+        reached = find_spec("pip") is not None
+    except (OSError, ValueError, HTTPException):  # malformed, or no HTTP server answers there
+        reached = False
+    print(json.dumps(reached))
+
+
+def workdir(user: dict, name: str) -> None:
+    """Make `%pwd`, shells and `ls` show the working directory as `name`, which is a link to it. Do nothing if there is no such link.
+
+    `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
+    """
+    folder = os.path.realpath(name)
+    if folder == name or not os.path.isdir(folder):
+        return
+    if folder == os.getcwd():
+        os.environ["PWD"] = name  # a shell keeps a name that leads to its directory (POSIX, "sh")
+    os.environ["BASH_FUNC_ls%%"] = '() { command ls -H "$@"; }'  # noqa: SIM112 - ls -l shows a link and not its files
+
+    def pwd(line: str = "") -> str:
+        """Return the working directory."""
+        current = os.getcwd()
+        return name + current[len(folder) :] if f"{current}/".startswith(f"{folder}/") else current
+
+    user["get_ipython"]().register_magic_function(pwd, "line", "pwd")
+
+
+def place(user: dict, package: str, packed: str) -> None:
+    """Create modules in a package. `packed` has their names and sources as text; each module comes after those that it imports.
+
+    Print null as JSON, or create nothing and print what the session lacks ("python", "ipython" or "threads").
+    """
+    lack = _lacking()
+    if lack is None:
+        for name, source in json.loads(zlib.decompress(base64.b64decode(packed))):
+            _place(package, name, source)
+    print(json.dumps(lack))
+
+
+def _lacking() -> "str | None":
+    """Return what the session lacks: "python" (3.9), "ipython" or "threads". Return None if it has all three."""
+    if sys.version_info < (3, 9):  # noqa: UP036 - the session's Python, not this one
+        return "python"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return "ipython"
+    try:
+        thread = threading.Thread(target=str, daemon=True)
+        thread.start()
+        thread.join()
+    except RuntimeError:
+        return "threads"
+    return None
+
+
+def _place(package: str, name: str, source: str) -> None:
+    """Create one module and the packages above it. If the module's code raises, remove the module again and raise."""
+    full = package + "." + name
+    above = _package_named(full.rpartition(".")[0])
+    module = ModuleType(full)
+    module.__package__ = above.__name__
+    module.__file__ = "<" + package + ">/" + name.rpartition(".")[2] + ".py"
+    sys.modules[full] = module
+    try:
+        exec(compile(source, module.__file__, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+    except BaseException:
+        del sys.modules[full]
+        raise
+    setattr(above, name.rpartition(".")[2], module)
+
+
+def _package_named(name: str) -> ModuleType:
+    """Return the package of this name. Create it, and those above it, if it does not exist."""
+    if name not in sys.modules:
+        sys.modules[name] = made = ModuleType(name)
+        made.__path__ = []
+        if "." in name:
+            setattr(_package_named(name.rpartition(".")[0]), name.rpartition(".")[2], made)
+    return sys.modules[name]
+
+
+def meet(user: dict, module: str, marker: str, message: str) -> None:
+    """Pass a message to a cell that runs in a thread, by `module`, which `place` created. Print the cell's report as one line.
+
+    The line begins with the marker. If the session does not have the module, the line says so.
+    """
+    found = sys.modules.get(module)
+    if found is None:
+        print("\n" + marker + '{"cell": "no module"}')
+    else:
+        found.meet(marker, message)

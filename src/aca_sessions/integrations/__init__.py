@@ -1,0 +1,1 @@
+"""Adapters for agent frameworks. Each offers one session in the form that its framework expects."""

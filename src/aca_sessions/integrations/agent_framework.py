@@ -1,0 +1,66 @@
+"""Microsoft Agent Framework: a tool that runs Python, and a provider that keeps one session for each conversation."""
+
+import uuid
+from typing import Annotated, Any, Self
+
+from agent_framework import AgentSession, Content, ContextProvider, FunctionTool, SessionContext, SupportsAgentRun, tool
+
+from ..client.pool import SessionPool
+from ..models import CodeExecutionResult
+from ..settings import Settings
+from .model_session import CODE, ModelSession
+
+_INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook whose variables and files are kept between calls."
+
+
+def execute_tool(session: ModelSession) -> FunctionTool:
+    """Return `execute_python` over a session as a tool of Agent Framework. It returns a result's text, then its images."""
+
+    async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
+        """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
+        return await session.run(code)
+
+    return tool(execute_python, result_parser=_contents)
+
+
+class PythonSessionProvider(ContextProvider):
+    """A provider that gives an agent `execute_python`, with one session for each conversation.
+
+    The conversation's state keeps the session's name, so a conversation that is stored and loaded again continues with its session.
+    """
+
+    def __init__(
+        self, pool: SessionPool | None = None, *, settings: Settings | None = None, max_output: int = 10_000, source_id: str = "python"
+    ) -> None:
+        """Use a pool that the caller closes, or at the first call open the one that the settings describe.
+
+        Args:
+            pool: The pool of sessions.
+            settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
+                environment.
+            max_output: About how many characters of a result a model reads.
+            source_id: The provider's name in Agent Framework.
+        """
+        super().__init__(source_id)
+        self._sessions = ModelSession(pool, settings=settings, max_output=max_output)
+
+    async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
+        """Add `execute_python` for this conversation's session, and instructions for its use, to the context of the agent."""
+        del agent, session
+        name = state.setdefault("session_id", f"conversation-{uuid.uuid4()}")
+        context.extend_instructions(self.source_id, _INSTRUCTIONS)
+        context.extend_tools(self.source_id, [execute_tool(self._sessions.for_session(name))])
+
+    async def close(self) -> None:
+        """Close the pool if the provider opened it. Otherwise do nothing."""
+        await self._sessions.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _contents(result: CodeExecutionResult) -> list[Content]:
+    return [Content.from_text(str(result)), *(Content.from_data(image, "image/png") for image in result.images)]

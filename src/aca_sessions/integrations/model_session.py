@@ -1,0 +1,285 @@
+"""A session for a model: checked arguments, results of limited size, and files for the host program. All integrations build on it."""
+
+import asyncio
+import base64
+import json
+import re
+import uuid
+import weakref
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Self
+
+from ..client.arguments import checked_path
+from ..client.files import replacing
+from ..client.pool import SessionPool
+from ..connect import open_pool
+from ..errors import ACASessionsError, InvalidArgumentError
+from ..lifetime import Line, Owner, caller
+from ..models import CodeError, CodeExecutionResult, RemoteFile
+from ..settings import Settings
+
+
+def read_below(folder: Path, name: str) -> bytes:
+    """Return the content of a file below a folder. Raise InvalidArgumentError if the file cannot be read or is outside the folder."""
+    path = _below(folder, name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidArgumentError(f"{path.name!r:.200} cannot be read: {error.strerror}") from error
+
+
+def write_below(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file below a folder and return its path. If that fails, raise InvalidArgumentError, and an existing file stays as it was."""
+    path = _below(folder, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise InvalidArgumentError(f"{path.name!r:.200} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _below(folder: Path, name: str) -> Path:
+    """Return the path of `name`, with links resolved. Raise InvalidArgumentError if it leads out of the folder, by '..' or a link."""
+    base = folder.resolve()
+    path = (base / name).resolve()
+    if not name or path == base or not path.is_relative_to(base):
+        raise InvalidArgumentError(f"a file's name must be a path below the folder, without links that lead out of it, got {name!r:.200}")
+    return path
+
+
+Files = dict[str, str | bytes]
+
+_MOST_CODE = 1_000_000
+_DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,([A-Za-z0-9+/=\s]*)")
+_EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
+
+
+def checked_files(files: object) -> tuple[Files, CodeError | None]:
+    """Return the contents of files by name, and None. If `files` is wrong, return {} and an error for the model.
+
+    A model may send the mapping as JSON text, and a binary content as a data URI.
+    """
+    if isinstance(files, str):
+        try:
+            files = json.loads(files)
+        except ValueError:
+            return {}, CodeError(
+                "TypeError", f"the argument 'files' must be a JSON object, got other text: send an object such as {_EXAMPLE}"
+            )
+    if not isinstance(files, Mapping):
+        kind = type(files).__name__
+        return {}, CodeError(
+            "TypeError", f"the argument 'files' must map file names to their text, got {kind}: send an object such as {_EXAMPLE}"
+        )
+    contents: Files = {}
+    for name, text in files.items():
+        if not isinstance(name, str):
+            return {}, CodeError("TypeError", f"a file's name must be text, got {type(name).__name__}: send an object such as {_EXAMPLE}")
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            return {}, CodeError(
+                "TypeError", f"the content of the file {name!r:.200} must be text, got {kind}: send an object such as {_EXAMPLE}"
+            )
+        try:
+            contents[name] = _content(text)
+        except ValueError:
+            return {}, CodeError("ValueError", f"the data URI of the file {name!r:.200} must be valid base64: encode the whole file again")
+    try:
+        for name in contents:
+            checked_path(name)
+    except InvalidArgumentError as error:
+        return {}, _not_written(error)
+    return contents, None
+
+
+def _content(text: str) -> str | bytes:
+    uri = _DATA_URI.fullmatch(text)
+    return base64.b64decode("".join(uri[1].split()), validate=True) if uri else text
+
+
+CODE = (
+    "Python source, as in a notebook cell; plain text without Markdown fences. "
+    "The value of its last expression is shown, and figures are shown to the user."
+)
+FILES = (
+    "File names and the text of each file, written to /mnt/data, the working directory, before the code runs. "
+    "A binary file is a data URI: data:application/octet-stream;base64,…"
+)
+
+
+_NO_FILES: Mapping[str, str] = MappingProxyType({})
+_FIELDS = tuple(field.name for field in fields(CodeExecutionResult))
+_values = attrgetter(*_FIELDS)
+
+
+class ModelSession:
+    """A session for a model. Each call leases it by its name, so calls of one turn can run together and share variables."""
+
+    _result_type = CodeExecutionResult
+
+    def __init__(
+        self,
+        pool: SessionPool | None = None,
+        session_id: str | None = None,
+        *,
+        settings: Settings | None = None,
+        max_output: int = 10_000,
+    ) -> None:
+        """Use the given pool, which the caller closes, or open one at the first call.
+
+        Args:
+            pool: The pool of sessions.
+            session_id: The session's name, by default a new one. `close` ends the session only if its name is new.
+            settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
+                environment.
+            max_output: About how many characters of a result a model reads.
+        """
+        if isinstance(pool, Settings):
+            raise InvalidArgumentError("pool must be a SessionPool, got Settings: pass them by name, as in settings=Settings(…)")
+        self._source = _Source(pool, settings)
+        self._closes_source = True
+        self._session_id = session_id or f"model-{uuid.uuid4()}"
+        self._owns_session = session_id is None
+        self._max_output = max_output
+        self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
+
+    async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
+        """Write the files, run the cell and return its result. Mistakes of the model raise nothing: they become results with an error."""
+        contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
+        # A framework may have turned a missing argument into text.
+        if not isinstance(code, str) or code.strip() in ("None", "null"):
+            is_missing = code is None or isinstance(code, str)
+            what = "is missing" if is_missing else f"must be text, got {type(code).__name__}"
+            error = CodeError("ValueError", f"the argument 'code' {what}: send the Python source text")
+        elif len(code) > _MOST_CODE:
+            error = CodeError(
+                "ValueError", f"the argument 'code' must be at most {_MOST_CODE} characters long, got {len(code)}: put data into files"
+            )
+        if error is not None:
+            return self._result(CodeExecutionResult(error=error, stderr=str(error)))
+        pool = self._source.pool or await self._source.open()
+        async with pool.session(self._session_id) as session:
+            try:
+                for name, data in contents.items():
+                    await session.upload_file(name, data)
+            except ACASessionsError as failure:
+                error = _not_written(failure)
+                return self._result(CodeExecutionResult(error=error, stderr=str(error)))
+            return self._result(await session.run(str(code)))
+
+    def for_session(self, session_id: str) -> Self:
+        """Return an object for another session of the same pool, for example one for each conversation of a server.
+
+        Closing the new object does nothing. The pool is closed with this object, if it opened the pool.
+        """
+        sibling = type(self)(session_id=session_id, max_output=self._max_output)
+        sibling._warning.detach()
+        sibling._source, sibling._closes_source = self._source, False
+        return sibling
+
+    async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
+        """Copy the file `folder/name` of this machine into the session. This is for the host program: it is not offered to a model."""
+        data = await asyncio.to_thread(read_below, Path(folder), name)
+        async with (await self._source.open()).session(self._session_id) as session:
+            return await session.upload_file(name, data)
+
+    async def download_file(self, name: str, *, folder: str | Path) -> Path:
+        """Copy a file of the session to `folder/name` on this machine. This is for the host program: it is not offered to a model."""
+        async with (await self._source.open()).session(self._session_id) as session:
+            data = await session.download_file(name)
+        return await asyncio.to_thread(write_below, Path(folder), name, data)
+
+    async def list_files(self) -> list[RemoteFile]:
+        """Return the files in the session's /mnt/data. This is for the host program, because a model can list them with Python."""
+        async with (await self._source.open()).session(self._session_id) as session:
+            return await session.list_files()
+
+    async def close(self) -> None:
+        """Close the pool, with its sessions, if this object opened the pool. Otherwise end the session if this object made its name.
+
+        The next call opens the pool or starts the session again. Any event loop may close the pool.
+        """
+        if self._source.is_open and self._closes_source:
+            await self._source.close()
+        elif self._owns_session and self._source.pool is not None:
+            await self._source.pool.terminate(self._session_id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _result(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        values = dict(zip(_FIELDS, _values(result), strict=True))
+        return self._result_type(**{**values, "session_id": self._session_id, "max_output": self._max_output})
+
+
+class PythonTool(ModelSession):
+    """A stateful Python session with two methods that are tools: `execute_python` and `execute_python_with_files`.
+
+    They fit every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI.
+    """
+
+    # Frameworks send these docstrings to models.
+    async def execute_python(self, code: Annotated[str, CODE]) -> str:
+        """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call.
+
+        Args:
+            code: Python source, as in a notebook cell; plain text without Markdown fences.
+        """
+        return str(await self.run(code))
+
+    async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> str:
+        """Writes files into the session of execute_python, then runs Python code there that can read or import them.
+
+        Args:
+            code: Python source, as in a notebook cell; plain text without Markdown fences.
+            files: File names and the text of each file; a binary file is a base64 data URI.
+        """
+        return str(await self.run(code, files))
+
+
+def _not_written(error: ACASessionsError) -> CodeError:
+    return CodeError("FileError", f"a file could not be written, and the code was not run: {error}")
+
+
+class _Source:
+    """The pool of a ModelSession: one that the caller gave, or one that is opened at the first use."""
+
+    def __init__(self, pool: SessionPool | None, settings: Settings | None) -> None:
+        self.pool = pool
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._owner = Owner()
+        self.is_open = False  # whether the pool was opened here
+
+    async def open(self) -> SessionPool:
+        async with self._opening:  # calls of one turn may arrive together
+            if self.pool is None:
+                self.pool = await self._stack.enter_async_context(open_pool(self._settings))
+                self.is_open, self._owner = True, Owner()
+            return self.pool
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Return whether the pool was opened here, in this process, and not closed."""
+        return self.is_open and self._owner.is_here
+
+    async def close(self) -> None:
+        if self.is_open:
+            self.is_open, self.pool = False, None
+            await self._stack.aclose()
+
+
+def _warn_if_open(source: _Source, what: str, made_at: Line) -> None:
+    if source.is_forgotten:
+        made_at.warn_unclosed(f"a {what}", "async with")

@@ -1,0 +1,156 @@
+"""Semantic Kernel: two kernel functions over one session. No other module imports semantic_kernel, which takes seconds."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from semantic_kernel import Kernel
+from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
+from semantic_kernel.contents import ChatHistory, ChatMessageContent, FunctionCallContent, FunctionResultContent, ImageContent, TextContent
+from semantic_kernel.contents.utils.author_role import AuthorRole
+from semantic_kernel.filters import AutoFunctionInvocationContext
+from semantic_kernel.functions import KernelFunction, KernelPlugin, kernel_function
+
+from ..agent.library.search import Embed
+from ..agent.tools.tool import Effect, Parameter, Tool
+from ..models import CodeExecutionResult
+from ..settings import Settings
+from .model_session import CODE, FILES, ModelSession
+
+
+class PythonResult(CodeExecutionResult):
+    """A result that also has the form of Semantic Kernel's contents, for host programs that show it."""
+
+    def to_contents(self) -> list[TextContent | ImageContent]:
+        """Return the text that a model reads, and the images."""
+        images = [ImageContent(data=image, data_format="base64", mime_type="image/png") for image in self.images]
+        return [TextContent(text=str(self)), *images]
+
+
+class PythonCodeInterpreterPlugin(ModelSession):
+    """A stateful Python session for a model: `kernel.add_plugin(plugin, "PythonInterpreter")`.
+
+    Without a pool it opens the one that the settings describe, at its first call. It has one session name and leases it for each call, so
+    calls of one turn may run at the same time and share their variables.
+    """
+
+    # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
+
+    _result_type = PythonResult
+
+    @kernel_function
+    async def execute_python(self, code: Annotated[str, CODE]) -> CodeExecutionResult:
+        """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
+        return await self.run(code)
+
+    @kernel_function
+    async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> CodeExecutionResult:
+        """Writes files into the session of execute_python, then runs Python code there that can read or import them."""
+        return await self.run(code, files)
+
+
+def add_aca_sessions(
+    kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter"
+) -> PythonCodeInterpreterPlugin:
+    """Add a Python session to a kernel and return its plugin. `async with add_aca_sessions(kernel) as python:` ends it with the block.
+
+    Args:
+        kernel: Gets the functions execute_python and execute_python_with_files.
+        settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
+        plugin_name: The name under which models find the functions.
+    """
+    plugin = PythonCodeInterpreterPlugin(settings=settings or Settings())  # read now, so that a mistake in them is an error here
+    kernel.add_plugin(plugin, plugin_name)
+    return plugin
+
+
+class ShowImages:
+    """A filter that shows a model the images that its code drew: it adds them to the history as a user message, after the tools' answers.
+
+    `kernel.add_filter("auto_function_invocation", ShowImages())`, for models that accept images.
+    """
+
+    # It has no state: the images are in the answers, which the history holds. So they end with their history and cannot reach another one.
+
+    async def __call__(
+        self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
+    ) -> None:
+        """Run the call. Add images only when all calls of the turn are answered: a model's API allows no message between answers."""
+        await next(context)
+        if context.chat_history is not None:
+            # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
+            asyncio.get_running_loop().call_soon(_show_images, context.chat_history)
+
+
+def _show_images(history: ChatHistory) -> None:
+    """Add the images of the latest turn's answers as a user message. A second call adds nothing, because that message is now last."""
+    images = [image for answer in _latest_answers(history) for image in _images(answer)]
+    if images:
+        shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
+        history.add_message(ChatMessageContent(role=AuthorRole.USER, items=shown))
+
+
+def _latest_answers(history: ChatHistory) -> list[FunctionResultContent]:
+    """Return the answers at the end of a history, or [] if a call of the same turn has no answer yet.
+
+    Calls of earlier turns do not count, because a call that was cancelled is never answered.
+    """
+    answers: list[FunctionResultContent] = []
+    for message in reversed(history.messages):
+        found = [item for item in message.items if isinstance(item, FunctionResultContent)]
+        if not found:
+            calls = {item.id or "unknown" for item in message.items if isinstance(item, FunctionCallContent)}
+            return answers if calls <= {answer.id for answer in answers} else []
+        answers[:0] = found
+    return answers
+
+
+def _images(answer: FunctionResultContent) -> list[ImageContent]:
+    result = getattr(answer.inner_content, "value", None)
+    return [content for content in result.to_contents() if isinstance(content, ImageContent)] if isinstance(result, PythonResult) else []
+
+
+def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") -> list[Tool]:
+    """Return each function of a plugin as a tool of an `AgentSession`, named `plugin.function`. The kernel's filters apply to its calls.
+
+    Args:
+        plugin: The plugin.
+        kernel: The kernel that runs the functions.
+        effect: What the functions do to the world, for the approval of calls.
+    """
+    return [_tool(function, kernel, f"{plugin.name}.{name}", effect) for name, function in plugin.functions.items()]
+
+
+def embed_by(generator: EmbeddingGeneratorBase) -> Embed:
+    """Return a Semantic Kernel embedding service as the `embed` function of an `AgentSession`."""
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        vectors = await generator.generate_embeddings(list(texts))
+        return [[float(number) for number in vector] for vector in vectors]
+
+    return embed
+
+
+def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -> Tool:
+    async def act(arguments: Mapping[str, Any]) -> object:
+        result = await function.invoke(kernel, **arguments)
+        return None if result is None else _plain(result.value)
+
+    parameters = [
+        Parameter(
+            name=one.name or "",
+            schema=one.schema_data or {},
+            required=bool(one.is_required),
+            default=one.default_value,
+            description=one.description or "",
+        )
+        for one in function.parameters
+    ]
+    return Tool(name=name, act=act, description=function.description or "", parameters=tuple(parameters), effect=effect)
+
+
+def _plain(value: Any) -> object:
+    """Return a value that can be sent to a session: a pydantic object as a dict, an unknown object as its text."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)

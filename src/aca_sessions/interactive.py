@@ -1,0 +1,416 @@
+"""One session for scripts and notebooks, without `await`. Its event loop runs in a thread of its own, and any other thread may call it."""
+
+import contextlib
+import queue
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from functools import partial, wraps
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from .client.executions import Execution
+from .client.history import History
+from .client.interpreter import CodeInterpreter
+from .client.pool import SessionPool
+from .client.replay import ReplayReport, replay
+from .client.session import Session
+from .connect import Opening, open_interpreter, open_pool
+from .errors import ACASessionsError
+from .lifetime import Owner, caller
+from .models import CodeExecutionResult, Event
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .sandbox.policy import Policy
+
+
+class LoopThread:
+    """An event loop in a thread of its own. Entering a `with` block returns the portal to the loop, leaving stops the loop.
+
+    This is a class, because Python closes a generator such as `anyio.from_thread.start_blocking_portal` when nothing refers to it. In a
+    forked process, that would wait forever for the thread, which does not exist there.
+    """
+
+    def __init__(self) -> None:
+        self._started: Future[BlockingPortal] = Future()
+        self._thread = Thread(target=self._work, daemon=True, name="aca-sessions-loop")
+
+    def __enter__(self) -> BlockingPortal:
+        self._thread.start()
+        return self._started.result()
+
+    def __exit__(self, *_: object) -> None:
+        portal = self._started.result()
+        portal.call(portal.stop)
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            anyio.run(self._run)
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)  # for example: no descriptor is left for a loop
+
+    async def _run(self) -> None:
+        async with BlockingPortal() as portal:
+            self._started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+
+OnInput = Callable[[str], "str | None"]
+
+
+class LiveCell:
+    """A cell that runs, as an iterable of its events for a thread without an event loop.
+
+    The last event has the result. Leaving the `for` loop early interrupts the cell.
+    """
+
+    def __init__(
+        self,
+        portal: BlockingPortal,
+        session: Session,
+        code: str,
+        *,
+        timeout: float | None,
+        on_input: OnInput | None,
+        transactional: bool = False,
+    ) -> None:
+        """Start the cell.
+
+        Args:
+            portal: The event loop of the session.
+            session: The session.
+            code: The source text.
+            timeout: The time limit in seconds, by default the endpoint's.
+            on_input: Returns the line for a prompt of `input()`, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails.
+        """
+        self._owner = Owner("the cell")
+        self._portal = portal
+        self._session = session
+        self._on_input = on_input
+        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self._execution: Execution | None = None
+        self._cancelled = self._left = False
+        self.following = portal.start_task_soon(self._follow, code, timeout, transactional)
+
+    def cancel(self) -> None:
+        """Interrupt the cell. Its events continue until its result. This does not block, so a signal handler may call it."""
+        self._cancelled = True
+        if self._execution is not None:
+            self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
+
+    def __iter__(self) -> Iterator[Event]:
+        self._owner.check()
+        result = None
+        try:
+            while (event := self._events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                if event.kind == "input" and self._on_input is not None:
+                    self._answer(event, self._on_input)
+                result = event.result
+                yield event
+        finally:
+            self._left = result is None
+            self.following.cancel()
+            if self._left:
+                self._take_back_unread()
+
+    def _take_back_unread(self) -> None:
+        """Mark an unread result as not received, so that the next result reports its losses again."""
+        with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, Event) and event.result is not None:
+                    self._portal.call(self._session.take_back, event.result)
+
+    async def _follow(self, code: str, timeout: float | None, transactional: bool) -> None:
+        ended = False
+        try:
+            # `on_input` only announces that input is answered. It is called in the caller's thread: here it would block the loop.
+            started = await self._session.start(code, timeout=timeout, on_input=self._on_input, transactional=transactional)
+            self._execution = started.answering(None)
+            if self._cancelled:
+                await self._session.cancel_quietly(self._execution)
+            async for event in self._execution.events():
+                ended = event.kind == "result"
+                self._events.put(event)
+                # The reader left before this was in the queue, so it did not take it back.
+                if self._left and event.result is not None:
+                    self._session.take_back(event.result)
+        except Exception as error:
+            self._events.put(error)
+        finally:
+            self._events.put(None)
+            if not ended and self._execution is not None:
+                await self._session.cancel_quietly(self._execution)
+
+    def _answer(self, event: Event, on_input: OnInput) -> None:
+        if self._execution is not None:
+            self._portal.call(self._execution.reply, event, on_input(event.text))
+
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+Method = Callable[Concatenate[Session, Arguments], Coroutine[Any, Any, Answer]]
+OnText = Callable[[str], object]
+
+
+def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[InteractiveSession, Arguments], Answer]":
+    """Return a method of InteractiveSession that calls an async method of Session and waits for its result.
+
+    The returned method has the signature and the docstring of the async one, because `inspect.signature` follows `__wrapped__`.
+    """
+
+    @wraps(method)
+    def wait(self: "InteractiveSession", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        return self._call(method, *arguments, **options)
+
+    wait.__module__, wait.__qualname__ = __name__, f"InteractiveSession.{method.__name__}"
+    return wait
+
+
+class InteractiveSession:
+    """A session that runs cells and keeps files without `await`, in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
+
+    In a process that is forked from the one that opened the session, methods raise ForkedProcessError, and `close` does nothing.
+    """
+
+    _name = "InteractiveSession"  # the class that errors and warnings name
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        policy: "Policy | None" = None,
+        endpoint: str | None = None,
+        session_id: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Prepare a session, which `open` or a `with` block starts.
+
+        Args:
+            settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
+            policy: Limits and network of the embedded sandbox.
+            endpoint: The URL of a server, in place of the one in the settings.
+            session_id: The session's name, by default a new one.
+            timeout: The time limit in seconds of cells that set none, by default the endpoint's.
+        """
+        opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
+        self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
+        self._timeout = timeout
+        self._made_at = caller()
+        self._stack = ExitStack()
+        self._opened: tuple[BlockingPortal, Session] | None = None
+        self._running: set[Future[Any]] = set()
+        self._owner = Owner("the session")
+
+    @classmethod
+    def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
+        """Return an object for a session that may exist already at its endpoint. Closing the object does not end the session.
+
+        Args:
+            session_id: The session's name.
+            settings: Where sessions run.
+            endpoint: The URL of a server, in place of the one in the settings.
+            timeout: The time limit in seconds of cells that set none, by default the endpoint's.
+        """
+        joined = cls(settings, endpoint=endpoint, timeout=timeout)
+        joined._opening = partial(_joined, open_interpreter(settings, endpoint=endpoint), session_id)
+        return joined
+
+    def open(self) -> Self:
+        """Start the session, unless it is started already, and return this object."""
+        if self._opened is None:
+            with ExitStack() as stack:
+                portal = stack.enter_context(LoopThread())
+                session = stack.enter_context(portal.wrap_async_context_manager(self._opening()))
+                self._opened, self._owner = (portal, session), Owner("the session")
+                self._stack = stack.pop_all()
+        return self
+
+    def close(self) -> None:
+        """End the session and interrupt cells that run in other threads. A session from `join` stays. Do nothing in a forked process."""
+        self._opened = None
+        if not self._owner.is_here:
+            self._running.clear()
+            self._stack.pop_all()
+            return
+        for running in [*self._running]:
+            running.cancel()
+        self._stack.close()
+
+    def run(
+        self,
+        code: str,
+        *,
+        libraries: Sequence[str] = (),
+        timeout: float | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_input: OnInput | None = None,
+        transactional: bool = False,
+    ) -> CodeExecutionResult:
+        """Run a cell and return its result.
+
+        Args:
+            code: The source text.
+            libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
+            timeout: The time limit in seconds, by default the session's.
+            on_stdout: Called in this thread with what the cell writes to stdout, while it runs.
+            on_stderr: Called in this thread with what the cell writes to stderr, while it runs.
+            on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
+        """
+        if libraries and not (installed := self._call(Session.install_missing, *libraries)).success:
+            return installed
+        limit = self._timeout if timeout is None else timeout
+        if on_stdout is None and on_stderr is None and on_input is None:
+            return self._call(Session.run, code, timeout=limit, transactional=transactional)
+        followers = {"stdout": on_stdout, "stderr": on_stderr}
+        for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
+            follower = followers.get(event.kind)
+            if follower is not None:
+                follower(event.text)
+            if event.result is not None:
+                return event.result
+        raise ACASessionsError(
+            "the session was closed while this cell ran, so its result is lost: keep the 'with' block open until the cell has ended, then "
+            "open a new session and run it again"
+        )
+
+    def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
+        """Run a cell and return its events, for a `for` loop. The last event has the result. Leaving the loop early interrupts the cell.
+
+        Args:
+            code: The source text.
+            timeout: The time limit in seconds, by default the session's.
+            on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails, runs too long or is killed.
+        """
+        limit = self._timeout if timeout is None else timeout
+        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional)
+        self._track(cell.following)
+        return cell
+
+    interrupt = blocking(Session.interrupt)
+    reset = blocking(Session.reset)
+    execute_command = blocking(Session.execute_command)
+    install = blocking(Session.install)
+    uninstall = blocking(Session.uninstall)
+    packages = blocking(Session.packages)
+    supports = blocking(Session.supports)
+    variables = blocking(Session.variables)
+    complete = blocking(Session.complete)
+    inspect = blocking(Session.inspect)
+    health = blocking(Session.health)
+    checkpoint = blocking(Session.checkpoint)
+    checkpoints = blocking(Session.checkpoints)
+    rollback = blocking(Session.rollback)
+    undo = blocking(Session.undo)
+    upload_file = blocking(Session.upload_file)
+    download_file = blocking(Session.download_file)
+    save_file = blocking(Session.save_file)
+    list_files = blocking(Session.list_files)
+    delete_file = blocking(Session.delete_file)
+
+    def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
+        """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
+
+        They share /tmp with this session. Each ends with its own block, or when this session ends.
+
+        Args:
+            count: How many, 1 to 64.
+            reseed: Seed the random generators of each branch anew, so that each draws other numbers.
+        """
+        portal, _ = self._live()
+        branches = []
+        for session in self._call(Session.branch, count, reseed=reseed):
+            branch = InteractiveSession(timeout=self._timeout)
+            branch._opened = portal, session
+            branch._stack.callback(portal.call, session.close)
+            self._stack.callback(branch.close)
+            branches.append(branch)
+        return branches
+
+    @property
+    def history(self) -> History:
+        """Return the history of what was done through this object, in order."""
+        return self._live()[1].history
+
+    def write_notebook(self, path: str | Path) -> None:
+        """Write what was done through this object as an .ipynb file: cells with outputs, and the files that were uploaded."""
+        self._live()[1].write_notebook(path)
+
+    def write_script(self, path: str | Path) -> None:
+        """Write the cells as a Python script in the percent format (`# %%` before each cell), without outputs and uploaded files."""
+        self._live()[1].write_script(path)
+
+    def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
+        """Run a notebook's cells in this session, and return a report of the cells whose outputs differ.
+
+        `timeout` is the limit of each cell in seconds.
+        """
+        return self._call(lambda session: replay(notebook, session, timeout=timeout))
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_opened", None) is not None and self._owner.is_here:
+            self._made_at.warn_unclosed(repr(self), "with", source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self._name} {'open' if self._opened else 'closed'}>"
+
+    def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt here cancels the call."""
+        portal, session = self._live()
+        acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
+        try:
+            return acting.result()
+        except KeyboardInterrupt:
+            if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
+                portal.call(session.take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
+            raise
+        except CancelledError as error:
+            raise ACASessionsError(
+                "the session was closed while this call waited, so its result is lost: keep the 'with' block open until the call has "
+                "returned, then open a new session and call it again"
+            ) from error
+
+    def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
+        """Remember a call until it ends, so that `close` cancels it. Return the call."""
+        self._running.add(acting)
+        acting.add_done_callback(self._running.discard)
+        return acting
+
+    def _live(self) -> tuple[BlockingPortal, Session]:
+        if self._opened is None:
+            raise ACASessionsError(f"the session is not open: use 'with {self._name}() as session', or call open()")
+        self._owner.check()
+        return self._opened
+
+
+@asynccontextmanager
+async def _leased(opening: Opening[SessionPool], session_id: str | None) -> AsyncIterator[Session]:
+    async with opening as pool, pool.session(session_id) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _joined(opening: Opening[CodeInterpreter], session_id: str) -> AsyncIterator[Session]:
+    async with opening as interpreter:
+        yield Session(interpreter, session_id)

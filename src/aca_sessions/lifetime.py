@@ -1,0 +1,201 @@
+"""Ownership and end of what this package starts: processes, background tasks, work in threads, and objects that are never closed."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+from .errors import ForkedProcessError
+
+_logger = logging.getLogger("aca_sessions")
+Result = TypeVar("Result")
+
+
+class Owner:
+    """A record of the process that created an object. A process forked from it gets an error if it uses the object.
+
+    A forked process gets copies of its parent's descriptors, but none of its threads. If it used the object, it would wait forever, take
+    answers that belong to its parent, or end its parent's sessions.
+    """
+
+    __slots__ = ("_process", "_what")
+
+    def __init__(self, what: str = "this") -> None:
+        """Record the current process. `what` is the name of the object in errors."""
+        self._what = what
+        self._process = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        """Return whether this is the process that was recorded. If it is not, closing the object must do nothing."""
+        return os.getpid() == self._process
+
+    def check(self) -> None:
+        """Raise ForkedProcessError if this process was forked from the recorded one."""
+        if os.getpid() != self._process:
+            raise ForkedProcessError(
+                f"{self._what} belongs to process {self._process}, from which this process was forked: open another one here, "
+                "or start processes with multiprocessing's 'spawn'"
+            )
+
+
+_SKIPPED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the user's program at which an object was made."""
+
+    file: str
+    number: int
+
+    def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
+        """Issue a ResourceWarning at this line: an object called `what` was never closed. `remedy` is the statement to use.
+
+        `source` is the object itself, for tracemalloc.
+        """
+        message = f"{what} made at {self.file}:{self.number} was never closed: use '{remedy}'"
+        # `warnings.warn` with a stack level cannot name the line: it left the stack long before.
+        warnings.warn_explicit(message, ResourceWarning, self.file, self.number, source=source)
+
+
+def caller() -> Line:
+    """Return the innermost line on the stack that belongs neither to this package nor to contextlib."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
+        frame = frame.f_back
+    return Line(frame.f_code.co_filename, frame.f_lineno)
+
+
+class Tasks:
+    """A set of background tasks. It is not an asyncio.TaskGroup, because that must be closed by the task that opened it."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+        """Start a coroutine in the background. If it fails, log the failure."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_failure)
+        return task
+
+    async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine to its end, even if the caller is cancelled, because something half opened or half closed would leak."""
+        task = self.own(work)
+        task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
+
+    async def finish(self) -> None:
+        """Wait for all tasks, including those that are started meanwhile."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def cancel(self) -> None:
+        """Cancel the tasks that still run, and wait for them."""
+        for task in self._tasks:
+            task.cancel()
+        await self.finish()
+
+    def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+        """Start a coroutine in the background. If it fails, that is not logged, so the caller must await the task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
+    """Run a function in a worker thread. Return or raise only when the function has ended, even if the caller is cancelled.
+
+    Without this, a task that asyncio cancels leaves anyio's `run_sync` at once, while the thread runs on. The task could then close a
+    descriptor that the thread uses, and the next file that is opened could get the same number.
+    """
+    running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
+    running.add_done_callback(_look_at)
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait({running})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return running.result()
+
+
+async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
+    """Make something in a worker thread. If the caller is cancelled, the thread continues, then calls `undo` with what it made."""
+    handover = _Handover(make, undo)
+    try:
+        await to_thread.run_sync(handover.make, limiter=limiter)
+        return handover.take()
+    except BaseException:
+        handover.abandon()
+        raise
+
+
+class _Handover(Generic[Result]):
+    """The handover of an object from the thread that makes it to the task that wants it. `undo` gets an object that the task abandons."""
+
+    def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
+        self._make = make
+        self._undo = undo
+        self._made: list[Result] = []
+        self._lock = threading.Lock()
+        self._abandoned = False
+
+    def make(self) -> None:
+        made = self._make()
+        with self._lock:
+            if not self._abandoned:
+                self._made.append(made)
+                return
+        self._undo(made)
+
+    def take(self) -> Result:
+        with self._lock:
+            return self._made.pop()
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+            made, self._made = self._made, []
+        for one in made:
+            self._undo(one)
+
+
+def _look_at(task: "asyncio.Task[Any]") -> None:
+    """Retrieve a task's exception, so that asyncio does not log it. A caller that awaits the task gets the exception anyway."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _log_failure(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log_failure("a background task failed", error)
+
+
+def log_failure(what: str, error: BaseException) -> str:
+    """Log a failure in one line without its message, which may hold user data. Log the traceback at DEBUG. Return the id that both have."""
+    id = secrets.token_hex(4)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _logger.error("%s (%s): %s%s: log aca_sessions at DEBUG for the traceback", what, id, type(error).__name__, place)
+    _logger.debug("%s (%s)", what, id, exc_info=error)
+    return id

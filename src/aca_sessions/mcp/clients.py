@@ -1,0 +1,199 @@
+"""The clients of an MCP server and their sessions. Each connection is a client, with names of its own for its sessions.
+
+A client can use a session of another client only if that was created as a shared one.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import anyio
+
+from ..client.pool import PoolEvent, SessionPool
+from ..client.session import Session
+from ..errors import ACASessionsError, InvalidArgumentError
+from ..settings import McpSettings
+from .named_session import NamedSession
+from .outputs import Outputs
+
+MB = 1 << 20
+DEFAULT = "default"
+_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
+_LONGEST_DESCRIPTION = 1000
+_MOST_WATCHED = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of an MCP server: how many clients it has, the limits of each, and what stays when one disconnects."""
+
+    sessions_per_client: int
+    clients: int
+    idle_seconds: float
+    keep_shared: bool
+    outputs_size: int  # bytes of outputs/ kept in this process; 0 keeps the sessions of a client apart
+    tools: Literal["session", "all"] = "session"
+    max_output: int = 10_000  # about how many characters of a result a model reads
+
+    @classmethod
+    def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
+        """Return the options from settings, in seconds and bytes."""
+        return cls(
+            sessions_per_client=settings.SessionsPerClient,
+            clients=settings.Clients,
+            idle_seconds=60 * settings.ClientIdleMinutes,
+            keep_shared=settings.KeepShared,
+            outputs_size=settings.OutputsMegabytes * MB,
+            tools=tools,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedState:
+    """The state that all clients of a server share: the pool, and the sessions that clients created as shared ones."""
+
+    pool: SessionPool
+    options: Options
+    shared: dict[str, NamedSession] = field(default_factory=dict)
+    known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
+
+    def on_pool_event(self, event: PoolEvent) -> None:
+        """If the pool ended an idle session, mark it as not started: its next use finds a new, empty one. Ignore other events."""
+        if event.kind == "expired" and event.session_id in self.known:
+            self.known[event.session_id].is_started = False
+
+
+class Client:
+    """One connection: its sessions, and which of them is active. A tool uses the active one if its call names no session."""
+
+    def __init__(self, server: SharedState) -> None:
+        """Create a client with one session, `default`, which is started at its first use."""
+        self.server = server
+        self.options = server.options
+        self.outputs = Outputs(server.options.outputs_size)
+        self.subscribed: set[str] = set()
+        self.log_level = "info"
+        self.active = DEFAULT
+        self._own: dict[str, NamedSession] = {}
+        self._made_to_share: list[NamedSession] = []
+        self._add(NamedSession(name=DEFAULT))
+
+    def sessions(self) -> dict[str, NamedSession]:
+        """Return all sessions that this client can use, its own and the shared ones, keyed by name."""
+        return {**self.server.shared, **self._own}
+
+    def find(self, name: str | None) -> NamedSession:
+        """Return the session with a name; None means the active one. Raise InvalidArgumentError for an unknown name."""
+        sessions = self.sessions()
+        if name is None and self.active not in sessions:
+            self.active = DEFAULT  # the active session was shared by another client, which has ended it
+        named = sessions.get(self.active if name is None else name)
+        if named is None:
+            raise InvalidArgumentError(
+                "you have no session of that name: use one that list_sessions shows, or create it with create_session"
+            )
+        return named
+
+    def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
+        """Create a session that starts at its first use. If `name` is None, choose a free one.
+
+        Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many sessions.
+        """
+        named = NamedSession(name=self._free_name(name), description=description[:_LONGEST_DESCRIPTION], shared=shared)
+        return self._add(named)
+
+    def _free_name(self, name: str | None) -> str:
+        """Return `name`, or a free one for None. Raise InvalidArgumentError if it is unusable or the client has too many sessions."""
+        if name is None:
+            name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
+        if not _NAME.fullmatch(name):
+            raise InvalidArgumentError(
+                "session_id must be 1 to 64 letters, digits, '_', '-' and '.', and must not begin with '-' or '.': choose such a name"
+            )
+        if name in self.sessions():
+            raise InvalidArgumentError(
+                "session_id must be a new name, got that of another session: choose another, or use that session with switch_session"
+            )
+        self._made_to_share = [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
+        if len(self._own) + len(self._made_to_share) >= self.options.sessions_per_client:
+            raise InvalidArgumentError(
+                f"a client can have at most {self.options.sessions_per_client} sessions: end one with delete_session"
+            )
+        return name
+
+    def _add(self, named: NamedSession) -> NamedSession:
+        if named.shared:
+            self.server.shared[named.name] = named
+            self._made_to_share.append(named)
+        else:
+            self._own[named.name] = named
+        self.server.known[named.id] = named
+        return named
+
+    async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
+        """Create a session, not shared, with the variables and files of another. Raise InvalidArgumentError as `create` does."""
+        self._free_name(name)
+        one = None
+        try:
+            async with self.lease(named) as session:
+                (one,) = await session.branch()
+            async with self.server.pool.session(one.session_id):
+                pass  # from its first lease on the pool ends it
+            free = self._free_name(name)  # another call may have taken it meanwhile
+            return self._add(
+                NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, is_started=named.is_started)
+            )
+        except BaseException:
+            if one is not None:  # for example: the pool had no place for it
+                with anyio.CancelScope(shield=True):
+                    await self.server.pool.terminate(one.session_id)
+            raise
+
+    def watch(self, uri: str) -> None:
+        """Remember to notify this client when a resource changes. Raise InvalidArgumentError if the client watches too many."""
+        if len(self.subscribed) >= _MOST_WATCHED:
+            raise InvalidArgumentError(f"a client can watch at most {_MOST_WATCHED} resources: unsubscribe from some")
+        self.subscribed.add(uri)
+
+    def switch(self, name: str) -> str:
+        """Make a session the active one. Return the name of the session that was active before."""
+        previous, self.active = self.find(None).name, self.find(name).name
+        return previous
+
+    async def delete(self, name: str) -> bool:
+        """End a session, even in the middle of a cell. If it was active, make `default` active and return True.
+
+        Raise InvalidArgumentError for `default`, and if there is no such session.
+        """
+        if name == DEFAULT:
+            raise InvalidArgumentError("the session 'default' cannot be deleted: clear its variables with restart_kernel")
+        named = self.find(name)
+        was_active = self.find(None) is named
+        self._own.pop(name, None) if self._own.get(name) is named else self.server.shared.pop(name, None)
+        if was_active:
+            self.active = DEFAULT
+        self.outputs.forget(named)
+        await self.server.pool.terminate(named.id)
+        return was_active
+
+    @asynccontextmanager
+    async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
+        """Lease a session for a `with` block."""
+        async with self.server.pool.session(named.id) as session:
+            yield session
+
+    async def close(self) -> None:
+        """End the client's sessions; those that it shared only if `keep_shared` is not set. Ignore failures."""
+        ending = [*self._own.values()]
+        if not self.options.keep_shared:
+            ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
+        for named in ending:
+            if named.shared:
+                del self.server.shared[named.name]
+        with contextlib.suppress(ACASessionsError):
+            await asyncio.gather(*(self.server.pool.terminate(named.id) for named in ending))

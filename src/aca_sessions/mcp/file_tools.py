@@ -1,0 +1,189 @@
+"""Tools for a session's files. Their docstrings, and those of their answers, are sent to models."""
+
+import base64
+import binascii
+import codecs
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..errors import InvalidArgumentError
+from .code_tools import SCRIPTS
+from .outputs import FOLDER, path_of, walk
+from .resources import ROOT, checked, checked_folder
+from .tool import Call, SessionName, tool
+
+_MOST_FILES = 500
+
+Path = Annotated[str, Field(description="Relative to /mnt/data.", max_length=4096)]
+Folder = Annotated[str, Field(description="Relative to /mnt/data; empty for all of it.", max_length=4096)]
+Depth = Annotated[int, Field(description="How many folders deep a recursive list goes.", ge=1, le=20)]
+MostBytes = Annotated[int, Field(description="How many bytes to read.", ge=1, le=1 << 20)]
+Start = Annotated[int, Field(description="The first byte to read.", ge=0)]
+Content = Annotated[str, Field(description="Text, or base64 if binary_base64 is true.", max_length=14 << 20)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileAnswer:
+    """A file or folder."""
+
+    path: str
+    size: int
+    modified: datetime
+    is_directory: bool
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesAnswer:
+    """The files and folders in a folder."""
+
+    session_id: str
+    path: str
+    files: list[FileAnswer]
+    total: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadAnswer:
+    """A part of a file: text if it is UTF-8, otherwise base64."""
+
+    session_id: str
+    path: str
+    size: int
+    text: str | None
+    base64: str | None
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenAnswer:
+    """A file that was written or deleted."""
+
+    session_id: str
+    path: str
+    status: Literal["written", "deleted"]
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkspaceAnswer:
+    """The folders of a session, and how much is in them."""
+
+    session_id: str
+    workspace: str
+    scripts_dir: str
+    outputs_dir: str
+    shared: list[str]
+    shared_bytes: int
+    files: int
+    bytes: int
+
+
+async def list_files(
+    call: Call, path: Folder = "", recursive: bool = False, max_depth: Depth = 3, session_id: SessionName = None
+) -> FilesAnswer:
+    """List the files of a session, those of one folder or recursively."""
+    named = call.client.find(session_id)
+    folder = checked_folder(path)
+    async with call.client.lease(named) as session:
+        found = [file async for file in walk(session, folder, depth=max_depth if recursive else 1, most=_MOST_FILES + 1)]
+    listed = [
+        FileAnswer(
+            path=path_of(file), size=file.size, modified=file.modified, is_directory=file.is_directory, content_type=file.content_type
+        )
+        for file in found[:_MOST_FILES]
+    ]
+    return FilesAnswer(session_id=named.name, path=folder, files=listed, total=len(listed), truncated=len(found) > _MOST_FILES)
+
+
+async def read_file(
+    call: Call, path: Path, max_bytes: MostBytes = 64 << 10, offset: Start = 0, session_id: SessionName = None
+) -> ReadAnswer:
+    """Read a file of a session, or a part of it."""
+    named = call.client.find(session_id)
+    inside = checked(path)
+    async with call.client.lease(named) as session:
+        data = await session.download_file(inside)
+    part = data[offset : offset + max_bytes]
+    text = _text(part)
+    return ReadAnswer(
+        session_id=named.name,
+        path=inside,
+        size=len(data),
+        text=text,
+        base64=base64.b64encode(part).decode() if text is None else None,
+        truncated=len(part) < len(data),
+    )
+
+
+async def write_file(
+    call: Call, path: Path, content: Content, binary_base64: bool = False, session_id: SessionName = None
+) -> WrittenAnswer:
+    """Write a file in a session, and replace it if it exists. Missing folders are created."""
+    named = call.client.find(session_id)
+    inside = checked(path)
+    async with call.client.lease(named) as session:
+        await call.client.outputs.copy_in(session, named)
+        file = await session.upload_file(inside, _decoded(content) if binary_base64 else content)
+        await call.client.outputs.collect(session, named)
+    await call.resources_changed([named.file_uri(inside)])
+    return WrittenAnswer(session_id=named.name, path=inside, status="written", size=file.size)
+
+
+async def delete_file(call: Call, path: Path, session_id: SessionName = None) -> WrittenAnswer:
+    """Delete a file of a session."""
+    named = call.client.find(session_id)
+    inside = checked(path)
+    async with call.client.lease(named) as session:
+        await session.delete_file(inside)
+        await call.client.outputs.collect(session, named)
+    await call.resources_changed([named.file_uri(inside)])
+    return WrittenAnswer(session_id=named.name, path=inside, status="deleted", size=0)
+
+
+async def get_workspace_info(call: Call, session_id: SessionName = None) -> WorkspaceAnswer:
+    """Return where a session has its files, how many there are, and what is shared with your other sessions."""
+    named = call.client.find(session_id)
+    outputs = call.client.outputs
+    async with call.client.lease(named) as session:
+        sizes = [file.size async for file in walk(session) if not file.is_directory]
+    return WorkspaceAnswer(
+        session_id=named.name,
+        workspace=ROOT,
+        scripts_dir=SCRIPTS,
+        outputs_dir=FOLDER,
+        shared=[FOLDER] if outputs.includes(named) else [],
+        shared_bytes=outputs.size,
+        files=len(sizes),
+        bytes=sum(sizes),
+    )
+
+
+def _text(part: bytes) -> str | None:
+    """Return a part of a file as text, or None if it is not UTF-8. An incomplete last character is left out."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(part)
+    except UnicodeDecodeError:
+        return None
+
+
+def _decoded(content: str) -> bytes:
+    try:
+        return base64.b64decode(content, validate=True)
+    except binascii.Error as error:
+        raise InvalidArgumentError(
+            "content must be base64 because binary_base64 is true: encode it, or send text without binary_base64"
+        ) from error
+
+
+TOOLS = (
+    tool(list_files, "List files", "reads"),
+    tool(read_file, "Read a file", "reads"),
+    tool(write_file, "Write a file", "destroys", repeatable=True),
+    tool(delete_file, "Delete a file", "destroys"),
+    tool(get_workspace_info, "Where files are", "reads"),
+)

@@ -1,0 +1,89 @@
+"""Sessions of MCP clients: the name and counters of each, which are known without a request to the session.
+
+Nothing here awaits, so no other call can change a session in the middle of a method.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from ..models import CodeExecutionResult, Display
+
+_KEPT_RESTARTS = 20
+_KEPT_DISPLAYS = 50
+_KEPT_DISPLAY_CHARACTERS = 16 << 20
+
+
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
+class NamedSession:
+    """A session of an MCP client. `id` names it in the pool; no client learns the id."""
+
+    name: str
+    description: str = ""
+    shared: bool = False
+    id: str = field(default_factory=lambda: f"mcp-{uuid.uuid4()}", repr=False)
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    is_started: bool = False
+    executions: int = 0
+    seconds: float = 0.0
+    last_execution: datetime | None = None
+    last_error: str | None = None
+    restarts: list[str] = field(default_factory=list)
+    displays: dict[int, Display] = field(default_factory=dict)
+    displayed: int = 0
+    _running: list[float] = field(default_factory=list)
+
+    def file_uri(self, path: str) -> str:
+        """Return the URI of a file's resource."""
+        return f"session://{self.name}/files/{quote(path)}"
+
+    @property
+    def uptime(self) -> float:
+        """Return the seconds since the session was created."""
+        return (datetime.now(UTC) - self.created).total_seconds()
+
+    @property
+    def busy_for(self) -> float | None:
+        """Return the seconds since the oldest of the session's unfinished cells was sent, or None if there are none."""
+        return time.monotonic() - self._running[0] if self._running else None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a cell as running during the `with` block. At the end add one cell and its time to the session's totals."""
+        started = time.monotonic()
+        self._running.append(started)
+        try:
+            yield
+        finally:
+            self._running.remove(started)
+            self.executions += 1
+            self.seconds += time.monotonic() - started
+            self.last_execution = datetime.now(UTC)
+
+    def record_result(self, result: CodeExecutionResult) -> None:
+        """Record a cell's error, and a restart if the variables were lost. If the files were lost, mark the session as not started."""
+        if result.error is not None:
+            self.last_error = result.error.name
+        if result.state.kind == "lost":
+            self.record_restart(result.state.reason or "lost")
+        if result.state.files == "lost":
+            self.is_started = False
+
+    def record_restart(self, cause: str) -> None:
+        """Record why the session's variables were lost or cleared. The latest 20 causes are kept."""
+        self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
+
+    def keep(self, display: Display) -> int:
+        """Keep a display and return its number for clients. At most the latest 50 are kept, with 16 Mi characters of text."""
+        self.displayed += 1
+        self.displays[self.displayed] = display
+        while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):
+            self.displays.pop(next(iter(self.displays)))
+        return self.displayed
+
+    def _weight(self) -> int:
+        return sum(len(str(value)) for display in self.displays.values() for value in display.data.values())

@@ -1,0 +1,191 @@
+"""Shared outputs: the files below outputs/ of one client's sessions, copied from session to session between cells.
+
+Files are copied and not mounted, so that this works at every endpoint. A session gets the files of the others as they were at the end of
+the others' latest cells.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ..client.session import Session
+from ..errors import ACASessionsError, NotFoundError
+from ..models import RemoteFile
+from .named_session import NamedSession
+
+FOLDER = "outputs"
+_MOST_FILES = 1000
+_MOST_KNOWN = 5000  # including deleted files, which have to be deleted in the other sessions too
+_DEEPEST = 8
+_PLACEHOLDER = f"{FOLDER}/.folder"
+
+Marks = dict[str, tuple[int, datetime]]
+
+
+@dataclass(frozen=True, slots=True)
+class _SharedFile:
+    """The latest version of a shared file. `data` is None if a session deleted the file."""
+
+    version: int
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedFiles:
+    """The files that a cell created, changed or deleted below outputs/: those now `shared`, and those `left`, which cannot be."""
+
+    shared: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()  # too large, or with names that no API takes
+
+
+@dataclass(slots=True)
+class _SessionFiles:
+    """What one session has below outputs/: the version of each shared file, and the size and time that each file had when last listed."""
+
+    versions: dict[str, int] = field(default_factory=dict)
+    seen: Marks = field(default_factory=dict)
+
+
+class Outputs:
+    """The files that one client's sessions share. They are kept in this process, up to a size."""
+
+    def __init__(self, limit: int) -> None:
+        """Keep at most `limit` bytes. With 0 nothing is shared."""
+        self._limit = limit
+        self._files: dict[str, _SharedFile] = {}
+        self._version = 0
+        self._sessions: dict[str, _SessionFiles] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def size(self) -> int:
+        """Return the size in bytes of all files that are kept."""
+        return sum(len(file.data) for file in self._files.values() if file.data is not None)
+
+    def includes(self, named: NamedSession) -> bool:
+        """Return whether a session takes part in sharing outputs/. Shared sessions do not."""
+        return self._limit > 0 and not named.shared
+
+    def forget(self, named: NamedSession) -> None:
+        """Forget which files a session has, because it ended or was rolled back. Its next cell gets all shared files again."""
+        self._sessions.pop(named.id, None)
+
+    async def copy_in(self, session: Session, named: NamedSession) -> None:
+        """Before a cell, copy into the session the files that others shared since its latest cell. Create outputs/ in a new session."""
+        if not named.is_started:
+            self.forget(named)
+            await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
+            await session.delete_file(_PLACEHOLDER)
+            named.is_started = True
+        if not self.includes(named):
+            return
+        async with self._lock:
+            known = self._sessions.setdefault(named.id, _SessionFiles())
+            news = {path: file for path, file in self._files.items() if known.versions.get(path) != file.version}
+            for path, file in news.items():
+                await _write(session, path, file.data)
+                known.versions[path] = file.version
+            if news:
+                now, _ = await _look(session)
+                known.seen = {path: marks for path, marks in known.seen.items() if path not in news}
+                known.seen |= {path: marks for path, marks in now.items() if path in news}
+
+    async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
+        """Keep the changes of a session below outputs/ for the client's other sessions, and return the paths of the changed files.
+
+        Call this after anything that may have written files. The folder is listed, because a cell's result can lack files: those of
+        background processes, and all if there are too many.
+        """
+        if not named.is_started:
+            self.forget(named)  # files that were lost with the session stay in the others
+        if not self.includes(named):
+            return CollectedFiles()
+        async with self._lock:
+            known = self._sessions.setdefault(named.id, _SessionFiles())
+            try:
+                return await self._collect_changes(session, known)
+            except ACASessionsError:
+                return CollectedFiles()  # the cell's result is returned in any case, and the next call finds what is new
+
+    async def _collect_changes(self, session: Session, known: _SessionFiles) -> CollectedFiles:
+        now, complete = await _look(session)
+        changed = [path for path, marks in now.items() if known.seen.get(path) != marks]
+        gone = [path for path in known.seen if path not in now] if complete else []
+        left = [path for path in changed if not await self._keep(session, known, path, now[path][0])]
+        for path in gone:
+            self._publish(known, path, None)
+        known.seen = now
+        return CollectedFiles(tuple(path for path in [*changed, *gone] if path not in left), tuple(left))
+
+    async def _keep(self, session: Session, known: _SessionFiles, path: str, size: int) -> bool:
+        if not self._has_room(path, size):
+            return False
+        try:
+            data = await session.download_file(path)
+        except ACASessionsError:
+            return False
+        if not self._has_room(path, len(data)):
+            return False  # a process of the session may have written more meanwhile
+        self._publish(known, path, data)
+        return True
+
+    def _has_room(self, path: str, size: int) -> bool:
+        others = [file.data for known, file in self._files.items() if known != path and file.data is not None]
+        return len(others) < _MOST_FILES and sum(map(len, others)) + size <= self._limit
+
+    def _publish(self, known: _SessionFiles, path: str, data: bytes | None) -> None:
+        self._version += 1
+        self._files.pop(path, None)
+        self._files[path] = _SharedFile(self._version, data)
+        known.versions[path] = self._version
+        if len(self._files) > _MOST_KNOWN:
+            del self._files[next(path for path, file in self._files.items() if file.data is None)]
+
+
+async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
+    """Yield the files and folders below a folder, each folder before its content: at most `most`, and at most `depth` folders deep.
+
+    Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip a subfolder that disappears meanwhile.
+    """
+    found, folders = await session.list_files(folder), [(folder, depth)]
+    while folders:
+        _, below = folders.pop(0)
+        for file in found:
+            if most <= 0:
+                return
+            most -= 1
+            yield file
+            if file.is_directory and below > 1:
+                folders.append((path_of(file), below - 1))
+        found = await _inside(session, folders[0][0]) if folders else []
+
+
+async def _inside(session: Session, folder: str) -> list[RemoteFile]:
+    try:
+        return await session.list_files(folder)
+    except NotFoundError:
+        return []
+
+
+def path_of(file: RemoteFile) -> str:
+    """Return a file's path relative to /mnt/data."""
+    return file.full_path.removeprefix("/mnt/data/")
+
+
+async def _look(session: Session) -> tuple[Marks, bool]:
+    """Return size and time of each file below outputs/, keyed by path, and whether these are all: at most 1000 entries are read."""
+    try:
+        found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
+    except NotFoundError:
+        return {}, True
+    files = [file for file in found[:_MOST_FILES] if not file.is_directory]
+    return {path_of(file): (file.size, file.modified) for file in files}, len(found) <= _MOST_FILES
+
+
+async def _write(session: Session, path: str, data: bytes | None) -> None:
+    """Write a file into a session, or delete it if `data` is None. Ignore failures, for example if the session has no room for it."""
+    try:
+        await (session.delete_file(path) if data is None else session.upload_file(path, data))
+    except ACASessionsError:
+        return

@@ -1,0 +1,135 @@
+"""Resources of sessions: files (session://NAME/files/PATH) and displays (session://NAME/displays/NUMBER)."""
+
+import base64
+import json
+import mimetypes
+from urllib.parse import unquote, urlsplit
+
+from mcp import types
+from mcp.shared.exceptions import McpError
+from pydantic import AnyUrl
+
+from ..client.arguments import checked_path
+from ..errors import ACASessionsError, InvalidArgumentError
+from ..guest_text import shown_name
+from ..models import Display
+from .clients import Client
+from .named_session import NamedSession
+from .outputs import path_of, walk
+
+ROOT = "/mnt/data"
+
+
+def checked(path: str) -> str:
+    """Return a file's path relative to /mnt/data. Raise InvalidArgumentError if it is not valid, before any endpoint gets it."""
+    inside = path.removeprefix(f"{ROOT}/")
+    if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
+        raise InvalidArgumentError(f"a path must be relative to /mnt/data and stay in it, such as 'folder/data.csv', got {path!r:.80}")
+    checked_path(inside)
+    return inside
+
+
+def checked_folder(path: str) -> str:
+    """Return a folder's path relative to /mnt/data, which is '' for /mnt/data itself. Raise InvalidArgumentError as `checked` does."""
+    inside = path.strip().rstrip("/")
+    return checked(inside) if inside not in ("", ".", ROOT) else ""
+
+
+_MOST_LISTED = 500
+_LARGEST = 16 << 20
+_BYTES = "application/octet-stream"
+_PREFERRED = ("text/html", "image/svg+xml", "text/markdown", "text/latex", "application/json")
+TEMPLATES = [
+    types.ResourceTemplate(uriTemplate="session://{session_id}/files/{+path}", name="A file of a session"),
+    types.ResourceTemplate(uriTemplate="session://{session_id}/displays/{number}", name="Something that a cell displayed"),
+]
+
+
+async def listed(client: Client) -> list[types.Resource]:
+    """Return the files and displays of a client's sessions as resources, at most 500. Sessions that are not started are skipped."""
+    found: list[types.Resource] = []
+    for named in client.sessions().values():
+        if named.is_started:
+            found += await _files(client, named)
+            found += [_shown(named, number, display) for number, display in named.displays.items()]
+    return found[:_MOST_LISTED]
+
+
+async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
+    """Return the content of the file or the display that a URI names. Raise McpError if there is none."""
+    try:
+        kind, content = await _content(client, str(uri))
+    except ACASessionsError as error:
+        raise McpError(types.ErrorData(code=types.INVALID_PARAMS, message=str(error))) from error
+    if isinstance(content, str):
+        return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, text=content, mimeType=kind)])
+    blob = base64.b64encode(content).decode()
+    return types.ReadResourceResult(contents=[types.BlobResourceContents(uri=uri, blob=blob, mimeType=kind)])
+
+
+def _one_line(path: str) -> str:
+    """Return a path as one line of text: quoted with `repr` if it is not printable."""
+    return path if path.isprintable() else repr(path)
+
+
+async def _files(client: Client, named: NamedSession) -> list[types.Resource]:
+    async with client.lease(named) as session:
+        files = [file async for file in walk(session, most=_MOST_LISTED) if not file.is_directory]
+    return [
+        types.Resource(
+            uri=AnyUrl(named.file_uri(path_of(file))), name=_one_line(path_of(file)), description=f"of session {named.name}",
+            mimeType=_kind(file.name), size=file.size,
+        )
+        for file in files
+    ]  # fmt: skip
+
+
+def _shown(named: NamedSession, number: int, display: Display) -> types.Resource:
+    uri = AnyUrl(f"session://{named.name}/displays/{number}")
+    return types.Resource(uri=uri, name=f"display {number}", description=f"of session {named.name}", mimeType=_best(display))
+
+
+async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
+    parts = urlsplit(uri)
+    kind, _, rest = parts.path.removeprefix("/").partition("/")
+    named = client.find(unquote(parts.netloc))
+    if parts.scheme == "session" and kind == "files":
+        return await _file(client, named, checked(unquote(rest)))
+    if parts.scheme == "session" and kind == "displays" and rest.isdecimal() and int(rest) in named.displays:
+        display = named.displays[int(rest)]
+        best = _best(display)
+        return best, _text_of(display.data[best])
+    # Without the session's name, which other messages do not repeat either.
+    raise InvalidArgumentError(
+        f"there is no resource {parts.path!r:.200} of this session: expected session://NAME/files/PATH or session://NAME/displays/NUMBER, "
+        "see the list of resources"
+    )
+
+
+async def _file(client: Client, named: NamedSession, path: str) -> tuple[str, str | bytes]:
+    async with client.lease(named) as session:
+        folder, _, name = path.rpartition("/")
+        sizes = [file.size for file in await session.list_files(folder) if file.name == name and not file.is_directory]
+        if not sizes or sizes[0] > _LARGEST:
+            problem = f"is larger than {_LARGEST} bytes: read parts of it with read_file" if sizes else "does not exist: see list_files"
+            raise InvalidArgumentError(f"the file {shown_name(path)} {problem}")
+        data = await session.download_file(path)
+    kind = _kind(name)
+    try:
+        return kind, data.decode()
+    except UnicodeDecodeError:
+        return kind, data
+
+
+def _kind(name: str) -> str:
+    return mimetypes.guess_type(name)[0] or ("text/plain" if "." not in name else _BYTES)
+
+
+def _best(display: Display) -> str:
+    """Return the MIME type in which a display is sent: a preferred one, else any but plain text, else plain text."""
+    known = [kind for kind in _PREFERRED if kind in display.data]
+    return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
+
+
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,213 @@
+"""The MCP server: a handler for each kind of request, served on standard input and output or on a port behind a key."""
+
+import argparse
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+from mcp import types
+from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.models import InitializationOptions
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..cli import serving
+from ..cli.keys import api_key
+from ..cli.streams import standard_input
+from ..connect import open_pool
+from ..contract.records import ProblemError
+from ..hosting import Hosting
+from ..settings import Settings
+from . import code_tools, file_tools, resources, session_tools, state_tools
+from .clients import MB, Client, Options, SharedState
+from .tool import Call, Tool, failure
+
+PATH = "/mcp"
+_LARGEST_REQUEST = 16 * MB
+_INSTRUCTIONS = (
+    "Isolated Python sessions. Each keeps its variables between calls; other clients cannot use yours. "
+    "run_python_code uses the active session; create_session and switch_session give you more, and every tool takes a session_id. "
+    "Files below outputs/ are shared among your sessions; all other files and all variables belong to one session."
+)
+
+
+class SessionServer(Server[Client, Any]):
+    """An MCP server that gives each connection sessions of its own."""
+
+    def __init__(self, state: SharedState) -> None:
+        """Create a server for sessions of a pool, with the tools that the options name."""
+        super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
+        self._state = state
+        self._tools = _tools(state.options.tools)
+        self._register(types.ListToolsRequest, self._list_tools)
+        self._register(types.CallToolRequest, self._call)
+        self._register(types.ListResourcesRequest, self._list_resources)
+        self._register(types.ListResourceTemplatesRequest, self._list_templates)
+        self._register(types.ReadResourceRequest, self._read_resource)
+        self._register(types.SubscribeRequest, self._subscribe)
+        self._register(types.UnsubscribeRequest, self._unsubscribe)
+        self._register(types.SetLevelRequest, self._set_level)
+
+    def create_initialization_options(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, dict[str, Any]] | None = None,
+    ) -> InitializationOptions:
+        """Return the server's capabilities, including that its list of resources changes and that clients can subscribe to resources."""
+        del notification_options
+        options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
+        if options.capabilities.resources is not None:
+            options.capabilities.resources.subscribe = True
+        return options
+
+    def _register(self, kind: type, handler: Any) -> None:
+        async def handle(request: Any) -> types.ServerResult:
+            return types.ServerResult(await handler(request))
+
+        self.request_handlers[kind] = handle
+
+    @asynccontextmanager
+    async def _connection(self, _server: Server[Client, Any]) -> AsyncIterator[Client]:
+        client = Client(self._state)
+        try:
+            yield client
+        finally:
+            with anyio.CancelScope(shield=True):
+                await client.close()
+
+    async def _list_tools(self, _request: types.ListToolsRequest) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=[tool.listed for tool in self._tools.values()])
+
+    async def _call(self, request: types.CallToolRequest) -> types.CallToolResult:
+        tool = self._tools.get(request.params.name)
+        if tool is None:
+            return failure(f"there is no tool {request.params.name!r:.80}: the tools are {', '.join(self._tools)}")
+        context = self.request_context
+        return await tool(Call(context.lifespan_context, context), request.params.arguments or {})
+
+    async def _list_resources(self, _request: types.ListResourcesRequest) -> types.ListResourcesResult:
+        return types.ListResourcesResult(resources=await resources.listed(self._client))
+
+    async def _list_templates(self, _request: types.ListResourceTemplatesRequest) -> types.ListResourceTemplatesResult:
+        return types.ListResourceTemplatesResult(resourceTemplates=resources.TEMPLATES)
+
+    async def _read_resource(self, request: types.ReadResourceRequest) -> types.ReadResourceResult:
+        return await resources.read(self._client, request.params.uri)
+
+    async def _subscribe(self, request: types.SubscribeRequest) -> types.EmptyResult:
+        self._client.watch(str(request.params.uri))
+        return types.EmptyResult()
+
+    async def _unsubscribe(self, request: types.UnsubscribeRequest) -> types.EmptyResult:
+        self._client.subscribed.discard(str(request.params.uri))
+        return types.EmptyResult()
+
+    async def _set_level(self, request: types.SetLevelRequest) -> types.EmptyResult:
+        self._client.log_level = request.params.level
+        return types.EmptyResult()
+
+    @property
+    def _client(self) -> Client:
+        return self.request_context.lifespan_context
+
+
+def _tools(kind: str) -> dict[str, Tool]:
+    """Return the tools by name. docs/mcp.md has two tables of them: "all" means both, any other `kind` the first."""
+    chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
+    if kind == "all":
+        chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
+    return {tool.listed.name: tool for tool in chosen}
+
+
+async def serve_stdio(options: argparse.Namespace) -> int:
+    """Serve one client until it closes standard input. Return the exit code."""
+    standard_input()
+    async with _shared_state(options) as state, stdio_server() as (reading, writing):
+        server = SessionServer(state)
+        await server.run(reading, writing, server.create_initialization_options())
+    return 0
+
+
+async def serve_http(options: argparse.Namespace) -> int:
+    """Serve many clients over HTTP until a signal ends the server. Print its address and key first. Return the exit code."""
+    from ..server.guard import Guard  # not at the top: on Windows nothing of the server may be imported for `aca-sessions mcp`
+
+    given = api_key(options)
+    listener = serving.listen_on_port(options.host, options.port)
+    key = given or secrets.token_urlsafe(24)
+    greeting = f"Endpoint: http://{serving.address(listener)}{PATH}\nApiKey: {'(as given)' if given else key}"
+    try:
+        async with _shared_state(options) as state, _Connections(state) as connections:
+            app = Guard(connections.app, Hosting(api_key=key, allowed_hosts=serving.allowed_hosts(options)), refuse=_refuse)
+            await serving.Server(app, connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
+    finally:
+        listener.close()
+    return 0
+
+
+def _refuse(problem: ProblemError) -> Response:
+    headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
+    return JSONResponse({"error": problem.message}, problem.status, headers=headers)
+
+
+class _Connections:
+    """All HTTP connections to the server. They end at the end of the `with` block."""
+
+    def __init__(self, state: SharedState) -> None:
+        self._manager = StreamableHTTPSessionManager(
+            SessionServer(state),
+            session_idle_timeout=state.options.idle_seconds,
+            max_sessions=state.options.clients,
+            max_request_body_size=_LARGEST_REQUEST,
+        )
+        self._started, self._stopping = asyncio.Event(), asyncio.Event()
+        self.app: ASGIApp = self._respond
+
+    async def __aenter__(self) -> "_Connections":
+        self._task = asyncio.create_task(self._run())
+        await self._started.wait()
+        if self._task.done():
+            await self._task  # raises why the manager did not start
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.end(0)
+
+    async def end(self, _grace: float) -> None:
+        """End all connections, with their cells and sessions, because an open stream would keep the server from ending."""
+        self._stopping.set()
+        await self._task
+
+    async def _run(self) -> None:
+        """Run the SDK's session manager until `end` is called. It holds a task group, which the same task must enter and leave."""
+        try:
+            async with self._manager.run():
+                self._started.set()
+                await self._stopping.wait()
+        finally:
+            self._started.set()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != PATH:
+            await PlainTextResponse(f"not found: the MCP endpoint is {PATH}", 404)(scope, receive, send)
+        elif self._stopping.is_set():
+            await PlainTextResponse("the server is shutting down: connect again once it is back, or to another one", 503)(
+                scope, receive, send
+            )
+        else:
+            await self._manager.handle_request(scope, receive, send)
+
+
+@asynccontextmanager
+async def _shared_state(options: argparse.Namespace) -> AsyncIterator[SharedState]:
+    settings = Settings()
+    async with open_pool(settings, on_event=lambda event: state.on_pool_event(event)) as pool:
+        state = SharedState(pool, Options.of(settings.Mcp, options.tools))
+        yield state

@@ -1,0 +1,273 @@
+"""Tools that create, choose, list, check and end sessions. Their docstrings, and those of their answers, are sent to models."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..models import SessionHealth
+from .clients import MB
+from .named_session import NamedSession
+from .tool import Call, SessionName, tool
+
+_HEALTH_SECONDS = 5.0
+
+Name = Annotated[str, Field(description="The session's name.", max_length=256)]
+NewName = Annotated[str | None, Field(description="1 to 64 letters, digits, '_', '-' and '.'. By default a new name.", max_length=256)]
+Description = Annotated[str, Field(description="What the session is for.", max_length=10_000)]
+Shared = Annotated[bool, Field(description="Whether the server's other clients can use it too, by this name.")]
+Wait = Annotated[float, Field(description="Seconds to wait for a response.", gt=0, le=60)]
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What the client that created a session gave with it."""
+
+    description: str
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatedAnswer:
+    """A new session."""
+
+    session_id: str
+    status: Literal["created"]
+    description: str
+    shared: bool
+    metadata: Metadata
+    timestamp: datetime
+    active_session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchedAnswer:
+    """The session that is active now, and the one before."""
+
+    previous_session: str
+    current_session: str
+    status: Literal["switched"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionAnswer:
+    """A session in a list."""
+
+    description: str
+    active: bool
+    current: bool
+    shared: bool
+    health: Literal["healthy", "not started"]
+    busy: bool
+    execution_count: int
+    uptime: float
+    created: datetime
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsAnswer:
+    """All sessions that this client can use."""
+
+    sessions: dict[str, SessionAnswer]
+    active_session: str
+    total_sessions: int
+    max_sessions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletedAnswer:
+    """A session that was ended."""
+
+    session_id: str
+    status: Literal["deleted"]
+    was_active: bool
+    new_active_session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessAnswer:
+    """The interpreter's process. All values are null if it did not respond."""
+
+    memory_mb: float | None = None
+    cpu_seconds: float | None = None
+    cpu_percent: float | None = None  # over its whole life
+    num_threads: int | None = None
+    create_time: float | None = None  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthAnswer:
+    """The health of a session. Memory is in bytes and times are in seconds. What only the interpreter knows is null while a cell runs."""
+
+    session_id: str
+    status: Literal["healthy", "unresponsive"]
+    started: bool
+    responsive: bool
+    busy_for: float | None
+    memory_usage: int
+    cpu_time: float | None
+    uptime: float
+    execution_count: int
+    last_execution_time: datetime | None
+    average_execution_time: float | None
+    last_error: str | None
+    restarts: int
+    restart_causes: list[str]
+    isolation: str | None
+    kernel_process: ProcessAnswer
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsivenessAnswer:
+    """Whether a session would start a cell now."""
+
+    session_id: str
+    responsive: bool
+    busy: bool
+    busy_for: float | None
+    response_time: float
+    timeout: float
+
+
+async def create_session(call: Call, session_id: NewName = None, description: Description = "", shared: Shared = False) -> CreatedAnswer:
+    """Create a session: an isolated Python with its own variables and files. switch_session makes it the active one.
+
+    Other clients cannot use it, unless it was created with shared=true. A shared session does not share outputs/ with your other sessions.
+    """
+    named = call.client.create(session_id, description, shared=shared)
+    return CreatedAnswer(
+        session_id=named.name,
+        status="created",
+        description=named.description,
+        shared=named.shared,
+        metadata=_metadata(named),
+        timestamp=named.created,
+        active_session=call.client.find(None).name,
+    )
+
+
+async def switch_session(call: Call, session_id: Name) -> SwitchedAnswer:
+    """Make a session the active one, which tools use if no session_id is given."""
+    previous = call.client.switch(session_id)
+    return SwitchedAnswer(previous_session=previous, current_session=session_id, status="switched")
+
+
+async def list_sessions(call: Call) -> SessionsAnswer:
+    """List your sessions and those that other clients share, and which one is active."""
+    active = call.client.find(None)
+    sessions = {name: _answer(named, current=named is active) for name, named in call.client.sessions().items()}
+    return SessionsAnswer(
+        sessions=sessions,
+        active_session=active.name,
+        total_sessions=len(sessions),
+        max_sessions=call.client.options.sessions_per_client,
+    )
+
+
+async def delete_session(call: Call, session_id: Name) -> DeletedAnswer:
+    """End a session, with its variables and files, even in the middle of a cell. The session 'default' cannot be deleted."""
+    was_active = await call.client.delete(session_id)
+    await call.resources_changed([])
+    return DeletedAnswer(session_id=session_id, status="deleted", was_active=was_active, new_active_session=call.client.find(None).name)
+
+
+async def get_kernel_health(call: Call, session_id: SessionName = None) -> HealthAnswer:
+    """Report the health of a session: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and
+    why its variables were lost or cleared.
+    """
+    named = call.client.find(session_id)
+    # A session that runs a cell or was never used is not asked.
+    health = await _ask(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.is_started else None
+    return HealthAnswer(
+        session_id=named.name,
+        status="healthy" if health is None or health.responsive else "unresponsive",
+        started=named.is_started,
+        responsive=named.busy_for is None and (health is None or health.responsive),
+        busy_for=named.busy_for,
+        memory_usage=health.memory if health else 0,
+        cpu_time=health.cpu if health and health.responsive else None,
+        uptime=health.uptime if health and health.uptime else named.uptime,
+        execution_count=named.executions,
+        last_execution_time=named.last_execution,
+        average_execution_time=named.seconds / named.executions if named.executions else None,
+        last_error=named.last_error,
+        restarts=len(named.restarts),
+        restart_causes=named.restarts,
+        isolation=health.isolation.get("level") if health and health.isolation else None,
+        kernel_process=_process(health),
+        metadata={"description": named.description},
+    )
+
+
+async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECONDS, session_id: SessionName = None) -> ResponsivenessAnswer:
+    """Check whether a session would start a cell now. While a cell runs this returns false at once, with the time that it has run."""
+    named = call.client.find(session_id)
+    started, busy_for = time.perf_counter(), named.busy_for
+    responsive = busy_for is None and (await _ask(call, named, timeout)).responsive
+    return ResponsivenessAnswer(
+        session_id=named.name,
+        responsive=responsive,
+        busy=busy_for is not None,
+        busy_for=busy_for,
+        response_time=time.perf_counter() - started,
+        timeout=timeout,
+    )
+
+
+def _answer(named: NamedSession, *, current: bool) -> SessionAnswer:
+    return SessionAnswer(
+        description=named.description,
+        active=named.is_started,
+        current=current,
+        shared=named.shared,
+        health="healthy" if named.is_started else "not started",
+        busy=named.busy_for is not None,
+        execution_count=named.executions,
+        uptime=named.uptime,
+        created=named.created,
+        metadata=_metadata(named),
+    )
+
+
+def _metadata(named: NamedSession) -> Metadata:
+    return Metadata(named.description, named.shared)
+
+
+async def _ask(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
+    """Return the health of a session. If lease and response together take more than `timeout` seconds, it counts as not responsive."""
+    started = time.perf_counter()
+    async with AsyncExitStack() as held:
+        try:
+            async with asyncio.timeout(timeout):
+                session = await held.enter_async_context(call.client.lease(named))
+        except TimeoutError:  # the pool is full
+            return SessionHealth(responsive=False, response_time=timeout)
+        return await session.health(timeout=timeout - (time.perf_counter() - started))
+
+
+def _process(health: SessionHealth | None) -> ProcessAnswer:
+    if health is None or not health.responsive:
+        return ProcessAnswer()
+    return ProcessAnswer(
+        memory_mb=health.memory / MB,
+        cpu_seconds=health.cpu,
+        cpu_percent=100 * health.cpu / health.uptime if health.uptime else None,
+        num_threads=health.threads,
+        create_time=time.time() - health.uptime if health.uptime else None,
+    )
+
+
+TOOLS = (
+    tool(create_session, "Make a session", "changes"),
+    tool(switch_session, "Choose the active session", "changes", repeatable=True),
+    tool(list_sessions, "List sessions", "reads"),
+    tool(delete_session, "End a session", "destroys"),
+    tool(get_kernel_health, "Health of a session", "reads"),
+    tool(check_kernel_responsiveness, "Is a session responsive?", "reads"),
+)

@@ -1,0 +1,204 @@
+"""Tools from functions: the signature becomes the schemas, arguments are validated, and errors become results that a model can read.
+
+FastMCP of mcp 1.30 does the same with other results: it titles every field (tokens for each model), ignores unknown arguments, repeats the
+values of invalid ones in its errors, and makes no output schema of a dataclass with slots.
+"""
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from mcp import types
+from mcp.server.session import ServerSession
+from mcp.shared.context import RequestContext
+from mcp.shared.exceptions import McpError
+from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic.json_schema import GenerateJsonSchema
+
+from ..errors import ACASessionsError
+from ..guest_text import for_model, shown_name
+from ..models import Event
+from .clients import Client
+
+Function = Callable[..., Awaitable[object]]
+Kind = Literal["reads", "changes", "destroys"]
+
+_LOGGER = "aca_sessions.cell"
+_LONGEST_NOTE = 4000
+_MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of the output
+_ANSWER = {"type": "object", "properties": {"answer": {"type": "string", "title": "Answer"}}, "required": ["answer"]}
+_LONGEST_PROMPT = 2000
+_ABOVE_INFO = ("warning", "error", "critical", "alert", "emergency")
+
+SessionName = Annotated[str | None, Field(description="The session to use, by default the active one.", max_length=256)]
+
+
+# Clients validate each answer against its schema, and validate the schema each time too. With draft 7 that takes a tenth of the time.
+_DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#"}
+
+
+class _Untitled(GenerateJsonSchema):
+    """A generator of schemas without titles: a title that repeats the field's name costs a model tokens and adds nothing."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        del schema
+        return False
+
+
+def _words(value: object) -> object:
+    """Return the list that a client meant by text, such as JSON or a single word. Return any other value unchanged."""
+    if not isinstance(value, str):
+        return value
+    try:
+        listed = json.loads(value)
+    except ValueError:
+        return [value]
+    return listed if isinstance(listed, list) else [value]
+
+
+Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=1000)]
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a tool: its client, the connection to which events and questions are sent, and the content of its result."""
+
+    client: Client
+    context: RequestContext[ServerSession, Client, Any]
+    content: list[types.ContentBlock] = field(default_factory=list)
+    _steps: int = 0
+    _noted: int = 0
+
+    def show(self, *blocks: types.ContentBlock) -> None:
+        """Add content to the call's result. The result then lacks the text block that would repeat the answer as JSON."""
+        self.content += blocks
+
+    @property
+    def can_ask(self) -> bool:
+        """Return whether the client can ask its user (MCP elicitation)."""
+        parameters = self.context.session.client_params
+        return parameters is not None and parameters.capabilities.elicitation is not None
+
+    async def report(self, event: Event) -> None:
+        """Send a cell's event to the client as a log message, and as progress if it asked for that: at most 64,000 characters a call."""
+        text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
+        if not text or self._noted > _MOST_NOTES:
+            return
+        self._noted += len(text)
+        note = text[:_LONGEST_NOTE] if self._noted <= _MOST_NOTES else "[more output is not shown while the cell runs: see its result]"
+        await self._progress(note)
+        await self._log(event.kind, note)
+
+    async def ask(self, prompt: str) -> str | None:
+        """Ask the client's user for a line of `input()`. Return None if there is no answer; the cell then gets an EOFError."""
+        session, request = self.context.session, self.context.request_id
+        message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
+        try:
+            answered = await session.elicit_form(message, _ANSWER, related_request_id=request)
+        except McpError:
+            return None  # the client could not ask its user
+        text = (answered.content or {}).get("answer") if answered.action == "accept" else None
+        return text if isinstance(text, str) else None
+
+    async def resources_changed(self, uris: list[str]) -> None:
+        """Notify the client that its list of resources changed, and which watched resources among `uris` did."""
+        session = self.context.session
+        await session.send_resource_list_changed()
+        for uri in uris:
+            if uri in self.client.subscribed:
+                await session.send_resource_updated(AnyUrl(uri))
+
+    async def _progress(self, text: str) -> None:
+        token = self.context.meta.progressToken if self.context.meta else None
+        if token is None:
+            return
+        self._steps += 1
+        await self.context.session.send_progress_notification(
+            token, self._steps, message=text, related_request_id=str(self.context.request_id)
+        )
+
+    async def _log(self, kind: str, text: str) -> None:
+        if self.client.log_level in _ABOVE_INFO:
+            return
+        await self.context.session.send_log_message(
+            "info", {"kind": kind, "text": text}, logger=_LOGGER, related_request_id=self.context.request_id
+        )
+
+
+def _described(event: Event) -> str:
+    match event.kind:
+        case "display" if event.display is not None:
+            return f"[displayed: {', '.join(map(shown_name, sorted(map(str, event.display.data))))}]"
+        case "skipped":
+            return "[some output is not shown while the cell runs: see its result]"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function as a tool: its schemas for clients, and the types that check its arguments and encode its answer."""
+
+    listed: types.Tool
+    _function: Function
+    _arguments: type[BaseModel]
+    _answer: TypeAdapter[Any]
+
+    async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
+        """Call the function and return its answer. Invalid arguments and this package's errors become results that the model can read."""
+        try:
+            checked = self._arguments.model_validate(arguments)
+            answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
+        except ValidationError as error:
+            return failure(_explain(error, self._arguments.model_fields))
+        except ACASessionsError as error:
+            return failure(str(error))
+        structured = self._answer.dump_python(answer, mode="json")
+        content = call.content or [types.TextContent(type="text", text=json.dumps(structured, ensure_ascii=False))]
+        return types.CallToolResult(content=content, structuredContent=structured)
+
+
+def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False) -> Tool:
+    """Return a tool that calls a function. Models read the function's docstring as the tool's description.
+
+    Args:
+        function: The function. Its first parameter is the call; the others make the schema of the arguments.
+        title: The name that users see.
+        kind: Whether the tool only reads, changes something, or may destroy something.
+        repeatable: Whether calling the tool twice has the same effect as once.
+        outside: Whether the tool may reach anything outside of the session.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [*signature.parameters.values()][1:]
+    fields: dict[str, Any] = {one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters}
+    arguments = create_model(f"{function.__name__}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
+    answer: TypeAdapter[Any] = TypeAdapter(signature.return_annotation)
+    hints = types.ToolAnnotations(
+        title=title,
+        readOnlyHint=kind == "reads",
+        destructiveHint=kind == "destroys",
+        idempotentHint=repeatable or kind == "reads",
+        openWorldHint=outside,
+    )
+    listed = types.Tool(
+        name=function.__name__,
+        title=title,
+        description=inspect.getdoc(function),
+        inputSchema=arguments.model_json_schema(schema_generator=_Untitled),
+        outputSchema=_DIALECT | answer.json_schema(mode="serialization", schema_generator=_Untitled),
+        annotations=hints,
+    )
+    return Tool(listed, function, arguments, answer)
+
+
+def failure(message: str) -> types.CallToolResult:
+    """Return the result of a tool call that failed. The model reads the message."""
+    return types.CallToolResult(content=[types.TextContent(type="text", text=message)], isError=True)
+
+
+def _explain(error: ValidationError, known: Iterable[str]) -> str:
+    """Return which arguments are wrong and why, without their values, which may be long or secret."""
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    lines = [f"{'.'.join(str(part)[:50] for part in one['loc'])}: {one['msg']}" for one in problems[:5]]
+    return f"the arguments are invalid: {'; '.join(lines)}. The tool's arguments are: {', '.join(known)}"

@@ -1,0 +1,235 @@
+"""The functions that turn a forked child of the zygote into a session. None of their effects can be undone.
+
+The kernel dictates the order. Mounts need capabilities, so they come before the session's user namespace, in which this process has no
+capabilities over them. Limits, Landlock and seccomp come last, because they refuse what the earlier steps need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import socket
+import struct
+from collections.abc import Iterable
+
+from ... import syscalls
+from ...syscalls import Mount, Namespace
+from ...wire import Spawn
+from ..place import DATA
+from . import root, seccomp
+from .root import part
+
+GUEST_ID = 1000
+FIRST_POSSIBLE_UID = 20_000
+
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+# The kernel counts these for each user, and on an unprivileged host all sessions are the same user. Ten sessions (the default number of
+# leases) can use all of theirs at once and leave half to the host.
+_INOTIFY = {"max_inotify_instances": 6, "max_inotify_watches": 4096}
+_PENDING_SIGNALS = 256  # POSIX timers count as well
+# The entries of /proc that stay visible besides processes. Programs read them to learn how large and how busy the machine is. No namespace
+# restricts the other entries to the session: they disclose what else runs on the host, which devices it has, or how it was booted.
+_SHOWN = {
+    "cpuinfo",
+    "filesystems",
+    "loadavg",
+    "meminfo",
+    "mounts",
+    "net",
+    "self",
+    "stat",
+    "sys",
+    "thread-self",
+    "uptime",
+    "version",
+    "vmstat",
+}
+_HIDDEN_SETTINGS = ("fs/dentry-state", "fs/file-nr", "fs/inode-nr", "fs/inode-state", "kernel/random/boot_id")
+_EMPTY = "/sys"  # an empty folder of the template root
+_TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
+# Landlock: a second barrier around files and signals. It holds even if a mount or a namespace does not.
+_EXECUTE, _READ_FILE, _READ_DIRECTORY = 1, 4, 8
+_READ = _EXECUTE | _READ_FILE | _READ_DIRECTORY
+_FIRST_RIGHTS = (1 << 13) - 1
+_RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # refer, truncate, device ioctl
+_SIGNALS = 2
+_SCOPES = 3  # no abstract Unix sockets of, and no signals to, processes outside the domain; since version 6
+
+_ON_FILES = _EXECUTE | 2 | _READ_FILE | 1 << 14 | 1 << 15  # the rights that a rule on a file, not a folder, may name
+_TCP = 3  # bind and connect; since version 4
+
+# /mnt and not /mnt/data: a rule belongs to an inode, and a branch mounts another tree at /mnt/data.
+WRITABLE = ("/tmp", "/dev", "/mnt")
+
+
+def enter_namespaces(spawn: Spawn, uid: int) -> None:
+    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities over them.
+
+    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError,
+    which names the part that the host refuses.
+    """
+    own_network = spawn.network != "host"
+    with part("mount, network, ipc, uts and cgroup namespaces"):
+        syscalls.unshare(
+            Namespace.MOUNT | Namespace.UTS | Namespace.IPC | Namespace.CGROUP | (Namespace.NETWORK if own_network else Namespace(0))
+        )
+    if own_network:
+        with part("loopback"):
+            _raise_loopback()
+    with part("session mounts"):
+        _mount_session(spawn)
+    with part("session user namespace"):
+        _become_guest(uid)
+
+
+def limit(spawn: Spawn, *, processes: int | None = None) -> None:
+    """Set the resource limits of this process and of all that it starts.
+
+    `processes` replaces `spawn.processes` where the kernel also counts processes that the same user has outside the session.
+    """
+    # Preloaded libraries alone map 1.4 GB, so `address_space` is added to what this process has mapped.
+    memory = _address_space() + spawn.address_space
+    limits = {
+        resource.RLIMIT_AS: memory,
+        resource.RLIMIT_NPROC: processes or spawn.processes,
+        resource.RLIMIT_NOFILE: spawn.open_files,
+        resource.RLIMIT_FSIZE: spawn.file_size,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_SIGPENDING: _PENDING_SIGNALS,
+    }
+    for name, value in limits.items():
+        _, hard = resource.getrlimit(name)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(name, (bound, bound))
+
+
+def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
+    """Drop all capabilities, forbid new privileges and install the filter of `seccomp.program`. None of it can be undone."""
+    syscalls.no_new_privileges()
+    syscalls.drop_capabilities()
+    syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted, walls=walls))
+
+
+def lock_down(spawn: Spawn) -> int:
+    """Apply limits, Landlock and seccomp to the interpreter. Return the Landlock version in force. Raise RefusalError if any is refused."""
+    with part("limits"):
+        limit(spawn)
+    with part("no_new_privs"):
+        syscalls.no_new_privileges()
+    with part("Landlock"):
+        version = restrict_files()
+    with part("capabilities and seccomp"):
+        give_up_power(memory_is_counted=spawn.memory_is_counted)
+    return version
+
+
+def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
+    """Restrict this process, and all that it starts, to the named paths. Return the Landlock version in force.
+
+    `readable` paths may be read and executed, `writable` paths also changed. If `tcp` is false, TCP sockets cannot bind or
+    connect (from Landlock version 4 on). Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
+    """
+    version = syscalls.landlock_version()
+    if version == 0:
+        raise OSError(errno.ENOSYS, "this kernel has no Landlock")
+    ruleset = syscalls.landlock_ruleset(_attributes(version, tcp))
+    for paths, rights in ((readable, _READ), (writable, _rights(version))):
+        for path in paths:
+            syscalls.landlock_allow(ruleset, path, rights if os.path.isdir(path) else rights & _ON_FILES)
+    syscalls.landlock_enforce(ruleset)
+    os.close(ruleset)
+    return version
+
+
+def keep_signals_inside() -> None:
+    """Forbid this process, and all that it starts, to send signals to any other process. Landlock must have version 6 or newer."""
+    ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
+    syscalls.landlock_enforce(ruleset)
+    os.close(ruleset)
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor above 2 except those named."""
+    # os.closerange of Python 3.9, or of one that was built with an old C library, calls close() for each number up to the limit, which may
+    # be a billion. It also leaves descriptors above a limit that was lowered.
+    start = 3
+    for descriptor in sorted(kept):
+        if start < descriptor:
+            syscalls.close_range(start, descriptor - 1)
+        start = descriptor + 1
+    syscalls.close_range(start)
+
+
+def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
+    """Map the id `inside` of this process's new user namespace to a uid and a gid of the parent namespace."""
+    # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
+    # denies access to.
+    write_file("/proc/self/setgroups", "deny")
+    write_file("/proc/self/uid_map", f"{inside} {outside_uid} 1")
+    write_file("/proc/self/gid_map", f"{inside} {outside_gid} 1")
+
+
+def _mount_session(spawn: Spawn) -> None:
+    root.mount_tmp(spawn.temporary)
+    syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _TMPFS, f"size={spawn.temporary},nr_inodes=16k,mode=1777")
+    syscalls.mount("devpts", "/dev/pts", "devpts", Mount.NO_SUID | Mount.NO_EXEC, "newinstance,max=64,ptmxmode=0666,mode=620")
+    syscalls.mount("proc", "/proc", "proc", _TMPFS | Mount.NO_EXEC)
+    if spawn.network != "host":
+        for name in ("tcp_rmem", "tcp_wmem"):  # no resource limit of a session counts the buffers of its sockets
+            write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() and name not in _SHOWN:
+            _hide(f"/proc/{name}")
+    for name in _HIDDEN_SETTINGS:
+        _hide(f"/proc/sys/{name}")
+    syscalls.mount(f"{root.SESSIONS}/{spawn.tree}", DATA, None, Mount.BIND)
+    syscalls.unmount(root.SESSIONS)
+
+
+def _hide(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # some kernels lack it
+        syscalls.mount(_EMPTY if os.path.isdir(path) else "/dev/null", path, None, Mount.BIND)
+
+
+def _become_guest(uid: int) -> None:
+    """Change to `uid`, or keep the zygote's uid if it is 0. Then enter a user namespace that maps this uid to `GUEST_ID`."""
+    if uid:
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    # The zygote is not dumpable, and a change of uid clears the flag: /proc/self would belong to root and uid_map could not be written.
+    syscalls.set_dumpable(True)
+    syscalls.unshare(Namespace.USER)
+    map_ids(GUEST_ID, uid, uid)
+    for name, most in _INOTIFY.items():
+        write_file(f"/proc/sys/user/{name}", str(most))
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _IFF_UP, b""))
+
+
+def _address_space() -> int:
+    with open("/proc/self/statm") as sizes:
+        return int(sizes.read().split()[0]) * resource.getpagesize()
+
+
+def write_file(path: str, text: str) -> None:
+    """Write a text with a single write(2), because some files of /proc accept no second write."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _attributes(version: int, tcp: bool) -> bytes:
+    attributes = struct.pack("=QQQ", _rights(version), 0 if tcp else _TCP, _SCOPES)
+    return attributes if version >= 6 else attributes[: 16 if version >= 4 else 8]
+
+
+def _rights(version: int) -> int:
+    return _FIRST_RIGHTS | sum(right for since, right in _RIGHT_ADDED_BY_VERSION.items() if version >= since)

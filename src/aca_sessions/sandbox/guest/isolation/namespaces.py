@@ -1,0 +1,117 @@
+"""Sessions in namespaces: the zygote lives in a root that it built, and forks each session into new namespaces."""
+
+import contextlib
+import os
+
+from ... import syscalls
+from ...syscalls import Mount, Namespace
+from ...wire import MakeTree, Spawn
+from ..place import DATA
+from . import confine, root
+
+
+class Namespaced:
+    """The zygote's operations on sessions on a host that provides namespaces."""
+
+    def __init__(self, pid_namespace: int) -> None:
+        """Store a descriptor of the zygote's own pid namespace, to which the zygote returns after each fork."""
+        self._pid_namespace = pid_namespace
+
+    def own_network(self, spawn: Spawn) -> bool:
+        """Return whether the session gets a network namespace of its own."""
+        return spawn.network != "host"
+
+    def settle(self) -> None:
+        """Unmount the zygote's /tmp. All libraries are loaded, so the zygote no longer needs a folder to write to."""
+        syscalls.unmount("/tmp")
+
+    def remember(self, tree: int, init: int) -> None:
+        """Do nothing: the kernel kills a session's other processes when its first one ends."""
+
+    def make_tree(self, request: MakeTree) -> int:
+        """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of it."""
+        folder, owner = _folder(request.tree), _owner(request.owner)
+        options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
+        with contextlib.ExitStack() as on_failure:
+            os.mkdir(folder)
+            on_failure.callback(os.rmdir, folder)
+            syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
+            on_failure.callback(syscalls.unmount, folder)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            on_failure.pop_all()
+        return descriptor
+
+    def drop_tree(self, tree: int) -> None:
+        """Unmount a workspace. The kernel frees its memory when the last process that uses it has ended."""
+        syscalls.unmount(_folder(tree))
+        os.rmdir(_folder(tree))
+
+    def show_tree(self, tree: int, init: int) -> None:
+        """Replace the workspace of a running session at /mnt/data by `tree`. `init` is a pidfd of the session's first process."""
+        with contextlib.ExitStack() as afterwards:
+            own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            afterwards.callback(os.close, own)
+            copy = syscalls.open_tree(_folder(tree))
+            afterwards.callback(os.close, copy)
+            # The zygote's user namespace owns the session's mount namespace and the session has no capability in it. So the zygote can
+            # exchange the mount and the session cannot. Measured: 0.09-0.33 ms, against 4-5 ms by a forked helper.
+            syscalls.setns(init, Namespace.MOUNT)
+            try:
+                syscalls.unmount(DATA)
+                syscalls.move_mount(copy, DATA)
+            finally:
+                _return_to(own, Namespace.MOUNT)
+
+    def fork(self, tree: int) -> int:
+        """Fork into a new pid namespace. Return the child's pid, or 0 in the child. `tree` is not used; `Bare` needs it."""
+        del tree
+        syscalls.unshare(Namespace.PID)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:  # a second unshare of the pid namespace fails with EINVAL unless this process returns to its own first
+                _return_to(self._pid_namespace, Namespace.PID)
+        return pid
+
+    def enter(self, spawn: Spawn) -> None:
+        """Move this process, the first of a session, into the session's namespaces."""
+        confine.enter_namespaces(spawn, _owner(spawn.owner))
+
+    def lock_down(self, spawn: Spawn) -> int:
+        """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force."""
+        return confine.lock_down(spawn)
+
+    def processes(self) -> list[int]:
+        """Return, in a list, a descriptor of the session's /proc, where the host sees exactly the session's processes."""
+        return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+
+    def begin_to_reap(self) -> None:
+        """Drop the privileges of a session's first process, and keep the session from tracing it or reading its memory."""
+        # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
+        # kills the whole session when its first process ends.
+        syscalls.set_dumpable(False)
+        confine.give_up_power()
+
+    def end(self) -> None:
+        """Do nothing, because the zygote is the first process of its pid namespace: the kernel kills all sessions when the zygote ends."""
+
+
+def _return_to(own: int, kind: Namespace) -> None:
+    try:
+        syscalls.setns(own, kind)
+    except OSError:
+        os._exit(70)  # this zygote cannot serve another session; the host starts a new one
+
+
+def _folder(tree: int) -> str:
+    return f"{root.SESSIONS}/{tree}"
+
+
+def _owner(tree: int) -> int:
+    return tree if _distinct_uids() else 0
+
+
+def _distinct_uids() -> bool:
+    with open("/proc/self/uid_map") as lines:
+        return any(int(line.split()[2]) > 1 for line in lines)

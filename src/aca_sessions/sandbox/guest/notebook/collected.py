@@ -1,0 +1,197 @@
+"""What one cell has shown so far: its value, displays and error, as text and within limits."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ...wire import Cleared, FileRow, Finished, Message, ProcessRow, Scalar, Shown, VariableRow
+
+_MAX_TEXT = 1 << 20
+_MAX_DISPLAYED = 24 << 20  # characters in one cell; below the limit of a frame (wire.MAX_FROM_GUEST), so that the frame is accepted
+_MAX_DISPLAYS = 900  # in one cell; below the host's limit as well
+_MAX_TYPES = 50  # of one display
+_MAX_LATE = 1 << 20  # characters of a display that comes when no cell runs
+_MAX_NAME = 200  # characters of the name of a display, of a type of its content, and of a class of errors
+_MAX_INTEGER_BITS = 4096
+_LEFT = "the debugger was left, or had nothing to read: print what you want to see instead"
+
+Late = deque[dict[str, str]]
+
+
+def no_late_displays() -> Late:
+    """Return an empty queue for displays that come when no cell runs. The queue keeps the last 100."""
+    return deque(maxlen=100)
+
+
+class Collected:
+    """What one cell has shown so far. Displays are sent to the host when they come; value and error are kept for the result.
+
+    A thread or task of an earlier cell may display something when no cell runs. Such a display is shown by the next cell.
+    """
+
+    def __init__(self, execution: str, send: Callable[[Message], None], late: Late) -> None:
+        self.execution = execution
+        self.value: Scalar = None
+        self.text: str | None = None
+        self.value_is_none = False
+        self.error: tuple[str, str, str] | None = None
+        self.code_has_run = False
+        self._send = send
+        self._late = late
+        self._pid = os.getpid()
+        self._turn = threading.RLock()  # reentrant: a finalizer may show something in the middle of a send
+        self._finished = False
+        self._clear_first = False
+        self._sizes: list[int] = []
+        self._places: dict[str, int] = {}  # of the latest display of each name
+        self._images: set[bytes] = set()
+
+    def take_value(self, result: Any, formats: dict[str, Any]) -> None:
+        """Store the value of the cell's last expression. Display it if `formats` (its forms by MIME type) has more than text."""
+        self.text = clip(str(formats.get("text/plain", "")))
+        value = _scalar(getattr(result, "result", None))
+        self.value = self.text if value is None else value
+        if formats.keys() - {"text/plain"}:
+            self.take_display(formats)
+
+    def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
+        """Show a display (`data`: its forms by MIME type), or keep it for the next cell if this cell has ended.
+
+        Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end. If `update` is true, replace the
+        latest display of the same name.
+        """
+        if os.getpid() != self._pid:
+            return  # a fork that a cell made has no link to the host
+        sendable = {str(mime): _sendable(content) for mime, content in data.items()}
+        with self._turn:
+            if self._finished:
+                self._late.append(_small(sendable))
+            elif not self._is_seen_already(sendable):
+                self._show(sendable, name and name[:_MAX_NAME], update)
+
+    def show_late(self) -> None:
+        """Show the displays that came when no cell ran."""
+        while self._late:
+            self.take_display(self._late.popleft())
+
+    def clear(self, wait: bool) -> None:
+        """Remove the displays of this cell: now, or if `wait` is true when the next one comes. Do nothing after the cell has finished."""
+        if os.getpid() != self._pid or self._finished:
+            return
+        with self._turn:
+            self._clear_first = wait
+            if not wait:
+                self._clear()
+
+    def take_error(self, error: BaseException, traceback: str) -> None:
+        """Store the error with which the cell ended, and its formatted traceback. Long texts lose their middle."""
+        try:
+            message = str(error)
+        except Exception as broken:
+            message = f"<{type(broken).__name__} while reading the message>"
+        if type(error).__name__ == "BdbQuit" and not message:
+            message, traceback = _LEFT, f"BdbQuit: {_LEFT}"
+        self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
+
+    def finished(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
+        """Return the cell's result. Displays that come after this call are kept for the next cell."""
+        with self._turn:
+            self._finished = True
+        name, message, traceback = self.error or (None, "", "")
+        return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
+
+    def _is_seen_already(self, data: dict[str, str]) -> bool:
+        """Return whether the cell's code has ended and has shown this same figure before. If not, remember the figure."""
+        # At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
+        if "image/png" not in data:
+            return False
+        image = hashlib.blake2b(data["image/png"].encode(), digest_size=16).digest()
+        if self.code_has_run and image in self._images:
+            return True
+        self._images.add(image)
+        return False
+
+    def _show(self, data: dict[str, str], name: str | None, update: bool) -> None:
+        if self._clear_first:
+            self._clear()
+        place = self._places.get(name) if name and update else None
+        if place is None and len(self._sizes) >= _MAX_DISPLAYS:
+            return
+        data = self._within_budget(data, place)
+        if place is None:
+            place, update = len(self._sizes), False
+            self._sizes.append(0)
+        self._sizes[place] = sum(map(len, data.values()))
+        if name:
+            self._places[name] = place
+        self._send(Shown(self.execution, data, name, update))
+
+    def _within_budget(self, data: dict[str, str], place: int | None) -> dict[str, str]:
+        if place is None and len(self._sizes) == _MAX_DISPLAYS - 1:
+            return {"text/plain": f"[further displays were dropped: a cell may show {_MAX_DISPLAYS}]"}
+        room = _MAX_DISPLAYED - sum(self._sizes) + (self._sizes[place] if place is not None else 0)
+        lighter = _lighter(data, room)
+        if not lighter or len(data) > _MAX_TYPES or max(map(len, data), default=0) > _MAX_NAME:
+            size = sum(map(len, data.values()))
+            return {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
+        return lighter
+
+    def _clear(self) -> None:
+        self._clear_first = False
+        self._sizes.clear()
+        self._places.clear()
+        self._images.clear()
+        self._send(Cleared(self.execution))
+
+
+def clip(text: str, limit: int = _MAX_TEXT) -> str:
+    """Replace the middle of a text longer than `limit` by a note of how many characters were cut."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
+def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
+    """Drop a display's largest forms until it has at most `room` characters. Return {} if only plain text would be left."""
+    if sum(map(len, data.values())) <= room:
+        return data
+    kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
+    while kept and sum(map(len, kept.values())) > room:
+        kept.popitem()
+    return {} if kept.keys() <= {"text/plain"} else kept
+
+
+def _small(data: dict[str, str]) -> dict[str, str]:
+    size = sum(map(len, data.values()))
+    return data if size <= _MAX_LATE else {"text/plain": f"[a display of {size} characters was dropped: no cell ran when it came]"}
+
+
+def _scalar(value: Any) -> Scalar:
+    """Return a bool, number or text as a value for JSON, or None for any other value."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
+        value = value.item()
+    if type(value) in (bool, float):
+        return value  # type: ignore[no-any-return]
+    if type(value) is int and value.bit_length() <= _MAX_INTEGER_BITS:
+        return value
+    return clip(value) if type(value) is str else None
+
+
+def _sendable(content: Any) -> str:
+    """Return the content of a display as text: bytes in base64, other objects as JSON if possible and else by `str`."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, bytes):
+        return base64.b64encode(content).decode()
+    try:
+        return json.dumps(content)
+    except (TypeError, ValueError, RecursionError):
+        return clip(str(content))

@@ -1,0 +1,105 @@
+"""Programs in a session: commands that run in place of a cell, and `!` lines in a cell."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+from IPython.core.inputtransformer2 import TransformerManager
+
+from ...wire import Command, Finished, Message, Started
+from ..link import interrupts
+from ..place import place
+from . import changes
+
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_BY_SIGNAL = 128  # a shell reports a death by signal N as 128 + N
+# pip is not in the list: it refuses by itself, see children/no_pip.py.
+_INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:install|add|sync)\b")
+
+
+def run(command: Command, send: Callable[[Message], None]) -> Finished:
+    """Run a command. The result's value is its exit code. An interrupt kills its process group, and the error is KeyboardInterrupt."""
+    before = changes.list_files()
+    error: tuple[str | None, str] = (None, "")
+    code = None
+    try:
+        with interrupts.allowed():
+            send(Started(command.execution))
+            code = _exit_code(command)
+    except KeyboardInterrupt:
+        error = ("KeyboardInterrupt", "the command was interrupted")
+    text = None if code is None else str(code)
+    return Finished(command.execution, code, text, *error, "", changes.file_changes(before, changes.list_files()), changes.list_processes())
+
+
+def _exit_code(command: Command) -> int:
+    try:
+        process = subprocess.Popen(command.arguments, stdin=subprocess.PIPE, cwd=place.data, start_new_session=True)
+    except OSError as error:
+        os.write(2, f"{command.arguments[0]}: {error.strerror}\n".encode())
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+    try:
+        process.communicate(command.stdin.encode())
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode if process.returncode >= 0 else _BY_SIGNAL - process.returncode
+
+
+class Syntax(TransformerManager):
+    """The transformer of IPython's syntax in cells, such as `%pwd`, `!ls` and `str?`."""
+
+    _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
+
+    def do_token_transforms(self, lines: list[str]) -> list[str]:
+        """Skip IPython's search for commands, which splits the cell into tokens, if the cell cannot hold any."""
+        if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
+            return lines
+        return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _may_hold_command(line: str) -> bool:
+    return "%" in line or "!" in line or "?" in line or line.lstrip()[:1] in (",", ";", "/")
+
+
+class ShellCommand:
+    """The last `!` command of a statement, and its exit status."""
+
+    def __init__(self) -> None:
+        self.is_last_statement = False
+        self._command = ""
+        self._status = 0
+
+    def run(self, command: str) -> int:
+        """Run a command in a shell, but refuse to install packages. Return the exit status, or -N if signal N killed it."""
+        self._command = command
+        if _INSTALLER.match(command):
+            status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
+        else:
+            status = subprocess.call(command, shell=True, executable=os.environ.get("SHELL"))  # noqa: S602
+        self._status = status if status <= _BY_SIGNAL else _BY_SIGNAL - status
+        return self._status
+
+    def failure(self) -> subprocess.CalledProcessError | None:
+        """Return an error if the cell's last statement is a command that failed. Earlier failures may be intended."""
+        if self._status == 0 or not self.is_last_statement:
+            return None
+        return subprocess.CalledProcessError(self._status, self._command)
+
+
+def is_command(statement: ast.stmt | None) -> bool:
+    """Return whether a statement is what IPython makes of a line with `!` or `%`."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    function = call.func if isinstance(call, ast.Call) else None
+    if not isinstance(function, ast.Attribute) or function.attr not in ("system", "run_line_magic"):
+        return False
+    return ast.unparse(function.value) == "get_ipython()"

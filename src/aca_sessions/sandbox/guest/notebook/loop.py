@@ -1,0 +1,92 @@
+"""The event loop in which a session's cells await."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import threading
+import traceback
+from collections.abc import Coroutine
+from typing import Any
+
+_NEEDED = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
+_BROUGHT = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")  # would fail inside a running loop
+
+
+def is_needed(code: str) -> bool:
+    """Return whether a cell without `await` must run inside the event loop, because it starts tasks and runs no loop of its own."""
+    return bool(_NEEDED.search(code)) and not _BROUGHT.search(code)
+
+
+class Loop:
+    """The event loop of a session. Tasks that a cell leaves unfinished continue between cells, and while a later cell awaits."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._abandoned: list[asyncio.AbstractEventLoop | None] = []
+        self._woken = threading.Event()
+        self._is_between_cells = False
+
+    def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a cell's coroutine until it ends. On an interrupt, cancel the coroutine and wait for it, then raise KeyboardInterrupt."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        task = self._loop.create_task(coroutine)
+        try:
+            return self._loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(task)
+            raise
+
+    def go_on_until(self, descriptor: int) -> None:
+        """Run cells' unfinished tasks until the descriptor is readable or `wake` is called. A task's SystemExit also ends this."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        self._is_between_cells = True
+        try:
+            self._loop.add_reader(descriptor, self.wake)
+            while not self._woken.is_set():
+                self._loop.run_forever()
+        except BaseException:  # a task may raise SystemExit, which must end the task and not the session
+            traceback.print_exc()
+        finally:
+            self._is_between_cells = False
+            self._woken.clear()
+            with contextlib.suppress(Exception):
+                self._loop.remove_reader(descriptor)
+
+    def wake(self) -> None:
+        """End `go_on_until`, because a message has come. Any thread may call this. A cell that awaits in the loop is not interrupted."""
+        self._woken.set()
+        loop = self._loop
+        with contextlib.suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
+
+    def abandon(self) -> None:
+        """Drop the loop in a forked process, but do not close it. The next cell gets a new one."""
+        # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
+        # from it, so the loop is kept.
+        self._abandoned.append(self._loop)
+        self._loop = None
+        asyncio.set_event_loop(None)
+
+    @property
+    def sockets(self) -> int:
+        """Return how many sockets the loop has open for itself: 2, or 0 if there is no loop."""
+        return 0 if self._loop is None or self._loop.is_closed() else 2
+
+    def unfinished(self) -> int:
+        """Return how many tasks of the loop are unfinished."""
+        return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
+
+    def forget(self) -> None:
+        """Close the loop in the zygote before the first fork, because sessions that inherited it would share one epoll descriptor."""
+        if self._loop is not None:
+            self._loop.close()
+        self._loop = None
+        asyncio.set_event_loop(None)

@@ -1,0 +1,226 @@
+"""The modules that a session can import: files in its workspace, and packages that the host mounted in /.packages.
+
+Modules of the workspace are reloaded: each cell sees them as their files are now, as with IPython's `%autoreload 2`. That extension itself
+is not used: it checks every module before every cell, compares only times, which a rollback sets back, and keeps the old module if the
+new one fails. Only its `superreload` is used, which updates functions and classes that were imported from a module, in place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import linecache
+import os
+import site
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from IPython.extensions.autoreload import superreload
+
+from ...wire import Extend, Finished, Message, Started
+from ..isolation import root
+from ..link import interrupts
+from ..place import place
+from . import changes
+
+_OWN_CODE = str(Path(__file__).parents[4])
+CHILDREN = f"{_OWN_CODE}/{root.CHILDREN}"
+_INSTALLED = ("/.packages", "/site-packages", "/dist-packages")
+_SAME_MOMENT = 100_000_000  # nanoseconds; two changes within a tick of the kernel's clock have the same time (inode(7))
+
+Stamp = tuple[int, int, int, int]
+
+
+@dataclass
+class _Loaded:
+    path: str
+    stamp: Stamp
+    digest: bytes
+    module: ModuleType | None = None  # set if the module could not be imported again
+    is_recent: bool = True
+
+    def has_changed(self) -> bool:
+        """Return whether the file's content differs from what was imported."""
+        # The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only
+        # the stamps differ, because the files are copies.
+        try:
+            stamp = _stamp(self.path)
+            if stamp == self.stamp and not self.is_recent:
+                return False
+            self.stamp, self.is_recent = stamp, _is_recent(stamp)
+            with open(self.path, "rb") as file:
+                return _digest(file.read()) != self.digest
+        except OSError:
+            return False  # deleted, for example: the imported module stays
+
+
+_loaded: dict[str, _Loaded] = {}
+_finders: dict[str, FileFinder] = {}  # of the session's own folders
+_shown: list[str] = []  # the folders of packages on the import path
+
+
+class _Loader(SourceFileLoader):
+    """A source loader without .pyc files, which miss an edit of equal size within the same second."""
+
+    # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
+    # frame is among them.
+    def path_stats(self, path: str) -> NoReturn:
+        raise OSError(errno.ENOTSUP, "no .pyc file is used")
+
+    def get_data(self, path: str) -> bytes:
+        stamp = _stamp(path)
+        data = super().get_data(path)
+        if sys._getframe(2).f_code.co_name == "exec_module":  # otherwise the source is read, for example by inspect, and not imported
+            _note(self.name, _Loaded(path, stamp, _digest(data), is_recent=_is_recent(stamp)))
+            linecache.cache.pop(path, None)
+        return data
+
+
+def settle() -> None:
+    """Put the workspace first on the import path. Put its folder `.packages`, where a session may install packages, last."""
+    sys.path_hooks.insert(0, _finder)
+    sys.path.insert(0, place.data)
+    sys.path.append(f"{place.data}/.packages")
+
+
+def forget_listings() -> None:
+    """Clear the cached listings of folders in the workspace, so that a module that was written a moment ago is found."""
+    for finder in [*_finders.values()]:
+        finder.invalidate_caches()
+
+
+def import_changed(show_error: Callable[[BaseException], None]) -> None:
+    """Reload the imported modules whose files have changed. Call `show_error` with each exception."""
+    for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
+        module = sys.modules.get(name) or _loaded[name].module
+        if module is None:  # the user removed it from sys.modules
+            del _loaded[name]
+            continue
+        try:
+            sys.modules[name] = module
+            _import_again(name, module)
+            _loaded[name].module = None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            sys.modules.pop(name, None)  # so that the next `import` fails as well instead of returning the old module
+            _loaded[name].module = module
+            show_error(error)
+            file = os.path.relpath(_loaded[name].path, place.data)
+            print(f"{file} has changed and cannot be imported, so what it defined earlier stays: correct the file", file=sys.stderr)
+
+
+def _import_again(name: str, module: ModuleType) -> None:
+    before = dict(vars(module))
+    try:
+        superreload(module, importlib.reload, {})  # type: ignore[no-untyped-call]
+    except BaseException:
+        vars(module).update(before)
+        raise
+    # `import` binds a submodule to its package only when it loads it.
+    for submodule in [one for one in sys.modules if one.rpartition(".")[0] == name]:
+        vars(module).setdefault(submodule.rpartition(".")[2], sys.modules[submodule])
+
+
+def _note(name: str, loaded: _Loaded) -> None:
+    """Record a module being imported. Its place is before its importers', so that it is reloaded first."""
+    waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
+    if name in _loaded:
+        loaded.module = _loaded[name].module
+    if name in _loaded or not waiting:
+        _loaded[name] = loaded
+        return
+    first = [*_loaded].index(waiting[0])
+    later = [*_loaded.items()][first:]
+    for one, _ in later:
+        del _loaded[one]
+    _loaded.update({name: loaded, **dict(later)})
+
+
+def _is_being_imported(name: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False))
+
+
+def _finder(path: str) -> FileFinder:
+    if not _is_own(path):
+        raise ImportError
+    loaders = (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Loader, SOURCE_SUFFIXES), (SourcelessFileLoader, BYTECODE_SUFFIXES)
+    _finders[path] = FileFinder(path, *loaders)
+    return _finders[path]
+
+
+def _is_own(path: str) -> bool:
+    return (path == place.data or path.startswith(f"{place.data}/")) and not any(part in path for part in _INSTALLED)
+
+
+def _stamp(path: str) -> Stamp:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _is_recent(stamp: Stamp) -> bool:
+    return time.time_ns() - stamp[-1] < _SAME_MOMENT
+
+
+def _digest(source: bytes) -> bytes:
+    return hashlib.blake2b(source, digest_size=16).digest()
+
+
+def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
+    """Make the packages in the request's folders importable, in place of those of an earlier request. The result holds any error."""
+    loaded = [name for name in extend.replaced if name in sys.modules]
+    if loaded:
+        names = ", ".join(loaded)
+        message = f"{names} is loaded in another version: reset the session, then install it before it is imported"
+        return _finished(extend, "PackageConflictError", message)
+    if not all(os.access(path, os.R_OK | os.X_OK) for path in extend.paths):
+        message = "sessions cannot read the folder of packages: name one in ACASessions:Packages:CacheFolder that every user may enter"
+        return _finished(extend, "PackageCacheError", message)
+    try:
+        with interrupts.allowed():
+            send(Started(extend.execution))
+            _put_on_path(extend.paths)
+    except BaseException as error:
+        return _finished(extend, type(error).__name__, f"cannot add the packages to the session: {error}")
+    return _finished(extend, None, "")
+
+
+def _put_on_path(paths: Sequence[str]) -> None:
+    """Make `paths` the package folders of this interpreter and of programs that cells start, in place of those of an earlier call."""
+    own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
+    sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
+    for path in paths:
+        if path not in _shown:
+            site.addsitedir(path)  # runs code of .pth files, which must happen inside the session and never on the host
+    sys.path.extend(own)
+    importlib.invalidate_caches()
+    _show_to_programs(paths)
+    _shown[:] = paths
+
+
+def _show_to_programs(paths: Sequence[str]) -> None:
+    earlier = {f"{path}/bin" for path in _shown}
+    kept = [path for path in os.environ.get("PATH", "").split(os.pathsep) if path not in earlier]
+    os.environ["PATH"] = os.pathsep.join([*kept, *(f"{path}/bin" for path in paths)])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHILDREN]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*others, CHILDREN])
+    os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)  # children/sitecustomize.py reads it
+
+
+def _finished(extend: Extend, name: str | None, message: str) -> Finished:
+    return Finished(extend.execution, None, None, name, message, "", [], changes.list_processes())

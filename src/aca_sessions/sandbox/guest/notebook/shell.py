@@ -1,0 +1,264 @@
+"""The IPython shell of a session: it runs cells and collects their output, displays and errors."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import codeop
+import contextlib
+import getpass
+import importlib
+import io
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+from IPython.core import pylabtools
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from ....bridge.guest import ToolError, provide_names, refuse_call
+from ...wire import Finished, Message, Run, Started
+from ..link import AnswerError, flush_streams, interrupts
+from ..place import place
+from . import changes, commands, loop, modules, tracebacks
+from .collected import Collected, clip, no_late_displays
+from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
+
+_MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
+_WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
+
+
+_OWN_CELL = "(lambda scope: (exec("  # begins cells of the client itself: output of imports in them would not be seen
+_WARM_UP_AGAIN = ("1+1", "x = 1", "print(1)")
+_WARM_UP_OF = {
+    "pandas": "import pandas; pandas.DataFrame({'a': [1.5], 'b': ['x']})",
+    "matplotlib.pyplot": "import matplotlib.pyplot as p; p.plot([1, 2]); p.title('t'); p.show(); p.close('all')",
+}
+
+Ask = Callable[[str, str, str], str]
+
+
+def _refuse_input(execution: str, about: str, text: str) -> str:
+    raise AnswerError("input() is not answered here: put the values into the code, or run the cell with on_input")
+
+
+class Shell(InteractiveShell):
+    """An IPython shell whose values, displays and errors go to the host."""
+
+    displayhook_class = Hook
+    display_pub_class = Publisher
+    compiler_class = tracebacks.Compiler
+    compile: tracebacks.Compiler
+    InteractiveTB: Any
+
+    def __init__(self, **options: Any) -> None:
+        self._late = no_late_displays()
+        self._variables = changes.Variables()
+        self.last_command = commands.ShellCommand()
+        self._is_showing = False
+        super().__init__(input_transformer_manager=commands.Syntax(), **options)
+        self._variables.of(self.user_ns, self.user_ns_hidden)
+        # First in the list: the inline backend's callback shows the figures that are open at a cell's end.
+        self.events.callbacks["post_execute"].insert(0, self._code_has_run)
+
+    def init_display_formatter(self) -> None:
+        self.display_formatter = Formatter(parent=self)
+        self.configurables.append(self.display_formatter)  # type: ignore[arg-type]
+
+    def init_traceback_handlers(self, custom_exceptions: Any) -> None:
+        super().init_traceback_handlers(custom_exceptions)
+        tracebacks.shorten(self.InteractiveTB)
+
+    def system(self, command: str) -> None:
+        """Run a `!` command of a cell, which writes directly to the session's stdout and stderr. Store its exit status in `_exit_code`."""
+        self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
+
+    def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
+        """Run a cell and return its result. Its exceptions become the error of the result. `ask` asks the host, like `Link.ask`."""
+        self._cell, self._ask = cell, ask
+        provide_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
+        self.collected = Collected(cell.execution, send, self._late)
+        modules.forget_listings()
+        self.compile.begin_cell()
+        self.last_command = commands.ShellCommand()
+        before = changes.list_files()
+        try:
+            with interrupts.allowed():
+                send(Started(cell.execution))
+                self.collected.show_late()
+                if not cell.code.startswith(_OWN_CELL):
+                    modules.import_changed(self._show_import_error)
+                result = self.run_cell(cell.code, store_history=True)
+            error = result.error_before_exec or result.error_in_exec or self.last_command.failure()
+        except KeyboardInterrupt as interrupt:
+            error = interrupt
+        if error is not None and self.collected.error is None:
+            self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
+        self._forget_oldest_inputs()
+        files = changes.file_changes(before, changes.list_files())
+        return self.collected.finished(files, changes.list_processes(), self._variables.changes())
+
+    def _send_call(self, text: str) -> str:
+        """Send a tool call to the host and return the answer, both as JSON text. Raise ToolError if the host does not answer."""
+        if "call" not in self._cell.answered:
+            return refuse_call(text)
+        try:
+            return self._ask(self._cell.execution, "call", text)
+        except AnswerError as refused:
+            raise ToolError(str(refused)) from None
+
+    def read_line(self, prompt: object = "", /) -> str:
+        """Print a prompt and return a line of text from the caller of the cell, as `input` does. Raise EOFError if there is no answer."""
+        text = str(prompt)
+        print(text, end="")
+        flush_streams()
+        return self.read_secret(text)
+
+    def read_secret(self, prompt: str = "Password: ", stream: TextIO | None = None) -> str:
+        """Return a line of text from the caller of the cell, without printing a prompt. Raise EOFError if there is no answer."""
+        ask = self._ask if "input" in self._cell.answered else _refuse_input
+        try:
+            return ask(self._cell.execution, "input", clip(prompt, _MAX_PROMPT))
+        except AnswerError as refused:
+            raise EOFError(str(refused)) from None
+
+    @contextlib.contextmanager
+    def showing(self, several: bool = True) -> Iterator[None]:
+        """If the shown object has `several` forms, print errors in the block on stderr, else make them the cell's error."""
+        outer, self._is_showing = self._is_showing, several
+        try:
+            yield
+        finally:
+            self._is_showing = outer
+
+    def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
+        """Show a traceback, but cut frames of this package at its end, such as that of the SIGINT handler."""
+        etype, value, traceback = self._get_exc_info(exc_tuple)
+        tracebacks.explain(value)
+        tracebacks.cut_own(traceback)
+        if tracebacks.holds_group(value) and not options.get("exception_only"):
+            self._showtraceback(etype, value, [tracebacks.native(value, traceback)])
+        else:
+            self.InteractiveTB.chained = 0
+            if tracebacks.is_long(value):  # IPython searches the chain for groups by recursion, and would report its own RecursionError
+                self._showtraceback(etype, value, self.InteractiveTB.structured_traceback(etype, value, traceback))
+            else:
+                super().showtraceback((etype, value, traceback), *arguments, **options)
+
+    def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        text = self.InteractiveTB.stb2text(stb)
+        if self._is_showing:
+            print(text, file=sys.stderr)
+        else:
+            self.collected.take_error(evalue, text)
+
+    def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return the traceback that was shown, for `%notebook`. IPython 9 would format the traceback a second time."""
+        name, message, text = self.collected.error or (type(exception).__name__, "", "")
+        return {"ename": name, "evalue": message, "traceback": [text]}
+
+    def show_usage_error(self, exc: BaseException) -> None:
+        """Make the error of a magic the cell's error, without a traceback. IPython's own method would print it on stderr."""
+        self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
+
+    async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
+        last = nodelist[-1] if nodelist else None
+        self.ends_with_call = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Call, ast.Await))
+        failed = await super().run_ast_nodes(nodelist, *arguments, **options)
+        self.last_command.is_last_statement = commands.is_command(last)  # now, since a statement may run a cell of its own
+        return failed
+
+    async def run_code(self, *arguments: Any, **options: Any) -> Any:
+        """Run one statement of a cell. Forget the `!` commands of earlier statements, so that their failure is not reported."""
+        self.last_command = commands.ShellCommand()
+        return await super().run_code(*arguments, **options)
+
+    def should_run_async(self, raw_cell: str, **options: Any) -> bool:
+        if loop.is_needed(raw_cell):
+            return True
+        return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
+
+    def _show_import_error(self, error: BaseException) -> None:
+        """Print on stderr why a changed module cannot be imported, with a traceback that begins in the workspace's code."""
+        traceback = error.__traceback__
+        while traceback is not None and not traceback.tb_frame.f_code.co_filename.startswith(place.data):
+            traceback = traceback.tb_next
+        with self.showing():
+            self.showtraceback((type(error), error, traceback), tb_offset=0)
+
+    @contextlib.contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        """Do nothing. IPython would keep a second copy of what cells write."""
+        yield
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """Do nothing, because a session has no window to draw in."""
+
+    def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
+        """Run cells so that code is loaded and memory is touched before the first cell of a user. Then remove what they left."""
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            for code in cells:
+                self.run(Run("", code, []), lambda _message: None)
+        flush_streams()
+        self.reset(new_session=True)
+        self.execution_count = 1
+        self._variables.changes()
+
+    def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
+        """Clear the variables. `%reset` calls this method."""
+        super().reset(new_session, aggressive)
+        self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
+
+    def remember(self, cells: int) -> None:
+        """Set how many inputs `In` keeps, and how many values `Out` keeps."""
+        self.displayhook.cache_size = cells
+
+    def _code_has_run(self) -> None:
+        self.collected.code_has_run = True
+
+    def ask_exit(self) -> None:
+        """Raise SystemExit, so that `exit` and `quit` end the cell. Only the host can end the session."""
+        raise SystemExit
+
+    def _forget_oldest_inputs(self) -> None:
+        """Replace the oldest inputs in `In` by empty texts, so that the other inputs keep their numbers."""
+        inputs = (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw)
+        number = self.execution_count - 1 - self.displayhook.cache_size
+        while number > 0 and self.user_ns.pop(f"_i{number}", None) is not None:
+            for known in inputs:
+                known[number : number + 1] = [""]
+            number -= 1
+
+
+def build_shell(preload: list[str]) -> Shell:
+    """Build the shell in the zygote, with `preload` imported and typical cells run once, so that first cells start fast."""
+    for module in preload:
+        importlib.import_module(module)
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.cache_size = 1000
+    config.InteractiveShell.banner1 = ""
+    warnings.filterwarnings("ignore", message="To exit: use")
+    vars(pylabtools).setdefault("backend2gui", {})  # matplotlib before 3.9 reads it, IPython since 9 lacks it
+    shell = Shell.instance(config=config)
+    # Since Python 3.12 this flag makes incomplete code raise an error of codeop's own, meant for prompts that read another line.
+    shell.compile.flags &= ~getattr(codeop, "PyCF_ALLOW_INCOMPLETE_INPUT", 0)
+    shell.loop_runner = own_loop = loop.Loop()
+    formatters = shell.display_formatter.formatters
+    formatters["text/plain"] = plain = PlainText(parent=shell.display_formatter)
+    printers: dict[Any, Any] = plain.type_printers
+    Hook.stock = {kind: printers.get(kind) for kind in PLAIN_TYPES}
+    shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
+    own_loop.forget()
+    # IPython's own would read a terminal.
+    builtins.input = shell.read_line
+    getpass.getpass = shell.read_secret
+    # IPython's own %pip prints that packages were installed, even if pip failed.
+    shell.magics_manager.register_function(lambda line: shell.system(f"{shlex.quote(sys.executable)} -m pip {line}"), magic_name="pip")
+    sys.argv[:] = [""]
+    sys.dont_write_bytecode = True  # .pyc files compare seconds: a file uploaded again within one would be taken for the old one
+    return shell

@@ -1,0 +1,166 @@
+"""Tracebacks of the user's code: with names for cells, shortened, and without the frames of IPython and of this package."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import traceback as standard
+from collections import Counter
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+import IPython
+from IPython.core import ultratb
+from IPython.core.compilerop import CachingCompiler
+from stack_data.core import RepeatedFrames
+
+from ..place import DATA, place
+
+_HERE = os.path.dirname(__file__)
+# The folder `aca_sessions`, which holds the bridge as well. Modules that are sent as text are all in one folder.
+_OWN_CODE = _HERE + "/" if _HERE.startswith("<") else _HERE.rpartition("/sandbox/guest/")[0] + "/"
+_GROUP = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
+_IPYTHON = os.path.dirname(IPython.__file__) + os.sep
+
+
+_FRAME_INFO: Any = vars(ultratb)["FrameInfo"]
+_MOST_FRAMES = 40  # formatted frames: IPython searches all modules for each frame, which takes a millisecond or more
+_MOST_NAMED = 3
+_MOST_CHAINED = 8
+
+
+class Compiler(CachingCompiler):
+    """The compiler of cells. It chooses the file name that tracebacks and warnings show for a cell."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._compiled = 0
+
+    def begin_cell(self) -> None:
+        """Begin a cell: its own source is named `<Cell In[3]>`. A source that it runs by `run_cell` is named `<Cell In[3], 2>`."""
+        self._compiled = 0
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Return a name such as `<Cell In[3]>`. The angle brackets tell debuggers that it is not a file."""
+        self._compiled += 1
+        return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
+
+
+class Skipped(RepeatedFrames):
+    """The frames that a shortened traceback leaves out at one place."""
+
+    @property
+    def description(self) -> str:
+        """Return the three most frequent calls that were left out, by function and line, and the number of others."""
+        counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
+        named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
+        rest = sum(count for _, count in counts[_MOST_NAMED:])
+        return ", ".join(named) + (f" and {rest} more" if rest else "")
+
+
+class NotShownError(Exception):
+    """A placeholder for the errors in the middle of a long chain of exceptions, which are not shown."""
+
+
+def shorten(formatting: Any) -> None:
+    """Make IPython's formatter leave out frames of a long traceback, and errors in the middle of a long chain of exceptions.
+
+    Each repeated line keeps its first two calls and its last one. If more than 40 frames are left, only the first 20 and the last 20 stay.
+    `formatting.chained` counts the errors of the current chain, and must be set to 0 before each traceback.
+    """
+    records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
+
+    def get_records(traceback: TracebackType, *options: Any) -> list[Any]:
+        short, skipped = _shortened(traceback)
+        found = []
+        for record in records_of(short, *options):
+            found.append(record)
+            if (left_out := skipped.pop(record.frame, None)) is not None:
+                found.append(_FRAME_INFO._from_stack_data_FrameInfo(left_out))
+        return found
+
+    def get_cause(error: BaseException) -> Any:
+        cause = cause_of(error)
+        formatting.chained += 1
+        if formatting.chained != _MOST_CHAINED or cause is None:
+            return cause
+        rest = list(chain(cause[1]))
+        if len(rest) == 1:
+            return cause
+        left_out = NotShownError(f"{len(rest) - 1} more errors are not shown here, each raised while another was handled")
+        left_out.__context__ = rest[-1]
+        return type(left_out), left_out, None
+
+    formatting.chained = 0
+    formatting.get_records, formatting.get_parts_of_chained_exception = get_records, get_cause
+
+
+def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
+    """Return a copy of a traceback with at most 40 frames, and a dict from a frame to the frames left out after it."""
+    steps: list[TracebackType] = []
+    step: TracebackType | None = traceback
+    while step is not None:
+        steps.append(step)
+        step = step.tb_next
+    if len(steps) <= _MOST_FRAMES:
+        return traceback, {}
+    keys = [(step.tb_frame.f_code, step.tb_lineno) for step in steps]
+    places: dict[Any, list[int]] = {}
+    for place_of, key in enumerate(keys):
+        places.setdefault(key, []).append(place_of)
+    kept = sorted({number for found in places.values() for number in (*found[:2], found[-1])})
+    if len(kept) > _MOST_FRAMES:
+        kept = kept[: _MOST_FRAMES // 2] + kept[-_MOST_FRAMES // 2 :]
+    short, skipped = None, {}
+    for number, following in zip(reversed(kept), reversed([*kept[1:], len(steps)])):
+        step = steps[number]
+        if following > number + 1:
+            skipped[step.tb_frame] = Skipped([one.tb_frame for one in steps[number + 1 : following]], keys[number + 1 : following])
+        short = TracebackType(short, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return short or traceback, skipped
+
+
+def cut_own(traceback: TracebackType | None) -> None:
+    """Remove the frames of this package at the end of a traceback, in place. Do nothing if all frames are of this package."""
+    last_of_others = None
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
+            last_of_others = traceback
+        traceback = traceback.tb_next
+    if last_of_others is not None:
+        last_of_others.tb_next = None
+
+
+def explain(error: BaseException) -> None:
+    """Where sessions have no /mnt/data, add a note to an error about a path in it: the note names the folder to use."""
+    # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
+    sought = str(getattr(error, "filename", None) or "")
+    if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
+        error.add_note(f"There is no {DATA} in this session: its files are in the working directory, {place.data}. Use relative names.")
+
+
+def holds_group(error: BaseException | None) -> bool:
+    """Return whether an error's chain has an exception group. IPython prints such a chain without calling the shell's methods."""
+    return any(isinstance(one, _GROUP) for one in chain(error))
+
+
+def is_long(error: BaseException | None) -> bool:
+    """Return whether the chain of an error has more errors than `shorten` shows."""
+    return any(number >= _MOST_CHAINED for number, _ in enumerate(chain(error)))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, then its cause or context, and so on along the chain, but no error twice."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def native(error: BaseException, traceback: TracebackType | None) -> str:
+    """Format an error in Python's own layout, beginning with the first frame of the user's code."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((_IPYTHON, _OWN_CODE)):
+        traceback = traceback.tb_next
+    return "".join(standard.format_exception(type(error), error, traceback)).rstrip("\n")

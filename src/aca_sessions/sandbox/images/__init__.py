@@ -1,0 +1,1 @@
+"""Container images as the roots of sessions."""

@@ -1,0 +1,192 @@
+"""How many sessions fit on this machine, and what happens when this process has no descriptor left.
+
+Then only the request that needs one fails. Memory is still counted, and processes are ended, with the help of a reserved descriptor.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import re
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from ...errors import ACASessionsError, GuestDiedError
+from ..policy import Policy
+
+_PROCESSES = 2  # of an idle session: its first process and its interpreter
+# Files with the limit and the use of the container that this process may be in, with version 2 and version 1 of control groups.
+_MEMORY = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+_PIDS = (("pids.max", "pids.current"), ("pids/pids.max", "pids/pids.current"))
+_GROUPS = "sys/fs/cgroup"
+_MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
+
+
+def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
+    """Return a line for `doctor`: how many more sessions fit, and how many fit by each resource alone.
+
+    `idle` is the memory of an idle session in bytes, and `system` the folder that holds proc and sys.
+    """
+    has, free = _memory(system)
+    share = min(int(has * policy.together.memory_share), free)
+    most = max(min([policy.together.processes, *_own_processes(system), *_all_processes(system)]), 0)
+    descriptors, memory, processes = max(room_for_sessions(), 0), share // max(idle, 1), most // _PROCESSES
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"{min(descriptors, memory, processes)}: descriptors for {descriptors} ({DESCRIPTORS} each, `ulimit -n` is {soft}), "
+        f"memory for {memory} that are idle ({_megabytes(idle)} each of {_megabytes(share)}) "
+        f"or {share // policy.limits.memory} that use all of theirs, processes for {processes} ({_PROCESSES} each of {most})"
+    )
+
+
+def _memory(system: Path) -> tuple[int, int]:
+    """Return how many bytes of memory this machine or container has, and how many of them are free."""
+    machine = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(system / "proc/meminfo"), re.MULTILINE))
+    has, free = [int(machine["MemTotal"]) << 10], [int(machine["MemAvailable"]) << 10]
+    for limit, used, details in _MEMORY:
+        if (most := _number(system / _GROUPS / limit)) is not None:
+            # The kernel drops cached files when programs need their memory.
+            cached = re.findall(r"^(?:total_)?inactive_file (\d+)", _text(system / _GROUPS / details), re.MULTILINE)
+            has.append(most)
+            free.append(most - (_number(system / _GROUPS / used) or 0) + max(map(int, cached), default=0))
+    return min(has), max(min(free), 0)
+
+
+def _all_processes(system: Path) -> list[int]:
+    """Return how many more processes the machine and the container allow: one number for each of their limits."""
+    running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
+    pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
+    pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]
+    return [most - used for most, used in pairs if most is not None]
+
+
+def _own_processes(system: Path) -> list[int]:
+    """Return how many more processes this user may have, as a list of one number, or an empty list if there is no limit."""
+    # The kernel does not apply this limit to root: getrlimit(2). It counts threads.
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if not os.geteuid() or soft == resource.RLIM_INFINITY:
+        return []
+    running = 0
+    for process in (system / "proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is hidden
+            running += len(os.listdir(process / "task")) if process.stat().st_uid == os.geteuid() else 0
+    return [soft - running]
+
+
+def _number(file: Path) -> int | None:
+    """Return the number in a file. Return None if the file is missing, unreadable, or has the word `max`."""
+    text = _text(file).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MB"
+
+
+Result = TypeVar("Result")
+# Of one session: its /mnt/data, its link, its first process and the reports of that, its interpreter, three pipes, and without
+# control groups the session's /proc and its list of sockets. At its start it has two more for a moment.
+DESCRIPTORS = 10
+_OPEN = "/proc/self/fd"
+_SHARE, _MOST_KEPT = 4, 4096  # a quarter of all descriptors, at most 4096, is kept for connections and files
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+
+
+def is_shortage(error: OSError) -> bool:
+    """Return whether an error means that no descriptor is left, so that the file to open is not at fault."""
+    return error.errno in _NO_DESCRIPTOR
+
+
+def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
+    """Return an error of class `kind` that says that no descriptor is left for `what`, and what to do."""
+    return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
+
+
+@contextmanager
+def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
+    """Replace an OSError of the block by `no_descriptor(what, kind)`, if it means that no descriptor is left."""
+    try:
+        yield
+    except OSError as error:
+        if not is_shortage(error):
+            raise
+        raise no_descriptor(what, kind) from error
+
+
+@functools.cache
+def allow_many() -> None:
+    """Set this process's soft limit of descriptors to its hard limit, once."""
+    # A session takes several; shells give 1,024 to all.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    # From Linux 6.2 on, the folder's size is their number.
+    return os.stat(_OPEN).st_size or len(with_reserve(lambda: os.listdir(_OPEN)))
+
+
+def room_for_sessions() -> int:
+    """Return for how many more sessions descriptors are left, besides those kept for connections, files and other requests."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
+
+
+class _Reserve:
+    """A descriptor in reserve: it is freed to count a session's memory, or to end processes, when no other descriptor is free."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: int | None = None
+
+    def hold(self) -> None:
+        with self._lock:
+            self._take()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Free the reserved descriptor for the block, though another thread may be faster. Then reserve one again."""
+        with self._lock:
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+            try:
+                yield
+            finally:
+                self._take()
+
+    def _take(self) -> None:
+        if self._held is None:
+            with contextlib.suppress(OSError):
+                self._held = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+reserve = _Reserve()
+
+
+def with_reserve(act: Callable[[], Result]) -> Result:
+    """Call `act` and return its result. If no descriptor is free, free the reserved one and call `act` again."""
+    try:
+        return act()
+    except OSError as error:
+        if not is_shortage(error):
+            raise
+    with reserve.lent():
+        return act()

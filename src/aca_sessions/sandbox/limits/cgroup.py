@@ -1,0 +1,499 @@
+"""Control groups: one for all sessions of this process, and one below it for each session.
+
+Version 2 is used if a group is delegated to this process, else version 1 if this process is root, else none. A group counts what limits on
+single processes cannot: the memory of all of a session's processes, its files and its sockets' buffers.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from anyio import to_thread
+
+from ..policy import Limits, Together
+from .capacity import is_shortage, with_reserve
+
+_logger = logging.getLogger("aca_sessions")
+_CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
+_TREES = "trees"
+_TCP, _TCP_PART = "memory.kmem.tcp.limit_in_bytes", 4  # version 1 only: the buffers may have a quarter of the memory limit
+_REPORT_SECONDS = 0.1
+_REMOVAL_SECONDS, _REMOVALS = 0.2, 50
+_KERNELS_SHARE = 64  # for a page of each file, an entry in a tree of 64 pages, and an inode
+_PERIOD = 100_000  # microseconds over which a share of the processors is given out
+# Waits until this process has ended, however it ends, and removes its groups: the kernel keeps empty groups. It tries for 2.5 s, since a
+# group with processes cannot be removed. It is a shell, because that is small and starts at once.
+_JANITOR = (
+    "read _; n=0; while [ $n -lt 25 ]; do left=; "
+    'for top in "$@"; do rmdir "$top"/*/*/* "$top"/*/* "$top"/* "$top" 2>/dev/null; [ -d "$top" ] && left=1; done; '
+    '[ -z "$left" ] && exit; n=$((n+1)); sleep 0.1; done'
+)
+
+
+class Version(Protocol):
+    """A version of control groups: where its folders are, and how limits and counters are written and read.
+
+    A group has one folder (version 2) or one for each controller (version 1). Methods get the folders as `tops` returns them.
+    """
+
+    name: str
+    apart: str  # the end of `Group.how`: what this version does not count with the rest
+
+    # Return the folders that a group of this name has.
+    def tops(self, name: str) -> list[Path]: ...  # noqa: D102
+    # Make the controllers that a new group has available to the groups below it.
+    def hand_down(self, folders: Sequence[Path]) -> None: ...  # noqa: D102
+    # Return whether a group can limit and weigh the time of processors.
+    def has_cpu(self, folders: Sequence[Path]) -> bool: ...  # noqa: D102
+    # Write limits to a group.
+    def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
+    # Return the bytes that a group's processes and files have now.
+    def used(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
+    # Return the path of the file that counts processes killed by the group's own limit.
+    def events(self, folders: Sequence[Path]) -> str: ...  # noqa: D102
+    # Return the folder below which the processes of each workspace can be frozen, or None if the host cannot freeze.
+    def trees(self, folders: Sequence[Path]) -> Path | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """The limits of a group. None means unlimited."""
+
+    memory: int | None = None  # bytes
+    processes: int | None = None
+    cpu: float | None = None  # processors' worth of time
+    weight: float | None = None  # on each processor; a process outside of the group has 1
+
+
+class VersionOne:
+    """Version 1 of control groups, which has a hierarchy for each controller. Only root may make groups there."""
+
+    name = "cgroup v1"
+
+    def __init__(self, parents: dict[str, Path]) -> None:
+        """Make new groups in these folders, one for each controller."""
+        tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
+        self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
+        self._controllers = list(parents)
+        self._parents = parents
+
+    @classmethod
+    def find(cls) -> "VersionOne | None":
+        """Return version 1 if this process can make groups there that limit memory and processes, else None."""
+        mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
+        own = dict(_own_groups())
+        found = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
+        parents = {name: path for name, path in found.items() if os.access(path, os.W_OK)}
+        usable = {"memory", "pids"} <= parents.keys()
+        # Many hosts with version 1 mount version 2 beside it, without controllers. Its groups are used to freeze processes.
+        for mount in _mounts("cgroup2")[:1]:
+            beside = Path(mount[1]) / own.get("", "/").lstrip("/")
+            if os.access(beside / "cgroup.procs", os.W_OK):
+                parents[_TREES] = beside
+        return cls(parents) if usable else None
+
+    def tops(self, name: str) -> list[Path]:
+        """Return the folder of a group in each hierarchy."""
+        return [parent / name for parent in self._parents.values()]
+
+    def hand_down(self, folders: Sequence[Path]) -> None:
+        """Do nothing: in version 1 a group need not enable controllers for those below it."""
+
+    def has_cpu(self, folders: Sequence[Path]) -> bool:
+        """Return whether groups can be made in the hierarchy of the cpu controller."""
+        return "cpu" in self._controllers
+
+    def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
+        """Set a group's limits. That of memory includes swap, if the kernel counts swap."""
+        folder = dict(zip(self._controllers, folders, strict=True))
+        if limits.memory is not None:
+            _write(folder["memory"] / "memory.limit_in_bytes", limits.memory)
+            with contextlib.suppress(OSError):  # the file exists only if the kernel counts swap
+                _write(folder["memory"] / "memory.memsw.limit_in_bytes", limits.memory)
+            with contextlib.suppress(OSError):  # the kernel counts the buffers of TCP and UDP apart, and only if they have a limit
+                _write(folder["memory"] / _TCP, limits.memory // _TCP_PART)
+        if limits.processes is not None:
+            _write(folder["pids"] / "pids.max", limits.processes)
+        if "cpu" in folder and limits.cpu is not None:
+            _write(folder["cpu"] / "cpu.cfs_period_us", _PERIOD)
+            _write(folder["cpu"] / "cpu.cfs_quota_us", int(limits.cpu * _PERIOD))
+        if "cpu" in folder and limits.weight is not None:
+            # The kernel divides a group's shares among the processors. Each process or autogroup beside it has 1024 on one processor alone.
+            _write(folder["cpu"] / "cpu.shares", max(2, int(limits.weight * 1024 * len(os.sched_getaffinity(0)))))
+
+    def used(self, folders: Sequence[Path]) -> int:
+        """Return the bytes that a group's processes and files have now (memory.usage_in_bytes), or 0 if the group is gone."""
+        return int(_read(folders[self._controllers.index("memory")] / "memory.usage_in_bytes") or 0)
+
+    def events(self, folders: Sequence[Path]) -> str:
+        """Return the path of the group's memory.oom_control, which counts processes killed by the group's own limit."""
+        return str(folders[self._controllers.index("memory")] / "memory.oom_control")
+
+    def trees(self, folders: Sequence[Path]) -> Path | None:
+        """Return the group's folder in version 2, if that is mounted as well and can freeze processes, else None."""
+        return _freezable(folders[self._controllers.index(_TREES)]) if _TREES in self._controllers else None
+
+
+class VersionTwo:
+    """Version 2 of control groups, which has one hierarchy for all controllers."""
+
+    name = "cgroup v2"
+    apart = ""
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+
+    @classmethod
+    def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
+        """Find a group in which groups with limits can be made. Return version 2 with that parent, or None if there is none.
+
+        The parent is the nearest group, from this process's own upwards, that this process may write to and that enables the controllers
+        for its children.
+        """
+        # A group with processes of its own cannot have limited children ("no internal processes" in cgroups(7)). So this process's own
+        # group is usually of no use.
+        mounts = [Path(mount[1]) for mount in _mounts("cgroup2")]
+        own = dict(_own_groups()).get("")
+        if not mounts or own is None:
+            return None
+        group = mounts[0] / own.lstrip("/")
+        while group != mounts[0].parent:
+            handed_down = _read(group / "cgroup.subtree_control").split()
+            if controllers <= set(handed_down) and all(os.access(group / name, os.W_OK) for name in ("", "cgroup.procs")):
+                return cls(group)
+            group = group.parent
+        return None
+
+    def tops(self, name: str) -> list[Path]:
+        """Return the one folder of a group, as a list."""
+        return [self._parent / name]
+
+    def hand_down(self, folders: Sequence[Path]) -> None:
+        """Make memory, pids and, if the group has it, cpu available to the groups below it."""
+        (folder,) = folders
+        cpu = " +cpu" if "cpu" in _read(folder / "cgroup.controllers").split() else ""
+        _write(folder / "cgroup.subtree_control", f"+memory +pids{cpu}")
+
+    def has_cpu(self, folders: Sequence[Path]) -> bool:
+        """Return whether a group can limit processor time, which needs the cpu controller from the group above."""
+        return (folders[0] / "cpu.max").exists()
+
+    def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
+        """Set a group's limits. A session that exceeds its memory is killed as a whole."""
+        (folder,) = folders
+        if limits.memory is not None:
+            _write(folder / "memory.max", limits.memory)
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+                with contextlib.suppress(OSError):  # not every kernel has both files
+                    _write(folder / name, value)
+        if limits.processes is not None:
+            _write(folder / "pids.max", limits.processes)
+        if self.has_cpu(folders) and limits.cpu is not None:
+            _write(folder / "cpu.max", f"{int(limits.cpu * _PERIOD)} {_PERIOD}")
+        if self.has_cpu(folders) and limits.weight is not None:
+            _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
+
+    def used(self, folders: Sequence[Path]) -> int:
+        """Return the bytes that a group's processes and files have now (memory.current), or 0 if the group is gone."""
+        return int(_read(folders[0] / "memory.current") or 0)
+
+    def events(self, folders: Sequence[Path]) -> str:
+        """Return the path of the group's memory.events, which counts processes killed by the group's own limit."""
+        return str(folders[0] / "memory.events")
+
+    def trees(self, folders: Sequence[Path]) -> Path | None:
+        """Return the group's folder, below which processes can be frozen, or None if the kernel is older than 5.2."""
+        return _freezable(folders[0])
+
+
+class Group:
+    """The control group of one session: the implementation of `Memory` by control groups."""
+
+    def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
+        """Take over the folders of a group whose limits are set. `memory` is its limit in bytes.
+
+        `nice` is the nice value of interpreters where groups cannot weigh processor time. `leftovers` will remove the group.
+        """
+        self._leftovers = leftovers
+        self.how = (
+            f"{memory >> 20} MB of its processes, sockets and files together, those of its branches and checkpoints included, counted by "
+            f"{version.name}{version.apart}"
+        )
+        self.is_charged = True  # the kernel charges the group for what its processes allocate
+        self.lists_sockets = False  # not needed: the kernel counts the buffers of sockets
+        self.limits_cpu = version.has_cpu(folders)
+        self.nice = None if self.limits_cpu else nice
+        self._limit = memory
+        self._version = version
+        self._folders = folders
+        self._trees = version.trees(folders)
+        self._events = version.events(folders)  # the file that counts kills
+        self.freezes = self._trees is not None
+        self._numbers = itertools.count(1)
+        self._kills = self._kills_before = 0
+        self._since = 0.0
+
+    async def take_in(self, init: int) -> Path | None:
+        """Add a session's first process before it forks, so that the kernel adds all its descendants as well.
+
+        Return the new group of these processes, which can be frozen, or None if this host cannot freeze groups.
+        """
+        self._kills = self._kills_before = self._count_kills()
+        return await to_thread.run_sync(self._add, init)
+
+    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
+        """Do nothing: the kernel counts the memory, and kills at the limit."""
+
+    def cell_runs(self, running: bool) -> None:
+        """Record how many processes the limit has killed so far, so that `was_exceeded` notices only later kills."""
+        self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
+
+    def used(self) -> int:
+        """Return the bytes in use now, or 0 if the group is gone."""
+        return self._version.used(self._folders)
+
+    def room(self) -> int:
+        """Return how many more bytes of files fit."""
+        # The kernel charges its own memory for files to the group as well. Without this share, it would kill the session for the last file.
+        return self._limit - self._limit // _KERNELS_SHARE - self.used()
+
+    def was_exceeded(self) -> bool:
+        """Return whether the limit has killed a process since the latest cell began or ended."""
+        # A death is reported a moment after the kill. So a kill that was counted right before the cell began or ended may be this one.
+        before = self._kills if time.monotonic() - self._since > _REPORT_SECONDS else self._kills_before
+        return self._count_kills() > before
+
+    def let_go(self, init: int) -> None:
+        """Do nothing, because the group remains until `remove`."""
+
+    async def end(self, init: int) -> None:
+        """Do nothing, because the group remains until `remove`."""
+
+    def remove(self) -> None:
+        """Remove the group. If processes in it are still being reaped, retry in the background."""
+        self._leftovers.remove(self._folders)
+
+    def _count_kills(self) -> int:
+        # The file is read twice for each cell. Keeping it open would save 6 µs each time, and take a descriptor of each session.
+        try:
+            return kills_in(_read_events(self._events))
+        except OSError as error:
+            if not is_shortage(error):
+                return 0  # another program has removed the group
+        with contextlib.suppress(OSError):
+            return kills_in(with_reserve(lambda: _read_events(self._events)))
+        return 0
+
+    def _add(self, pid: int) -> Path | None:
+        own = self._trees / f"first-{next(self._numbers)}" if self._trees is not None else None
+        if own is not None:
+            own.mkdir()
+        for folder in self._folders:
+            _write((own if own is not None and folder == self._trees else folder) / "cgroup.procs", pid)
+        return own
+
+
+class Leftovers:
+    """Groups that still have processes, and so are removed later. If this process ends before, its janitor removes them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left: dict[Path, int] = {}  # how many tries are left
+
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Remove groups now. Those that still have processes are tried again every 0.2 s, for at most 10 s, in a thread."""
+        self._try_later({folder: _REMOVALS for folder in folders if not _is_removed(folder)})
+
+    def _try_later(self, left: dict[Path, int]) -> None:
+        with self._lock:
+            is_first = bool(left) and not self._left
+            self._left |= left
+        if is_first:
+            # One thread for all groups: with one for each, 1,000 sessions that ended together took 30 s.
+            again = threading.Timer(_REMOVAL_SECONDS, self._try_again)
+            again.daemon = True
+            again.start()
+
+    def _try_again(self) -> None:
+        with self._lock:
+            left, self._left = self._left, {}
+        self._try_later({folder: tries - 1 for folder, tries in left.items() if tries > 1 and not _is_removed(folder)})
+
+
+class Groups:
+    """The control group of all sessions of this process, and the parent of the groups of single sessions."""
+
+    _shared: ClassVar[dict[tuple[int, Together], "Groups"]] = {}
+    _sharing = threading.Lock()
+
+    def __init__(self, version: Version, together: Together) -> None:
+        """Make the group, and start a janitor that removes it when this process ends, however it ends."""
+        self.version = version
+        self._nice = together.nice
+        self._users = 0
+        self._numbers = itertools.count(1)
+        self._leftovers = Leftovers()
+        self._tops = version.tops(f"aca-sessions-{secrets.token_hex(8)}")
+        with contextlib.ExitStack() as on_failure:
+            for top in self._tops:
+                top.mkdir()
+                on_failure.callback(top.rmdir)
+            version.hand_down(self._tops)
+            memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
+            version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
+            self._janitor = Janitor(_JANITOR, *map(str, self._tops))
+            on_failure.pop_all()
+
+    @classmethod
+    def shared(cls, together: Together) -> "Groups | None":
+        """Return this process's group for the limits `together`, or None if groups cannot be made. Pair each call with `release`."""
+        # The process is part of the key: a forked one gets a group of its own.
+        key = (os.getpid(), together)
+        with cls._sharing:
+            groups = cls._shared.get(key)
+            if groups is None:
+                groups = cls._make(together)
+                if groups is None:
+                    return None
+                cls._shared[key] = groups
+            groups._users += 1
+            return groups
+
+    @classmethod
+    def _make(cls, together: Together) -> "Groups | None":
+        version = VersionTwo.find() or VersionOne.find()
+        if version is None:
+            return None
+        try:
+            return cls(version, together)
+        except OSError as error:
+            if is_shortage(error):
+                raise  # without the group, memory would be counted less exactly, and no caller has chosen that
+            _logger.info("cannot use control groups here: %s", error.strerror)
+            return None
+
+    def make(self, limits: Limits) -> Group:
+        """Make the group of one session. One limit covers the memory of its processes and of its files."""
+        name = str(next(self._numbers))
+        folders = [top / name for top in self._tops]
+        memory = limits.memory + limits.family + 2 * limits.temporary
+        with contextlib.ExitStack() as on_failure:
+            for folder in folders:
+                folder.mkdir()
+                on_failure.callback(folder.rmdir)
+            # One process more than the limit: the session's first process counts as well.
+            self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
+            on_failure.pop_all()
+        return Group(self.version, folders, memory, self._nice, self._leftovers)
+
+    def release(self) -> None:
+        """Undo one call of `shared`. The last one removes the group."""
+        with self._sharing:
+            self._users -= 1
+            if self._users:
+                return
+            for key in [key for key, groups in self._shared.items() if groups is self]:
+                del self._shared[key]
+        self._janitor.finish()  # it retries while the last processes are reaped
+
+
+def _mounts(kind: str) -> list[list[str]]:
+    with open("/proc/self/mounts") as lines:
+        return [fields for line in lines if (fields := line.split())[2] == kind]
+
+
+def _own_groups() -> list[tuple[str, str]]:
+    """Return the controller and the path of each group that this process is in. For version 2 the controller is ""."""
+    with open("/proc/self/cgroup") as lines:
+        rows = [line.rstrip("\n").split(":", 2) for line in lines]
+    return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
+
+
+def _freezable(folder: Path) -> Path | None:
+    return folder if (folder / "cgroup.freeze").exists() else None
+
+
+def _is_removed(folder: Path) -> bool:
+    """Remove a group and those below it if they have no process any more. Return whether the group is gone."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    return not folder.exists()
+
+
+def _read(path: Path) -> str:
+    try:
+        return with_reserve(path.read_text)
+    except OSError:
+        return ""
+
+
+def _write(path: Path, value: object) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, str(value).encode())
+    finally:
+        os.close(descriptor)
+
+
+def _read_events(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 1 << 12).decode()
+    finally:
+        os.close(descriptor)
+
+
+def kills_in(events: str) -> int:
+    """Return how many processes a group's own limit has killed, given the text of memory.events or memory.oom_control."""
+    count = events.partition("oom_kill ")[2].partition("\n")[0]
+    return int(count or 0)
+
+
+_JANITOR_SECONDS = 10.0
+
+
+class Janitor:
+    """A shell that cleans up when its input ends: by `finish`, or because this process ended. It is small and starts at once."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        """Start the shell. The script must begin with `read _`, which waits, and gets the arguments as `$1` and so on."""
+        # A socket and not a pipe: a process that was forked from this one has the end open as well, so the shell would not notice a close.
+        # `finish` shuts the socket down, which no copy prevents.
+        self._link, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", script, "aca-sessions-janitor", *arguments],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PATH": "/usr/bin:/bin"},
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            self._link.close()
+            raise
+        finally:
+            theirs.close()
+
+    def finish(self) -> None:
+        """Make the shell clean up now, and wait until it has ended. Kill it if that takes longer than 10 s."""
+        with contextlib.suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._link.close()
+        try:
+            self._process.wait(_JANITOR_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,53 @@
+"""The interface that counts and limits a session's memory. Control groups (`cgroup.py`) and a watchdog (`watchdog.py`) implement it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+Part = tuple[int, int, int]  # a part of a file: the file's descriptor, where the part starts, and its length
+Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the host is about to write
+
+
+class Memory(Protocol):
+    """The counter of one session's memory. It outlives the session's interpreters.
+
+    `init` is the pid on this host of a first process of the session. Each interpreter that is started, not forked, has its own first
+    process.
+    """
+
+    # Return what is counted and how, for people.
+    @property
+    def how(self) -> str: ...  # noqa: D102
+    # Return whether `begin` wants a descriptor that lists the session's sockets.
+    @property
+    def lists_sockets(self) -> bool: ...  # noqa: D102
+    # Return whether the processes of each workspace can be frozen in a control group.
+    @property
+    def freezes(self) -> bool: ...  # noqa: D102
+    # Return whether the kernel charges the session for what its processes allocate. See `Home.allocate`.
+    @property
+    def is_charged(self) -> bool: ...  # noqa: D102
+    # Return whether `Limits.cpu` is enforced.
+    @property
+    def limits_cpu(self) -> bool: ...  # noqa: D102
+    # Return the nice value for each interpreter, or None if a control group has the weight of sessions.
+    @property
+    def nice(self) -> int | None: ...  # noqa: D102
+    # Return how many more bytes of files fit.
+    def room(self) -> int: ...  # noqa: D102
+    # Add a first process before it forks. Return the group in which its processes can be frozen, or None.
+    async def take_in(self, init: int) -> Path | None: ...  # noqa: D102
+    # Start to enforce the limit: call `kill` when it is exceeded. Take over the descriptor that lists the sockets.
+    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None: ...  # noqa: D102
+    # Note that a cell begins or ends.
+    def cell_runs(self, running: bool) -> None: ...  # noqa: D102
+    # Return the bytes that the session has now.
+    def used(self) -> int: ...  # noqa: D102
+    # Return whether the kernel killed a process for its memory since the latest cell began or ended.
+    def was_exceeded(self) -> bool: ...  # noqa: D102
+    # Stop counting the processes of a first process, without waiting.
+    def let_go(self, init: int) -> None: ...  # noqa: D102
+    # Stop counting the processes of a first process, after they have ended.
+    async def end(self, init: int) -> None: ...  # noqa: D102
+    # Forget the session, after all of its processes have ended.
+    def remove(self) -> None: ...  # noqa: D102

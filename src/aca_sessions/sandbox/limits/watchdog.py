@@ -1,0 +1,369 @@
+"""The watch over a session's memory on hosts without control groups: /proc is read every 0.2 s while a cell runs, else every 2 s.
+
+Memory shared with the fork server counts for no session. Memory that processes of one session share counts once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from ...lifetime import Tasks, in_thread
+from ..hosts import NO_CGROUPS
+from ..policy import Limits, Together
+from .capacity import is_shortage, with_reserve
+
+_logger = logging.getLogger("aca_sessions")
+_BY_FAMILY, _ERROR, _DONE = 20, 2, 3  # types of messages: netlink(7)
+_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_ALL_STATES = 0xFFFF_FFFF
+_MEMORY = struct.Struct("=8I")  # SK_MEMINFO_*: received, its limit, sent, its limit, reserved, queued, options, backlog
+# Of a family: its request, the length of the fixed part of an answer, and the attribute that holds the above. 0x20 is UDIAG_SHOW_MEMINFO,
+# and 5 UNIX_DIAG_MEMINFO.
+_UNIX = (struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, 0x20, 0, 0), 16, 5)
+_ITSELF = 2048  # about what a socket takes without any buffer
+_SECONDS = 5.0
+
+
+def _internet(family: int, protocol: int) -> tuple[bytes, int, int]:
+    return struct.pack("=BBBBI48x", family, protocol, 1 << 6, 0, _ALL_STATES), 72, 7
+
+
+_KINDS = {
+    "Unix": (_UNIX,),
+    "TCP": (_internet(socket.AF_INET, socket.IPPROTO_TCP), _internet(socket.AF_INET6, socket.IPPROTO_TCP)),
+    "UDP": (_internet(socket.AF_INET, socket.IPPROTO_UDP), _internet(socket.AF_INET6, socket.IPPROTO_UDP)),
+}
+
+
+class SocketMemory:
+    """The counter of memory in a session's sockets. Calls block, and only one thread may call at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over a netlink socket of the session's network namespace."""
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.settimeout(_SECONDS)
+        self._sequence = 0
+        self._last = 0
+        self._is_failing = False
+
+    def used(self, unlisted: Sequence[str] = ()) -> int:
+        """Return the bytes of all sockets with their buffers. Skip the kinds in `unlisted`, which this kernel cannot list.
+
+        If listing fails, log that and return the number of the last call.
+        """
+        try:
+            self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
+            self._is_failing = False
+        except OSError as error:  # what was seen last still counts
+            if not self._is_failing:  # once, and not at each look while a cell runs
+                _logger.warning(
+                    "cannot list the sockets of a session (%s): its memory limit counts their last known size until that works again",
+                    error.strerror,
+                )
+            self._is_failing = True
+        return self._last
+
+    def missing(self) -> list[str]:
+        """Return the kinds of sockets that this kernel cannot list, because it was built without CONFIG_UNIX_DIAG or the like."""
+        return [kind for kind in _KINDS if not self._lists(kind)]
+
+    def close(self) -> None:
+        """Close the socket, which otherwise keeps the session's network namespace alive."""
+        self._socket.close()
+
+    def _lists(self, kind: str) -> bool:
+        try:
+            self._used(kind)
+        except OSError:
+            return False
+        return True
+
+    def _used(self, kind: str) -> int:
+        return sum(_held(answer, fixed, attribute) for request, fixed, attribute in _KINDS[kind] for answer in self._dump(request))
+
+    def _dump(self, request: bytes) -> Iterator[bytes]:
+        self._sequence += 1
+        self._socket.send(_HEADER.pack(_HEADER.size + len(request), _BY_FAMILY, _REQUEST_DUMP, self._sequence, 0) + request)
+        while True:
+            for kind, sequence, payload in _messages(self._socket.recv(1 << 17)):
+                if sequence != self._sequence:
+                    continue  # an answer to a listing that was given up
+                if kind in (_ERROR, _DONE):
+                    (error,) = struct.unpack_from("=i", payload) if payload else (0,)
+                    if error:
+                        raise OSError(-error, os.strerror(-error))
+                    return
+                yield payload
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    start = 0
+    while start + _HEADER.size <= len(data):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, start)
+        if length < _HEADER.size:
+            return
+        yield kind, sequence, data[start + _HEADER.size : start + length]
+        start += (length + 3) & ~3
+
+
+def _held(answer: bytes, fixed: int, attribute: int) -> int:
+    start = fixed
+    while start + _ATTRIBUTE.size <= len(answer):
+        length, kind = _ATTRIBUTE.unpack_from(answer, start)
+        if length < _ATTRIBUTE.size:
+            break
+        if kind == attribute and length >= _ATTRIBUTE.size + _MEMORY.size:
+            received, _, sent, _, reserved, queued, options, backlog = _MEMORY.unpack_from(answer, start + _ATTRIBUTE.size)
+            return int(_ITSELF + received + max(sent, queued) + reserved + options + backlog)
+        start += (length + 3) & ~3
+    return _ITSELF
+
+
+_WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0  # seconds between two looks
+_KB = 1024
+_SUMMED = {
+    "status": re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE),
+    "smaps_rollup": re.compile(r"^(?:Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+) kB", re.MULTILINE),
+}
+_PRIVATE = re.compile(r"^Private_(?:Dirty|Clean):\s+(\d+) kB", re.MULTILINE)
+_NEVER_COUNTED = "buffers of pipes, and what the kernel itself needs for files, processes and watches"
+_used: "dict[Watchdog, int]" = {}  # bytes in use, by sessions that are watched
+_kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no process
+
+
+class Watchdog:
+    """The watch over the memory of one session.
+
+    It kills the session if its processes and sockets exceed the session's limit, or if all sessions exceed their common limit and this one
+    is the largest. Files count towards the common limit only: their folders have fixed sizes.
+    """
+
+    def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
+        """Prepare the watch. Nothing is measured before `begin`.
+
+        `files` returns the bytes in all workspaces of the session, and is None if the session's files are not kept in memory.
+        `lists_sockets` tells whether `begin` gets a descriptor that lists the session's sockets.
+        """
+        self.lists_sockets = lists_sockets
+        self.freezes = False
+        self.is_charged = False
+        self._limit = limits.memory
+        self._limits = limits
+        self._files = files
+        self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
+        self.limits_cpu = False
+        self.nice = together.nice
+        self._tasks = Tasks()
+        self._watches: dict[int, asyncio.Task[None]] = {}
+        self._busy = asyncio.Event()
+        self._shared = self._held = 0
+        self._unlisted = [] if lists_sockets else ["all"]
+
+    @property
+    def how(self) -> str:
+        """Return a text for people: what is counted, how, and what is not."""
+        counted = "processes" if self._unlisted == ["all"] else "processes and sockets"
+        sockets = [f"buffers of {', '.join(self._unlisted)} sockets"] if self._unlisted else []
+        files = f"; its files, at most {self._limits.folders >> 20} MB, by the sizes of their folders" if self._files else ""
+        return (
+            f"{self._limit >> 20} MB of its {counted}, looked at every {_WHILE_BUSY:g} s while a cell runs (without a control group: "
+            f"{NO_CGROUPS.row}){files}; not counted: {', '.join([*sockets, _NEVER_COUNTED])}"
+        )
+
+    async def take_in(self, init: int) -> None:
+        """Do nothing yet: `begin` measures what the first process shares with the fork server, once the interpreter is ready."""
+
+    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
+        """Watch a session's processes, and call `kill` once when a limit is exceeded.
+
+        `init` is the first process's pid on this host. `sockets`, a descriptor that lists the session's sockets or None, is taken over.
+        """
+        memory = SocketMemory(sockets) if sockets is not None else None
+        try:
+            self._shared = await in_thread(_at_most, init)
+            self._unlisted = await in_thread(memory.missing) if memory is not None else ["all"]
+        except BaseException:
+            if memory is not None:
+                memory.close()
+            raise
+        self._watches[init] = self._tasks.start(self._watch(init, kill, memory))
+        if memory is not None:
+            self._watches[init].add_done_callback(lambda _: memory.close())
+
+    def cell_runs(self, running: bool) -> None:
+        """Set whether a cell runs, because memory is measured more often then."""
+        (self._busy.set if running else self._busy.clear)()
+
+    def used(self) -> int:
+        """Return the bytes of files now, plus those of processes and sockets when last measured. A file mapped into memory counts twice."""
+        return self._held + self._bytes_of_files(next(iter(self._watches), None))
+
+    def room(self) -> int:
+        """Return sys.maxsize, because files have limits of their own."""
+        return sys.maxsize
+
+    def was_exceeded(self) -> bool:
+        """Return False, because the watch itself kills the session and reports the reason."""
+        return False
+
+    async def end(self, init: int) -> None:
+        """Stop watching the processes below a first process, after they have ended.
+
+        The session's remaining files still count towards the common limit of all sessions.
+        """
+        watch = self._watches.get(init)
+        self.let_go(init)
+        if watch is not None:
+            await asyncio.wait({watch})
+        if self._files is not None and not self._watches:
+            _kept[self] = self._bytes_of_files(None)
+
+    def let_go(self, init: int) -> None:
+        """Stop watching the processes below a first process, without waiting. Do nothing if they are not watched."""
+        watch = self._watches.pop(init, None)
+        if watch is not None:
+            watch.cancel()  # the descriptor that lists the sockets is closed after the last look
+
+    def remove(self) -> None:
+        """Stop counting the session's files."""
+        _kept.pop(self, None)
+
+    async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
+        try:
+            while not await in_thread(self._looked_over, init, sockets):
+                await self._pause()
+            kill()
+        finally:
+            _used.pop(self, None)
+            self._held = 0
+
+    async def _pause(self) -> None:
+        if self._busy.is_set():
+            await asyncio.sleep(_WHILE_BUSY)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WHILE_IDLE):
+                await self._busy.wait()
+
+    def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
+        """Measure the session, and return whether a limit is exceeded. If no descriptor is free, return False: the next call is soon."""
+        try:
+            return self._is_over(init, sockets)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            return False
+
+    def _is_over(self, init: int, sockets: "SocketMemory | None") -> bool:
+        """Return whether the session exceeds its limit, or is the largest while all sessions exceed their common limit."""
+        # The first look is cheap, and counts shared memory once for each process. Only if that is too much, a second look is exact.
+        held = sockets.used(self._unlisted) if sockets is not None else 0
+        used = _at_most(init) - self._shared + held
+        if used > self._limit:
+            used = _sum(init, "smaps_rollup") + held
+        over, self._held = used > self._limit, used
+        used += self._bytes_of_files(init)
+        _used[self] = used
+        everyones = [*_used.values()]
+        return over or (sum(everyones) + sum([*_kept.values()]) > self._share and used == max(everyones))
+
+    def _bytes_of_files(self, init: int | None) -> int:
+        """Return the bytes in /mnt/data and, as long as the session's first process lives, in the session's own /tmp and /dev/shm."""
+        if self._files is None:
+            return 0
+        own = ("tmp", "dev/shm") if init is not None else ()
+        return self._files() + sum(_in_folder(f"/proc/{init}/root/{name}", self._limits.temporary) for name in own)
+
+
+def bytes_in(folder: int | str) -> int:
+    """Return how many bytes are used in the file system of a folder."""
+    status = os.statvfs(folder)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def _in_folder(path: str, most: int) -> int:
+    try:
+        return bytes_in(path)
+    except PermissionError:  # root without CAP_SYS_PTRACE, as in containers: too much is better than nothing
+        return most
+    except OSError:
+        return 0  # the session has ended
+
+
+def private_memory(init: int) -> int:
+    """Return the bytes of memory that each process of a session has for itself, in total, or 0 if this process may not read that."""
+    values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
+    return sum(map(sum, values)) * _KB
+
+
+def _at_most(init: int) -> int:
+    return _sum(init, "status")
+
+
+def _sum(init: int, file: str) -> int:
+    return with_reserve(lambda: _summed(init, file))
+
+
+def _summed(init: int, file: str) -> int:
+    return sum(_kilobytes(pid, file) for pid in family(init)) * _KB
+
+
+def family(init: int) -> list[int]:
+    """Return the pids on this host of a process, which comes first, and of all its descendants.
+
+    For a session's first process, that is the whole session, because orphans become its children.
+    """
+    return with_reserve(lambda: _family(init))
+
+
+def _family(init: int) -> list[int]:
+    found, pending = [], [init]
+    while pending:
+        pid = pending.pop()
+        found.append(pid)
+        for task in _threads(pid):
+            with _if_there(), open(f"/proc/{pid}/task/{task}/children") as children:
+                pending += map(int, children.read().split())
+    return found
+
+
+def _threads(pid: int) -> list[str]:
+    with _if_there():
+        return os.listdir(f"/proc/{pid}/task")
+    return []
+
+
+def _kilobytes(pid: int, file: str) -> int:
+    """Return the memory of a process in kB, as told by `file` in /proc/PID. `file` is a key of `_SUMMED`."""
+    values = _values(f"/proc/{pid}/{file}", _SUMMED[file])
+    # A process whose first thread has ended shows no memory, although others run on. Their entries do.
+    if not values:
+        values = next(filter(None, (_values(f"/proc/{pid}/task/{thread}/{file}", _SUMMED[file]) for thread in _threads(pid))), values)
+    if not values and file != "status":
+        # Root without CAP_SYS_PTRACE, as in containers, may not look closer: too much is better than nothing.
+        return _kilobytes(pid, "status")
+    return sum(values)
+
+
+def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
+    with _if_there(), open(path) as text:
+        return [int(number) for number in numbers.findall(text.read())]
+    return []
+
+
+@contextlib.contextmanager
+def _if_there() -> Iterator[None]:
+    """Ignore an OSError of the block (the process has ended, or is hidden), unless it means that no descriptor is left."""
+    try:
+        yield
+    except OSError as error:
+        if is_shortage(error):
+            raise

@@ -1,0 +1,1 @@
+"""Packages that sessions install: resolved and cached by the host."""

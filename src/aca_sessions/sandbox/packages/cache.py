@@ -1,0 +1,291 @@
+"""The unpacked sets of wheels on this host, shared by its sessions. All calls block.
+
+A set is named after its content and never changed. A set in use is never removed.
+
+sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
+labels/NAME      the set's wheels and size; its mtime is the last use; a shared lock on this file means that the set is in use
+answers/KEY      the set that some requirements were resolved to; its mtime tells when
+notes/KEY        other cached text, such as a survey
+work/            folders in which sets are being unpacked
+key              the secret that all names are derived from
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from ..policy import PackageSource
+from .requirements import PackageError, Wheel
+
+SHOWN_AT = "/.packages"
+_ABANDONED_SECONDS = 86_400.0  # after this time without a change, a folder in work/ is removed: its process has died
+_NAME_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSet:
+    """A set of packages in use. It is not removed from the cache until `let_go` is called."""
+
+    name: str
+    path: str  # where sessions find it
+    wheels: tuple[Wheel, ...]
+    lock: int
+
+    def let_go(self) -> None:
+        """Release the set: the cache may remove it to make room."""
+        os.close(self.lock)
+
+
+class PackageCache:
+    """The cache in one folder of this host. Any number of processes may use it at the same time."""
+
+    def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
+        """Create the folder if it is missing. Raise PackageError if it cannot be used, or if the path is "" (the user has no home).
+
+        Args:
+            folder: The path of the cache.
+            size: How many bytes the sets may have together. Those that were not used for the longest time are removed first.
+            shown_at: The path at which sessions see all sets, or None for their path on this host.
+        """
+        if not folder:
+            advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
+            raise PackageError("PackageCacheError", f"cannot keep packages, because this user has no home folder: {advice}")
+        self._root = Path(folder)
+        self._shown_at = shown_at or self.sets
+        self._size = size
+        try:
+            self._secret = self._prepare()
+        except OSError as error:
+            reason = f"cannot keep packages in their folder on this host ({error.strerror})"
+            raise PackageError("PackageCacheError", f"{reason}: name another in ACASessions:Packages:CacheFolder") from error
+
+    @property
+    def sets(self) -> str:
+        """Return the folder of all sets, which sessions see."""
+        return str(self._root / "sets")
+
+    def name_of(self, *parts: str) -> str:
+        """Return a name derived from some content and the cache's secret, so that sessions cannot guess it."""
+        return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
+
+    def hold(self, name: str) -> HeldSet | None:
+        """Return the set with a name, and keep it from removal until `let_go` is called. Return None if it does not exist."""
+        lock = self._lock(name, fcntl.LOCK_SH)
+        if lock is None:
+            return None
+        if not (self._root / "sets" / name).is_dir():
+            os.close(lock)
+            return None
+        os.utime(lock)
+        return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
+
+    def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
+        """Move an unpacked set into the cache, unless it is there. If the cache is too large, remove the least recently used sets."""
+        label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
+        # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
+        # the set would have no label, and would never be removed.
+        while (lock := self._lock(name, fcntl.LOCK_SH)) is None:
+            self._create(self._root / "labels" / name, json.dumps(label))
+        with contextlib.suppress(OSError):  # another process was first
+            os.rename(unpacked, self._root / "sets" / name)
+        os.close(lock)
+        self._make_room(but=name)
+
+    def recall(self, key: str, *, within: float) -> HeldSet | None:
+        """Hold and return the set that `remember` recorded for a key in the last `within` seconds, or None if there is none."""
+        path = self._root / "answers" / key
+        try:
+            if time.time() - path.stat().st_mtime > within:
+                return None
+            return self.hold(path.read_text())
+        except FileNotFoundError:
+            return None
+
+    def remember(self, key: str, name: str) -> None:
+        """Record the set that the requirements in a key resolve to."""
+        self._replace(self._root / "answers" / key, name)
+
+    def note(self, key: str, text: str) -> None:
+        """Keep a text under a key, for later processes."""
+        self._replace(self._root / "notes" / key, text)
+
+    def noted(self, key: str) -> str | None:
+        """Return the text that `note` kept under a key, or None."""
+        try:
+            return (self._root / "notes" / key).read_text()
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """Yield a temporary folder from which files can be moved or linked into the cache."""
+        folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
+        """Make a copy of a set without some of its packages, and return its folder. Files are hard links, not copies.
+
+        `names` are the canonical names of the packages to leave out. The copy is made in `place`, a folder from `workplace`.
+        """
+        source, target = self._root / "sets" / held.name, place / "unpacked"
+        gone = {file for name in names for file in _files_of(source, name)}
+
+        def is_gone(folder: str, entries: list[str]) -> set[str]:
+            return {entry for entry in entries if os.path.relpath(os.path.join(folder, entry), source) in gone}
+
+        shutil.copytree(source, target, ignore=is_gone, copy_function=_link, symlinks=True)
+        _prune(target)
+        return target
+
+    def metadata_of(self, held: HeldSet) -> list[Path]:
+        """Return the paths of the METADATA files of a set's packages, sorted. They hold names, versions and requirements."""
+        return sorted((self._root / "sets" / held.name).glob("*.dist-info/METADATA"))
+
+    def modules_of(self, held: HeldSet, name: str) -> list[str]:
+        """Return the names by which a package of a set is imported, sorted."""
+        tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / held.name, name)}
+        return sorted(top for top in tops if top.isidentifier() and top != "bin")
+
+    def _prepare(self) -> bytes:
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        if (about := self._root.stat()).st_uid != os.geteuid() or about.st_mode & 0o022:
+            raise PermissionError(
+                errno.EPERM, "it must belong to this user alone, but other users may write there"
+            )  # they could decide what sessions import
+        for name in ("labels", "answers", "notes", "work"):
+            (self._root / name).mkdir(exist_ok=True, mode=0o700)
+        sets = self._root / "sets"
+        sets.mkdir(exist_ok=True)
+        sets.chmod(0o311)  # sessions enter it, as another user or as this one, but cannot list it
+        key = self._root / "key"
+        if not key.exists():
+            self._create(key, secrets.token_hex(32))
+        return key.read_bytes()
+
+    def _create(self, path: Path, text: str) -> None:
+        """Create a file together with its content. Do nothing if it exists, even if another process creates it now."""
+        with self.workplace() as place, contextlib.suppress(FileExistsError):
+            (place / "new").write_text(text)
+            (place / "new").chmod(0o600)
+            os.link(place / "new", path)
+
+    def _replace(self, path: Path, text: str) -> None:
+        with self.workplace() as place:
+            (place / "new").write_text(text)
+            os.replace(place / "new", path)
+
+    def _lock(self, name: str, how: int) -> int | None:
+        """Lock a set's label, and return the descriptor. Return None if there is no label, or if `how` has LOCK_NB and it is locked."""
+        try:
+            lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, how)
+            if os.fstat(lock).st_nlink:  # else `_remove` had the lock before
+                return lock
+        os.close(lock)
+        return None
+
+    def _make_room(self, but: str) -> None:
+        labels = sorted((self._root / "labels").iterdir(), key=_last_used)
+        total = sum(map(_labelled_size, labels))
+        for label in labels:
+            if total > self._size and label.name != but:
+                total -= self._remove(label)
+        for answer in (self._root / "answers").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                if not (self._root / "labels" / answer.read_text()).exists():
+                    answer.unlink()
+        for left in (self._root / "work").iterdir():
+            if time.time() - _last_used(left) > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _remove(self, label: Path) -> int:
+        """Remove a set, and return how many bytes that freed: 0 if the set is in use, or gone already."""
+        size = _labelled_size(label)
+        lock = self._lock(label.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock is None:
+            return 0
+        with self.workplace() as place:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._root / "sets" / label.name, place / "removed")
+            label.unlink(missing_ok=True)  # last: `hold`, which may wait for the lock, sees by it that the set is gone
+            os.close(lock)
+        return size
+
+
+def _files_of(folder: Path, name: str) -> set[str]:
+    """Return the files that a package's RECORD lists. The list may be false: use it only to omit files from a copy or to name modules."""
+    found: set[str] = set()
+    for about in folder.glob("*.dist-info"):
+        if canonicalize_name(about.name.partition("-")[0]) == name:
+            found |= {f"{about.name}/{entry.name}" for entry in about.iterdir()} | {about.name}
+            with contextlib.suppress(FileNotFoundError):
+                found |= {_inside(line.rsplit(",", 2)[0]) for line in (about / "RECORD").read_text().splitlines()}
+    return found
+
+
+def _inside(recorded: str) -> str:
+    """Turn a path in a RECORD into a path in the set. A script is listed as ../../bin/name, but is at bin/name."""
+    return recorded.strip('"').removeprefix("../../")
+
+
+def _prune(folder: Path) -> None:
+    """Remove empty folders, because they could still be imported as namespace packages. The folder itself stays."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
+    folder.mkdir(exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    os.link(source, target, follow_symlinks=False)
+
+
+def _wheels(rows: Sequence[Sequence[str]]) -> tuple[Wheel, ...]:
+    return tuple(Wheel(*one) for one in rows)
+
+
+def _last_used(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _labelled_size(label: Path) -> int:
+    try:
+        return int(json.loads(label.read_text())["size"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _size(folder: Path) -> int:
+    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
+
+
+def shown(source: PackageSource) -> dict[str, str]:
+    """Return a dict from the path at which sessions see all sets to the sets' folder on this host.
+
+    Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
+    """
+    try:
+        return {SHOWN_AT: PackageCache(source.folder, source.cache_size).sets}
+    except PackageError:
+        return {}

@@ -1,0 +1,141 @@
+"""A program that confines itself and runs pip: pip writes below one folder and starts no program, so no code of a package runs here.
+
+If pip could start programs, a wheel could make it build a source package from a URL, in spite of `--only-binary`. This module uses only
+the standard library: it runs in the sessions' Python or, for sessions of an image, in the host's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import runpy
+import socket
+import struct
+import sys
+import zipfile
+
+from .. import syscalls
+
+_READ = 4 | 8  # READ_FILE and READ_DIR of landlock(7); not EXECUTE, which is handled and granted nowhere
+_FIRST_RIGHTS = (1 << 13) - 1  # all that the first version of Landlock knows
+_RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14}  # refer, truncate
+_EXECUTE = 1
+_MEMORY = 2 << 30  # bytes
+_MOST_FILES = 500_000  # of all wheels together; the largest of PyPI have some 30,000
+_MOST_ABOUT = 64 << 20  # bytes of one file that pip reads whole: metadata, or the record of all files
+TOO_LARGE = "wheels hold more than the whole cache may"
+TOO_MUCH_FETCHED = "more was fetched than the whole cache may hold"
+TOO_MUCH_ABOUT = "the metadata of a wheel is larger than 64 MB"
+
+
+def main() -> None:
+    """Confine this process and run pip in it.
+
+    The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS` and pip's own arguments. CODE is the entry of `sys.path` that this module
+    came from. FOLDER is where pip may write. LARGEST is the most bytes of a file, of the unpacked wheels and of all downloads. RUNNER is
+    the script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is "", or as JSON the
+    requirement markers of an image's Python; KNOWN then describes all of its packages.
+    """
+    code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
+    sys.path.remove(code)
+    if markers:
+        answer_for_another(json.loads(markers), runner)
+    else:
+        find_packages()
+    sys.path.append(known)
+    limit(resource.RLIMIT_FSIZE, int(largest))
+    limit(resource.RLIMIT_DATA, _MEMORY)  # zipfile reads a wheel's directory whole, before it can be checked
+    limit_received(int(largest))
+    limit_wheels(int(largest), together="--dry-run" not in arguments)
+    confine(folder)
+    sys.argv = ["pip", *arguments]
+    runpy.run_path(runner, run_name="__main__")
+
+
+def limit(kind: int, size: int) -> None:
+    """Set a resource limit of this process to `size`, or to the hard limit if that is lower."""
+    _, hard = resource.getrlimit(kind)
+    most = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def limit_received(size: int) -> None:
+    """End pip once it has received more than `size` bytes. Without this, the index decides how much pip fetches."""
+    left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
+
+    def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
+        nonlocal left
+        received = read(self, buffer)
+        left -= received or 0
+        if left < 0:
+            refuse_wheel(TOO_MUCH_FETCHED)
+        return received
+
+    socket.SocketIO.readinto = readinto  # type: ignore[assignment, method-assign]
+
+
+def limit_wheels(size: int, *, together: bool) -> None:
+    """End pip before it unpacks a wheel to more than `size` bytes or too many files.
+
+    The wheel's zip directory has the sizes, and zipfile reads no more than it says. With `together`, the limits are for all wheels
+    together. Without, they are for each: while pip looks for versions, it also opens wheels that it will not install.
+    """
+    seen: dict[str, tuple[int, int]] = {}
+
+    class Checked(zipfile.ZipFile):
+        def __init__(self, file, mode="r", *arguments, **options):  # type: ignore[no-untyped-def]
+            super().__init__(file, mode, *arguments, **options)
+            if mode == "r":
+                entries = self.infolist()
+                seen[str(self.filename)] = sum(entry.file_size for entry in entries), len(entries)
+                counted = [*seen.values()] if together else [seen[str(self.filename)]]
+                about = (entry.file_size for entry in entries if ".dist-info/" in entry.filename)
+                if sum(total for total, _ in counted) > size or sum(count for _, count in counted) > _MOST_FILES:
+                    refuse_wheel(TOO_LARGE)
+                if max(about, default=0) > _MOST_ABOUT:
+                    refuse_wheel(TOO_MUCH_ABOUT)
+
+    zipfile.ZipFile = Checked  # type: ignore[misc]
+
+
+def refuse_wheel(reason: str) -> None:
+    """Print the reason and end pip at once, because pip might catch an exception."""
+    print(f"ERROR: {reason}", flush=True)
+    os._exit(1)
+
+
+def answer_for_another(markers: dict[str, str], runner: str) -> None:
+    """Make pip evaluate requirement markers with these values, not with those of the Python that runs it."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
+    from pip._vendor.packaging import markers as read
+
+    del sys.path[0]
+    own = read.default_environment
+    read.default_environment = lambda: {**own(), **markers}  # type: ignore[typeddict-item]
+
+
+def find_packages() -> None:
+    """Add the folders of packages to `sys.path` as `site` does, but run no code of .pth files or sitecustomize."""
+    import site
+
+    site.addpackage = lambda *_: None
+    site.execsitecustomize = lambda: None
+    site.main()
+
+
+def confine(folder: str) -> None:
+    """Let this process read everything, write only below the folder, and execute nothing. This cannot be undone.
+
+    Raise OSError if the kernel has no Landlock: pip must not run then.
+    """
+    version = syscalls.landlock_version()
+    if version == 0:
+        raise OSError(38, "this kernel does not have Landlock, which pip must run in: boot Linux 5.13 or newer with it")
+    rights = _FIRST_RIGHTS | sum(right for since, right in _RIGHT_ADDED_BY_VERSION.items() if version >= since)
+    ruleset = syscalls.landlock_ruleset(struct.pack("=Q", rights))
+    syscalls.landlock_allow(ruleset, "/", _READ)
+    syscalls.landlock_allow(ruleset, folder, rights & ~_EXECUTE)
+    syscalls.no_new_privileges()
+    syscalls.landlock_enforce(ruleset)
+    os.close(ruleset)

@@ -1,0 +1,1 @@
+"""One session of the sandbox: its interpreters, processes, files and checkpoints."""

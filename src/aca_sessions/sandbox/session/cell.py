@@ -1,0 +1,340 @@
+"""An execution as the host sees it: its state while the cell runs, and its result. What the guest reports is validated here."""
+
+import asyncio
+import codecs
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ...errors import GuestDiedError
+from ...models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
+from .. import wire
+from ..policy import INTERRUPT_GRACE, QUEUED_SECONDS, STILL_SECONDS
+
+_MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 writes, each of perhaps one byte
+
+
+class Output:
+    """A reader of a pipe that never blocks. Of a flood of output it keeps only the head and the tail, so memory does not fill."""
+
+    def __init__(self, descriptor: int, limit: int) -> None:
+        """Take over the read end of a pipe. Of what arrives between two calls of `take`, keep the first and the last `limit // 2` bytes."""
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+        self._half = limit // 2
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._dropped = 0
+        self._tell: Callable[[str], None] | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.flooded = False
+        self.read = 0  # bytes in all, those that were cut included
+
+    def follow(self, tell: Callable[[str], None] | None) -> None:
+        """Call `tell` now with the text that was kept so far, and then with each new text. With None, stop that."""
+        self._tell = tell
+        self._decoder.reset()
+        self._pass_on(bytes(self._head + self._tail))
+
+    def drain(self, most: int = 1 << 22) -> bool:
+        """Read what is in the pipe now. Return False at the end of the pipe.
+
+        After `most` bytes or 512 reads, stop and set `flooded`: a guest that writes single bytes must not keep the host busy.
+        """
+        self.flooded, left = False, most
+        for _ in range(_MOST_READS):
+            try:
+                data = os.read(self.descriptor, 1 << 16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self.read += len(data)
+            self._keep(data)
+            self._pass_on(data)
+            left -= len(data)
+            if left <= 0:
+                break
+        self.flooded = True
+        return True
+
+    def take(self) -> str:
+        """Return the text since the last call. Where bytes were cut, a line tells how many."""
+        cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
+        text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
+        self._head, self._tail, self._dropped = bytearray(), bytearray(), 0
+        return text
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self.descriptor)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._tell is not None and (text := self._decoder.decode(data)):
+            self._tell(text)
+
+    def _keep(self, data: bytes) -> None:
+        room = self._half - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        self._tail += data
+        excess = len(self._tail) - self._half
+        if excess > 0:
+            del self._tail[:excess]
+            self._dropped += excess
+
+
+_MAX_DISPLAYS = 1000
+_MAX_FORMS = 50  # of one display; to read 40,000 tiny ones takes 25 ms of the event loop, and their size is charged as 0.3 ms
+_MAX_DISPLAYED = 32 << 20  # characters in all displays of a cell
+_MAX_TEXT = 2 << 20  # characters
+_MAX_NAME = 200  # characters
+_SIZES = range(1 << 63)  # what a size, a length or a pid can be
+_MAX_SIDES = 64  # NumPy 2 allows so many dimensions
+_MAX_OPEN = 64  # questions at a time
+_MAX_QUESTION = 1 << 20  # characters; larger things go by files
+_KINDS = ("input", "call")
+
+
+class CellNotStartedError(Exception):
+    """Raised when the execution was cancelled before the cell was sent to the guest."""
+
+
+class CellNotSentError(GuestDiedError):
+    """Raised when the interpreter ended before the cell was sent. The caller can run the cell in another interpreter."""
+
+
+class Clock:
+    """The seconds that a cell has used of its timeout. The clock is stopped until the cell is sent, and while the cell waits for an answer.
+
+    While the clock is stopped, the processor time of the cell's other threads and processes counts, but never more than the time that has
+    passed. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used: otherwise a cell that asks again and
+    again would have no deadline.
+    """
+
+    def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+        """Create a stopped clock. `computed` returns the processor time of the cell's processes, and `now` the time, in seconds."""
+        self._computed = computed
+        self._now = now
+        self._used = 0.0
+        self._since: float | None = None
+        self._stopped: tuple[float, float] | None = None  # when it was stopped, and the processor time at that moment
+        self._still = 0.0  # seconds without computing in earlier stops
+
+    @property
+    def used(self) -> float:
+        """Return the seconds used until now."""
+        if self._since is not None:
+            return self._used + self._now() - self._since + max(0.0, self._still - STILL_SECONDS)
+        busy, idle = self._while_stopped()
+        return self._used + busy + max(0.0, self._still + idle - STILL_SECONDS)
+
+    def stop(self) -> None:
+        """Pause the clock: until `go_on`, only the cell's processor time counts."""
+        if self._since is not None:
+            self._used += self._now() - self._since
+            self._since, self._stopped = None, (self._now(), self._computed())
+
+    def go_on(self) -> None:
+        """Start the clock, for the first time or after `stop`."""
+        if self._stopped is not None:
+            busy, idle = self._while_stopped()
+            self._used, self._still, self._stopped = self._used + busy, self._still + idle, None
+        self._since = self._now()
+
+    def _while_stopped(self) -> tuple[float, float]:
+        """Return the seconds since `stop` in which the cell's processes computed, and the other seconds."""
+        if self._stopped is None:
+            return 0.0, 0.0
+        waited = self._now() - self._stopped[0]
+        busy = min(max(self._computed() - self._stopped[1], 0.0), waited)
+        return busy, waited - busy
+
+
+class Grace:
+    """The time that an interpreter has to obey a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
+
+    Without the second part, an interpreter on a busy machine would be killed, and lose its variables, although it obeys. At most
+    QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
+    """
+
+    def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
+        """Start to measure. `queued` returns for how many seconds the interpreter has waited for a processor since it started."""
+        self._queued = queued
+        self._now = now
+        self._before = queued()
+        self._until = now() + INTERRUPT_GRACE
+
+    @property
+    def left(self) -> float:
+        """Return the seconds left, which are negative once the time is over."""
+        return self._until + min(max(self._queued() - self._before, 0.0), QUEUED_SECONDS) - self._now()
+
+
+class Cell:
+    """The state of an execution: whether it has started or finished, its displays, and its questions without an answer."""
+
+    def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
+        """Create the state of an execution that has not started. `tell` receives each event as it happens.
+
+        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all are refused.
+        """
+        loop = asyncio.get_running_loop()
+        self.execution = execution
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.finished: asyncio.Future[wire.Finished] = loop.create_future()
+        self.turned: asyncio.Future[None] = loop.create_future()  # done when the clock stops or starts; see `_turn`
+        self.displays: list[Display] = []
+        self.files: list[FileChange] = []
+        self.processes: list[RunningProcess] = []
+        self.variables: list[VariableChange] = []
+        self.overran: float | None = None  # the timeout in seconds, if the cell exceeded it
+        self.clock: Clock  # made when the cell is sent
+        self.open: set[int] = set()  # numbers of questions without an answer
+        self.tell = tell
+        self._answered = answered
+        self._room = _MAX_DISPLAYED
+        self._sizes: list[int] = []
+        self._places: dict[str, int] = {}  # of the latest display of each name
+
+    def show(self, shown: wire.Shown) -> None:
+        """Add a display. An update replaces the display of the same name. Raise WireError if the displays exceed a limit."""
+        # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
+        if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
+            raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
+        size = sum(len(mime) + len(content) for mime, content in shown.data.items())
+        place = self._places.get(shown.name) if shown.name and shown.update else None
+        if place is None:
+            place = len(self.displays)
+            self.displays.append(Display({}))
+            self._sizes.append(0)
+        self._room += self._sizes[place] - size
+        self._sizes[place] = size
+        self.displays[place] = Display(shown.data, shown.name)
+        if shown.name:
+            self._places[shown.name] = place
+        if len(self.displays) > _MAX_DISPLAYS or self._room < 0:
+            raise wire.WireError(f"a cell must show at most {_MAX_DISPLAYS} displays, and {_MAX_DISPLAYED} characters in them")
+        if self.tell is not None:
+            self.tell(Event(kind="display", display=self.displays[place]))
+
+    def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        """Report what the cell wrote to a stream as an event, if events are wanted."""
+        if self.tell is not None:
+            self.tell(Event(kind=stream, text=text))
+
+    def ask(self, asked: wire.Asked) -> bool:
+        """Register a question and stop the clock. Return False if the caller does not answer questions of this kind.
+
+        Raise WireError if the question is malformed or too long, if its number is in use, or if 64 questions are open.
+        """
+        if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
+            raise wire.WireError(
+                f"a question must have a known kind, a new number and at most {_MAX_QUESTION} characters; {len(self.open)} are open"
+            )
+        if asked.about not in self._answered or self.tell is None:
+            return False
+        self.open.add(asked.number)
+        self.clock.stop()
+        self._turn()
+        self.tell(Event(kind="call" if asked.about == "call" else "input", text=asked.text, number=asked.number))
+        return True
+
+    def answered(self, number: int) -> bool:
+        """Mark a question as answered, and start the clock if none is open any more. Return False if it was not open."""
+        if number not in self.open:
+            return False
+        self.open.remove(number)
+        if not self.open:
+            self.clock.go_on()
+        self._turn()
+        return True
+
+    def _turn(self) -> None:
+        """Wake the deadline loop so that it recomputes the time left."""
+        turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
+        turned.set_result(None)
+
+    def finish(self, finished: wire.Finished) -> None:
+        """Validate and keep the guest's last frame of the execution. Raise WireError if it exceeds a limit."""
+        for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
+            if isinstance(text, str) and len(text) > _MAX_TEXT:
+                raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")
+        rows = (len(finished.files), len(finished.processes), len(finished.variables))
+        if rows[0] > wire.MOST_FILES or rows[1] > wire.MOST_PROCESSES or rows[2] > wire.MOST_VARIABLES:
+            raise wire.WireError(f"a result has more files, processes or variables than the host accepts: {rows}")
+        for file, size, path in finished.files:
+            if size not in _SIZES:
+                raise wire.WireError("the size of a file must be from 0 to 2**63 - 1")
+            self.files.append(FileChange(path, file, size))
+        for pid, name in finished.processes:
+            if pid not in _SIZES:
+                raise wire.WireError("a pid must be from 0 to 2**63 - 1")
+            self.processes.append(RunningProcess(pid, name))
+        for variable, size, sides, type, name in finished.variables:
+            if size not in _SIZES or len(sides) > _MAX_SIDES or not all(map(_SIZES.__contains__, sides)):
+                raise wire.WireError(f"the sizes of a variable must be at most {_MAX_SIDES} numbers from 0 to 2**63 - 1")
+            self.variables.append(VariableChange(name, variable, type, tuple(sides) or None, size))
+        self.finished.set_result(finished)
+
+    def result(
+        self, cause: str | None, *, stdout: str, stderr: str, processes: tuple[RunningProcess, ...], duration: float
+    ) -> CodeExecutionResult:
+        """Return the result. Its `state` covers only this execution: the session's ledger replaces it later.
+
+        Args:
+            cause: Why the interpreter died. It is ignored if the cell has finished.
+            stdout: The text of stdout.
+            stderr: The text of stderr.
+            processes: The processes that the cell left running.
+            duration: Seconds from the moment the host sent the cell.
+        """
+        finished = self.finished.result() if self.finished.done() else None
+        error = None
+        if self.overran is not None:
+            ended = "interrupted" if finished else "killed"
+            error = CodeError("TimeoutError", f"the cell ran longer than {self.overran:g} s and was {ended}")
+        elif finished is None:
+            error = CodeError("InterpreterDied", f"the session's interpreter ended ({cause})")
+        elif finished.error_name is not None:
+            error = CodeError(finished.error_name, finished.error_message, finished.error_traceback)
+        if error is not None:
+            stderr = "\n".join(filter(None, (stderr.rstrip("\n"), error.traceback or str(error))))
+        return CodeExecutionResult(
+            stdout=stdout,
+            stderr=stderr,
+            value=finished.value if finished else None,
+            text=finished.text if finished else None,
+            value_is_none=finished is not None and finished.value_is_none,
+            displays=tuple(self.displays),
+            files=tuple(self.files) if finished else (),  # a refused frame may have added some
+            processes=processes,
+            variables=tuple(self.variables) if finished else (),
+            error=error,
+            state=State() if finished else State(variables="lost", processes="ended", reason=cause),
+            duration=duration,
+        )
+
+    def clear(self) -> None:
+        """Drop all displays so far from the result, and report that as an event."""
+        self.displays.clear()
+        self._sizes.clear()
+        self._places.clear()
+        self._room = _MAX_DISPLAYED
+        if self.tell is not None:
+            self.tell(Event(kind="clear"))
+
+
+def reason_of(status: int | None) -> str:
+    """Return why an interpreter ended: `exit`, `crash` (by a signal or its own failure) or `killed` (by SIGKILL, or for an unknown reason).
+
+    `status` is the wait status (wait(2)), or None if it is unknown, as when the session's first process ended before it could report one.
+    """
+    if status is None:
+        return "killed"
+    if os.WIFEXITED(status):
+        return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
+    return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"

@@ -1,0 +1,346 @@
+"""The host's side of the connection to an interpreter: a socket for cells, and pipes for the guest's frames, stdout and stderr."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from .. import wire
+from .cell import Output
+
+_READ_AT_ONCE, _STREAM_READ_AT_ONCE = 1 << 18, 1 << 20
+_UNIT = 1 << 14  # bytes. To read so many costs about as much as an empty frame, 10 µs: that is one unit of work
+_A_TURN = 64  # units before other sessions get the event loop: about 1 ms
+_BURST = 8192  # units that a guest may use at once; all displays of an honest cell take 2,500
+_A_SECOND = 5000  # units per second after that: about a twentieth of the event loop
+_LAST, _LAST_READS = 1024, 4  # units for each read, and reads, after a guest has died
+_MOST_UNFINISHED = 256 << 20  # bytes of all sessions together
+_THROTTLED_SECONDS = 0.02
+_SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait in its pipe
+
+
+class Unfinished:
+    """The bytes of frames that guests have begun and not finished. All event loops of this process share one limit.
+
+    Beyond the limit, the frame that was begun first is refused, because an honest guest writes a frame without a pause.
+    """
+
+    def __init__(self, most: int = _MOST_UNFINISHED) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._held: dict[Inbox, int] = {}  # in the order in which their frames were begun
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes that are counted now."""
+        with self._lock:
+            return sum(self._held.values())
+
+    def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
+        """Record how many bytes of an unfinished frame an inbox holds. If all inboxes exceed the limit, refuse the oldest frames.
+
+        Less than 256 KiB is not counted. With `anew`, the inbox has begun another frame since the last call, which is now the youngest.
+        """
+        with self._lock:
+            if anew or size < _SMALL:
+                self._held.pop(inbox, None)
+            if size < _SMALL:
+                return
+            self._held[inbox] = size
+            excess = sum(self._held.values()) - self._most
+            while excess > 0:
+                oldest = next(iter(self._held))
+                excess -= self._held.pop(oldest)
+                oldest.give_up_soon()
+
+
+_unfinished = Unfinished()
+
+
+class Inbox:
+    """The reader of the frames that one guest writes to its pipe. It works on the event loop that calls `listen`."""
+
+    def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
+        """Take over the read end of a pipe. All inboxes that share `unfinished` share its limit."""
+        os.set_blocking(pipe, False)
+        self._pipe = pipe
+        self._unfinished = unfinished
+        self._frames = wire.Frames(wire.MAX_FROM_GUEST)
+        self._complete: Iterator[bytes] = iter(())
+        self._units = 0.0  # of work that was caused in this turn
+        self._credit, self._since = float(_BURST), time.monotonic()  # units that the guest may still cause, and since when
+        self._open = self._watched = self._is_counted = False
+        self.most = 0  # the size of the largest payload that may come now; a larger one is refused
+
+    def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
+        """Start reading, and pass each frame to `take`. Stop after a refused frame, and at the end of the pipe.
+
+        Args:
+            take: Called with each payload. It raises WireError to refuse it.
+            most: The size in bytes of the largest payload that is accepted. The attribute `most` changes it later.
+            forged: Called after a refused frame.
+            silent: Called at the end of the pipe.
+        """
+        self._take, self.most, self._forged, self._silent = take, most, forged, silent
+        self._loop = asyncio.get_running_loop()
+        self._open = True
+        self._watch(True)
+
+    def charge(self, size: int) -> None:
+        """Count bytes read from stdout and stderr as work that the guest caused. After too much work, reading pauses."""
+        self._units += size / _UNIT
+
+    def finish(self) -> None:
+        """Pass on the frames that a dead or doomed guest wrote, in at most 4 reads, then stop."""
+        if self._open:
+            self._watch(False)
+            with contextlib.suppress(wire.WireError, BlockingIOError):
+                for _ in range(_LAST_READS):
+                    _, all_taken = self._take_some(_LAST)
+                    if not (all_taken and (data := os.read(self._pipe, _READ_AT_ONCE))):
+                        break
+                    self._complete = self._frames.feed(data)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop reading, and drop frames that were not passed on."""
+        self._open = False
+        self._watch(False)
+        self._complete, self._frames = iter(()), wire.Frames(0)
+        self._unfinished.note(self, 0, anew=True)
+
+    def give_up_soon(self) -> None:
+        """Make the inbox's event loop refuse the unfinished frame and stop reading. Any thread may call this."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
+            self._loop.call_soon_threadsafe(self._refuse)
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self.stop()
+        os.close(self._pipe)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._pipe, _READ_AT_ONCE)
+        except BlockingIOError:
+            return
+        if not data:
+            self.stop()
+            self._silent()
+            return
+        self._complete = self._frames.feed(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Pass on frames worth 64 units of work (`_UNIT`), the rest in later turns of the event loop. After too much work, pause."""
+        try:
+            taken, all_taken = self._take_some(_A_TURN)
+        except wire.WireError:
+            self._refuse()
+            return
+        if not self._open:
+            return
+        now = time.monotonic()
+        self._credit = min(_BURST, self._credit + (now - self._since) * _A_SECOND) - self._units
+        self._since = now
+        size = len(self._frames.rest)
+        if size >= _SMALL or self._is_counted:
+            self._is_counted = size >= _SMALL
+            self._unfinished.note(self, size, anew=taken > 0)
+        wanted = all_taken and self._credit >= 0
+        if wanted is not self._watched:
+            self._watch(wanted)
+        if not wanted:
+            self._loop.call_later(max(0.0, -self._credit / _A_SECOND), self._resume)
+
+    def _resume(self) -> None:
+        if self._open:
+            self._go_on()
+
+    def _take_some(self, most: float) -> tuple[int, bool]:
+        """Pass on frames until they have cost `most` units of work. Return their number, and whether all complete ones were passed on."""
+        self._units, taken = 0.0, 0
+        while self._units < most and self._open:
+            self._frames.limit = self.most
+            payload = next(self._complete, None)
+            if payload is None:
+                return taken, True
+            self._take(payload)
+            taken += 1
+            self._units += 1 + len(payload) / _UNIT
+        return taken, False
+
+    def _refuse(self) -> None:
+        if self._open:
+            self.stop()
+            self._forged()
+
+    def _watch(self, wanted: bool) -> None:
+        if wanted is not self._watched:
+            self._watched = wanted
+            self._loop.add_reader(self._pipe, self._read) if wanted else self._loop.remove_reader(self._pipe)
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A frame that is not completely written yet."""
+
+    left: memoryview
+    descriptors: Sequence[int]
+    written: asyncio.Future[None]
+    begun: bool = False
+
+
+class Outbox:
+    """A queue of frames that are written to a socket in the order in which they came.
+
+    Only this object writes, because several tasks send at the same time and a frame may be larger than the socket's buffer. A frame that
+    was begun is written to its end, even if its sender was cancelled. While the outbox waits for a guest that does not read, the host goes
+    on reading from the guest, because the guest may be waiting for that.
+    """
+
+    def __init__(self, link: socket.socket) -> None:
+        """Prepare to write to a connected socket. The caller stays its owner and closes it."""
+        link.setblocking(False)
+        self._link = link
+        self._waiting: deque[_Outgoing] = deque()
+        self._watched = False
+        self._open = True
+        self.size = 0  # bytes that are not written yet
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
+        """Queue a frame. The future is done when the frame is written or dropped. Cancelling it drops a frame that was not begun."""
+        written = asyncio.get_running_loop().create_future()
+        if not self._open:
+            written.set_result(None)
+            return written
+        self._waiting.append(_Outgoing(memoryview(data), descriptors, written))
+        self.size += len(data)
+        if not self._watched:
+            self._write()
+        return written
+
+    def close(self) -> None:
+        """Drop all frames that are not written, and stop writing."""
+        self._open = False
+        self._watch(False)
+        while self._waiting:
+            self._drop()
+
+    def _write(self) -> None:
+        """Write a part of the first frame by one send. The rest follows in later turns of the event loop."""
+        while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
+            self._drop()
+        if self._waiting:
+            frame = self._waiting[0]
+            try:
+                sent = socket.send_fds(self._link, [frame.left], frame.descriptors) if frame.descriptors else self._link.send(frame.left)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()  # the reader is gone; other code notices the interpreter's death
+                return
+            if sent:
+                frame.begun, frame.descriptors, frame.left = True, (), frame.left[sent:]  # descriptors go with the first byte
+                self.size -= sent
+            if not frame.left:
+                self._drop()
+        if bool(self._waiting) is not self._watched:
+            self._watch(not self._watched)
+
+    def _drop(self) -> None:
+        frame = self._waiting.popleft()
+        self.size -= len(frame.left)
+        if not frame.written.done():
+            frame.written.set_result(None)
+
+    def _watch(self, wanted: bool) -> None:
+        if wanted is self._watched:
+            return
+        self._watched = wanted
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ValueError):  # the socket was closed
+            loop.add_writer(self._link, self._write) if wanted else loop.remove_writer(self._link)
+
+
+class Channel:
+    """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
+
+    def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
+        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. For `limit` see `Output`."""
+        self._link = link
+        self.streams = (Output(streams[0], limit), Output(streams[1], limit))
+        self.inbox = Inbox(said)
+        self._outbox = Outbox(link)
+        self._watched: set[int] = set()
+        self._open = True
+
+    @property
+    def unread(self) -> tuple[int, int]:
+        """Return how many frames to the guest are not completely sent, and how many bytes. The socket's buffer counts as sent."""
+        return len(self._outbox), self._outbox.size
+
+    def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
+        """Start reading frames, stdout and stderr, as `Inbox.listen` describes."""
+        self.inbox.listen(take, most=most, forged=forged, silent=silent)
+        for stream in self.streams:
+            self._listen_again(stream)
+
+    def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
+        """Send a frame and optional descriptors. See `Outbox.put` for the returned future."""
+        return self._outbox.put(wire.frame(message), descriptors)
+
+    def drain(self) -> None:
+        """Read what the guest has written to stdout and stderr so far."""
+        for stream in self.streams:
+            before = stream.read
+            stream.drain()
+            if stream.read > before:
+                self.inbox.charge(stream.read - before)
+
+    def stop(self) -> None:
+        """Pass on the frames that the guest wrote so far, then stop reading and writing."""
+        self._open = False
+        self.inbox.finish()
+        self._outbox.close()
+        for descriptor in [*self._watched]:
+            self._unwatch(descriptor)
+
+    def close(self) -> None:
+        """Stop, and close the socket and the pipes."""
+        self.stop()
+        for stream in self.streams:
+            stream.close()
+        self.inbox.close()
+        self._link.close()
+
+    def _on_output(self, stream: Output) -> None:
+        """Read a stream. If it is flooded, do not read it again for 0.02 s, so that other sessions get their turn."""
+        # What is not read stays in the pipe. A full pipe holds up its writer alone.
+        if not stream.drain(_STREAM_READ_AT_ONCE):
+            self._unwatch(stream.descriptor)
+        elif stream.flooded:
+            self._unwatch(stream.descriptor)
+            asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, stream)
+
+    def _listen_again(self, stream: Output) -> None:
+        if self._open:
+            self._watch(stream.descriptor, partial(self._on_output, stream))
+
+    def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_reader(descriptor, callback)
+        self._watched.add(descriptor)
+
+    def _unwatch(self, descriptor: int) -> None:
+        if descriptor in self._watched:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            self._watched.remove(descriptor)

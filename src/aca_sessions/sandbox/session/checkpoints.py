@@ -1,0 +1,181 @@
+"""The checkpoints of a session. A checkpoint keeps the variables in a forked interpreter that waits, and the files as a copy.
+
+Taking a checkpoint and rolling back to one happen between two cells.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from anyio import to_thread
+
+from ...errors import ACASessionsError, GuestDiedError, SnapshotError
+from ...lifetime import Tasks
+from ...models import Checkpoint
+from ..forkserver import ForkServer, limiter
+from ..policy import Limits
+from . import copies
+from .descriptors import Tree
+from .files import Files
+from .interpreter import Interpreter, fork
+
+
+@dataclass(slots=True)
+class SessionCheckpoint:
+    """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
+
+    `position` is the position in the session's ledger at that time. A hidden checkpoint belongs to a transactional cell, and is not listed.
+    """
+
+    id: str
+    name: str | None
+    created: datetime
+    interpreter: Interpreter
+    tree: Tree
+    files: Files
+    size: int
+    left_behind: tuple[str, ...]
+    hidden: bool = False
+    position: int = 0
+
+    def describe(self) -> Checkpoint:
+        """Return the checkpoint as its user sees it."""
+        return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
+
+
+class Checkpoints:
+    """The checkpoints of one session. They count towards the session's memory. If there are too many, the oldest are removed."""
+
+    def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
+        self._fork_server = fork_server
+        self._tree = tree
+        self._files = files
+        self._limits = limits
+        self._taken: list[SessionCheckpoint] = []
+        self._tasks = Tasks()
+
+    @property
+    def usable(self) -> list[SessionCheckpoint]:
+        """Return the checkpoints that users can roll back to, the oldest first: not hidden, and with a live interpreter."""
+        return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
+
+    def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
+        """Return a usable checkpoint by name or id, or the latest one if both are None. Raise SnapshotError if there is none.
+
+        An id is compared only if no checkpoint has the name. If several have the name, the latest is returned.
+        """
+        latest_first = self.usable[::-1]
+        found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
+        found += [checkpoint for checkpoint in latest_first if id is not None and checkpoint.id == id]
+        if found:
+            return found[0]
+        if id is None and name is None and latest_first:
+            return latest_first[0]
+        asked = name if name is not None else id
+        if asked is None:
+            raise SnapshotError("the session does not have a checkpoint to return to: take one first")
+        raise SnapshotError(
+            f"the checkpoint {asked!r:.80} does not exist: it was removed, or ended to free memory. `checkpoints()` lists the others"
+        )
+
+    async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
+        """Fork the interpreter `live` and copy the files. Return this checkpoint. If there are too many now, remove the oldest."""
+        tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
+        files = Files(tree, self._files.room)
+        most, allocate = self._limits.checkpoint_files, live.home.allocate
+        copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=most, allocate=allocate)))
+        try:  # forked while the files are copied
+            interpreter, left = await fork(live, self._tree, self._limits)
+        except BaseException:
+            await asyncio.gather(copying, return_exceptions=True)
+            await self._drop_tree(tree, files)
+            raise
+        try:
+            copied = await copying
+        except BaseException:
+            await interpreter.close()
+            await self._drop_tree(tree, files)
+            raise
+        if copied.left_out:
+            left.append(f"{copied.left_out} pipes, sockets or devices among the files")
+        checkpoint = SessionCheckpoint(
+            str(next(numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden
+        )
+        self._taken.append(checkpoint)
+        await self._drop_oldest()
+        return checkpoint
+
+    async def prepare(self, checkpoint: SessionCheckpoint) -> Interpreter:
+        """Return an interpreter with the variables of a checkpoint, ready for cells.
+
+        It is a fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its own
+        interpreter is returned. Raise SnapshotError if the checkpoint was removed or does not answer.
+        """
+        if checkpoint not in self._taken:
+            raise SnapshotError(
+                f"the checkpoint {checkpoint.id!r} was removed, because the session was reset or ended meanwhile: take a new one"
+            )
+        try:
+            if checkpoint.hidden:
+                await checkpoint.interpreter.ping()
+                return checkpoint.interpreter
+            interpreter, _ = await fork(checkpoint.interpreter, self._tree, self._limits)
+            try:
+                await interpreter.ping()
+            except BaseException:
+                await interpreter.close()
+                raise
+            return interpreter
+        except ACASessionsError as error:
+            raise SnapshotError(f"cannot return to the checkpoint {checkpoint.id!r}, so roll back to another one: {error}") from error
+
+    async def drop(self, checkpoint: SessionCheckpoint) -> None:
+        """Remove a checkpoint and end its interpreter. Do nothing if the checkpoint was removed already."""
+        if checkpoint in self._taken:
+            self._taken.remove(checkpoint)
+            await self._tasks.to_its_end(self._end(checkpoint))
+
+    def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
+        """Remove a hidden checkpoint in the background, if it was not removed already.
+
+        With `returned_to`, keep its interpreter alive, because the session goes on with that interpreter.
+        """
+        if checkpoint in self._taken:
+            self._taken.remove(checkpoint)
+            self._tasks.start(self._drop_tree(checkpoint.tree, checkpoint.files) if returned_to else self._end(checkpoint))
+
+    async def clear(self, *, hidden: bool = True) -> None:
+        """Remove all checkpoints. With `hidden=False`, keep hidden ones."""
+        for checkpoint in [*self._taken]:
+            if hidden or not checkpoint.hidden:
+                await self.drop(checkpoint)
+        await self._tasks.finish()
+
+    def abandon(self) -> None:
+        """Remove all checkpoints without waiting. For use when their event loop is closed."""
+        for checkpoint in self._taken:
+            checkpoint.interpreter.abandon()
+            checkpoint.files.close()
+            self._fork_server.drop_tree(checkpoint.tree)
+        self._taken.clear()
+
+    async def _drop_oldest(self) -> None:
+        """Remove the oldest checkpoints until their number and the bytes of their files are within the limits.
+
+        The latest one and hidden ones stay. Hidden ones do not count.
+        """
+        while len(own := [checkpoint for checkpoint in self._taken if not checkpoint.hidden]) > 1 and (
+            len(own) > self._limits.checkpoints or sum(checkpoint.size for checkpoint in own) > self._limits.disk
+        ):
+            await self.drop(own[0])
+
+    async def _end(self, checkpoint: SessionCheckpoint) -> None:
+        await checkpoint.interpreter.close()
+        await self._drop_tree(checkpoint.tree, checkpoint.files)
+
+    async def _drop_tree(self, tree: Tree, files: Files) -> None:
+        await to_thread.run_sync(files.close)
+        with suppress(GuestDiedError):  # its memory ended with the fork server
+            await to_thread.run_sync(self._fork_server.drop_tree, tree, limiter=limiter())

@@ -1,0 +1,451 @@
+"""Copies of a session's files: from one workspace to another, and back when a checkpoint is restored. All calls block.
+
+They act as the guest's user, by descriptors, and never follow the guest's links.
+
+A restored file keeps its inode, even if it was renamed since the checkpoint. So if the checkpoint's interpreter has a file open (a log, a
+database), it still writes to the file of that name. A restore first prepares everything; if that fails, nothing is changed. Only then does
+it change the files, which has no reason to fail.
+"""
+
+import errno
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+
+from ...errors import PartlyRestoredError, SnapshotError
+from ...guest_text import shown_name
+from ..limits.capacity import explained_shortage
+from ..limits.memory import Allocate
+from . import trees
+from .files import HIDDEN, Files
+from .trees import (
+    BLOCK,
+    FOLDER,
+    READ,
+    WRITE,
+    Copy,
+    add_rights,
+    folder_of,
+    link,
+    opened,
+    parent_of,
+    read_link,
+    remove,
+    set_attributes,
+    set_mode,
+    walk,
+)
+
+_AT_ONCE = 16  # files, each of which has two descriptors open
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The result of a copy: how many bytes were copied, and how many pipes, sockets and devices were left out."""
+
+    size: int
+    left_out: int
+
+
+def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copied:
+    """Copy all files into an empty workspace, hard links and holes included.
+
+    Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
+    `allocate` charges the session for the memory of the copies.
+    """
+    try:
+        with explained_shortage("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
+            return _Copying(here, there, target.origins, allocate).copy_all(most, target.room())
+    except OSError as error:
+        raise SnapshotError(
+            f"cannot copy the session's files for a checkpoint or branch: {error.strerror}"
+        ) from None  # unchained: the cause would name files of the guest
+
+
+class _Copying:
+    def __init__(self, here: int, there: int, origins: dict[int, int], allocate: Allocate) -> None:
+        self._here = here
+        self._there = there
+        self._origins = origins
+        self._allocate = allocate
+        self._made: list[Copy] = []  # files that are made but not filled yet
+        self._open = ExitStack()  # closes both descriptors of each of them
+        self._linked: dict[int, str] = {}  # of each inode with several names: the path of the first copied one
+
+    def copy_all(self, most: int, room: int) -> Copied:
+        entries = [*walk(self._here)]
+        files = {status.st_ino: status for _, status in entries if stat.S_ISREG(status.st_mode)}.values()
+        size, space = sum(status.st_size for status in files), sum(status.st_blocks * BLOCK for status in files)
+        if size > most:
+            raise SnapshotError(
+                f"the files have {size >> 20} MB, a checkpoint keeps at most {most >> 20} MB: delete some, or raise "
+                "ACASessions:Sandbox:Limits:CheckpointMegabytes"
+            )
+        if space > room:
+            raise SnapshotError(
+                f"the files take {space >> 20} MB, and there is room for {max(room, 0) >> 20} MB more in a session, its branches and its "
+                "checkpoints together: delete files or variables, close branches, or remove checkpoints"
+            )
+        left_out = sum(self._copy(entries[start : start + _AT_ONCE]) for start in range(1, len(entries), _AT_ONCE))
+        for path, status in reversed(entries):  # last: making entries changes a folder's times, and its mode may forbid making them
+            if stat.S_ISDIR(status.st_mode):
+                with opened(self._there, path, FOLDER) as folder:
+                    set_attributes(folder, status)
+        return Copied(size, left_out)
+
+    def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
+        """Copy some entries. Return how many pipes, sockets and devices were left out."""
+        with self._open:
+            left_out = sum(not self._make(path, status) for path, status in entries)
+            # Memory is allocated for all of them at once: one by one would take twice the time.
+            self._allocate([part for copy in self._made for part in copy.parts])
+            for copy in self._made:
+                copy.fill()
+            self._made.clear()
+        return left_out
+
+    def _make(self, path: str, status: os.stat_result) -> bool:
+        """Copy one entry, but leave a file empty. Return False, and make nothing, for a pipe, socket or device."""
+        kind = stat.S_IFMT(status.st_mode)
+        if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
+            return False
+        with parent_of(self._there, path) as (folder, name):
+            if status.st_ino in self._linked:
+                link(self._there, self._linked[status.st_ino], folder, name)
+                return True
+            if kind == stat.S_IFDIR:
+                os.mkdir(name, 0o700, dir_fd=folder)
+                self._origins[os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino] = status.st_ino
+            elif kind == stat.S_IFLNK:
+                os.symlink(read_link(self._here, path), name, dir_fd=folder)
+            else:
+                source = self._open.enter_context(opened(self._here, path, READ))
+                copy = self._open.enter_context(closing(Copy(source, folder, name, status.st_size)))
+                self._origins[copy.inode] = os.fstat(source).st_ino
+                self._made.append(copy)
+            if status.st_nlink > 1 and kind != stat.S_IFDIR:
+                self._linked[status.st_ino] = path
+        return True
+
+
+_MAX_PATH = 4096  # bytes, with the NUL at the end
+_MOST_NAMED = 20  # files in `cut_off`; the others are counted
+
+
+def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
+    """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
+
+    Raise SnapshotError if that is impossible: then the live files are as they were, each with its inode. Raise PartlyRestoredError if only
+    some were restored, which can happen only if a process writes at the same time. `allocate` charges the session for new content.
+    """
+    try:
+        with checkpoint.as_guest() as source, live.as_guest() as target:
+            restoration = _Restoration(source, target, checkpoint.origins, allocate)
+            restoration.prepare()
+            restoration.commit()
+    except OSError as error:
+        raise SnapshotError(
+            f"cannot restore the files, which are unchanged: {_reason(error)}"
+        ) from None  # unchained: the cause would name files of the guest
+
+
+def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
+    """Return the former paths of files that a process has open although they were deleted, relative to /mnt/data and sorted.
+
+    `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
+    which files the process has open.
+    """
+    try:
+        with live.as_guest() as top:
+            tree = os.fstat(top).st_dev
+        # Root with CAP_SYS_PTRACE may look, and so may an ordinary user, who owns the user namespace that all sessions are in. Root that
+        # acts as the guest may not: the /proc entries of a process that is not dumpable belong to root.
+        found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", tree))}
+    except OSError:
+        return None
+    more = len(found) - _MOST_NAMED
+    return (*sorted(found)[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else []))
+
+
+def _deleted_name(entry: str, tree: int) -> str | None:
+    try:
+        status = os.stat(entry)
+        path = os.readlink(entry)
+    except FileNotFoundError:
+        return None  # it was closed meanwhile
+    if status.st_dev != tree or status.st_nlink:
+        return None
+    name = path.removesuffix(" (deleted)").removeprefix("/mnt/data").lstrip("/")
+    return shown_name(name)
+
+
+class _Restoration:
+    """One restore of a workspace. `_wanted` has the checkpoint's entries by path, and `_found` those of the workspace now."""
+
+    def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
+        self._source = source
+        self._target = target
+        self._origins = origins
+        self._allocate = allocate
+        self._wanted: dict[str, os.stat_result] = {}
+        self._found: dict[str, os.stat_result] = {}
+        self._inodes: dict[int, int] = {}  # by wanted inode: the found inode that becomes it
+        self._at: dict[int, str] = {}  # by wanted inode: a path that leads to its file by now
+        self._kept = {""}  # paths that stay names of the same inodes
+        self._moved: list[str] = []  # wanted paths whose inode is at another path now
+        self._changed: dict[str, bool] = {}  # files whose attributes differ, and whether their contents differ too
+        self._made: dict[str, str] = {}  # hidden names in the top folder, by the paths that they will have
+        self._hidden = f"{HIDDEN}{secrets.token_hex(8)}-"
+        self._numbers = itertools.count()
+        self._is_tight = False  # whether there is only space after other files were removed
+        self._undo = ExitStack()
+        self._failures: list[Exception] = []
+
+    def prepare(self) -> None:
+        """Decide what to change, and reserve space, unless removals will free enough. Raise OSError or SnapshotError, with all undone."""
+        with self._undo:
+            self._look()
+            self._match()
+            self._locate()
+            self._compare()
+            try:
+                self._make_all()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._fits():
+                    raise
+                self._is_tight = True  # there is no space beside what will be removed, but there is in its place
+            self._undo.pop_all()
+
+    def commit(self) -> None:
+        """Make all changes that `prepare` decided on. If some fail, make the others, and then raise PartlyRestoredError."""
+        doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
+        if self._is_tight:
+            self._drop_contents()
+        self._each(self._take_aside, self._moved)
+        self._each(self._discard, doomed)
+        if self._is_tight:
+            self._each(self._trim, self._files())
+            self._each(self._make, self._new())
+        self._each(self._place, self._wanted)
+        self._each(self._rewrite, self._changed)
+        self._each(self._settle, [path for path, status in self._wanted.items() if stat.S_ISDIR(status.st_mode)][::-1])
+        self._each(self._discard, [*self._made.values()])
+        if self._failures:
+            raise PartlyRestoredError(
+                f"only a part of the files was restored: {_reason(self._failures[0])}. Check the files, or roll back again"
+            )
+
+    def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
+        for path in paths:
+            try:
+                do(path)
+            except (OSError, SnapshotError) as error:
+                self._failures.append(error)
+
+    def _look(self) -> None:
+        for path, status in walk(self._source):
+            self._wanted[path] = status
+            if stat.S_IFMT(status.st_mode) not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
+                raise SnapshotError("the checkpoint holds a pipe, socket or device, so the files are unchanged: roll back to another one")
+        top = os.fstat(self._target)
+        self._undo.callback(os.utime, self._target, ns=(top.st_atime_ns, top.st_mtime_ns))
+        for path, status in walk(self._target, lambda folder: not self._wants_folder(folder)):
+            self._found[path] = status
+            if stat.S_ISDIR(status.st_mode) and self._wants_folder(path):
+                self._open_up(path, stat.S_IRWXU)
+
+    def _wants_folder(self, path: str) -> bool:
+        return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
+
+    def _match(self) -> None:
+        """Choose the inode of each wanted entry: the one it was copied from, else the one at its path, else a new one."""
+        # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
+        places = self._places()
+        for path, status in self._wanted.items():
+            place = places.get(self._origins.get(status.st_ino, -1))
+            if place is not None and self._is_alike(path, place):
+                self._inodes[status.st_ino] = self._found[place].st_ino
+        taken = {*self._inodes.values()}
+        for path, status in self._wanted.items():
+            if status.st_ino not in self._inodes and self._is_alike(path, path) and self._found[path].st_ino not in taken:
+                self._inodes[status.st_ino] = self._found[path].st_ino
+                taken.add(self._found[path].st_ino)
+
+    def _places(self) -> dict[int, str]:
+        """Return a path for each inode number in the workspace. Leave out paths that are too long for the kernel."""
+        return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
+
+    def _is_alike(self, path: str, place: str) -> bool:
+        wanted, found = self._wanted[path], self._found.get(place)
+        if found is None or stat.S_IFMT(wanted.st_mode) != stat.S_IFMT(found.st_mode):
+            return False
+        return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
+
+    def _locate(self) -> None:
+        """Decide which paths keep their inode, and which get one that is at another path now."""
+        for path, status in self._wanted.items():
+            stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
+            if stays and folder_of(path) in self._kept:
+                self._kept.add(path)
+                self._at.setdefault(status.st_ino, path)
+        places = self._places()
+        for path, status in self._wanted.items():
+            if status.st_ino in self._inodes and status.st_ino not in self._at and not stat.S_ISDIR(status.st_mode):
+                self._moved.append(path)
+                self._at[status.st_ino] = place = places[self._inodes[status.st_ino]]
+                self._open_up(folder_of(place), stat.S_IRWXU)
+
+    def _new(self) -> list[str]:
+        others = {*self._kept, *self._moved}
+        return [path for path in self._wanted if path not in others]
+
+    def _files(self) -> list[str]:
+        """Return the first path of each wanted file that will use an inode of the workspace."""
+        return [path for inode, path in self._firsts().items() if inode in self._inodes]
+
+    def _firsts(self) -> dict[int, str]:
+        return {status.st_ino: path for path, status in reversed(self._wanted.items()) if stat.S_ISREG(status.st_mode)}
+
+    def _compare(self) -> None:
+        for inode, path in self._firsts().items():
+            with opened(self._source, path, READ) as source:  # raises before anything is changed if one cannot be read
+                if inode in self._inodes:
+                    self._compare_file(path, source)
+
+    def _compare_file(self, path: str, source: int) -> None:
+        wanted = self._wanted[path]
+        place = self._at[wanted.st_ino]
+        self._open_up(place, stat.S_IRUSR)
+        with opened(self._target, place, READ) as target:
+            found = os.fstat(target)
+            if not trees.equal(source, target):
+                self._changed[path] = True
+            elif (found.st_mode, found.st_mtime_ns) != (wanted.st_mode, wanted.st_mtime_ns):
+                self._changed[path] = False
+
+    def _open_up(self, path: str, rights: int) -> None:
+        """Add missing rights for the owner of an entry. `commit` sets the wanted mode later; a failed `prepare` sets the old one."""
+        if path not in self._found or self._found[path].st_mode & rights != rights:
+            before = add_rights(self._target, path, rights)
+            self._undo.callback(set_mode, self._target, path, before)
+
+    def _make_all(self) -> None:
+        """Make new entries under hidden names, and reserve the space for all that will be written. On failure undo both."""
+        with ExitStack() as undo:
+            for path, differs in self._changed.items():
+                if differs:
+                    self._reserve(path, undo)
+            for path in self._new():
+                self._make(path)
+                undo.callback(self._unmake, path)
+            undo.pop_all()
+
+    def _reserve(self, path: str, undo: ExitStack) -> None:
+        place = self._at[self._wanted[path].st_ino]
+        self._open_up(place, stat.S_IRUSR | stat.S_IWUSR)
+        with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
+            status = os.fstat(target)
+            undo.callback(self._release, place, trees.holes(target, status.st_size), status)
+            trees.reserve(source, target, self._wanted[path].st_size, self._allocate)
+
+    def _release(self, place: str, holes: list[tuple[int, int]], status: os.stat_result) -> None:
+        with opened(self._target, place, WRITE) as target:
+            trees.release(target, holes, status)
+
+    def _make(self, path: str) -> None:
+        wanted, hidden = self._wanted[path], self._hide(path)
+        try:
+            if stat.S_ISDIR(wanted.st_mode):
+                os.mkdir(hidden, 0o700, dir_fd=self._target)
+                add_rights(self._target, hidden, stat.S_IRWXU)  # an ACL inherited from the top folder may have removed some
+            elif wanted.st_ino in self._at:
+                link(self._target, self._at[wanted.st_ino], self._target, hidden)
+            elif stat.S_ISLNK(wanted.st_mode):
+                os.symlink(read_link(self._source, path), hidden, dir_fd=self._target)
+            else:
+                with opened(self._source, path, READ) as source, closing(Copy(source, self._target, hidden, wanted.st_size)) as copy:
+                    self._allocate(copy.parts)
+                    copy.fill()
+        except BaseException:
+            self._unmake(path)
+            raise
+        self._at.setdefault(wanted.st_ino, hidden)
+
+    def _hide(self, path: str) -> str:
+        self._made[path] = f"{self._hidden}{next(self._numbers)}"
+        return self._made[path]
+
+    def _unmake(self, path: str) -> None:
+        hidden = self._made.pop(path)
+        if self._at.get(self._wanted[path].st_ino) == hidden:
+            del self._at[self._wanted[path].st_ino]
+        self._discard(hidden)
+
+    def _discard(self, path: str) -> None:
+        with suppress(FileNotFoundError):  # it was taken aside, or never made
+            remove(self._target, path)
+
+    def _fits(self) -> bool:
+        """Return whether the workspace has space for the wanted files once its other files are removed."""
+        space = os.fstatvfs(self._target)
+        blocks = _blocks(self._wanted) - _blocks(self._found)
+        # A tmpfs counts every name as an inode.
+        return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
+
+    def _drop_contents(self) -> None:
+        """Truncate the files that will be removed, so that their space is free even if a process has them open."""
+        # The interpreter of another checkpoint may have them open.
+        staying = {*self._inodes.values()}
+        for path, status in self._found.items():
+            if stat.S_ISREG(status.st_mode) and status.st_ino not in staying:
+                with suppress(OSError):
+                    add_rights(self._target, path, stat.S_IRUSR | stat.S_IWUSR)
+                    with opened(self._target, path, WRITE) as target:
+                        os.ftruncate(target, 0)
+
+    def _take_aside(self, path: str) -> None:
+        inode = self._wanted[path].st_ino
+        with parent_of(self._target, self._at[inode]) as (folder, name):
+            os.rename(name, self._hide(path), src_dir_fd=folder, dst_dir_fd=self._target)
+        self._at[inode] = self._made[path]
+
+    def _trim(self, path: str) -> None:
+        """Free the parts of a file that its new content does not need, so that other files can have that space."""
+        wanted = self._wanted[path]
+        place = self._at[wanted.st_ino]
+        add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)
+        self._changed.setdefault(path, False)
+        with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
+            trees.trim(source, target, wanted.st_size)
+
+    def _place(self, path: str) -> None:
+        if path in self._made:
+            with parent_of(self._target, path) as (folder, name):
+                os.rename(self._made[path], name, src_dir_fd=self._target, dst_dir_fd=folder)
+            del self._made[path]
+
+    def _rewrite(self, path: str) -> None:
+        wanted, differs = self._wanted[path], self._changed[path]
+        with opened(self._source, path, READ) as source, opened(self._target, path, WRITE if differs else READ) as target:
+            if differs:
+                trees.trim(source, target, wanted.st_size)
+                trees.write(source, target, wanted.st_size)
+            set_attributes(target, wanted)
+
+    def _settle(self, path: str) -> None:
+        with opened(self._target, path, FOLDER) as folder:
+            set_attributes(folder, self._wanted[path])
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "they need more space, or more files, than the session's limits allow, so delete some that are there now"
+    return str(error.strerror if isinstance(error, OSError) else error).removeprefix("openat2: ")
+
+
+def _blocks(tree: dict[str, os.stat_result]) -> int:
+    return sum({status.st_ino: status.st_blocks for status in tree.values()}.values())

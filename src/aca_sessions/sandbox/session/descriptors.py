@@ -1,0 +1,285 @@
+"""The descriptors by which the host reaches a session: of its workspace, of its sockets and pipes, and of its processes."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import GuestDiedError
+from ...models import RunningProcess
+from .. import syscalls
+from ..limits.capacity import with_reserve
+from ..limits.watchdog import family
+
+MOST_REPORTED = 100
+_LOOKS = 3
+# Positions among the fields behind the name in /proc/PID/stat (proc(5)). The times are in clock ticks: the process's own, those of children
+# that it waited for, and its start.
+_EXIT_CODE = 49
+_TIMES, _ENDED_TIMES, _BEGAN = slice(11, 13), slice(13, 15), 19
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PROCESS_CLOCK = 2  # the kernel's CPUCLOCK_SCHED: combined with a pid, it is the clock that clock_getcpuclockid(3) returns
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A workspace: the files that a session, a branch or a checkpoint has as /mnt/data.
+
+    Attributes:
+        number: Names the workspace in requests to the fork server.
+        directory: A descriptor of its folder.
+        owner: The uid that owns it, as the host sees it. None is the uid of this process.
+        user: The number of the session's first workspace. It names the session's user, whom branches and checkpoints share.
+    """
+
+    number: int
+    directory: int
+    owner: int | None
+    user: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The host's sockets to a session that was just started, and the pidfd of its first process.
+
+    Attributes:
+        link: The socket of the interpreter.
+        report: The socket on which the session's first process (its init) reports deaths.
+        init: The pidfd of the first process.
+        namespaces: Whether the session has a pid namespace, so that the kernel ends all processes with the first one.
+    """
+
+    link: socket.socket
+    report: socket.socket
+    init: int
+    namespaces: bool = True
+
+    @property
+    def ending(self) -> signal.Signals:
+        """Return the signal that makes the first process end with all others: SIGKILL with namespaces, SIGTERM without."""
+        # Without a pid namespace the first process must survive the signal, because it has to end the others.
+        return signal.SIGKILL if self.namespaces else signal.SIGTERM
+
+    def close(self) -> None:
+        """End the session and close its descriptors. Do not call this once another object owns the descriptors."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.init, self.ending)
+        self.link.close()
+        self.report.close()
+        os.close(self.init)
+
+
+def host_pid(pidfd: int) -> int:
+    """Return the pid that a process has on this host, not in its own namespace. Raise GuestDiedError if the process has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
+        pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
+    if pid <= 0:
+        raise GuestDiedError("the interpreter has ended, and the next cell starts a new one")
+    return pid
+
+
+def number_of(pidfd: int) -> int:
+    """Return the pid that a process has in its own pid namespace. Raise GuestDiedError if the process has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
+        found = [line for line in lines if line.startswith("NSpid:")]
+    number = int(found[0].split()[-1]) if found else -1
+    if number <= 0:
+        raise GuestDiedError("the interpreter has ended, and the next cell starts a new one")
+    return number
+
+
+def gives_way(process: int, nice: int | None) -> bool:
+    """Let an interpreter and what it starts yield processors to the host's own processes on a busy machine.
+
+    Return False if the caller must try again later, else True: `nice` is set, or this host cannot set it. If `nice` is None, nothing is
+    set, because a control group weighs the sessions.
+    """
+    # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
+    # accepts ten weights a second from all ordinary users together, and refuses more.
+    if nice is None:
+        return True
+    try:
+        pid = host_pid(process)
+        autogroup = Path(f"/proc/{pid}/autogroup")
+        if os.getsid(pid) != pid:  # a new fork, which calls setsid in a moment
+            return False
+        if autogroup.read_text().split()[-1:] == [str(nice)]:
+            return True
+        autogroup.write_text(str(nice))
+    except FileNotFoundError:
+        return True  # this kernel has no autogroups
+    except (OSError, GuestDiedError):
+        pass
+    return False
+
+
+def open_member(init: int, number: int) -> int:
+    """Return a pidfd of a process of a session, given its pid in the session. Raise GuestDiedError if it is not found.
+
+    The guest reports this pid, and may lie. It cannot name a process of another session, because only those below the session's first
+    process (`init`) are searched.
+    """
+    for _ in range(_LOOKS):  # one look may miss it while other processes of the session start and end
+        for pid in descendants(host_pid(init)):
+            with contextlib.suppress(ProcessLookupError, GuestDiedError), contextlib.ExitStack() as unless_found:
+                process = os.pidfd_open(pid)
+                unless_found.callback(os.close, process)
+                # Looked up once more: the pid may have been given to another process before it was opened.
+                if number_of(process) == number and pid in descendants(host_pid(init)):
+                    unless_found.pop_all()
+                    return process
+    raise GuestDiedError("cannot find the forked interpreter among the session's processes: reset the session")
+
+
+def exit_status(pidfd: int) -> int | None:
+    """Return the wait status of a process that has ended and was not collected by its parent (a zombie), else None."""
+    try:
+        fields = _fields(host_pid(pidfd))
+    except (OSError, GuestDiedError):
+        return None
+    return int(fields[_EXIT_CODE]) if fields[0] == "Z" else None
+
+
+def processor_time(init: int, interpreter: int, since: float) -> float:
+    """Return the processor seconds of an interpreter, of its ended children, and of processes that the session started later.
+
+    The time of a process is lost if it ends and its parent does not wait for it.
+
+    Args:
+        init: The pidfd of the session's first process, below which orphans are found.
+        interpreter: The pidfd of the interpreter.
+        since: A time of CLOCK_BOOTTIME. Other processes count if they started at that time or later.
+    """
+    own = host_pid(interpreter)
+    computed = time.clock_gettime((~own << 3) | _PROCESS_CLOCK)
+    for pid in descendants(host_pid(init)):
+        with contextlib.suppress(OSError):
+            fields = _fields(pid)
+            if pid == own:
+                computed += _seconds(fields[_ENDED_TIMES])
+            elif int(fields[_BEGAN]) >= int(since * _TICKS):
+                computed += _seconds(fields[_TIMES]) + _seconds(fields[_ENDED_TIMES])
+    return computed
+
+
+def queued_time(process: int) -> float:
+    """Return for how many seconds the main thread of a process was ready to run and had no processor, or 0 if that is not known."""
+    # The second number of /proc/PID/schedstat, in nanoseconds: sched-stats.rst of the kernel's documentation.
+    try:
+        return int(Path(f"/proc/{host_pid(process)}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, GuestDiedError):
+        return 0.0
+
+
+def _fields(pid: int) -> list[str]:
+    """Return the fields after the process's name in /proc/PID/stat. The first is the state."""
+    # The name is in parentheses, and may itself hold blanks and parentheses.
+    with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def _seconds(ticks: Sequence[str]) -> float:
+    return sum(map(int, ticks)) / _TICKS
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the pids on this host of all descendants of a process."""
+    return family(pid)[1:]
+
+
+def kill(pid: int) -> None:
+    """Kill a process by its pid on this host. Do nothing if it has ended. Look the pid up just before, since pids are reused."""
+    # By a pidfd: it still names the same process if the pid is reused before the signal is sent.
+    with contextlib.suppress(OSError):
+        with_reserve(lambda: _kill(pid))
+
+
+def _kill(pid: int) -> None:
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    finally:
+        os.close(process)
+
+
+class ForkEnds:
+    """The socket pair and the pipes of a new fork of an interpreter. The host makes them and sends the guest its ends (`theirs`)."""
+
+    # The host takes no descriptors from code of a session: it would have to close them, and a close can be made to last (SO_LINGER).
+
+    def __init__(self, owner: int | None) -> None:
+        """Make the descriptors. `owner` is the uid of the session's user, as the host sees it. None is the uid of this process."""
+        # The pipes must belong to the session's user: code in the session may open them again, by /dev/stdout.
+        with contextlib.ExitStack() as on_failure, _as_user(owner):
+            self.link, self._theirs_link = (on_failure.enter_context(end) for end in socket.socketpair())
+            (self.said, said), (stdout, stdout_end), (stderr, stderr_end) = (_pipe(on_failure) for _ in range(3))
+            on_failure.pop_all()
+        self.streams = (stdout, stderr)
+        self._theirs = [said, stdout_end, stderr_end]
+
+    @property
+    def theirs(self) -> list[int]:
+        """Return the guest's descriptors: its socket, and the write ends of the pipes for its frames, stdout and stderr."""
+        return [self._theirs_link.fileno(), *self._theirs]
+
+    def close_theirs(self) -> None:
+        """Close the guest's descriptors in this process. Call this once they have been sent."""
+        self._theirs_link.close()
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    def close(self) -> None:
+        """Close the descriptors of the host, and those of the guest in this process."""
+        self.close_theirs()
+        self.link.close()
+        for descriptor in (self.said, *self.streams):
+            os.close(descriptor)
+
+
+def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        on_failure.callback(os.close, end)
+    return ends
+
+
+@contextmanager
+def _as_user(owner: int | None) -> Iterator[None]:
+    """Let `owner` own what this thread creates in the block: files, pipes and sockets. None changes nothing."""
+    if owner is None:
+        yield
+        return
+    syscalls.set_filesystem_ids(owner, owner)
+    try:
+        yield
+    finally:
+        syscalls.set_filesystem_ids(0, 0)
+
+
+def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
+    """Return at most 100 processes of a session without a pid namespace, sorted by pid.
+
+    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. If either has ended, return ().
+    """
+    try:
+        own = (host_pid(init), host_pid(besides))
+    except GuestDiedError:
+        return ()
+    pids = [pid for pid in family(own[0]) if pid not in own]
+    return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:MOST_REPORTED] if (name := _name(pid)))
+
+
+def _name(pid: int) -> str:
+    """Return the name of a process, or "" if it has ended, even if it is still a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
+            text = file.read()
+    except OSError:
+        return ""
+    end = text.rindex(")")
+    return "" if text[end + 2] in "ZX" else text[text.index("(") + 1 : end]

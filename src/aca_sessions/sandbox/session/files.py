@@ -1,0 +1,344 @@
+"""A session's workspace from the host's side: files are listed, read, written and deleted, always below /mnt/data.
+
+No access goes outside /mnt/data, through the guest's links, or into a pipe or device. Every path is looked up by openat2(2) below one
+directory descriptor, and the kernel enforces the rules while it walks the path. Each operation acts as the guest's user, so the guest's
+rights and limits hold for the host as well. All calls block: make them in a worker thread.
+"""
+
+import contextlib
+import errno
+import mimetypes
+import os
+import secrets
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+
+from ...models import RemoteFile
+from .. import syscalls
+from ..limits.memory import Allocate
+from ..syscalls import Resolve
+from .descriptors import Tree
+
+_RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
+_MAX_NAME = 255  # bytes
+_MAX_LISTED = 10_000  # entries, after which no further folder is listed
+_MAX_ENTRIES = 1 << 17  # in one folder: with some kernels a listing does not end while a guest makes files
+HIDDEN = ".upload-"
+_COARSE = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2); Python has no name for it
+_SET_BACK = 10**9  # nanoseconds; a change that is further ahead is not of this tick: the host's clock was set back
+_LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
+
+
+class UnusableNameError(ValueError):
+    """Raised for a file name or folder that no file of a session can have."""
+
+
+class Reading:
+    """An open file of a session, and the version that it had when it was opened.
+
+    `version` is an HTTP entity tag. A weak tag means that the file may have changed since, so what was read may mix two versions. Changes
+    through a memory mapping are not noticed, because they do not change the file's times.
+    """
+
+    def __init__(self, files: "Files", descriptor: int) -> None:
+        self._files = files
+        self._descriptor = descriptor
+        self._turn = threading.Lock()
+        now, status = time.clock_gettime_ns(_COARSE), os.fstat(descriptor)
+        self.size = status.st_size
+        self._version = _version(status)
+        # The kernel takes the times of files from that coarse clock. A further change in the same tick would leave the same time.
+        self.is_settled = not 0 <= status.st_ctime_ns - now < _SET_BACK
+
+    @property
+    def version(self) -> str:
+        """Return the entity tag. It is weak if the file has changed, or may yet change within the same clock tick."""
+        return self._version if self.is_settled else f"W/{self._version}"
+
+    def chunk(self, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from `start` on. Raise FileNotFoundError once the session or this file was closed."""
+        with self._files.working(), self._turn:
+            if self._descriptor < 0:
+                raise FileNotFoundError(errno.ENOENT, "the file was closed: open it again")
+            data = _read(self._descriptor, start, length)
+            self.is_settled = self.is_settled and _version(os.fstat(self._descriptor)) == self._version
+            return data
+
+    def close(self) -> None:
+        """Close the file."""
+        self._files.let_go(self)
+
+    def close_now(self) -> None:
+        """Close the descriptor if it is open. Only `Files` calls this."""
+        with self._turn:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Files:
+    """The files of one workspace, which the host lists, reads, writes and deletes."""
+
+    def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
+        """Give access to a workspace. Close this object before `tree.directory`. `room` returns how many more bytes may be written."""
+        self._tree = tree
+        self.room = room
+        self._change = threading.Condition()
+        self._at_work = 0
+        self._closed = False
+        self._readings: set[Reading] = set()
+        # If this workspace is a copy: for each of its inodes, the one it was copied from. A restore finds renamed files by these.
+        self.origins: dict[int, int] = {}
+
+    def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
+        """List the regular files and folders in a folder, sorted by folder and name. After 10,000 entries no further folder is listed.
+
+        `folder` is relative to /mnt/data, or an absolute path below it.
+        """
+        with self.as_guest():
+            return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
+
+    def describe(self, name: str, folder: str = "") -> RemoteFile:
+        """Return the description of a regular file. Raise FileNotFoundError for anything else."""
+        with self.as_guest():
+            descriptor = self._open(_joined(name, folder), os.O_RDONLY)
+            try:
+                return _described(checked_name(name), checked_folder(folder), os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def open(self, name: str, folder: str = "") -> Reading:
+        """Open a regular file for reading. The caller must close it."""
+        with self.as_guest():
+            descriptor = self._open(_joined(name, folder), os.O_RDONLY)
+            reading = Reading(self, descriptor)
+            with self._change:
+                self._readings.add(reading)
+            return reading
+
+    def let_go(self, reading: Reading) -> None:
+        """Close the file of a `Reading`, and forget it."""
+        with self._change:
+            self._readings.discard(reading)
+        reading.close_now()
+
+    def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
+        """Write a file completely or not at all. The old file remains until the new one is complete.
+
+        A missing folder is made. `allocate` charges the session for what is about to be written.
+        """
+        checked_name(name)
+        with self.as_guest():
+            parent = self._make_folder(checked_folder(folder))
+            try:
+                return self._replace(parent, name, chunks, checked_folder(folder), allocate)
+            finally:
+                os.close(parent)
+
+    def delete(self, name: str, folder: str = "") -> None:
+        """Delete a file, a link or an empty folder."""
+        checked_name(name)
+        with self.as_guest():
+            parent = self._open_folder(checked_folder(folder))
+            try:
+                if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    os.rmdir(name, dir_fd=parent)
+                else:
+                    os.unlink(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+
+    def close(self) -> None:
+        """Refuse further calls, wait for those that are at work, and close the files that are open for reading."""
+        with self._change:
+            self._closed = True
+            # The caller closes the workspace's descriptor next. Its number may then name something of another session.
+            self._change.wait_for(lambda: self._at_work == 0)
+            # An open file would keep the memory of a session that is gone.
+            while self._readings:
+                self._readings.pop().close_now()
+
+    def capacity(self) -> int:
+        """Return the size of the workspace in bytes, used and free."""
+        status = os.fstatvfs(self._tree.directory)
+        return status.f_blocks * status.f_frsize
+
+    @contextmanager
+    def as_guest(self) -> Iterator[int]:
+        """Let this thread act as the guest's user on files during the block. Yield a descriptor of the workspace."""
+        # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
+        with self.working():
+            if self._tree.owner is None:
+                yield self._tree.directory
+                return
+            syscalls.set_filesystem_ids(self._tree.owner, self._tree.owner)
+            try:
+                yield self._tree.directory
+            finally:
+                syscalls.set_filesystem_ids(0, 0)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Make `close` wait for the end of the block. Raise FileNotFoundError if `close` was called already."""
+        with self._change:
+            if self._closed:
+                raise FileNotFoundError(errno.ENOENT, "the session was ended")
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._at_work -= 1
+                self._change.notify_all()
+
+    def _open(self, path: str, flags: int) -> int:
+        # A pipe could hang the host, and a device could do anything.
+        descriptor = syscalls.openat2(self._tree.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "the path is not that of a regular file")
+        return descriptor
+
+    def _open_folder(self, folder: str) -> int:
+        return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
+
+    def _make_folder(self, folder: str) -> int:
+        """Open a folder and return its descriptor. Make missing folders on the path."""
+        descriptor, made = self._open_folder(""), ""
+        for part in filter(None, folder.split("/")):
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=descriptor)
+            finally:
+                os.close(descriptor)
+            made = f"{made}/{part}".lstrip("/")
+            descriptor = self._open_folder(made)
+        return descriptor
+
+    def _walk(self, folder: str, recursive: bool) -> Iterator[RemoteFile]:
+        listed, pending = 0, [folder]
+        while pending and listed < _MAX_LISTED:
+            current = pending.pop()
+            for name, status in self._entries(current, top=current == folder):
+                listed += 1
+                yield _described(name, current, status)
+                if recursive and stat.S_ISDIR(status.st_mode):
+                    pending.append(f"{current}/{name}".lstrip("/"))
+
+    def _entries(self, folder: str, *, top: bool) -> list[tuple[str, os.stat_result]]:
+        try:
+            descriptor = self._open_folder(folder)
+        except OSError:
+            if top:
+                raise
+            return []  # the guest removed it, or took away the right to read it, meanwhile
+        try:
+            with os.scandir(descriptor) as entries:
+                some = islice(entries, _MAX_ENTRIES)
+                found = [(entry.name, _status(entry)) for entry in some if not entry.name.startswith(HIDDEN)]
+        finally:
+            os.close(descriptor)
+        return [(name, status) for name, status in found if status and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
+
+    def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
+        temporary = f"{HIDDEN}{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        room, size = self.room(), 0
+        try:
+            for chunk in chunks:
+                if size + len(chunk) > room:
+                    raise OSError(
+                        errno.EDQUOT,
+                        "the session, its branches and its checkpoints have used up their room: delete files, or remove checkpoints",
+                    )
+                if chunk:
+                    allocate([(descriptor, size, len(chunk))])
+                _write(descriptor, chunk)
+                size += len(chunk)
+            status = os.fstat(descriptor)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the guest may have deleted it, or changed the rights of its folder
+                os.unlink(temporary, dir_fd=parent)
+            raise
+        finally:
+            os.close(descriptor)
+        return _described(name, folder, status)
+
+
+def checked_name(name: str) -> str:
+    """Return the name if a file can have it: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
+        raise UnusableNameError(
+            f"a file name must be one path component of 1 to 255 bytes, without '/' and NUL, and not '.' or '..', got {name!r:.80}"
+        )
+    return name
+
+
+def checked_folder(folder: str) -> str:
+    """Return a folder relative to /mnt/data, without empty components and '.'.
+
+    Raise UnusableNameError for '..', for an unusable name, and for an absolute path outside /mnt/data.
+    """
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    if folder.startswith("/") and parts:
+        if parts[:2] != ["mnt", "data"]:
+            raise UnusableNameError(f"a path must be relative to /mnt/data, or begin with /mnt/data/, got {folder!r:.80}")
+        del parts[:2]
+    if any(part == ".." or "\0" in part or _encoded_length(part) > _MAX_NAME for part in parts):
+        raise UnusableNameError(f"each part of a path must be a name of 1 to 255 bytes without NUL, and not '..', got {folder!r:.80}")
+    return "/".join(parts)
+
+
+def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # the guest removed it meanwhile
+
+
+def _encoded_length(name: str) -> int:
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError as error:
+        raise UnusableNameError(f"a file name must be text without lone surrogates, got {name!r:.80}") from error
+
+
+def _joined(name: str, folder: str) -> str:
+    return "/".join(part for part in (checked_folder(folder), checked_name(name)) if part)
+
+
+def _described(name: str, folder: str, status: os.stat_result) -> RemoteFile:
+    return RemoteFile(
+        name=name.encode("utf-8", "backslashreplace").decode(),
+        size=status.st_size,
+        modified=datetime.fromtimestamp(min(max(status.st_mtime, 0), _LATEST), UTC),  # a guest may claim any time
+        directory=folder.encode("utf-8", "backslashreplace").decode(),
+        is_directory=stat.S_ISDIR(status.st_mode),
+        content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
+    )
+
+
+def _version(status: os.stat_result) -> str:
+    return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"'
+
+
+def _read(descriptor: int, start: int, length: int) -> bytes:
+    parts = []
+    while length > 0 and (data := os.pread(descriptor, min(length, 1 << 20), start)):
+        parts.append(data)
+        start += len(data)
+        length -= len(data)
+    return b"".join(parts)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,589 @@
+"""An interpreter: the live Python process of a session. It is started or forked, runs cells, and can be interrupted and ended.
+
+Nothing that arrives from the guest is trusted before `wire.decode` has validated it. An invalid frame ends the interpreter.
+
+The host sends cells through a socket. Once guest code runs, the guest sends its frames through a pipe, because through a socket it could
+send open files. The host would have to close them, and such a close can block for as long as the guest likes (SO_LINGER in socket(7)).
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from ...errors import GuestDiedError, SnapshotError
+from ...lifetime import made_in_thread
+from ...models import CodeExecutionResult, Event, RunningProcess
+from .. import wire
+from ..forkserver import refusal
+from ..limits.capacity import explained_shortage, no_descriptor
+from ..limits.memory import Memory
+from ..policy import ANSWER_SECONDS, Limits
+from ..proxy import Proxy, Serving
+from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, Grace, reason_of
+from .channel import Channel
+from .descriptors import (
+    MOST_REPORTED,
+    ForkEnds,
+    Spawned,
+    Tree,
+    exit_status,
+    gives_way,
+    number_of,
+    open_member,
+    processor_time,
+    queued_time,
+    running_below,
+)
+from .home import Home, Member
+from .processes import Ended
+
+_START_SECONDS = 30.0
+_FAILED = "the handler of the cell's questions, such as on_input, failed or gave no answer: check it, and run the cell again"
+_NOT_ANSWERED = "the cell has ended, or was run without a handler of its questions, such as on_input: pass one to the call that runs it"
+_OWN_SECONDS = 30.0  # the timeout of the host's own requests
+_ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
+_REPORT_SECONDS = 1.0  # in which a death is reported
+_MOST_NAMED = 10
+_MAX_UNREAD = 256  # answers that a guest has not read
+_MAX_UNREAD_BYTES = 256 << 20  # the same in bytes; an honest guest waits for at most 32 answers of up to 8 MB
+_LOOK_SECONDS = 0.05  # between two looks at the clock of a cell that waits for an answer, and may compute meanwhile
+_MAX_IDLE = 2 << 20  # bytes of a frame while no cell runs: only questions may come then
+
+
+def _never() -> bool:
+    return False
+
+
+class Interpreter:
+    """A live interpreter, which runs one cell at a time. Once its process is dead, it can run no more cells: start or fork another one."""
+
+    def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
+        """Take over the connection to an interpreter, and its pidfd (`process`). `tree` is the number of its workspace.
+
+        `has_run_cells` tells whether the interpreter from which it was forked had run cells.
+        """
+        self.home = home
+        self.number = number_of(process)
+        self.tree = tree
+        self._channel = channel
+        self._process: int | None = process
+        self._forked = forked
+        self._cell: Cell | None = None
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._killed_for: str | None = None
+        self.has_run_cells = has_run_cells  # if not, its death loses nothing
+        self._gives_way = False
+        self._asking: asyncio.TimerHandle | None = None
+        self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
+        self._busy = asyncio.Lock()
+        channel.listen(self._take, most=_MAX_IDLE, forged=lambda: self._kill("crash"), silent=self._fell_silent)
+        home.take_in(self.number, Member(process, tree, self._on_death))
+        if forked:  # the session's first process reports its own children only, and a fork is a child of another interpreter
+            asyncio.get_running_loop().add_reader(process, self._on_own_end)
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the interpreter can run another cell: it is not dead, and neither it nor its whole session is being killed."""
+        return not self._death.done() and self._killed_for is None and self.home.killed_for is None
+
+    @property
+    def cause_of_death(self) -> str:
+        """Return why the interpreter died or is about to die, as in `State.reason`, or `killed` if no cause is known."""
+        return self._death.result() if self._death.done() else self._killed_for or self.home.killed_for or "killed"
+
+    @property
+    def pidfd(self) -> int:
+        """Return the pidfd of the process. Raise GuestDiedError after `close` or `abandon`, which close the pidfd."""
+        if self._process is None:
+            raise GuestDiedError("the interpreter has ended, and the next cell starts a new one")
+        return self._process
+
+    async def run(
+        self,
+        execution: str,
+        code: str,
+        timeout: float,
+        *,
+        tell: Callable[[Event], None] | None = None,
+        answered: Sequence[str] = (),
+        is_cancelled: Callable[[], bool] = _never,
+    ) -> CodeExecutionResult:
+        """Run a cell and return its result. At its deadline interrupt it, and if it still runs, kill the interpreter.
+
+        Raise CellNotSentError if the interpreter ended before the cell was sent.
+
+        Args:
+            execution: The id of the execution.
+            code: The source of the cell.
+            timeout: Seconds on the cell's clock (`Clock`), which starts when the cell is sent.
+            tell: Receives each event as it happens.
+            answered: The kinds of questions that wait for an answer; other kinds are refused at once.
+            is_cancelled: Called right before the cell is sent. If it returns True, CellNotStartedError is raised.
+        """
+        async with self._busy:
+            cell = Cell(execution, tell, answered=answered)
+            return await self._run(wire.Run(execution, code, [*answered]), timeout, cell, is_cancelled=is_cancelled)
+
+    async def execute(
+        self,
+        execution: str,
+        arguments: Sequence[str],
+        stdin: str = "",
+        *,
+        timeout: float,
+        tell: Callable[[Event], None] | None = None,
+        is_cancelled: Callable[[], bool] = _never,
+    ) -> CodeExecutionResult:
+        """Run a program instead of a cell. The value of the result is the program's exit code. For all else see `run`."""
+        async with self._busy:
+            message = wire.Command(execution, list(arguments), stdin)
+            return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
+
+    async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
+        """Make the packages in these folders importable, in place of those that an earlier call made importable.
+
+        `replaced` names modules that change their version. If the session has imported one, nothing changes and the result has an error.
+        """
+        async with self._busy:
+            return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
+
+    async def warm_up(self) -> None:
+        """Make the guest touch the memory that a first cell needs, so that the kernel has copied it before that cell runs."""
+        async with self._busy:
+            await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
+
+    async def ping(self) -> None:
+        """Wait until the interpreter answers. Raise GuestDiedError if it is dead or does not answer within 30 s."""
+        async with self._busy:
+            result = await self._run(wire.Ping("ping"), _OWN_SECONDS, Cell("ping"))
+        if result.error is not None:
+            raise GuestDiedError(f"the interpreter does not respond ({result.error})")
+
+    async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
+        """Fork the interpreter. Return the fork's pid in the session, and a line for each thing that the fork could not take along.
+
+        The guest reports both, and may lie. Raise SnapshotError if the interpreter cannot be forked. `ends` are the guest's descriptors
+        (`ForkEnds.theirs`), and `reseed` seeds the random numbers of the fork anew.
+        """
+        async with self._busy:
+            result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
+        if result.error is not None or type(result.value) is not int:
+            prevented = "the session's code prevents the fork of its interpreter: reset the session, and try again"
+            raise SnapshotError(result.error.message if result.error else prevented)
+        return result.value, [line for line in (result.text or "").splitlines() if line]
+
+    async def _run(
+        self, message: wire.Message, timeout: float, cell: Cell, *, bring: Sequence[int] = (), is_cancelled: Callable[[], bool] = _never
+    ) -> CodeExecutionResult:
+        async with self.home.turn(self.tree):
+            if not self.alive:
+                raise CellNotSentError("the interpreter has ended, and the next cell starts a new one")
+            if is_cancelled():  # while it waited for its turn. From here until the frame is sent there is no await
+                raise CellNotStartedError
+            self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
+            self._cell, self._channel.inbox.most = cell, wire.MAX_FROM_GUEST
+            started = time.perf_counter()
+            cell.clock = Clock(partial(self._computed, time.clock_gettime(time.CLOCK_BOOTTIME)))
+            cell.clock.go_on()
+            if cell.tell is not None:
+                self._follow(cell)
+            sending = self._channel.send(message, bring)
+            self.home.memory.cell_runs(True)
+            if not self._gives_way:
+                self._give_way()
+            try:
+                await self._until_deadline(cell, timeout)
+                if not cell.finished.done() and self.alive:
+                    cell.overran = timeout
+                    await self.interrupt(cell.execution)
+                if not cell.finished.done():
+                    await _first_of(cell.finished, self._death)
+            finally:
+                sending.cancel()
+                if self._asking is not None:
+                    self._asking.cancel()
+                self.home.memory.cell_runs(False)
+                self._cell, self._channel.inbox.most = None, _MAX_IDLE
+            self._channel.drain()
+            if cell.tell is not None:
+                self._follow(None)
+            left: tuple[RunningProcess, ...] = ()
+            if cell.finished.done() and (cell.processes or not self.home.has_namespaces):
+                left = self._left_running(cell)
+            out, err = self._channel.streams
+            stdout, stderr = out.take(), err.take()
+            if ended := self.home.ended.pop(self.tree, ()):
+                names = ", ".join(f"{process.pid} {process.name}" for process in ended[:_MOST_NAMED])
+                stderr += f"{len(ended)} processes were ended, since they could not be stopped for a cell of a branch: {names}\n"
+            cause = None if cell.finished.done() else self._death.result()
+            return cell.result(cause, stdout=stdout, stderr=stderr, processes=left, duration=time.perf_counter() - started)
+
+    def _give_way(self, pause: float = _ASK_SECONDS) -> None:
+        """Lower the processor weight of the interpreter. If the kernel refuses, retry after `pause` seconds while the cell runs."""
+        # The kernel refuses all but ten such requests a second, of all ordinary users together.
+        self._gives_way = self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
+        if not self._gives_way:
+            self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
+
+    def _follow(self, cell: Cell | None) -> None:
+        stdout, stderr = self._channel.streams
+        stdout.follow(partial(cell.wrote, "stdout") if cell else None)
+        stderr.follow(partial(cell.wrote, "stderr") if cell else None)
+
+    async def _until_deadline(self, cell: Cell, timeout: float) -> None:
+        """Wait until the cell ends, the interpreter dies, or the cell's clock has reached `timeout`.
+
+        The clock stands still while questions are open, so these have a deadline of their own: ANSWER_SECONDS after the latest question or
+        answer, all open questions are answered with None, and the clock runs again.
+        """
+        turned, since = cell.turned, time.perf_counter()
+        while not (cell.finished.done() or self._death.done()):
+            if cell.turned is not turned:
+                turned, since = cell.turned, time.perf_counter()
+            left = timeout - cell.clock.used
+            if left <= 0:
+                return
+            if not cell.open:
+                await asyncio.wait((cell.finished, self._death, turned), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            unanswered = since + ANSWER_SECONDS - time.perf_counter()
+            await _first_of(cell.finished, self._death, turned, within=min(max(left, _LOOK_SECONDS), max(unanswered, 0.0)))
+            if unanswered <= 0 and not turned.done():
+                for number in [*cell.open]:
+                    self.answer(cell.execution, number, None)
+
+    def _computed(self, since: float) -> float:
+        """Return the processor time (see `processor_time`), or 0 if that cannot be read, as when the interpreter has ended."""
+        with contextlib.suppress(OSError, GuestDiedError):
+            return processor_time(self.home.init, self.pidfd, since)
+        return 0.0
+
+    def answer(self, execution: str, number: int, text: str | None) -> bool:
+        """Send the running cell the answer to a question. Return False, and send nothing, if this question is not open.
+
+        `text` is None to make the question fail in the cell.
+        """
+        cell = self._cell
+        if cell is None or cell.execution != execution or not cell.answered(number):
+            return False
+        self._send_answer(wire.Answer(number, text is not None, _FAILED if text is None else text))
+        return True
+
+    def _send_answer(self, answer: wire.Answer) -> None:
+        self._channel.send(answer)
+
+    async def interrupt(self, execution: str) -> None:
+        """Send SIGINT to a cell. If the cell does not end in time (`Grace`), kill the interpreter and what the interpreter started.
+
+        Do nothing if `execution` is not the one that runs now.
+        """
+        cell = self._cell
+        if cell is None or cell.execution != execution or not self.alive:
+            return
+        # Before `Started`, a SIGINT would not reach the cell.
+        await self._obeys(cell.started)
+        if cell is not self._cell or cell.finished.done():
+            return  # the cell ended meanwhile, and the signal would hit the next one
+        self._signal(signal.SIGINT)
+        await self._obeys(cell.finished)
+        if not cell.finished.done():
+            self._kill("killed")
+
+    async def _obeys(self, done: asyncio.Future[Any]) -> None:
+        """Wait until a future is done or the interpreter has died, but at most as long as its `Grace` lasts."""
+        grace = Grace(self._queued)
+        while not (done.done() or self._death.done()) and (left := grace.left) > 0:
+            await _first_of(done, self._death, within=left)
+
+    def _queued(self) -> float:
+        return queued_time(self._process) if self._process is not None else 0.0
+
+    async def kill(self, cause: str = "killed") -> Ended:
+        """Kill the interpreter and all processes of its workspace except other interpreters. The caller must still call `close`.
+
+        Return which processes ended, and which are still alive although they were killed. If this is the last interpreter of the session
+        and its branches, kill all processes, and return none.
+        """
+        if self.home.is_alone(self.number):
+            self._kill(cause)
+            return Ended()
+        self._killed_for = self._killed_for or cause
+        self._signal(signal.SIGKILL)  # without its children, which the next step ends and names
+        try:
+            return await self.home.end_processes(self.tree)
+        finally:
+            self._kill(cause)
+
+    async def close(self, cause: str = "killed") -> None:
+        """End the interpreter and what it started, and release its descriptors even if the caller is cancelled.
+
+        The last interpreter of a session and its branches ends all their other processes too. `cause` is the reason of death if none is
+        known.
+        """
+        self._kill(cause)
+        try:
+            await _first_of(self._death, within=_REPORT_SECONDS)
+            self._bury(cause)
+            await self.home.leave(self.number)
+            async with self._busy:  # a cell that ran still makes its result from what was written
+                pass
+        finally:
+            self._bury(cause)
+            self.home.abandon(self.number)
+            self._let_go()
+
+    def abandon(self) -> None:
+        """Kill the interpreter and close its descriptors without waiting. For use when its event loop is closed."""
+        self._kill("killed")
+        self.home.end_now(self.number)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            os.close(process)
+            self._channel.close()
+
+    def _fell_silent(self) -> None:
+        """Handle the end of the guest's pipe of frames: kill the interpreter if no report of its death arrives within 1 s."""
+        # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
+        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
+
+    def _take(self, payload: bytes) -> None:
+        message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
+        cell = self._cell
+        if cell is not None and cell.tell is not None:
+            self._channel.drain()  # so that events keep the order in which the guest wrote
+        if isinstance(message, wire.Asked):
+            self._take_question(message, cell)
+            return
+        if cell is None or cell.finished.done():
+            raise wire.WireError(f"expected no frame while no cell runs, got {type(message).__name__}")
+        match message:
+            case wire.Started(cell.execution) if not cell.started.done():
+                cell.started.set_result(None)
+            case wire.Shown(cell.execution):
+                cell.show(message)
+            case wire.Cleared(cell.execution):
+                cell.clear()
+            case wire.Finished(cell.execution):
+                cell.finish(message)
+                self._channel.inbox.most = _MAX_IDLE
+            case _:
+                raise wire.WireError(f"expected a frame of the cell that runs, and Started only once, got {type(message).__name__}")
+
+    def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
+        """Register a question, or refuse it if the cell cannot take it. Raise WireError if the guest leaves too many answers unread."""
+        # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
+        frames, size = self._channel.unread
+        if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
+            raise wire.WireError(f"the guest must read its answers: {frames} are unread, with {size} bytes")
+        if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
+            self._send_answer(wire.Answer(asked.number, False, _NOT_ANSWERED))
+
+    def _on_own_end(self) -> None:
+        """Record the death of a forked interpreter, when its pidfd becomes readable."""
+        # If its parent has not collected it yet, its status can be read. Else the first process may report it in a moment.
+        self._stop_looking()
+        status = exit_status(self.pidfd)
+        if status is not None:
+            self._on_death(status)
+        else:
+            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._on_death, None)
+
+    def _on_death(self, status: int | None) -> None:
+        reason = reason_of(status)
+        if reason == "killed" and not self._killed_for and self.home.memory.was_exceeded():
+            reason = "memory"
+        self._bury(reason)
+
+    def _bury(self, cause: str) -> None:
+        """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
+
+        If the host killed it, record the host's reason instead of `cause`, because the end of the guest's pipe, which looks like a crash,
+        may be noticed first.
+        """
+        if self._death.done():
+            return
+        cause = self._killed_for or self.home.killed_for or cause
+        self._channel.drain()
+        self._channel.stop()
+        self._stop_looking()
+        self._kill(cause)
+        self._death.set_result(cause)
+        self.when_dead(self, cause)
+
+    def _stop_looking(self) -> None:
+        if self._forked and self._process is not None:
+            self._forked = False
+            asyncio.get_running_loop().remove_reader(self._process)
+
+    def _kill(self, reason: str) -> None:
+        """Kill the interpreter and what it started, or the whole session if it is the last one. The first known reason is recorded."""
+        self._killed_for = self._killed_for or reason
+        if self.home.is_alone(self.number):
+            self.home.kill(reason)
+        elif self._process is not None:
+            self.home.kill_with_children(self.number, self._process)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, GuestDiedError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
+        """Return at most 100 processes that a cell left running. The guest reports them; without namespaces this host finds them."""
+        if self.home.has_namespaces:
+            elsewhere = self.home.elsewhere(self.tree)
+            return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_REPORTED))
+        return running_below(self.home.init, besides=self.pidfd)
+
+
+async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
+    if not any(future.done() for future in futures):  # if one is done, waiting would cost a turn of the event loop
+        await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def start(
+    spawned: Spawned, limits: Limits, *, tree: int, memory: Memory, proxy: Proxy | None, show: Callable[[int, int], None]
+) -> Interpreter:
+    """Wait until a new session is confined and ready for cells, and return its interpreter. On failure close `spawned`.
+
+    Raise GuestDiedError if the session ends, or is not ready within 30 s; IsolationError if this host refuses a part of the isolation; and
+    ConfigurationError if the container image lacks something. `proxy` serves connections to allowed domains. `show` mounts a workspace at
+    /mnt/data, given the pidfd of the session's first process and the workspace's number.
+    """
+    home = Home(spawned, tree, memory, show)
+    try:
+        with explained_shortage("another session"):
+            async with asyncio.timeout(_START_SECONDS):
+                return await _meet(spawned.link, home, limits, tree, proxy)
+    except BaseException as error:
+        spawned.link.close()
+        await home.leave(0)
+        if isinstance(error, ConnectionError):  # the session's end is noticed here first
+            raise GuestDiedError(
+                "a session ended before it was ready; see this program's standard error for the cause, and try again"
+            ) from error
+        if isinstance(error, TimeoutError):
+            raise GuestDiedError(
+                f"a session did not start within {_START_SECONDS:g} s: end others if this machine is busy, and try again"
+            ) from error
+        raise
+
+
+async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
+    """Fork an interpreter between two cells. Return the fork, and a line for each thing that could not be taken along.
+
+    Raise SnapshotError if the interpreter cannot be forked, as in a session without namespaces. The fork's workspace (`tree`) must have the
+    same owner. `reseed` seeds the random numbers of the fork anew.
+    """
+    home = interpreter.home
+    if not home.has_namespaces:
+        raise SnapshotError(
+            "checkpoints and branches need namespaces, which this session does not have: set ACASessions:Sandbox:Isolation to full"
+        )
+    with explained_shortage("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
+        ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
+        on_failure.callback(ends.close)  # a fork whose link is closed ends
+        number, left = await interpreter.fork(ends.theirs, reseed=reseed)
+        ends.close_theirs()
+        pidfd = open_member(home.init, number)
+        on_failure.callback(os.close, pidfd)
+        channel = Channel(ends.link, ends.said, ends.streams, limit=limits.output)
+        with _unheard_on_failure(channel):
+            forked = Interpreter(home, channel, pidfd, tree=tree.number, forked=True, has_run_cells=interpreter.has_run_cells)
+        on_failure.pop_all()
+    return forked, left
+
+
+@contextlib.contextmanager
+def _unheard_on_failure(channel: Channel) -> Iterator[None]:
+    """If the block raises, stop reading from a channel, because the caller closes its descriptors."""
+    try:
+        yield
+    except BaseException:
+        channel.stop()
+        raise
+
+
+async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
+    """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with the frame.
+
+    Only trusted code has run in the session by then. Later frames may come from the user's code, so the host accepts no descriptors with
+    them.
+    """
+    link.setblocking(False)
+    init = await home.take_in_memory()
+    # The session's first process has waited for this byte: it is in its control group now. If it has died, what it sent before shows why.
+    with contextlib.suppress(OSError):
+        link.send(b"\0")
+    await _readable(link.fileno())
+    data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, 8)
+    taken: set[int] = set()  # these have an owner by now, which closes them
+    with contextlib.ExitStack() as at_the_end:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+            at_the_end.callback(_close_unless, taken, descriptor)
+        _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], not flags & socket.MSG_CTRUNC)
+        process, said, stdout, stderr, *further = descriptors
+        # Frames come by a pipe from now on. Into a socket a guest could put open files, and closing these can block (SO_LINGER).
+        link.shutdown(socket.SHUT_RD)
+        if home.has_namespaces:
+            taken.add(further[0])
+            home.see_processes(further.pop(0))
+        if proxy is not None:
+            taken.add(further[0])
+            home.serving = await _serve(proxy, further.pop(0))
+        sockets = further.pop() if home.memory.lists_sockets and further else None  # not all kernels list sockets
+        taken |= {sockets} if sockets is not None else set()
+        await home.count_memory(init, sockets)
+        channel = Channel(link, said, (stdout, stderr), limit=limits.output)
+        with _unheard_on_failure(channel):
+            interpreter = Interpreter(home, channel, process, tree=tree)
+        taken |= {process, said, stdout, stderr}
+        return interpreter
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _close_unless(taken: set[int], descriptor: int) -> None:
+    if descriptor not in taken:
+        os.close(descriptor)
+
+
+async def _serve(proxy: Proxy, descriptor: int) -> Serving:
+    listener = socket.socket(fileno=descriptor)
+    try:
+        return await proxy.serve(listener)
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _check_met(payloads: list[bytes], complete: bool) -> None:
+    """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
+
+    If there is no frame, the session has ended. If descriptors are missing, this process had no free ones for them.
+    """
+    if not payloads:
+        raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")
+    match wire.decode(payloads[0], wire.Ready, wire.Refused):
+        case wire.Refused() as refused:
+            raise refusal(refused)
+    if not complete:
+        raise no_descriptor("another session")

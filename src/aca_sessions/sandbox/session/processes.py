@@ -1,0 +1,316 @@
+"""The processes of a session and its branches, if control groups cannot freeze them. Each belongs to one workspace (`tree` in code).
+
+One workspace at a time is shown: it is mounted at /mnt/data, and only its processes run. All processes live in one pid namespace and one
+mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops all processes
+of a workspace before it mounts another one, and continues them when theirs is mounted again. A stopped process cannot fork. So every
+process that the host has not stopped, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker
+thread.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ...models import RunningProcess
+from ..limits.capacity import explained_shortage, is_shortage
+
+_INIT = 1
+_STATE, _PARENT, _THREADS, _START = 0, 1, 17, 19  # fields in /proc/PID/stat, counted from behind the name: proc(5)
+_STOPPED, _DEAD, _BLOCKED = frozenset("Tt"), frozenset("ZX"), frozenset("D")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DESCRIPTORS = 5  # open during one look at a process, and one to spare
+_QUIET = 2  # looks in a row that find nothing new
+_CALM_LOOKS, _QUICK_LOOKS, _MOST_LOOKS = 3, 60, 400  # until new processes are signalled unseen, until pauses get longer, in all
+_SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: without a pause this took five times as long
+
+
+class Identity(NamedTuple):
+    """The identity of a process: its pid in the session, and the clock tick at which it started, because a pid alone may be reused."""
+
+    number: int
+    start: int
+
+
+class _Seen(NamedTuple):
+    identity: Identity
+    parent: int
+    name: str
+    threads: int
+    states: Set[str]  # those of its threads that live; none for the dead
+    signalled: bool = False
+
+    @property
+    def stands(self) -> bool:
+        return self.states <= _STOPPED
+
+    @property
+    def described(self) -> RunningProcess:
+        return RunningProcess(self.identity.number, self.name)
+
+
+class Ended(NamedTuple):
+    """The outcome of ending processes: those that ended, and those that are still alive although they were killed."""
+
+    ended: tuple[RunningProcess, ...] = ()
+    left: tuple[RunningProcess, ...] = ()
+
+
+class Processes:
+    """The processes of one pid namespace, to stop, continue and end. No two of `switch`, `halt`, `end` and `close` may run at once."""
+
+    def __init__(self, proc: int, tree: int) -> None:
+        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the number of the workspace at /mnt/data."""
+        self.shown: int | None = tree
+        self._mounted: int | None = tree
+        self._latest = tree
+        self._proc = proc  # it lists every process; lists of children, read one by one, miss one that changes its parent meanwhile
+        self._members: dict[int, Identity] = {}
+        self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not shown: whether to continue each process
+
+    def take_in(self, number: int, tree: int, process: int) -> None:
+        """Register an interpreter, so that it is not taken for a process of a cell. Do nothing if it has ended already.
+
+        Stop it, unless its workspace (`tree`) is at /mnt/data now. It continues when its workspace is mounted there. `number` is its pid in
+        the session, and `process` its pidfd.
+        """
+        with contextlib.suppress(OSError), self._opened(number) as folder:
+            seen = _look(folder, number)
+            self._members[number] = seen.identity
+            if tree != self.shown:
+                self._frozen[tree] = {**self._frozen.get(tree, {}), seen.identity: not seen.stands}
+                _signal(process, signal.SIGSTOP)
+
+    def leave(self, number: int) -> None:
+        """Forget an interpreter that has ended, by its pid in the session."""
+        self._members.pop(number, None)
+
+    def drop(self, tree: int) -> None:
+        """Forget the processes of a workspace that has ended."""
+        self._frozen.pop(tree, None)
+
+    def elsewhere(self, tree: int) -> set[int]:
+        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
+        return {*self._members} | {one.number for one in self._of_others(tree)}
+
+    def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
+        """Stop all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and continue its processes.
+
+        Return the processes that were killed because they did not stop. Raise TimeoutError if a process runs even after that, because it
+        must not see the other workspace. If `show` fails, all processes stay stopped until the next switch.
+        """
+        ended = self.halt()
+        if self._mounted != tree:
+            self._mounted = None
+            show()
+            self._mounted = tree
+        self.shown = self._latest = tree
+        self._continue(self._frozen.pop(tree, {}))
+        return ended
+
+    def halt(self) -> tuple[RunningProcess, ...]:
+        """Stop all processes until the next `switch`. Return those that were killed because they did not stop.
+
+        Raise TimeoutError if a process runs even after that.
+        """
+        stopped, calm = self._stop()
+        ended: tuple[RunningProcess, ...] = ()
+        if not calm:
+            ended = self._kill_shown().ended
+            again, calm = self._stop()
+            stopped = {one: stopped.get(one, True) for one in again}
+        self._frozen[self._latest] = {**self._frozen.get(self._latest, {}), **stopped}
+        if not calm:
+            raise TimeoutError("processes of the session did not stop: end them, or reset the session")
+        self.shown = None
+        return ended
+
+    def end(self, tree: int) -> Ended:
+        """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none starts another one."""
+        if tree != self.shown:
+            doomed = self._frozen.get(tree, {}).keys() - {*self._members.values()}
+            return self._kill(doomed.__contains__)
+        stopped, _ = self._stop()
+        try:
+            return self._kill_shown()
+        finally:
+            self._continue(stopped)
+
+    def has_work(self) -> bool:
+        """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
+        others, members = self._of_others(self.shown), {*self._members.values()}
+        mine = [one for one in self._look_at_all()[0] if one.states and one.identity not in others]
+        return any(one.threads > 1 or one.identity not in members for one in mine)
+
+    def close(self) -> None:
+        """Close the descriptor of /proc."""
+        os.close(self._proc)
+
+    def _stop(self) -> tuple[dict[Identity, bool], bool]:
+        """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
+
+        A process maps to True if this call stopped it, and to False if it was stopped before. A process that still runs may start others,
+        or continue stopped ones, so /proc is read until nothing has changed twice in a row. Processes of other workspaces are read too,
+        because code in the session may have continued one.
+        """
+        _check_descriptors()
+        found: dict[Identity, bool] = {}
+        try:
+            return self._stop_all(found)
+        except BaseException:
+            self._continue(found)
+            raise
+
+    def _stop_all(self, found: dict[Identity, bool]) -> tuple[dict[Identity, bool], bool]:
+        others = self._of_others(self.shown)
+        earlier: set[Identity] = set()
+        quiet = 0
+        for look in range(_MOST_LOOKS):
+            known = None if look < _CALM_LOOKS else {one.number for one in (*found, *others)}
+            seen, gone = self._look_at_all(signal.SIGSTOP, lambda one: not one.stands, known)
+            alive = [one for one in seen if one.states]
+            mine = {one.identity: one.signalled or found.get(one.identity, False) for one in alive if one.identity not in others}
+            found.clear()
+            found.update(mine)
+            dead = {one.identity for one in seen if not one.states}
+            quiet = 0 if gone or dead - earlier or not _all_stand(alive) else quiet + 1
+            earlier = dead
+            if quiet == _QUIET:
+                return found, True
+            if not quiet:
+                time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
+        return found, False
+
+    def _kill_shown(self) -> Ended:
+        spared = {*self._of_others(self.shown), *self._members.values()}
+        return self._kill(lambda one: one not in spared, {one.number for one in spared})
+
+    def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
+        """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
+
+        Pids that are not in `known` are killed without asking `doomed`, if `known` is given: see `_look_at_all`.
+        """
+        ended: dict[Identity, RunningProcess] = {}
+        alive: list[_Seen] = []
+        quiet = 0
+        for look in range(_MOST_LOOKS):
+            seen, _ = self._look_at_all(signal.SIGKILL, lambda one: bool(one.states) and doomed(one.identity), known)
+            alive = [one for one in seen if one.states and doomed(one.identity)]
+            ended |= {one.identity: one.described for one in alive}
+            quiet = 0 if alive else quiet + 1
+            if quiet == _QUIET:
+                break
+            if not quiet:
+                time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
+        left = {one.identity: one.described for one in alive}
+        return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
+
+    def _continue(self, stopped: dict[Identity, bool]) -> None:
+        """Continue what `_stop` stopped, usually children first, because a shell takes a stopped child for a stopped job."""
+        for one in sorted(stopped, reverse=True):
+            if stopped[one]:
+                with contextlib.suppress(OSError), self._opened(one.number) as process:
+                    if _look(process, one.number).identity == one:
+                        _signal(process, signal.SIGCONT)
+
+    def _of_others(self, tree: int | None) -> set[Identity]:
+        return {one for other, frozen in [*self._frozen.items()] if other != tree for one in frozen}
+
+    def _look_at_all(
+        self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
+    ) -> tuple[list[_Seen], bool]:
+        """Read the state of every process but the first, and send signal `number` to those that `wanted` selects.
+
+        Return the states, and whether a process had ended before its state was read. If `known` is given, processes that are not in it are
+        signalled before their state is read. Otherwise a chain of processes, each of which starts the next one and ends, would always
+        escape.
+        """
+        seen: list[_Seen] = []
+        gone = False
+        for pid in self._numbers():
+            try:
+                with self._opened(pid) as process:
+                    at_once = known is not None and pid not in known
+                    if at_once and number is not None:
+                        _signal(process, number)
+                    one = _look(process, pid)
+                    if number is not None and not at_once and wanted(one):
+                        _signal(process, number)
+                        at_once = True
+                    seen.append(one._replace(signalled=at_once))
+            except OSError as error:
+                if is_shortage(error):
+                    raise  # a process that cannot be looked at may run
+                gone = True
+        return seen, gone
+
+    def _numbers(self) -> list[int]:
+        try:
+            with self._opened(".") as folder:  # a new descriptor: threads would share the offset of the one that is kept
+                return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            return []  # the first process has ended, and all others with it
+
+    @contextmanager
+    def _opened(self, name: int | str) -> Iterator[int]:
+        """Yield a descriptor of a folder in /proc. A signal sent by it never reaches a later process of the same pid."""
+        folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+
+def _check_descriptors() -> None:
+    """Raise GuestDiedError if there are too few free descriptors to read /proc. Call this before anything is stopped."""
+    with explained_shortage("stopping the session's processes"), contextlib.ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            opened.callback(os.close, os.open("/", _FOLDER))
+
+
+def _all_stand(alive: list[_Seen]) -> bool:
+    """Return whether no process can run on: each is stopped, or waits in the kernel for a child that is stopped."""
+    # A process that waits for its vfork child to start a program (state D) stops only after that. It counts as stopped if its child does.
+    standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
+    return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
+
+
+def _look(process: int, number: int) -> _Seen:
+    """Return what /proc tells of a process: its identity, parent and name, and the states of its live threads."""
+    name, fields = _stat("stat", process)
+    threads = int(fields[_THREADS])
+    # The process itself has only the state of its first thread, which may have ended before the others.
+    states = {fields[_STATE]} if threads == 1 else _states(process)
+    return _Seen(Identity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
+
+
+def _states(process: int) -> set[str]:
+    folder = os.open("task", _FOLDER, dir_fd=process)
+    states = set()
+    try:
+        for thread in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                states.add(_stat(f"{thread}/stat", folder)[1][_STATE])
+    finally:
+        os.close(folder)
+    return states
+
+
+def _stat(path: str, process: int) -> tuple[str, list[str]]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+    try:
+        text = os.read(descriptor, 1 << 12).decode(errors="backslashreplace")
+    finally:
+        os.close(descriptor)
+    # The name is in brackets, and may hold brackets and blanks itself.
+    return text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 1 :].split()
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, number)

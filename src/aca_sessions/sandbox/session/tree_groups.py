@@ -1,0 +1,233 @@
+"""The processes of a session and its branches, if control groups can freeze them: one group for each workspace (`tree` in code).
+
+One workspace at a time is shown: it is mounted at /mnt/data, and the groups of the others are frozen. A frozen process runs no instruction,
+and a new process is in the group of the one that started it. So processes need not be searched in /proc again and again, as in
+`processes.py`. All calls block: use a worker thread.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ...errors import GuestDiedError
+from ...models import RunningProcess
+from ..limits.capacity import with_reserve
+from .descriptors import host_pid
+from .processes import Ended
+
+_FREEZE_SECONDS = 2.0  # a process that waits for a device, or is being traced, may need some time
+_END_SECONDS = 2.0
+_LOOK_SECONDS = 0.0005
+
+
+class TreeGroups:
+    """The control groups of one session, to freeze, thaw and end the processes of each workspace.
+
+    With only one workspace, all processes stay in the group `group`. Once there is a second one, each workspace gets a group below `group`.
+    """
+
+    def __init__(self, group: Path, init: int, tree: int) -> None:
+        """Take over the group of the first process (the pidfd `init`) and of all that it forks. `tree` is the workspace at /mnt/data."""
+        self.shown: int | None = tree
+        self._mounted: int | None = tree
+        self._first = self._latest = tree
+        self._group = group
+        self._init = init
+        self._members: dict[int, tuple[int, int]] = {}  # by an interpreter's number in the session: its workspace and its pidfd
+        self._stopped: dict[int, tuple[int, int]] = {}  # those that wait to be put into the group of their workspace
+        self._groups: dict[int, Path] = {}
+        self._divided = False  # whether each workspace has a group of its own
+
+    def take_in(self, number: int, tree: int, process: int) -> None:
+        """Register an interpreter like `Processes.take_in`. Stop it until its workspace is mounted at /mnt/data."""
+        self._members[number] = (tree, process)
+        if tree != self.shown:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(process, signal.SIGSTOP)
+                self._stopped[number] = (tree, process)
+
+    def leave(self, number: int) -> None:
+        """Forget an interpreter that has ended, by its pid in the session."""
+        self._members.pop(number, None)
+        self._stopped.pop(number, None)
+
+    def drop(self, tree: int) -> None:
+        """Forget a workspace that has ended, and remove its group."""
+        group = self._groups.pop(tree, None)
+        if group is not None:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+    def elsewhere(self, tree: int) -> set[int]:
+        """See `Processes.elsewhere`."""
+        others = [group for other, group in [*self._groups.items()] if other != tree]
+        return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
+
+    def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
+        """Freeze all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and thaw its processes.
+
+        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process runs even after that, because it
+        must not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
+        """
+        ended = self.halt()
+        self._place_stopped()
+        if self._mounted != tree:
+            self._mounted = None
+            show()
+            self._mounted = tree
+        self.shown = self._latest = tree
+        if (group := self._group_of(tree)) is not None:
+            _write(group / "cgroup.freeze", "0")
+        return ended
+
+    def halt(self) -> tuple[RunningProcess, ...]:
+        """Freeze all processes except the first, until the next `switch`. Return those that were killed because they did not freeze.
+
+        Raise TimeoutError if a process runs even after that.
+        """
+        group = self._group_of(self.shown) if self.shown is not None else None
+        if group == self._group:  # the first process must run on: it allocates memory for files that are put back meanwhile
+            _put(self._group.parent, self._init_pid())
+        ended: tuple[RunningProcess, ...] = ()
+        if group is not None and not _freeze(group):
+            ended = self._kill(group).ended
+            if not _freeze(group):
+                raise TimeoutError("processes of the session did not stop: end them, or reset the session")
+        self.shown = None
+        return ended
+
+    def end(self, tree: int) -> Ended:
+        """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none starts another one."""
+        group = self._group_of(tree)
+        if group is None:
+            return Ended()
+        if tree != self.shown:
+            return self._kill(group)
+        try:
+            _freeze(group)
+            return self._kill(group)
+        finally:
+            _write(group / "cgroup.freeze", "0")
+
+    def has_work(self) -> bool:
+        """See `Processes.has_work`."""
+        group = self._group_of(self.shown) if self.shown is not None else None
+        interpreters, init = self._interpreters(), self._init_pid()
+        return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
+
+    def close(self) -> None:
+        """Remove the groups."""
+        # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
+        for tree in [*self._groups]:
+            self.drop(tree)
+        with contextlib.suppress(OSError):
+            self._group.rmdir()
+
+    def _group_of(self, tree: int) -> Path | None:
+        """Return the group with a workspace's processes, or None if this workspace has no group yet."""
+        return self._groups.get(tree) if self._divided else self._group
+
+    def _place_stopped(self) -> None:
+        """Move interpreters that `take_in` stopped into their workspaces' groups. All processes must be frozen or stopped."""
+        if self._stopped and not self._divided:
+            self._make(self._first)
+            elsewhere = {self._init_pid(), *(pid for _, process in self._stopped.values() for pid in _pid_of(process))}
+            for pid in set(_pids(self._group)) - elsewhere:
+                _put(self._groups[self._first], pid)
+            _write(self._group / "cgroup.freeze", "0")
+            self._divided = True
+        for number, (tree, process) in [*self._stopped.items()]:
+            if tree not in self._groups:
+                self._make(tree)
+            for pid in _pid_of(process):
+                _put(self._groups[tree], pid)
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(process, signal.SIGCONT)
+            self._stopped.pop(number, None)
+
+    def _make(self, tree: int) -> None:
+        group = self._group / str(tree)
+        group.mkdir(exist_ok=True)
+        self._groups[tree] = group
+        _write(group / "cgroup.freeze", "1")
+
+    def _kill(self, group: Path) -> Ended:
+        """Kill what is in a group, except interpreters and the first process, and wait at most 2 s until it has ended."""
+        spared = self._interpreters() | {self._init_pid()}
+        doomed = [(pid, process) for pid, process in _processes_in(group) if pid not in spared]
+        for pid, _ in doomed:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)  # frozen, or was a moment ago: no other process has its number
+        left = {pid for pid, _ in doomed}
+        until = time.monotonic() + _END_SECONDS
+        while left and time.monotonic() < until:
+            left &= set(_pids(group))
+            if left:
+                time.sleep(0.001)
+        return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
+
+    def _interpreters(self) -> set[int]:
+        """Return the live interpreters' pids on this host. While they live, no other process gets these pids."""
+        return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
+
+    def _init_pid(self) -> int:
+        return next(_pid_of(self._init), 0)
+
+
+def _pid_of(process: int) -> Iterator[int]:
+    with contextlib.suppress(GuestDiedError, OSError):
+        yield host_pid(process)
+
+
+def _pids(group: Path) -> list[int]:
+    try:
+        return [int(line) for line in with_reserve((group / "cgroup.procs").read_text).split()]
+    except OSError:
+        return []  # the group is gone, and all that was in it
+
+
+def _processes_in(group: Path) -> Iterator[tuple[int, RunningProcess]]:
+    """Yield the processes of a group: the pid on this host, and a `RunningProcess` with the pid in the session."""
+    for pid in _pids(group):
+        with contextlib.suppress(OSError, KeyError):
+            status = _status(pid)
+            yield pid, RunningProcess(int(status["NSpid"].split()[-1]), status["Name"].strip())
+
+
+def _threads(pid: int) -> int:
+    try:
+        return int(_status(pid)["Threads"])
+    except (OSError, KeyError):
+        return 0
+
+
+def _status(pid: int) -> dict[str, str]:
+    text = with_reserve(lambda: Path(f"/proc/{pid}/status").read_text(errors="backslashreplace"))
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _put(group: Path, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        _write(group / "cgroup.procs", str(pid))
+
+
+def _freeze(group: Path) -> bool:
+    """Freeze a group. Return False if not all of it is frozen within 2 s. If its state cannot be read, thaw it and raise OSError."""
+    try:
+        _write(group / "cgroup.freeze", "1")
+        until = time.monotonic() + _FREEZE_SECONDS
+        while "frozen 1" not in with_reserve((group / "cgroup.events").read_text):
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
+    except OSError:
+        _write(group / "cgroup.freeze", "0")
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    with_reserve(lambda: path.write_text(text))

@@ -1,0 +1,242 @@
+"""What all routes share: parsing of requests, and the headers, errors and log lines of responses."""
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..contract.flat import GUID_HEADER, parse
+from ..contract.records import DRAINING, IDENTIFIER, SNAPSHOT_REFUSED, TOO_MANY_STARTING, MalformedBodyError, ProblemError, encode_problem
+from ..contract.versions import VERSIONS, Version
+from ..errors import GuestDiedError, IsolationError, SnapshotError
+from ..lifetime import log_failure
+from ..sandbox.session.files import UnusableNameError
+from ..telemetry import hashed
+from .journal import Journal
+
+_UNEXPECTED = "InternalError"
+_NO_FILE = "the session has no file at this path: list its files to see those that it has"
+_BY_ERRNO = {
+    errno.ENOENT: (404, "FileNotFound", _NO_FILE),
+    errno.ENOTDIR: (404, "FileNotFound", _NO_FILE),
+    errno.EISDIR: (400, "FilePathInvalid", "expected a file, got a folder: use the path of a file in it"),
+    errno.ENOTEMPTY: (400, "FilePathInvalid", "the folder must be empty to be deleted: delete its files first"),
+    errno.ENAMETOOLONG: (400, "FilePathInvalid", "each name of the path must have at most 255 bytes: choose a shorter one"),
+    errno.ELOOP: (400, "FilePathInvalid", "the path must not lead over a symbolic link: use the path that the link leads to"),
+    errno.EXDEV: (400, "FilePathInvalid", "the path must stay below /mnt/data"),
+    errno.EACCES: (
+        403,
+        "FileNotAccessible",
+        "the session's code removed the permission to use this file: restore it in a cell, with chmod",
+    ),
+    errno.EAGAIN: (409, "FileBusy", "the session's code holds this file: try again"),
+    errno.EMFILE: (
+        500,
+        "SandboxUnavailable",
+        "the server has no file descriptor left: end some sessions or raise `ulimit -n`",
+    ),
+    errno.ENFILE: (500, "SandboxUnavailable", "the server's host has no file descriptor left: end some programs"),
+    errno.EDQUOT: (
+        507,
+        "SessionStorageFull",
+        "the session, its branches and its checkpoints cannot have more files or more memory together: "
+        "delete files, branches, checkpoints or variables",
+    ),
+    errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full: delete files first"),
+}
+
+
+def problem_of(error: Exception) -> ProblemError:
+    """Return the error response for an exception that a handler raised, as a ProblemError. An unexpected exception becomes a 500."""
+    match error:
+        case ProblemError():
+            return error
+        case UnusableNameError():
+            return ProblemError(400, "FileNameInvalid", str(error))
+        case OSError(errno=number) if number in _BY_ERRNO:
+            return ProblemError(*_BY_ERRNO[number])
+        case SnapshotError():
+            return ProblemError(409, SNAPSHOT_REFUSED, str(error))
+        case IsolationError() | GuestDiedError():
+            # Not 503: a proxy retries that elsewhere, so it is only for what was not started.
+            return ProblemError(500, "SandboxUnavailable", str(error))
+        case HTTPException(status_code=404):
+            return ProblemError(404, "NotFound", "this server has nothing at this path: check the path of the request")
+        case HTTPException(status_code=405):
+            return ProblemError(405, "MethodNotAllowed", "this path does not accept this method: check the method of the request")
+        case HTTPException():
+            return ProblemError(error.status_code, "RequestInvalid", str(error.detail))
+    return ProblemError(500, _UNEXPECTED, "the server failed")
+
+
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
+_SKIP = re.compile(r"\d{1,9}", re.ASCII)
+
+
+def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
+    """Return the api-version and session identifier of a query, or raise ProblemError (400). `plain` is as strict as Azure is."""
+    version = VERSIONS[request.query_params.get("api-version", "")]
+    allowed = version.identifier if plain else IDENTIFIER
+    return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
+
+
+def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *, name: str = "identifier") -> str:
+    """Return an identifier unchanged. Raise ProblemError (400) if `allowed` does not match all of it."""
+    if not allowed.fullmatch(identifier):
+        # The length and not the identifier, which is a secret.
+        got = f"other text of {len(identifier)} characters" if identifier else "nothing"
+        usual = r"1 to 256 letters, digits, spaces and punctuation marks of ASCII, except '\'"
+        expected = usual if allowed is IDENTIFIER else f"text that matches the regular expression {allowed.pattern}"
+        said = f"'{name}', the session's identifier, must be {expected}, got {got}"
+        raise ProblemError(400, "SessionRequestValidationFailed", said)
+    return identifier
+
+
+def check_has_sessions(request: Request) -> None:
+    """Raise ProblemError (404) if the api-version is one of the earlier ones, which have no requests about sessions."""
+    version = VERSIONS[request.query_params.get("api-version", "")]
+    if not version.has_sessions:
+        raise ProblemError(404, "NotFound", f"{version.name} has no requests about sessions: use 2025-02-02-preview or later")
+
+
+def check_route(request: Request, path: str, *, whole: bool = True) -> None:
+    """Raise ProblemError (404) unless the request's path ends in `path`, because other api-versions have this request elsewhere.
+
+    If `whole` is false, the request's path must continue after `path`.
+    """
+    found = request.url.path.rstrip("/")
+    if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
+        raise ProblemError(404, "NotFound", f"this api-version has this request at {path}: use that path, or another api-version")
+
+
+def skip_of(request: Request) -> int:
+    """Return the query's `skip`: the index at which a page begins, by default 0. Raise ProblemError (400) if it is not a number."""
+    skip = request.query_params.get("skip", "0")
+    if not _SKIP.fullmatch(skip):
+        said = f"'skip' must be a whole number of at most 9 digits, got {skip!r:.80}"
+        raise ProblemError(400, "SessionRequestValidationFailed", said)
+    return int(skip)
+
+
+def check_version(request: Request, version: str) -> None:
+    """Raise ProblemError (412) if the header If-Match names other versions than the entity tag `version`. Weak tags match nothing."""
+    wanted = request.headers.get("if-match")
+    if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
+        raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
+
+
+def wants_whole(request: Request, version: str) -> bool:
+    """Return whether to send the whole file instead of a part: the client's part is of another version, by the header If-Range."""
+    wanted = request.headers.get("if-range")
+    return wanted is not None and not _matches(wanted, version)
+
+
+def _matches(wanted: str, version: str) -> bool:
+    return not version.startswith("W/") and version in (tag.strip() for tag in wanted.split(","))
+
+
+def range_of(request: Request) -> tuple[int, int | None]:
+    """Return the first byte and the number of bytes of the requested part of a file; the number is None for all up to the end.
+
+    Return (0, None), the whole file, if there is no Range header, or it has another unit than bytes, several ranges or a suffix
+    (RFC 9110, 14.2).
+    """
+    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+    if not wanted:
+        return 0, None
+    start, end = int(wanted[1]), wanted[2]
+    return start, max(0, int(end) - start + 1) if end else None
+
+
+async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
+    """Return the parsed JSON of a request. `default` is parsed in place of an empty body.
+
+    Raise ProblemError: 400 if it is not JSON, 413 if it has more than `most` bytes, by its header or as counted.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large(most)
+    chunks, received = [], 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > most:
+            raise too_large(most)
+        chunks.append(chunk)
+    return parse(b"".join(chunks) or default)
+
+
+def too_large(most: int) -> ProblemError:
+    """Return the error (413) for a request that has more than `most` bytes."""
+    return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes, got more: send less at once")
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+Named = tuple[str, str, Handler]  # path, method, handler
+Routes = list[Named]
+
+_logger = logging.getLogger("aca_sessions")
+_access = logging.getLogger("aca_sessions.access")
+
+
+def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
+    """Build starlette's route for a handler. Exceptions of the handler become error responses, which the journal records.
+
+    Each response gets `headers`, and Azure's headers about the session that the handler stored in `request.state.session`.
+    """
+
+    path, method, handler = route
+
+    async def answer(request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await handler(request)
+        except ClientDisconnect:
+            response = Response(status_code=400)  # the client has gone and does not read it
+        except Exception as error:
+            problem = problem_of(error)
+            journal.refused(problem, f"{method} {path}", request.query_params.get("identifier"))
+            response = problem_answer(error)
+        response.headers.update(headers)
+        seconds = time.perf_counter() - started
+        session, noted = getattr(request.state, "session", None), getattr(request.state, "noted", None)
+        if session is not None:
+            # Azure sends these with each response about a session. Only the first one marks it as new.
+            response.headers[GUID_HEADER] = session.etag
+            response.headers["x-ms-new-allocation"] = str(session.is_new).lower()
+            session.is_new = False
+            if noted is not None:
+                journal.noted(noted[0], session.identifier, seconds, noted[1])
+        if _access.isEnabledFor(logging.DEBUG):
+            # The pattern of the route but not its path: identifiers are secrets, and names of files may be.
+            name = request.query_params.get("identifier")
+            shown = hashed(name) if name else "-"
+            _access.debug("%s /%s %s session %s %.0f ms", request.method, path, response.status_code, shown, seconds * 1000)
+        return response
+
+    return Route(f"/{path}", answer, methods=[method])
+
+
+def note(request: Request, event: str, **fields: object) -> None:
+    """Store an event of a successful request in the request, for the journal to record when the response is made."""
+    request.state.noted = (event, fields)
+
+
+def problem_answer(error: Exception) -> Response:
+    """Return the error response for an exception that a handler raised, in Azure's format. Log it if the status is 500."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        id = log_failure("a request failed", error)
+        if problem.code == _UNEXPECTED:
+            problem = ProblemError(500, _UNEXPECTED, f"{problem.message}: its log has the cause under the id {id}")
+    asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in (DRAINING, TOO_MANY_STARTING) else {}
+    if isinstance(problem, MalformedBodyError):  # Azure refuses these before the service, so they have no error code
+        body = encode_problem(problem)
+        _logger.debug("a body was refused as malformed, trace %s", body["traceId"])
+        return JSONResponse(body, problem.status, media_type="application/problem+json")
+    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code} | asked_later)

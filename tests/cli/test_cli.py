@@ -1,0 +1,328 @@
+"""Test the command line as a shell uses it."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aca_sessions import Settings, open_pool
+from aca_sessions.cli.serving import listen_on_port
+
+from ..conftest import COMMAND, aca_sessions, descendants, mostly_long
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_cell_prints_its_output_and_value() -> None:
+    run = aca_sessions("run", "print('hello')\n6 * 7")
+    assert (run.stdout, run.stderr, run.returncode) == ("hello\n42\n", "", 0)
+
+
+def test_code_may_come_from_standard_input() -> None:
+    assert aca_sessions("run", "-", stdin="6 * 7").stdout == "42\n"
+
+
+def test_a_failed_cell_is_exit_code_1_with_its_traceback_on_stderr() -> None:
+    run = aca_sessions("run", "print('out')\n1 / 0")
+    assert (run.stdout, run.returncode) == ("out\n", 1)
+    assert run.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
+@pytest.mark.long
+def test_json_holds_everything() -> None:
+    result = json.loads(aca_sessions("run", "--json", "print('out'); 6 * 7").stdout)
+    assert (result["success"], result["stdout"], result["value"], result["state"]) == (True, "out\n", 42, "kept")
+
+
+@pytest.mark.long
+def test_a_file_is_there_for_the_cell(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("content")
+    assert aca_sessions("run", "--file", str(tmp_path / "data.txt"), "open('data.txt').read()").stdout == "'content'\n"
+
+
+@pytest.mark.long
+def test_a_cell_over_its_time_reports_it() -> None:
+    run = aca_sessions("run", "--timeout", "0.2", "while True: pass")
+    assert run.returncode == 1
+    assert "longer than 0.2 s" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    mostly_long(
+        [
+            (["run", "--session", "mine", "1"], "aca-sessions serve"),
+            (["run", "--file", "/nonexistent", "1"], "--file /nonexistent"),
+            (["run", "--timeout", "-1", "1"], "--timeout"),
+            (["run", "--timeout", "soon", "1"], "--timeout"),
+            (["run", "--timeout", "inf", "1"], "--timeout"),
+            (["serve", "--max-sessions", "0"], "--max-sessions"),
+            (["serve", "--cooldown", "inf"], "--cooldown"),
+            (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
+            (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
+            (["run"], "CODE"),
+            ([], "COMMAND"),
+            (["serve", "--port", "70000"], "70000"),
+            (["serve", "--socket", "/nonexistent/socket"], "--socket"),
+            (["serve", "--no-api-key", "--api-key", "key"], "--no-api-key"),
+            (["serve", "--no-api-key", "--api-key-file", "/dev/null"], "must hold a key"),
+            (["serve", "--api-key-file", "/dev/null/none"], "--api-key-file /dev/null/none cannot be read"),
+            (["serve", "--api-key-file", "/etc/hostname", "--api-key", "key"], "not allowed with"),
+        ],
+        (["run", "--session", "mine", "1"], "aca-sessions serve"),
+        (["run", "--timeout", "soon", "1"], "--timeout"),
+        (["serve", "--port", "70000"], "70000"),
+    ),
+)
+def test_an_error_is_one_line(arguments: list[str], said: str) -> None:
+    run = aca_sessions(*arguments)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("arguments", mostly_long([[""], ["--live", "  "], ["# nothing"]], [""]))
+def test_an_empty_cell_succeeds_and_prints_nothing(arguments: list[str]) -> None:
+    run = aca_sessions("run", *arguments)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_a_reader_that_closes_the_pipe_causes_no_traceback() -> None:
+    pipeline = f"{sys.executable} -m aca_sessions.cli.main run 'print(\"x\" * 500000)' | true"
+    run = subprocess.run(["sh", "-c", pipeline], capture_output=True, text=True, timeout=240, check=False)
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.long
+def test_output_that_the_terminal_cannot_show_is_escaped() -> None:
+    assert aca_sessions("run", "print('é')", env=os.environ | {"PYTHONIOENCODING": "ascii"}).stdout == "\\xe9\n"
+
+
+def test_json_is_json_whatever_the_value() -> None:
+    assert json.loads(aca_sessions("run", "--json", "float('nan')").stdout)["value"] == {"float": "nan"}
+
+
+def test_nothing_of_the_host_is_shown() -> None:
+    shadow = aca_sessions("run", 'open("/etc/shadow").read()')
+    assert (shadow.stdout, shadow.returncode) == ("", 1)
+    environment = aca_sessions("run", "import os; print(os.environ)", env=os.environ | {"SECRET": "hunter2"})
+    assert "hunter2" not in environment.stdout + environment.stderr
+
+
+@pytest.mark.long
+def test_an_interrupted_command_ends_quietly() -> None:
+    code = "print('ready', flush=True)\nwhile True: pass"
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
+    command = subprocess.Popen([*COMMAND, "run", code], stderr=subprocess.PIPE, text=True, preexec_fn=listens)
+    deadline = time.monotonic() + 120
+    while len(descendants(command.pid)) < 5 and time.monotonic() < deadline:  # three of the fork server, two of the session
+        time.sleep(0.05)
+    time.sleep(0.3)
+    command.send_signal(signal.SIGINT)
+    _, stderr = command.communicate(timeout=120)
+    assert command.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_doctor_reports_full_isolation_item_by_item() -> None:
+    run = aca_sessions("doctor")
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.rstrip().endswith("isolation: full")
+    for part in ("user namespace", "seccomp", "Landlock", "capabilities", "no host network"):
+        assert part in run.stdout
+
+
+def test_doctor_reports_how_many_sessions_fit_and_why() -> None:
+    few = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *COMMAND, "doctor"]
+    run = subprocess.run(few, capture_output=True, text=True, timeout=100, check=False)
+    (fit,) = (line for line in run.stdout.splitlines() if "sessions that fit" in line)
+    numbers = re.search(
+        r" (\d+): descriptors for (\d+) \(10 each, `ulimit -n` is 256\), memory for (\d+) that are idle \((\d+) MB each of (\d+) MB\) "
+        r"or (\d+) that use all of theirs, processes for (\d+) \(2 each of \d+\)",
+        fit,
+    )
+    fits, descriptors, memory, each, share, full, processes = map(int, numbers.groups())
+    assert fits == min(descriptors, memory, processes) == descriptors
+    assert 10 <= descriptors <= 19
+    assert 0 < each < 100
+    assert memory > full
+    assert share * (1 << 20) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_doctor_checks_an_endpoint_step_by_step() -> None:
+    with Server("--port", "0", "--api-key", "key") as server:
+        good = aca_sessions("doctor", "--endpoint", server.endpoint, env=os.environ | {"ACASessions__ApiKey": "key"})
+        assert good.returncode == 0, good.stdout
+        assert good.stdout.rstrip().endswith("endpoint: usable")
+        bad = aca_sessions("doctor", "--endpoint", server.endpoint, env=os.environ | {"ACASessions__ApiKey": "wrong"})
+        assert (bad.returncode, "401" in bad.stdout) == (1, True)
+    gone = aca_sessions("doctor", "--endpoint", "http://127.0.0.1:1", env=os.environ | {"ACASessions__ApiKey": "key"})
+    assert (gone.returncode, "cannot be reached" in gone.stdout) == (1, True)
+
+
+@pytest.mark.long
+def test_conformance_reports_the_answers_of_an_endpoint(tmp_path: Path) -> None:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        environment = os.environ | {"ACASessions__ApiKey": "key"}
+        run = aca_sessions("conformance", "--endpoint", server.endpoint, "--report", str(tmp_path / "report.json"), env=environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) == len(run.stdout.splitlines()) > 20
+    assert all(one["agrees"] for one in report)
+
+
+class Server:
+    """`aca-sessions serve` in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen([*COMMAND, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.endpoint = self._said("Endpoint: ")
+
+    def _said(self, what: str) -> str:
+        line = self.process.stdout.readline()
+        assert line.startswith(what), line + self.process.stderr.read()
+        return line.removeprefix(what).strip()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.rest = self.process.communicate(timeout=120)
+
+    def key(self) -> str:
+        return self._said("ApiKey: ")
+
+
+@pytest.mark.long
+async def test_serve_makes_a_key_and_a_session_outlives_its_client() -> None:
+    with Server("--port", "0") as server:
+        settings = Settings(Endpoint=server.endpoint, ApiKey=server.key())
+        environment = os.environ | {
+            "ACASessions__Endpoint": server.endpoint,
+            "ACASessions__ApiKey": settings.SessionsHttpClient.ApiKey.get_secret_value(),
+        }
+        aca_sessions("run", "--session", "mine", "x = 20", env=environment)
+        assert aca_sessions("run", "--session", "mine", "x + 22", env=environment).stdout == "42\n"
+        async with open_pool(settings) as pool, pool.session() as session:
+            await session.upload_file("a.txt", b"hello")
+            result = await session.run("open('a.txt').read()")
+            assert (result.value, str(result.state)) == ("hello", "kept")
+        wrong = aca_sessions("run", "1", env=environment | {"ACASessions__ApiKey": "wrong"})
+        assert (wrong.returncode, "401" in wrong.stderr) == (2, True)
+    assert server.process.returncode == 0
+    written = "".join(server.rest)
+    assert "mine" not in written
+
+
+async def test_an_answer_on_an_open_connection_is_not_delayed_by_the_kernel() -> None:
+    """Linux delays a small packet until the previous one is acknowledged, for up to 40 ms, unless TCP_NODELAY is set: tcp(7)."""
+    told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async with await asyncio.start_server(accept, sock=(listener := listen_on_port("127.0.0.1", 0))):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await told
+        writer.close()
+
+
+@pytest.mark.long
+async def test_serve_on_a_socket_file_is_reachable_by_this_user_only(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.sock"
+    with Server("--socket", str(path)) as server:
+        assert server.endpoint == f"unix://{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        async with open_pool(endpoint=server.endpoint) as pool, pool.session() as session:
+            assert (await session.run("6 * 7")).value == 42
+    assert not path.exists()
+
+
+@pytest.mark.long
+async def test_a_served_cell_is_interrupted_when_its_caller_disconnects(tmp_path: Path) -> None:
+    import asyncio
+
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with open_pool(endpoint=server.endpoint) as pool, pool.session() as session:
+            await session.run("x = 5")
+            running = asyncio.create_task(session.run("while True: pass"))
+            await asyncio.sleep(0.2)
+            running.cancel()
+            await asyncio.wait({running})
+            result = await session.run("x")
+            assert (result.value, str(result.state)) == (5, "kept")
+
+
+@pytest.mark.long
+def test_serve_checks_the_host_header() -> None:
+    with Server("--port", "0", "--api-key", "k", "--allowed-host", "friend.example") as server:
+
+        def status(host: str) -> int:
+            return httpx.get(f"{server.endpoint}/health", headers={"host": host}).status_code
+
+        assert [status(host) for host in ("localhost", "127.0.0.1:99", "friend.example", "evil.example")] == [200, 200, 200, 403]
+
+
+@pytest.mark.long
+def test_serve_without_a_key_accepts_only_known_hosts() -> None:
+    with Server("--port", "0", "--no-api-key") as server:
+        files, query = f"{server.endpoint}/files", {"api-version": "2025-10-02-preview", "identifier": "some-session"}
+        assert httpx.get(files, params=query).status_code == 200
+        assert httpx.get(files, params=query, headers={"authorization": "Bearer of-somebody-else"}).status_code == 200
+        assert httpx.get(files, params=query, headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.long
+async def test_a_stopped_server_reports_it_in_the_results_of_running_cells(tmp_path: Path) -> None:
+    import asyncio
+
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with open_pool(endpoint=server.endpoint) as pool, pool.session() as session:
+            await session.run("x = 1")
+            running = asyncio.create_task(session.run("print('before', flush=True)\nwhile True: pass"))
+            await asyncio.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            result = await running
+        await asyncio.to_thread(server.process.wait, 60)  # a second SIGTERM, from the end of the block, would not wait
+    assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
+    assert server.process.returncode == 0
+    assert "Traceback" not in server.rest[1]
+
+
+@pytest.mark.long
+def test_a_second_server_does_not_replace_a_socket_file(tmp_path: Path) -> None:
+    with Server("--socket", str(tmp_path / "s")):
+        second = aca_sessions("serve", "--socket", str(tmp_path / "s"))
+        assert (second.returncode, "--socket" in second.stderr) == (2, True)
+        assert (tmp_path / "s").exists()
+
+
+def test_the_module_and_the_script_are_the_same() -> None:
+    script = Path(sys.executable).with_name("aca-sessions")
+    assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"
+
+
+@pytest.mark.long
+def test_the_access_log_contains_routes_and_no_secrets() -> None:
+    with Server("--port", "0", "--api-key", "the-key", "--access-log") as server:
+        params = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}
+        with httpx.Client(base_url=server.endpoint, params=params, headers={"authorization": "Bearer the-key"}) as client:
+            client.post("/executions", json={"code": "'the-code'"})
+            client.get("/files/the-file.txt/content")
+    log = server.rest[1]
+    assert "POST /executions 200 session " in log
+    assert "GET /files/{name:path} 404 session " in log
+    assert "the-" not in log

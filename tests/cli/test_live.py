@@ -1,0 +1,105 @@
+"""Test `aca-sessions run --live` as a shell uses it."""
+
+import os
+import signal
+import subprocess
+from functools import partial
+
+import pytest
+
+from ..conftest import COMMAND, aca_sessions, mostly_long
+from .test_cli import Server
+
+pytestmark = pytest.mark.slow
+ENDLESS = "print('ready', flush=True)\nwhile True: pass"
+STUBBORN = f"import os, signal\nsignal.signal(signal.SIGINT, lambda *_: os.write(1, b'no\\n'))\n{ENDLESS}"
+
+
+class Live:
+    """A running command with one cell."""
+
+    def __init__(self, *arguments: str, **options: object) -> None:
+        listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
+        command = [*COMMAND, "run", "--live", *arguments]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens, start_new_session=True, **options
+        )
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=120)
+
+    def line(self) -> str:
+        return self.process.stdout.readline()
+
+    def end(self) -> tuple[str, str, int]:
+        """Return the rest of its output on each stream, and its exit code."""
+        return *self.process.communicate(timeout=120), self.process.returncode
+
+
+def test_a_cell_prints_the_same_as_without_live() -> None:
+    run = aca_sessions("run", "--live", "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)\n6 * 7")
+    assert (run.stdout, run.stderr, run.returncode) == ("out\n42\n", "err\n", 0)
+
+
+@pytest.mark.long
+def test_displays_are_printed_once_and_images_are_counted() -> None:
+    image = "Image(b'\\x89PNG\\r\\n\\x1a\\n', format='png')"
+    code = f"from IPython.display import Image\ndisplay('one')\ndisplay({image})\n'three'"
+    run = aca_sessions("run", "--live", code)
+    assert (run.stdout, "1 image(s)" in run.stderr) == ("'one'\n'three'\n", True)
+
+
+@pytest.mark.long
+def test_a_failed_cell_ends_with_one_traceback() -> None:
+    run = aca_sessions("run", "--live", "print('out')\n1 / 0")
+    assert (run.stdout, run.returncode) == ("out\n", 1)
+    assert run.stderr.count("ZeroDivisionError: division by zero") == 1
+
+
+def test_json_and_live_contradict_each_other() -> None:
+    run = aca_sessions("run", "--live", "--json", "1")
+    assert (run.returncode, "--json: not allowed with argument --live" in run.stderr) == (2, True)
+
+
+def test_ctrl_c_interrupts_the_cell_and_its_result_is_printed() -> None:
+    with Live(ENDLESS) as live:
+        assert live.line() == "ready\n"  # while it runs
+        os.killpg(live.process.pid, signal.SIGINT)
+        stdout, stderr, status = live.end()
+    assert (stdout, status) == ("", 130)
+    assert stderr.rstrip().endswith("KeyboardInterrupt:")
+    assert "cli/run.py" not in stderr
+
+
+@pytest.mark.long
+def test_a_cell_that_had_to_be_killed_is_reported() -> None:
+    with Live(STUBBORN) as live:
+        live.line()
+        live.process.send_signal(signal.SIGINT)
+        _, stderr, status = live.end()
+    assert ("[session state lost: killed; variables from before are gone, files are kept]" in stderr, status) == (True, 130)
+
+
+@pytest.mark.long
+def test_a_second_ctrl_c_does_not_wait_for_the_result() -> None:
+    with Live(STUBBORN) as live:
+        live.line()
+        live.process.send_signal(signal.SIGINT)
+        assert live.line() == "no\n"
+        live.process.send_signal(signal.SIGINT)
+        _, stderr, status = live.end()
+    assert ("Traceback" in stderr, status) == (False, 130)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("option", mostly_long(["--access-log", "--plain"], "--plain"))
+def test_live_works_at_every_endpoint(option: str) -> None:
+    with Server("--port", "0", "--api-key", "key", option) as server:
+        environment = os.environ | {"ACASessions__Endpoint": server.endpoint, "ACASessions__ApiKey": "key"}
+        run = aca_sessions("run", "--live", "--session", "mine", "print('out')\n1 / 0", env=environment)
+    assert (run.stdout, run.returncode) == ("out\n", 1)
+    assert run.stderr.count("ZeroDivisionError: division by zero") == 1

@@ -1,0 +1,100 @@
+"""Test `aca-sessions files` and `aca-sessions sessions` as a shell uses them."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ..conftest import aca_sessions, mostly_long
+from .test_cli import Server
+
+pytestmark = pytest.mark.slow
+Files = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    with Server("--port", "0", "--api-key", "key", "--access-log") as server:
+        yield os.environ | {"ACASessions__Endpoint": server.endpoint, "ACASessions__ApiKey": "key"}
+    assert "the-secret" not in "".join(server.rest)
+
+
+@pytest.fixture
+def files(environment: dict[str, str]) -> Iterator[Files]:
+    yield lambda *arguments, stdin="": aca_sessions("files", *arguments, "--session", "the-secret", stdin=stdin, env=environment)
+    aca_sessions("sessions", "rm", "the-secret", env=environment)
+
+
+def test_files_are_put_listed_got_and_removed(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    assert files("put", "a.txt").returncode == files("put", "-", "folder/b.txt", stdin="two").returncode == 0
+    assert [line.split()[-1] for line in files("ls").stdout.splitlines()] == ["a.txt", "folder/"]
+    assert files("ls", "folder").stdout.split()[0] == "3"
+    assert (files("get", "folder/b.txt").returncode, (tmp_path / "b.txt").read_text()) == (0, "two")
+    assert files("get", "a.txt", "-").stdout == "one"
+    assert files("rm", "a.txt", "folder/b.txt").returncode == 0
+    assert files("ls", "folder").stdout == ""
+
+
+@pytest.mark.long
+def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    files("put", "-", "a.txt", stdin="theirs")
+    refused = files("get", "a.txt")
+    assert (refused.returncode, "--force" in refused.stderr, (tmp_path / "a.txt").read_text()) == (2, True, "mine")
+    assert (files("get", "a.txt", "--force").returncode, (tmp_path / "a.txt").read_text()) == (0, "theirs")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    mostly_long(
+        [
+            (["get", "none.txt"], "the session has no file or folder none.txt"),
+            (["get", "none.txt", "-"], "the session has no file or folder none.txt"),
+            (["get", "none.txt", "/dev/null", "--force"], "is not a file"),
+            (["get", "none.txt", "/nonexistent/a"], "cannot be written"),
+            (["rm", "none.txt"], "the session has no file or folder none.txt"),
+            (["ls", "none"], "the session has no file or folder none"),
+            (["put", "none.txt"], "none.txt is not a file on this machine"),
+            (["put", "-"], "a file from standard input must have a name"),
+            (["get", 'a"b'], "a file name cannot contain quotation marks"),
+        ],
+        (["get", "none.txt"], "the session has no file or folder none.txt"),
+        (["put", "none.txt"], "none.txt is not a file on this machine"),
+    ),
+)
+def test_an_error_is_reported_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:
+    run = files(*arguments)
+    assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (2, True, False), run.stderr
+    assert "the-secret" not in run.stderr
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.long
+def test_a_file_name_with_control_sequences_is_printed_harmlessly(files: Files, environment: dict[str, str]) -> None:
+    aca_sessions("run", "--session", "the-secret", "open('\\x1b]0;title\\x07', 'w').close()", env=environment)
+    assert "\x1b" not in files("ls").stdout
+
+
+def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
+    aca_sessions("run", "--session", "the-secret", "x = 5", env=environment)
+    assert aca_sessions("sessions", "ls", env=environment).stdout.split()[-1] == "the-secret"
+    assert aca_sessions("sessions", "rm", "the-secret", env=environment).returncode == 0
+    assert aca_sessions("sessions", "ls", env=environment).stdout == ""
+    again = aca_sessions("sessions", "rm", "the-secret", env=environment)
+    assert (again.returncode, "argument 1 must be the name of a session" in again.stderr, "the-secret" in again.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    "arguments", mostly_long([["files", "ls", "--session", "mine"], ["sessions", "ls"], ["sessions", "rm", "mine"]], every=3)
+)
+def test_without_an_endpoint_the_commands_are_refused(arguments: list[str]) -> None:
+    run = aca_sessions(*arguments)
+    assert (run.returncode, "aca-sessions serve" in run.stderr) == (2, True)
+
+
+def test_files_belong_to_one_session() -> None:
+    assert "--session" in aca_sessions("files", "ls").stderr

@@ -1,0 +1,409 @@
+"""Test the plugin as Semantic Kernel and a model use it. The connector is real, and the model is a script on loopback.
+
+Tests with the `plugin` fixture run with the embedded default, and in `make test-long` also with `aca-sessions serve`, by its settings
+alone.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from samples.scripted_model import ScriptedModel
+from semantic_kernel import Kernel
+from semantic_kernel.agents import ChatCompletionAgent
+from semantic_kernel.connectors.ai.function_choice_behavior import FunctionChoiceBehavior
+from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
+from semantic_kernel.contents import ChatHistory, ImageContent, TextContent
+from semantic_kernel.filters import FilterTypes
+
+from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_pool
+from aca_sessions.errors import ConfigurationError, InvalidArgumentError
+from aca_sessions.integrations.semantic_kernel import ShowImages
+
+from ..cli.test_cli import Server
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PLOT = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.title('Sales'); plt.show()"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with Server("--socket", str(tmp_path_factory.mktemp("served") / "s")) as server:
+        yield server.endpoint
+
+
+@pytest.fixture(params=["embedded", pytest.param("served", marks=pytest.mark.long)])
+async def plugin(request: pytest.FixtureRequest) -> AsyncIterator[PythonCodeInterpreterPlugin]:
+    settings = Settings() if request.param == "embedded" else Settings(Endpoint=request.getfixturevalue("served"))
+    async with PythonCodeInterpreterPlugin(settings=settings) as opened:
+        yield opened
+
+
+class Conversation:
+    """A scripted model, with a plugin as its tools."""
+
+    def __init__(self, model: ScriptedModel, kernel: Kernel) -> None:
+        self.model = model
+        self.kernel = kernel
+        self.history = ChatHistory()
+        self.settings = OpenAIChatPromptExecutionSettings(function_choice_behavior=FunctionChoiceBehavior.Auto())
+
+    async def ask(self) -> str:
+        self.history.add_user_message("go")
+        return str(await self.kernel.get_service().get_chat_message_content(self.history, self.settings, kernel=self.kernel))
+
+    async def ask_streaming(self) -> str:
+        self.history.add_user_message("go")
+        answer = ""
+        async for part in self.kernel.get_service().get_streaming_chat_message_content(self.history, self.settings, kernel=self.kernel):
+            answer += part.content or ""
+        return answer
+
+
+@asynccontextmanager
+async def conversation(plugin: PythonCodeInterpreterPlugin, *script: object) -> AsyncIterator[Conversation]:
+    with ScriptedModel([*script, "done"]) as model:
+        async with AsyncOpenAI(base_url=model.base_url, api_key="none", max_retries=0) as client:
+            kernel = Kernel(services=[OpenAIChatCompletion(ai_model_id="scripted", async_client=client)])
+            kernel.add_plugin(plugin, "PythonInterpreter")
+            yield Conversation(model, kernel)
+
+
+async def tool_messages(plugin: PythonCodeInterpreterPlugin, *script: object) -> list[str]:
+    """Return the messages of the tools."""
+    async with conversation(plugin, *script) as talk:
+        assert await talk.ask() == "done"
+        return talk.model.tool_messages()
+
+
+def execute(code: object) -> tuple[str, dict]:
+    return "PythonInterpreter-execute_python", {"code": code}
+
+
+def with_files(code: object, files: object) -> tuple[str, dict]:
+    return "PythonInterpreter-execute_python_with_files", {"code": code, "files": files}
+
+
+async def test_the_schema_that_a_model_sees(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin) as talk:
+        await talk.ask()
+        tools = {tool["function"]["name"]: tool["function"] for tool in talk.model.requests[0]["tools"]}
+    assert set(tools) == {"PythonInterpreter-execute_python", "PythonInterpreter-execute_python_with_files"}
+    plain, files = (tools[f"PythonInterpreter-{name}"]["parameters"] for name in ("execute_python", "execute_python_with_files"))
+    assert (plain["required"], plain["properties"]["code"]["type"]) == (["code"], "string")
+    assert files["required"] == ["code", "files"]
+    assert {**files["properties"]["files"], "description": ""} == {
+        "type": "object", "additionalProperties": {"type": "string"}, "description": ""
+    }  # fmt: skip
+    for tool in tools.values():
+        assert "\n" not in tool["description"]
+        assert all(parameter["description"] for parameter in tool["parameters"]["properties"].values())
+
+
+async def test_state_persists_over_three_turns(plugin: PythonCodeInterpreterPlugin) -> None:
+    assert await tool_messages(plugin, [execute("x = 20")], [execute("x += 22")], [execute("x")]) == ["(no output)", "(no output)", "42"]
+
+
+async def test_both_functions_in_one_turn_run_in_parallel(plugin: PythonCodeInterpreterPlugin) -> None:
+    calls = [
+        execute("import asyncio; await asyncio.sleep(0.05); 6 * 7"),
+        with_files("import data; sum(data.values)", {"data.py": "values = [1, 2]"}),
+    ]
+    first, second = await tool_messages(plugin, calls)
+    assert (first.partition("\n")[0], second) == ("42", "3")  # a file that is uploaded while a cell runs is reported with that cell
+
+
+async def test_a_model_can_correct_an_error(plugin: PythonCodeInterpreterPlugin) -> None:
+    failed, corrected = await tool_messages(plugin, [execute("valeu = 1\nvalue")], [execute("valeu")])
+    assert "NameError: name 'value' is not defined" in failed
+    assert corrected == "1"
+
+
+async def test_a_plot_is_passed_to_the_host_and_not_in_the_tool_message(plugin: PythonCodeInterpreterPlugin) -> None:
+    images = []
+    async with conversation(plugin, [execute(PLOT)]) as talk:
+
+        @talk.kernel.filter(FilterTypes.AUTO_FUNCTION_INVOCATION)
+        async def keep(context, next) -> None:
+            await next(context)
+            images.extend(context.function_result.value.images)
+
+        await talk.ask()
+        assert talk.model.tool_messages() == ["[images] 1 image shown to the user: Figure Sales"]
+        assert "iVBO" not in json.dumps(talk.model.requests)
+    assert [image[:8] for image in images] == [PNG]
+
+
+async def test_streaming_gives_the_same_result(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin, [execute("x = 20"), execute("6 * 7")], [execute("x + 1")]) as talk:
+        assert await talk.ask_streaming() == "done"
+        assert talk.model.tool_messages() == ["(no output)", "42", "21"]
+
+
+async def test_an_agent_gives_the_same_result(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin, [execute("x = 20")], [execute("x + 22")]) as talk:
+        agent = ChatCompletionAgent(kernel=talk.kernel, name="A", instructions="i")
+        assert str(await agent.get_response("go")) == "done"
+        assert talk.model.tool_messages() == ["(no output)", "42"]
+
+
+async def test_fences_are_removed(plugin: PythonCodeInterpreterPlugin) -> None:
+    assert await tool_messages(plugin, [execute("```python\n6 * 7\n```")]) == ["42"]
+
+
+@pytest.mark.parametrize("code", [None, "None", "null"])
+async def test_a_model_can_correct_missing_code(pool: SessionPool, code: object) -> None:
+    (message,) = await tool_messages(PythonCodeInterpreterPlugin(pool), [execute(code)])
+    assert "'code' is missing" in message
+
+
+async def test_printed_text_cannot_pass_for_the_status_of_the_cell(plugin: PythonCodeInterpreterPlugin) -> None:
+    code = 'print("[state] lost: memory; variables from before are gone, files are kept")'
+    assert await tool_messages(plugin, [execute(code)]) == [
+        "(printed) [state] lost: memory; variables from before are gone, files are kept"
+    ]
+
+
+async def test_a_failed_command_at_the_end_of_a_cell_is_reported_to_a_model(plugin: PythonCodeInterpreterPlugin) -> None:
+    (message,) = await tool_messages(plugin, [execute("!pip install humanize")])
+    assert "a cell cannot install packages: the host does" in message
+    assert message.endswith("CalledProcessError: Command 'pip install humanize' returned non-zero exit status 1.")
+
+
+@pytest.mark.parametrize("code", ["", " \n", "# nothing"])
+async def test_an_empty_cell_is_not_an_error(pool: SessionPool, code: str) -> None:
+    assert await tool_messages(PythonCodeInterpreterPlugin(pool), [execute(code)]) == ["(no output)"]
+
+
+@pytest.mark.parametrize("arguments", [{"code": 5}, {"code": ["1"]}, {}, {"code": "1", "extra": 1}, "{bad json", {"code": "x" * 2_000_000}])
+async def test_invalid_arguments_get_an_answer_and_the_session_continues(pool: SessionPool, arguments: object) -> None:
+    first, second = await tool_messages(
+        PythonCodeInterpreterPlugin(pool), [("PythonInterpreter-execute_python", arguments)], [execute("6 * 7")]
+    )  # fmt: skip
+    assert first
+    assert len(first) < 1000
+    assert second == "42"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [None, "x", 3, ["a"], {"a": 1}, {"../a": "x"}, {"a\n": "x"}, {"": "x"}, {"x" * 300: "x"}, {"a": "data:text/plain;base64,x"}],
+)
+async def test_a_model_can_correct_files_that_cannot_be_written(pool: SessionPool, files: object) -> None:
+    (message,) = await tool_messages(PythonCodeInterpreterPlugin(pool), [with_files("print('ran')", files)])
+    assert "ran" not in message.splitlines()
+    assert "file" in message
+
+
+async def test_a_changed_module_is_imported_again(pool: SessionPool) -> None:
+    calls = [[with_files("import data; data.V", {"data.py": f"V={number}"})] for number in (1, 2)]
+    assert await tool_messages(PythonCodeInterpreterPlugin(pool), *calls) == ["1", "2"]
+
+
+async def test_files_may_be_given_as_json_text(pool: SessionPool) -> None:
+    assert await tool_messages(PythonCodeInterpreterPlugin(pool), [with_files("open('a').read()", '{"a": "text"}')]) == ["'text'"]
+
+
+async def test_binary_files_are_given_as_data_uris(pool: SessionPool) -> None:
+    uri = "data:application/octet-stream;base64," + base64.b64encode(bytes(range(256))).decode()
+    (message,) = await tool_messages(
+        PythonCodeInterpreterPlugin(pool), [with_files("open('b', 'rb').read() == bytes(range(256))", {"b": uri})]
+    )
+    assert message.splitlines()[0] == "True"
+
+
+async def test_a_long_answer_fits_the_budget(pool: SessionPool) -> None:
+    (message,) = await tool_messages(
+        PythonCodeInterpreterPlugin(pool, max_output=500), [execute("print('first' + 'x' * 100_000 + 'last')")]
+    )
+    assert len(message) < 800
+    assert message.startswith("first")
+    assert message.endswith("last")
+
+
+async def test_the_documented_example(plugin: PythonCodeInterpreterPlugin) -> None:
+    code = "import data\nprint(f'Loaded data: {data.values}')\nprint(f'Sum: {sum(data.values)}')"
+    result = await plugin.execute_python_with_files(code, {"data.py": "values = [1, 2, 3, 4, 5]"})
+    assert (result.success, result.output) == (True, "Loaded data: [1, 2, 3, 4, 5]\nSum: 15\n")
+
+
+async def test_the_host_gets_the_whole_result(plugin: PythonCodeInterpreterPlugin) -> None:
+    kernel = Kernel()
+    kernel.add_plugin(plugin, "py")
+    answer = await kernel.invoke(plugin_name="py", function_name="execute_python", code=PLOT)
+    text, image = answer.value.to_contents()
+    assert isinstance(text, TextContent)
+    assert isinstance(image, ImageContent)
+    assert image.mime_type == "image/png"
+    assert bytes(image.data)[:8] == PNG
+
+
+async def test_a_model_with_vision_gets_the_images_after_all_answers(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin, [execute(PLOT), execute("import asyncio; await asyncio.sleep(0.1)"), execute(PLOT)]) as talk:
+        talk.kernel.add_filter(FilterTypes.AUTO_FUNCTION_INVOCATION, ShowImages())
+        await talk.ask()
+        messages = talk.model.requests[-1]["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "tool", "user"]
+    kinds = [part["type"] for part in messages[-1]["content"]]
+    assert kinds == ["text", "image_url", "image_url"]
+    assert messages[-1]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,iVBO")
+
+
+async def test_it_serves_as_an_mcp_server(plugin: PythonCodeInterpreterPlugin) -> None:
+    from mcp.shared.memory import create_connected_server_and_client_session
+
+    kernel = Kernel()
+    kernel.add_plugin(plugin, "PythonInterpreter")
+    async with create_connected_server_and_client_session(kernel.as_mcp_server()) as client:
+        answer = await client.call_tool("execute_python", {"code": "6 * 7"})
+    assert answer.content[0].text == "42"
+
+
+async def test_a_plugin_may_use_a_pool_and_a_session_of_the_host(pool: SessionPool) -> None:
+    async with pool.session("shared") as session:
+        await session.run("x = 1")
+        plugin = PythonCodeInterpreterPlugin(pool, "shared")
+        assert (await plugin.execute_python("x + 1")).value == 2
+        await plugin.close()
+        assert (await session.run("x")).value == 1
+
+
+async def test_plugins_of_one_pool_have_sessions_of_their_own(pool: SessionPool) -> None:
+    one, other = PythonCodeInterpreterPlugin(pool), PythonCodeInterpreterPlugin(pool)
+    await one.execute_python("x = 1")
+    assert (await other.execute_python("'x' in globals()")).value is False
+    await one.close()
+    assert len(pool.active()) == 1
+
+
+async def test_many_unclosed_plugins_do_not_block_each_other(pool: SessionPool) -> None:
+    plugins = [PythonCodeInterpreterPlugin(pool) for _ in range(20)]
+    for number, plugin in enumerate(plugins):
+        await plugin.execute_python(f"x = {number}")
+    results = await asyncio.gather(*(plugin.execute_python("x") for plugin in plugins))
+    assert [result.value for result in results] == list(range(20))
+
+
+async def test_one_plugin_serves_many_conversations(plugin: PythonCodeInterpreterPlugin) -> None:
+    alice, bob = plugin.for_session("alice"), plugin.for_session("bob")
+    await alice.execute_python("x = 'alice'")
+    await bob.execute_python("x = 'bob'")
+    assert [(await one.execute_python("x")).value for one in (alice, bob)] == ["alice", "bob"]
+    await bob.close()
+    assert (await plugin.for_session("alice").execute_python("x")).value == "alice"
+
+
+async def test_the_host_copies_files_under_a_folder_it_names(plugin: PythonCodeInterpreterPlugin, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data.csv").write_text("a\n1\n")
+    await plugin.upload_file("data.csv", folder=tmp_path / "in")
+    await plugin.execute_python("open('out.txt', 'w').write(open('data.csv').read() * 2)")
+    assert [file.name for file in await plugin.list_files()] == ["data.csv", "out.txt"]
+    written = await plugin.download_file("out.txt", folder=tmp_path / "out")
+    assert (written, written.read_text()) == (tmp_path / "out" / "out.txt", "a\n1\na\n1\n")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link", "", "."])
+async def test_the_host_copies_nothing_outside_the_folder(pool: SessionPool, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidArgumentError):
+        await PythonCodeInterpreterPlugin(pool).upload_file(name, folder=tmp_path / "folder")
+
+
+async def test_a_closed_pool_is_reported_to_the_model_without_a_traceback() -> None:
+    async with open_pool() as pool:
+        plugin = PythonCodeInterpreterPlugin(pool)
+    (message,) = await tool_messages(plugin, [execute("1")])
+    assert message.endswith("the pool is closed: open a new one")
+
+
+async def test_a_plugin_that_was_closed_opens_again() -> None:
+    plugin = PythonCodeInterpreterPlugin()
+    for _ in range(2):
+        assert (await plugin.execute_python("6 * 7")).value == 42
+        await plugin.close()
+
+
+async def test_one_call_adds_a_session_to_a_kernel_and_close_ends_the_session(tmp_path: Path) -> None:
+    kernel = Kernel()
+    async with add_aca_sessions(kernel) as python:
+        await kernel.invoke(plugin_name="PythonInterpreter", function_name="execute_python", code="x = 20")
+        result = await kernel.invoke(
+            plugin_name="PythonInterpreter", function_name="execute_python_with_files", code="x + int(open('n').read())", files={"n": "22"}
+        )
+        assert (result.value.value, str(result.value.state), str(result)) == (42, "kept", "42")
+    assert (await python.execute_python("'x' in globals()")).value is False
+    await python.close()
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with add_aca_sessions(kernel, Settings(Endpoint=server.endpoint), plugin_name="remote") as python:
+            result = await kernel.invoke(plugin_name="remote", function_name="execute_python", code="6 * 7")
+            assert result.value.value == 42
+
+
+def test_a_mistake_in_the_settings_is_raised_where_the_session_is_added() -> None:
+    Path("appsettings.json").write_text('{"ACASessions": {"Enpoint": "https://pool.example"}}')
+    with pytest.raises(ConfigurationError, match="did you mean Endpoint"):
+        add_aca_sessions(Kernel())
+
+
+def test_a_plugin_that_was_not_closed_warns_with_its_place_of_creation(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio\nfrom aca_sessions import PythonCodeInterpreterPlugin\n"
+        "async def main():\n    await PythonCodeInterpreterPlugin().execute_python('1')\nasyncio.run(main())\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "always", program], capture_output=True, text=True, timeout=240, check=True)
+    assert f"{program}:4: ResourceWarning: a PythonCodeInterpreterPlugin made at {program}:4 was never closed" in run.stderr
+
+
+async def test_our_spans_are_children_of_semantic_kernels_and_contain_no_secret(
+    plugin: PythonCodeInterpreterPlugin, spans: InMemorySpanExporter
+) -> None:
+    kernel = Kernel()
+    kernel.add_plugin(plugin.for_session("the-secret-name"), "py")
+    await kernel.invoke(
+        plugin_name="py", function_name="execute_python_with_files", code="'the-secret-code'", files={"f": "the-secret-file"}
+    )
+    found = {span.name: span for span in spans.get_finished_spans()}
+    assert {"aca_sessions.acquire", "aca_sessions.upload", "aca_sessions.execute"} <= found.keys()
+    outer = next(span for name, span in found.items() if name.startswith("execute_tool"))
+    assert found["aca_sessions.execute"].parent.span_id == outer.context.span_id
+    attributes = found["aca_sessions.execute"].attributes
+    assert (attributes["state"], attributes["success"], len(attributes["session.hash"])) == ("kept", True, 12)
+    ours = [span.to_json() for name, span in found.items() if name.startswith("aca_sessions")]
+    assert "the-secret" not in "".join(ours)
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    from opentelemetry import trace
+
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+def test_the_environment_of_the_tests_has_no_key() -> None:
+    assert "OPENAI_API_KEY" not in os.environ
+
+
+def test_settings_in_the_place_of_a_pool_are_refused_at_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="got Settings: pass them by name"):
+        PythonCodeInterpreterPlugin(Settings())  # type: ignore[arg-type]

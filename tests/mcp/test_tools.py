@@ -1,0 +1,281 @@
+"""Test every tool over both transports: its results, and its errors."""
+
+import asyncio
+import base64
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any
+
+import pytest
+from mcp import ClientSession
+from mcp.types import CallToolResult
+
+from aca_sessions import Limits, Policy, Settings, open_pool
+from aca_sessions.errors import InvalidArgumentError, PoolTimeoutError
+from aca_sessions.mcp.clients import Client, Options, SharedState
+from aca_sessions.mcp.session_tools import check_kernel_responsiveness
+from aca_sessions.mcp.state_tools import restart_kernel
+from aca_sessions.mcp.tool import Call
+
+from .clients import Running, http_client_session, http_server, run, stdio_client_session, text_of
+
+pytestmark = pytest.mark.slow
+
+Connected = Callable[[], AbstractAsyncContextManager[ClientSession]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with http_server("--tools", "all") as running:
+        yield running
+
+
+@pytest.fixture(params=[pytest.param("stdio", marks=pytest.mark.long), "http"])
+def connected(request: pytest.FixtureRequest) -> Connected:
+    """Connect to a server with all tools."""
+    if request.param == "stdio":
+        return partial(stdio_client_session, "--tools", "all")
+    return partial(http_client_session, request.getfixturevalue("server"))
+
+
+async def ask(client: ClientSession, name: str, /, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(name, arguments)
+    assert not result.isError, text_of(result)
+    return result.structuredContent
+
+
+async def refused(client: ClientSession, name: str, /, **arguments: Any) -> str:
+    result: CallToolResult = await client.call_tool(name, arguments)
+    assert result.isError, result
+    return text_of(result)
+
+
+async def test_sessions_are_created_selected_and_deleted(connected: Connected) -> None:
+    async with connected() as client:
+        made = await ask(client, "create_session", session_id="work", description="for work")
+        assert (made["status"], made["description"], made["active_session"]) == ("created", "for work", "default")
+        assert (await ask(client, "create_session"))["session_id"] == "session_1"
+        assert await ask(client, "switch_session", session_id="work") == {
+            "previous_session": "default",
+            "current_session": "work",
+            "status": "switched",
+        }
+        await run(client, "x = 1")
+        listed = await ask(client, "list_sessions")
+        assert (listed["active_session"], listed["total_sessions"], listed["max_sessions"]) == ("work", 3, 20)
+        assert listed["sessions"]["work"]["execution_count"] == 1
+        ended = await ask(client, "delete_session", session_id="work")
+        assert (ended["was_active"], ended["new_active_session"]) == (True, "default")
+        assert "no session of that name" in text_of(await run(client, "x", session_id="work"))
+
+
+async def test_an_invalid_session_is_refused_and_the_rest_continues(connected: Connected) -> None:
+    async with connected() as client:
+        await ask(client, "create_session", session_id="work")
+        assert "choose another" in await refused(client, "create_session", session_id="work")
+        assert "choose another" in await refused(client, "create_session", session_id="default")
+        assert "cannot be deleted" in await refused(client, "delete_session", session_id="default")
+        assert "no session of that name" in await refused(client, "delete_session", session_id="other")
+        assert "no session of that name" in await refused(client, "switch_session", session_id="other")
+        for name in ("", "../x", "a/b", "a b", "-x", "x" * 65, "é", "a\nb", "mcp-1;"):
+            assert "1 to 64 letters" in await refused(client, "create_session", session_id=name)
+        for _ in range(18):
+            await ask(client, "create_session")
+        assert "at most" in await refused(client, "create_session")
+        assert text_of(await run(client, "6 * 7")) == "42"
+
+
+CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("run_python_code", {}, "code: Field required"),
+    ("run_python_code", {"code": 5}, "code: Input should be a valid string"),
+    ("run_python_code", {"code": None}, "code: Input should be a valid string"),
+    ("run_python_code", {"code": "1", "session": "x"}, "session: Extra inputs are not permitted"),
+    ("run_python_code", {"code": "1", "timeout": -1}, "timeout: Input should be greater than 0"),
+    ("run_python_code", {"code": "1", "timeout": "soon"}, "timeout: Input should be a valid number"),
+    ("run_python_code", {"code": "secret" * 200_000}, "code: String should have at most 1000000 characters"),
+    ("run_python_code", {"code": "1", "session_id": {"a": 1}}, "session_id: Input should be a valid string"),
+    ("run_python_code", {"code": "1", "session_id": "x" * 10_000}, "session_id: String should have at most 256 characters"),
+    ("install_dependencies", {"packages": []}, "packages: Value should have at least 1 item"),
+    ("install_dependencies", {"packages": ["--index-url=http://evil"]}, "without options"),
+    ("install_dependencies", {"packages": [1]}, "packages.0: Input should be a valid string"),
+    ("save_script", {"name": "../x", "content": "1"}, "name no folder"),
+    ("save_script", {"name": ".hidden", "content": "1"}, "name no folder"),
+    ("run_script", {"path": "../../etc/passwd"}, "and stay in it"),
+    ("run_script", {"path": "nothing"}, "there is no script nothing"),
+    ("check_kernel_responsiveness", {"timeout": 0}, "timeout: Input should be greater than 0"),
+    ("no_such_tool", {}, "there is no tool 'no_such_tool'"),
+]
+
+
+async def test_an_invalid_argument_is_reported_without_repeating_it(connected: Connected) -> None:
+    async with connected() as client:
+        for name, arguments, told in CASES:
+            message = await refused(client, name, **arguments)
+            assert told in message
+            assert "secret" not in message
+        assert text_of(await run(client, "6 * 7")) == "42"
+
+
+async def test_an_empty_cell_succeeds(connected: Connected) -> None:
+    async with connected() as client:
+        for code in ("", " \n", "# nothing"):
+            answer = await run(client, code)
+            assert (answer.structuredContent["success"], text_of(answer)) == (True, "(no output)")
+
+
+async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) -> None:
+    async with connected() as client:
+        saved = await ask(
+            client, "save_script", name="report", content="import sys\nprint(sys.argv[1:])\nopen('made.txt', 'w')\nsys.exit(3)"
+        )
+        assert saved["script"] == "scripts/report.py"
+        for path in ("report", "report.py", "scripts/report", "scripts/report.py", "/mnt/data/scripts/report.py"):
+            ran = await ask(client, "run_script", path=path, args=["a b", "$HOME; ls"])
+            assert (ran["returncode"], ran["stdout"].strip(), ran["success"]) == (3, "['a b', '$HOME; ls']", False)
+        assert "and stay in it" in await refused(client, "run_script", path="/etc/passwd")
+        assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
+
+
+async def test_files_are_written_read_listed_and_deleted(connected: Connected) -> None:
+    async with connected() as client:
+        await ask(client, "write_file", path="folder/text.txt", content="grüße")
+        await ask(client, "write_file", path="raw.bin", content=base64.b64encode(b"\xff\x00").decode(), binary_base64=True)
+        assert (await ask(client, "read_file", path="folder/text.txt"))["text"] == "grüße"
+        assert (await ask(client, "read_file", path="folder/text.txt", max_bytes=3))["text"] == "gr"
+        assert (await ask(client, "read_file", path="folder/text.txt", offset=4))["text"] == "ße"
+        assert base64.b64decode((await ask(client, "read_file", path="raw.bin"))["base64"]) == b"\xff\x00"
+        flat = {one["path"] for one in (await ask(client, "list_files"))["files"]}
+        deep = {one["path"] for one in (await ask(client, "list_files", recursive=True))["files"]}
+        assert deep - flat == {"folder/text.txt"}
+        await ask(client, "delete_file", path="raw.bin")
+        info = await ask(client, "get_workspace_info")
+        assert (info["workspace"], info["files"], info["shared"]) == ("/mnt/data", 1, ["outputs"])
+
+
+async def test_paths_that_lead_elsewhere_are_refused(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "import os; os.symlink('/etc', 'way'); os.symlink('/etc/passwd', 'file')")
+        for path in ("../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "..", "/mnt/data/../x", "a\x00b", 'a"b', "a\\b"):
+            assert await refused(client, "read_file", path=path)
+            assert await refused(client, "write_file", path=path, content="x")
+            assert await refused(client, "delete_file", path=path)
+        for path in ("way/passwd", "file"):
+            assert await refused(client, "read_file", path=path)
+        assert "must be base64" in await refused(client, "write_file", path="x", content="!", binary_base64=True)
+        assert await refused(client, "list_files", path="../..")
+
+
+async def test_names_are_listed_inspected_and_completed(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "value = [1, 2]\ndef double(x):\n    'Twice x.'\n    return 2 * x")
+        (variable, _) = sorted((await ask(client, "list_variables"))["variables"], key=lambda one: one["name"] != "value")
+        assert (variable["type"], variable["shape"], variable["text"]) == ("list", [2], "[1, 2]")
+        assert "Twice x." in (await ask(client, "inspect_object", code="double(1)", cursor_pos=3))["text"]
+        assert "return 2 * x" in (await ask(client, "inspect_object", code="double(1)", cursor_pos=3, detail_level=1))["text"]
+        assert (await ask(client, "inspect_object", code="nothing", cursor_pos=10**9))["found"] is False
+        completed = await ask(client, "code_completion", code="value.app", cursor_pos=9)
+        assert (completed["matches"], completed["cursor_start"], completed["cursor_end"]) == (["append"], 6, 9)
+
+
+async def test_a_session_is_rolled_back_branched_and_reset(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "x = 1")
+        await ask(client, "checkpoint", name="before")
+        await run(client, "x = 2")
+        await ask(client, "branch", new_session_id="other")
+        assert (await ask(client, "rollback", checkpoint="before"))["name"] == "before"
+        assert text_of(await run(client, "x")) == "1"
+        assert text_of(await run(client, "x", session_id="other")) == "2"
+        kept = await ask(client, "restart_kernel", preserve_state=True)
+        assert (kept["preserved"], kept["preserved_vars"]) == (True, ["x"])
+        assert text_of(await run(client, "x")) == "1"
+        await ask(client, "restart_kernel")
+        assert text_of(await run(client, "'x' in globals()")) == "False"
+        assert (await ask(client, "get_kernel_health"))["restart_causes"] == ["rolled back", "asked for, variables kept", "asked for"]
+        assert "does not exist" in await refused(client, "rollback", checkpoint="nothing")
+
+
+async def test_a_restart_that_preserves_state_removes_no_checkpoint() -> None:
+    async with open_pool(policy=Policy(preload=(), spares=0, limits=Limits(checkpoints=1))) as pool:
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
+        async with client.lease(client.find(None)) as session:
+            await session.run("x = 1; import os; first = os.getpid()")
+            kept = await session.checkpoint()
+        answer = await restart_kernel(Call(client, context=None), preserve_state=True)
+        assert answer.preserved_vars == ["first", "x"]
+        async with client.lease(client.find(None)) as session:
+            after = await session.run("x, os.getpid() == first")
+            assert (after.text, str(after.state)) == ("(1, False)", "kept")
+            assert [one.id for one in await session.checkpoints()] == [kept.id]
+
+
+async def test_a_session_whose_outputs_cannot_be_saved_is_not_restarted(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "import threading, time; x = 1; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
+        assert await refused(client, "restart_kernel", preserve_state=True)
+        assert text_of(await run(client, "x")) == "1"
+
+
+async def test_health_reports_the_last_execution(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "1 / 0")
+        health = await ask(client, "get_kernel_health")
+        assert (health["status"], health["execution_count"], health["last_error"]) == ("healthy", 1, "ZeroDivisionError")
+        assert health["memory_usage"] > 1 << 20
+        assert health["kernel_process"]["memory_mb"] > 1
+        assert health["uptime"] > 0
+        assert health["cpu_time"] > 0
+        assert health["isolation"] == "full"
+        answer = await ask(client, "check_kernel_responsiveness")
+        assert (answer["responsive"], answer["busy"]) == (True, False)
+        assert answer["response_time"] > 0
+
+
+async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:
+    async with open_pool(Settings(MaxConcurrentSessions=1), policy=Policy(preload=(), spares=0)) as pool, pool.session("busy"):
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
+        async with asyncio.timeout(50):  # the pool itself lets callers wait for a minute
+            answer = await check_kernel_responsiveness(Call(client, context=None), timeout=0.05)
+    assert (answer.responsive, answer.busy) == (False, False)
+
+
+async def test_the_server_answers(connected: Connected) -> None:
+    async with connected() as client:
+        assert await ask(client, "ping") == {"session_id": "default", "status": "ok"}
+
+
+async def test_a_branch_has_no_name_before_it_exists() -> None:
+    async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
+        origin = client.find(None)
+        branching = asyncio.create_task(client.branch(origin, "other"))
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidArgumentError, match="no session of that name"):
+            client.find("other")
+        client.create("other")  # another call takes the name
+        with pytest.raises(InvalidArgumentError, match="choose another"):
+            await branching
+        assert [info.session_id for info in await pool._interpreter.list_sessions()] == [origin.id]
+        assert [info.session_id for info in pool.active()] == [origin.id]
+
+
+@pytest.mark.long
+async def test_a_branch_that_exceeds_the_limit_of_the_pool_leaves_nothing() -> None:
+    """Let another client take the only place between the branch and its first lease."""
+    settings = Settings(MaxConcurrentSessions=1, SessionPool={"AcquireTimeoutSeconds": 3})
+    async with open_pool(settings, policy=Policy(preload=(), spares=0)) as pool:
+        client = Client(SharedState(pool, Options.of(settings.Mcp)))
+        named = client.find(None)
+        held = await pool.get_or_create(named.id)
+        await held.run("x = 1")
+        branching = asyncio.create_task(client.branch(named, "other"))  # into a session that is leased already
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(pool.get_or_create("busy"))
+        await asyncio.sleep(0)
+        await pool.release(named.id)
+        await waiting
+        with pytest.raises(PoolTimeoutError):
+            await branching
+        assert set(client.sessions()) == {"default"}
+        assert [info.session_id for info in await pool._interpreter.list_sessions()] == [named.id]
