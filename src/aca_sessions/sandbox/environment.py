@@ -1,4 +1,4 @@
-"""The paths of a Python environment that guests see, what is installed there, and the uids that guests run under."""
+"""Find which paths and packages of a Python guests see, and choose the uids that guests run under."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return the paths that an interpreter needs, each with its real path on this host. Leave out /usr, which guests see anyway."""
+    """Return a dict from each path that an interpreter needs to its real path on this host. Omit /usr, which guests see anyway."""
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):
@@ -45,12 +45,12 @@ def visible_roots(python: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The version and packages of an environment, and when the folders that hold them last changed.
+    """What an interpreter reported: its version, its packages, and when the folders that hold them last changed.
 
     Attributes:
         version: The version of Python.
         packages: The name and version of each package.
-        folders: The interpreter and each path of `sys.path` that exists, with its modification time in nanoseconds.
+        folders: The modification time, in nanoseconds, of the interpreter and of each existing path in `sys.path`.
     """
 
     version: str
@@ -59,25 +59,25 @@ class Survey:
 
     @property
     def is_current(self) -> bool:
-        """Return whether no package was installed or removed since the survey, by the modification times of the folders."""
+        """Return whether the folders are unchanged since the survey, so that no package was installed or removed."""
         return all(_changed(folder) == time for folder, time in self.folders.items())
 
 
 def survey(python: str) -> Survey:
-    """Run an interpreter to ask for its version and packages. Raise ConfigurationError if the interpreter does not run."""
+    """Run an interpreter to list its version and packages. Raise ConfigurationError if it does not run."""
     version, packages, folders = _run(python, _LIST)
     return Survey(version, [(name, number) for name, number in packages], folders)
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
-    """Return which libraries of `HEAVY` (slow to import, used by most sessions) an interpreter has."""
+    """Return the libraries of `HEAVY` (slow to import, used by most sessions) that an interpreter has installed."""
     return tuple(str(module) for module in _run(python, _FIND))
 
 
 def uid_range() -> tuple[int, int]:
-    """Draw a range of uids for a fork server and its sessions. Return the first uid (the fork server's own) and the number of uids.
+    """Choose a random range of unused uids for a fork server and its sessions. Return its first uid and its size.
 
-    Return (0, 0) if this process is not root, or if its user namespace has no free range.
+    The fork server itself gets the first uid. Return (0, 0) if this process is not root, or if its user namespace has no free range.
     """
     if os.geteuid() != 0:
         return 0, 0
@@ -134,7 +134,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return the real path, but leave a link to a neighbour (lib64 -> lib in a virtual environment) as it is."""
+    """Resolve the symbolic links of a path. Keep a link to an entry of the same folder, such as lib64 -> lib in a virtual environment."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

@@ -1,7 +1,8 @@
-"""The fork server as the host sees it: it makes workspaces and forks interpreters. All calls block, and are safe from any thread.
+"""The host's side of the fork server, the process that makes workspaces and forks interpreters.
 
-Policies with equal keys (`_Key`) share one fork server, which ends when its last user releases it. Its half in the guest is called the
-zygote. A process forked from this one starts its own fork server: two processes on one socket would get each other's answers.
+All calls block, and are safe from any thread. The process itself is called the zygote (`guest.zygote`). Policies with equal keys (`_Key`)
+share one fork server, which ends when its last user releases it. A process forked from this one starts its own fork server: two processes
+on one socket would get each other's answers.
 """
 
 import contextlib
@@ -63,7 +64,7 @@ _threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
 
 
 def limiter() -> CapacityLimiter:
-    """Return the limiter of the threads that wait for fork servers. Nothing else uses it, so other work never waits for them."""
+    """Return the limiter of the worker threads that call fork servers. Only they use it, so other work never waits for them."""
     try:
         return _threads.get()
     except LookupError:
@@ -72,7 +73,7 @@ def limiter() -> CapacityLimiter:
 
 
 class _Key(NamedTuple):
-    """What all sessions of one fork server have in common. Policies with equal keys share one fork server."""
+    """The settings that all sessions of one fork server share. Policies with equal keys use the same fork server."""
 
     process: int
     python: str
@@ -87,17 +88,17 @@ class _Key(NamedTuple):
 
     @classmethod
     def of(cls, policy: Policy) -> "_Key":
-        """Return the key of a policy in this process."""
+        """Return the key of a policy. It includes this process's pid, so that a forked process starts its own fork server."""
         python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
         network, together, mounts = policy.network.kind, policy.together, policy.mounts
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
 class Numbers:
-    """Gives numbers to workspaces and to their users. A session, its checkpoints and its branches have the same user."""
+    """An allocator of numbers for workspaces and for their users. A session, its checkpoints and its branches share one user."""
 
     def __init__(self, most: int | None) -> None:
-        """Give out at most `most` users at a time, or without a limit if it is None."""
+        """Allow at most `most` users at a time. None is no limit."""
         self._most = most
         self._trees: dict[int, int] = {}  # how many workspaces a user has
         self._latest = 0
@@ -105,9 +106,10 @@ class Numbers:
         self._lock = threading.Lock()
 
     def take(self, user: int | None = None) -> tuple[int, int]:
-        """Return the numbers of a new workspace and of its user. If `user` is None, choose a free user, or raise IsolationError.
+        """Allocate a number for a new workspace of `user`, or of a free user if that is None. Return it and the user's number.
 
-        A new user's first workspace has the user's number. Without namespaces a session has no other, and this number names it.
+        A new user's first workspace has the same number as the user. Without namespaces a session has only this workspace. Raise
+        IsolationError if no user is free.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -116,14 +118,14 @@ class Numbers:
             return number, user
 
     def give_back(self, user: int) -> None:
-        """Record that a workspace of a user is gone. After the last, the user's number is free again."""
+        """Record that a workspace of `user` was removed. The user's number is free again when none is left."""
         with self._lock:
             self._trees[user] -= 1
             if not self._trees[user]:
                 del self._trees[user]
 
     def _free(self) -> int:
-        """Return a free user number, counting on from the latest, so that numbers are reused late."""
+        """Return a free user number. Count on from the latest one, so that a number is reused as late as possible."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -134,13 +136,13 @@ class Numbers:
 
 
 class ForkServer:
-    """A fork server: its process, and the socket by which this process sends it requests."""
+    """A fork server's process, and the socket on which this process sends requests to it."""
 
     _shared: ClassVar[dict[_Key, "ForkServer"]] = {}
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
-        """Start the zygote without waiting. The first request waits until the zygote is ready."""
+        """Start the zygote, the fork server's process. Do not wait: the first request waits until the zygote is ready."""
         self._owner = Owner("the fork server")
         self._lock = threading.Lock()
         self._counting_trees = threading.Lock()
@@ -193,7 +195,7 @@ class ForkServer:
 
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
-        """Return the fork server of this process for a policy, and start one if none is alive. Each call needs one call of `release`."""
+        """Return this process's fork server for a policy. Start it if none is alive. Call `release` once for each call of this."""
         key = _Key.of(policy)
         with cls._sharing:
             server = cls._shared.get(key)
@@ -204,9 +206,9 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Prepare to end this fork server at the next `release`. Do nothing if more than one `release` is due.
+        """Prepare to end this fork server at the next `release`. Do nothing if other users must release it too.
 
-        From now on, `shared` starts another fork server, and `drop_tree` frees no workspace: all are freed when this one ends.
+        Afterwards, `shared` starts another fork server, and `drop_tree` frees no workspace: the end of this one frees all at once.
         """
         with self._sharing:
             if self._users == 1:
@@ -214,7 +216,10 @@ class ForkServer:
                 self._forget()
 
     def release(self) -> None:
-        """Release one use of the fork server. The last one ends it, and all its sessions with it. Do nothing in a forked process."""
+        """End the caller's use of the fork server. When no user is left, end the fork server and all its sessions.
+
+        Do nothing in a forked process.
+        """
         if not self._owner.is_here:
             return  # shutting down the socket here would shut it down for the parent
         with self._sharing:
@@ -234,19 +239,19 @@ class ForkServer:
         return not self.broken and self.process.poll() is None
 
     def answers(self) -> bool:
-        """Return whether the fork server answers a request."""
+        """Send a ping, and return whether the fork server is alive."""
         # Unlike `alive`, this notices a death before the process can be waited for.
         with contextlib.suppress(GuestDiedError):
             self._ask(wire.Ping("fork server"))
         return self.alive
 
     def wait_until_ready(self) -> None:
-        """Wait until the fork server can fork. Raise IsolationError if this host refuses a part of the isolation."""
+        """Wait until the fork server has started. Raise IsolationError if this host refuses a part of the isolation."""
         with self._lock:
             self._finish_boot()
 
     def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """Make what a session keeps when its interpreter ends: its workspace and its memory counter.
+        """Make a session's workspace and memory counter, which outlive its interpreters.
 
         Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
         """
@@ -271,7 +276,7 @@ class ForkServer:
     def room_for(self, tree: Tree, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
 
-        Without namespaces that is sys.maxsize, because files on a disk have no such limit.
+        Return sys.maxsize without namespaces, because files are then on a disk and have no such limit.
         """
         return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
 
@@ -280,7 +285,7 @@ class ForkServer:
             return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
-        """Remove the workspace and memory counter from `make_place`, after the processes of the session have ended."""
+        """Remove a workspace and memory counter that `make_place` made. The processes of the session must have ended."""
         tree, memory = place
         try:
             self.drop_tree(tree)
@@ -288,7 +293,7 @@ class ForkServer:
             memory.remove()
 
     def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
-        """Make an empty workspace: a new user's, or one more for `user` (for a branch or a checkpoint)."""
+        """Make an empty workspace for a new user or, for a branch or a checkpoint, for the existing `user`."""
         number, user = self._numbers.take(user)
         try:
             directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
@@ -301,13 +306,14 @@ class ForkServer:
         return tree
 
     def show_tree(self, init: int, tree: int) -> None:
-        """Mount a workspace at /mnt/data of a session. `init` is the pidfd of the session's first process."""
+        """Mount workspace number `tree` at /mnt/data of a session. `init` is the pidfd of the session's first process."""
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Close a workspace, and make the fork server free its memory. A dead or retired fork server is not asked: its end frees all.
+        """Close a workspace, and ask the fork server to free its memory.
 
-        If the fork server refuses, raise its error, and keep the user's number in use.
+        Do not ask a dead or retired fork server: its end frees all workspaces. If the fork server refuses, raise its error and keep the
+        user's number in use.
         """
         with self._counting_trees:
             self._trees.discard(tree)
@@ -319,7 +325,7 @@ class ForkServer:
             self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
-        """Start a session without waiting for its interpreter, which sends a first frame once it is confined and ready."""
+        """Start a session in a workspace. Do not wait for its interpreter, which sends `Ready` once it is confined."""
         request = wire.Spawn(
             tree=tree.number,
             owner=tree.user,
@@ -342,9 +348,10 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Send a request, and return the descriptor in its answer. If this process has no descriptor free for it, send `undo`.
+        """Send a request, and return the one descriptor that comes with its answer.
 
-        A spawned session needs no `undo`: it ends when the host closes its link.
+        If this process has no descriptor free to receive it, send the request `undo` and raise GuestDiedError. A spawned session needs no
+        `undo`: it ends when the host closes its link.
         """
         answer = self._ask(request, *descriptors)
         if not answer:  # the kernel dropped the descriptor, because this process has none free
@@ -360,7 +367,7 @@ class ForkServer:
             return self._exchange(request, descriptors)
 
     def _finish_boot(self) -> None:
-        """Wait until the zygote has started. If it fails to, raise its error at every request."""
+        """Wait until the zygote has started. If its start failed, raise the error in this and every later call."""
         if self._failure is not None:
             raise self._failure
         if not self._ready:
@@ -381,7 +388,7 @@ class ForkServer:
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive one answer, and return its descriptors. Raise the error of a refusal, or GuestDiedError if no valid answer comes."""
+        """Receive one answer and return its descriptors. Raise the error of a refusal, or GuestDiedError if no valid answer comes."""
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
@@ -421,7 +428,7 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the zygote's innermost descendant, until the zygote ends too: each process ends once its child has ended."""
+        """Kill the zygote's innermost descendant again and again until the zygote ends. Each process ends after its child."""
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self.process.pid)[-1])
@@ -430,9 +437,9 @@ class ForkServer:
 
 
 class Folder:
-    """The folder on disk for sessions without namespaces, which have no root of their own. It is removed even if this process is killed.
+    """The folder on disk that holds the files of sessions without namespaces. It is removed even if this process is killed.
 
-    Other users cannot list it. To open a file in it, they must know the file's name and have a right to it.
+    Other users cannot list it. To open a file in it, they must know the file's name and have permission.
     """
 
     def __init__(self) -> None:
@@ -443,13 +450,13 @@ class Folder:
         self._janitor = Janitor(_JANITOR, self.path)
 
     def remove(self) -> None:
-        """Remove the folder, once the sessions have ended."""
+        """Remove the folder. The sessions must have ended."""
         os.close(self._lock)
         self._janitor.finish()
 
 
 def _folder_for(policy: Policy) -> Folder | None:
-    """Log a warning and make the folder, if the policy's sessions have no namespaces. Otherwise return None."""
+    """Make the folder for sessions without namespaces, and log a warning. Return None if the policy's sessions have namespaces."""
     if policy.isolation == "full":
         return None
     _warn_of_less()
@@ -465,7 +472,7 @@ def _warn_of_less() -> None:
 
 
 def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
-    """Return the error, with advice for the user, for a part of the isolation that this host or the image refuses."""
+    """Return the error for a part of the isolation that this host or the image refused, with advice for the user."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))

@@ -1,4 +1,4 @@
-"""Why a host refuses a part of the isolation: the row of docs/hosts.md that describes the cause, and a line to paste against it."""
+"""Find why this host refuses a part of the isolation: each cause has a row in docs/hosts.md and a line to paste that corrects it."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ class Host:
     """A condition of a host that keeps sessions from running or weakens their limits.
 
     Attributes:
-        anchor: The row in docs/hosts.md.
-        name: What the condition is.
-        line: What to paste to change it.
-        how: What to do with the line.
+        anchor: The anchor of its row in docs/hosts.md.
+        name: The condition in words.
+        line: The text to paste to change the condition, such as a command or an option.
+        how: What to do with `line`, such as "Run".
     """
 
     anchor: str
@@ -26,7 +26,7 @@ class Host:
 
     @property
     def row(self) -> str:
-        """Return the address of the row in docs/hosts.md."""
+        """Return the path and anchor of the row in docs/hosts.md."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """Return advice about what an image lacks: the lines of a Dockerfile that add it, if that helps."""
+    """Return advice for an image that lacks `missing`: lines of a Dockerfile that add it, or another remedy."""
     if missing.startswith("a Python that starts"):  # it is there
         return (
             "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
@@ -188,10 +188,10 @@ def lines_for_image(missing: str) -> str:
 
 
 def remedy_for(part: str, number: int) -> str:
-    """Return how to enable a part of the isolation on this host, as far as the cause can be seen, and which documentation to read.
+    """Return advice on how to enable a part of the isolation on this host, with links to docs/hosts.md for each cause that was detected.
 
-    Offer a lower level of isolation or a remote endpoint too, unless the host only lacks resources or a usable Python. `part` is as an
-    IsolationError names it, and `number` is the errno of the failure.
+    The advice also names a lower level of isolation and a remote endpoint, unless the host only lacks resources or a usable Python. `part`
+    is as in an IsolationError, and `number` is the errno of the failure.
     """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
@@ -201,7 +201,7 @@ def remedy_for(part: str, number: int) -> str:
 
 
 def elsewhere(platform: str) -> str:
-    """Return what to do on a system that is not Linux. `platform` is a value of sys.platform."""
+    """Return advice for a system that is not Linux. `platform` is a value of sys.platform."""
     host = BY_PLATFORM.get(platform, NOT_LINUX)
     return f"{host}. See {host.row}."
 
@@ -220,7 +220,7 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
-    """Return the rows of the kernel settings that forbid namespaces on this machine."""
+    """Return a condition for each kernel setting that forbids namespaces on this machine."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
@@ -232,7 +232,7 @@ def _contained() -> list[Host]:
 
 
 def _engine() -> list[Host]:
-    """Return a list with the row of the container engine in which this process runs, or an empty list if none is detected."""
+    """Return a list with the condition for the container engine that runs this process, or an empty list if none is detected."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]

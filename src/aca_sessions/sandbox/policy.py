@@ -21,10 +21,10 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one session may use, in bytes, counts and seconds.
+    """The limits of one session, in bytes, counts and seconds.
 
-    Files are kept in memory. So that all files together take at most `memory`, `disk` is lowered to at most half of `memory`, and
-    `temporary` to at most a quarter.
+    Files are kept in memory. `disk` is lowered to at most half of `memory`, and `temporary` to at most a quarter, so that all files
+    together take at most `memory`.
     """
 
     memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
@@ -52,13 +52,13 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return how many bytes of files a session, its branches and its checkpoints may have together. The host writes no more."""
+        """Return the most bytes of files that a session, its branches and its checkpoints may have together. The host writes no more."""
         return 2 * self.disk
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """What all sessions of this process may use together, so that the host stays usable."""
+    """The limits on all sessions of this process together, which keep the host usable."""
 
     memory_share: float = 0.75  # of the machine's memory
     processes: int = 16_384  # half of Linux's default; without control groups, all other processes of this user count as well
@@ -82,14 +82,15 @@ class Network:
 
     @classmethod
     def none(cls) -> "Network":
-        """Allow nothing."""
+        """Return a network that reaches nothing but the session's own loopback interface."""
         return cls()
 
     @classmethod
     def allow(cls, *domains: str) -> "Network":
-        """Allow HTTP and HTTPS to some domains, at public addresses only. Raise ConfigurationError if one is invalid, or none is given.
+        """Return a network that allows HTTP and HTTPS to some domains, at public addresses only.
 
-        `*.example.org` is every domain below example.org, and `*` is every domain. `:port` at the end replaces the ports 80 and 443.
+        `*.example.org` is every domain below example.org, and `*` is every domain. `:port` at the end replaces the ports 80 and 443. Raise
+        ConfigurationError if a domain is invalid, or none is given.
         """
         names = tuple(domain.strip().lower() for domain in domains)
         for name in names:
@@ -106,7 +107,10 @@ class Network:
 
     @classmethod
     def host(cls) -> "Network":
-        """Allow all that this host reaches, its own services too. Use this only for code that you trust with those services."""
+        """Return a network that reaches all that this host reaches, including this host's own services.
+
+        Use this only for code that you trust with those services.
+        """
         return cls("host")
 
 
@@ -114,8 +118,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable folder, a session has the rights of the user that it runs under. If the host runs as root, each session has a user of its
-    own, who may write only what everybody may.
+    A session writes to a writable folder with the rights of the user that it runs under. If the host program runs as root, each session
+    runs as another user, who can write only where every user can.
     """
 
     host: str
@@ -136,7 +140,7 @@ class Mount:
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
-    """Return the folder that an environment variable names, or else one in this user's home. Return None if neither is known.
+    """Return the folder that an environment variable names, or else `below_home` in this user's home. Return None if there is neither.
 
     A user without HOME and without an entry in the user database has no known home.
     """
@@ -148,7 +152,7 @@ def user_folder(variable: str, *below_home: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Where packages for sessions come from, and where this host keeps them unpacked, shared by all sessions."""
+    """Where packages for sessions come from, and the folder of this host in which they are unpacked for all sessions."""
 
     index_url: str | None = field(default=None, repr=False)  # may hold a password; None is the one in this host's pip configuration
     wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
@@ -157,7 +161,10 @@ class PackageSource:
 
     @property
     def folder(self) -> str:
-        """Return the folder of unpacked packages, or "" for a user without a home folder, whose sessions cannot install packages."""
+        """Return the folder of unpacked packages. Return "" if it would be in the user's home and the user has none.
+
+        Sessions cannot install packages then.
+        """
         if self.cache:
             folder = os.path.expanduser(self.cache)
             return "" if folder.startswith("~") else os.path.abspath(folder)
@@ -167,7 +174,7 @@ class PackageSource:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a sandbox is made of: its limits, network, mounts, Python, packages and level of isolation."""
+    """The settings of a sandbox: its limits, network, mounts, Python, packages and level of isolation."""
 
     limits: Limits = field(default_factory=Limits)
     together: Together = field(default_factory=Together)

@@ -1,4 +1,4 @@
-"""A check of what this host enforces: it starts a session, looks at it from outside, and runs code in it that tries to break out."""
+"""Check what isolation this host enforces: start a session, inspect it from outside, and run code in it that tries to break out."""
 
 import os
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ _NOT_WITHOUT_NAMESPACES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One part of the isolation: whether it is enforced, and how that was found."""
+    """The result of checking one part of the isolation: whether it is enforced, and how that was found."""
 
     name: str
     enforced: bool
@@ -83,13 +83,16 @@ class IsolationReport:
 
 
 async def report(policy: Policy) -> IsolationReport:
-    """Check a session under a policy on this host, and return the findings."""
+    """Start a session under a policy, check which parts of its isolation this host enforces, and return the findings."""
     async with Sandboxes(policy) as sandboxes:
         return await examine(sandboxes)
 
 
 async def examine(sandboxes: Sandboxes) -> IsolationReport:
-    """Open one more session, check it and return the findings. If opening raises an IsolationError, return that as the only finding."""
+    """Open a session for this check alone, check its isolation, and return the findings.
+
+    If opening the session raises an IsolationError, return that as the only finding.
+    """
     policy = sandboxes.policy
     try:
         sandbox = await sandboxes.open()
@@ -153,7 +156,10 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return how an image's session tries to reach host files: it lists the image's folder on this host, as /etc/shadow is its own."""
+    """Return the attempt to read host files for a session of an image, or an empty dict without an image.
+
+    The attempt lists the image's folder on this host. Reading /etc/shadow would prove nothing, because the image has its own.
+    """
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
@@ -183,7 +189,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return a list with a finding about `Limits:Cpu`, or an empty list if the policy does not set it."""
+    """Return a list with a finding about the limit `cpu`, or an empty list if the policy does not set it."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -198,7 +204,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return a finding: how other branches' processes are stopped while one branch runs a cell."""
+    """Return a finding that tells how the processes of other branches are stopped while one branch runs a cell."""
     return Finding(
         "processes of branches",
         True,
@@ -215,5 +221,5 @@ def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
 
 
 def _process(pidfd: int) -> Path:
-    """Return the /proc folder, as this host sees it, of a session's process, given its pidfd."""
+    """Return the /proc folder on this host of a session's process, given its pidfd."""
     return Path("/proc", str(host_pid(pidfd)))

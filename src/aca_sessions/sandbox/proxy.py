@@ -1,8 +1,7 @@
-"""The HTTP proxy for sessions whose policy names domains. It runs in the host, behind a listener in the session.
+"""The HTTP proxy for sessions whose policy names domains. It runs on the host and is all that such a session can reach.
 
-The listener is a socket in the session's network namespace on which the host accepts connections. The session reaches nothing else. The
-proxy looks up and checks every address, and connects to the one that it checked. It does not inspect what an allowed domain receives or
-sends.
+Each session's network namespace has a listening socket, on which the host accepts the session's connections. The proxy looks up and checks
+every address, and connects to the one that it checked. It does not inspect what an allowed domain receives or sends.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class DeniedError(Exception):
-    """Raised for a request that the policy does not allow. The session receives the message, which has the reason."""
+    """Raised for a request that the policy does not allow. The message gives the reason and is sent to the session."""
 
 
 class MalformedError(DeniedError):
@@ -45,7 +44,7 @@ class MalformedError(DeniedError):
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The target of a request, the size of its body, and the rewritten request line and headers for the target (none for CONNECT)."""
+    """The target and body size of a request. `forwarded` is the request line and headers to send to the target, b"" for CONNECT."""
 
     host: str
     port: int
@@ -54,18 +53,18 @@ class _Head:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the distinct addresses of a host name."""
+    """Look up a host name, and return its addresses without duplicates."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 async def connect(address: str, port: int) -> Streams:
-    """Open a TCP connection to an address, which the proxy has checked."""
+    """Open a TCP connection to an address that the proxy has checked."""
     return await asyncio.open_connection(address, port)
 
 
 class Proxy:
-    """An HTTP proxy that reaches the policy's domains and refuses everything else."""
+    """An HTTP proxy that connects sessions to the policy's domains and refuses all other targets."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class Proxy:
         self._connect = connect
 
     async def serve(self, listener: socket.socket) -> "Serving":
-        """Serve one session on its listener until the returned `Serving` is closed."""
+        """Start to serve one session on its listening socket. Close the returned `Serving` to stop."""
         serving = Serving(self._answer)
         await serving.start(listener)
         return serving
@@ -103,9 +102,10 @@ class Proxy:
             await _carry(head, (reader, writer), there)
 
     async def _checked(self, host: str, port: int) -> str:
-        """Return the address to connect to. Raise DeniedError unless the policy allows the domain and all its addresses are public.
+        """Return the address to connect to for a host and port.
 
-        This host's own addresses do not count as public.
+        Raise DeniedError unless the policy allows them and all addresses of the host are public. This host's own addresses do not count as
+        public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
             raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
@@ -185,7 +185,7 @@ def _parse(head: bytes) -> _Head:
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     """Return the headers to pass on, and the size of the body. Raise MalformedError for an ambiguous header.
 
-    Leave out headers about the connection: each connection to a target carries one request, so that no second one can be smuggled in.
+    Drop headers about the connection. Each connection to a target carries one request, so that a session cannot smuggle in a second one.
     """
     kept: list[bytes] = []
     body: int | None = None
@@ -239,7 +239,7 @@ def _is_public(address: str) -> bool:
 
 
 def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address contains an IPv4 address: packets may go to that one, which was not checked."""
+    """Return whether an IPv6 address embeds an IPv4 address. Packets may go to the embedded address, which was not checked."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
@@ -262,7 +262,7 @@ _NEVER = tuple(
 
 
 def _is_ours(address: str, version: int) -> bool:
-    """Return whether an address belongs to this host, whose services are not for sessions."""
+    """Return whether an address belongs to this host, whose services sessions must not reach."""
     with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))  # works only with an address of this host
@@ -272,7 +272,10 @@ def _is_ours(address: str, version: int) -> bool:
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
-    """Copy in both directions until the target has sent all, one side cannot receive, or no data moves for 300 s."""
+    """Connect a session to its target: copy in both directions until the target has sent all.
+
+    Stop early if one side cannot receive, or if no data moves for 300 s.
+    """
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
@@ -289,7 +292,10 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
-    """Copy `left` bytes. If that is None, copy all, then end the target's input. Restart the timeout `idle` whenever data moves."""
+    """Copy `left` bytes from `source` to `target`. If `left` is None, copy all, then close the target's input.
+
+    Restart the timeout `idle` whenever data moves.
+    """
     while left is None or left > 0:
         data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:

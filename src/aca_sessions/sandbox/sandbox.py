@@ -1,4 +1,4 @@
-"""A sandbox: the workspace, the limits and the files of one session. An interpreter is a live process in it; files outlive interpreters."""
+"""A sandbox: the workspace, the limits and the interpreter of one session. The files remain when the interpreter's process ends."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ _UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
 
 @dataclass(slots=True)
 class Kin:
-    """Counts the sandboxes that share one `Memory`: those of a session and its branches."""
+    """A counter of the sandboxes that share one `Memory`: those of a session and its branches."""
 
     count: int = 0
 
@@ -52,7 +52,11 @@ class Sandbox:
         packages: Packages,
         kin: "Kin | None" = None,
     ) -> None:
-        """Take over a workspace. A sandbox from `Sandboxes` has a `Memory` of its own, and one from `branch` shares it."""
+        """Create a sandbox that owns the workspace `tree` and removes it when it is closed.
+
+        `memory` is the sandbox's own, or shared if the sandbox is a branch. `kin` counts the sandboxes that share it; None is a new
+        counter.
+        """
         self._all_packages = packages
         self._fork_server = fork_server
         self._tree = tree
@@ -79,7 +83,7 @@ class Sandbox:
         return not (self._closed or server.broken or server.process.poll() is not None)
 
     async def interpreter(self) -> Interpreter:
-        """Return the live interpreter. If there is none, make one from the latest checkpoint, or else a fresh one.
+        """Return the live interpreter. If there is none, fork one from the latest checkpoint, or else start a fresh one.
 
         Raise GuestDiedError if the sandbox is closed.
         """
@@ -88,15 +92,15 @@ class Sandbox:
         return await self._tasks.to_its_end(self._ensure_interpreter())
 
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
-        """Write a file into the workspace, and return its description. A missing `folder` is made.
+        """Write a file into the workspace, and return its description. Create `folder` if it is missing.
 
-        Start the interpreter first if none runs, because the file's memory counts in the interpreter's control group.
+        Start the interpreter first if none runs, because its control group counts the memory of the file.
         """
         home = (await self.interpreter()).home
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
 
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Set two callbacks: `tell` is called after the sandbox is closed, `adopt` with each new branch of it."""
+        """Set two callbacks: `tell` is called after the sandbox is closed, `adopt` with each new branch, which `adopt` returns."""
         self._on_close, self._adopt = tell, adopt
 
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
@@ -109,7 +113,7 @@ class Sandbox:
             ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Roll back to a checkpoint, by its id or name, or to the latest. Return the checkpoint and the rollback's ledger position.
+        """Roll back to the checkpoint with an id or a name, or to the latest. Return it and the rollback's position in the ledger.
 
         The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
         """
@@ -126,8 +130,8 @@ class Sandbox:
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
         """Run a cell by calling `run` with the interpreter, and return its result. The ledger records what happens meanwhile.
 
-        If a transactional cell fails, undo its changes; if undoing is impossible, raise SnapshotError before the cell runs. If the
-        interpreter dies in another cell, continue from the latest checkpoint.
+        Before a transactional cell, take a checkpoint, or raise SnapshotError if that is impossible; if the cell fails, undo its changes.
+        If the interpreter dies in any other cell, continue from the latest checkpoint.
         """
         if transactional:
             return await self._attempt(run)
@@ -150,7 +154,7 @@ class Sandbox:
         return result
 
     async def _undo(self, checkpoint: SessionCheckpoint, cause: str | None) -> bool:
-        """Undo a transactional cell that failed. Return whether it is undone. If not, record that in the ledger."""
+        """Undo the changes of a transactional cell that failed. Return True, or record the failure in the ledger and return False."""
         try:
             if self.ledger.contains("reset", since=checkpoint.position):
                 await self._roll_back_files(checkpoint, cause)
@@ -167,14 +171,14 @@ class Sandbox:
             self._checkpoints.use_up(checkpoint, returned_to=checkpoint.interpreter is self.running)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
-        """Return another sandbox with the same variables and files. The two share the limits, and their cells take turns.
+        """Return a new sandbox with the same variables and files. Both share the limits, and their cells take turns.
 
-        Raise SnapshotError if copying is impossible. Without `reseed`, both draw the same random numbers.
+        Raise SnapshotError if copying is impossible. If `reseed` is False, both draw the same random numbers.
         """
         return await self._tasks.to_its_end(self._branch(reseed))
 
     async def warm_up(self) -> None:
-        """Start the interpreter and make it touch the memory that cells need, for a fast first cell."""
+        """Start the interpreter and make it touch the memory that cells need, so that the first cell is fast."""
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
@@ -182,23 +186,26 @@ class Sandbox:
         return await self._tasks.to_its_end(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
-        """End every process, record why, and free the memory. Do nothing if the sandbox is closed already."""
+        """End every process and free the memory. The results of unfinished cells name `cause`. Do nothing if closed already."""
         if not self._closed:
             self._closed = True
             await self._tasks.to_its_end(self._end(cause))
 
     async def fork_server_answers(self) -> bool:
-        """Return whether the fork server still answers. Unlike `usable`, this notices its death at once."""
+        """Ping the fork server, and return whether it is alive. Unlike `usable`, this notices a death at once."""
         return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
 
     def note_lost_workspace(self) -> None:
-        """If the fork server has died, record, once, that variables and files are lost. Do nothing if closed."""
+        """If the fork server has died, record once in the ledger that variables and files are lost. Do nothing if closed."""
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
-        """Record the death of an interpreter, unless it was replaced before, or its loss was recorded with that of the workspace."""
+        """Record an interpreter's death in the ledger.
+
+        Do nothing if the interpreter was replaced before, or if the ledger already has the loss of the workspace.
+        """
         if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
             kind = "killed" if cause in ("killed", "memory") else "died"
@@ -209,7 +216,7 @@ class Sandbox:
         interpreter.when_dead = self._on_death
 
     def abandon(self) -> None:
-        """End every process without waiting. For use when the sandbox's event loop is closed."""
+        """End every process without waiting. Call this in place of `close` when the sandbox's event loop is closed."""
         self._closed = True
         self._checkpoints.abandon()
         if self.running is not None:
@@ -227,7 +234,7 @@ class Sandbox:
         return await (await self.interpreter()).extend(paths, replaced)
 
     async def _show_again(self, interpreter: Interpreter) -> None:
-        """Make installed packages importable in a new interpreter. Do nothing if none was ever installed."""
+        """Make installed packages importable in a new interpreter. Do nothing if the session never installed any."""
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
@@ -248,10 +255,10 @@ class Sandbox:
             return await self._return_to(checkpoint, cause, with_files=with_files)
 
     async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
-        """Replace the live interpreter by one with the variables of a checkpoint. Return the position of the change in the ledger.
+        """Replace the live interpreter by one with the variables of a checkpoint. Return the change's position in the ledger.
 
-        With `with_files`, restore the files too. The live interpreter is stopped meanwhile. On failure it continues, and if files were
-        changed by then, the ledger has an entry.
+        If `with_files` is true, restore the files too. The live interpreter is stopped meanwhile. If this fails, it continues; the ledger
+        records files that were changed by then.
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
@@ -290,14 +297,17 @@ class Sandbox:
         return position
 
     def _note_processes(self, killed: Ended) -> None:
-        """Record if processes were ended, and if others survived the kill and so may still change files."""
+        """Add ledger entries after a kill: one if it ended processes, and one if others survived and may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
-        """Restore only the files. Used if a caller reset the session, and so its variables, during a transactional cell."""
+        """Restore only the files of a checkpoint, because the session was reset during a transactional cell.
+
+        The reset has discarded the variables.
+        """
         async with self._turn:
             await self._restore_files(checkpoint, checkpoint.interpreter.home)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=checkpoint.position)
@@ -310,7 +320,10 @@ class Sandbox:
             raise
 
     async def _after_death(self) -> None:
-        """Continue from the latest checkpoint, if there is one. If the fork server has died too, only record the lost workspace."""
+        """Replace a dead interpreter by a fork of the latest checkpoint, if there is one.
+
+        If the fork server has died too, only record that the workspace is lost.
+        """
         async with self._turn:
             if self._closed or (self.running is not None and self.running.alive):
                 return
@@ -381,7 +394,7 @@ class Sandbox:
             return position
 
     async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
-        """Kill an interpreter that was replaced, and record what happened to its processes.
+        """Kill an interpreter that was replaced, and record in the ledger what happened to its processes.
 
         After a reset, record only survivors: the entry of the reset already says that processes were ended.
         """

@@ -1,6 +1,7 @@
-"""The source of sandboxes under one policy. A few are made before they are asked for.
+"""The source of sandboxes under one policy. It keeps a few spare sandboxes ready.
 
-The first ones come from a fork server that is ready at once. Later ones come from one that takes seconds to import the usual libraries.
+The first sandboxes come from a fork server that starts fast. A second fork server, which takes seconds to import the usual libraries, makes
+all later ones.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and its sandboxes. After `supersede`, the fork server is released when its last sandbox is closed."""
+    """A fork server and the sandboxes that it made. After `supersede`, the fork server is released when the last one is closed."""
 
     def __init__(self, fork_server: ForkServer) -> None:
         self.fork_server = fork_server
@@ -43,18 +44,18 @@ class Generation:
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Keep a sandbox, and each future branch of it, until it is closed. Return the sandbox."""
+        """Track a sandbox, and each later branch of it, until it is closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """Release the fork server once its last sandbox is closed. Call this when another fork server makes the new sandboxes."""
+        """Release the fork server when its last sandbox is closed. Call this once another fork server makes the new sandboxes."""
         self._superseded = True
         self._release_if_done()
 
     def retire(self) -> None:
-        """Tell the fork server that it ends with its sandboxes (`ForkServer.retire`), unless it is released already."""
+        """Call `ForkServer.retire`, so that the next release ends the fork server. Do nothing if it is released already."""
         if not self._released:
             self.fork_server.retire()
 
@@ -84,7 +85,10 @@ class Sandboxes:
     """The source of sandboxes under one policy. A fork server that has died is replaced when a sandbox is opened."""
 
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Prepare without starting anything. If the policy names domains, sessions reach them through `proxy`, or one that is made here."""
+        """Create the source without starting a fork server.
+
+        If the policy names domains, sessions reach them through `proxy`, or through a new proxy if that is None.
+        """
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
@@ -170,7 +174,7 @@ class Sandboxes:
             generation.retire()
 
     async def close(self) -> None:
-        """Close the spare sandboxes and release the fork servers. All other sandboxes must be closed before."""
+        """Close the spare sandboxes and release the fork servers. The caller must close all other sandboxes first."""
         self._closed = True
         await self._background.cancel()
         await self._starting.finish()
@@ -233,7 +237,7 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """Return the description of the image's Python. It is asked in a session, because code of an image runs only there."""
+        """Return the description of the image's Python. The first call asks it in a session, as code of an image runs only there."""
         if self._image_description is None:
             sandbox = await self.open()
             try:
@@ -270,7 +274,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Make a sandbox and add it to the spares. Close it if another fork server has taken over meanwhile, or this object is closed."""
+        """Make a sandbox and add it to the spares. Close it if meanwhile this object was closed or another fork server took over."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:

@@ -76,12 +76,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(namespaces: Namespace) -> None:
-    """Leave the given namespaces for new ones."""
+    """Create new namespaces of the given kinds for this process, as unshare(2) does."""
     _checked(_libc.unshare(ctypes.c_int(namespaces)), f"unshare {namespaces!r}")
 
 
 def setns(descriptor: int, namespace: Namespace) -> None:
-    """Enter the namespace of a descriptor."""
+    """Move this thread into the namespace that `descriptor` refers to."""
     _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(namespace)), f"setns {namespace!r}")
 
 
@@ -93,24 +93,24 @@ def mount(source: str | None, target: str, kind: str | None, flags: Mount, data:
 
 
 def harden_mount(target: str, *, read_only: bool) -> None:
-    """Forbid set-user-id programs and devices in a mount and all mounts below it, and writing if `read_only` is set."""
+    """Ignore set-user-id bits and devices in a mount and all mounts below it. Forbid writing too if `read_only` is set."""
     flags = Mount.NO_SUID | Mount.NO_DEVICES | (Mount.READ_ONLY if read_only else 0)
     attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
     _call("mount_setattr", -100, os.fsencode(target), _AT_RECURSIVE, attributes, len(attributes))
 
 
 def unmount(target: str) -> None:
-    """Detach a mount and all mounts below it. Processes that use one can go on."""
+    """Detach a mount and all mounts below it at once. Processes that have files open there can still use them."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 
 def open_tree(path: str) -> int:
-    """Copy a mount, and return a descriptor of the copy. It has no path until `move_mount`."""
+    """Copy the mount at a path, and return a descriptor of the copy. It is not visible at any path until `move_mount`."""
     return _call("open_tree", -100, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def move_mount(mount: int, target: str) -> None:
-    """Mount a copy at a path, given its descriptor from `open_tree`."""
+    """Make a mount from `open_tree`, given its descriptor, visible at a path."""
     _call("move_mount", mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_FROM_DESCRIPTOR)
 
 
@@ -127,32 +127,32 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all descendants whose own parent ends."""
+    """Make this process the new parent of each descendant whose own parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_dumpable(wanted: bool) -> None:
-    """Set whether processes of the same user may trace this one. If not, its entries in /proc belong to root.
+    """Set whether processes of the same user may trace this one. If they may not, root owns its entries in /proc.
 
-    A change of uid resets it to False.
+    A change of uid resets this to False.
     """
     _prctl(_PR_SET_DUMPABLE, int(wanted))
 
 
 def no_new_privileges() -> None:
-    """Stop execve(2) from giving privileges to this thread and to what it starts, as by set-user-id. This cannot be undone."""
+    """Make execve(2) ignore set-user-id and file capabilities in this thread and all that it starts. This cannot be undone."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
-    """Give up every capability in every set, for good. The bounding set is emptied only if this process may do that (CAP_SETPCAP)."""
+    """Drop all capabilities permanently. The bounding set is emptied only if this process has CAP_SETPCAP."""
     drop_bounding_set()
     _prctl(_PR_CAP_AMBIENT, 4)
     _call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def drop_bounding_set() -> None:
-    """Stop file capabilities (capabilities(7)) from giving privileges to programs."""
+    """Empty the bounding set, so that programs get no file capabilities (capabilities(7)). Do nothing without CAP_SETPCAP."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break  # past the last capability of this kernel, or not permitted
@@ -171,17 +171,17 @@ def check_filters() -> None:
 
 
 def landlock_version() -> int:
-    """Return the Landlock version of this kernel, or 0 if it has none."""
+    """Return the Landlock ABI version of this kernel, or 0 if it has no Landlock."""
     return max(0, int(_libc.syscall(_number("landlock_create_ruleset"), None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
 def landlock_ruleset(attributes: bytes) -> int:
-    """Return a descriptor of a new Landlock rule set."""
+    """Create a Landlock rule set from a packed `struct landlock_ruleset_attr`, and return its descriptor."""
     return _call("landlock_create_ruleset", attributes, len(attributes), 0)
 
 
 def landlock_allow(ruleset: int, path: str, access: int) -> None:
-    """Add a rule to a rule set: `access` is allowed beneath a path."""
+    """Add a rule to a rule set that allows the rights `access` beneath a path."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         _call("landlock_add_rule", ruleset, 1, struct.pack("=QI", access, descriptor), 0)
@@ -195,7 +195,10 @@ def landlock_enforce(ruleset: int) -> None:
 
 
 def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) -> int:
-    """Open a path below a directory. The kernel itself enforces `resolve`, so that no change of the path can race with a check."""
+    """Open a path below a directory, and return its descriptor.
+
+    The kernel itself enforces `resolve`, so that no change of the path can race with a check.
+    """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode if flags & os.O_CREAT else 0, resolve)
     return _call("openat2", directory, os.fsencode(path), how, len(how))
 
@@ -206,7 +209,7 @@ def close_range(first: int, last: int | None = None) -> None:
 
 
 def reserve(descriptor: int, start: int, length: int) -> None:
-    """Allocate memory for a part of a file without changing its size or content. Writing there can no longer fail for lack of space."""
+    """Allocate memory for a part of a file, so that writing there cannot fail for lack of space. Its size and content stay."""
     _fallocate(descriptor, _KEEP_SIZE, start, length)
 
 
@@ -228,7 +231,7 @@ def set_line_buffered() -> None:
 
 
 def flush_c_streams() -> None:
-    """Write out what C code has buffered."""
+    """Flush the output that C code has buffered."""
     _libc.fflush(None)
 
 

@@ -43,7 +43,7 @@ class WireError(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """The content of a frame."""
+    """The content of one frame. Each subclass is a kind of message."""
 
 
 # --- host → zygote (the guest half of the fork server), each answered by Done, Refused or what is named here ---
@@ -72,7 +72,7 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A request to make a workspace for user number `owner`. A descriptor of the workspace comes with `Done`."""
+    """A request to make a workspace for user number `owner`. The answer `Done` carries a descriptor of the workspace."""
 
     tree: int
     owner: int
@@ -89,16 +89,16 @@ class DropTree(Message):
 
 @dataclass(frozen=True)
 class ShowTree(Message):
-    """A request to mount a workspace at /mnt/data of a session. A pidfd of the session's first process comes with it."""
+    """A request to mount a workspace at /mnt/data of a session. It carries a pidfd of the session's first process."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """A request to start a session on a workspace. The session's ends of the link and of the report socket come with it.
+    """A request to start a session on a workspace. It carries the session's ends of two sockets: the link and the report socket.
 
-    A pidfd of the session's first process comes with `Done`.
+    The answer `Done` carries a pidfd of the session's first process.
     """
 
     tree: int
@@ -115,12 +115,12 @@ class Spawn(Message):
 
 @dataclass(frozen=True)
 class Done(Message):
-    """The answer that a request was carried out."""
+    """The answer to a request that succeeded."""
 
 
 @dataclass(frozen=True)
 class Refused(Message):
-    """The answer that this host cannot provide a part of the isolation."""
+    """The answer to a request that failed, because this host cannot provide a part of the isolation."""
 
     part: str
     errno: int
@@ -134,8 +134,8 @@ class Refused(Message):
 class Ready(Message):
     """The report that the interpreter is confined and waits for cells.
 
-    These descriptors come with it: the interpreter's pidfd, and the read ends of its frames, stdout and stderr. With namespaces, the
-    session's /proc follows. Then come the listener of the session's proxy, if it has one, and a socket for listing the session's
+    It carries these descriptors: the interpreter's pidfd, and the read ends of its pipes for frames, stdout and stderr. With namespaces,
+    the session's /proc follows. Then come the listener of the session's proxy, if it has one, and a socket for listing the session's
     sockets, if the watchdog counts them.
     """
 
@@ -151,7 +151,7 @@ class Started(Message):
 
 @dataclass(frozen=True)
 class Shown(Message):
-    """A display of a cell. `name` is set if the cell may change the display later. An `update` replaces the display of that name."""
+    """A display that a cell shows. `name` is set if the cell may change it later. An `update` replaces the display of that name."""
 
     execution: str
     data: dict[str, str]
@@ -197,7 +197,7 @@ class Finished(Message):
 
 @dataclass(frozen=True)
 class Run(Message):
-    """A cell to run. `answered` lists the kinds of questions that the host can answer: `input`, `call`."""
+    """A request to run a cell. `answered` lists the kinds of questions that the host can answer: `input`, `call`."""
 
     execution: str
     code: str
@@ -206,9 +206,9 @@ class Run(Message):
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """A request to fork the interpreter. The fork's link, and the write ends of its pipes for frames, stdout and stderr, come with it.
+    """A request to fork the interpreter. It carries the fork's link, and the write ends of its pipes for frames, stdout and stderr.
 
-    It is answered like a cell. The value is the fork's pid in the session, and the text has a line for each thing that the fork lacks.
+    The answer is `Finished`: its value is the fork's pid in the session, and its text has a line for each thing that the fork lacks.
     """
 
     execution: str
@@ -235,21 +235,21 @@ class Command(Message):
 
 @dataclass(frozen=True)
 class WarmUp(Message):
-    """A request to touch the memory that cells need, for a fast first cell. It is answered like a cell."""
+    """A request to touch the memory that cells need, so that the first cell is fast. The answer is `Finished`."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Ping(Message):
-    """A request to do nothing. It is answered like a cell, which proves that the interpreter can answer."""
+    """A request to do nothing. Its answer, `Finished` from an interpreter or `Done` from the zygote, proves that the receiver works."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Extend(Message):
-    """A request to make the packages in these folders importable, in place of those of an earlier request. It is answered like a cell.
+    """A request to make the packages in `paths` importable, and no longer those of an earlier request. The answer is `Finished`.
 
     `replaced` are modules whose version changes. If one of them is loaded, nothing changes and the result has an error.
     """
@@ -309,14 +309,14 @@ def frame(message: Message) -> bytes:
 
 
 class Frames:
-    """A splitter of a byte stream into payloads of limited size, in time that is proportional to the stream's length."""
+    """A parser that splits a byte stream into payloads of limited size, in time that is linear in the stream's length."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add data of the stream, and yield the payloads that are now complete. Raise WireError if one is too large."""
+        """Append received bytes, and yield the payloads that are now complete. Raise WireError if one is too large."""
         self.rest += data
         start = 0
         try:
@@ -337,7 +337,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Move each long text of a value to the end of `texts`. Return the value with references to them."""
+    """Return a value with its long texts replaced by references. Append the texts to `texts`."""
     if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
@@ -350,14 +350,15 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return the shapes of a message class's fields, by their names."""
+    """Return a dict from the name of each field of a message class to its shape (`_shape_of`)."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return the shape of a type: its container, and what that may hold.
+    """Return the shape of a declared type: a pair of its container, and the parts that the container may hold.
 
-    `dict` and `list` come with one shape for all values, `tuple` with a shape for each item, `Literal` with words, None with scalar types.
+    The parts of `dict` and `list` are one shape for all values. The parts of `tuple` are a shape for each item, and those of `Literal` are
+    its words. If the container is None, the parts are scalar types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -370,7 +371,10 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Return a value of a header, with references replaced by texts taken out of `texts`. Raise WireError if its shape differs."""
+    """Check a header's value against a shape, and return it with its references replaced by texts. Raise WireError if it does not fit.
+
+    Each text that is used is removed from `texts`.
+    """
     container, parts = shape
     if container is None:
         if type(value) is dict:
@@ -402,5 +406,5 @@ def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
 
 
 def _well_formed(text: str) -> str:
-    """Return the text with lone surrogates escaped: UTF-8 cannot encode them."""
+    """Return the text with lone surrogates escaped, because UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode()
