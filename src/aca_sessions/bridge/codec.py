@@ -1,4 +1,7 @@
-"""The encoding of values in host calls: JSON, with bytes, long texts and tables in separate files. Decoding runs and unpickles nothing."""
+"""Encode and decode the values of host calls: JSON, with bytes, long texts and tables in separate files.
+
+Decoding runs no code and unpickles nothing.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def pack(value: Any, attach: Callable[[bytes], str]) -> Any:
 
 
 def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
-    """Return the value that `pack` packed in the other half.
+    """Return the value that `pack` encoded on the other side, host or guest.
 
     Args:
         value: The packed value, parsed from JSON.
@@ -79,7 +82,7 @@ def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
 
 
 def is_table(value: object) -> bool:
-    """Return whether a value is a pandas DataFrame. pandas is not imported: if it is not loaded, no value can be one."""
+    """Return whether a value is a pandas DataFrame. This imports nothing: if pandas is not loaded, no value can be a DataFrame."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
 

@@ -1,6 +1,6 @@
-"""The half of host calls in the session: the objects `tools`, `skills`, `artifacts` and `deps` for cells.
+"""The session's half of host calls: the objects `tools`, `skills`, `artifacts` and `deps` for cells.
 
-A call is JSON. Bytes, long texts and tables are files in the session's folder; their receiver deletes them. Nothing in this module is a
+A call is JSON. Bytes, long texts and tables are files in the session's folder, which their receiver deletes. Nothing in this module is a
 security check, because code in the session can change it: the host decides about each call.
 """
 
@@ -81,7 +81,7 @@ def call(name: str, /, **arguments: object) -> Any:
 
 
 def write_file(data: bytes) -> str:
-    """Write data to a new file in the session's folder, for a host call. Return its name. The host reads and deletes the file."""
+    """Write data to a new file in the session's folder and return its name. The host reads and deletes the file in a host call."""
     name = codec.new_file_name()
     with open(os.path.join(place.data, name), "xb") as file:
         file.write(data)
@@ -188,7 +188,7 @@ def _open_batches() -> list[Batch]:
 
 
 class Awaiting(ast.NodeTransformer):
-    """A transformer that rewrites `await tools.x(1)` to `await __host_call__(tools.x, 1)`, so that other tasks continue meanwhile."""
+    """Rewrite `await tools.x(1)` to `await __host_call__(tools.x, 1)`, so that other tasks continue during the call."""
 
     def visit_Await(self, node: ast.Await) -> ast.Await:
         """Rewrite an awaited call of `tools`, `skills`, `artifacts` or `deps`. Return every other `await` as it is."""
@@ -207,7 +207,7 @@ def _root(node: ast.expr) -> str:
 
 
 async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Make a host call in a new thread, so that other tasks of the event loop continue. Call any other function in this thread."""
+    """Call `function`: in a new thread if it is a host call, so that other tasks of the event loop continue, else in this thread."""
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
@@ -284,7 +284,7 @@ class Tools(_Namespace):
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
-    """Return a function that calls the described tool. Tools below its name (`name.member`) are attributes of the function."""
+    """Return a function that calls the described tool. The function's attributes are the tools below it (`name.member`)."""
     signature = _signature(described["parameters"])
 
     def tool(*arguments: Any, **named: Any) -> Any:
@@ -308,7 +308,10 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _given(tool: str, signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Return all arguments of a call by name. The host checks whether they match the tool."""
+    """Return all arguments of a call by name. The host checks whether they match the tool.
+
+    Raise TypeError if there are too many positional arguments, or if an argument is given by position and by name.
+    """
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
         told = f"{tool} expected at most {len(names)} positional arguments, got {len(arguments)}"

@@ -1,4 +1,4 @@
-"""The host's half of host calls: it validates, carries out and answers them.
+"""The host's half of host calls: it validates a session's calls, carries them out and returns the answers.
 
 Untrusted code writes everything in a call, so a call can only name a function in the table of `HostCalls`.
 """
@@ -47,7 +47,7 @@ class ToolFailedError(Exception):
 
 
 class ByteLimit:
-    """A limit on the bytes that callers reserve at the same time. Callers that wait are served in the order of their requests."""
+    """A limit on the bytes that are reserved at the same time. Callers that wait are served in the order of their requests."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
@@ -56,7 +56,7 @@ class ByteLimit:
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes during a `with` block, but at most the whole limit. Wait until they are free."""
+        """Reserve `size` bytes, but at most the whole limit, during the `with` block. Wait until that many are free."""
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:
@@ -71,18 +71,19 @@ class ByteLimit:
 
 
 class HostCalls:
-    """The functions that answer a session's host calls. Calls wait if their arguments would take too much memory together."""
+    """The functions that answer a session's host calls. A call waits if the arguments of all calls would take too much memory."""
 
     def __init__(self, table: Mapping[str, Answer]) -> None:
-        """Use a table of the coroutine functions that can be called, by name. They are called with keyword arguments."""
+        """Use `table`, which maps the name of each call to the coroutine function that answers it with keyword arguments."""
         self._table = dict(table)
         self._texts, self._files = ByteLimit(_MOST_CALLS_TEXT), ByteLimit(_MOST_IN_FILES)
         self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
 
     async def answer(self, session: "Session", text: str) -> str:
-        """Answer a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
+        """Carry out a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        No exception is raised but cancellation. `session` made the call, and has the files of the arguments and of the value.
+        Raise nothing but CancelledError. `session` made the call: files of the arguments are read from it, and files of the value are sent
+        to it.
         """
         try:
             async with self._texts.of(len(text)):
@@ -107,7 +108,7 @@ class HostCalls:
 
     @asynccontextmanager
     async def _fetched(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
-        """Download the files that a call names and yield their contents by name, with memory reserved for them."""
+        """Yield the contents of the files that a call names, by name. Reserve memory for them before they are downloaded."""
         if not names:
             yield {}
             return
@@ -198,7 +199,10 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Return a value that a session sent, given the contents of its files by name. A parquet table becomes an unparsed `codec.Table`."""
+    """Return a value that a session sent. `files` holds the contents of its files by name.
+
+    A table in parquet is not parsed: it becomes a `codec.Table`.
+    """
 
     def content(kind: str, name: str) -> Any:
         data = files[name]
@@ -245,9 +249,9 @@ def stored_table(frame: Any) -> codec.Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ignore DeprecationWarning in a `with` block, in one thread at a time, because the whole process has one filter.
+    """Ignore DeprecationWarning in a `with` block. Only one thread at a time can enter, because the process has one filter.
 
-    Otherwise a program that turns warnings into errors could read no table, because fastparquet uses deprecated functions.
+    Without this, a program that turns warnings into errors could read no table, because fastparquet uses deprecated functions.
     """
     with _filtering, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

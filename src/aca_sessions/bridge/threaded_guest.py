@@ -1,9 +1,9 @@
-"""A cell that runs in a thread of the session, for endpoints without events, where the host cannot get calls while an execution runs.
+"""Run a cell in a thread of the session, for endpoints without events, where the host cannot get calls during an execution.
 
 This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await, a
 last value, displays, a traceback. Its output is collected for its result. Meanwhile the host starts short executions in the main thread,
-called meetings: each delivers answers of the host and prints open calls, or the cell's result. A meeting that the host repeats, because a
-reply was lost, prints the same calls or the same result again, so that no call is lost and no cell runs twice.
+called meetings. Each meeting delivers answers of the host and prints open calls, or the cell's result. If a reply was lost, the host
+repeats the meeting, which prints the same calls or the same result again, so that no call is lost and no cell runs twice.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ class KeptText:
 
 
 class Diverted:
-    """The output of IPython while a cell runs in a thread: streams and displays are collected for that cell, events are held back.
+    """A redirection of IPython's output to one cell in a thread: it collects streams and displays, and holds back events.
 
-    Only the streams' `write` is replaced, because other code holds the streams, and some sessions put their own back into `sys`.
+    Only the `write` methods of the streams are replaced, because other code holds the stream objects, and some sessions restore their own
+    streams in `sys`.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -109,7 +110,10 @@ class Diverted:
         self._shell.events.trigger = _nothing
 
     def end(self) -> None:
-        """Show what waits for the end of a cell, such as open figures, then stop collecting. Do nothing if another cell has begun."""
+        """Show what IPython shows at the end of a cell, such as open figures, then stop collecting.
+
+        Do nothing if another cell has begun.
+        """
         if Diverted.current is not self:
             return
         events = self._shell.events
@@ -171,7 +175,7 @@ def _nothing(*_: object, **__: object) -> None: ...
 
 
 class ThreadedCell:
-    """A cell that runs once in a thread of its own. `outcome` is None until it has ended, then a dict with its result."""
+    """A cell that runs once in a thread of its own. `outcome` is None until the cell has ended, then a dict with its result."""
 
     def __init__(self, shell: Any, code: str, transformers: Sequence[ast.NodeTransformer], ended: Callable[[], None]) -> None:
         """Prepare a cell. Its syntax tree passes through `transformers` in order. `ended` is called when the cell has ended."""
@@ -197,14 +201,14 @@ class ThreadedCell:
             self._finish(error)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the user's code, as soon as it runs Python code again. Raise nothing if that code has ended."""
+        """Raise KeyboardInterrupt in the user's code, as soon as that code runs Python again. Do nothing if it has ended."""
         with self._turn:
             if self._is_users:
                 _raise_in(self._thread, KeyboardInterrupt)
         _wake_loops_of(self._thread)
 
     def leave(self) -> None:
-        """If the cell still runs, let it keep the event loop: the next cell gets a new one."""
+        """Give the next cell a new event loop if this cell still runs and uses the present one."""
         if self.outcome is None:
             _loop.abandon()
 
@@ -225,7 +229,7 @@ class ThreadedCell:
             self._ended()
 
     def _close(self) -> None:
-        """Ignore interrupts from now on, because the user's code has ended. Remove an interrupt that the thread has not raised yet."""
+        """Ignore interrupts from now on, because the user's code has ended. Cancel one that was requested and not raised yet."""
         with self._turn:
             self._is_users = False
             _raise_in(self._thread, None)
@@ -295,7 +299,7 @@ class ThreadedCell:
 
 
 def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
-    """Make the interpreter raise an exception in a thread. With None, remove one that was requested but not raised yet."""
+    """Make the interpreter raise an exception in a thread. With None, cancel one that was requested and not raised yet."""
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), raised)
 
@@ -339,7 +343,7 @@ def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
 
 
 class _Meeting:
-    """What is kept from one meeting to the next: the latest cell, its open calls, and answers that the cell has not taken."""
+    """The state that meetings share: the latest cell, its open calls, and answers that the cell has not taken."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -355,7 +359,7 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Hold a meeting: do what the host asks in `said`, then print one line, with the cell's report as JSON after `marker`.
+    """Hold a meeting: do what the host asks in `said`, then print `marker` and the cell's report as JSON on one line.
 
     `said` is packed JSON with the arguments of `_met`. A long report is in a file: the line names it, and the next meeting deletes it.
     """
@@ -404,7 +408,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor seconds of this process and its ended children, except those of this thread, which holds the meetings."""
+    """Return the processor seconds of this process and its ended children, without those of this thread, which holds the meetings."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 

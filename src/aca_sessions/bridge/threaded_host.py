@@ -1,8 +1,8 @@
-"""Cells with host calls at endpoints without events.
+"""Run cells with host calls at endpoints that report no events while a cell runs.
 
-The cell runs in a thread of the session. Meanwhile the host runs short executions there, called meetings: each delivers answers, waits a
-short time for calls or for the cell's end, and returns a report. If a reply is lost, the host repeats the meeting, and the session repeats
-its report. A cell that may have started is never sent again, and no call is carried out twice.
+The cell runs in a thread of the session. Meanwhile the host runs short executions there, called meetings. Each meeting delivers answers,
+waits a short time for calls or for the cell's end, and returns a report. If a reply is lost, the host repeats the meeting, and the session
+repeats its report. A cell that may have started is never sent again, and no call is carried out twice.
 """
 
 import asyncio
@@ -65,7 +65,10 @@ _STILL_RUNS = "it did not end when it was interrupted, and still runs in a threa
 
 
 async def send_modules(session: Session) -> str:
-    """Send the modules for meetings to a session. Return "" if its cells can use them, else the reason why not."""
+    """Send the modules for meetings to a session. Return "" if cells of the session can use them, else the reason why not.
+
+    Raise ServiceUnavailableError if it is not known whether the modules arrived.
+    """
     try:
         result = await _send(session)
         if result.state.kind != "kept":  # sending twice has no further effect
@@ -84,7 +87,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package that holds the modules in the session. It ends with a hash of their sources."""
+    """Return the name of the package in the session that holds the modules for meetings. It ends with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -111,9 +114,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report of a meeting. Its `stage` is `runs` if the cell runs, perhaps with calls, or `over` if it has ended.
+    """What the session reports in a meeting: whether the cell runs, has ended or is unknown, and its open calls or its outcome.
 
-    `stage` is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for meetings.
+    `stage` is `runs` or `over`. It is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for
+    meetings.
     """
 
     stage: Stage
@@ -133,8 +137,8 @@ class Exchange:
     async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell within `timeout` seconds, by default 100. Cancelling the call interrupts the cell.
 
-        While the cell does nothing but wait for the host, its clock stands still, for at most an hour in total. Processor time of the
-        cell's process is counted even then.
+        The time in which the cell only waits for the host does not count, up to an hour in total. Processor time of the cell's process
+        counts even then.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
@@ -142,7 +146,7 @@ class Exchange:
 
 
 class _EndedError(Exception):
-    """The session did not report a cell's result. The caller gets a result with this `error` and `state`."""
+    """The session did not report a cell's result. The result for the caller is made from `error` and `state` instead."""
 
     def __init__(self, error: CodeError, state: State) -> None:
         super().__init__(str(error))
@@ -151,7 +155,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no report. `state` is what is known of the session, such as that it was lost."""
+    """A meeting returned no report. `state` tells what is known of the session, for example that it was lost."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
@@ -159,7 +163,7 @@ class _SilentError(Exception):
 
 
 class Clock:
-    """The seconds that a cell has used, counted from what its session reports at each meeting.
+    """A clock of the seconds that a cell has used, computed from the session's reports.
 
     While the cell waits for the host, only the processor time of its process counts, up to the time that passed. Guest code could report
     too little, so at most an hour in total is left uncounted.
@@ -189,7 +193,7 @@ class Clock:
 
 
 class _Cell:
-    """One cell that is sent once: its meetings, its open calls and its clock."""
+    """The state of one cell: its meetings, its unanswered calls and its clock. The cell is sent to the session once."""
 
     def __init__(self, session: Session, calls: host.HostCalls, timeout: float) -> None:
         self._session = session
@@ -236,7 +240,7 @@ class _Cell:
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Report:
-        """Start the cell and return the first report. If the session lacks the modules for meetings, send them and try again."""
+        """Start the cell and return the first report. If the session lacks the modules for meetings, send them and start it again."""
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
             lacking = await send_modules(self._session)
@@ -246,7 +250,7 @@ class _Cell:
         return self._going_on(now)
 
     def _take(self, now: Report) -> None:
-        """Start to answer the new calls of a report. If too many calls are open, skip the rest, because the next report repeats them."""
+        """Start to answer the new calls in a report. If too many calls are open, skip the rest: the next report repeats them."""
         for number, text in now.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
@@ -256,7 +260,7 @@ class _Cell:
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _until_answered(self) -> None:
-        """Wait until an open call is answered, but only for a short time, because the cell may end or make more calls meanwhile."""
+        """Wait for an open call to be answered, but only for a short time: the cell may end or make more calls meanwhile."""
         if not self._open:
             return
         done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
@@ -275,10 +279,10 @@ class _Cell:
         return now
 
     async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
-        """Hold a meeting and return its report. If none comes, try again without the source, so that the cell cannot run twice.
+        """Hold a meeting and return its report. If none comes, try again without the cell's source, so that the cell cannot run twice.
 
         The session waits at most `wait` seconds for calls or for the cell's end. Raise _EndedError if no try returned a report, or if the
-        session was lost. An error of the request that starts the cell is passed on.
+        session was lost. If the request that sends the source fails, raise its error.
         """
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
@@ -309,9 +313,9 @@ class _Cell:
         return now
 
     def _to_bring(self) -> dict[int, str]:
-        """Return answers for the next meeting, by the number of their call: up to 8 Mi characters together, or one longer answer.
+        """Return the answers to deliver in the next meeting, by number of their call: up to 8 Mi characters, or one longer answer.
 
-        Answers stay in `_answers` until that meeting has returned a report, so a lost reply loses none.
+        They stay in `_answers` until the meeting has returned a report, so that a lost reply loses none.
         """
         bringing, size = dict[int, str](), 0
         for number, text in self._answers.items():
@@ -346,7 +350,7 @@ class _Cell:
         return now
 
     def _going_on(self, now: Report) -> Report:
-        """Return a report unchanged. Raise _EndedError if the session no longer knows the cell, because the interpreter was lost."""
+        """Return `now` unchanged. Raise _EndedError if it reports that the session no longer knows the cell: the interpreter was lost."""
         if now.stage in ("unknown", "no module"):
             raise self._ended(_LOST)
         return now
@@ -383,7 +387,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell, because its caller has gone. Finish even if the caller is cancelled again. Ignore errors."""
+        """Interrupt the cell after `run` failed or was cancelled. Finish even if cancelled again, and ignore errors."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
@@ -395,7 +399,7 @@ class _Cell:
 
 
 def _answer_of(answering: "asyncio.Task[str]") -> str:
-    """Return the answer of a call that has ended, or an error as the answer if the task was cancelled or failed."""
+    """Return the answer to a call whose task has ended, or an error as the answer if the task was cancelled or failed."""
     if answering.cancelled() or answering.exception() is not None:
         return json.dumps(
             {
@@ -421,7 +425,7 @@ def _split(stdout: str, marker: str) -> tuple[str, str | None]:
 
 
 async def _read(session: Session, line: str) -> Report:
-    """Return the report in a line, or in the file that the line names. Raise ServiceError if it is not a valid report."""
+    """Return the report in `line`, or in the file that `line` names. Raise ServiceError if the report is not valid."""
     try:
         said = json.loads(line)
         match said:
@@ -501,7 +505,7 @@ def _text(text: object) -> str:
 
 
 def _clean(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold, by escapes, so that UTF-8 can encode the text."""
+    """Replace lone surrogates, which JSON can hold and UTF-8 cannot encode, by escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
