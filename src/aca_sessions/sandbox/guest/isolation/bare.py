@@ -1,7 +1,7 @@
-"""Sessions without namespaces, for hosts that refuse them, if `ACASessions:Sandbox:Isolation` is `no-namespaces`.
+"""Sessions without namespaces, for hosts that refuse to create any. Used if `ACASessions:Sandbox:Isolation` is `no-namespaces`.
 
 Landlock and seccomp replace namespaces and mounts as far as they can. SECURITY.md lists what they cannot enforce. A session's folders are
-folders of the host, its first process kills its other processes, and it runs as a uid of its own if the host is root.
+folders of the host. To end a session, its first process kills the others. If the host runs as root, each session has a uid of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
 
 
 def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stop (SIGSTOP) all descendants that are not spared, then kill them. Return whether there were any."""
+    """Stop (SIGSTOP) all descendants of `ancestor` that are not spared, then kill them. Return whether any was found."""
     stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
     while new := _below(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)
@@ -53,12 +53,12 @@ def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
 
 
 def threads_of(uid: int) -> int:
-    """Return the number of threads that a user has on this host. The kernel counts all of them against the user's RLIMIT_NPROC."""
+    """Return how many threads the user `uid` has on this host. The kernel counts all of them against the user's RLIMIT_NPROC."""
     return sum(_threads(pid) for pid in _pids() if _owner(pid) == uid)
 
 
 def others_of(uid: int) -> bool:
-    """Return whether a user has a living process other than the calling one."""
+    """Return whether the user `uid` has a living process other than the calling one."""
     return any(_is_alive(pid, uid) for pid in _pids() if pid != os.getpid())
 
 
@@ -123,7 +123,7 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Raise RefusalError if this host cannot start sessions under the plan, or cannot isolate them."""
+    """Check that this host can start and isolate sessions without namespaces under `plan`. Raise RefusalError if it cannot."""
     with part("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root")
@@ -143,27 +143,27 @@ def check(plan: Plan) -> None:
 
 
 def told_by(plan: Plan) -> str:
-    """Return the arguments of `Bare` for a plan, as JSON. The zygote passes it to the program that it executes next."""
+    """Return the arguments of `Bare` for a plan as JSON text. The zygote passes it to the Python that it executes next."""
     # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
-    """Return the existing paths that sessions may read besides their own folders, with links resolved."""
+    """Return the existing paths that sessions may read besides their own folders, with symbolic links resolved."""
     settings = [f"/etc/{name}" for name in root.SETTINGS]
     paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
 
 
 class Bare:
-    """The zygote's operations on sessions on a host without namespaces."""
+    """The zygote's operations on sessions, for a host without namespaces. `Namespaced` has the same methods."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Become the parent of sessions' orphaned processes, to be able to kill them.
+        """Make this process the parent of sessions' orphaned processes, so that it can find and kill them.
 
-        `base` holds the sessions' folders, `environment` the paths of their Python environment. `first_uid` is the first uid that
-        sessions use, or 0 if they run as the host's own user.
+        `base` holds the sessions' folders, `environment` the paths of their Python environment. `first_uid` is the first uid that sessions
+        use, or 0 if they run as the host's own user.
         """
         self._base = base
         self._first_uid = first_uid
@@ -187,7 +187,7 @@ class Bare:
         """Do nothing: without namespaces the zygote has no /tmp of its own to unmount."""
 
     def make_tree(self, request: MakeTree) -> int:
-        """Create a workspace: a new, empty folder on the host for a session's files. Return a descriptor of the folder."""
+        """Create a workspace: a new folder on the host with empty folders `data` and `tmp`. Return a descriptor of `data`."""
         folder, uid = self._folder(request.tree), self._uid(request.owner)
         os.mkdir(folder, 0o711)
         for name in ("data", "tmp"):
@@ -197,22 +197,25 @@ class Bare:
         return os.open(f"{folder}/data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def show_tree(self, tree: int, init: int) -> None:
-        """Raise OSError (EOPNOTSUPP), because without a mount namespace a session cannot get another workspace at the same path."""
+        """Raise OSError (EOPNOTSUPP): without a mount namespace, another workspace cannot be mounted at the session's path."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
-        """Kill the processes that a session left behind, then remove its workspace."""
+        """Kill the processes that a session left running, then remove its workspace."""
         self._sweep(tree)
         _remove(self._folder(tree))
 
     def fork(self, tree: int) -> int:
-        """Kill what an earlier session left running in the workspace, then fork a first process. Return its pid, or 0 in the child."""
+        """Fork the first process of a session in the workspace `tree`. Return its pid, or 0 in the child.
+
+        Before that, kill the processes that an earlier session in this workspace left running.
+        """
         if tree in self._inits.values():
             self._sweep(tree)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
-        """Make this process a session's first: take the session's uid, if it has one of its own, and adopt orphaned processes."""
+        """Make this process the first of a session: change to the session's uid, if it has one, and adopt orphaned processes."""
         uid = self._uid(spawn.owner)
         if uid:
             syscalls.drop_bounding_set()
@@ -227,7 +230,7 @@ class Bare:
         place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force."""
+        """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force."""
         _end_with(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
         with part("limits"):
@@ -246,7 +249,7 @@ class Bare:
         return []
 
     def begin_to_reap(self) -> None:
-        """Make SIGTERM to this first process kill the session, and drop this process's privileges."""
+        """Prepare a session's first process to reap dead ones: make SIGTERM kill the whole session, and drop privileges."""
         # The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.give_up_power()
@@ -259,7 +262,7 @@ class Bare:
         _remove(self._base)
 
     def remember(self, tree: int, init: int) -> None:
-        """Store the pid of a session's first process, so that `_sweep` does not kill it as an orphan of another session."""
+        """Store the pid `init` of a session's first process, so that `_sweep` does not kill it as an orphan of another session."""
         self._inits[init] = tree
 
     def _folder(self, tree: int) -> str:
@@ -292,7 +295,10 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Forbid this process and its later descendants to signal others, if Landlock can. Return whether it may not signal the pid `other`."""
+    """Let this process, and all that it starts from now on, signal only each other, if the kernel's Landlock can do that.
+
+    Return whether this process is now unable to signal the process `other`.
+    """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False
     with part("Landlock"):
@@ -306,7 +312,7 @@ def _reaches_nobody_else(other: int) -> bool:
 
 
 def _end_with(parent: int, number: signal.Signals) -> None:
-    """Ask the kernel to send this process a signal when its parent ends. Exit now if the parent has ended already."""
+    """Ask the kernel to send the signal `number` to this process when its parent ends. Exit now if `parent` has ended already."""
     syscalls.die_with_parent(number)
     if os.getppid() != parent:
         os._exit(70)
@@ -319,7 +325,7 @@ def _become(uid: int) -> None:
 
 
 def _may(uid: int, path: str, mode: int) -> bool:
-    """Return whether a user may access a path. A uid of 0 stands for the current user. `mode` is as for os.access."""
+    """Return whether the user `uid`, or the current user if it is 0, may access a path. `mode` is as for os.access."""
     child = os.fork()  # a child, because a change of user cannot be undone
     if child == 0:
         try:

@@ -1,7 +1,7 @@
-"""The functions that turn a forked child of the zygote into a session. None of their effects can be undone.
+"""Confine a forked child of the zygote, so that it becomes a session: namespaces, resource limits, Landlock and seccomp.
 
-The kernel dictates the order. Mounts need capabilities, so they come before the session's user namespace, in which this process has no
-capabilities over them. Limits, Landlock and seccomp come last, because they refuse what the earlier steps need.
+No step can be undone, and the kernel dictates the order. Mounts come first, because they need capabilities that this process loses when it
+enters the session's user namespace. Limits, Landlock and seccomp come last, because they forbid what the earlier steps do.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
-    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities over them.
+    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a new user namespace.
 
-    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError,
-    which names the part that the host refuses.
+    In the user namespace this process has no capabilities over the other namespaces. If the session shares the host's network, no network
+    namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, with the name of the step, if the host
+    refuses one.
     """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
@@ -88,7 +89,8 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
 def limit(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
-    `processes` replaces `spawn.processes` where the kernel also counts processes that the same user has outside the session.
+    `processes`, if given, replaces `spawn.processes`. It is needed if the session shares its user with others, because the kernel counts
+    all processes of a user.
     """
     # Preloaded libraries alone map 1.4 GB, so `address_space` is added to what this process has mapped.
     memory = _address_space() + spawn.address_space
@@ -107,14 +109,20 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
 
 
 def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
-    """Drop all capabilities, forbid new privileges and install the filter of `seccomp.program`. None of it can be undone."""
+    """Drop all capabilities, forbid new privileges and install the seccomp filter. None of it can be undone.
+
+    The arguments are those of `seccomp.program`.
+    """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
     syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted, walls=walls))
 
 
 def lock_down(spawn: Spawn) -> int:
-    """Apply limits, Landlock and seccomp to the interpreter. Return the Landlock version in force. Raise RefusalError if any is refused."""
+    """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force.
+
+    Raise RefusalError if the host refuses a step.
+    """
     with part("limits"):
         limit(spawn)
     with part("no_new_privs"):
@@ -127,10 +135,10 @@ def lock_down(spawn: Spawn) -> int:
 
 
 def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
-    """Restrict this process, and all that it starts, to the named paths. Return the Landlock version in force.
+    """Restrict this process, and all that it starts, to the given paths by Landlock. Return the Landlock version in force.
 
-    `readable` paths may be read and executed, `writable` paths also changed. If `tcp` is false, TCP sockets cannot bind or
-    connect (from Landlock version 4 on). Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
+    `readable` paths may be read and executed, `writable` paths may also be changed. If `tcp` is false, TCP sockets cannot bind or connect
+    (from Landlock version 4 on). Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
     """
     version = syscalls.landlock_version()
     if version == 0:
@@ -145,14 +153,14 @@ def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = W
 
 
 def keep_signals_inside() -> None:
-    """Forbid this process, and all that it starts, to send signals to any other process. Landlock must have version 6 or newer."""
+    """Let this process, and all that it starts from now on, signal only each other. Needs Landlock version 6 or newer."""
     ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
     syscalls.landlock_enforce(ruleset)
     os.close(ruleset)
 
 
 def close_all_but(*kept: int) -> None:
-    """Close every descriptor above 2 except those named."""
+    """Close every descriptor above 2 except those in `kept`."""
     # os.closerange of Python 3.9, or of one that was built with an old C library, calls close() for each number up to the limit, which may
     # be a billion. It also leaves descriptors above a limit that was lowered.
     start = 3
@@ -164,7 +172,7 @@ def close_all_but(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Map the id `inside` of this process's new user namespace to a uid and a gid of the parent namespace."""
+    """Map the uid and gid `inside` of this process's new user namespace to ids of the parent namespace."""
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")
@@ -195,7 +203,7 @@ def _hide(path: str) -> None:
 
 
 def _become_guest(uid: int) -> None:
-    """Change to `uid`, or keep the zygote's uid if it is 0. Then enter a user namespace that maps this uid to `GUEST_ID`."""
+    """Change to `uid`, or keep the zygote's uid if `uid` is 0. Then enter a user namespace that maps this uid to `GUEST_ID`."""
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -218,7 +226,7 @@ def _address_space() -> int:
 
 
 def write_file(path: str, text: str) -> None:
-    """Write a text with a single write(2), because some files of /proc accept no second write."""
+    """Write `text` to a file with a single write(2), because some files of /proc accept no second write."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, text.encode())

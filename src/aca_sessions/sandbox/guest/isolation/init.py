@@ -1,4 +1,4 @@
-"""The first process of a session: it starts the interpreter, collects dead processes, and exits when no process is left."""
+"""The first process of a session: it starts the interpreter, reaps dead processes, and exits when no process is left."""
 
 import contextlib
 import os
@@ -27,10 +27,11 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 
 
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
-    """Confine a forked child of the zygote, start the interpreter as its child, then collect dead processes.
+    """Turn this process, a new fork of the zygote, into the first process of a session.
 
-    The host sends cells on the socket `connection` and requests on the socket `report`, on which this process reports deaths. If a part of
-    the isolation is refused, send `Refused` and exit. If `connection` is closed before its first byte, exit without a report.
+    Confine it, start the interpreter as its child, then reap dead processes. The host sends cells on the socket `connection`. On the socket
+    `report` the host sends requests to allocate memory, and this process reports the deaths of processes. If the host refuses a part of the
+    isolation, send `Refused` and exit. If the host closes `connection` before it sends a byte, exit without a report.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = socket.socket(fileno=connection)
@@ -55,7 +56,7 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
 
 
 def _reap(world: "World", report: int) -> NoReturn:
-    """Report dead processes to the host and carry out its requests to allocate memory, until no process of the session is left."""
+    """Report dead processes to the host and carry out its requests to allocate memory. Exit when the session has no other process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_all_but(report)
     host = socket.socket(fileno=report)
@@ -93,7 +94,10 @@ def _answer_requests(host: socket.socket) -> None:
 
 
 def _allocate(files: "list[int]", request: bytes) -> int:
-    """Allocate memory for one part (start, length) of each file. Return 0, or the errno of the first failure."""
+    """Allocate memory for one byte range of each file. Return 0, or the errno of the first failure.
+
+    `request` holds the start and length of each range.
+    """
     # The kernel charges the control group of the process that allocates a page. The host is in none of a session's groups, so this process
     # allocates for it.
     try:
@@ -105,13 +109,19 @@ def _allocate(files: "list[int]", request: bytes) -> int:
 
 
 def _listen_for_proxy() -> int:
-    """Return the descriptor of a socket in the session's network namespace, where the host's proxy accepts connections."""
+    """Listen at the address of the HTTP proxy in the session's network namespace. Return the socket's descriptor.
+
+    The host's proxy accepts connections on it.
+    """
     listener = socket.create_server(PROXY)
     return listener.detach()
 
 
 def _list_of_sockets() -> "list[int]":
-    """Return [descriptor], by which the host sees how much memory sockets use, or [] if the kernel lacks sock_diag(7)."""
+    """Open a sock_diag(7) socket, which tells the host how much memory the session's sockets use.
+
+    Return [descriptor], or [] if the kernel lacks sock_diag.
+    """
     # If the kernel lacks sock_diag, the list is empty and the host reports that this memory is not counted.
     with contextlib.suppress(OSError):
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]

@@ -1,4 +1,4 @@
-"""Sessions in namespaces: the zygote lives in a root that it built, and forks each session into new namespaces."""
+"""Sessions in namespaces: the zygote builds a root file system, runs in it, and forks each session into new namespaces."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from . import confine, root
 
 
 class Namespaced:
-    """The zygote's operations on sessions on a host that provides namespaces."""
+    """The zygote's operations on sessions, for a host that provides namespaces. `Bare` has the same methods."""
 
     def __init__(self, pid_namespace: int) -> None:
         """Store a descriptor of the zygote's own pid namespace, to which the zygote returns after each fork."""
@@ -22,14 +22,14 @@ class Namespaced:
         return spawn.network != "host"
 
     def settle(self) -> None:
-        """Unmount the zygote's /tmp. All libraries are loaded, so the zygote no longer needs a folder to write to."""
+        """Unmount the zygote's /tmp. All libraries are loaded, so the zygote needs no folder to write to any more."""
         syscalls.unmount("/tmp")
 
     def remember(self, tree: int, init: int) -> None:
         """Do nothing: the kernel kills a session's other processes when its first one ends."""
 
     def make_tree(self, request: MakeTree) -> int:
-        """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of it."""
+        """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of its folder."""
         folder, owner = _folder(request.tree), _owner(request.owner)
         options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
         with contextlib.ExitStack() as on_failure:
@@ -47,7 +47,10 @@ class Namespaced:
         os.rmdir(_folder(tree))
 
     def show_tree(self, tree: int, init: int) -> None:
-        """Replace the workspace of a running session at /mnt/data by `tree`. `init` is a pidfd of the session's first process."""
+        """Mount the workspace `tree` at /mnt/data of a running session, in place of its present workspace.
+
+        `init` is a pidfd of the session's first process.
+        """
         with contextlib.ExitStack() as afterwards:
             own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             afterwards.callback(os.close, own)
@@ -63,7 +66,10 @@ class Namespaced:
                 _return_to(own, Namespace.MOUNT)
 
     def fork(self, tree: int) -> int:
-        """Fork into a new pid namespace. Return the child's pid, or 0 in the child. `tree` is not used; `Bare` needs it."""
+        """Fork the first process of a session into a new pid namespace. Return its pid, or 0 in the child.
+
+        `tree` is not used here; `Bare.fork` needs it.
+        """
         del tree
         syscalls.unshare(Namespace.PID)
         pid = -1
@@ -79,15 +85,15 @@ class Namespaced:
         confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force."""
+        """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force."""
         return confine.lock_down(spawn)
 
     def processes(self) -> list[int]:
-        """Return, in a list, a descriptor of the session's /proc, where the host sees exactly the session's processes."""
+        """Return, in a list, a descriptor of the session's /proc, in which the host sees the session's processes and no others."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     def begin_to_reap(self) -> None:
-        """Drop the privileges of a session's first process, and keep the session from tracing it or reading its memory."""
+        """Drop the privileges of this process, a session's first, and forbid the session to trace it or read its memory."""
         # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
         # kills the whole session when its first process ends.
         syscalls.set_dumpable(False)

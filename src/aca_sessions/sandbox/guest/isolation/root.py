@@ -1,6 +1,7 @@
-"""The template root: a tmpfs with the folders, mounts and files that every session sees. A session's root is a read-only copy of it.
+"""The template root: a root file system on a tmpfs, with the folders, mounts and files that every session sees.
 
-The root shows parts of the host's system, or the folders of a container image whose Python can run sessions.
+It shows parts of the host's system, or the folders of a container image whose Python can run sessions. Each session has a read-only copy of
+it as its root.
 """
 
 from __future__ import annotations
@@ -92,7 +93,10 @@ sys.stderr.write('\\n'.join(lacks))
 
 
 class RefusalError(Exception):
-    """This host or image does not provide a part of the isolation. `told` is the message `Refused` that reports this to the host."""
+    """A step of the isolation failed, because this machine or the container image does not provide what the step needs.
+
+    `told` is the `Refused` message that reports this to the host process.
+    """
 
     def __init__(self, part: str, error: OSError) -> None:
         super().__init__(part)
@@ -101,7 +105,7 @@ class RefusalError(Exception):
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Turn OSError in the `with` block into RefusalError for the part `name`."""
+    """Raise RefusalError for the part `name` of the isolation if the `with` block raises OSError."""
     try:
         yield
     except OSError as error:
@@ -136,7 +140,7 @@ def build(plan: Plan, code: str) -> str:
 
 
 def enter(base: str) -> int:
-    """Make the root at `base` the root of this process. Return a descriptor of this process's pid namespace."""
+    """Make the template root at `base` the root folder of this process. Return a descriptor of this process's pid namespace."""
     os.chdir(base)
     # A mount that was copied from another user namespace is locked, and pivot_root(2) answers EINVAL for a locked mount. The top of a
     # recursive bind of it onto itself is not locked; the mounts below stay locked, so no session can remove them.
@@ -181,7 +185,7 @@ def _add_system(base: str) -> None:
 
 
 def _add_other_names(base: str) -> None:
-    """Link /sandbox to the session's files, because code that was written for other tools uses that name."""
+    """Create the link /sandbox to /mnt/data, because code that was written for other tools uses that name."""
     if not os.path.lexists(f"{base}/sandbox"):  # the host's Python may lie there
         os.symlink(DATA, f"{base}/sandbox")
 
@@ -219,7 +223,7 @@ def _add_environment(base: str, target: str, source: str) -> None:
 
 
 def copy_code(source: Path, target: Path) -> None:
-    """Copy the guest's modules from a folder of sources to a new one. Sessions can import no other module of this package."""
+    """Copy the guest's modules from the folder `source` to `target`. Sessions can import no other module of this package."""
     guest = source / "aca_sessions" / "sandbox" / "guest"
     for file in [source / "aca_sessions" / name for name in _SHARED_CODE] + sorted(guest.rglob("*.py")):
         if file.parent.name not in (CHILDREN, "shims"):
@@ -235,7 +239,7 @@ def copy_code(source: Path, target: Path) -> None:
 
 
 def bind(source: str, target: str, *, writable: bool = False) -> None:
-    """Create `target` and mount a file or folder of the host there. Devices and set-user-id programs are disabled."""
+    """Create `target` and bind-mount a file or folder of the host there. Devices and set-user-id programs are disabled."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -253,7 +257,10 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
 
 
 def _add_image(base: str, image: str) -> None:
-    """Mount the folders of an image read-only below `base`. Copy links as links, as their targets could be files of the host."""
+    """Mount the folders of an image read-only below `base`.
+
+    Symbolic links are copied and not followed, because their targets could be files of the host.
+    """
     with os.scandir(image) as entries:
         for entry in entries:
             if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
@@ -273,7 +280,7 @@ def _show(entry: os.DirEntry[str], target: str) -> None:
 
 
 def _link_settings(target: str, source: str) -> None:
-    """Fill the folder `target` with a link to each entry of an image's /etc, whose path on the host is `source`."""
+    """Create in the folder `target` a link to each entry of an image's /etc. `source` is the path of this /etc on the host."""
     # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
     # its folder: links between settings keep their targets.
     for name in os.listdir(source):
@@ -282,9 +289,10 @@ def _link_settings(target: str, source: str) -> None:
 
 
 def image_python(named: str) -> str:
-    """Return the path of the image's Python: `named`, or one in the usual places if `named` is "". Must be called inside the image's root.
+    """Return the path of the image's Python: `named`, or one in the usual places if `named` is "".
 
-    Raise RefusalError if the image lacks something that sessions need. The message lists everything that is missing.
+    Must be called inside the image's root. Raise RefusalError if the image lacks something that sessions need. The message lists everything
+    that is missing.
     """
     program = next((path for path in (named,) * bool(named) or _SOUGHT if os.path.exists(path)), "")
     if not program:
@@ -304,7 +312,7 @@ def image_python(named: str) -> str:
 
 
 def add_supply() -> None:
-    """Append the host's IPython to the import path if the image has none and the host supplied one."""
+    """Append the folder with the host's IPython to `sys.path`, if the image has no IPython and the host provides that folder."""
     if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
         sys.path.append(SUPPLY)
 

@@ -1,7 +1,7 @@
 """The seccomp filter, a classic BPF program: which system calls guest code may make, and with which arguments.
 
-tests/hostile/allowed_calls.toml gives the reason for each name below. A call in no list fails with EPERM, or with ENOSYS if it is so
-new that libraries have a fallback.
+tests/hostile/allowed_calls.toml gives the reason for each name below. A system call that no list contains fails with EPERM, or with ENOSYS
+if it is so new that libraries have a fallback.
 """
 
 import errno
@@ -147,7 +147,7 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 @dataclass(frozen=True)
 class Walls:
-    """What separates a session from the host besides the filter. For each missing part, the filter refuses more calls."""
+    """The barriers between a session and the host besides the seccomp filter. For each missing one, the filter refuses more calls."""
 
     namespaces: bool = False
     own_user: bool = False  # its user owns no file and no process of the host
@@ -159,7 +159,7 @@ NAMESPACES = Walls(namespaces=True, own_user=True, own_signals=True, network=Tru
 
 
 def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = NAMESPACES) -> bytes:
-    """Return the filter as an array of BPF instructions.
+    """Return the seccomp filter: the bytes of an array of BPF instructions.
 
     `memory_is_counted` means that a control group counts the session's memory. Only then is memfd_create allowed.
     """
@@ -178,12 +178,12 @@ def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = N
 
 
 def allowed(machine: str = MACHINE) -> dict[str, int]:
-    """Return the number of each allowed call by its name, for one architecture."""
+    """Return a dict from the name of each allowed system call to its number on one processor architecture."""
     return _numbers(_BOTH, machine) | (_named(_X86_64_ONLY) if machine == "x86_64" else {})
 
 
 def refused_otherwise(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return, by name, the number and errno of each listed call that fails with an errno other than EPERM."""
+    """Return, by name, the number and errno of each system call that is listed to fail with an errno other than EPERM."""
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -205,14 +205,14 @@ def _prologue(machine: str) -> Iterator[bytes]:
 
 
 def _needing_more(walls: Walls) -> list[str]:
-    """Return the names of the calls that must be refused because a part of `walls` is missing."""
+    """Return the names of the system calls that must be refused because a barrier in `walls` is missing."""
     by_user = ((walls.own_user, _CHANGES_WITHOUT_OPENING), (walls.own_signals, _SIGNALS))
     needed = ((walls.namespaces, _WATCHES), (walls.network, _CONNECTS), *by_user)
     return [name for there, names in needed if not there for name in names]
 
 
 def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
-    """Return, by name, the instructions that allow or refuse each call whose arguments matter."""
+    """Return, by name, the instructions that allow or refuse each system call whose arguments are checked."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
@@ -236,7 +236,10 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return, by call, checks that replace namespaces: they keep sessions from Unix sockets and processes of the host."""
+    """Return, by name, stricter checks of system calls for a session without namespaces.
+
+    They keep the session from Unix sockets and processes of the host, as namespaces would.
+    """
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
     controls = [COMMANDS["ioctl"][name] for name in _HARMLESS_CONTROLS]
@@ -251,7 +254,7 @@ def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list
 
 
 def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
-    """Return instructions that refuse sockets of other families and types than these, and protocols other than TCP and UDP."""
+    """Return instructions that refuse a socket of an unlisted family or type, or of a protocol other than TCP and UDP."""
     # In a network namespace internet sockets end at the session's own loopback. Vsock belongs to no namespace. The type is checked as well:
     # protocol 0 means what the type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
     return [
@@ -262,7 +265,7 @@ def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
 
 
 def _by_level() -> list[bytes]:
-    """Return the instructions that allow only the listed socket options."""
+    """Return the instructions for getsockopt and setsockopt, which allow only the options in `OPTIONS`."""
     # The level is tested first, because the same number means another option at another level.
     rule = _argument(1)
     for (_, level), options in OPTIONS.items():
