@@ -1,1 +1,1 @@
-"""The interpreter of a session: IPython, and what it collects of a cell: value, displays, errors, changed variables and files."""
+"""The interpreter of a session: an IPython shell that collects a cell's value, displays, error, and changed variables and files."""

@@ -1,4 +1,4 @@
-"""What a cell changed in its session: files, processes and variables.
+"""Find what a cell changed in its session: files, processes and variables.
 
 Changes of variables are found without running code of the user. A number or a short text has changed if its value differs. Any other
 variable has changed if its value is another object (at another address), or if the object's length or shape differs. A change inside an
@@ -48,7 +48,7 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return, by path in /mnt/data, each file's inode, size and mtime, or None if over 2,000 files would take too long."""
+    """Return the inode, size and mtime of each file in /mnt/data, by path. Return None if there are over 2,000 files."""
     found: Listing = {}
     pending = [""]
     while pending:
@@ -87,7 +87,7 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def list_processes() -> list[ProcessRow]:
-    """Return pid and name of the session's processes, sorted by pid, without the interpreter, the first process and zombies."""
+    """Return pid and name of the session's processes, sorted by pid. Leave out the interpreter, the first process and zombies."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
@@ -156,7 +156,7 @@ class Variables:
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
-        """Return the kind of change and the name of each of `names` that has changed. Store what the variables are now."""
+        """Return the kind of change and the name of each of `names` that has changed. Store the present state of all `names`."""
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
@@ -171,7 +171,10 @@ class Variables:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _look(self, name: str, value: Any) -> object:
-        """Return what to compare: `_ABSENT` if the variable is not the user's, type and value of a number or short text, else `_OTHER`."""
+        """Return what to compare for a variable: type and value of a number or short text, and `_OTHER` for other values.
+
+        Return `_ABSENT` if the variable is not the user's.
+        """
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
             return _ABSENT
@@ -191,7 +194,7 @@ def _variable(change: VariableChangeKind, name: str, value: Any, measures: Measu
 
 
 class _Sizes:
-    """The last known length or shape of each variable that can change in place. `different` returns the names of those that changed.
+    """The last known length or shape of each variable that can change in place. `different` returns the names whose size changed.
 
     Types are compared by their addresses, because `==` on a type could run code of the user.
     """
@@ -229,7 +232,10 @@ class _Sizes:
 
 
 def _measures() -> Measures:
-    """Return functions that measure a length or shape, by the address of the type, for the types whose methods cannot be the user's."""
+    """Return the functions that measure a value's length or shape, by the address of the value's type.
+
+    Only types are included whose methods the user cannot define.
+    """
     measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
     for module, name in _FOREIGN:
         loaded = sys.modules.get(module)

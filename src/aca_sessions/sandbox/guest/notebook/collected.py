@@ -1,4 +1,4 @@
-"""What one cell has shown so far: its value, displays and error, as text and within limits."""
+"""Collect what one cell shows: its value, displays and error, as text and within limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def no_late_displays() -> Late:
 
 
 class Collected:
-    """What one cell has shown so far. Displays are sent to the host when they come; value and error are kept for the result.
+    """What one cell has shown so far. Displays are sent to the host at once; value and error are kept for the result.
 
     A thread or task of an earlier cell may display something when no cell runs. Such a display is shown by the next cell.
     """
@@ -62,7 +62,7 @@ class Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """Show a display (`data`: its forms by MIME type), or keep it for the next cell if this cell has ended.
+        """Send a display to the host, or keep it for the next cell if this cell has ended. `data` holds its forms by MIME type.
 
         Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end. If `update` is true, replace the
         latest display of the same name.
@@ -77,12 +77,15 @@ class Collected:
                 self._show(sendable, name and name[:_MAX_NAME], update)
 
     def show_late(self) -> None:
-        """Show the displays that came when no cell ran."""
+        """Show the displays that came when no cell ran, as displays of this cell."""
         while self._late:
             self.take_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
-        """Remove the displays of this cell: now, or if `wait` is true when the next one comes. Do nothing after the cell has finished."""
+        """Remove the displays of this cell at once, or if `wait` is true, when its next display comes.
+
+        Do nothing after the cell has finished, or in a forked process.
+        """
         if os.getpid() != self._pid or self._finished:
             return
         with self._turn:
@@ -108,7 +111,7 @@ class Collected:
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
-        """Return whether the cell's code has ended and has shown this same figure before. If not, remember the figure."""
+        """Return whether the cell's code has ended and this figure was shown before. Otherwise remember the figure."""
         # At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
         if "image/png" not in data:
             return False
@@ -160,7 +163,7 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
-    """Drop a display's largest forms until it has at most `room` characters. Return {} if only plain text would be left."""
+    """Drop the largest forms of a display until it has at most `room` characters. Return {} if only plain text would be left."""
     if sum(map(len, data.values())) <= room:
         return data
     kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
@@ -175,7 +178,7 @@ def _small(data: dict[str, str]) -> dict[str, str]:
 
 
 def _scalar(value: Any) -> Scalar:
-    """Return a bool, number or text as a value for JSON, or None for any other value."""
+    """Return a bool, number or text as a value that JSON can hold, or None for any other value."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
         value = value.item()
     if type(value) in (bool, float):

@@ -25,7 +25,10 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a command. The result's value is its exit code. An interrupt kills its process group, and the error is KeyboardInterrupt."""
+    """Run a program and return its result, whose value is the exit code.
+
+    An interrupt kills the program's process group. The error of the result is then KeyboardInterrupt.
+    """
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
     code = None
@@ -61,7 +64,10 @@ class Syntax(TransformerManager):
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Skip IPython's search for commands, which splits the cell into tokens, if the cell cannot hold any."""
+        """Translate IPython's commands in a cell. Return the lines unchanged if they cannot hold any.
+
+        Otherwise IPython would split every cell into tokens to search for commands.
+        """
         if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
             return lines
         return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]
@@ -90,14 +96,17 @@ class ShellCommand:
         return self._status
 
     def failure(self) -> subprocess.CalledProcessError | None:
-        """Return an error if the cell's last statement is a command that failed. Earlier failures may be intended."""
+        """Return an error if the cell's last statement is a `!` command that failed, else None.
+
+        Failures of earlier statements are ignored, because they may be intended.
+        """
         if self._status == 0 or not self.is_last_statement:
             return None
         return subprocess.CalledProcessError(self._status, self._command)
 
 
 def is_command(statement: ast.stmt | None) -> bool:
-    """Return whether a statement is what IPython makes of a line with `!` or `%`."""
+    """Return whether IPython made a statement from a `!` or `%` line, such as `get_ipython().system('ls')`."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     function = call.func if isinstance(call, ast.Call) else None
     if not isinstance(function, ast.Attribute) or function.attr not in ("system", "run_line_magic"):

@@ -1,13 +1,13 @@
-"""How values are shown in a session: the last value as the cell's value, everything else as displays.
+"""Show values in a session: the last value as the cell's value, everything else as displays.
 
-Besides the forms that IPython makes there are:
+A value has several forms, one for each MIME type. This module adds these to the forms that IPython makes:
 
 - Charts of plotly and altair, as JSON and as one HTML document. plotly's document contains its script (5 MB). altair's does if vl-convert
   is installed; otherwise it loads Vega from a public address, so the reader needs a network. Neither is drawn as an image here.
 - Tables of pandas and polars, as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource, which notebooks know): a
-  sample of the rows, each column's `dtype`, and the number of all rows and columns. The keys of a row are the columns' names, so these
-  must differ: a number is appended to a name that is taken, and `title` then holds the real name. No code of the user runs, so a
-  value that is not of a plain type is shown as the name of its type.
+  sample of the rows, each column's `dtype`, and the number of all rows and columns. The keys of a row are the columns' names. If columns
+  have equal names, a number is appended to the later ones, and `title` holds the real name. No code of the user runs, so a value that is
+  not of a plain type is shown as the name of its type.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Hook(DisplayHook):
-    """IPython's display hook, which stores a cell's last value for its result instead of printing it."""
+    """IPython's display hook, which stores a cell's last value for the result instead of printing it."""
 
     def start_displayhook(self) -> None: ...
     def write_output_prompt(self) -> None: ...
@@ -61,7 +61,10 @@ class Hook(DisplayHook):
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
     def compute_format_data(self, result: Any) -> Bundle:
-        """Return a value's forms by MIME type: for a plain value only its repr, unless the user changed how its type is shown."""
+        """Return a value's forms by MIME type, and their metadata.
+
+        A number, bool or text has only its repr, unless the user changed how its type is shown.
+        """
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
             return super().compute_format_data(result)  # type: ignore[no-any-return]
@@ -78,7 +81,7 @@ class Hook(DisplayHook):
         self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
 
     def cull_cache(self) -> None:
-        """Remove the oldest values from `Out`, so that there is room for another. IPython's own method prints a warning."""
+        """Remove the oldest values from `Out`, to make room for another. IPython's own method would print a warning."""
         values = self.shell.user_ns["_oh"]
         for number in list(values)[: len(values) - self.cache_size + 1]:
             del values[number]
@@ -120,9 +123,9 @@ class Formatter(DisplayFormatter):
 
 
 class PlainText(PlainTextFormatter):
-    """IPython's formatter for plain text. It shows a number of numpy as a number, and describes a matplotlib figure in words.
+    """IPython's formatter for plain text. It shows a numpy number as a plain number, and describes a matplotlib figure in words.
 
-    No printer is registered for figures instead, because matplotlib's inline backend would remove it.
+    Figures have no registered printer, because matplotlib's inline backend would remove it.
     """
 
     def __call__(self, value: Any) -> str | None:
@@ -136,7 +139,7 @@ class PlainText(PlainTextFormatter):
 
 
 def _describe_figure(figure: Any) -> str:
-    """Describe a matplotlib figure for readers who do not see it."""
+    """Describe a matplotlib figure in words, for readers who cannot see it."""
     parts = [figure.get_suptitle()] if hasattr(figure, "get_suptitle") else []
     for axes in figure.get_axes()[:4]:
         labels = " by ".join(label for label in (axes.get_ylabel(), axes.get_xlabel()) if label)
@@ -157,7 +160,7 @@ def chart_forms(value: Any) -> dict[str, Any] | None:
 
 
 def complete_chart(data: dict[str, Any]) -> dict[str, Any]:
-    """Add the text and HTML that a plotly chart lacks if it published itself (`figure.show()`). Return other displays unchanged."""
+    """Add text and HTML to a plotly chart that lacks them because `figure.show()` published it. Return other displays unchanged."""
     if PLOTLY not in data or "text/html" in data or "plotly" not in sys.modules:
         return data
     figure = data[PLOTLY]
@@ -274,7 +277,10 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Return a table as JSON text, by MIME type. Drop rows until it is short enough; return {} if even the columns are too long."""
+    """Return a table as JSON text, by MIME type, without the last rows if the text would be too long.
+
+    Return {} if the columns alone are too long.
+    """
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]
     return {TABLE: text} if len(text) <= _BUDGET else {}
@@ -285,7 +291,10 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value for JSON. `str` is called only on types of Python and pandas, so no code of the user runs."""
+    """Convert a value of a table to one that JSON can hold.
+
+    `str` is called only on types of Python and pandas, so no code of the user runs.
+    """
     kind = type(value)
     if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
         return value

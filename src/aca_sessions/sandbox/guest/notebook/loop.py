@@ -1,4 +1,4 @@
-"""The event loop in which a session's cells await."""
+"""The asyncio event loop of a session's cells."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Loop:
             raise
 
     def go_on_until(self, descriptor: int) -> None:
-        """Run cells' unfinished tasks until the descriptor is readable or `wake` is called. A task's SystemExit also ends this."""
+        """Run unfinished tasks of cells until the descriptor is readable, `wake` is called, or a task raises SystemExit."""
         if self._loop is None or self._loop.is_closed():
             return
         self._is_between_cells = True
@@ -60,7 +60,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """End `go_on_until`, because a message has come. Any thread may call this. A cell that awaits in the loop is not interrupted."""
+        """Make `go_on_until` return, because a message has come. Any thread may call this. Cells that await are not interrupted."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):
@@ -68,7 +68,7 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """Drop the loop in a forked process, but do not close it. The next cell gets a new one."""
+        """Give the next cell a new loop, and leave the present one open for the process or thread that still uses it."""
         # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
         # from it, so the loop is kept.
         self._abandoned.append(self._loop)
@@ -77,7 +77,7 @@ class Loop:
 
     @property
     def sockets(self) -> int:
-        """Return how many sockets the loop has open for itself: 2, or 0 if there is no loop."""
+        """Return how many sockets the loop uses internally: 2, or 0 if there is no loop."""
         return 0 if self._loop is None or self._loop.is_closed() else 2
 
     def unfinished(self) -> int:
@@ -85,7 +85,7 @@ class Loop:
         return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
     def forget(self) -> None:
-        """Close the loop in the zygote before the first fork, because sessions that inherited it would share one epoll descriptor."""
+        """Close the loop. The zygote calls this before the first fork, because all sessions would share the loop's epoll descriptor."""
         if self._loop is not None:
             self._loop.close()
         self._loop = None

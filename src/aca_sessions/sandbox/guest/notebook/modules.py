@@ -1,8 +1,8 @@
-"""The modules that a session can import: files in its workspace, and packages that the host mounted in /.packages.
+"""Import and reload what a session can import: files in its workspace, and packages that the host mounted in /.packages.
 
-Modules of the workspace are reloaded: each cell sees them as their files are now, as with IPython's `%autoreload 2`. That extension itself
-is not used: it checks every module before every cell, compares only times, which a rollback sets back, and keeps the old module if the
-new one fails. Only its `superreload` is used, which updates functions and classes that were imported from a module, in place.
+Changed modules of the workspace are reloaded before each cell, as by IPython's `%autoreload 2`. That extension itself is not used: it
+checks every module before every cell, it compares only times, which a rollback sets back, and it keeps the old module if the new one fails.
+Only its `superreload` is used, which updates in place the functions and classes that other code imported from a module.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Loaded:
     is_recent: bool = True
 
     def has_changed(self) -> bool:
-        """Return whether the file's content differs from what was imported."""
+        """Return whether the module's file now has other content than when it was imported."""
         # The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only
         # the stamps differ, because the files are copies.
         try:
@@ -75,7 +75,7 @@ _shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """A source loader without .pyc files, which miss an edit of equal size within the same second."""
+    """A source loader that uses no .pyc files, because they miss an edit of equal size within the same second."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.
@@ -99,13 +99,13 @@ def settle() -> None:
 
 
 def forget_listings() -> None:
-    """Clear the cached listings of folders in the workspace, so that a module that was written a moment ago is found."""
+    """Clear the cached listings of folders in the workspace, so that a module that was just written is found."""
     for finder in [*_finders.values()]:
         finder.invalidate_caches()
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
-    """Reload the imported modules whose files have changed. Call `show_error` with each exception."""
+    """Reload the imported modules whose files have changed. If one fails, keep its old definitions and pass the error to `show_error`."""
     for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded[name].module
         if module is None:  # the user removed it from sys.modules
@@ -138,7 +138,7 @@ def _import_again(name: str, module: ModuleType) -> None:
 
 
 def _note(name: str, loaded: _Loaded) -> None:
-    """Record a module being imported. Its place is before its importers', so that it is reloaded first."""
+    """Record a module that is being imported, before the modules that import it, so that it is reloaded before them."""
     waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
     if name in _loaded:
         loaded.module = _loaded[name].module
@@ -182,7 +182,7 @@ def _digest(source: bytes) -> bytes:
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in the request's folders importable, in place of those of an earlier request. The result holds any error."""
+    """Make the packages in the request's folders importable, in place of those of an earlier request. Return the result."""
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)
@@ -201,7 +201,7 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
 
 
 def _put_on_path(paths: Sequence[str]) -> None:
-    """Make `paths` the package folders of this interpreter and of programs that cells start, in place of those of an earlier call."""
+    """Make `paths` the folders of packages for this interpreter and for programs that cells start. Drop the folders of earlier calls."""
     own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
     for path in paths:

@@ -73,11 +73,17 @@ class Shell(InteractiveShell):
         tracebacks.shorten(self.InteractiveTB)
 
     def system(self, command: str) -> None:
-        """Run a `!` command of a cell, which writes directly to the session's stdout and stderr. Store its exit status in `_exit_code`."""
+        """Run a `!` command of a cell, which writes directly to the session's stdout and stderr.
+
+        Store the exit status in the user's variable `_exit_code`.
+        """
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
 
     def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
-        """Run a cell and return its result. Its exceptions become the error of the result. `ask` asks the host, like `Link.ask`."""
+        """Run a cell and return its result. Its exceptions become the error of the result.
+
+        `send` sends a message to the host. `ask` sends a question of the cell to the host and returns the answer, like `Link.ask`.
+        """
         self._cell, self._ask = cell, ask
         provide_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
         self.collected = Collected(cell.execution, send, self._late)
@@ -127,7 +133,10 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """If the shown object has `several` forms, print errors in the block on stderr, else make them the cell's error."""
+        """Print errors that are shown in the `with` block on stderr if `several` is true, else make them the cell's error.
+
+        `several` means that the object being shown has other forms, which may succeed.
+        """
         outer, self._is_showing = self._is_showing, several
         try:
             yield
@@ -135,7 +144,7 @@ class Shell(InteractiveShell):
             self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Show a traceback, but cut frames of this package at its end, such as that of the SIGINT handler."""
+        """Show a traceback without the frames of this package at its end, such as that of the SIGINT handler."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain(value)
         tracebacks.cut_own(traceback)
@@ -156,12 +165,12 @@ class Shell(InteractiveShell):
             self.collected.take_error(evalue, text)
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return the traceback that was shown, for `%notebook`. IPython 9 would format the traceback a second time."""
+        """Return the traceback that was already shown, for `%notebook`. IPython 9 would format it a second time."""
         name, message, text = self.collected.error or (type(exception).__name__, "", "")
         return {"ename": name, "evalue": message, "traceback": [text]}
 
     def show_usage_error(self, exc: BaseException) -> None:
-        """Make the error of a magic the cell's error, without a traceback. IPython's own method would print it on stderr."""
+        """Make a usage error of a magic command the cell's error, without a traceback. IPython would print it on stderr."""
         self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
@@ -191,14 +200,14 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:
-        """Do nothing. IPython would keep a second copy of what cells write."""
+        """Do nothing: IPython's own method would keep a second copy of all output of cells."""
         yield
 
     def enable_gui(self, gui: str | None = None) -> None:
         """Do nothing, because a session has no window to draw in."""
 
     def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
-        """Run cells so that code is loaded and memory is touched before the first cell of a user. Then remove what they left."""
+        """Run cells so that code is loaded and memory is touched before a user's first cell. Then remove the variables they defined."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
                 self.run(Run("", code, []), lambda _message: None)
@@ -213,7 +222,7 @@ class Shell(InteractiveShell):
         self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
 
     def remember(self, cells: int) -> None:
-        """Set how many inputs `In` keeps, and how many values `Out` keeps."""
+        """Set how many cells' inputs `In` keeps, and how many values `Out` keeps."""
         self.displayhook.cache_size = cells
 
     def _code_has_run(self) -> None:
@@ -234,7 +243,7 @@ class Shell(InteractiveShell):
 
 
 def build_shell(preload: list[str]) -> Shell:
-    """Build the shell in the zygote, with `preload` imported and typical cells run once, so that first cells start fast."""
+    """Build the shell in the zygote. Import `preload` and run typical cells once, so that first cells start fast."""
     for module in preload:
         importlib.import_module(module)
     config = Config()

@@ -1,4 +1,4 @@
-"""Tracebacks of the user's code: with names for cells, shortened, and without the frames of IPython and of this package."""
+"""Format tracebacks of the user's code: name cells, shorten, and leave out the frames of IPython and of this package."""
 
 from __future__ import annotations
 
@@ -38,11 +38,14 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Begin a cell: its own source is named `<Cell In[3]>`. A source that it runs by `run_cell` is named `<Cell In[3], 2>`."""
+        """Begin a cell: restart the numbers of `get_code_name`.
+
+        The cell's own source is named `<Cell In[3]>`. The first source that the cell runs by `run_cell` is named `<Cell In[3], 2>`.
+        """
         self._compiled = 0
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Return a name such as `<Cell In[3]>`. The angle brackets tell debuggers that it is not a file."""
+        """Return a file name for a source, such as `<Cell In[3]>`. The angle brackets tell debuggers that it is not a file."""
         self._compiled += 1
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
@@ -52,7 +55,7 @@ class Skipped(RepeatedFrames):
 
     @property
     def description(self) -> str:
-        """Return the three most frequent calls that were left out, by function and line, and the number of others."""
+        """Return the three calls that were left out most often, by function and line, and the number of others."""
         counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
         named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
         rest = sum(count for _, count in counts[_MOST_NAMED:])
@@ -64,10 +67,11 @@ class NotShownError(Exception):
 
 
 def shorten(formatting: Any) -> None:
-    """Make IPython's formatter leave out frames of a long traceback, and errors in the middle of a long chain of exceptions.
+    """Change IPython's formatter `formatting` so that it leaves out frames of long tracebacks and errors of long chains.
 
     Each repeated line keeps its first two calls and its last one. If more than 40 frames are left, only the first 20 and the last 20 stay.
-    `formatting.chained` counts the errors of the current chain, and must be set to 0 before each traceback.
+    Errors are left out in the middle of a chain. `formatting.chained` counts the errors of the current chain, and must be set to 0 before
+    each traceback.
     """
     records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
 
@@ -133,7 +137,7 @@ def cut_own(traceback: TracebackType | None) -> None:
 
 
 def explain(error: BaseException) -> None:
-    """Where sessions have no /mnt/data, add a note to an error about a path in it: the note names the folder to use."""
+    """Add a note to an error about a path in /mnt/data, if this session has no such folder: the note names the folder to use."""
     # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
     sought = str(getattr(error, "filename", None) or "")
     if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
@@ -141,7 +145,10 @@ def explain(error: BaseException) -> None:
 
 
 def holds_group(error: BaseException | None) -> bool:
-    """Return whether an error's chain has an exception group. IPython prints such a chain without calling the shell's methods."""
+    """Return whether an error, or one in its chain of causes and contexts, is an exception group.
+
+    IPython prints such a chain without calling the shell's methods.
+    """
     return any(isinstance(one, _GROUP) for one in chain(error))
 
 
@@ -160,7 +167,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def native(error: BaseException, traceback: TracebackType | None) -> str:
-    """Format an error in Python's own layout, beginning with the first frame of the user's code."""
+    """Format an error as Python itself does, beginning with the first frame of the user's code."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((_IPYTHON, _OWN_CODE)):
         traceback = traceback.tb_next
     return "".join(standard.format_exception(type(error), error, traceback)).rstrip("\n")
