@@ -1,7 +1,7 @@
-"""The session's connection to the host: a socket for cells, a pipe for frames, pipes for stdout and stderr, and interrupts.
+"""The session's connection to the host. Cells arrive through a socket. Frames (encoded messages) and output leave through pipes.
 
-Python, C code and child processes write to the same two pipes, so the order of their output is kept. A SIGINT becomes a KeyboardInterrupt
-only while a cell runs, and never in the middle of a frame.
+Python, C code and child processes write to the same two pipes, for stdout and stderr, so the order of their output is kept. A SIGINT
+becomes a KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class AnswerError(Exception):
 class Link:
     """The session's connection to the host. Any thread can send frames through a pipe; cells and answers come through a socket.
 
-    A forked process loses the link. A checkpoint or branch then gets another by `take_over`.
+    A forked process loses the connection. If it is a checkpoint or branch, `take_over` gives it another.
     """
 
     def __init__(self, connection: socket.socket, said: int) -> None:
-        """Use a connected socket for cells and answers, and `said`, the write end of a pipe, for frames."""
+        """Receive cells and answers from the socket `connection`. Write frames to `said`, the write end of a pipe."""
         connection.set_inheritable(False)
         self._connection = connection
         self._said = said
@@ -60,7 +60,7 @@ class Link:
         os.register_at_fork(after_in_child=self._lose)  # a fork that a cell makes must not act as a second interpreter
 
     def send(self, message: Message) -> None:
-        """Send one whole frame to the host. Do nothing if this process lost the link, for example as a child of os.fork() in a cell."""
+        """Send one whole frame to the host. Do nothing in a process that lost the link, such as a child of os.fork() in a cell."""
         data = memoryview(frame(message))
         with interrupts.held(), self._sending:
             while data and self._said >= 0:
@@ -75,7 +75,7 @@ class Link:
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def take_over(self, connection: socket.socket, said: int) -> None:
-        """Use another socket and another pipe, because this process is a fork (checkpoint or branch) that runs cells of its own."""
+        """Use another socket and another pipe, because this process is a fork (a checkpoint or branch) that runs its own cells."""
         connection.set_inheritable(False)
         os.set_inheritable(said, False)
         self._connection, self._said = connection, said
@@ -84,7 +84,7 @@ class Link:
         self._incoming.register(connection, select.POLLIN)
 
     def take_brought(self) -> list[int]:
-        """Return the descriptors that came with the frames read since the last call."""
+        """Return the descriptors that came with messages of the host since the last call of this method."""
         brought, self._brought = self._brought, []
         return brought
 
@@ -131,7 +131,7 @@ class Link:
                     self._read()  # for all threads that wait
 
     def _read(self) -> None:
-        """Wait for the next data of the host and put its messages into the inbox. The caller holds `_arrived`."""
+        """Wait for data from the host and put the messages in it into the inbox. The caller must hold the lock `_arrived`."""
         # The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
         with interrupts.held():
             self._being_read = True
@@ -151,7 +151,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Return False for an answer that no thread waits for, because the thread that asked was interrupted."""
+        """Return whether to keep a message. An answer is dropped if the thread that asked was interrupted and no longer waits."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
@@ -173,7 +173,7 @@ class _Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Allow interrupts during the block, because a cell runs in it. Interrupts outside of the block are dropped."""
+        """Allow interrupts during the `with` block, in which a cell runs. Interrupts outside of it are dropped."""
         self._allowed = True
         try:
             yield
@@ -182,7 +182,10 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Delay interrupts to the end of the block, then raise KeyboardInterrupt if any came. Only the main thread gets any."""
+        """Delay interrupts to the end of the `with` block, then raise KeyboardInterrupt if one came.
+
+        Do nothing outside of the main thread, because only the main thread is interrupted.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -197,7 +200,10 @@ class _Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Allow interrupts during the block, although a `held` block surrounds it. Raise KeyboardInterrupt now if one was delayed."""
+        """Allow interrupts during the `with` block, although a `held` block surrounds it.
+
+        If an interrupt was delayed already, raise KeyboardInterrupt now.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -223,7 +229,7 @@ interrupts = _Interrupts()
 
 
 def take_over_streams() -> tuple[int, int]:
-    """Replace descriptors 1 and 2 by new pipes, and descriptor 0 by /dev/null. Return the pipes' read ends, of stdout and of stderr."""
+    """Replace descriptors 1 and 2 by new pipes, and descriptor 0 by /dev/null. Return the read ends for stdout and stderr."""
     # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)

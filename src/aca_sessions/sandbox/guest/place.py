@@ -1,4 +1,4 @@
-"""The paths of a session's own folders: fixed ones in the session's own root, or, without namespaces, folders of the host."""
+"""The paths of a session's data and temporary folders: /mnt/data and /tmp, or without namespaces folders of the host."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
-"""Forks of the interpreter, which serve as checkpoints and branches. Each fork has a link of its own and waits for cells.
+"""Fork the interpreter for checkpoints and branches. Each fork has its own link to the host and waits for cells.
 
-A fork is refused while threads run, which it would lose. The result lists what else a fork loses or shares.
+A fork is refused while threads run, because it would lose them. The result lists what else a fork loses or shares.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _own_sockets = 0
 
 
 def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
-    """Fork the interpreter. Return the result in the parent, and None in the fork.
+    """Fork the interpreter for a checkpoint or branch. Return the result in the parent, and None in the fork.
 
-    The result holds the fork's pid and a line for each thing that the fork could not keep, or a `SnapshotError` if there is no fork.
+    The result holds the fork's pid and a line for each thing that the fork could not keep, or a `SnapshotError` if no fork was made.
     """
     _collect_dead()
     ends = link.take_brought()
@@ -76,7 +76,7 @@ def begin() -> None:
 
 
 def stay_in_data() -> None:
-    """If the current folder was deleted, change to the folder that is now at the last cell's path, or else to /mnt/data."""
+    """If the current folder was deleted, change to the folder that now has its path, or else to /mnt/data."""
     # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()
@@ -88,14 +88,14 @@ def stay_in_data() -> None:
 
 
 def remember_folder() -> None:
-    """Store the current folder, in which a cell has just ended, for `stay_in_data`."""
+    """Store the path of the current folder at the end of a cell, for `stay_in_data`."""
     global _folder
     with contextlib.suppress(OSError):
         _folder = os.getcwd()
 
 
 def _begin(ends: list[int], link: Link, shell: Shell) -> None:
-    """Make the fork an interpreter of its own, with the descriptors `ends` from the host, no children and no event loop."""
+    """Turn the fork into an independent interpreter: use the descriptors `ends` from the host, drop children and event loop."""
     connection, said, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
@@ -133,7 +133,7 @@ def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
 
 
 def _positions() -> dict[int, int]:
-    """Return, by descriptor, the read/write offset in each open file of /mnt/data that a fork can reopen."""
+    """Return the read/write offset of each open file in /mnt/data that a fork can reopen, by descriptor."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -159,7 +159,7 @@ def _reopen(positions: dict[int, int]) -> None:
 
 
 def _open_things() -> tuple[int, int]:
-    """Return how many sockets and how many files of the user are open in this process."""
+    """Return how many sockets and how many files of the user this process has open."""
     sockets = files = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -36,10 +36,11 @@ _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zyg
 
 
 def main() -> None:
-    """Build the template root, or without namespaces check the host, then exec the Python that runs sessions.
+    """Prepare the isolation of sessions, then exec the Python that forks them.
 
-    This program is a plain interpreter, started with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this
-    package's sources, and a pidfd of the host's process. If a part of the isolation is refused, send `Refused` and exit with 1.
+    The preparation builds and enters the template root, or without namespaces checks the host. This program is a plain interpreter, started
+    with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this package's sources, and a pidfd of the host's
+    process. If the host refuses a part of the isolation, send `Refused` and exit with 1.
     """
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
@@ -67,7 +68,7 @@ def _check_kernel() -> None:
 
 
 def go_on() -> None:
-    """Continue in the program that `main` executed: put the environment's packages on the import path, then serve the host."""
+    """Add the environment's packages to the import path, then serve the host. Called in the Python that `main` executed."""
     import site
 
     control, host = int(sys.argv[1]), int(sys.argv[2])
@@ -84,8 +85,8 @@ def go_on() -> None:
 def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
     """Build the shell, then fork a session on each request, until the host ends.
 
-    `control` is the socket of requests and replies, `host` a pidfd of the host. The modules `preload` are imported
-    before any session is forked.
+    `control` is the socket of requests and replies, `host` a pidfd of the host. The modules `preload` are imported before any session is
+    forked.
     """
     try:
         from . import cells  # noqa: F401 - what every session needs
@@ -114,7 +115,10 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return `Namespaced` if `first` is a descriptor's number, or `Bare` if it is the JSON of `bare.told_by`; and `rest`."""
+    """Return the operations on sessions, and `rest` unchanged.
+
+    `first` is the number of a descriptor for `Namespaced`, or the JSON that `bare.told_by` returned for `Bare`.
+    """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
@@ -184,7 +188,7 @@ class _Forking:
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
-        """Report success to the host, with the descriptors that were made. If that fails, remove a new workspace and raise OSError."""
+        """Send `Done` to the host, with the descriptors `made`. If that fails, remove a workspace that was created and raise OSError."""
         try:  # fails if sessions of this user have too many descriptors in flight
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
@@ -213,7 +217,8 @@ class _Forking:
 def _settle(plan: Plan, code: str) -> int:
     """Leave the host's namespaces and enter the template root. Return a descriptor of the new pid namespace.
 
-    This function forks. Only the zygote, which is the first process of that namespace, returns. Its ancestors wait for its end, then exit.
+    This function forks and returns only in the zygote, the first process of that namespace. The zygote's ancestors wait for its end, then
+    exit.
     """
     os.umask(0o022)
     _limit_all_sessions(plan.processes)
@@ -250,7 +255,10 @@ def _share_inotify() -> None:
 
 
 def _as_root(plan: Plan, code: str) -> str:
-    """Build the template root as the host's root user, then continue in a child without privileges. Return the template's folder."""
+    """Build the template root as the host's root user, then continue without privileges in a new process.
+
+    Return, in that process, the folder over which the template root is mounted.
+    """
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
     with part("root folder"):  # first, because the Python environment may lie in a folder that only root of the host can enter
@@ -287,7 +295,10 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """Wait until the child writes to `told`, map its user namespace's ids, write to `mapped`, and exit when the child has ended."""
+    """Map the ids of the child's user namespace, then wait until the child ends, and exit.
+
+    The child writes to the pipe `told` when its namespace exists. This process writes to the pipe `mapped` when the ids are mapped.
+    """
     # The kernel lets only a process that is root on the host map more than one id.
     os.close(told[1])
     try:
@@ -323,7 +334,7 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Change to a uid that no other process of the host has. Stay dumpable, so that the new uid owns this process's files in /proc."""
+    """Change to `uid`, which no other process of the host has. Stay dumpable, so that `uid` owns this process's files in /proc."""
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.
     os.setgroups([])
@@ -346,7 +357,10 @@ def _wait_for(child: int) -> NoReturn:
 
 
 def _without_namespaces(plan: Plan, code: str) -> str:
-    """Check that the host can run sessions, and copy the guest's code below `plan.base`. Return the text of `bare.told_by`."""
+    """Check that the host can run sessions, and copy the guest's code below `plan.base`.
+
+    Return the text of `bare.told_by`.
+    """
     os.umask(0o022)
     bare.check(plan)
     with part("sessions' folder"):
@@ -360,7 +374,10 @@ def _own_program() -> str:
 
 
 def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Exec `program`, which continues at `go_on`. Its arguments: `descriptors`, then `told`."""
+    """Exec the Python `program`, which imports this module from the folder `code` and calls `go_on`.
+
+    Its arguments are `descriptors`, then `told`.
+    """
     # The kernel remembers how a running program was found: without this, /proc/self/exe leads to its file through the host's own mount.
     # On an unprivileged host the sessions' user may own that file, and could change its mode there.
     with part("Python inside the root"):

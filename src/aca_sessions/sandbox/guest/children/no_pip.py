@@ -1,4 +1,4 @@
-"""A replacement for `pip install` into a session's environment. It refuses, unless the requirements are installed already.
+"""A replacement for `pip install` into a session's environment, which refuses unless the requirements are installed already.
 
 The environment is read-only: pip would try for eight seconds to reach an index, then fail.
 """
@@ -17,7 +17,10 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 
 
 def refuse(arguments: "list[str]") -> None:
-    """Exit if pip is to install into the session's environment: with 0 if all requirements are met, else with 1 and a message."""
+    """Exit if the arguments tell pip to install into the session's environment, else return.
+
+    The exit status is 0 if all requirements are met. Otherwise it is 1, and a message on stderr says what to use instead.
+    """
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return
     if _can_write(sysconfig.get_path("purelib")):  # a virtual environment that the session made

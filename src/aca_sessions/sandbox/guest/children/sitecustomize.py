@@ -1,6 +1,6 @@
 """Start-up code of Python programs in a session. It adds the session's packages to the end of `sys.path`, and refuses `pip install`.
 
-PYTHONPATH would not do, because its folders come before the program's own packages.
+PYTHONPATH is not used for this, because its folders come before the program's own packages.
 """
 
 import os
