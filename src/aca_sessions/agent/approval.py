@@ -1,4 +1,4 @@
-"""Approval of tool calls: which calls are allowed, how much of its tool's budget each can use, and the records of all calls."""
+"""Decide which tool calls are allowed, enforce the budgets of tools, and record all calls."""
 
 import asyncio
 import hashlib
@@ -40,7 +40,7 @@ class CallRecord:
 
 
 class Records:
-    """The records of the latest 10,000 calls. If their arguments take more than 64 MB together, the oldest records lose their arguments."""
+    """The records of the latest 10,000 calls. If their arguments take more than 64 MB in total, the oldest records lose their arguments."""
 
     def __init__(self) -> None:
         self._whole: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
@@ -71,7 +71,7 @@ class Records:
 
 
 def _size_of(argument: object) -> int | None:
-    """Return about how many bytes an argument takes, or None if it has too many values to be recorded."""
+    """Estimate how many bytes an argument takes. Return None if it has more than 10,000 values, which take too long to count."""
     size = looked_at = 0
     left = [argument]
     while left:
@@ -91,7 +91,7 @@ def _size_of(argument: object) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A call that the approval function may allow or refuse."""
+    """A tool call that is shown to the approval function."""
 
     tool: str
     effect: Effect
@@ -118,22 +118,27 @@ class _Used:
 
 
 class Approval:
-    """The approval function, the budgets and the records of one agent session. Calls of tools that only read are always allowed.
+    """Decides which tool calls of one agent session are allowed, counts the use of budgets, and keeps the records of calls.
 
-    Without an approval function, calls of irreversible tools are refused and all others are allowed.
+    Calls of tools with the effect `read` are always allowed. Without an approval function, calls of tools with the effect `irreversible`
+    are refused, and all others are allowed.
     """
 
     def __init__(self, approve: Approve | None) -> None:
-        """Use an approval function, sync or async, or None to refuse only calls of irreversible tools.
+        """Store the approval function, sync or async. If it is None, only calls of irreversible tools are refused.
 
-        The function gets a list: one call, or all calls of a batch that need approval. It returns one bool for all, or a list of bools.
+        The function is called with a list: one call, or all calls of a batch that need approval. It returns one bool for all, or a list of
+        bools.
         """
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
         self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
-        """Return a decision for each call, in the same order. The approval function gets all calls that need approval at once."""
+        """Return a decision for each call, in the same order.
+
+        Call the approval function at most once, with all calls that need approval.
+        """
         asked = [place for place, (tool, _) in enumerate(calls) if tool.effect != "read"]
         decisions: list[Decision] = ["not asked"] * len(calls)
         if self._approve is None:
@@ -146,9 +151,10 @@ class Approval:
         return decisions
 
     async def _asked(self, calls: Sequence[Call]) -> list[bool]:
-        """Ask the approval function. Return for each call whether it is allowed.
+        """Call the approval function. Return for each call whether it is allowed.
 
-        A bool answers for all calls. In a sequence of the right length, only True allows a call. Any other answer allows none.
+        If the function returns one bool, that decides all calls. If it returns a sequence as long as `calls`, a call is allowed only if its
+        item is True. Any other value refuses all calls.
         """
         if self._approve is None:
             return [False] * len(calls)
@@ -163,7 +169,7 @@ class Approval:
     async def reserve(self, tool: Tool) -> Reservation:
         """Count a call of a tool and reserve seconds of the tool's budget for it. Raise ToolFailedError if the budget is used up.
 
-        Wait while running calls could use up what is left of the budget. If the budget limits bytes, calls run one after another, because
+        Wait while the running calls could use up the remaining seconds. If the budget limits bytes, calls run one after another, because
         the size of a result is known only at the end of its call.
         """
         used, budget = self._used[tool.name], tool.budget
@@ -199,13 +205,17 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result's JSON, in which the random names of files are replaced by the hashes of their contents."""
+    """Return the SHA-256 of the JSON text of a result.
+
+    Before hashing, the random names of `files` in the text are replaced by hashes of their contents, so that equal results have equal
+    digests.
+    """
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def why_refused(tool: Tool) -> str:
-    """Return the message of the error that a cell gets when its call of a tool was refused."""
+    """Return the error message for a cell whose call of a tool was refused."""
     advice = "do without it, or ask the session's owner to allow it in AgentSession(approve=...)"
     return f"{tool.name} is {tool.effect} and was not allowed: {advice}"

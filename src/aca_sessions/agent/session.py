@@ -46,7 +46,7 @@ _BY_ISOLATION = {
 
 
 class AgentSession:
-    """A session whose cells have `tools`, `skills`, `artifacts` and `deps`. Cells can use nothing else of the host."""
+    """A session whose cells can use the objects `tools`, `skills`, `artifacts` and `deps`. Cells can use nothing else of the host."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class AgentSession:
             pool: The pool to lease from. By default a pool is opened from the settings.
             storage: Where skills, artifacts and dependencies are kept. By default in memory, for as long as this object exists.
             tools: Tools, sources of tools such as an MCP server, or plain functions.
-            approve: Called before calls of tools that write, with one call or all calls of a batch. Returns whether they are allowed.
+            approve: A function that decides whether calls of tools that write are allowed. It gets one call, or all calls of a batch.
             embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
             sync_deps_on_start: Whether `start` installs the dependencies in the storage.
             allow_runtime_deps: Whether dependencies can be added and removed.
@@ -135,7 +135,7 @@ class AgentSession:
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell.
 
-        While the cell waits for a tool or for an approval, its clock stands still, so the wait does not count against `timeout`.
+        The time in which the cell waits for a tool or for an approval does not count against `timeout`.
         """
         return await self._live.run(code, timeout)
 
@@ -229,7 +229,7 @@ class AgentSession:
         """Uninstall a package and remove its requirement from the storage.
 
         Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package, and the bool `removed_from_config`,
-        which tells whether the storage had its requirement.
+        which tells whether the storage had the package's requirement.
         """
         configured = await self._deps.forget(package)
         return await uninstall(self._live.session, package, configured=configured)
@@ -306,9 +306,9 @@ class Live:
     """A leased session, with the function that runs its cells and the functions that answer their host calls."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
-        """Prepare a leased session. Its cells can make no host call before `answer_with`.
+        """Store a leased session and prepare to run its cells. Before `answer_with` is called, cells can make no host call.
 
-        `runner` returns the function that runs cells of a session. `why_not` is why cells cannot call tools, or "" if they can.
+        `runner` returns a function that runs cells of a session. `why_not` is the reason why cells cannot call tools, or "" if they can.
         """
         self.session = session
         self.capabilities = frozenset[str]()
@@ -322,7 +322,7 @@ class Live:
 
     @classmethod
     async def of(cls, pool: SessionPool, session: Session) -> "Live":
-        """Create the object for a session that was leased from a pool, after finding out what its endpoint supports."""
+        """Create a `Live` for a session that was leased from a pool. Ask the session's endpoint which features it supports."""
         runner, why_not = _follow, ""
         if not await session.supports("events"):
             why_not = await send_modules(session)
@@ -332,7 +332,7 @@ class Live:
         return live
 
     def answer_with(self, table: Mapping[str, Answer]) -> None:
-        """Let cells make the host calls in a table from now on.
+        """Set the functions that answer host calls. From now on, cells can make the calls in `table`.
 
         Examples of skills can make the same calls, except calls that change the storage or packages, such as `artifacts.save`.
         """
@@ -355,7 +355,10 @@ class Live:
             raise
 
     async def attempt(self, name: str, source: str) -> None:
-        """Run the examples of a skill in another session. Raise InvalidArgumentError if one fails."""
+        """Run the examples of a skill in another session.
+
+        Raise InvalidArgumentError if one fails, and NotSupportedError if they cannot run here.
+        """
         if self.why_no_tools:
             raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
         async with self._elsewhere() as session:
@@ -371,7 +374,7 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """Yield another session: a branch of this one if possible and no cell runs, else a fresh one."""
+        """Yield another session: a branch of this session if that is possible and no cell runs, otherwise a new one."""
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)
@@ -386,7 +389,7 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Return a function that runs cells and answers host calls, which arrive as events."""
+    """Return a function that runs cells in a session and answers their host calls, which arrive as events."""
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -400,12 +403,15 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return a function that runs each cell in a thread of the session, for endpoints without events."""
+    """Return a function that runs cells and answers their host calls at endpoints without events.
+
+    Each cell runs in a thread of the session.
+    """
     return Exchange(session).run
 
 
 def _run_without_calls(session: Session) -> Run:
-    """Return a function that runs cells without host calls."""
+    """Return a function that runs cells that cannot make host calls."""
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 

@@ -22,7 +22,7 @@ class ToolBox:
     """The tools that cells of an agent session can call, by name."""
 
     def __init__(self, tools: Sequence[Tool], approval: Approval, embed: Embed | None = None) -> None:
-        """Use these tools. Raise ConfigurationError if two of them have the same name.
+        """Store the tools by name and prepare searches in them. Raise ConfigurationError if two tools have the same name.
 
         Args:
             tools: The tools.
@@ -50,9 +50,10 @@ class ToolBox:
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return a dict with a tool's description and parameters. Its `members` are such dicts of the tools named `name.member`.
+        """Describe a tool: return a dict with its description, parameters and `members`, the same dicts for the tools named `name.member`.
 
-        `callable` is False if there are only members, and no tool of the name itself. Raise ToolFailedError if there is neither.
+        `callable` is False if only members exist and no tool has the name itself. Raise ToolFailedError if neither the tool nor a member
+        exists.
         """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
@@ -64,22 +65,26 @@ class ToolBox:
         return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """Call a tool and return its result. Exceptions of the tool are passed on.
+        """Validate the arguments, ask for approval if the tool needs it, call the tool and return its result.
 
-        Raise TypeError if the arguments do not match, and ToolFailedError if there is no such tool, the call is refused, or a limit is
-        exceeded.
+        Do not catch the tool's exceptions. Raise TypeError if the arguments do not match, and ToolFailedError if there is no such tool, the
+        call is refused, or a limit is exceeded.
         """
         return await self.make(self._checked(name, arguments), arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
-        """Decide about a call of a tool, run the tool and record the call. Return the result. The arguments must have been validated."""
+        """Ask for approval of a tool call if the tool needs it, run the tool, record the call and return the result.
+
+        The caller must have validated the arguments.
+        """
         (decision,) = await self._approval.decide([(tool, arguments)])
         return await self._made(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
-        """Ask once for approval of several calls, then make those allowed. Return a dict for each, with `value` or the message `error`.
+        """Ask once for approval of several calls, then make the allowed ones.
 
-        If a tool is unknown or an argument wrong, raise ToolFailedError or TypeError, and make no call.
+        Return a dict for each call, with `value` or the message `error`. If a tool is unknown or an argument is wrong, raise
+        ToolFailedError or TypeError, and make no call.
         """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
@@ -99,7 +104,10 @@ class ToolBox:
         return tool
 
     async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Make a call if the decision allows it. Record the call in any case, also if it is refused, over budget, failed or cancelled."""
+        """Run a tool unless the decision is `refused`. Return its result.
+
+        Record the call even if it is refused, over budget, failed or cancelled.
+        """
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
@@ -161,7 +169,7 @@ def _told(tool: Tool) -> dict[str, Any]:
 
 
 def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the table of host calls: for each name that cells can call, the function that answers.
+    """Return the functions that answer host calls, keyed by the names that cells call.
 
     `toolbox` also approves `deps.add` and `deps.remove`. `changes` collects the packages to install and remove when no cell runs.
     """
@@ -223,10 +231,10 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the functions that answer calls of `deps`, by name. They note packages in `changes`, to install or remove once no cell runs.
+    """Return the functions that answer the host calls `deps.*`, by name.
 
-    `deps.add` and `deps.remove` need approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because
-    it installs only what was approved before.
+    They add packages to `changes`, which is carried out when no cell runs. `deps.add` and `deps.remove` need approval like calls of a tool,
+    because they change later sessions too. `deps.sync` needs none, because it installs only what was approved before.
     """
 
     async def add(arguments: dict[str, Any]) -> object:

@@ -61,12 +61,18 @@ class Artifacts:
         return self._told(described)
 
     async def load(self, name: str) -> Any:
-        """Return the data as it was saved, a table as a DataFrame. Raise InvalidArgumentError if no artifact has that name."""
+        """Return an artifact's data as it was saved. A table becomes a DataFrame.
+
+        Raise InvalidArgumentError if no artifact has that name.
+        """
         form, content = await self._content(name)
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return the data like `load`, but a table unparsed, because the session will parse it."""
+        """Return an artifact's data to send to a session.
+
+        It is like `load`, but a table stays encoded (`codec.Table`), because the session decodes it.
+        """
         form, content = await self._content(name)
         return codec.Table(content) if form == "table" else _decode(form, content)
 
@@ -82,14 +88,20 @@ class Artifacts:
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Delete an artifact, if it exists. No lock is taken, because a full Redis grants none, and deleting must make room in it."""
+        """Delete an artifact, if it exists.
+
+        This takes no lock: a full Redis cannot grant one, and deleting must still be possible there, to make room.
+        """
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
         if described is not None:
             await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
-        """Return the description of an artifact, or None if it does not exist. A file that `save` did not write gets a default one."""
+        """Return the description of an artifact, or None if it does not exist.
+
+        A record that `save` did not write gets a default description.
+        """
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
 
@@ -103,7 +115,7 @@ class Artifacts:
 
 
 def _description(data: bytes) -> dict[str, Any] | None:
-    """Return the description in a record, or None if the record was not written by `save`."""
+    """Parse the description in a record. Return None if the record was not written by `save`."""
     try:
         told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
     except (ValueError, RecursionError):

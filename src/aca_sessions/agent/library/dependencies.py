@@ -26,7 +26,10 @@ class Deps:
         self._first: Path | None = None
 
     def begin_with(self, file: Path) -> None:
-        """Use the lines of a file as the first requirements. The storage takes them over when one is added or removed."""
+        """Use the lines of a file as requirements while the storage has none.
+
+        The first change of a requirement copies them to the storage.
+        """
         self._first = file
 
     async def list(self) -> Texts:
@@ -42,7 +45,8 @@ class Deps:
     async def remember(self, package: str, *, origin: str = "host") -> str:
         """Add a requirement, such as `pandas>=2`, and return it. It replaces an earlier requirement for the same package.
 
-        `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if a session would change a requirement of the host.
+        `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if it is `session` and the host added the earlier
+        requirement.
         """
         self.check_unlocked()
         wanted = _name(package)
@@ -59,9 +63,9 @@ class Deps:
         return package
 
     async def forget(self, package: str, *, origin: str = "host") -> bool:
-        """Remove a package's requirement, given a name or a requirement like `pandas>=2`. Return whether there was one.
+        """Remove a package's requirement. Return whether there was one. `package` is a name or a requirement such as `pandas>=2`.
 
-        Raise InvalidArgumentError if a session (`origin`) would remove a requirement of the host.
+        `origin` is who removes it, `host` or `session`. Raise InvalidArgumentError if it is `session` and the host added the requirement.
         """
         self.check_unlocked()
         unwanted = _name(package)
@@ -89,13 +93,16 @@ class Deps:
             await self._storage.write("deps", _BY_SESSIONS, json.dumps(sorted(names)).encode())
 
     def check_unlocked(self) -> None:
-        """Raise NotSupportedError if requirements cannot be added or removed."""
+        """Raise NotSupportedError if requirements are locked, so that they cannot be added or removed."""
         if self._locked:
             raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
 
 
 class PackageChanges:
-    """The requests of cells to install or remove packages, carried out when no cell runs. The last request for each package counts."""
+    """Collects the requests of cells to install or remove packages, until they are carried out.
+
+    The last request for each package counts.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -118,11 +125,14 @@ class PackageChanges:
         self._unwanted[name] = package
 
     async def is_installed(self, package: str) -> bool:
-        """Return whether a package was installed into the session. Return False if the endpoint does not list packages."""
+        """Return whether a package was installed into the session. Return False if the endpoint cannot list packages."""
         return await _is_installed(self._session, package)
 
     async def carry_out(self) -> str:
-        """Carry out all requests and forget them. Return a text for stderr with the packages that failed, or "" if none did."""
+        """Install and remove the requested packages, and clear the requests.
+
+        Return a note for stderr about packages that failed, or "" if none did.
+        """
         wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
         self._wanted, self._unwanted = {}, {}
         kept = [one for package in unwanted for one in (await uninstall(self._session, package, configured=True))["failed"]]
@@ -135,7 +145,10 @@ class PackageChanges:
 
 
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
-    """Install packages one by one. Return a dict with the lists `installed`, `already_present`, `failed`, and the last `error` if any."""
+    """Install packages one by one. Return a dict with the lists `installed`, `already_present` and `failed`.
+
+    If a package failed, the dict also has `error`, the message of the last failure.
+    """
     told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
     for requirement in requirements:
         before = await _installed(session)
@@ -151,9 +164,10 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 
 
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
-    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
+    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`.
 
-    `configured` tells whether the storage had the requirement. It is returned as `removed_from_config`.
+    One of them has the package, the others are empty. `configured` tells whether the storage had the package's requirement. The dict has it
+    as `removed_from_config`.
     """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):
@@ -168,7 +182,7 @@ async def _is_installed(session: Session, package: str) -> bool:
 
 
 async def _installed(session: Session) -> set[str] | None:
-    """Return the packages that were installed into a session, as `name version`, or None if the endpoint does not list them."""
+    """Return the packages that were installed into a session, as `name version`, or None if the endpoint cannot list them."""
     try:
         return {f"{package.name} {package.version}" for package in await session.packages()}
     except NotSupportedError:

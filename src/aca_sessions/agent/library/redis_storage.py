@@ -36,9 +36,9 @@ class RedisStorage:
     """A storage in Redis, whose keys have a common prefix. Many processes can use it at the same time."""
 
     def __init__(self, url: str | None = None, prefix: str = "aca-sessions", *, redis: "Redis | BlockingRedis | None" = None) -> None:
-        """Use a server or a client. The first command opens a connection.
+        """Store the URL of a server, or a client. The first command opens a connection.
 
-        Raise ConfigurationError unless exactly one of `url` and `redis` is given, or if the client decodes responses.
+        Raise ConfigurationError if neither or both of `url` and `redis` are given, or if the client decodes responses.
 
         Args:
             url: The server, as in `redis://localhost:6379`. Commands are sent again for about two seconds if the connection breaks.
@@ -61,7 +61,7 @@ class RedisStorage:
         return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Write a record, replacing an earlier one of the same name, and change the stamp of its kind."""
+        """Write a record, replacing an earlier one of the same name. Change the kind's stamp, by which readers detect changes."""
         field = checked_name(name)
 
         def both(redis: Any) -> Any:
@@ -73,7 +73,7 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record. Return whether it existed. The stamp of its kind is replaced, or removed if Redis is full."""
+        """Delete a record. Return whether it existed. Replace the stamp of its kind, or only remove the stamp if Redis is full."""
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -93,7 +93,7 @@ class RedisStorage:
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a random text, drawn anew at every change of this kind. Return None before the first change, or if Redis was full."""
+        """Return a random text that is replaced at every change of this kind. Return None before the first change, or if Redis was full."""
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
@@ -116,11 +116,11 @@ class RedisStorage:
                 await self._asked(lambda _: lock.release())
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return where a person finds the record: the key and the field in Redis, as `key/field`."""
+        """Return the place of a record in Redis, for people: the key and the field, as `key/field`."""
         return f"{self._key(kind)}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage, for code without `await`.
+        """Return the skills in this storage as an object whose methods work without `await`.
 
         `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
@@ -129,13 +129,17 @@ class RedisStorage:
         return SkillLibrary(self._for_this_loop, embed)
 
     async def close(self) -> None:
-        """Close the connections if this object was created with a URL. A client that was given stays open for its owner."""
+        """Close the connections if this object was created with a URL. If it was created with a client, leave the client open."""
         if self._is_own:
             await self._redis.aclose()
 
     @asynccontextmanager
     async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Yield this storage with new connections: those of `redis.asyncio` work only in the event loop that opened them."""
+        """Yield a storage that works in the current event loop.
+
+        Connections of `redis.asyncio` work only in the event loop that opened them, so the yielded storage opens new ones. With a blocking
+        client, yield this storage itself.
+        """
         if isinstance(self._redis, BlockingRedis):
             yield self
             return
@@ -153,7 +157,10 @@ class RedisStorage:
             return bool(await made_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
     async def _asked(self, command: Callable[[Any], Any]) -> Any:
-        """Send commands and return the answer. With a blocking client, do so in a thread. Raise StorageError if Redis fails."""
+        """Call `command` with the client and return the answer of Redis. Call a blocking client in a thread.
+
+        Raise StorageError if Redis fails.
+        """
         with _errors():
             if isinstance(self._redis, BlockingRedis):
                 return await asyncio.to_thread(command, self._redis)

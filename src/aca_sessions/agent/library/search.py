@@ -1,4 +1,4 @@
-"""Search in named texts: by words and related words (BM25, without a model or network), or by vectors from the caller's function."""
+"""Search in named texts: by words and related words (BM25, without a model or network), or by vectors from a function of the caller."""
 
 import asyncio
 import inspect
@@ -97,7 +97,7 @@ pdf document page
 
 
 class Index:
-    """A search index that compares words. A word in the name of a text counts as three words in the text."""
+    """A search index that compares words. A word in the name of a text counts as much as three words in the text."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         """Index texts. The keys of `texts` are their names."""
@@ -105,7 +105,7 @@ class Index:
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
     def best(self, query: str, limit: int) -> list[str]:
-        """Return the names of at most `limit` texts with a word of the query or a related one, the best first."""
+        """Return the names of texts that have a word of the query or a related word: at most `limit`, the best first."""
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
@@ -116,7 +116,7 @@ class Index:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Score each text for a word. If the score of related words, after a reduction, is higher, it counts instead."""
+        """Return each text's score for a word: that of the word itself, or the reduced score of its related words if that is higher."""
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
@@ -134,10 +134,10 @@ def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
 
 
 class MeaningIndex:
-    """A search index that compares meanings, by vectors that a function of the caller returns."""
+    """A search index that compares meanings, by vectors from a function of the caller."""
 
     def __init__(self, embed: Embed) -> None:
-        """Use a function that returns a vector for each text. Later searches call it only for the query and for new texts."""
+        """Store `embed`, which returns a vector for each text. Searches call it only for the query and for texts that are new."""
         self._embed = embed
         self._known: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
@@ -184,7 +184,7 @@ class MeaningIndex:
 
 
 class Search:
-    """A search by meaning if `embed` is given, else by words. `over` sets the texts to search."""
+    """A search by meaning if `embed` is given, else by words. Call `over` to set the texts to search."""
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._texts: dict[str, str] = {}
@@ -205,7 +205,7 @@ class Search:
 
 
 async def _answer(embed: Embed, texts: list[str]) -> Vectors:
-    """Return the vectors that `embed` makes. If it is not async it runs in a thread, so that cells and tools continue meanwhile."""
+    """Call `embed` with texts and return the vectors. If it is not async, call it in a thread, so that it does not block the event loop."""
     if inspect.iscoroutinefunction(embed) or inspect.iscoroutinefunction(getattr(embed, "__call__", None)):  # noqa: B004
         answered = embed(texts)
     else:
@@ -214,14 +214,17 @@ async def _answer(embed: Embed, texts: list[str]) -> Vectors:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, split at capitals and underscores, without endings and without words like "the"."""
+    """Split a text into words, also at capitals and underscores.
+
+    Return them in lower case, without suffixes, and without words like "the".
+    """
     found = [word.lower() for word in _WORD.findall(text)]
     return [_stem(word) for word in found if word not in _EMPTY]
 
 
 @cache
 def _related() -> dict[str, list[str]]:
-    """Return a dict of each word's related words, all in the form that `words` returns."""
+    """Return a dict that maps each word to its related words. All words have the form that `words` returns."""
     related: dict[str, list[str]] = {}
     for line in _RELATED.strip().splitlines():
         group = [*dict.fromkeys(words(line))]

@@ -1,4 +1,4 @@
-"""Skills: functions saved by cells or the owner of a session, for later sessions. The host only parses them; they run in sessions."""
+"""Skills: functions that cells or the owner of a session save for later sessions. The host only parses them; they run in sessions."""
 
 import ast
 import asyncio
@@ -29,9 +29,9 @@ Try = Callable[[str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
-    """A skill in a storage. `origin` tells who saved it, `session` or `host`.
+    """A saved function, with its source. `origin` tells who saved it, `session` or `host`.
 
-    `tested` tells whether examples in its docstring passed. `earlier` has up to 10 older sources, the latest first.
+    `tested` tells whether the examples in its docstring were run and passed. `earlier` has up to 10 older sources, the latest first.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Skill:
 
     @property
     def searched(self) -> str:
-        """Return the text that is searched: the description, and the first paragraphs of the docstrings of `run` and of the source."""
+        """Return the text that searches use: the description, and the first paragraphs of the docstrings of `run` and of the module."""
         return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
 
     def told(self, uses: int = 0) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Skills:
     """The skills in a storage, for code with `await`."""
 
     def __init__(self, storage: Storage, attempt: Try | None = None, embed: Embed | None = None) -> None:
-        """Use a storage. The first call of another method reads it.
+        """Store the arguments. Nothing is read from the storage before another method is called.
 
         Args:
             storage: Where the skills are kept.
@@ -106,7 +106,10 @@ class Skills:
         return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
-        """Return a skill's source, and count this as a use if the storage is writable. Raise InvalidArgumentError for an unknown name."""
+        """Return a skill's source, and count one use of it if the storage is writable.
+
+        Raise InvalidArgumentError if there is no such skill.
+        """
         skill = await self._read(name)
         if skill is None:
             raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
@@ -122,8 +125,8 @@ class Skills:
     async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
         """Run the examples in a skill's docstring, if `attempt` was given, then save the skill. Return it as a dict with its source.
 
-        A skill of the same name is replaced, and its source is kept as an earlier one. Raise InvalidArgumentError if the name or the
-        source is invalid, an example fails, or a session (`origin`) would replace a skill that the host saved.
+        A skill of the same name is replaced, and its source is kept as an earlier one. Raise InvalidArgumentError if the name or the source
+        is invalid, if an example fails, or if `origin` is `session` and the host saved the skill to be replaced.
 
         Args:
             name: A Python name of up to 64 characters.
@@ -144,7 +147,7 @@ class Skills:
         return {**skill.told(), "source": skill.source}
 
     async def remove(self, name: str, *, origin: str = "host") -> bool:
-        """Remove a skill. Return whether it existed. Raise InvalidArgumentError if a session (`origin`) would remove a host's skill."""
+        """Remove a skill. Return whether it existed. Raise InvalidArgumentError if `origin` is `session` and the host saved the skill."""
         # The host may remove any skill and takes no lock, because a full Redis gives none, and removing is what makes room there.
         async with contextlib.nullcontext() if origin == "host" else self._storage.locked("skills"):
             _check_owner(await self._read(name), origin)
@@ -165,7 +168,7 @@ class Skills:
         return None if data is None else _decode(name, data)
 
     async def all(self) -> dict[str, Skill]:
-        """Return a dict of all skills by name, sorted. The skills are read again only if the storage's stamp has changed."""
+        """Return a dict of all skills by name, sorted. Read them again only if the storage has changed or cannot detect changes."""
         stamp = await self._storage.stamp("skills")
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
@@ -180,7 +183,10 @@ class Skills:
 
 
 def checked(name: object) -> str:
-    """Return the name of a skill. Raise InvalidArgumentError if it is too long, no Python name, or the name of a method of `skills`."""
+    """Validate a skill's name and return it.
+
+    Raise InvalidArgumentError if it is too long, is not a Python name, or is the name of a method of `skills`.
+    """
     if not _is_name(name):
         form = "a Python name of up to 64 letters, digits and '_' that begins with a letter"
         raise InvalidArgumentError(f"a skill's name must be {form}, and none of {', '.join(sorted(_OWN_NAMES))}: got {str(name)[:80]!r}")
@@ -188,7 +194,10 @@ def checked(name: object) -> str:
 
 
 def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
-    """Return the function `run` in the source of a skill. Raise InvalidArgumentError if there is none, or if the source is invalid."""
+    """Parse a skill's source and return the syntax tree of its function `run`.
+
+    Raise InvalidArgumentError if it is invalid or has no `run`.
+    """
     if not isinstance(source, str) or len(source) > _MOST_SOURCE:
         got = f"{len(source)} characters" if isinstance(source, str) else type(source).__name__
         raise InvalidArgumentError(f"a skill's source must be text of at most {_MOST_SOURCE} characters, got {got}")
@@ -209,7 +218,7 @@ def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
 
 
 def parameters(source: str) -> list[dict[str, Any]]:
-    """Return the parameters of `run` in a source. Types and defaults are texts as they are written, because nothing is evaluated."""
+    """Return the parameters of `run` in a skill's source. Types and defaults are source text, because nothing is evaluated."""
     given = entry(source).args
     plain = [*given.posonlyargs, *given.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults)) + [*given.defaults]
@@ -227,7 +236,7 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> dict[str, Any]:
 
 
 def _check_owner(skill: Skill | None, origin: str) -> None:
-    """Raise InvalidArgumentError if a session would change or remove a skill of the host, which later sessions trust."""
+    """Raise InvalidArgumentError if the host saved the skill and `origin` is not `host`. Later sessions trust skills of the host."""
     if skill is not None and skill.origin == "host" and origin != "host":
         raise InvalidArgumentError(
             f"the skill {skill.name} belongs to the session's owner, so code in a session cannot change or remove it: use another name"
@@ -235,14 +244,14 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
 
 
 def _documentation(source: str) -> tuple[str, ...]:
-    """Return the first paragraphs of two docstrings, of `run` and of the source, without empty ones. Return ("",) if none is left."""
+    """Return the first paragraphs of the docstrings of `run` and of the module, without empty ones. Return ("",) if both are empty."""
     function = entry(source)
     firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
 
 
 def _first(documentation: str) -> str:
-    """Return the first paragraph of a docstring, up to the first example."""
+    """Return the first paragraph of a docstring, without examples."""
     return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
 
 
@@ -251,13 +260,16 @@ def _is_name(name: object) -> bool:
 
 
 def _encode(skill: Skill) -> bytes:
-    """Return a skill as a Python file. Its first line is a comment with the fields of the skill that are not in its source."""
+    """Encode a skill as a Python file. The first line is a comment with the fields of the skill that are not in its source."""
     fields = ("description", "version", "origin", "created", "tested", "earlier")
     return f"{_HEADER}{json.dumps({name: getattr(skill, name) for name in fields})}\n{skill.source}".encode("utf-8", "backslashreplace")
 
 
 def _decode(name: str, data: bytes) -> Skill | None:
-    """Return the skill in a Python file, or None if the file is invalid. If it lacks the comment of `_encode`, its fields get defaults."""
+    """Decode a skill from a Python file. Return None if the file is invalid.
+
+    If it lacks the comment of `_encode`, the fields get defaults.
+    """
     first, _, source = data.decode("utf-8", "replace").partition("\n")
     told: dict[str, Any] = {}
     try:
@@ -276,13 +288,13 @@ Answer = TypeVar("Answer")
 
 
 class SkillLibrary:
-    """The skills of a storage, for code outside of sessions. Every call reads the storage, so what sessions add is seen at once.
+    """The skills of a storage, for code outside of sessions. Every call reads the storage, so it sees at once what sessions add.
 
     Calls block the thread: if an event loop runs in it, all tasks of the loop, such as running cells, wait meanwhile.
     """
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Use a function that opens the storage. Each call of a method runs a new event loop, and opens the storage in it.
+        """Store `opening`, which opens the storage. Each method call runs a new event loop and opens the storage in that loop.
 
         `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
@@ -307,7 +319,7 @@ class SkillLibrary:
         Examples in its docstring are not run. To run them, use `add_skill` of a session.
 
         Args:
-            skill: A skill, for example of another library, or a name.
+            skill: A skill, for example from another library, or the name of a new skill.
             source: The source, if `skill` is a name.
             description: The description, if `skill` is a name. By default the first paragraph of the docstring.
         """
@@ -324,7 +336,7 @@ class SkillLibrary:
         return self._call(lambda skills: skills.remove(name))
 
     def refresh(self) -> None:
-        """Raise StorageError if the storage cannot be read. There is nothing to refresh, because every call reads the storage."""
+        """Check that the storage can be read; raise StorageError if not. Nothing is refreshed, because every call reads the storage."""
         self._all()
 
     def __len__(self) -> int:

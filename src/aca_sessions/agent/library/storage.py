@@ -1,4 +1,4 @@
-"""The storage of skills, artifacts and dependencies. Readers get only whole records. Names are checked, because AI models choose them."""
+"""The storage of skills, artifacts and dependencies. Readers get only whole records. Names are validated, because AI models choose them."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _SETTLED_NANOSECONDS = 50_000_000  # times have the grain of the kernel's clock:
 
 
 class Storage(Protocol):
-    """A storage of records, each with a kind and a name."""
+    """The interface of a storage of records, each with a kind and a name."""
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """Return the data of a record, or None if there is no such record."""
@@ -53,16 +53,19 @@ class Storage(Protocol):
         ...
 
     def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
-        """Lock the records of a kind during a `with` block, against callers in any process, so that a record can be read and changed."""
+        """Lock the records of a kind during a `with` block, against callers in all processes.
+
+        Use this to read a record and then change it.
+        """
         ...
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return where a person finds the record, for example the path of its file."""
+        """Return the place of a record, for people: for example the path of its file."""
         ...
 
 
 def checked_name(name: object) -> str:
-    """Return the name of a record. Raise InvalidArgumentError if it is invalid."""
+    """Validate a record's name and return it. Raise InvalidArgumentError if it is invalid."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         allowed = "letters, digits, '_', '-', single '.' and spaces, begin with a letter, digit or '_', and not end with '.' or a space"
         raise InvalidArgumentError(f"a name must have up to 128 {allowed}, got {str(name)[:80]!r}")
@@ -76,7 +79,7 @@ class FileStorage:
     """
 
     def __init__(self, base_path: Path | str) -> None:
-        """Use a folder. It is created at the first write."""
+        """Store the path of the folder. The first write creates the folder."""
         self.base_path = Path(base_path)
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
@@ -84,7 +87,10 @@ class FileStorage:
         return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Write the data to a temporary file in the same folder, then rename that file to the record's file."""
+        """Write a record's file, of which readers get either the old or the new version.
+
+        The data is written to a temporary file in the same folder, which is then renamed to the record's file.
+        """
         await _in_thread("written", lambda: self._write(kind, checked_name(name), data))
 
     async def delete(self, kind: Kind, name: str) -> bool:
@@ -96,7 +102,7 @@ class FileStorage:
         return await _in_thread("listed", lambda: self._names(kind))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return when a file of this kind was last added, replaced or deleted, as text, or "none" if the kind has no folder.
+        """Return the time when a file of this kind was last added, replaced or deleted, as text. Return "none" if the kind has no folder.
 
         Return None in the first 50 ms after a change, because a second change could get the same time.
         """
@@ -106,7 +112,7 @@ class FileStorage:
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
         """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError after waiting 30 s.
 
-        The kernel releases the lock when its holder ends. Without fcntl, as on Windows, nothing is locked.
+        The kernel releases the lock if the process that holds it ends. Without fcntl, as on Windows, nothing is locked.
         """
         deadline = time.monotonic() + _LOCK_SECONDS
         while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
@@ -125,7 +131,7 @@ class FileStorage:
         return str(self._file(kind, name))
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage, for code without `await`.
+        """Return the skills in this storage as an object whose methods work without `await`.
 
         `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
@@ -206,7 +212,7 @@ def _try_to_lock(descriptor: int) -> bool:
 
 
 async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
-    """Call `lock` in a thread and return the descriptor that it returns. Release the lock if the caller was cancelled meanwhile."""
+    """Call `lock` in a thread and return the descriptor that it returns. If the caller is cancelled meanwhile, release the lock."""
     try:
         return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
     except OSError as error:
@@ -251,21 +257,21 @@ class MemoryStorage:
         return sorted(self._records[kind])
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return the number of writes and deletions so far, of all kinds."""
+        """Return the number of writes and deletions so far, of all kinds, as text."""
         return str(self._changes)
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind in a `with` block, against other tasks of the loop."""
+        """Lock the records of a kind during a `with` block, against other tasks of the event loop."""
         async with self._locks[kind]:
             yield
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return a text that names the record. It leads nowhere, because the record has neither a file nor a key."""
+        """Return a text that identifies the record for people. It is not a path, because the record is only in memory."""
         return f"memory:{kind}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage, for code without `await`.
+        """Return the skills in this storage as an object whose methods work without `await`.
 
         `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """

@@ -1,4 +1,7 @@
-"""Programs of the host as tools. They get a list of arguments, without a shell. No value from a session can act as an option."""
+"""Programs of the host as tools. They are started with a list of arguments, without a shell.
+
+No value from a session can act as an option.
+"""
 
 import asyncio
 import contextlib
@@ -18,7 +21,7 @@ _MOST_ARGUMENT = 128 << 10  # bytes: MAX_ARG_STRLEN in execve(2), which counts t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option of a program. It is passed as `-x` if `short` is `x`, else as `--name`."""
+    """An option of a program. It is passed as `-x` if `short` is `x`, otherwise as `--name`."""
 
     name: str
     type: str = "string"
@@ -26,7 +29,7 @@ class Option:
     description: str = ""
 
     def words(self, value: object) -> list[str]:
-        """Return a program's arguments for this option: one for each item of a list, none for False.
+        """Return the command-line arguments for this option: one for each item if `value` is a list, none if it is False.
 
         Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
         if a value is neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
@@ -47,9 +50,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to call a program, as a tool of its own. `preset` has arguments that every call gets.
+    """A tool that calls a program with some arguments preset. `preset` has the arguments that every call passes.
 
-    `parameters` names the other arguments that a call may choose. None allows all.
+    `parameters` names the other arguments that a call may choose. If it is None, a call may choose all of them.
     """
 
     name: str
@@ -109,7 +112,7 @@ class Program:
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
         """Return the values of positional arguments in order. Raise ToolFailedError if one is missing and a later one is given.
 
-        The program would take the later value for the missing one. The later value may come from a recipe.
+        Otherwise the program would read the later value as the missing one. The later value may come from the preset of a recipe.
         """
         values: list[object] = []
         missing = ""
@@ -146,7 +149,10 @@ class Program:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program's process group. Wait at most 2 s for the end, which asyncio reports late if another process holds the pipes open."""
+    """Kill a program's process group if the program still runs, and wait at most 2 s for its end.
+
+    asyncio reports the end late if another process holds the pipes open.
+    """
     if process.returncode is None:
         _kill(process)
         with contextlib.suppress(TimeoutError):
@@ -160,9 +166,10 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
-    """Read an output of a program to its end. If it has more than 4 MB, kill the program and raise ToolFailedError.
+    """Read an output stream of a program to its end and return its text.
 
-    The excess is read too, because asyncio reports the end of a process only when all its output was read.
+    If it has more than 4 MB, kill the program and raise ToolFailedError. The excess is read too, because asyncio reports the end of a
+    process only when all its output was read.
     """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):

@@ -1,4 +1,4 @@
-"""HTTP endpoints as tools. Cells choose values; only the description of the tool decides to which addresses they are sent."""
+"""HTTP endpoints as tools. Cells choose values; only the description of a tool decides to which address its requests go."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of an API. `path` may have arguments in braces, such as `/users/{id}`.
+    """One endpoint of an API. `path` may contain arguments in braces, such as `/users/{id}`.
 
     All other arguments are sent in the query (GET, HEAD, DELETE) or in a JSON body.
     """
@@ -33,7 +33,10 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
-        """Return the parameters of the tool. Those in the path are required, the others only if they are described as `required`."""
+        """Return the parameters of the endpoint's tool.
+
+        Those in the path are required, the others only if they are described as `required`.
+        """
         in_path: dict[str, Any] = {name: {} for name in _PLACE.findall(self.path)}
         properties = in_path | dict(self.parameters)
         required = [name for name, one in properties.items() if name in in_path or one.get("required")]
@@ -44,7 +47,7 @@ class HttpApi:
     """The endpoints of an API under one base URL. Each is a tool named `name.endpoint`."""
 
     def __init__(self, name: str, base_url: str, endpoints: Sequence[Endpoint], *, headers: Mapping[str, str] | None = None) -> None:
-        """Describe an API. Requests can be sent after `open`.
+        """Store the description of an API. Call `open` before its tools are used.
 
         Args:
             name: The first part of the tools' names.
@@ -110,7 +113,7 @@ async def _body(response: httpx.Response) -> bytes:
 def _content(response: httpx.Response, body: bytes) -> object:
     """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
-    Raise ToolFailedError for any other status than success. Redirects are not followed: they would send values to another address.
+    Raise ToolFailedError if the status is not a success. Redirects are not followed, because they would send values to another address.
     """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None

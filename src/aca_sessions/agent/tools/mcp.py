@@ -18,7 +18,7 @@ _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of an MCP server, named `name.tool`. By default their effects are what the server's annotations claim, else `write`."""
+    """The tools of an MCP server, named `name.tool`. By default a tool's effect is what the server's annotations claim, or else `write`."""
 
     def __init__(
         self,
@@ -31,7 +31,9 @@ class McpServer:
         tags: Sequence[str] = (),
         seconds: float = DEFAULT_SECONDS,
     ) -> None:
-        """Describe a server. `open` starts or connects to it. Raise ConfigurationError unless exactly one of command and URL is given.
+        """Store how to start or reach a server. `open` connects to it.
+
+        Raise ConfigurationError if neither or both of `command` and `url` are given.
 
         Args:
             name: The first part of the tools' names.
@@ -51,7 +53,7 @@ class McpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def open(self) -> list[Tool]:
-        """Start or connect to the server and return its tools. Raise ConfigurationError if this fails or takes longer than 30 s."""
+        """Start the server or connect to it, and return its tools. Raise ConfigurationError if this fails or takes longer than 30 s."""
         ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
         # The task that entered the SDK's contexts must leave them (anyio's cancel scopes), so they have a task of their own.
         self._ended = asyncio.Event()
@@ -64,7 +66,10 @@ class McpServer:
         return [self._tool(session, told) for told in tools]
 
     async def close(self) -> None:
-        """Close the connection, and end the program if there is one. Wait at most 30 s. Do nothing if the server is not open."""
+        """Close the connection, and end the server's program if `open` started one. Wait at most 30 s.
+
+        Do nothing if the server is not open.
+        """
         self._ended.set()
         if self._serving is not None:
             serving, self._serving = self._serving, None
@@ -121,7 +126,7 @@ class McpServer:
 
 
 def _effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Return the effect of a tool by its annotations, which are only claims of the server. Without annotations it is `write`."""
+    """Return the effect that a tool's annotations claim, or `write` without annotations. The server may claim anything."""
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"

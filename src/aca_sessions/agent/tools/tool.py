@@ -1,4 +1,4 @@
-"""Tools: each has a name, parameters, an effect, and a coroutine function that does the work. `@tool` makes a function a tool."""
+"""Tools: each has a name, parameters, an effect, and a coroutine function that does the work. `@tool` turns a function into a tool."""
 
 import asyncio
 import inspect
@@ -32,7 +32,7 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    With `seconds`, a call waits while running calls could use up what is left. With `size`, calls run one after another, and the last
+    If `seconds` is set, a call waits while running calls could use up the rest. If `size` is set, calls run one after another, and the last
     result may exceed the limit.
     """
 
@@ -43,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of a tool. `schema` is its JSON schema, and `default` is the value if it is not required."""
+    """A parameter of a tool. `schema` is its JSON schema. If it is not required, `default` is the value that its description shows."""
 
     name: str
     schema: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Parameter:
     description: str = ""
 
     def described(self) -> dict[str, object]:
-        """Return the parameter as a dict for the session. Of its schema, only `type` and `enum` are included."""
+        """Return the parameter as a dict to send to the session. Of its schema, only `type` and `enum` are included."""
         told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
         return told | {"required": self.required, "default": self.default, "description": self.description}
 
@@ -72,7 +72,7 @@ class Tool:
     function: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if cells could not call a tool of this name, or if the effect is unknown."""
+        """Validate the name and the effect. Raise ConfigurationError if the name is invalid or reserved, or if the effect is unknown."""
         if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
             reserved = ", ".join(sorted(_RESERVED))
             form = f"up to 64 letters, digits, '_' and '-', begin with a letter, and be none of {reserved}"
@@ -111,9 +111,10 @@ def tool(
     *, name: str | None = None, effect: Effect = "write", budget: Budget = ..., tags: Sequence[str] = (), seconds: float = ...
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool | Callable[[Callable[..., Any]], Tool]:
-    """Make a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`. The function can still be called directly.
+    """Turn a function, sync or async, into a tool: `@tool` or `@tool(effect="read")`.
 
-    Its docstring becomes the description, and its annotations become the parameters.
+    Calling the tool in the host's code calls the function. The function's docstring becomes the description, and its annotations become the
+    parameters.
 
     Args:
         function: The function, if the decorator has no arguments.
@@ -125,7 +126,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
 
 
 class ToolSource(Protocol):
-    """A source of tools that must be opened first, such as an MCP server."""
+    """The interface of a source of tools that must be opened first, such as an MCP server."""
 
     async def open(self) -> Sequence[Tool]:
         """Open the source and return its tools."""
@@ -211,7 +212,7 @@ def _tool_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
 
 
 async def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
-    """Call the function of a tool. A function that is not async runs in a thread, because it may block."""
+    """Call the function of a tool and return its result. A function that is not async runs in a thread, because it may block."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
     answer = await asyncio.to_thread(_run, function, arguments)
@@ -239,7 +240,7 @@ def _parameters_of_function(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def _schema(annotation: Any) -> tuple[dict[str, Any], str]:
-    """Return an annotation's JSON schema, and its description: the text in `Annotated[..., "text"]`, else ""."""
+    """Return the JSON schema of an annotation, and its description: the text in `Annotated[..., "text"]`, or "" without one."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin is Annotated:
