@@ -1,6 +1,6 @@
-"""The clients of an MCP server and their sessions. Each connection is a client, with names of its own for its sessions.
+"""The clients of an MCP server and their sessions. Each connection is a client and names its sessions independently of other clients.
 
-A client can use a session of another client only if that was created as a shared one.
+A client can use a session of another client only if the session was created as a shared one.
 """
 
 import asyncio
@@ -63,13 +63,16 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """If the pool ended an idle session, mark it as not started: its next use finds a new, empty one. Ignore other events."""
+        """Mark a session as not started if the pool ended it because it was idle. Ignore other events.
+
+        The next use of the session then starts a new, empty one.
+        """
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].is_started = False
 
 
 class Client:
-    """One connection: its sessions, and which of them is active. A tool uses the active one if its call names no session."""
+    """A client, which is one connection: its sessions, and which of them is active. Tool calls that name no session use the active one."""
 
     def __init__(self, server: SharedState) -> None:
         """Create a client with one session, `default`, which is started at its first use."""
@@ -88,7 +91,7 @@ class Client:
         return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
-        """Return the session with a name; None means the active one. Raise InvalidArgumentError for an unknown name."""
+        """Return the session with a name, or the active session if `name` is None. Raise InvalidArgumentError for an unknown name."""
         sessions = self.sessions()
         if name is None and self.active not in sessions:
             self.active = DEFAULT  # the active session was shared by another client, which has ended it
@@ -108,7 +111,10 @@ class Client:
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Return `name`, or a free one for None. Raise InvalidArgumentError if it is unusable or the client has too many sessions."""
+        """Validate the name of a new session and return it. If `name` is None, choose a free name.
+
+        Raise InvalidArgumentError if the name is invalid or taken, or if the client has too many sessions.
+        """
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
@@ -136,7 +142,10 @@ class Client:
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
-        """Create a session, not shared, with the variables and files of another. Raise InvalidArgumentError as `create` does."""
+        """Create a session that starts with the variables and files of `named`. It is not shared.
+
+        Raise InvalidArgumentError as `create` does.
+        """
         self._free_name(name)
         one = None
         try:
@@ -155,7 +164,7 @@ class Client:
             raise
 
     def watch(self, uri: str) -> None:
-        """Remember to notify this client when a resource changes. Raise InvalidArgumentError if the client watches too many."""
+        """Subscribe the client to changes of a resource. Raise InvalidArgumentError if it has too many subscriptions."""
         if len(self.subscribed) >= _MOST_WATCHED:
             raise InvalidArgumentError(f"a client can watch at most {_MOST_WATCHED} resources: unsubscribe from some")
         self.subscribed.add(uri)
@@ -188,7 +197,10 @@ class Client:
             yield session
 
     async def close(self) -> None:
-        """End the client's sessions; those that it shared only if `keep_shared` is not set. Ignore failures."""
+        """End the client's sessions. With the option `keep_shared`, do not end those that the client created as shared ones.
+
+        Ignore failures.
+        """
         ending = [*self._own.values()]
         if not self.options.keep_shared:
             ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]

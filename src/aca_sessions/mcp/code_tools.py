@@ -183,7 +183,10 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
 
 
 async def _find(session: Session, path: str) -> str:
-    """Return the path of a script that a model named, with or without `.py`. A name without a folder is sought in scripts/ first."""
+    """Find the script that a model named, with or without `.py`, and return its path. Look for a name without a folder in scripts/ first.
+
+    Raise InvalidArgumentError if there is no such script.
+    """
     folder, _, name = path.rpartition("/")
     places = [(folder, name)] if folder else [(SCRIPTS, name), ("", name)]
     for place, wanted in [(place, ending) for place, name in places for ending in (name, f"{name}.py")]:
@@ -204,7 +207,7 @@ async def run_cell(
     request: CodeExecutionRequest,
     answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
-    """Run a cell. Call `answer` with the result and the files changed below outputs/, and return what it returns."""
+    """Run a cell. Call `answer` with the result and the files changed below outputs/, and return what `answer` returns."""
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.copy_in(session, named)
@@ -242,7 +245,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
-    """Return the structured answer for a cell, and add the text, images and links to further resources to the call's content."""
+    """Build the structured answer for a cell. Add the text, images and links to further resources to the content of `call`."""
     text = render(replace(result, max_output=call.client.options.max_output))
     call.show(types.TextContent(type="text", text="\n".join([text, *_notes(collected)])))
     images, others = _split_images(result.displays)
@@ -290,7 +293,7 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Return the images that fit in the limit, and the other displays, without those that are only plain text."""
+    """Split displays into images that fit the size limit and other displays. Leave out displays that are only plain text."""
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

@@ -38,7 +38,7 @@ class NamedSession:
     _running: list[float] = field(default_factory=list)
 
     def file_uri(self, path: str) -> str:
-        """Return the URI of a file's resource."""
+        """Return the URI of the MCP resource for a file of the session."""
         return f"session://{self.name}/files/{quote(path)}"
 
     @property
@@ -78,7 +78,7 @@ class NamedSession:
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:
-        """Keep a display and return its number for clients. At most the latest 50 are kept, with 16 Mi characters of text."""
+        """Store a display for clients and return its number. Drop the oldest displays beyond 50 displays or 16 Mi characters."""
         self.displayed += 1
         self.displays[self.displayed] = display
         while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):

@@ -33,7 +33,7 @@ class _SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFiles:
-    """The files that a cell created, changed or deleted below outputs/: those now `shared`, and those `left`, which cannot be."""
+    """The files below outputs/ that a cell created, changed or deleted. `shared` are copied to other sessions; `left` cannot be copied."""
 
     shared: tuple[str, ...] = ()
     left: tuple[str, ...] = ()  # too large, or with names that no API takes
@@ -41,17 +41,17 @@ class CollectedFiles:
 
 @dataclass(slots=True)
 class _SessionFiles:
-    """What one session has below outputs/: the version of each shared file, and the size and time that each file had when last listed."""
+    """The files of one session below outputs/: the version of each shared file, and the size and time of each file when last listed."""
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
 
 
 class Outputs:
-    """The files that one client's sessions share. They are kept in this process, up to a size."""
+    """The files that the sessions of one client share. They are kept in the memory of this process, up to a size limit."""
 
     def __init__(self, limit: int) -> None:
-        """Keep at most `limit` bytes. With 0 nothing is shared."""
+        """Set the limit of kept files in bytes. With 0, no files are shared."""
         self._limit = limit
         self._files: dict[str, _SharedFile] = {}
         self._version = 0
@@ -64,15 +64,21 @@ class Outputs:
         return sum(len(file.data) for file in self._files.values() if file.data is not None)
 
     def includes(self, named: NamedSession) -> bool:
-        """Return whether a session takes part in sharing outputs/. Shared sessions do not."""
+        """Return whether a session shares its files below outputs/ with the client's other sessions.
+
+        Sessions shared between clients do not.
+        """
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Forget which files a session has, because it ended or was rolled back. Its next cell gets all shared files again."""
+        """Forget which files a session has, because it ended or was rolled back. Before its next cell, it gets all shared files again."""
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Before a cell, copy into the session the files that others shared since its latest cell. Create outputs/ in a new session."""
+        """Copy into a session, before a cell, the files that other sessions shared since its latest cell.
+
+        Create outputs/ in a new session.
+        """
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
@@ -92,10 +98,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep the changes of a session below outputs/ for the client's other sessions, and return the paths of the changed files.
+        """Keep changed files below outputs/ of a session for the client's other sessions. Return the paths of the changed files.
 
-        Call this after anything that may have written files. The folder is listed, because a cell's result can lack files: those of
-        background processes, and all if there are too many.
+        Call this after anything that may have written files. The folder is listed, because a cell's result omits files that background
+        processes wrote, and omits all files if there are too many.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -146,7 +152,7 @@ class Outputs:
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
     """Yield the files and folders below a folder, each folder before its content: at most `most`, and at most `depth` folders deep.
 
-    Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip a subfolder that disappears meanwhile.
+    Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip a subfolder that is deleted during the walk.
     """
     found, folders = await session.list_files(folder), [(folder, depth)]
     while folders:
@@ -174,7 +180,10 @@ def path_of(file: RemoteFile) -> str:
 
 
 async def _look(session: Session) -> tuple[Marks, bool]:
-    """Return size and time of each file below outputs/, keyed by path, and whether these are all: at most 1000 entries are read."""
+    """List the files below outputs/. Return size and time of each, keyed by path, and whether the list is complete.
+
+    At most 1000 entries are read.
+    """
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
     except NotFoundError:
@@ -184,7 +193,7 @@ async def _look(session: Session) -> tuple[Marks, bool]:
 
 
 async def _write(session: Session, path: str, data: bytes | None) -> None:
-    """Write a file into a session, or delete it if `data` is None. Ignore failures, for example if the session has no room for it."""
+    """Write a file into a session, or delete it if `data` is None. Ignore failures, for example if the session has no room for the file."""
     try:
         await (session.delete_file(path) if data is None else session.upload_file(path, data))
     except ACASessionsError:

@@ -21,7 +21,10 @@ ROOT = "/mnt/data"
 
 
 def checked(path: str) -> str:
-    """Return a file's path relative to /mnt/data. Raise InvalidArgumentError if it is not valid, before any endpoint gets it."""
+    """Validate a file's path and return it relative to /mnt/data.
+
+    Raise InvalidArgumentError if the path is invalid, so that it is not sent to an endpoint.
+    """
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
         raise InvalidArgumentError(f"a path must be relative to /mnt/data and stay in it, such as 'folder/data.csv', got {path!r:.80}")
@@ -30,7 +33,10 @@ def checked(path: str) -> str:
 
 
 def checked_folder(path: str) -> str:
-    """Return a folder's path relative to /mnt/data, which is '' for /mnt/data itself. Raise InvalidArgumentError as `checked` does."""
+    """Validate a folder's path and return it relative to /mnt/data, or '' for /mnt/data itself.
+
+    Raise InvalidArgumentError as `checked` does.
+    """
     inside = path.strip().rstrip("/")
     return checked(inside) if inside not in ("", ".", ROOT) else ""
 
@@ -56,7 +62,7 @@ async def listed(client: Client) -> list[types.Resource]:
 
 
 async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
-    """Return the content of the file or the display that a URI names. Raise McpError if there is none."""
+    """Return the content of the file or display that a URI names. Raise McpError if neither exists."""
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
@@ -126,7 +132,7 @@ def _kind(name: str) -> str:
 
 
 def _best(display: Display) -> str:
-    """Return the MIME type in which a display is sent: a preferred one, else any but plain text, else plain text."""
+    """Return the MIME type in which to send a display: a preferred type if it has one, else any type but plain text, else plain text."""
     known = [kind for kind in _PREFERRED if kind in display.data]
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 

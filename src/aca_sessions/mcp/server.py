@@ -1,4 +1,4 @@
-"""The MCP server: a handler for each kind of request, served on standard input and output or on a port behind a key."""
+"""The MCP server: a handler for each kind of request, served on standard input and output, or on a port that requires a key."""
 
 import argparse
 import asyncio
@@ -42,7 +42,7 @@ class SessionServer(Server[Client, Any]):
     """An MCP server that gives each connection sessions of its own."""
 
     def __init__(self, state: SharedState) -> None:
-        """Create a server for sessions of a pool, with the tools that the options name."""
+        """Create a server that uses the pool and the options of `state`. The options choose the tools."""
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
         self._state = state
         self._tools = _tools(state.options.tools)
@@ -60,7 +60,10 @@ class SessionServer(Server[Client, Any]):
         notification_options: NotificationOptions | None = None,
         experimental_capabilities: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
-        """Return the server's capabilities, including that its list of resources changes and that clients can subscribe to resources."""
+        """Return the options with which a connection starts.
+
+        They tell clients that the list of resources changes and that clients can subscribe to resources.
+        """
         del notification_options
         options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
         if options.capabilities.resources is not None:
@@ -119,7 +122,7 @@ class SessionServer(Server[Client, Any]):
 
 
 def _tools(kind: str) -> dict[str, Tool]:
-    """Return the tools by name. docs/mcp.md has two tables of them: "all" means both, any other `kind` the first."""
+    """Return the MCP tools by name: all if `kind` is "all", otherwise only those for sessions and code, the first table in docs/mcp.md."""
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
@@ -158,7 +161,7 @@ def _refuse(problem: ProblemError) -> Response:
 
 
 class _Connections:
-    """All HTTP connections to the server. They end at the end of the `with` block."""
+    """All HTTP connections to the server, as an async context manager that ends them."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -181,12 +184,15 @@ class _Connections:
         await self.end(0)
 
     async def end(self, _grace: float) -> None:
-        """End all connections, with their cells and sessions, because an open stream would keep the server from ending."""
+        """End all connections, with their cells and sessions. Otherwise an open stream would keep the server from ending."""
         self._stopping.set()
         await self._task
 
     async def _run(self) -> None:
-        """Run the SDK's session manager until `end` is called. It holds a task group, which the same task must enter and leave."""
+        """Run the SDK's session manager until `end` is called.
+
+        The manager holds a task group, which must be entered and left by the same task.
+        """
         try:
             async with self._manager.run():
                 self._started.set()

@@ -1,7 +1,7 @@
-"""Tools from functions: the signature becomes the schemas, arguments are validated, and errors become results that a model can read.
+"""MCP tools made from functions: signatures become schemas, arguments are validated, and errors become results that a model can read.
 
-FastMCP of mcp 1.30 does the same with other results: it titles every field (tokens for each model), ignores unknown arguments, repeats the
-values of invalid ones in its errors, and makes no output schema of a dataclass with slots.
+This replaces FastMCP of mcp 1.30, which gives every field a title (tokens for each model), ignores unknown arguments, repeats invalid
+values in its errors, and makes no output schema of a dataclass with slots.
 """
 
 import inspect
@@ -40,7 +40,7 @@ _DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#"}
 
 
 class _Untitled(GenerateJsonSchema):
-    """A generator of schemas without titles: a title that repeats the field's name costs a model tokens and adds nothing."""
+    """A generator of JSON schemas without titles: a title that repeats the field's name costs a model tokens and adds nothing."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
         del schema
@@ -48,7 +48,10 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _words(value: object) -> object:
-    """Return the list that a client meant by text, such as JSON or a single word. Return any other value unchanged."""
+    """Return a list for text that a client sent instead of a list: parsed JSON, or the text as the only item.
+
+    Return other values unchanged.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -63,7 +66,7 @@ Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=1000)]
 
 @dataclass(slots=True)
 class Call:
-    """A call of a tool: its client, the connection to which events and questions are sent, and the content of its result."""
+    """A call of a tool: its client, the connection to which events and questions are sent, and the content of the result."""
 
     client: Client
     context: RequestContext[ServerSession, Client, Any]
@@ -72,7 +75,7 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content to the call's result. The result then lacks the text block that would repeat the answer as JSON."""
+        """Add content to the call's result. Without added content, the result has a text block with the answer as JSON."""
         self.content += blocks
 
     @property
@@ -82,7 +85,10 @@ class Call:
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def report(self, event: Event) -> None:
-        """Send a cell's event to the client as a log message, and as progress if it asked for that: at most 64,000 characters a call."""
+        """Send an event of a cell to the client as a log message, and as progress if the client asked for progress.
+
+        At most 64,000 characters are sent for each call.
+        """
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
@@ -103,7 +109,7 @@ class Call:
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
-        """Notify the client that its list of resources changed, and which watched resources among `uris` did."""
+        """Notify the client that its list of resources changed. Also name each resource in `uris` that the client watches as changed."""
         session = self.context.session
         await session.send_resource_list_changed()
         for uri in uris:
@@ -138,7 +144,7 @@ def _described(event: Event) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function as a tool: its schemas for clients, and the types that check its arguments and encode its answer."""
+    """An MCP tool that calls a function. It has schemas for clients, and types that validate arguments and encode the answer."""
 
     listed: types.Tool
     _function: Function
@@ -146,7 +152,10 @@ class Tool:
     _answer: TypeAdapter[Any]
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Call the function and return its answer. Invalid arguments and this package's errors become results that the model can read."""
+        """Call the function and return its answer.
+
+        Return invalid arguments and errors of this package as results that the model can read.
+        """
         try:
             checked = self._arguments.model_validate(arguments)
             answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
@@ -160,7 +169,7 @@ class Tool:
 
 
 def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False) -> Tool:
-    """Return a tool that calls a function. Models read the function's docstring as the tool's description.
+    """Return an MCP tool that calls a function. The function's docstring becomes the description, which models read.
 
     Args:
         function: The function. Its first parameter is the call; the others make the schema of the arguments.
