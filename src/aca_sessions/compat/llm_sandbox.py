@@ -74,7 +74,7 @@ class _OfContainers(TypedDict, total=False):
 
 
 class Options(_OfContainers, total=False):
-    """The keyword arguments of a session: its settings, libraries to install at the start, and llm-sandbox's other arguments."""
+    """The keyword arguments of a session: its settings, the libraries to install at the start, and other arguments of llm-sandbox."""
 
     kernel_type: KernelType | str
     max_memory: str | None
@@ -88,7 +88,7 @@ class Options(_OfContainers, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleOutput:
-    """The result of a cell or a command. `stdout` includes the last value."""
+    """The result of a cell or a command. `stdout` includes the value of the last expression."""
 
     exit_code: int
     stdout: str
@@ -103,12 +103,12 @@ class ConsoleOutput:
         return self.stdout
 
     def to_json(self, **options: Any) -> str:
-        """Return all members as JSON. Options are those of `json.dumps`."""
+        """Return all fields as JSON. `options` are passed to `json.dumps`."""
         return json.dumps(asdict(self), **options)
 
 
 class _Session(InteractiveSession):
-    """The session behind the public classes. It shows its working directory as llm-sandbox's `/sandbox`."""
+    """The session that the public classes use. Its code finds its working directory under llm-sandbox's path `/sandbox`."""
 
     def __init__(self, name: str, policy: Policy, timeout: float | None) -> None:
         super().__init__(policy=policy, timeout=timeout)
@@ -245,7 +245,7 @@ class InteractiveSandboxSession:
 
 
 class SandboxSession(InteractiveSandboxSession):
-    """The one-shot form of a session: each run begins without the variables of the one before. Files and libraries stay."""
+    """A session that clears its variables before each run. Files and installed libraries stay."""
 
     def run(
         self,

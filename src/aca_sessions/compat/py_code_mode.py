@@ -1,4 +1,4 @@
-"""The classes of py-code-mode: `Session(storage=…, executor=…)` is an agent session. Cells are isolated with any executor."""
+"""The classes of py-code-mode: `Session(storage=…, executor=…)` is an agent session. Every executor runs cells in an isolated session."""
 
 import ast
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """The result of a cell in py-code-mode's form. `result` is the whole result."""
+    """The result of a cell in py-code-mode's form. `result` is the result in this package's form."""
 
     value: Any
     stdout: str
@@ -70,12 +70,12 @@ class SubprocessConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InProcessConfig(SubprocessConfig):
-    """The same configuration. No code runs in this process."""
+    """The configuration of an `InProcessExecutor`, with the fields of `SubprocessConfig`. Even so, no cell runs in this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerConfig(SubprocessConfig):
-    """The same configuration. The sandbox needs no container. `timeout` takes precedence over `default_timeout`."""
+    """The configuration of a `ContainerExecutor`. No container is used. `timeout` takes precedence over `default_timeout`."""
 
     default_timeout: float | None = 30.0
     timeout: float | None = None
@@ -83,17 +83,17 @@ class ContainerConfig(SubprocessConfig):
 
 @dataclass(frozen=True, slots=True)
 class SubprocessExecutor:
-    """The configuration of a session under py-code-mode's name. Cells always run in an isolated session."""
+    """The executor of py-code-mode. It only holds the configuration: cells always run in an isolated session."""
 
     config: SubprocessConfig = field(default_factory=SubprocessConfig)
 
 
 class InProcessExecutor(SubprocessExecutor):
-    """The same as `SubprocessExecutor`."""
+    """The same as `SubprocessExecutor`, under another name of py-code-mode."""
 
 
 class ContainerExecutor(SubprocessExecutor):
-    """The same as `SubprocessExecutor`."""
+    """The same as `SubprocessExecutor`, under another name of py-code-mode."""
 
 
 class Session(AgentSession):
@@ -111,7 +111,7 @@ class Session(AgentSession):
 
         Args:
             storage: Where skills, artifacts and dependencies are kept.
-            executor: Its configuration has the tools, the dependencies and the time limit of a cell. Cells are isolated with any executor.
+            executor: Has the configuration of tools, dependencies and the time limit of a cell. Cells are isolated with every executor.
             sync_deps_on_start: Install the dependencies at the start.
             embed: A function or coroutine function from texts to vectors, for a search by meaning; otherwise by words and related words.
         """
@@ -131,7 +131,7 @@ class Session(AgentSession):
     def from_base(  # type: ignore[override]  # py-code-mode's own arguments
         cls, path: Path | str, timeout: float = 30.0, *, sync_deps_on_start: bool = False, embed: Embed | None = None, **options: Any
     ) -> Self:
-        """Return a session over a folder with `tools/`, `skills/`, `artifacts/` and `requirements.txt`.
+        """Create a session from a folder with `tools/`, `skills/`, `artifacts/` and `requirements.txt`.
 
         Args:
             path: The folder.
@@ -146,7 +146,7 @@ class Session(AgentSession):
         return cls(FileStorage(base), SubprocessExecutor(config), sync_deps_on_start, embed=embed)
 
     async def run(self, code: str, timeout: float | None = None) -> ExecutionResult:  # type: ignore[override]  # py-code-mode's own result
-        """Run a cell and return its result. One that takes too long is interrupted, and the next one does not wait for it."""
+        """Run a cell and return its result. A cell that takes too long is interrupted, and the next cell does not wait for it."""
         result = await super().run(code, timeout=self._timeout if timeout is None else timeout)
         return ExecutionResult(
             value=_value(result),
@@ -163,7 +163,7 @@ class Session(AgentSession):
         return self._backend
 
     async def list_deps(self) -> list[str]:
-        """Return the requirements: those that the executor was configured with, and those that were added."""
+        """Return the requirements from the executor's configuration, and those in the storage."""
         kept = await super().list_deps()
         return [*(one for one in self._configured if one not in kept), *kept]
 

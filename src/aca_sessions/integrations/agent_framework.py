@@ -14,7 +14,10 @@ _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook 
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
-    """Return `execute_python` over a session as a tool of Agent Framework. It returns a result's text, then its images."""
+    """Return the tool `execute_python` for Agent Framework, which runs code in `session`.
+
+    Its answers are a result's text, then its images.
+    """
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
@@ -32,7 +35,7 @@ class PythonSessionProvider(ContextProvider):
     def __init__(
         self, pool: SessionPool | None = None, *, settings: Settings | None = None, max_output: int = 10_000, source_id: str = "python"
     ) -> None:
-        """Use a pool that the caller closes, or at the first call open the one that the settings describe.
+        """Use the given pool, which the caller closes, or open a pool from the settings at the first call.
 
         Args:
             pool: The pool of sessions.
@@ -45,7 +48,7 @@ class PythonSessionProvider(ContextProvider):
         self._sessions = ModelSession(pool, settings=settings, max_output=max_output)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
-        """Add `execute_python` for this conversation's session, and instructions for its use, to the context of the agent."""
+        """Add `execute_python` for this conversation's session, and instructions for its use, to `context`."""
         del agent, session
         name = state.setdefault("session_id", f"conversation-{uuid.uuid4()}")
         context.extend_instructions(self.source_id, _INSTRUCTIONS)

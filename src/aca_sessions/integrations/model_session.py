@@ -46,7 +46,10 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """Return the path of `name`, with links resolved. Raise InvalidArgumentError if it leads out of the folder, by '..' or a link."""
+    """Return the path of `name` below `folder`, with links resolved.
+
+    Raise InvalidArgumentError if '..' or a link leads out of the folder.
+    """
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
@@ -62,9 +65,9 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Return the contents of files by name, and None. If `files` is wrong, return {} and an error for the model.
+    """Validate the files that a model sent. Return their contents by name, and None.
 
-    A model may send the mapping as JSON text, and a binary content as a data URI.
+    If they are invalid, return {} and an error for the model. A model may send the mapping as JSON text, and binary content as a data URI.
     """
     if isinstance(files, str):
         try:
@@ -120,7 +123,10 @@ _values = attrgetter(*_FIELDS)
 
 
 class ModelSession:
-    """A session for a model. Each call leases it by its name, so calls of one turn can run together and share variables."""
+    """A session for a model.
+
+    Each call leases the session by its name, so that calls of one turn can run at the same time and share variables.
+    """
 
     _result_type = CodeExecutionResult
 
@@ -151,7 +157,7 @@ class ModelSession:
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
-        """Write the files, run the cell and return its result. Mistakes of the model raise nothing: they become results with an error."""
+        """Write the files, run the cell and return its result. Mistakes of the model do not raise: they become results with an error."""
         contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
         # A framework may have turned a missing argument into text.
         if not isinstance(code, str) or code.strip() in ("None", "null"):
@@ -177,7 +183,7 @@ class ModelSession:
     def for_session(self, session_id: str) -> Self:
         """Return an object for another session of the same pool, for example one for each conversation of a server.
 
-        Closing the new object does nothing. The pool is closed with this object, if it opened the pool.
+        Closing the new object does nothing. The pool is closed when the original object is closed, if that object opened the pool.
         """
         sibling = type(self)(session_id=session_id, max_output=self._max_output)
         sibling._warning.detach()
@@ -202,9 +208,9 @@ class ModelSession:
             return await session.list_files()
 
     async def close(self) -> None:
-        """Close the pool, with its sessions, if this object opened the pool. Otherwise end the session if this object made its name.
+        """Close the pool and its sessions, if this object opened the pool. Otherwise end the session, if this object chose its name.
 
-        The next call opens the pool or starts the session again. Any event loop may close the pool.
+        The next call opens the pool or starts the session again. This may be called in any event loop.
         """
         if self._source.is_open and self._closes_source:
             await self._source.close()
@@ -271,7 +277,7 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Return whether the pool was opened here, in this process, and not closed."""
+        """Return whether this object opened a pool in this process and has not closed it."""
         return self.is_open and self._owner.is_here
 
     async def close(self) -> None:

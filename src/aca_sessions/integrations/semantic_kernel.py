@@ -1,4 +1,4 @@
-"""Semantic Kernel: two kernel functions over one session. No other module imports semantic_kernel, which takes seconds."""
+"""Semantic Kernel: two kernel functions that run Python in one session. Only this module imports semantic_kernel, which takes seconds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,10 +19,10 @@ from .model_session import CODE, FILES, ModelSession
 
 
 class PythonResult(CodeExecutionResult):
-    """A result that also has the form of Semantic Kernel's contents, for host programs that show it."""
+    """A result that Semantic Kernel programs can show: `to_contents` converts it to Semantic Kernel's contents."""
 
     def to_contents(self) -> list[TextContent | ImageContent]:
-        """Return the text that a model reads, and the images."""
+        """Return the text that a model reads, and the images, as contents of Semantic Kernel."""
         images = [ImageContent(data=image, data_format="base64", mime_type="image/png") for image in self.images]
         return [TextContent(text=str(self)), *images]
 
@@ -30,8 +30,8 @@ class PythonResult(CodeExecutionResult):
 class PythonCodeInterpreterPlugin(ModelSession):
     """A stateful Python session for a model: `kernel.add_plugin(plugin, "PythonInterpreter")`.
 
-    Without a pool it opens the one that the settings describe, at its first call. It has one session name and leases it for each call, so
-    calls of one turn may run at the same time and share their variables.
+    If no pool is given, the first call opens a pool from the settings. Each call leases the same session by its name, so that calls of one
+    turn can run at the same time and share variables.
     """
 
     # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
@@ -52,7 +52,7 @@ class PythonCodeInterpreterPlugin(ModelSession):
 def add_aca_sessions(
     kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter"
 ) -> PythonCodeInterpreterPlugin:
-    """Add a Python session to a kernel and return its plugin. `async with add_aca_sessions(kernel) as python:` ends it with the block.
+    """Add a Python session to a kernel and return its plugin. `async with add_aca_sessions(kernel):` ends the session after the block.
 
     Args:
         kernel: Gets the functions execute_python and execute_python_with_files.
@@ -65,9 +65,9 @@ def add_aca_sessions(
 
 
 class ShowImages:
-    """A filter that shows a model the images that its code drew: it adds them to the history as a user message, after the tools' answers.
+    """A filter that shows a model the images that its code drew: it adds them to the history as a user message, after the answers of tools.
 
-    `kernel.add_filter("auto_function_invocation", ShowImages())`, for models that accept images.
+    Use it for models that accept images: `kernel.add_filter("auto_function_invocation", ShowImages())`.
     """
 
     # It has no state: the images are in the answers, which the history holds. So they end with their history and cannot reach another one.
@@ -75,7 +75,7 @@ class ShowImages:
     async def __call__(
         self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
     ) -> None:
-        """Run the call. Add images only when all calls of the turn are answered: a model's API allows no message between answers."""
+        """Run the call. Then add images if all calls of the turn are answered, because a model's API allows no message between answers."""
         await next(context)
         if context.chat_history is not None:
             # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
@@ -83,7 +83,10 @@ class ShowImages:
 
 
 def _show_images(history: ChatHistory) -> None:
-    """Add the images of the latest turn's answers as a user message. A second call adds nothing, because that message is now last."""
+    """Add the images in the latest turn's answers to the history, as a user message.
+
+    A second call adds nothing, because that message is then the last one.
+    """
     images = [image for answer in _latest_answers(history) for image in _images(answer)]
     if images:
         shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
@@ -91,7 +94,7 @@ def _show_images(history: ChatHistory) -> None:
 
 
 def _latest_answers(history: ChatHistory) -> list[FunctionResultContent]:
-    """Return the answers at the end of a history, or [] if a call of the same turn has no answer yet.
+    """Return the tool answers at the end of a history, or [] if a call of the same turn has no answer yet.
 
     Calls of earlier turns do not count, because a call that was cancelled is never answered.
     """
@@ -116,13 +119,13 @@ def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") 
     Args:
         plugin: The plugin.
         kernel: The kernel that runs the functions.
-        effect: What the functions do to the world, for the approval of calls.
+        effect: The effect of all functions (`read`, `write` or `irreversible`), by which calls are approved.
     """
     return [_tool(function, kernel, f"{plugin.name}.{name}", effect) for name, function in plugin.functions.items()]
 
 
 def embed_by(generator: EmbeddingGeneratorBase) -> Embed:
-    """Return a Semantic Kernel embedding service as the `embed` function of an `AgentSession`."""
+    """Return an `embed` function for an `AgentSession` that calls a Semantic Kernel embedding service."""
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         vectors = await generator.generate_embeddings(list(texts))
@@ -150,7 +153,7 @@ def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -
 
 
 def _plain(value: Any) -> object:
-    """Return a value that can be sent to a session: a pydantic object as a dict, an unknown object as its text."""
+    """Convert a value so that it can be sent to a session: a pydantic object to a dict, an object of an unknown type to text."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
