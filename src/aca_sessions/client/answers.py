@@ -1,4 +1,4 @@
-"""Decoders of what snippets print. Code in the session can forge any answer, so each decoder checks its types."""
+"""Decode what snippets (cells of the client) print. Code in the session can forge any output, so each decoder checks the types."""
 
 import json
 from typing import Any
@@ -8,7 +8,10 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """Return the JSON value that a snippet printed last. Raise ExecutionError if its cell failed, ServiceError if it printed no JSON."""
+    """Return the JSON value in the last line that a snippet printed.
+
+    Raise ExecutionError if the snippet's cell failed, and ServiceError if the line is not JSON.
+    """
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
@@ -17,21 +20,21 @@ def answer(result: CodeExecutionResult) -> object:
 
 
 def variables_of(content: object) -> list[Variable]:
-    """Decode the answer of the snippet `variables`. Raise ServiceError if its shape is wrong."""
+    """Decode the parsed output of the snippet `variables`. Raise ServiceError if its shape is wrong."""
     if not isinstance(content, list):
         raise _unreadable()
     return [_variable(one) for one in content]
 
 
 def names_of(content: object) -> list[str]:
-    """Return a snippet's answer if it is a list of texts. Raise ServiceError otherwise."""
+    """Return the parsed output of a snippet if it is a list of strings. Raise ServiceError otherwise."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
 
 
 def health_of(content: object) -> dict[str, Any]:
-    """Decode the answer of the snippet `health` as arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
+    """Decode the parsed output of the snippet `health` to keyword arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
@@ -39,7 +42,7 @@ def health_of(content: object) -> dict[str, Any]:
 
 
 def completions_of(content: object) -> Completions:
-    """Decode the answer of the snippet `complete`. Raise ServiceError if its shape is wrong."""
+    """Decode the parsed output of the snippet `complete`. Raise ServiceError if its shape is wrong."""
     match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
@@ -47,7 +50,10 @@ def completions_of(content: object) -> Completions:
 
 
 def inspection_of(content: object) -> str | None:
-    """Return the text that the snippet `inspect` printed, or None for an unknown name. Raise ServiceError if the answer is neither."""
+    """Decode the parsed output of the snippet `inspect`: return its text, or None for an unknown name.
+
+    Raise ServiceError if its shape is wrong.
+    """
     match content:
         case {"text": None | str() as text}:
             return text
@@ -55,7 +61,11 @@ def inspection_of(content: object) -> str | None:
 
 
 def command_result_of(result: CodeExecutionResult) -> CommandResult:
-    """Return a command's result. Its exit code is the last line that its cell printed, or 1 if the cell failed."""
+    """Convert the result of the snippet `command` to a CommandResult.
+
+    The last line that the snippet printed is the exit code. If its cell failed, the exit code is 1. Raise ServiceError if the line is not a
+    number.
+    """
     output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
     if result.error is not None:
         return CommandResult(exit_code=1, stdout=result.stdout, stderr=result.stderr)

@@ -1,4 +1,4 @@
-"""Checks of arguments, made before anything is sent. They raise InvalidArgumentError, which says what to give instead."""
+"""Check arguments before anything is sent. An InvalidArgumentError says what was wrong and what to give instead."""
 
 import ast
 import math
@@ -24,10 +24,11 @@ _MOST_PROSE = 2000  # characters that are parsed to see whether they are code: s
 
 
 def sanitize(code: str) -> str:
-    """Return the Python code in a model's text: without a Markdown fence, backticks, byte order mark and Windows line ends.
+    """Extract the Python code from a language model's text: remove Markdown fences, backticks, a byte order mark and Windows line ends.
 
-    A first line that only names the language is dropped if a statement follows. Text around a fence is dropped if it is not code. Text with
-    several fences, and text whose fence may be inside a string, is left as it is.
+    A first line that only names the language is dropped if a statement follows. If a text begins and ends with the same fence, all between
+    is the code. Otherwise, prose before and after a fence is dropped. If that may be code, if there are several fenced blocks or if the
+    fence may be inside a string, nothing around the fence is dropped.
     """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
@@ -40,7 +41,10 @@ def sanitize(code: str) -> str:
 
 
 def _fenced(text: str) -> str | None:
-    """Return the code inside the only Markdown fence. Return None if there is not exactly one, or if text around it may be code."""
+    """Return the code inside a Markdown fence around the whole text, or else inside the only fence.
+
+    Return None if there is no fence or more than one, or if the text around the fence may be code.
+    """
     opening = _OPENING.match(text)
     if opening is not None:
         rest, fence = text[opening.end() :].rstrip(), opening["fence"]
@@ -51,7 +55,10 @@ def _fenced(text: str) -> str | None:
 
 
 def _in_prose(text: str) -> str | None:
-    """Return the text after the only opening fence, up to a closing one if any. Return None if text around it may be code."""
+    """Return the code of the only fenced block of a text. Without a closing fence, the block goes to the end of the text.
+
+    Return None if there is no such block, or if the text around it may be code.
+    """
     fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
     if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
         return None
@@ -63,7 +70,10 @@ def _in_prose(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text has statements with an effect. A lone word or text that does not parse counts as prose, long text as code."""
+    """Return whether a text may be Python code.
+
+    Text that does not parse, or has only single names as statements, is prose. Text of more than 2,000 characters counts as code, unparsed.
+    """
     if len(text) > _MOST_PROSE:
         return True
     try:
@@ -80,7 +90,7 @@ _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)
 
 
 def checked_session_id(session_id: object) -> str:
-    """Return the identifier if it is 1 to 256 of the characters that endpoints accept. Raise InvalidArgumentError otherwise."""
+    """Return `session_id` if it is 1 to 256 characters that endpoints accept. Raise InvalidArgumentError otherwise."""
     if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
         # Without the value: a session's identifier gives access to it.
         got = type(session_id).__name__
@@ -92,7 +102,10 @@ def checked_session_id(session_id: object) -> str:
 
 
 def checked_timeout(timeout: object) -> float | None:
-    """Return a timeout in seconds, or None: the endpoint's limit. Raise InvalidArgumentError unless it is above 0 and at most 24 hours."""
+    """Return `timeout`, in seconds, if it is above 0 and at most 24 hours. Raise InvalidArgumentError otherwise.
+
+    None is valid and means the endpoint's own limit.
+    """
     if timeout is None:
         return None
     # A bool is an int in Python, and NaN compares false with every bound.
@@ -104,7 +117,10 @@ def checked_timeout(timeout: object) -> float | None:
 
 
 def checked_path(path: object) -> tuple[str, str]:
-    """Return the folder and the name of a file in /mnt/data. Raise InvalidArgumentError if the path is outside or names a folder."""
+    """Split the path of a file in /mnt/data into its folder, relative to /mnt/data, and its name.
+
+    Raise InvalidArgumentError if the path leads outside /mnt/data, names a folder or has characters that cannot be sent.
+    """
     if not isinstance(path, str):
         raise InvalidArgumentError(f"{_NAME_IS}, got {type(path).__name__}")
     folder, name = _split(path)
@@ -114,14 +130,17 @@ def checked_path(path: object) -> tuple[str, str]:
 
 
 def checked_folder(path: object) -> str:
-    """Return a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError outside /mnt/data."""
+    """Return the path of a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError if it leads outside."""
     if not isinstance(path, str):
         raise InvalidArgumentError(f"a folder must be text such as 'folder' or '/mnt/data/folder', got {type(path).__name__}")
     return _split(f"{path}/")[0] if path else ""
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path into the folder relative to /mnt/data and the name. Raise InvalidArgumentError if the path is outside /mnt/data."""
+    """Split a path into its folder, relative to /mnt/data, and its last name, which is '' if the path names a folder.
+
+    Raise InvalidArgumentError if the path leads outside /mnt/data or has characters that cannot be sent.
+    """
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
         raise InvalidArgumentError(
@@ -136,9 +155,9 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def checked_data(data: object) -> bytes | Path:
-    """Return text as UTF-8 and other content as bytes. Return a Path as it is, because its file is read only when it is sent.
+    """Return the content of an upload as bytes, with text encoded as UTF-8. Return a Path as it is: its file is read while it is sent.
 
-    Raise InvalidArgumentError for anything else, and for a Path that is not a file.
+    Raise InvalidArgumentError for other types, for text with a lone surrogate, and for a Path that is not a file.
     """
     match data:
         case Path():
@@ -156,21 +175,21 @@ def checked_data(data: object) -> bytes | Path:
 
 
 def checked_moment(name: object) -> str | None:
-    """Return a checkpoint's name or id, which must be a text of 1 to 256 characters. None is returned as it is."""
+    """Return a checkpoint's name or id if it is None or text of 1 to 256 characters. Raise InvalidArgumentError otherwise."""
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
     raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:
-    """Return the number of branches to make. Raise InvalidArgumentError unless it is 1 to 64."""
+    """Return the number of branches to create if it is an int from 1 to 64. Raise InvalidArgumentError otherwise."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
         raise InvalidArgumentError(f"the number of branches must be an int from 1 to {_MOST_BRANCHES}, got {count!r:.40}")
     return count
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:
-    """Raise InvalidArgumentError unless there are requirements, and each is one line of a requirements.txt and no option of pip."""
+    """Raise InvalidArgumentError if there is no requirement, or if one is not a line of a requirements.txt or is an option of pip."""
     if not requirements:
         raise InvalidArgumentError("expected at least one package to install, got none: name it as in install('humanize')")
     for number, requirement in enumerate(requirements, 1):
@@ -183,7 +202,7 @@ def checked_requirements(requirements: Sequence[str]) -> None:
 
 
 def _kind_of(requirement: object) -> str:
-    """Return what is wrong with a requirement, without its text, which may hold a password."""
+    """Describe an invalid requirement for an error message, without its text, which may hold a password."""
     if not isinstance(requirement, str):
         return type(requirement).__name__
     if not requirement.strip():
@@ -192,7 +211,7 @@ def _kind_of(requirement: object) -> str:
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:
-    """Return the names of packages. Raise InvalidArgumentError if there are none, or if one has a version."""
+    """Return names of packages. Raise InvalidArgumentError if there are none, or if one has a version or is not a name."""
     wrong = [number for number, name in enumerate(names, 1) if not isinstance(name, str) or not _PACKAGE.fullmatch(name)]
     if wrong or not names:
         # Without the value: an option of pip may hold a password.
@@ -202,7 +221,7 @@ def checked_names(names: Sequence[str]) -> Sequence[str]:
 
 
 def checked_install_timeout(timeout: object) -> None:
-    """Raise InvalidArgumentError unless the timeout is above 0 and at most 3600 seconds. None is refused: an installation needs a limit."""
+    """Raise InvalidArgumentError unless `timeout` is above 0 and at most 3600 seconds. None is invalid: an installation needs a limit."""
     if (checked_timeout(timeout) or math.inf) > MAX_INSTALL_SECONDS:
         raise InvalidArgumentError(
             f"the timeout of an installation must be above 0 and at most {MAX_INSTALL_SECONDS:g} seconds, got {timeout!r:.40}"
@@ -210,9 +229,9 @@ def checked_install_timeout(timeout: object) -> None:
 
 
 def refusal(code: object) -> CodeError | None:
-    """Return an error if `code` is no string or not well-formed Unicode, so that it cannot be a cell. Return None otherwise.
+    """Return an error if `code` cannot be run as a cell: it is not a string, or not well-formed Unicode. Return None otherwise.
 
-    The error is returned and not raised, because a model that sent the code reads the error in a result.
+    The error is not raised but goes into a result, because the model that sent the code reads results.
     """
     if not isinstance(code, str):
         return CodeError("TypeError", f"code must be a string, got {type(code).__name__}: send the Python source text")

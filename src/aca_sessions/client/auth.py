@@ -19,7 +19,7 @@ DEFAULT_REFRESH_SECONDS = 300.0
 
 
 class AzureTokenProvider:
-    """A cache of one Azure token, which it renews some minutes before the token expires.
+    """A cache of one Azure token, which is renewed some minutes before it expires.
 
     Only one call renews the token, and others wait for it. If the renewal fails, the old token is used until it expires.
     """
@@ -36,12 +36,12 @@ class AzureTokenProvider:
         refresh_before: float = DEFAULT_REFRESH_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Get tokens from a credential, which the caller must close.
+        """Create a cache of a token that comes from a credential. The caller must close the credential.
 
         Args:
             credential: A sync or async credential of azure-identity.
             scopes: The scopes that tokens are requested for.
-            refresh_before: Seconds before its expiry at which a token is renewed.
+            refresh_before: How many seconds before its expiry a token is renewed.
             clock: Returns the time in seconds since 1970.
         """
         self._credential = credential
@@ -52,7 +52,10 @@ class AzureTokenProvider:
         self._renewing = asyncio.Lock()
 
     async def get_token(self) -> str:
-        """Return a token that is valid now. Raise AuthenticationError if the credential gives none and no cached token is valid."""
+        """Return a valid token. Renew the cached one first if it expires soon.
+
+        Raise AuthenticationError if the credential gives no token and the cached one has expired.
+        """
         if self._held is None or self._due(self._held):
             # Callers that arrive during a renewal wait here, then find its token: hence the second check.
             async with self._renewing:
@@ -61,7 +64,7 @@ class AzureTokenProvider:
         return self._held.token
 
     def clear_cache(self, refused: str | None = None) -> None:
-        """Drop the cached token. With `refused`, drop it only if it is that token, because another call may have renewed it already."""
+        """Drop the cached token. If `refused` is given, drop only that token, because another call may have renewed it already."""
         if self._held is not None and refused in (None, self._held.token):
             self._held = None
 

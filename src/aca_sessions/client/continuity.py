@@ -1,12 +1,11 @@
-"""The ledgers of sessions at endpoints that keep none, such as Azure. A marker variable in the session carries the ledger's position.
+"""Keep the ledgers of sessions for endpoints that keep none, such as Azure. A ledger records what happened to a session, in order.
 
-After its cool-down, Azure ends a session, starts an empty one under the same identifier and does not report that. So the client runs a cell
-of its own before the first cell. That cell sets the marker, makes /mnt/data the working directory and adds it to the import path, as our
-own server does. The client looks for the marker again after a pause, and after a result that leaves the state in doubt. Only an answer
-without the marker counts as a loss.
+After a cool-down without use, Azure ends a session, starts an empty one under the same identifier and does not report that. So the client
+runs a cell of its own before the user's first cell. That cell sets a marker variable, which holds the ledger's id and position, makes
+/mnt/data the working directory and adds it to the import path, as our own server does. The client checks the marker again after a pause,
+and after a result whose state is not `kept`. It records a loss only if the session answers and does not have the marker.
 
-Answers may name the instance of the session that they come from (its guid). If the guid differs from the one before, the client looks for
-the marker too.
+Responses may name the instance of the session that they come from (its guid). If the guid changes, the client checks the marker too.
 """
 
 import asyncio
@@ -47,12 +46,18 @@ class _Known:
 
 
 class Continuity:
-    """The ledgers of an endpoint's latest 10,000 sessions, kept by a marker variable in each session."""
+    """The ledgers of the 10,000 most recently used sessions of an endpoint.
+
+    A marker variable in each session shows whether the session is still the same one.
+    """
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create the ledgers of one endpoint. `run` runs a cell of the client in a session.
+        """Create the ledgers of one endpoint.
 
-        After `verify_after` seconds without use, the marker is looked for before the next cell. `clock` returns monotonic seconds.
+        Args:
+            run: Runs a cell of the client, given a session and the source text.
+            verify_after: Seconds without use after which a session's marker is checked before the next cell.
+            clock: Returns monotonic seconds.
         """
         self._run = run
         self._verify_after = verify_after
@@ -60,9 +65,9 @@ class Continuity:
         self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
     async def execute(self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: Delivered) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, and return its result with the ledger's record.
+        """Run a user's cell by calling `run`, and return its result with the ledger's record for `caller`.
 
-        Look for the marker first if the session may have been replaced, and afterwards if the answer came from another instance.
+        Check the marker first if the session may have been replaced, and again afterwards if another instance of the session answered.
         """
         await self._look_if_in_doubt(session_id)
         known = self._known(session_id)
@@ -75,9 +80,10 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Add the ledger's record to the result of a cell that snippets ran. First record a loss that is not in the ledger yet.
+        """Return the result of a user's cell that ran by several snippets, with the ledger's record for `caller`.
 
-        `start` is the ledger's position when the cell began, and `caller` has the caller's position.
+        If the result reports a loss that the ledger does not have yet, record it first. `start` is the ledger's position when the cell
+        began.
         """
         known = self._known(session_id)
         if result.state.kind != "kept":
@@ -87,16 +93,19 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Add the ledger's record to a result, unless the result's state is `unknown`: then the next result reports everything."""
+        """Return a result with the ledger's record.
+
+        A result with the state `unknown` gets no record, so that the next result reports everything.
+        """
         if result.state.kind == "unknown":
             return result
         since = caller.position if caller.ledger == known.ledger.id else known.ledger.fetched
         return replace(result, record=known.ledger.record(since, start, known.ledger.position))
 
     def note_lost(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
-        """Record that the session lost its variables, and with `with_files` also its files.
+        """Record in the ledger that a session lost its variables, and its files too if `with_files` is true.
 
-        Do nothing if no marker is known: then the client has run no cell in the session, or has recorded the loss.
+        Do nothing if no marker is known: either the client has run no cell in the session, or it has recorded the loss already.
         """
         known = self._known(session_id)
         if known.mark is not None:
@@ -105,9 +114,9 @@ class Continuity:
             known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
-        """Clear the variables by running the cell `clear(mark)`, which also sets the new marker `mark`.
+        """Clear a session's variables by running the cell that `clear(mark)` returns. The cell also sets the marker to `mark`.
 
-        Return the ledger's id and the position of the new entry.
+        Return the ledger's id and the position of the entry for this reset.
         """
         await self._look_if_in_doubt(session_id)
         known = self._known(session_id)
@@ -121,20 +130,20 @@ class Continuity:
         return self._known(session_id).ledger.position
 
     def seen(self, session_id: str, guid: str) -> None:
-        """Note the guid of the instance that answered for a session. If the guid changed, the next cell looks for the marker first."""
+        """Remember the guid of the instance that answered for a session. If the guid changed, the next cell checks the marker first."""
         known = self._known(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
         known.guid = guid
 
     def forget(self, session_id: str) -> None:
-        """Record that a caller ended a session on purpose. Callers that had no result of that session yet are not told of a loss."""
+        """Record that a caller ended a session on purpose. Callers that have no result of the session yet get no report of a loss."""
         known = self._sessions.get(session_id)
         if known is not None:
             self.note_lost(session_id, "terminated", with_files=True)
             known.ledger.fetched = known.ledger.position
 
     async def _look_if_in_doubt(self, session_id: str) -> None:
-        """Look for the marker if the session was never or not recently used here, or if it may have been replaced."""
+        """Check the marker if the session may have been replaced, or if this client has not used the session recently."""
         known = self._known(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:
@@ -145,7 +154,10 @@ class Continuity:
                 known.mark, known.replaced = found, False
 
     async def _look(self, session_id: str, known: _Known) -> str | None:
-        """Return the marker that is in the session. Set one if there is none. Return None if the session gave no answer."""
+        """Return the marker that the session holds, or None if the session does not answer.
+
+        If the marker changed or is gone, record the reason. If there is none, set a new one.
+        """
         if known.mark is not None:
             result = await self._run(session_id, _READ_MARK)
             if not _is_answer(result):
@@ -171,7 +183,7 @@ class Continuity:
         return format_position(uuid.uuid4().hex, known.ledger.position)
 
     def _learn(self, known: _Known, result: CodeExecutionResult) -> None:
-        """Record a loss that a result reports. Unless the result's state is `kept`, let the next cell look for the marker first."""
+        """Record the loss that a result reports, if any. If the result's state is not `kept`, the next cell checks the marker first."""
         known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
@@ -188,5 +200,5 @@ class Continuity:
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
-    """Return whether a cell of the client has a text as its value. Otherwise, as after a time-out, nothing is known of the marker."""
+    """Return whether the client's own cell returned a text. If it did not, as after a timeout, the marker is unknown."""
     return result.success and isinstance(result.value, str) and result.value != ""

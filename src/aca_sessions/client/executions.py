@@ -1,4 +1,4 @@
-"""The executions of an endpoint: start each once, follow it, interrupt it. If an answer is lost, the execution is asked for by its id."""
+"""Start, follow and interrupt executions. Each cell is sent once: if the response is lost, the client asks for the execution by its id."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ async def _cannot(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """The handle of one execution. The cell runs on if the handle is dropped; `cancel` interrupts the cell."""
+    """A handle to one execution. Dropping the handle does not stop the cell; `cancel` interrupts the cell."""
 
     id: str
     session_id: str
@@ -49,8 +49,7 @@ class Execution:
     async def events(self) -> AsyncIterator[Event]:
         """Yield the cell's events in order, from its beginning, as they happen. The last event has the result.
 
-        Each call yields all events again. `input()` and host calls of the cell are answered meanwhile, by the functions that `answering`
-        set.
+        Each call yields all events again. Meanwhile, the functions given to `answering` answer the cell's `input()` and host calls.
         """
         calls = Tasks()
         try:
@@ -69,7 +68,7 @@ class Execution:
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
-        """Wait for the result and return it. Answer `input()` and host calls meanwhile, if `answering` set functions for that."""
+        """Wait for the result and return it. Meanwhile, the functions given to `answering` answer the cell's `input()` and host calls."""
         result = None
         if self._is_answered:
             async for event in self.events():
@@ -83,22 +82,23 @@ class Execution:
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None) -> None:
-        """Answer an `input` event with a line. None instead of a line raises EOFError in the cell."""
+        """Send `text` as the answer to an `input` event. None raises EOFError in the cell."""
         if not (text is None or isinstance(text, str)):
             raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
         await self._reply(event.number, text)
 
     def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
-        """Return a copy with functions that answer the cell while its events are read.
+        """Return a copy with functions that answer the cell's `input()` and host calls while its events are read.
 
         Args:
-            on_input: Returns the line for a prompt of `input()`, or None to refuse. Prompts are answered one after the other.
+            on_input: Returns the line for a prompt of `input()`, or None to raise EOFError in the cell. Prompts are answered one after the
+                other.
             on_call: Returns the answer to a host call. Several calls may run at the same time.
         """
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return a copy that also passes the result through `amend`, after the functions of earlier calls."""
+        """Return a copy that passes its result through `amend`, after the functions of earlier calls of `amending`."""
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
 
@@ -107,9 +107,9 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Answer the host calls in `asked`, and return the events that follow number `after`.
+        """Answer the host calls in `asked`, and return the events after event number `after`.
 
-        If a single call is answered within 5 ms, one request sends the answer and gets the events.
+        If there is a single call and it is answered within 5 ms, one request sends the answer and gets the events.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -125,7 +125,10 @@ class Execution:
         return await self._page(after)
 
     async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
-        """Send the answer to a host call, or None if the caller's function fails: otherwise the cell would wait forever."""
+        """Wait for the answer to a host call and send it.
+
+        If the caller's function fails, send None, because the cell would wait forever without an answer.
+        """
         answer = None
         try:
             answer = await answering
@@ -146,7 +149,7 @@ class Execution:
 
 
 def ended(result: CodeExecutionResult) -> Execution:
-    """Return the handle of an execution that has its result already."""
+    """Create the handle of an execution that has its result already."""
 
     async def page(_after: int) -> Page:
         return events_of(result), 0, result
@@ -155,7 +158,7 @@ def ended(result: CodeExecutionResult) -> Execution:
 
 
 def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
-    """Return the handle of a cell whose result a task waits for. All events of the cell arrive when it ends."""
+    """Create the handle of an execution whose result the task `running` returns. All events arrive when the task ends."""
 
     async def page(after: int) -> Page:
         try:
@@ -175,7 +178,7 @@ def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]")
 
 
 def events_of(result: CodeExecutionResult) -> list[Event]:
-    """Return the events that can be made of a result after its cell ended: stdout, stderr, then one event for each display."""
+    """Convert the result of an ended cell to events: stdout, stderr, then one event for each display."""
     written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.stderr)]
     return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
 
@@ -219,7 +222,10 @@ class Executions:
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
-        """Start a cell in the background. Raise NotSupportedError if the api-version has no asynchronous executions."""
+        """Start a cell in the background and return its handle.
+
+        Raise NotSupportedError if the api-version has no asynchronous executions.
+        """
         id = str(uuid.uuid4())
         try:
             record = await self._send(session_id, id, call, caller, asynchronous=True)
@@ -229,7 +235,7 @@ class Executions:
         return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
 
     def followed(self, session_id: str, id: str, caller: Delivered) -> Execution:
-        """Return the handle of an execution that was started earlier, here or by another client. No request is sent."""
+        """Create a handle to an execution that this or another client started earlier, without sending a request."""
         return Execution(
             id=id,
             session_id=session_id,
@@ -242,13 +248,19 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the running one. Raise NotSupportedError if the endpoint cannot interrupt cells."""
+        """Interrupt the execution `id`, or the one that runs now if `id` is None.
+
+        Raise NotSupportedError if the endpoint cannot interrupt cells.
+        """
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt the cell of a cancelled call. Try for at most 10 s, even if the caller is cancelled again, and ignore errors."""
+        """Interrupt an execution whose caller was cancelled. Ignore errors.
+
+        Try for at most 10 s, even if the caller is cancelled again.
+        """
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
@@ -257,9 +269,10 @@ class Executions:
         await self._tasks.finish()
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
-        """Send a cell once and return its record.
+        """Send a cell once and return the execution that the response describes.
 
-        A cell that may have run is never sent again. If the answer is lost, the client asks for the execution by the id that it chose.
+        A cell that may have run is never sent again. If the response is lost, ask for the execution by `id`, which the client chose. Raise
+        NotSupportedError if the api-version cannot run the cell asynchronously.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
             long = (call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS
@@ -285,7 +298,7 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution whose answer was lost. If that fails, return a record whose result has the state `unknown: no reply`."""
+        """Ask for an execution whose response was lost. If that fails, return one whose result has the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
@@ -294,7 +307,7 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution until it has a result. If the server becomes unreachable, return a result with the state `unknown`."""
+        """Ask for an execution until it has a result. If a request fails, return one whose result has the state `unknown`."""
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -310,7 +323,7 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Return the events that follow number `after`, the last event's number, and the result once there is one.
+        """Return the events after event number `after`, the number of the last one, and the result once there is one.
 
         If the endpoint has no events, poll for the result and make the events from it.
         """
@@ -332,7 +345,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Send a reply and return the next events in one request. If that fails, get only the events: a reply is not sent twice."""
+        """Send a reply and return the next events in one request. If it fails, only ask for the events, so that no reply is sent twice."""
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -352,7 +365,7 @@ class Executions:
 
 
 def rich(caller: Delivered) -> dict[str, str]:
-    """Return the headers that ask for the extended result, and for the ledger's entries since the position of `caller`."""
+    """Return the headers that request the extended result, with the entries of the ledger since the position of `caller`."""
     if caller.ledger is None:
         return _RICH
     return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}

@@ -1,4 +1,4 @@
-"""Transfers of files between this machine and the sessions of an endpoint."""
+"""Transfer files between this machine and the sessions of an endpoint."""
 
 import asyncio
 import contextlib
@@ -25,10 +25,10 @@ from .http import SessionsHttpClient, decoded
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file, which replaces `path` if the `with` block succeeds. If the block fails, `path` stays as it was.
+    """Open a new file that replaces `path` when the `with` block succeeds. If the block fails, `path` stays as it was.
 
-    The new file has the permissions of the file that it replaces, otherwise default ones. A device or a pipe is written to directly, so a
-    block that fails may have written to it.
+    The new file gets the permissions of the file that it replaces, otherwise default ones. If `path` is a device or a pipe, it is written
+    to directly, so a block that fails may have written to it.
     """
     target = Path(os.path.realpath(path))  # a link stays a link: the file that it names is replaced
     earlier = _status(target)
@@ -90,19 +90,19 @@ Read = Callable[[int | None, str | None], Awaitable[Part]]
 
 
 class _ChangedError(Exception):
-    """A part of a file belongs to another version than the earlier parts."""
+    """The file changed during the download: a part is of another version than the earlier parts, or no longer exists."""
 
 
 async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop the parts that came before.
+    """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop all earlier parts.
 
     If the file changes, it is read again from the beginning. If it keeps changing, ServiceError (412, `FileChanged`) is raised after five
     attempts, or after one if not `restartable`.
 
     Args:
-        read: Returns the part at an offset, of the given version if there is one. An offset of None reads the whole file.
+        read: Returns the part at an offset, of the given version. An offset of None means the whole file, a version of None any version.
         ranged: Whether the endpoint supports range requests. If not, the whole file is one part, which is held in memory.
-        restartable: Whether the caller can drop what came before.
+        restartable: Whether the caller can drop earlier parts.
     """
     for pause in (*(_PAUSES if restartable else ()), None):
         try:
@@ -119,7 +119,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
 
 
 async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of one version of the file, each with its offset."""
+    """Yield the parts of one version of the file, each with its offset. Raise `_ChangedError` if the file changes meanwhile."""
     first = await _unless_changed(read, 0 if ranged else None, None)
     yield 0, first.data
     done = len(first.data)
@@ -142,7 +142,7 @@ async def _next(read: Read, offset: int, first: Part) -> Part:
 
 
 async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
-    """Read a part. Raise `_ChangedError` if the endpoint answers that the version is gone (412) or the file is too short (416) now."""
+    """Read a part. Raise `_ChangedError` if the endpoint responds that the version is gone (412) or the file is too short now (416)."""
     try:
         # In process, a server that breaks off an answer raises here.
         return await read(offset, version)
@@ -157,16 +157,16 @@ _RANGE = 8 << 20  # bytes of one part: `save` holds no more in memory
 
 
 class SessionFiles:
-    """The files of all sessions of an endpoint, in one api-version: list, upload, download and delete them."""
+    """A client that lists, uploads, downloads and deletes files in the sessions of an endpoint, in one api-version."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
         self._http = http
         self._dialect = version.dialect
 
     async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
-        """Write a file into /mnt/data. Return its description and the upload as a step for the history.
+        """Write a file into /mnt/data. Return its description, and the upload as a step for the session's history.
 
-        A file on this machine is read once, while it is sent, so the step describes what was sent.
+        A file on this machine is read once, while it is sent, so the step describes exactly what was sent.
         """
         folder, name = checked_path(path)
         content = checked_data(data)
@@ -190,7 +190,7 @@ class SessionFiles:
         return decoded(response, self._dialect.decode_files)
 
     async def download(self, session_id: str, name: str) -> bytes:
-        """Return a file's content, all of one version even if the file changes meanwhile."""
+        """Return a file's content. All of it is from one version of the file, even if the file changes during the download."""
         parts: list[bytes] = []
         async for offset, data in self._parts(session_id, name):
             if offset == 0:
@@ -199,9 +199,10 @@ class SessionFiles:
         return b"".join(parts)
 
     async def save(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size in bytes. If that fails, a file at the path stays as it was.
+        """Write a file's content to a path on this machine and return its size in bytes.
 
-        If the endpoint supports range requests, at most 8 MB are held in memory.
+        If the download fails, a file that exists at the path stays as it was. If the endpoint supports range requests, at most 8 MB are
+        held in memory.
         """
         size = 0
         with replacing(path) as file:

@@ -1,4 +1,4 @@
-"""The history of a session: what was done with it, in order. A notebook can be written from it, and replayed elsewhere."""
+"""Record what was done with a session, in order. The history can be written as a notebook, which can be replayed in another session."""
 
 import base64
 import contextlib
@@ -23,7 +23,7 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell as it was sent, and its result, which is None while the cell runs or if no result came.
+    """A step: a cell as it was sent, and its result. The result is None while the cell runs, or if none arrived.
 
     `rolled_back` means that a rollback undid what the cell did to the variables.
     """
@@ -35,7 +35,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A file that the caller wrote to the session. `content` is None if the file has more than 4 MB."""
+    """A step: a file that the caller wrote to the session. `content` is None if the file is larger than 4 MB."""
 
     path: str
     size: int
@@ -45,19 +45,19 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A file that the caller deleted from the session."""
+    """A step: a file that the caller deleted from the session."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A reset that the caller asked for. It cleared the variables."""
+    """A step: a reset, requested by the caller, which cleared the variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """Packages that were installed, as the caller named them."""
+    """A step: an installation of packages, with the requirements as the caller wrote them."""
 
     requirements: tuple[str, ...]
 
@@ -66,7 +66,7 @@ Step = Ran | Uploaded | Deleted | Reset | Installed
 
 
 class History:
-    """The latest steps of a session: at most 1,000, and about 32 MB. Older steps are dropped, and `left_out` counts them."""
+    """The latest steps of a session: at most 1,000 steps and about 32 MB. Older steps are dropped, and `left_out` counts them."""
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
@@ -108,7 +108,10 @@ class History:
         return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Set the result of a cell and return it. If the result reports a rollback, mark the cells that were undone."""
+        """Store a result in the cell with the step number `number`, and return the result.
+
+        If the result reports a rollback, mark the cells that the rollback undid.
+        """
         known = self._steps.get(number)
         if isinstance(known, Ran):
             self.note(Ran(known.code, result, known.rolled_back), number)
@@ -126,15 +129,16 @@ class History:
                 self._steps[number] = replace(step, rolled_back=True)
 
     def mark(self, checkpoint: str) -> None:
-        """Remember that a checkpoint was taken at this point of the history. Only the latest 1,000 checkpoints are remembered."""
+        """Remember that a checkpoint was taken now, after the latest step. Only the latest 1,000 checkpoints are remembered."""
         self._marks[checkpoint] = next(self._numbers)
         if len(self._marks) > _MOST_STEPS:
             del self._marks[next(iter(self._marks))]
 
     def go_back(self, checkpoint: str) -> None:
-        """Forget the steps after a checkpoint, because a rollback undid them.
+        """Drop the steps after a checkpoint, because a rollback undid them.
 
-        If the checkpoint is unknown (another object may have taken it), forget all steps and add one to `left_out`: the history has a gap.
+        If the checkpoint is unknown (another object may have taken it), drop all steps and add one to `left_out`, because the history has a
+        gap.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -142,7 +146,7 @@ class History:
         self.left_out += mark < 0
 
     def copy(self) -> "History":
-        """Return an independent copy of the history until now, for a session that branches off."""
+        """Return an independent copy of the history, for a new branch of the session."""
         twin = History()
         twin._steps, twin._sizes, twin._marks = self._steps.copy(), self._sizes.copy(), self._marks.copy()
         twin._numbers, twin.left_out = itertools.count(next(self._numbers)), self.left_out
@@ -155,7 +159,7 @@ class History:
 class Upload(io.FileIO):
     """A file that records what is read from it while it is sent: the size, the hash and, up to 4 MB, the content.
 
-    So the history has what the session got, even if the file on this machine changes meanwhile.
+    So the history records what the session received, even if the file on this machine changes meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,13 +176,13 @@ class Upload(io.FileIO):
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position and forget what was recorded, because httpx seeks to the beginning before each time it sends the file."""
+        """Move to a position and discard what was recorded: httpx seeks to the beginning each time before it sends the file."""
         self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
         return super().seek(offset, whence)
 
 
 def step_of(path: str, sent: bytes | Upload) -> Uploaded:
-    """Return the history's step for an upload. Call this after an `Upload` was sent, because it records only what was read."""
+    """Return the step that records an upload. Call this only after an `Upload` was sent, because it records what is read from it."""
     if isinstance(sent, bytes):
         content: bytes | bytearray = sent
         size, digest = len(sent), hashlib.sha256(sent)
@@ -198,7 +202,7 @@ Output = Mapping[str, Any]
 
 
 def to_notebook(history: History) -> dict[str, Any]:
-    """Return a history as a notebook (nbformat 4), in JSON values."""
+    """Convert a history to a notebook (nbformat 4) and return the notebook as JSON values."""
     cells, count = [], 0
     for place, step in enumerate(history.steps):
         count += isinstance(step, Ran)
@@ -208,7 +212,10 @@ def to_notebook(history: History) -> dict[str, Any]:
 
 
 def to_script(history: History) -> str:
-    """Return the cells as a script, `# %%` before each, without outputs or rolled-back cells. Magics and shell lines become comments."""
+    """Convert a history to a Python script with `# %%` before each cell.
+
+    Outputs and rolled-back cells are left out. Magics, shell lines and steps that are not cells become comments.
+    """
     parts = []
     for step in history.steps:
         match step:
@@ -222,7 +229,10 @@ def to_script(history: History) -> str:
 
 
 def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
-    """Return the steps of a notebook (a path or parsed JSON) with their recorded outputs. Raise InvalidArgumentError for anything else."""
+    """Return the steps of a notebook with their recorded outputs. `source` is a path or parsed JSON.
+
+    Raise InvalidArgumentError if it is not a valid notebook of nbformat 4.
+    """
     notebook = _loaded(source)
     match notebook:
         case {"nbformat": 4, "cells": [*cells]} if len(cells) <= _MOST_CELLS:
@@ -246,7 +256,7 @@ def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
-    """Return a result as the outputs of a notebook's cell. `count` is the cell's execution count."""
+    """Convert a result to the outputs of a notebook's cell. `count` is the cell's execution count."""
     stderr = result.stderr
     if result.error is not None:
         # Our results have the traceback in stderr too; a notebook has it in an output of its own.
@@ -340,7 +350,7 @@ def _loaded(source: object) -> object:
 
 
 def _step(cell: object) -> tuple[Step, list[Output]] | None:
-    """Return a notebook cell's step and outputs, or None for Markdown and raw text that hold no step."""
+    """Convert a notebook's cell to a step with its outputs. Return None for Markdown and raw text that hold no step."""
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]

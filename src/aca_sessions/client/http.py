@@ -1,4 +1,4 @@
-"""Requests to one endpoint. Error statuses and exceptions of httpx are raised as the package's own errors."""
+"""Send requests to one endpoint. Error responses and exceptions of httpx are raised as this package's own exceptions."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.
 
 
 class SessionsHttpClient:
-    """A client that sends single requests to one endpoint in one api-version. Closing it closes the httpx client that it was given."""
+    """A client that sends requests to one endpoint in one api-version. Closing it closes the httpx client that it uses."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class SessionsHttpClient:
         request_timeout: float = DEFAULT_REQUEST_SECONDS,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
-        """Send requests through an httpx client whose base URL is the endpoint, and close that client at the end.
+        """Create a client over an httpx client whose base URL is the endpoint. `close` closes the httpx client.
 
         Args:
             client: The httpx client.
             api_version: The api-version that every request names.
-            connect_timeout: Seconds to connect.
-            request_timeout: Seconds to wait for the answer to a request that sets no time limit of its own.
-            patience: Seconds from the beginning of a request in which it may be repeated.
+            connect_timeout: Seconds to wait for a connection.
+            request_timeout: Seconds to wait for a response, if the request has no timeout of its own.
+            patience: Seconds after its first attempt in which a request may be retried.
         """
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
@@ -73,19 +73,19 @@ class SessionsHttpClient:
         file: tuple[str, bytes | IO[bytes]] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
-        """Send a request and return its response. Raise the package's own exception for every response that is not a success.
+        """Send a request and return its response. Raise one of this package's exceptions for an error response.
 
-        Repeat the request if the endpoint cannot be reached or refuses it for now, and a GET also if no answer came.
+        Retry the request if the endpoint cannot be reached or refuses it temporarily. Retry a GET also if no response arrived.
 
         Args:
             method: The HTTP method.
             path: The path below the endpoint.
-            identifier: The session, if the request is about one.
+            identifier: The identifier of the session, if the request is about one.
             query: Further query parameters.
             headers: Further headers.
             json: A body to send as JSON.
             file: The name and the content of a file to send as a form.
-            timeout: Seconds, in place of the client's own time limit.
+            timeout: Seconds to wait for the response, by default the client's `request_timeout`.
         """
         self._owner.check()
         if self._client.is_closed:
@@ -151,7 +151,7 @@ class SessionsHttpClient:
     async def offers(self, extension: str) -> bool:
         """Return whether the endpoint lists an extension in its responses.
 
-        If no response came yet, request the endpoint's health. Return False if that fails.
+        If no response has arrived yet, request the endpoint's health first. Return False if that fails.
         """
         if self._offered is None:
             self._owner.check()
@@ -184,12 +184,18 @@ class SessionsHttpClient:
 
 
 def _without_identifiers(record: logging.LogRecord) -> bool:
-    """Drop log records with an identifier: httpx logs every URL, and a session's identifier gives access to the session."""
+    """Return False, which drops the record, if a log record has an identifier.
+
+    httpx logs every URL, and the identifier in it gives access to the session.
+    """
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """Return `decode(content)` for a response's JSON object. Raise ServiceUnavailableError for other content: a proxy may have answered."""
+    """Parse a response as a JSON object, pass the object to `decode`, and return what that returns.
+
+    Raise ServiceUnavailableError if the content is anything else: a proxy may have answered.
+    """
     try:
         content = response.json()
         if isinstance(content, dict):
@@ -205,7 +211,7 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 
 
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
-    """Return whether a refused request may be repeated, because the service did not begin on it or because it is a GET.
+    """Return whether to retry a refused request: the service did not begin to process it, or it is a GET.
 
     If our server answers 429, or 503 for a full queue, it has not begun. If a gateway answers 502, 503 or 504, the service may have begun.
     """

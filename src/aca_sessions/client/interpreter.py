@@ -1,4 +1,4 @@
-"""The client of an endpoint's sessions: each call names its session. Failed code is a result; all other failures are raised."""
+"""Run cells and transfer files in an endpoint's sessions. Code that fails returns a result with an error; all other failures raise."""
 
 import contextlib
 from collections import OrderedDict
@@ -34,17 +34,17 @@ _REMEMBERED = 10_000
 class CodeInterpreter:
     """A client that runs cells and transfers files in any session of an endpoint.
 
-    Each result reports what its session lost since the last result that the caller received. Calls of these methods that name no `caller`
-    count as one caller. Each `Session` object is a caller of its own.
+    Each result reports what its session lost since the last result that the caller received. Calls without the argument `caller` count as
+    one caller. Each `Session` object is a caller of its own.
     """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
-        """Send requests through an HTTP client, which `close` closes.
+        """Create a client over an HTTP client. `close` closes the HTTP client too.
 
         Args:
             http: The client of the endpoint.
-            verify_after: Seconds without use after which a session is checked to be still the same one. This is needed only at an endpoint
-                that keeps no ledger.
+            verify_after: Seconds without use after which the next cell first checks that the session is still the same one. Only endpoints
+                that keep no ledger need this.
         """
         self._http = http
         self._version = VERSIONS[http.api_version]
@@ -66,7 +66,7 @@ class CodeInterpreter:
     ) -> CodeExecutionResult:
         """Run a cell and return its result. A cell that fails raises nothing: its result has an `error`, and the session stays usable.
 
-        Cancelling the call interrupts the cell, if the endpoint can interrupt cells. At other endpoints, such as Azure, the cell runs on.
+        Cancelling the call interrupts the cell, if the endpoint can interrupt cells. At other endpoints, such as Azure, the cell continues.
 
         Args:
             request: A request, or the name of the session.
@@ -81,7 +81,7 @@ class CodeInterpreter:
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
-        `state` reports what happened since the position of `caller`.
+        The result's `state` reports what happened since the position of `caller` in the session's ledger.
         """
         if request.timeout is not None:
             checked_timeout(request.timeout)
@@ -98,16 +98,17 @@ class CodeInterpreter:
     async def execute_snippet(
         self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a snippet, which is a cell of the client, and return its result.
+        """Run a snippet, a cell that the client sends for one of its own features, and return its result.
 
-        A loss that this result reports is reported with the user's next cell too, because the user does not get this result.
+        If this result reports a loss, the user's next cell reports the loss too, because the user does not get this result.
 
         Args:
             session_id: The session.
             name: The name of a function in `snippets`.
-            arguments: The arguments of that function, without the user's variables.
+            arguments: The arguments of that function, without the first (the user's variables).
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position since which `state` reports, by default the latest that was delivered for this session.
+            caller: The position in the ledger from which the result's `state` reports. By default, the latest that was delivered for this
+                session.
         """
         checked_session_id(session_id)
         caller = caller or replace(self._delivered_of(session_id))
@@ -117,20 +118,24 @@ class CodeInterpreter:
     async def execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, which sends snippets. Return the result with the state since the position of `caller`."""
+        """Run a user's cell by calling `run`, which sends the cell in snippets, and return its result.
+
+        The result's `state` reports what happened since the position of `caller` in the session's ledger.
+        """
         start = self._continuity.position(session_id)
         result = await run()
         result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Return a new caller's position in the session's ledger: after all that this client delivered to earlier callers."""
+        """Create a new caller of a session. Its position in the ledger is after all results that this client has delivered."""
         return replace(self._delivered_of(session_id))
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result with the state since the caller's position, and move that position to the end of the result's record.
 
-        Call this right before handing the result over, without an await: a caller cancelled in between would miss the state.
+        Call this right before returning the result to the caller, with no await in between. A caller that is cancelled in between would
+        miss the state.
         """
         delivered = caller.deliver(result)
         if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
@@ -138,7 +143,7 @@ class CodeInterpreter:
         return delivered
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
-        """Undo `deliver` for a result that did not reach the caller, so that the next result reports its entries again."""
+        """Undo `deliver` for a result that did not reach the caller, so that the next result reports its ledger entries again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
                 one.go_back(result.record)
@@ -171,7 +176,7 @@ class CodeInterpreter:
         return remote_file
 
     async def upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
-        """Write a file like `upload_file`. Return its description and the upload as a step for the history."""
+        """Write a file like `upload_file`. Return its description, and the upload as a step for the session's history."""
         return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
@@ -189,7 +194,7 @@ class CodeInterpreter:
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
         """Write a file's content to a path on this machine and return its size in bytes.
 
-        If that fails, a file at the path stays as it was.
+        If the download fails, a file that exists at the path stays as it was.
         """
         return await self._files.save(session_id, name, path)
 
@@ -210,7 +215,7 @@ class CodeInterpreter:
         self._note_asked(session_id, caller, *entry)
 
     def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Note that the entry at a position is the caller's own reset or rollback, so that no result reports it to the caller."""
+        """Record that the ledger's entry at a position is the caller's own reset or rollback, which no result reports to the caller."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -227,7 +232,9 @@ class CodeInterpreter:
         on_call: AnswerCall | None = None,
         caller: Delivered | None = None,
     ) -> Execution:
-        """Start a cell in the background and return its execution. At endpoints without events, all events arrive when the cell has ended.
+        """Start a cell in the background and return a handle to its execution.
+
+        At endpoints without events, all events arrive when the cell has ended.
 
         Args:
             session_id: The session.
@@ -237,7 +244,7 @@ class CodeInterpreter:
             on_input: Answers `input()` while the events are read.
             transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
             on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
-            caller: The position up to which this caller knows the session. The result's `state` tells what happened since. By default the
+            caller: The position up to which this caller knows the session. The result's `state` reports what happened since. By default the
                 latest position that was delivered for the session.
         """
         checked_session_id(session_id)
@@ -261,13 +268,13 @@ class CodeInterpreter:
     def execution(
         self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
     ) -> Execution:
-        """Return an execution that was started earlier, by this or another client.
+        """Create a handle to an execution that this or another client started earlier, without sending a request.
 
         Args:
             session_id: The session.
             execution_id: The execution's id.
             on_input: Answers `input()` while the events are read.
-            caller: The position up to which this caller knows the session. The result's `state` tells what happened since. By default the
+            caller: The position up to which this caller knows the session. The result's `state` reports what happened since. By default the
                 latest position that was delivered for the session.
         """
         caller = caller or self._delivered_of(checked_session_id(session_id))
@@ -275,18 +282,21 @@ class CodeInterpreter:
         return execution.amending(partial(self.deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
-        """Interrupt a cell of a session, by default the one that runs now. The result of that cell shows whether it ended.
+        """Interrupt a cell of a session, by default the one that runs now. The result of that cell shows whether the interrupt stopped it.
 
         Raise NotSupportedError if the endpoint cannot interrupt cells.
         """
         await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt the cell of a call that is being cancelled. Finish even if the caller is cancelled once more, and ignore errors."""
+        """Interrupt an execution whose caller was cancelled. Ignore errors.
+
+        Try for at most 10 s, even if the caller is cancelled again.
+        """
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Let the server install packages into a session, and return the result. A failed installation changes nothing.
+        """Have the server install packages into a session, and return the result. An installation that fails changes nothing.
 
         Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
         """
@@ -304,7 +314,10 @@ class CodeInterpreter:
         return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
-        """Uninstall packages that a session installed and return the result. Raise NotSupportedError if the endpoint cannot."""
+        """Uninstall packages that were installed in a session and return the result.
+
+        Raise NotSupportedError if the endpoint cannot uninstall packages.
+        """
         query = {"names": ",".join(checked_names(names))}
         await self._http.require("packages", "uninstall packages")
         path = extensions.PACKAGES_PATH
@@ -312,16 +325,19 @@ class CodeInterpreter:
         return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def packages(self, session_id: str) -> list[Package]:
-        """Return the packages that a session installed in addition to those of its environment.
+        """Return the packages that were installed in a session, in addition to those of its environment.
 
-        Raise NotSupportedError if the endpoint cannot.
+        Raise NotSupportedError if the endpoint cannot list them.
         """
         await self._http.require("packages", "list installed packages")
         response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
         return decoded(response, extensions.decode_packages)
 
     async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
-        """Take a checkpoint of a session and return it. Raise SnapshotError, which names the obstacle, if that is impossible now."""
+        """Take a checkpoint of a session and return it.
+
+        Raise SnapshotError, which names the obstacle, if no checkpoint can be taken now.
+        """
         response = await self._request_timeline("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
         return decoded(response, extensions.decode_checkpoint)
 
@@ -330,13 +346,13 @@ class CodeInterpreter:
         return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
 
     async def roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
-        """Roll a session back to the checkpoint with this name or id, or to the latest if both are None. Return the checkpoint.
+        """Roll a session back to the checkpoint with this name or id, or to the latest one if both are None. Return the checkpoint.
 
         Args:
             session_id: The session.
-            caller: The caller. Its results do not report this rollback.
+            caller: The caller that asks for the rollback. Its results do not report the rollback.
             id: The id of a checkpoint.
-            name: The name of a checkpoint. A checkpoint of this name is preferred to one with the id.
+            name: The name of a checkpoint. If both match, the checkpoint with this name is used, not the one with the id.
         """
         response = await self._request_timeline("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
         reached = decoded(response, extensions.decode_checkpoint)
@@ -350,10 +366,10 @@ class CodeInterpreter:
     async def branch(
         self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
     ) -> tuple[Record, dict[str, str]]:
-        """Create sessions, with the given identifiers, that continue from another session's state: all, or none.
+        """Create branches of a session, one for each of `identifiers`. Either all are created, or none.
 
-        Return the original session's record for `caller`, and for each identifier the position (`ledger:number`) at which its ledger
-        begins.
+        Return the part of the session's ledger that `caller` does not know yet, and for each branch the position (`ledger:number`) at which
+        its own ledger begins.
         """
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:
@@ -379,7 +395,7 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return the evidence for each part of the isolation, or None if the endpoint does not report it.
+        """Return the evidence for each part of the isolation, keyed by name, or None if the endpoint does not report its isolation.
 
         For a missing part, the evidence begins with `NOT ENFORCED: `.
         """
@@ -388,18 +404,19 @@ class CodeInterpreter:
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension of Azure's API, given its name."""
+        """Return whether the endpoint has an extension of Azure's API, given the extension's name, such as `checkpoint`."""
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
-        """Return what the service knows of a session. Raise NotFoundError if there is no such session."""
+        """Return the service's description of a session. Raise NotFoundError if there is no such session."""
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
-        """End a session at the service. Raise NotFoundError if there is no such session, and NotSupportedError if it can only expire.
+        """End a session at the service.
 
-        With `expired`, the loss is reported to callers with the reason `expired`, otherwise with the reason `terminated`.
+        Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions. Callers get a report
+        of the loss with the reason `expired` if `expired` is true, otherwise with the reason `terminated`.
         """
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
@@ -450,7 +467,7 @@ class CodeInterpreter:
             )
 
     async def close(self) -> None:
-        """Cancel what runs in the background and close the connections.
+        """Cancel background tasks and close the connections.
 
         Sessions stay at the service until they expire. An embedded server ends with the block that opened this client.
         """
@@ -465,7 +482,7 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
-        """Run a cell. The result has a record of the ledger, which `Continuity` keeps if the endpoint keeps none."""
+        """Run a cell and return its result with the ledger's record. `Continuity` keeps the ledger if the endpoint keeps none."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

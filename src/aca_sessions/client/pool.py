@@ -1,7 +1,7 @@
 """The pool of sessions: it leases sessions to callers and ends idle ones.
 
-`Leases` decides who gets a lease and which session ends, with no await in between. `SessionPool` sends the requests for that. The pool is
-part of the client; the server's own map from identifiers to processes is in `server/sessions.py`.
+`Leases` decides who gets a lease and which session ends, without an await. `SessionPool` sends the requests that follow from its decisions.
+The pool is part of the client; the server's own map from identifiers to processes is in `server/sessions.py`.
 """
 
 import asyncio
@@ -109,9 +109,9 @@ class Leases:
         return waiter
 
     def give_up(self, waiter: Waiter) -> list[str]:
-        """Remove a caller from the queue. If it was granted a lease meanwhile, release the lease.
+        """Remove a caller from the queue. If the caller was granted a lease meanwhile, release the lease.
 
-        Return the names of the sessions to end.
+        Return the names of the sessions that must be ended now.
         """
         if waiter.granted is not None:
             return self.release(waiter.granted) or []
@@ -120,10 +120,10 @@ class Leases:
         return []
 
     def release(self, lease: Granted | str) -> list[str] | None:
-        """Release a lease, or one of the leases of a name.
+        """Release a lease, or one lease of the session with the given name.
 
-        Return the names of the sessions to end, or None if there is no such lease any more. An anonymous session ends with its lease, so
-        its state reaches no other caller.
+        Return the names of the sessions that must be ended now, or None if there is no such lease any more. An anonymous session ends with
+        its lease, so its state reaches no other caller.
         """
         session_id = lease if isinstance(lease, str) else lease.session_id
         held = self._sessions.get(session_id)
@@ -143,7 +143,10 @@ class Leases:
         return ended
 
     def terminate(self, session_id: str) -> list[str]:
-        """Remove a session with all its leases. Return its name, in a list, as the session to end, or [] if the pool does not keep it."""
+        """Remove a session with all its leases.
+
+        Return its name in a list, because the session must be ended now, or [] if the pool does not keep it.
+        """
         held = self._sessions.pop(session_id, None)
         if held is None:
             return []
@@ -152,7 +155,10 @@ class Leases:
         return [session_id]
 
     def expire(self) -> list[str]:
-        """Remove the named sessions that have had no lease for as long as the idle time-out. Return their names: the sessions to end."""
+        """Remove the named sessions that have had no lease for the idle time-out.
+
+        Return their names, because these sessions must be ended now.
+        """
         before = self._clock() - self._idle_timeout
         idle = []
         for name, held in self._sessions.items():
@@ -163,7 +169,7 @@ class Leases:
         return idle
 
     def end_all(self) -> tuple[list[str], list[Waiter]]:
-        """Remove all sessions and empty the queue. Return the names of the sessions to end, and the callers to wake."""
+        """Remove all sessions and empty the queue. Return the names of the sessions that must be ended, and the callers to wake."""
         names, waiters = [*self._sessions], [*self._waiting]
         self._sessions.clear()
         self._waiting.clear()
@@ -204,7 +210,7 @@ class Leases:
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something that the pool did with a session."""
+    """An event of the pool: what it did with which session."""
 
     kind: Literal["leased", "released", "expired", "terminated"]
     session_id: str
@@ -250,10 +256,10 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
-        """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after the time-out.
+        """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
-        Without a name, the session is new and ends with the block. A named session continues at its next lease, unless it was idle for too
-        long.
+        Without `session_id`, the session is new and ends with the block. A named session continues at its next lease, unless it was idle
+        for too long.
         """
         lease = await self._lease(session_id)
         try:
@@ -301,9 +307,9 @@ class SessionPool:
         return granted
 
     async def release(self, session_id: str) -> None:
-        """Release one lease of a session. Do nothing if it has no lease, or in a forked process.
+        """Release one lease of a session. Do nothing if the session has no lease, or in a forked process.
 
-        If the session is anonymous, end it: its variables and files are gone then.
+        If the session is anonymous, end it, which deletes its variables and files.
         """
         await self._release(session_id)
 
@@ -398,7 +404,7 @@ class SessionPool:
         return granted
 
     def _timeout_message(self) -> str:
-        """Return the message of a time-out. It lists the sessions with the oldest leases, by hashes of their secret names."""
+        """Return the message of a PoolTimeoutError. It lists the sessions with the oldest leases, by hashes of their secret names."""
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         leased.sort(key=lambda one: one[1], reverse=True)
@@ -440,7 +446,7 @@ def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> No
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session at the endpoint. Ignore errors: an unused session does not exist yet, and one that cannot be ended expires."""
+    """End a session at the endpoint. Ignore errors: a session without a cell does not exist yet, and one that cannot be ended expires."""
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):
@@ -448,7 +454,10 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire a pool's idle sessions every `every` seconds. The reference is weak, so that a forgotten pool is collected, with a warning."""
+    """End a pool's idle sessions every `every` seconds.
+
+    The reference is weak, so that a pool that nobody closed can be garbage-collected, with a warning.
+    """
     while True:
         await asyncio.sleep(every)
         alive = pool()

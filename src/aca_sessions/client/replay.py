@@ -1,8 +1,8 @@
-"""Replay of a notebook in a session, and a report of the cells whose outputs differ.
+"""Run a notebook again in a session, and report the cells whose outputs differ from the recorded ones.
 
 For each cell, stdout, stderr, the text of the value and of each display, and the name and message of the error are compared. Addresses of
-objects and the numbers of cells are ignored. Two images are equal if they have the same type and, as PNG, the same size in pixels. If a
-display without an image has a text, only its text is compared. Measured times (`%%timeit`) count as a difference.
+objects and the numbers of cells are ignored. Two images are equal if they have the same type and, if they are PNG, the same size in pixels.
+If a display has text and no image, only its text is compared. Measured times (`%%timeit`) count as a difference.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class ReplayReport:
 
     @property
     def same(self) -> bool:
-        """Return whether all cells had the recorded outputs and everything was restored."""
+        """Return whether all cells had the recorded outputs and `missing` is empty."""
         return not self.missing and all(cell.verdict == "same" for cell in self.cells)
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
 
 
 async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
-    """Repeat a step that is not a cell. Return what could not be restored."""
+    """Repeat a step that is not a cell. Return descriptions of what could not be restored."""
     match step:
         case Uploaded(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
@@ -108,7 +108,10 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Install packages and return those that failed. The replay goes on: cells that need the packages fail themselves."""
+    """Install packages. If that fails, return their names with the error.
+
+    The replay continues, because cells that need the packages will fail themselves.
+    """
     try:
         result = await session.install(*requirements)
     except (InvalidArgumentError, NotSupportedError) as error:
@@ -158,7 +161,7 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _as_text(mime: str, content: object) -> str:
-    """Return content as one text. A list of lines, as nbformat allows, is joined unless the type is JSON."""
+    """Return the content of a display as a string. Join a list of lines, which nbformat allows, unless the type is JSON."""
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 
@@ -173,7 +176,7 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """Replace what differs in each run, addresses of objects and cells' names in tracebacks, by fixed texts."""
+    """Replace addresses of objects and names of cells in tracebacks, which differ in each run, by fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

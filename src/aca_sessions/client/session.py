@@ -62,14 +62,15 @@ class Session:
         """Run a cell and return its result.
 
         Cancelling the call interrupts the cell and keeps its variables, unless the cell has to be killed. At endpoints that cannot
-        interrupt cells, such as Azure, the cell runs on.
+        interrupt cells, such as Azure, the cell continues.
 
         Args:
             code: The source text.
-            libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
+            libraries: Packages to install first, if they are missing. If the installation fails, its result is returned and the cell is not
+                run.
             timeout: The time limit in seconds, by default the endpoint's.
             sanitize: Take the code out of Markdown fences.
-            transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
+            transactional: Undo the cell if it fails, runs too long or is killed. The result's `state` reports if that was not possible.
         """
         if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
@@ -81,9 +82,9 @@ class Session:
         return self.history.end(number, await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
-        """Run a cell by calling `run`, which sends snippets, and return its result. The history notes the cell like any other.
+        """Run a cell by calling `run`, which sends the cell in snippets, and return its result. The history records the cell.
 
-        `run` gets the code without Markdown fences. It is not called if `code` cannot be a cell: the result then has the error.
+        `run` gets the code without Markdown fences. If `code` cannot be a cell, `run` is not called and the result has the error.
         """
         refused = refusal(code)
         if refused is not None:
@@ -95,28 +96,28 @@ class Session:
     async def run_snippet(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a snippet, which is a cell of the client, and return its result.
+        """Run a snippet, a cell that the client sends for one of its own features, and return its result.
 
-        A loss that this result reports is reported again with the user's next cell.
+        If this result reports a loss, the user's next cell reports the loss too, because the user does not get this result.
 
         Args:
             name: The name of a function in `snippets`.
-            arguments: The arguments of that function, without the user's variables.
+            arguments: The arguments of that function, without the first (the user's variables).
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position since which `state` reports, by default this object's.
+            caller: The position in the ledger from which the result's `state` reports, by default this object's.
         """
         caller = caller or replace(self._caller)
         return await self._interpreter.execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
-        """Return a copy of this object's position in the ledger, for a series of snippets.
+        """Return a copy of this object's position in the ledger, to pass as `caller` to a series of `run_snippet` calls.
 
         Each result of the series reports what happened since the one before.
         """
         return replace(self._caller)
 
     def take_back(self, result: CodeExecutionResult) -> None:
-        """Note that a result did not reach the user, so that the next result reports its losses again."""
+        """Undo the delivery of a result that did not reach the user, so that the next result reports the same losses again."""
         self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
@@ -129,7 +130,7 @@ class Session:
         on_call: AnswerCall | None = None,
         transactional: bool = False,
     ) -> Execution:
-        """Start a cell in the background and return its execution.
+        """Start a cell in the background and return a handle to its execution.
 
         Args:
             code: The source text.
@@ -181,18 +182,24 @@ class Session:
                 await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
-        """Return an execution by its id, which this or another program started.
+        """Create a handle to an execution that this or another program started, given its id.
 
         The server keeps the execution's result until the result is fetched, and for some time after that.
         """
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt the cell of a call that is being cancelled. Finish even if the caller is cancelled once more, and ignore errors."""
+        """Interrupt an execution whose caller was cancelled. Ignore errors.
+
+        Try for at most 10 s, even if the caller is cancelled again.
+        """
         await self._interpreter.cancel_quietly(execution)
 
     async def interrupt(self) -> None:
-        """Interrupt the cell that runs now, even if another caller started it. The result of that cell shows whether it ended."""
+        """Interrupt the cell that runs now, even if another caller started it.
+
+        The result of that cell shows whether the interrupt stopped it.
+        """
         await self._interpreter.interrupt(self.session_id)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
@@ -217,7 +224,7 @@ class Session:
     async def save_file(self, name: str, path: Path) -> int:
         """Write a file's content to a path on this machine and return its size in bytes.
 
-        If that fails, a file at the path stays as it was.
+        If the download fails, a file that exists at the path stays as it was.
         """
         return await self._interpreter.save_file(self.session_id, name, path)
 
@@ -234,7 +241,7 @@ class Session:
         """Clear the variables and keep the files.
 
         Our own server starts a fresh interpreter, even in the middle of a cell, ends background processes and removes all checkpoints.
-        Other endpoints run a cell that clears the variables, after the cell that runs now.
+        Other endpoints run a cell that clears the variables, after the cell that runs now has ended.
         """
         await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.note(Reset())
@@ -244,7 +251,7 @@ class Session:
         return to_notebook(self.history)
 
     def write_notebook(self, path: str | Path) -> None:
-        """Write what was done through this object as an .ipynb file. `replay` repeats it in any session."""
+        """Write what was done through this object as an .ipynb file, which the function `replay` can run again in any session."""
         Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
 
     def write_script(self, path: str | Path) -> None:
@@ -255,7 +262,7 @@ class Session:
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Take a checkpoint of the variables and of the files in /mnt/data, and return it. If there are too many, the oldest is removed.
 
-        Raise SnapshotError, which names the obstacle, if that is impossible now.
+        Raise SnapshotError, which names the obstacle, if no checkpoint can be taken now.
         """
         checkpoint = await self._interpreter.checkpoint(self.session_id, checked_moment(name))
         self.history.mark(checkpoint.id)
@@ -266,7 +273,7 @@ class Session:
         return await self._interpreter.checkpoints(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Roll variables and all files in /mnt/data back to a checkpoint, end background processes, and return the checkpoint, which stays.
+        """Roll variables and all files in /mnt/data back to a checkpoint and end background processes. Return the checkpoint, which stays.
 
         If the rollback fails, SnapshotError is raised and the session continues as it was. If something could not be kept as it was, the
         state of the next result reports that.
@@ -282,20 +289,24 @@ class Session:
         return reached
 
     async def undo(self) -> Checkpoint:
-        """Roll back to the latest checkpoint, remove that checkpoint and return it. So the next call goes back to the checkpoint before."""
+        """Roll back to the latest checkpoint, remove that checkpoint and return it.
+
+        The next call rolls back to the checkpoint before it.
+        """
         checkpoint = await self.rollback()
         await self._interpreter.delete_checkpoint(self.session_id, checkpoint.id)
         return checkpoint
 
     async def branch(self, count: int = 1, *, reseed: bool = True) -> "list[Branch]":
-        """Return new sessions that continue from here, each with its own variables and files in /mnt/data, and with the same packages.
+        """Create and return sessions that continue from the current state of this one.
 
-        All branches are made, or none. The session and its branches together have the limits of one session, and they share /tmp. Their
-        cells take turns: while a cell of one runs, processes of the others stand still.
+        Each branch has its own variables and files in /mnt/data, and the same packages. Either all branches are created, or none. The
+        session and its branches together have the limits of one session, and they share /tmp. Their cells take turns: while a cell of one
+        session runs, the processes of the others are paused.
 
         Args:
-            count: How many, 1 to 64.
-            reseed: Seed the random generators of each branch anew, so that each draws other numbers.
+            count: How many branches to create, 1 to 64.
+            reseed: Seed the random generators of each branch anew, so that each branch draws different numbers.
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
@@ -322,9 +333,9 @@ class Session:
         return inspection_of(answer(await self.run_snippet("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
-        """Return whether the session answers, and if it does, its memory, uptime, threads and processor time.
+        """Return whether the session responds, and if it does, its memory, uptime, threads and processor time.
 
-        A session that does not answer within `timeout` seconds is not `responsive`. Its cells are not interrupted.
+        A session that does not respond within `timeout` seconds is not `responsive`. Its cells are not interrupted.
         """
         isolation = await self._interpreter.isolation()
         started = time.perf_counter()
@@ -344,7 +355,7 @@ class Session:
         return command_result_of(await self.run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages and return the result. A requirement that is met already installs nothing.
+        """Install packages and return the result. Requirements that are met already are skipped.
 
         Raise NotSupportedError if no package index can be reached for the session.
         """
@@ -367,7 +378,7 @@ class Session:
     async def uninstall(self, *names: str) -> CodeExecutionResult:
         """Uninstall packages that were installed in this session and return the result.
 
-        Imported modules stay until the session is reset.
+        Modules that were imported stay loaded until the session is reset.
         """
         return await self._interpreter.uninstall(self.session_id, *names)
 
@@ -376,7 +387,10 @@ class Session:
         return await self._interpreter.packages(self.session_id)
 
     async def install_missing(self, *libraries: str) -> CodeExecutionResult:
-        """Install those of the libraries that are missing and return the result. If none is missing, no package index is needed."""
+        """Install those of the libraries that are missing and return the result.
+
+        If none is missing, no package index is needed.
+        """
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
             missing = names_of(answer(await self.run_snippet("missing", *libraries)))
@@ -400,10 +414,10 @@ class Session:
 
 
 class Branch(Session):
-    """A session that `branch` made, with the state of the original. It ends with `close`, or with its `async with` block."""
+    """A session that `Session.branch` created from the state of another one. It ends with `close`, or with its `async with` block."""
 
     async def close(self) -> None:
-        """End the branch with its background processes. Do nothing if it has ended. The session that it was branched from stays."""
+        """End the branch with its background processes. Do nothing if the branch has ended already. The original session stays."""
         if not self._interpreter.is_closed:
             with contextlib.suppress(NotFoundError):
                 await self._interpreter.delete_session(self.session_id)

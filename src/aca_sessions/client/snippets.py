@@ -1,8 +1,8 @@
-"""Snippets: Python that the client sends to a session as a cell, for features that need no extension of the endpoint.
+"""Snippets: Python that the client sends to a session as a cell, for features that work without extensions of the endpoint.
 
 A snippet is a function of this module that takes the user's variables first. It runs in a session, also at Azure, and never on the host.
-`source_of` returns its text with the imports, constants and functions that it uses, so it needs Python 3.9 and its standard library only.
-A snippet prints its answer as one line of JSON, which `answers` decodes, and changes none of the user's names.
+`source_of` returns its text with the imports, constants and functions that it uses. The text needs only Python 3.9 and its standard
+library. A snippet prints its answer as one line of JSON, which `answers` decodes, and changes none of the user's names.
 """
 
 import ast
@@ -36,7 +36,10 @@ _CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{a
 
 
 def snippet(name: str, *arguments: "str | int") -> str:
-    """Return the source of a cell that calls a snippet. It is one expression whose value is None, so it shows nothing and sets no name."""
+    """Return the source of a cell that calls a snippet.
+
+    The cell is one expression whose value is None, so it shows nothing and sets no name.
+    """
     return _CELL.format(source=source_of(name), name=name, arguments=arguments)
 
 
@@ -63,7 +66,7 @@ def source_of(name: str) -> str:
 
 
 def variables(user: dict) -> None:
-    """Print, as JSON, at most 500 variables, sorted by name. No code of the user's classes runs."""
+    """Print at most 500 of the user's variables as JSON, sorted by name, without running code of the user's classes."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     hidden = shell.user_ns_hidden if shell is not None else {}
     user = user.copy()  # threads of the user may add variables meanwhile
@@ -97,7 +100,7 @@ def _name_of(kind: type) -> str:
 
 
 def _is_foreign(kind: type) -> bool:
-    """Return whether a type is of numpy, pandas or polars. A user's class can name any module, so the type is also looked up there."""
+    """Return whether a type is of numpy, pandas or polars. A class can name any module, so the type must also be found in that module."""
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
         return False
@@ -119,7 +122,7 @@ def _size(value: Any, foreign: bool) -> int:
 
 
 class _Short(reprlib.Repr):
-    """A `repr` of plain values. For other objects inside a container it shows only the type."""
+    """A `repr` that shows plain values, cut if they are long, and only the type of other objects."""
 
     repr_bytes = reprlib.Repr.repr_str  # it cuts before it makes the text
 
@@ -158,7 +161,7 @@ _short = _Short()
 
 
 def complete(user: dict, code: str, cursor: int) -> None:
-    """Print the completions of a text as JSON, as IPython's prompt offers them: at most 200, of at most 500 characters each."""
+    """Print the completions that IPython offers for `code` at `cursor`, as JSON: at most 200, each of at most 500 characters."""
     cursor = max(0, min(cursor, len(code)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # IPython calls its own completions provisional
@@ -169,7 +172,7 @@ def complete(user: dict, code: str, cursor: int) -> None:
 
 
 def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
-    """Print, as JSON, at most 20,000 characters of what IPython shows about a name, without colours, or null if the name is unknown."""
+    """Print what IPython shows about the name at `cursor` as JSON: at most 20,000 characters without colours, or null if it is unknown."""
     from IPython.utils.tokenutil import token_at_cursor
 
     name = token_at_cursor(code, max(0, min(cursor, len(code))))
@@ -183,7 +186,7 @@ def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
 def reset(user: dict, mark: str = "") -> None:
     """Clear the user's variables, close figures and return to /mnt/data. Files, loaded modules and background threads stay.
 
-    With `mark`, also set the marker by which the client recognizes the session.
+    If `mark` is given, set it as the marker by which the client recognizes the session.
     """
     shell = user.get("get_ipython", lambda: None)()
     if "matplotlib.pyplot" in sys.modules:
@@ -278,7 +281,7 @@ def reach(user: dict, url: str) -> None:
 
 
 def workdir(user: dict, name: str) -> None:
-    """Make `%pwd`, shells and `ls` show the working directory as `name`, which is a link to it. Do nothing if there is no such link.
+    """Make `%pwd`, shells and `ls` show the working directory as `name`, a link to it. Do nothing if `name` is no link to a folder.
 
     `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
     """
@@ -298,9 +301,9 @@ def workdir(user: dict, name: str) -> None:
 
 
 def place(user: dict, package: str, packed: str) -> None:
-    """Create modules in a package. `packed` has their names and sources as text; each module comes after those that it imports.
+    """Create modules in a package, from a compressed list of their names and sources, `packed`. A module must come after those it imports.
 
-    Print null as JSON, or create nothing and print what the session lacks ("python", "ipython" or "threads").
+    Print null as JSON when done. If the session lacks something, create nothing and print what: "python", "ipython" or "threads".
     """
     lack = _lacking()
     if lack is None:
@@ -326,7 +329,7 @@ def _lacking() -> "str | None":
 
 
 def _place(package: str, name: str, source: str) -> None:
-    """Create one module and the packages above it. If the module's code raises, remove the module again and raise."""
+    """Create one module and the packages above it. If the module's code raises an exception, remove the module and raise the exception."""
     full = package + "." + name
     above = _package_named(full.rpartition(".")[0])
     module = ModuleType(full)
@@ -352,9 +355,9 @@ def _package_named(name: str) -> ModuleType:
 
 
 def meet(user: dict, module: str, marker: str, message: str) -> None:
-    """Pass a message to a cell that runs in a thread, by `module`, which `place` created. Print the cell's report as one line.
+    """Pass a message to a cell that runs in a thread, by calling `meet` of a module that `place` created.
 
-    The line begins with the marker. If the session does not have the module, the line says so.
+    Print the cell's report as one line that begins with the marker. If the session does not have the module, the line says so.
     """
     found = sys.modules.get(module)
     if found is None:
