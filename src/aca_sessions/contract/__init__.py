@@ -1,4 +1,4 @@
-"""The messages of the HTTP API: Azure's data-plane API by api-version, and this project's extensions.
+"""Encode and decode the messages of the HTTP API: Azure's data-plane API by api-version, and this project's extensions.
 
-Pure functions and data, in both directions. No I/O.
+Client and server share these functions, which do no I/O.
 """

@@ -1,6 +1,6 @@
-"""Extensions: what this project's server offers beyond Azure's API. It names them in a header of every response.
+"""Extensions: what this project's server offers beyond Azure's API. The server lists them in a header of every response.
 
-Names that client and server share come first; then results, events, checkpoints and branches, packages, and what a server reports of
+Names that client and server share come first; then results, events, checkpoints and branches, packages, and what a server reports about
 itself.
 """
 
@@ -69,7 +69,10 @@ _LONGEST_NAME = 256
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """Return all members of a result as JSON. They replace the result in Azure's form, so that no stream or image is sent twice."""
+    """Encode all members of a result as JSON.
+
+    The server sends this instead of the result in Azure's form, so that no stream or image is sent twice.
+    """
     value: object = result.value
     if isinstance(value, float) and not math.isfinite(value):
         value = {"float": repr(value)}  # JSON has no number for nan and the infinities
@@ -99,7 +102,7 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
 
 
 def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
-    """Return the result that `encode_rich` encoded, with `session_id`, which the body does not hold."""
+    """Decode a result from `encode_rich`. The body holds no session, so the result gets `session_id`."""
     value, state, error, record = body.get("value"), body["state"], body.get("error"), body.get("ledger")
     shown = body.get("displays", ())
     displays, files, processes, variables = [], [], [], []
@@ -130,7 +133,7 @@ def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionR
 
 
 def encode_record(record: Record) -> dict[str, object]:
-    """Return a record as JSON: the part of a ledger that a response carries."""
+    """Encode as JSON a record: the part of a session's ledger that a response carries."""
     entries = []
     for entry in record.entries:
         entries.append({name: value for name, value in asdict(entry).items() if value is not None})
@@ -138,7 +141,7 @@ def encode_record(record: Record) -> dict[str, object]:
 
 
 def decode_record(body: Mapping[str, Any]) -> Record:
-    """Return the record that `encode_record` encoded."""
+    """Decode a record from `encode_record`."""
     entries = []
     for entry in body["entries"]:
         entries.append(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}))
@@ -146,12 +149,12 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Return as JSON a ledger's id, and the position of the entry that a request added to it."""
+    """Encode as JSON a ledger's id, and the position of the entry that the request added to the ledger."""
     return {"ledger": ledger, "position": position}
 
 
 def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the ledger's id and the position that `encode_position` encoded."""
+    """Decode a ledger's id and a position from `encode_position`."""
     return str(body["ledger"]), int(body["position"])
 
 
@@ -159,23 +162,23 @@ def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def encode_events(events: list[Event], last: int) -> dict[str, object]:
-    """Return a page of events as JSON. The next page begins after number `last`."""
+    """Encode a page of events as JSON. The next page begins after the event with number `last`."""
     return {EVENTS_MEMBER: [_encode_event(event) for event in events], NEXT_MEMBER: last}
 
 
 def decode_events(body: Body) -> tuple[list[Event], int]:
-    """Return the events of a page, and the number after which the next page begins."""
+    """Return the events of a page, and the number of the event after which the next page begins."""
     return [_decode_event(event) for event in cast(list[Body], body[EVENTS_MEMBER])], cast(int, body[NEXT_MEMBER])
 
 
 def decode_answered(header: str) -> tuple[str, ...]:
-    """Return the kinds of questions that the client answers, as listed in a header. Ignore unknown kinds."""
+    """Parse the header that lists the kinds of questions that the client answers. Ignore unknown kinds."""
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
 
 
 def encode_reply(number: int, text: str | None) -> dict[str, object]:
-    """Return the reply to question `number` of a cell. `text` is None if the caller has no answer."""
+    """Encode as JSON the reply to question `number` of a cell. `text` is None if the caller has no answer."""
     return {"number": number, "text": text}
 
 
@@ -217,7 +220,7 @@ def _decode_event(body: Body) -> Event:
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return the description of a checkpoint as JSON."""
+    """Encode the description of a checkpoint as JSON."""
     return {
         "id": checkpoint.id,
         "name": checkpoint.name,
@@ -228,7 +231,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def decode_checkpoint(body: Body) -> Checkpoint:
-    """Return the checkpoint that `encode_checkpoint` encoded."""
+    """Decode a checkpoint from `encode_checkpoint`."""
     return Checkpoint(
         id=str(body["id"]),
         name=cast(str | None, body["name"]),
@@ -239,17 +242,20 @@ def decode_checkpoint(body: Body) -> Checkpoint:
 
 
 def encode_checkpoints(checkpoints: list[Checkpoint]) -> dict[str, object]:
-    """Return the list of a session's checkpoints as JSON, in the given order."""
+    """Encode the list of a session's checkpoints as JSON, in the given order."""
     return {"value": [encode_checkpoint(checkpoint) for checkpoint in checkpoints]}
 
 
 def decode_checkpoints(body: Body) -> list[Checkpoint]:
-    """Return the checkpoints that `encode_checkpoints` encoded, in the same order."""
+    """Decode the checkpoints from `encode_checkpoints`, in the same order."""
     return [decode_checkpoint(one) for one in cast(list[Body], body["value"])]
 
 
 def decode_name(body: object, key: str) -> str | None:
-    """Return the member `key`, a checkpoint's name or id, or None if it is absent or null. Raise ProblemError if it is not valid."""
+    """Return a checkpoint's name or id from the member `key` of a body, or None if the member is absent or null.
+
+    Raise ProblemError if it is not valid.
+    """
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
             return cast(str | None, name)
@@ -259,7 +265,10 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """Return the requested identifiers of branches, and whether each branch gets new random seeds. Raise ProblemError for a bad body."""
+    """Parse a request for branches: return the identifiers to create, and whether each branch gets new random seeds.
+
+    Raise ProblemError for an invalid body.
+    """
     match body:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
             if len({*names}) == len(names):
@@ -269,15 +278,16 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 
 
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
-    """Return the response to a request for branches.
+    """Encode the response to a request for branches.
 
-    `origin` has the original session's ledger entries that the caller lacks; `positions` has each branch's first position.
+    `origin` has the entries of the original session's ledger that the caller lacks. `positions` maps each branch to the position at which
+    its ledger begins.
     """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
 
 def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
-    """Return the record and the positions that `encode_branched` encoded."""
+    """Decode the record and the positions from `encode_branched`."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 
@@ -308,7 +318,7 @@ def _is_identifier(name: object) -> bool:
 
 
 def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
-    """Return a request to install packages. `timeout` is in seconds."""
+    """Encode a request to install packages. `timeout` is in seconds."""
     return {"requirements": [*requirements], "timeout": timeout}
 
 
@@ -323,22 +333,22 @@ def decode_installation(body: object) -> tuple[list[str], float]:
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """Return the outcome of installing or uninstalling as JSON: an extended result, like that of a cell."""
+    """Encode the result of installing or uninstalling packages as JSON, like the extended result of a cell."""
     return {RICH_MEMBER: encode_rich(result)}
 
 
 def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
-    """Return the outcome of installing or uninstalling that `encode_outcome` encoded."""
+    """Decode the result of installing or uninstalling packages from `encode_outcome`."""
     return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]))
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """Return packages that were installed in a session as JSON."""
+    """Encode the packages that were installed in a session as JSON."""
     return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
 
 
 def decode_packages(body: Mapping[str, object]) -> list[Package]:
-    """Return the packages that `encode_packages` encoded."""
+    """Decode the packages from `encode_packages`."""
     return [Package(name=one["name"], version=one["version"]) for one in cast(list[dict[str, str]], body["packages"])]
 
 
@@ -346,17 +356,20 @@ def decode_packages(body: Mapping[str, object]) -> list[Package]:
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:
-    """Return the body of the health check, for load balancers and operators. `capacity` is the most sessions that the server accepts."""
+    """Encode the response to a health check, for load balancers and operators. `capacity` is the maximum number of sessions."""
     return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Return an isolation report as JSON. `level` is from the settings; `parts` (enforced) and `missing` map names to evidence."""
+    """Encode an isolation report as JSON.
+
+    `level` is the level of isolation in the settings. `parts` maps enforced parts to evidence, `missing` the others.
+    """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Return an isolation report: the evidence for each part, keyed by its name, and the `level` if the server sent it.
+    """Decode an isolation report: the evidence for each part, keyed by its name, and the `level` if the server sent it.
 
     The evidence for a missing part begins with `NOT ENFORCED: `.
     """
@@ -366,10 +379,13 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Return a session's activity as JSON. The last use is sent as seconds ago, `idle`, because clocks of client and server may differ."""
+    """Encode a session's activity as JSON.
+
+    The last use is sent as `idle`, the seconds since then, because the clocks of client and server may differ.
+    """
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 
 def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """Return a copy of a session with the activity that `encode_live` encoded."""
+    """Return a copy of a session with the activity from `encode_live`."""
     return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])

@@ -1,7 +1,7 @@
-"""The bodies of 2024-10-02-preview and later: executions, files and sessions as bare objects.
+"""Encode and decode the bodies of api-version 2024-10-02-preview and later: executions, files and sessions without envelopes.
 
 The bodies of the routes `.management/*`, through which Azure's platform manages sessions, are here too. Values, errors and times are
-written in the same way in all versions. The client's half comes first, then the server's, then what all versions share.
+written in the same way in all versions. Functions of the client come first, then those of the server, then those that all versions share.
 """
 
 import base64
@@ -49,7 +49,7 @@ def content_path(name: str) -> str:
 
 
 def content_named(path: str) -> str | None:
-    """Return NAME if `path`, relative to `files/`, is the content path `NAME/content`; otherwise None."""
+    """Parse a content path, `NAME/content` relative to `files/`, and return NAME. Return None for other paths."""
     return path.removesuffix("/content") if path.endswith("/content") else None
 
 
@@ -70,7 +70,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the execution that a response describes, with its result if it has finished. `id` and `identifier` are not needed here."""
+    """Return the execution that a response describes, with its result if it has finished. `id` and `identifier` are ignored."""
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
     if rich := body.get(RICH_MEMBER):
@@ -95,7 +95,7 @@ def decode_file(body: Body) -> RemoteFile:
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the uploaded file. In these api-versions the response is simply its description."""
+    """Return the uploaded file. In these api-versions the response is the description of the file."""
     return decode_file(body)
 
 
@@ -110,7 +110,7 @@ def decode_sessions(body: Body) -> list[SessionInfo]:
 
 
 def decode_session(body: Body) -> SessionInfo:
-    """Return the session that a body describes, with its current activity if the server sends that."""
+    """Return the session that a body describes, with its current activity if the server sent that."""
     expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
     session = SessionInfo(
         session_id=str(body["identifier"]),
@@ -125,9 +125,9 @@ def decode_session(body: Body) -> SessionInfo:
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
-    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
+    """Parse a request to run a cell. Raise ProblemError if the body is invalid.
 
-    `lenient` also accepts the `properties` wrapper of older versions, which az CLI and some samples still send.
+    If `lenient` is true, accept the `properties` envelope of older versions too, which az CLI and some samples still send.
     """
     body = checked_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
@@ -140,7 +140,10 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Return an execution in Azure's form, with streams cut at `output_limit` characters. `rich` sends the whole result instead."""
+    """Encode an execution in Azure's form, with streams cut at `output_limit` characters.
+
+    If `rich` is true, send the extended result instead, which is not cut.
+    """
     body: dict[str, object] = {
         "$id": "1",
         "id": execution.id,
@@ -164,7 +167,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """Return the description of a file or folder in Azure's form."""
+    """Encode the description of a file or folder in Azure's form."""
     return {
         "name": file.name,
         "type": "directory" if file.is_directory else "file",
@@ -176,17 +179,20 @@ def encode_file(file: RemoteFile) -> dict[str, object]:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Return the response to an upload: the description of the file."""
+    """Encode the response to an upload: the description of the file."""
     return encode_file(file)
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files: their descriptions in `value`."""
+    """Encode a listing of files: their descriptions in `value`."""
     return {"value": [encode_file(file) for file in files]}
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """Return the response to `metadata`: Python and packages of sessions. `since` is sent as both time of creation and last update."""
+    """Encode the response to `metadata`: the Python version and the packages of sessions.
+
+    `since` is sent as the time of creation and of the last update.
+    """
     return {
         "runtimes": [{"name": "python", "version": python}],
         "preInstalledPackages": [{"name": name, "version": version} for name, version in packages],
@@ -197,7 +203,7 @@ def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetim
 
 
 def encode_session(session: SessionInfo) -> dict[str, object]:
-    """Return the description of a session in Azure's form. For a session that never expires, `expireAt` is the time of its last use."""
+    """Encode the description of a session in Azure's form. If the session never expires, `expireAt` is the time of its last use."""
     return {
         "identifier": session.session_id,
         "createdAt": encode_time(session.created),
@@ -211,14 +217,21 @@ _PAGE = 300  # sessions on a page, as in Azure
 
 
 def encode_managed_session(session: SessionInfo) -> dict[str, object]:
-    """Return the description of a session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
+    """Encode the description of a session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
     body = encode_session(session)
     body["expiresAt"] = body.pop("expireAt")
     return body
 
 
 def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, url: str) -> dict[str, object]:
-    """Return a page: at most 300 of `total` sessions, from index `skip`, and a link to the next page. `url` is the list's without query."""
+    """Encode a page of the list of sessions for the routes `.management/*`, with a link to the next page if there is one.
+
+    Args:
+        sessions: The sessions on this page, at most 300.
+        total: The number of all sessions.
+        skip: How many sessions come before this page.
+        url: The URL of the list without a query.
+    """
     body: dict[str, object] = {"value": [encode_managed_session(session) for session in sessions], "count": len(sessions)}
     return body | {"nextLink": f"{url}?skip={skip + _PAGE}"} if total > skip + _PAGE else body
 
@@ -227,7 +240,7 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """Return the last value of a cell in Azure's form: the first PNG image displayed, or else the value.
+    """Encode the last value of a cell in Azure's form: the first PNG image that the cell displayed, or else the value.
 
     Finite numbers and booleans stay as they are, None becomes null, and others become text without quotes. "" means no value.
     """
@@ -242,7 +255,10 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Decode a last value from Azure's form: its value, text and displays. An image is only a display; null and "" are nothing."""
+    """Decode a cell's last value from Azure's form to its value, text and displays.
+
+    An image becomes a display without value and text. null and "" mean that there is no value.
+    """
     match value:
         case None | "":
             return None, None, ()
@@ -254,7 +270,10 @@ def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]
 
 
 def encode_stderr(result: CodeExecutionResult) -> str:
-    """Return stderr in Azure's form: Azure's own message if the interpreter died or a timeout left no traceback, otherwise the cell's."""
+    """Encode stderr in Azure's form.
+
+    If the interpreter died, or a timeout left no traceback, Azure's own message replaces the cell's stderr.
+    """
     if result.error is None:
         return result.stderr
     match result.error.name, result.state.kind:
@@ -266,14 +285,17 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """Return the exception that the last line of stderr names. If it names none, the error's name is `ExecutionFailed`."""
+    """Parse the exception in the last line of stderr. If that line names none, the error's name is `ExecutionFailed`."""
     last = stderr.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
     return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
 
 
 def guess_state(stderr: str) -> State:
-    """Guess from stderr what a failed cell lost: Azure has messages for a timeout and for a crash. Any other text means no loss."""
+    """Guess from stderr what a failed cell lost.
+
+    Azure has messages for a timeout, after which the state is unknown, and for a crash. Any other text means no loss.
+    """
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -282,7 +304,10 @@ def guess_state(stderr: str) -> State:
 
 
 def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
-    """Return the result of a body in Azure's form. `value` is the body's last value: the name of its member depends on the api-version."""
+    """Decode a result from Azure's form.
+
+    `value` is the cell's last value. It is passed separately, because the member that holds it depends on the api-version.
+    """
     stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
     plain, text, displays = decode_value(value)
     return CodeExecutionResult(
@@ -299,17 +324,17 @@ def decode_result(content: Body, value: object, identifier: str, *, success: boo
 
 
 def encode_time(moment: datetime) -> str:
-    """Return a time as .NET writes it, with seven digits after the second."""
+    """Format a time as .NET does, with seven digits after the second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
 
 
 def decode_time(text: str) -> datetime:
-    """Return a time that .NET wrote, with seven digits after the second. The seventh is dropped, because Python reads six."""
+    """Parse a time from .NET, with seven digits after the second. The seventh is dropped, because Python reads six."""
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
 
 
 def parse(content: bytes) -> object:
-    """Return the parsed JSON of a request. Raise MalformedBodyError with the position of the mistake, counted from 0 as .NET does."""
+    """Parse the JSON body of a request. Raise MalformedBodyError with the position of the mistake, counted from 0 as .NET does."""
     if not content:
         raise MalformedBodyError("", "A non-empty request body is required.")
     try:
@@ -325,9 +350,9 @@ def parse(content: bytes) -> object:
 
 
 def checked_object(body: object, least: str = "'code'") -> Body:
-    """Return a request's body, which must be an object that is not empty.
+    """Return a request's body if it is a JSON object that is not empty.
 
-    Raise MalformedBodyError if it is no object, and ProblemError if it is empty; that error names the required members, `least`.
+    Raise MalformedBodyError if it is no object, and ProblemError if it is empty. Then the message names the required members, `least`.
     """
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
@@ -359,7 +384,10 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Return whether a request is asynchronous, its timeout in seconds, and the limit of each stream in characters."""
+    """Return whether a request is asynchronous, its timeout in seconds, and the limit of each stream in characters.
+
+    Raise ProblemError if one of them is invalid.
+    """
     asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
     limit = number(body, "outputStreamsMaxLength", 1 << 30)
@@ -369,7 +397,7 @@ def decode_limits(body: Body) -> tuple[bool, float | None, int]:
 
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    """Return the member `name` in lower case, by default the first of `choices`. Raise ProblemError if it is none of them."""
+    """Return the member `name` in lower case, by default the first of `choices`. Raise ProblemError if it is not among `choices`."""
     value = body.get(name)
     if value is None:
         return choices[0]
@@ -379,7 +407,7 @@ def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
 
 
 def number(body: Body, name: str, most: float) -> float | None:
-    """Return the member `name`, a number above 0 and up to `most`, or None if it is absent. Raise ProblemError for any other value."""
+    """Return the number in the member `name`, or None if it is absent. Raise ProblemError unless it is above 0 and up to `most`."""
     value = body.get(name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""The MCP endpoint of a pool in Azure's form: JSON-RPC over plain POST, with three tools. Only the server uses it."""
+"""Encode the messages of a pool's MCP endpoint in Azure's form: JSON-RPC over plain POST, with three tools. Only the server uses this."""
 
 from collections.abc import Mapping
 
@@ -49,22 +49,22 @@ TOOLS = [
 
 
 def encode_answer(id: object, result: Mapping[str, object]) -> dict[str, object]:
-    """Return the JSON-RPC response to a request that succeeded."""
+    """Encode the JSON-RPC response to a request that succeeded."""
     return {"jsonrpc": "2.0", "id": id, "result": result}
 
 
 def encode_error(id: object, code: int, message: str) -> dict[str, object]:
-    """Return the JSON-RPC response to an invalid request, with an error code and a message."""
+    """Encode the JSON-RPC response to an invalid request, with an error code and a message."""
     return {"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}
 
 
 def encode_launched(identifier: str) -> dict[str, object]:
-    """Return the result of a tool call that started a session."""
+    """Encode the result of a tool call that started a session."""
     return _encode_content({"environmentId": identifier}, f"environmentId: {identifier}")
 
 
 def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
-    """Return the result of a tool call that ran code, or a command if `command` is true."""
+    """Encode the result of a tool call that ran code, or a shell command if `command` is true."""
     content: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
     content |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
     shown = (result.stdout, content["stderr"], None if command else result.text)
@@ -72,7 +72,7 @@ def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, objec
 
 
 def encode_refused(message: str) -> dict[str, object]:
-    """Return the result of a tool call that was refused. The model reads the message."""
+    """Encode the result of a tool call that was refused. The model reads the message."""
     return {"content": [{"type": "text", "text": message}], "isError": True}
 
 

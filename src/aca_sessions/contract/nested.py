@@ -1,6 +1,6 @@
-"""The bodies of 2024-02-02-preview and 2024-08-02-preview, which have everything in `properties` envelopes, and of the private preview.
+"""Encode and decode the bodies of api-versions 2024-02-02-preview and 2024-08-02-preview, and of the private preview.
 
-The client's half comes first, then the server's.
+The two api-versions put everything into `properties` envelopes. Functions of the client come first, then those of the server.
 """
 
 import math
@@ -25,7 +25,7 @@ def content_path(name: str) -> str:
 
 
 def content_named(path: str) -> str | None:
-    """Return NAME if `path`, relative to `files/`, is the content path `content/NAME`; otherwise None."""
+    """Parse a content path, `content/NAME` relative to `files/`, and return NAME. Return None for other paths."""
     return path.removeprefix("content/") if path.startswith("content/") else None
 
 
@@ -33,7 +33,10 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """Return the body of a request to run a cell, without `asynchronous` and `output_limit`, which these versions do not have."""
+    """Encode a request to run a cell.
+
+    `asynchronous` and `output_limit` are left out, because these versions do not have them.
+    """
     properties: dict[str, object] = {"codeInputType": "inline", "executionType": "synchronous", "code": call.code}
     if call.timeout is not None:
         properties["timeoutInSeconds"] = math.ceil(call.timeout) if call.timeout >= 1 else call.timeout
@@ -41,7 +44,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the finished execution of a response. The body has no ids, so the execution gets the caller's `id` and `identifier`."""
+    """Return the finished execution that a response describes. The body has no ids, so `id` and `identifier` are used."""
     properties = cast(Body, body["properties"])
     success = properties["status"] == "Success"
     if rich := body.get(RICH_MEMBER):
@@ -73,7 +76,7 @@ def _decode_file(properties: Body) -> RemoteFile:
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
-    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body. `lenient` has no effect here."""
+    """Parse a request to run a cell. Raise ProblemError if the body is invalid. `lenient` has no effect."""
     del lenient
     properties = _properties(body, "'code'")
     choice(properties, "executionType", ("synchronous",))
@@ -81,7 +84,10 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def _properties(body: object, least: str) -> Body:
-    """Return the object `properties` of a request to run a cell. If it is missing, the error names its required members, `least`."""
+    """Return the object `properties` of a request's body.
+
+    If the object is missing, raise ProblemError, which names the members that the object must have, `least`.
+    """
     properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
     if not isinstance(properties, Mapping):
         got = "nothing" if properties is None else type_name(properties)
@@ -90,7 +96,10 @@ def _properties(body: object, least: str) -> Body:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Return a finished execution in Azure's form, with streams cut at `output_limit` characters. `rich` sends the whole result instead."""
+    """Encode a finished execution in Azure's form, with streams cut at `output_limit` characters.
+
+    If `rich` is true, send the extended result instead, which is not cut.
+    """
     result = execution.result or CodeExecutionResult()
     if rich:
         return {"$id": "1", "properties": {"$id": "2", "status": _status(result)}, RICH_MEMBER: encode_rich(result)}
@@ -98,7 +107,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
 
 
 def _encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
-    """Return the members of a result that are the same in these versions and in the private preview."""
+    """Encode the members of a result that are the same in these versions and in the private preview."""
     return {
         "status": _status(result),
         "stdout": result.stdout[:output_limit],
@@ -113,17 +122,17 @@ def _status(result: CodeExecutionResult) -> str:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Return the response to an upload: a listing of that one file."""
+    """Encode the response to an upload: a listing of that one file."""
     return encode_files([file])
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """Return the description of a file: in these versions, a listing of that one file."""
+    """Encode the description of a file: in these versions, a listing of that one file."""
     return encode_files([file])
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files in `value`, with a `properties` envelope for each file."""
+    """Encode a listing of files in `value`, with a `properties` envelope for each file."""
     shown = [{"filename": file.name, "size": file.size, "lastModifiedTime": encode_time(file.modified)} for file in files]
     entries = [{"$id": str(2 * n + 2), "properties": {"$id": str(2 * n + 3), **properties}} for n, properties in enumerate(shown)]
     return {"$id": "1", "value": entries}
@@ -133,7 +142,10 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 
 
 def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
-    """Return the requested execution, and the session identifier if the body names one. Raise ProblemError for an invalid body."""
+    """Parse a request of the private preview: return the execution, and the session identifier or None.
+
+    Raise ProblemError if the body is invalid.
+    """
     properties = _properties(body, "'pythonCode'")
     identifier = properties.get("identifier")
     timeout = number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
@@ -142,11 +154,11 @@ def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
 
 
 def encode_legacy_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """Return a finished execution as the private preview has it: the members of the result without an envelope."""
+    """Encode a finished execution as the private preview does: the members of the result without an envelope."""
     return {"$id": "1", **_encode_properties(execution.result or CodeExecutionResult(), output_limit)}
 
 
 def encode_legacy_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files as the private preview has it: in `$values`, with `last_modified_time` and no `properties`."""
+    """Encode a listing of files as the private preview does: in `$values`, with `last_modified_time` and no `properties`."""
     shown = [{"filename": file.name, "size": file.size, "last_modified_time": encode_time(file.modified)} for file in files]
     return {"$values": [{"$id": str(n + 1), **file} for n, file in enumerate(shown)]}

@@ -1,4 +1,4 @@
-"""Data and errors that all versions of the API have in common."""
+"""Data, errors and helpers that all versions of the API have in common."""
 
 import re
 import secrets
@@ -40,10 +40,10 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionCall:
-    """A request to run a cell, or a command in its place.
+    """A request to run a cell, or a command if `command` is set.
 
-    `timeout` is in seconds; without it the endpoint's default applies. `output_limit` is the number of characters at which Azure's form of
-    a result cuts each stream.
+    `timeout` is in seconds; None means the endpoint's default. `output_limit` is the number of characters at which each stream is cut if
+    the result is sent in Azure's form.
     """
 
     code: str
@@ -67,7 +67,7 @@ class Execution:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Return the folder of a path, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
+    """Split a path into its folder, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
 
     Raise ValueError if the path contains `..`, or is absolute but not below /mnt/data.
     """
@@ -84,7 +84,7 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 class ProblemError(Exception):
-    """An error that the server raises to send it as an error response."""
+    """An error that the server raises and sends as an error response."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -94,16 +94,16 @@ class ProblemError(Exception):
 
 
 class MalformedBodyError(ProblemError):
-    """A body that could not be parsed. Azure's framework reports it in a form of its own: see `encode_problem`."""
+    """The error for a body that cannot be parsed. Azure's framework reports it in its own form: see `encode_problem`."""
 
     def __init__(self, key: str, message: str) -> None:
-        """Create the error of the body's member `key`; `$` stands for the whole body. `message` says what is wrong."""
+        """Create the error for the member `key` of a body. The key `$` stands for the whole body."""
         super().__init__(400, "RequestMalformed", message)
         self.key = key
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Return the body of an error response in Azure's form. Malformed bodies and status 429 have forms of their own."""
+    """Encode an error response in Azure's form. Malformed bodies and status 429 have forms of their own."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
@@ -117,7 +117,10 @@ def encode_problem(problem: ProblemError) -> dict[str, object]:
 
 
 def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exception:
-    """Return the exception to raise for an error response. `body` is parsed JSON or anything else, and `headers` have lower-case names."""
+    """Return the exception to raise for an error response.
+
+    `body` is parsed JSON, or None if the response has no JSON. `headers` have lower-case names.
+    """
     code, message = _code_and_message(body)
     match status:
         case 401:
@@ -163,7 +166,7 @@ def _validation_message(content: Mapping[str, object]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a Retry-After header (seconds or a date) asks to wait, or None. `headers` have lower-case names."""
+    """Return how many seconds a Retry-After header (seconds or a date) asks to wait, or None. `headers` have lower-case names."""
     header = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(header):
         return float(header)
@@ -174,7 +177,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def is_well_formed(text: object) -> bool:
-    """Return whether a value is text without lone surrogates, so that it can be encoded."""
+    """Return whether a value is text that UTF-8 can encode, without lone surrogates."""
     try:
         return isinstance(text, str) and text.encode() is not None
     except UnicodeEncodeError:
@@ -182,10 +185,10 @@ def is_well_formed(text: object) -> bool:
 
 
 def type_name(value: object) -> str:
-    """Return JSON's name for the type of a value, for error messages that must not show the value because it may be secret."""
+    """Name the JSON type of a value, for error messages that must not show the value because it may be secret."""
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def invalid(message: str) -> ProblemError:
-    """Return, for the caller to raise, the error (400) for a request that does not fit the API."""
+    """Create the error (400) for a request that does not fit the API. The caller raises it."""
     return ProblemError(400, "SessionRequestValidationFailed", message)

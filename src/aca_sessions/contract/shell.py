@@ -1,4 +1,4 @@
-"""Shell pools, 2025-02-02-preview and later: requests are commands, results have exit codes. Only the server uses them."""
+"""Encode and decode the bodies of shell pools (2025-02-02-preview and later), which run commands. Only the server uses this."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -12,7 +12,10 @@ _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
 
 
 def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall:
-    """Return the execution that a client requests. Raise ProblemError if the body is wrong, or `version` has no shell pools."""
+    """Parse a request to run a command.
+
+    Raise ProblemError if the body is invalid, or if `supported` is false because the api-version `version` has no shell pools.
+    """
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
     body = checked_object(body, "'shellCommand' or 'execCommandAndArgs'")
@@ -22,7 +25,10 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
 
 
 def decode_command(body: Mapping[str, object]) -> Command:
-    """Return the command of a body: either a line for the shell, or a program with its arguments. Raise ProblemError for any other body."""
+    """Return the command that a body requests: a line for the shell, or a program with its arguments.
+
+    Raise ProblemError for any other body.
+    """
     line, words, stdin = body.get("shellCommand"), body.get("execCommandAndArgs"), body.get("stdin")
     if (line is None) == (words is None):
         got = "none of them" if line is None else "both"
@@ -39,12 +45,12 @@ def decode_command(body: Mapping[str, object]) -> Command:
 
 
 def exit_code(result: CodeExecutionResult) -> str:
-    """Return the exit code as text, or "-1" for a command that did not end by itself."""
+    """Return the exit code of a command as text, or "-1" if the command did not end by itself."""
     return _NO_EXIT_CODE if result.error is not None else str(result.value)
 
 
 def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """Return the execution of a command in Azure's form: its `status` is the exit code once the command has ended."""
+    """Encode the execution of a command in Azure's form. Once the command has ended, `status` is its exit code."""
     body: dict[str, object] = {"id": execution.id, "identifier": execution.identifier}
     result = execution.result
     if result is None:

@@ -1,4 +1,4 @@
-"""The api-versions, with their dialects and features. No other module compares versions."""
+"""List the api-versions with their dialects and features. No other module compares versions."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .records import Body, Execution, ExecutionCall, ProblemError
 
 
 class Dialect(Protocol):
-    """The paths and bodies of one generation of the API, for client and server. The modules `nested` and `flat` are the dialects."""
+    """The paths and bodies of one generation of the API, for client and server. The modules `nested` and `flat` implement it."""
 
     EXECUTE_PATH: str
     UPLOAD_PATH: str
@@ -35,7 +35,7 @@ _ANY_SIGN = r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~`]"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One api-version: its dialect, whether it has requests about sessions, and which identifiers Azure accepts in it."""
+    """An api-version: its dialect, whether it can list and end sessions, and which identifiers Azure accepts in it."""
 
     name: str
     dialect: Dialect
@@ -44,7 +44,7 @@ class Version:
 
 
 class _Versions(dict[str, Version]):
-    """The api-versions by their names. Looking up another name raises ProblemError (400)."""
+    """The api-versions by name. Looking up an unknown name raises ProblemError (400)."""
 
     def __missing__(self, name: str) -> Version:
         raise ProblemError(400, "InvalidApiVersion", f"the api-version must be one of {', '.join(self)}, got {name!r:.60}")
