@@ -1,1 +1,1 @@
-"""Memory, processes and processor time of sessions: what counts and limits them, and how many sessions fit."""
+"""Count and limit the memory, processes and processor time of sessions, and estimate how many sessions fit on this machine."""

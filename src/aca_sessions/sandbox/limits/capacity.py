@@ -1,6 +1,6 @@
-"""How many sessions fit on this machine, and what happens when this process has no descriptor left.
+"""Estimate how many sessions fit on this machine, and keep a spare file descriptor for when this process has no other left.
 
-Then only the request that needs one fails. Memory is still counted, and processes are ended, with the help of a reserved descriptor.
+Without a free file descriptor, only the request that needs one fails. Counting memory and ending processes still work, with the spare one.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ _MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
 
 
 def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
-    """Return a line for `doctor`: how many more sessions fit, and how many fit by each resource alone.
+    """Return a line for the `doctor` command: how many more sessions fit, and how many each resource alone would allow.
 
-    `idle` is the memory of an idle session in bytes, and `system` the folder that holds proc and sys.
+    `idle` is the memory of an idle session in bytes. `system` is the folder that holds proc and sys.
     """
     has, free = _memory(system)
     share = min(int(has * policy.together.memory_share), free)
@@ -47,7 +47,7 @@ def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
 
 
 def _memory(system: Path) -> tuple[int, int]:
-    """Return how many bytes of memory this machine or container has, and how many of them are free."""
+    """Return the total and the free memory in bytes. Each is the smaller number of the machine's and of this process's container's."""
     machine = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(system / "proc/meminfo"), re.MULTILINE))
     has, free = [int(machine["MemTotal"]) << 10], [int(machine["MemAvailable"]) << 10]
     for limit, used, details in _MEMORY:
@@ -60,7 +60,7 @@ def _memory(system: Path) -> tuple[int, int]:
 
 
 def _all_processes(system: Path) -> list[int]:
-    """Return how many more processes the machine and the container allow: one number for each of their limits."""
+    """Return how many more processes and threads the machine and the container allow, as one number for each limit."""
     running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
     pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
     pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]
@@ -68,7 +68,7 @@ def _all_processes(system: Path) -> list[int]:
 
 
 def _own_processes(system: Path) -> list[int]:
-    """Return how many more processes this user may have, as a list of one number, or an empty list if there is no limit."""
+    """Return how many more processes and threads RLIMIT_NPROC allows this user, as a list of one number, empty without a limit."""
     # The kernel does not apply this limit to root: getrlimit(2). It counts threads.
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if not os.geteuid() or soft == resource.RLIM_INFINITY:
@@ -81,7 +81,7 @@ def _own_processes(system: Path) -> list[int]:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number in a file. Return None if the file is missing, unreadable, or has the word `max`."""
+    """Return the number in a file, or None if the file cannot be read or holds no number, such as `max`."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 
@@ -107,18 +107,18 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error means that no descriptor is left, so that the file to open is not at fault."""
+    """Return whether an error means that no file descriptor is left (EMFILE or ENFILE), so that the file to open is not at fault."""
     return error.errno in _NO_DESCRIPTOR
 
 
 def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
-    """Return an error of class `kind` that says that no descriptor is left for `what`, and what to do."""
+    """Return an error of class `kind`: no file descriptor is left for `what`. Its message also says what to do."""
     return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
 
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """Replace an OSError of the block by `no_descriptor(what, kind)`, if it means that no descriptor is left."""
+    """Run the block. If it raises an OSError because no file descriptor is left, raise `no_descriptor(what, kind)` instead."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError)
 
 @functools.cache
 def allow_many() -> None:
-    """Set this process's soft limit of descriptors to its hard limit, once."""
+    """Set this process's soft limit of file descriptors (RLIMIT_NOFILE) to its hard limit, if possible. Later calls do nothing."""
     # A session takes several; shells give 1,024 to all.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -138,19 +138,19 @@ def allow_many() -> None:
 
 
 def open_descriptors() -> int:
-    """Return how many descriptors this process has open."""
+    """Return how many file descriptors this process has open."""
     # From Linux 6.2 on, the folder's size is their number.
     return os.stat(_OPEN).st_size or len(with_reserve(lambda: os.listdir(_OPEN)))
 
 
 def room_for_sessions() -> int:
-    """Return for how many more sessions descriptors are left, besides those kept for connections, files and other requests."""
+    """Return for how many more sessions the file descriptors suffice. Some are kept for connections, files and other requests."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 
 
 class _Reserve:
-    """A descriptor in reserve: it is freed to count a session's memory, or to end processes, when no other descriptor is free."""
+    """A spare file descriptor. It is closed to count a session's memory, or to end processes, when no other file descriptor is free."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -162,7 +162,7 @@ class _Reserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Free the reserved descriptor for the block, though another thread may be faster. Then reserve one again."""
+        """Close the spare file descriptor so that the block can open one, then open a spare one again. Another thread may take it first."""
         with self._lock:
             if self._held is not None:
                 os.close(self._held)
@@ -182,7 +182,7 @@ reserve = _Reserve()
 
 
 def with_reserve(act: Callable[[], Result]) -> Result:
-    """Call `act` and return its result. If no descriptor is free, free the reserved one and call `act` again."""
+    """Call `act` and return its result. If it fails because no file descriptor is free, close the spare one and call `act` again."""
     try:
         return act()
     except OSError as error:

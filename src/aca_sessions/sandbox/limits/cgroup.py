@@ -1,7 +1,7 @@
-"""Control groups: one for all sessions of this process, and one below it for each session.
+"""Count and limit sessions by control groups: one group for all sessions of this process, and one below it for each session.
 
 Version 2 is used if a group is delegated to this process, else version 1 if this process is root, else none. A group counts what limits on
-single processes cannot: the memory of all of a session's processes, its files and its sockets' buffers.
+single processes cannot: the memory of all of a session's processes together, its files and its sockets' buffers.
 """
 
 import contextlib
@@ -41,25 +41,26 @@ _JANITOR = (
 
 
 class Version(Protocol):
-    """A version of control groups: where its folders are, and how limits and counters are written and read.
+    """The interface of one version of control groups: it finds the folders of a group, writes its limits and reads its counters.
 
-    A group has one folder (version 2) or one for each controller (version 1). Methods get the folders as `tops` returns them.
+    A group has one folder (version 2) or one for each controller (version 1). In all methods, `folders` are the folders of one group, in
+    the order in which `tops` returns them.
     """
 
     name: str
     apart: str  # the end of `Group.how`: what this version does not count with the rest
 
-    # Return the folders that a group of this name has.
+    # Return the folders of the group `name`.
     def tops(self, name: str) -> list[Path]: ...  # noqa: D102
-    # Make the controllers that a new group has available to the groups below it.
+    # Enable the controllers of a new group for the groups below it.
     def hand_down(self, folders: Sequence[Path]) -> None: ...  # noqa: D102
-    # Return whether a group can limit and weigh the time of processors.
+    # Return whether a group can limit processor time and have a weight.
     def has_cpu(self, folders: Sequence[Path]) -> bool: ...  # noqa: D102
     # Write limits to a group.
     def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
-    # Return the bytes that a group's processes and files have now.
+    # Return how many bytes a group's processes and files use now.
     def used(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
-    # Return the path of the file that counts processes killed by the group's own limit.
+    # Return the path of the file that counts the group's processes that the kernel killed for lack of memory.
     def events(self, folders: Sequence[Path]) -> str: ...  # noqa: D102
     # Return the folder below which the processes of each workspace can be frozen, or None if the host cannot freeze.
     def trees(self, folders: Sequence[Path]) -> Path | None: ...  # noqa: D102
@@ -67,7 +68,7 @@ class Version(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """The limits of a group. None means unlimited."""
+    """The limits of a control group. None sets no limit."""
 
     memory: int | None = None  # bytes
     processes: int | None = None
@@ -81,7 +82,7 @@ class VersionOne:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Make new groups in these folders, one for each controller."""
+        """Make new groups below the folders `parents`: one for each controller and, to freeze processes, one of version 2 (`trees`)."""
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
         self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
@@ -89,7 +90,7 @@ class VersionOne:
 
     @classmethod
     def find(cls) -> "VersionOne | None":
-        """Return version 1 if this process can make groups there that limit memory and processes, else None."""
+        """Return an instance if this process can make groups of version 1 that limit memory and processes, else None."""
         mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
         own = dict(_own_groups())
         found = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
@@ -103,18 +104,18 @@ class VersionOne:
         return cls(parents) if usable else None
 
     def tops(self, name: str) -> list[Path]:
-        """Return the folder of a group in each hierarchy."""
+        """Return the folders of the group `name`: one in each hierarchy."""
         return [parent / name for parent in self._parents.values()]
 
     def hand_down(self, folders: Sequence[Path]) -> None:
-        """Do nothing: in version 1 a group need not enable controllers for those below it."""
+        """Do nothing: in version 1 a group need not enable controllers for the groups below it."""
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
-        """Return whether groups can be made in the hierarchy of the cpu controller."""
+        """Return whether this process can make groups that limit processor time."""
         return "cpu" in self._controllers
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
-        """Set a group's limits. That of memory includes swap, if the kernel counts swap."""
+        """Write the limits of a group. The memory limit includes swap, if the kernel counts swap."""
         folder = dict(zip(self._controllers, folders, strict=True))
         if limits.memory is not None:
             _write(folder["memory"] / "memory.limit_in_bytes", limits.memory)
@@ -132,15 +133,15 @@ class VersionOne:
             _write(folder["cpu"] / "cpu.shares", max(2, int(limits.weight * 1024 * len(os.sched_getaffinity(0)))))
 
     def used(self, folders: Sequence[Path]) -> int:
-        """Return the bytes that a group's processes and files have now (memory.usage_in_bytes), or 0 if the group is gone."""
+        """Return how many bytes a group's processes and files use now (memory.usage_in_bytes), or 0 if the group is gone."""
         return int(_read(folders[self._controllers.index("memory")] / "memory.usage_in_bytes") or 0)
 
     def events(self, folders: Sequence[Path]) -> str:
-        """Return the path of the group's memory.oom_control, which counts processes killed by the group's own limit."""
+        """Return the path of the group's memory.oom_control, which counts processes that the kernel killed for lack of memory."""
         return str(folders[self._controllers.index("memory")] / "memory.oom_control")
 
     def trees(self, folders: Sequence[Path]) -> Path | None:
-        """Return the group's folder in version 2, if that is mounted as well and can freeze processes, else None."""
+        """Return the group's folder in version 2, below which processes can be frozen, or None if that is not possible on this host."""
         return _freezable(folders[self._controllers.index(_TREES)]) if _TREES in self._controllers else None
 
 
@@ -155,10 +156,10 @@ class VersionTwo:
 
     @classmethod
     def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
-        """Find a group in which groups with limits can be made. Return version 2 with that parent, or None if there is none.
+        """Find a group below which this process can make groups with limits. Return an instance that uses it, or None if there is none.
 
-        The parent is the nearest group, from this process's own upwards, that this process may write to and that enables the controllers
-        for its children.
+        The search begins with this process's own group and goes upwards. It ends at the first group that this process may write to and that
+        enables `controllers` for the groups below it.
         """
         # A group with processes of its own cannot have limited children ("no internal processes" in cgroups(7)). So this process's own
         # group is usually of no use.
@@ -175,21 +176,21 @@ class VersionTwo:
         return None
 
     def tops(self, name: str) -> list[Path]:
-        """Return the one folder of a group, as a list."""
+        """Return the folder of the group `name`, as a list of one."""
         return [self._parent / name]
 
     def hand_down(self, folders: Sequence[Path]) -> None:
-        """Make memory, pids and, if the group has it, cpu available to the groups below it."""
+        """Enable the controllers memory and pids, and cpu if the group has it, for the groups below a group."""
         (folder,) = folders
         cpu = " +cpu" if "cpu" in _read(folder / "cgroup.controllers").split() else ""
         _write(folder / "cgroup.subtree_control", f"+memory +pids{cpu}")
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
-        """Return whether a group can limit processor time, which needs the cpu controller from the group above."""
+        """Return whether a group can limit processor time. The group above it must enable the cpu controller for that."""
         return (folders[0] / "cpu.max").exists()
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
-        """Set a group's limits. A session that exceeds its memory is killed as a whole."""
+        """Write the limits of a group. If the group exceeds its memory limit, the kernel kills all of its processes (memory.oom.group)."""
         (folder,) = folders
         if limits.memory is not None:
             _write(folder / "memory.max", limits.memory)
@@ -204,11 +205,11 @@ class VersionTwo:
             _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
 
     def used(self, folders: Sequence[Path]) -> int:
-        """Return the bytes that a group's processes and files have now (memory.current), or 0 if the group is gone."""
+        """Return how many bytes a group's processes and files use now (memory.current), or 0 if the group is gone."""
         return int(_read(folders[0] / "memory.current") or 0)
 
     def events(self, folders: Sequence[Path]) -> str:
-        """Return the path of the group's memory.events, which counts processes killed by the group's own limit."""
+        """Return the path of the group's memory.events, which counts processes that the kernel killed for lack of memory."""
         return str(folders[0] / "memory.events")
 
     def trees(self, folders: Sequence[Path]) -> Path | None:
@@ -217,12 +218,12 @@ class VersionTwo:
 
 
 class Group:
-    """The control group of one session: the implementation of `Memory` by control groups."""
+    """The control group of one session. It implements `Memory`."""
 
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
-        """Take over the folders of a group whose limits are set. `memory` is its limit in bytes.
+        """Take over the folders of a group whose limits are written already. `memory` is its memory limit in bytes.
 
-        `nice` is the nice value of interpreters where groups cannot weigh processor time. `leftovers` will remove the group.
+        `nice` is the nice value of interpreters, used if the group cannot limit processor time. `leftovers` removes the group in the end.
         """
         self._leftovers = leftovers
         self.how = (
@@ -244,40 +245,40 @@ class Group:
         self._since = 0.0
 
     async def take_in(self, init: int) -> Path | None:
-        """Add a session's first process before it forks, so that the kernel adds all its descendants as well.
+        """Put a session's first process (pid `init`) into the group before it forks, so that all its descendants are in the group too.
 
-        Return the new group of these processes, which can be frozen, or None if this host cannot freeze groups.
+        Return a new group with only these processes, which can be frozen, or None if this host cannot freeze groups.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Do nothing: the kernel counts the memory, and kills at the limit."""
+        """Do nothing: the kernel counts the memory, and kills processes at the limit."""
 
     def cell_runs(self, running: bool) -> None:
-        """Record how many processes the limit has killed so far, so that `was_exceeded` notices only later kills."""
+        """Record, when a cell begins or ends, how many processes the kernel has killed, so that `was_exceeded` notices only later kills."""
         self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
     def used(self) -> int:
-        """Return the bytes in use now, or 0 if the group is gone."""
+        """Return how many bytes the session uses now, or 0 if the group is gone."""
         return self._version.used(self._folders)
 
     def room(self) -> int:
-        """Return how many more bytes of files fit."""
+        """Return how many more bytes the session's files may take."""
         # The kernel charges its own memory for files to the group as well. Without this share, it would kill the session for the last file.
         return self._limit - self._limit // _KERNELS_SHARE - self.used()
 
     def was_exceeded(self) -> bool:
-        """Return whether the limit has killed a process since the latest cell began or ended."""
+        """Return whether the kernel has killed a process for lack of memory since the latest cell began or ended."""
         # A death is reported a moment after the kill. So a kill that was counted right before the cell began or ended may be this one.
         before = self._kills if time.monotonic() - self._since > _REPORT_SECONDS else self._kills_before
         return self._count_kills() > before
 
     def let_go(self, init: int) -> None:
-        """Do nothing, because the group remains until `remove`."""
+        """Do nothing: the group counts all its processes until `remove` removes it."""
 
     async def end(self, init: int) -> None:
-        """Do nothing, because the group remains until `remove`."""
+        """Do nothing: the group counts all its processes until `remove` removes it."""
 
     def remove(self) -> None:
         """Remove the group. If processes in it are still being reaped, retry in the background."""
@@ -304,14 +305,14 @@ class Group:
 
 
 class Leftovers:
-    """Groups that still have processes, and so are removed later. If this process ends before, its janitor removes them."""
+    """Control groups to remove later, because they still have processes. If this process ends first, its `Janitor` removes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left: dict[Path, int] = {}  # how many tries are left
 
     def remove(self, folders: Sequence[Path]) -> None:
-        """Remove groups now. Those that still have processes are tried again every 0.2 s, for at most 10 s, in a thread."""
+        """Remove groups. If some still have processes, retry those in a thread, every 0.2 s for at most 10 s."""
         self._try_later({folder: _REMOVALS for folder in folders if not _is_removed(folder)})
 
     def _try_later(self, left: dict[Path, int]) -> None:
@@ -331,13 +332,13 @@ class Leftovers:
 
 
 class Groups:
-    """The control group of all sessions of this process, and the parent of the groups of single sessions."""
+    """The control group of all sessions of this process. The group of each session is made below it."""
 
     _shared: ClassVar[dict[tuple[int, Together], "Groups"]] = {}
     _sharing = threading.Lock()
 
     def __init__(self, version: Version, together: Together) -> None:
-        """Make the group, and start a janitor that removes it when this process ends, however it ends."""
+        """Make the group with the limits `together`. Start a `Janitor` that removes it when this process ends, however it ends."""
         self.version = version
         self._nice = together.nice
         self._users = 0
@@ -356,7 +357,7 @@ class Groups:
 
     @classmethod
     def shared(cls, together: Together) -> "Groups | None":
-        """Return this process's group for the limits `together`, or None if groups cannot be made. Pair each call with `release`."""
+        """Return this process's group for the limits `together`, or None if groups cannot be made. Call `release` once for each call."""
         # The process is part of the key: a forked one gets a group of its own.
         key = (os.getpid(), together)
         with cls._sharing:
@@ -383,7 +384,7 @@ class Groups:
             return None
 
     def make(self, limits: Limits) -> Group:
-        """Make the group of one session. One limit covers the memory of its processes and of its files."""
+        """Make the group of one session, and write its limits. One limit covers the memory of its processes and of its files."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._tops]
         memory = limits.memory + limits.family + 2 * limits.temporary
@@ -397,7 +398,7 @@ class Groups:
         return Group(self.version, folders, memory, self._nice, self._leftovers)
 
     def release(self) -> None:
-        """Undo one call of `shared`. The last one removes the group."""
+        """Give back the group that a call of `shared` returned. Remove the group if no other call still needs it."""
         with self._sharing:
             self._users -= 1
             if self._users:
@@ -424,7 +425,7 @@ def _freezable(folder: Path) -> Path | None:
 
 
 def _is_removed(folder: Path) -> bool:
-    """Remove a group and those below it if they have no process any more. Return whether the group is gone."""
+    """Remove a group and the groups below it, if they have no processes any more. Return whether the group is gone."""
     for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(path)
@@ -455,7 +456,7 @@ def _read_events(path: str) -> str:
 
 
 def kills_in(events: str) -> int:
-    """Return how many processes a group's own limit has killed, given the text of memory.events or memory.oom_control."""
+    """Return how many processes of a group the kernel killed for lack of memory, by the text of memory.events or memory.oom_control."""
     count = events.partition("oom_kill ")[2].partition("\n")[0]
     return int(count or 0)
 
@@ -464,10 +465,10 @@ _JANITOR_SECONDS = 10.0
 
 
 class Janitor:
-    """A shell that cleans up when its input ends: by `finish`, or because this process ended. It is small and starts at once."""
+    """A shell that runs a clean-up script once this process calls `finish` or ends, however it ends. It is small and starts at once."""
 
     def __init__(self, script: str, *arguments: str) -> None:
-        """Start the shell. The script must begin with `read _`, which waits, and gets the arguments as `$1` and so on."""
+        """Start the shell. `script` must begin with `read _`, which waits until it is time to clean up. `arguments` are `$1` and so on."""
         # A socket and not a pipe: a process that was forked from this one has the end open as well, so the shell would not notice a close.
         # `finish` shuts the socket down, which no copy prevents.
         self._link, theirs = socket.socketpair()
@@ -488,7 +489,7 @@ class Janitor:
             theirs.close()
 
     def finish(self) -> None:
-        """Make the shell clean up now, and wait until it has ended. Kill it if that takes longer than 10 s."""
+        """Make the shell clean up now, and wait until the shell has ended. Kill it if that takes longer than 10 s."""
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()

@@ -1,4 +1,7 @@
-"""The interface that counts and limits a session's memory. Control groups (`cgroup.py`) and a watchdog (`watchdog.py`) implement it."""
+"""The interface of objects that count and limit the memory of one session.
+
+`cgroup.py` implements it by control groups, and `watchdog.py` by reading /proc at intervals.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,16 +12,16 @@ Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the ho
 
 
 class Memory(Protocol):
-    """The counter of one session's memory. It outlives the session's interpreters.
+    """The counter and limit of one session's memory. It stays the same when an interpreter of the session is replaced.
 
-    `init` is the pid on this host of a first process of the session. Each interpreter that is started, not forked, has its own first
-    process.
+    In all methods, `init` is the pid on this host of a first process of the session: the ancestor of an interpreter and of all its forks.
+    Each interpreter that is started, not forked, has its own first process.
     """
 
-    # Return what is counted and how, for people.
+    # Return a description for users: what is counted, and how.
     @property
     def how(self) -> str: ...  # noqa: D102
-    # Return whether `begin` wants a descriptor that lists the session's sockets.
+    # Return whether `begin` expects a descriptor that lists the session's sockets.
     @property
     def lists_sockets(self) -> bool: ...  # noqa: D102
     # Return whether the processes of each workspace can be frozen in a control group.
@@ -30,24 +33,24 @@ class Memory(Protocol):
     # Return whether `Limits.cpu` is enforced.
     @property
     def limits_cpu(self) -> bool: ...  # noqa: D102
-    # Return the nice value for each interpreter, or None if a control group has the weight of sessions.
+    # Return the nice value for each interpreter, or None if a control group sets the weight of sessions.
     @property
     def nice(self) -> int | None: ...  # noqa: D102
-    # Return how many more bytes of files fit.
+    # Return how many more bytes the session's files may take.
     def room(self) -> int: ...  # noqa: D102
-    # Add a first process before it forks. Return the group in which its processes can be frozen, or None.
+    # Add a first process before it forks. Return a group in which it and its descendants can be frozen, or None.
     async def take_in(self, init: int) -> Path | None: ...  # noqa: D102
     # Start to enforce the limit: call `kill` when it is exceeded. Take over the descriptor that lists the sockets.
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None: ...  # noqa: D102
-    # Note that a cell begins or ends.
+    # Record that a cell begins (`running`) or ends.
     def cell_runs(self, running: bool) -> None: ...  # noqa: D102
-    # Return the bytes that the session has now.
+    # Return how many bytes the session uses now.
     def used(self) -> int: ...  # noqa: D102
-    # Return whether the kernel killed a process for its memory since the latest cell began or ended.
+    # Return whether the kernel has killed a process for lack of memory since the latest cell began or ended.
     def was_exceeded(self) -> bool: ...  # noqa: D102
-    # Stop counting the processes of a first process, without waiting.
+    # Stop counting a first process and its descendants, without waiting.
     def let_go(self, init: int) -> None: ...  # noqa: D102
-    # Stop counting the processes of a first process, after they have ended.
+    # Stop counting a first process and its descendants, after they have ended.
     async def end(self, init: int) -> None: ...  # noqa: D102
-    # Forget the session, after all of its processes have ended.
+    # Stop counting the session, after all of its processes have ended.
     def remove(self) -> None: ...  # noqa: D102

@@ -1,6 +1,6 @@
-"""The watch over a session's memory on hosts without control groups: /proc is read every 0.2 s while a cell runs, else every 2 s.
+"""Count and limit a session's memory on hosts without control groups: read /proc every 0.2 s while a cell runs, else every 2 s.
 
-Memory shared with the fork server counts for no session. Memory that processes of one session share counts once.
+Memory that is shared with the fork server is not counted. Memory that several processes of one session share is counted once.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ _KINDS = {
 
 
 class SocketMemory:
-    """The counter of memory in a session's sockets. Calls block, and only one thread may call at once."""
+    """A meter of the memory that a session's sockets use. Calls block, and only one thread may call at once."""
 
     def __init__(self, descriptor: int) -> None:
-        """Take over a netlink socket of the session's network namespace."""
+        """Take over `descriptor`, a netlink socket (sock_diag(7)) in the session's network namespace."""
         self._socket = socket.socket(fileno=descriptor)
         self._socket.settimeout(_SECONDS)
         self._sequence = 0
@@ -55,9 +55,9 @@ class SocketMemory:
         self._is_failing = False
 
     def used(self, unlisted: Sequence[str] = ()) -> int:
-        """Return the bytes of all sockets with their buffers. Skip the kinds in `unlisted`, which this kernel cannot list.
+        """Return how many bytes all sockets use, their buffers included. Skip the kinds in `unlisted`, which this kernel cannot list.
 
-        If listing fails, log that and return the number of the last call.
+        If the sockets cannot be listed, log a warning and return the latest known number.
         """
         try:
             self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
@@ -72,7 +72,7 @@ class SocketMemory:
         return self._last
 
     def missing(self) -> list[str]:
-        """Return the kinds of sockets that this kernel cannot list, because it was built without CONFIG_UNIX_DIAG or the like."""
+        """Return the kinds of sockets that this kernel cannot list, for example because it was built without CONFIG_UNIX_DIAG."""
         return [kind for kind in _KINDS if not self._lists(kind)]
 
     def close(self) -> None:
@@ -140,17 +140,18 @@ _kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no pr
 
 
 class Watchdog:
-    """The watch over the memory of one session.
+    """The counter and limit of one session's memory without control groups. It implements `Memory`.
 
-    It kills the session if its processes and sockets exceed the session's limit, or if all sessions exceed their common limit and this one
-    is the largest. Files count towards the common limit only: their folders have fixed sizes.
+    It kills the session if the session's processes and sockets exceed its limit. It also does so if all sessions together exceed their
+    common limit and this one is the largest. Files count towards the common limit only, because the folders that hold them have fixed
+    sizes.
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
-        """Prepare the watch. Nothing is measured before `begin`.
+        """Set the limits of this session and of all sessions together. Nothing is measured before `begin`.
 
-        `files` returns the bytes in all workspaces of the session, and is None if the session's files are not kept in memory.
-        `lists_sockets` tells whether `begin` gets a descriptor that lists the session's sockets.
+        `files` returns the bytes in all workspaces of the session. It is None if the session's files are not kept in memory.
+        `lists_sockets` is whether `begin` gets a descriptor that lists the session's sockets.
         """
         self.lists_sockets = lists_sockets
         self.freezes = False
@@ -169,7 +170,7 @@ class Watchdog:
 
     @property
     def how(self) -> str:
-        """Return a text for people: what is counted, how, and what is not."""
+        """Return a description for users: what is counted, how it is counted, and what is not counted."""
         counted = "processes" if self._unlisted == ["all"] else "processes and sockets"
         sockets = [f"buffers of {', '.join(self._unlisted)} sockets"] if self._unlisted else []
         files = f"; its files, at most {self._limits.folders >> 20} MB, by the sizes of their folders" if self._files else ""
@@ -179,12 +180,13 @@ class Watchdog:
         )
 
     async def take_in(self, init: int) -> None:
-        """Do nothing yet: `begin` measures what the first process shares with the fork server, once the interpreter is ready."""
+        """Do nothing yet: `begin`, called once the interpreter is ready, measures the memory shared with the fork server."""
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Watch a session's processes, and call `kill` once when a limit is exceeded.
+        """Start to measure the session's memory in the background. Call `kill` once when a limit is exceeded.
 
-        `init` is the first process's pid on this host. `sockets`, a descriptor that lists the session's sockets or None, is taken over.
+        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. This object
+        closes it.
         """
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
@@ -199,23 +201,23 @@ class Watchdog:
             self._watches[init].add_done_callback(lambda _: memory.close())
 
     def cell_runs(self, running: bool) -> None:
-        """Set whether a cell runs, because memory is measured more often then."""
+        """Record whether a cell runs now (`running`), because memory is measured more often then."""
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes of files now, plus those of processes and sockets when last measured. A file mapped into memory counts twice."""
+        """Return how many bytes files use now, plus processes and sockets when last measured. A file mapped into memory counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:
-        """Return sys.maxsize, because files have limits of their own."""
+        """Return sys.maxsize, because the folders that hold the files have fixed sizes."""
         return sys.maxsize
 
     def was_exceeded(self) -> bool:
-        """Return False, because the watch itself kills the session and reports the reason."""
+        """Return False: the kernel enforces no limit here, and this object reports the reason when it kills the session."""
         return False
 
     async def end(self, init: int) -> None:
-        """Stop watching the processes below a first process, after they have ended.
+        """Stop measuring a first process (pid `init`) and its descendants, after they have ended.
 
         The session's remaining files still count towards the common limit of all sessions.
         """
@@ -227,13 +229,13 @@ class Watchdog:
             _kept[self] = self._bytes_of_files(None)
 
     def let_go(self, init: int) -> None:
-        """Stop watching the processes below a first process, without waiting. Do nothing if they are not watched."""
+        """Stop measuring a first process (pid `init`) and its descendants, without waiting. Do nothing if they are not measured."""
         watch = self._watches.pop(init, None)
         if watch is not None:
             watch.cancel()  # the descriptor that lists the sockets is closed after the last look
 
     def remove(self) -> None:
-        """Stop counting the session's files."""
+        """Stop counting the session's files towards the common limit of all sessions."""
         _kept.pop(self, None)
 
     async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
@@ -276,7 +278,7 @@ class Watchdog:
         return over or (sum(everyones) + sum([*_kept.values()]) > self._share and used == max(everyones))
 
     def _bytes_of_files(self, init: int | None) -> int:
-        """Return the bytes in /mnt/data and, as long as the session's first process lives, in the session's own /tmp and /dev/shm."""
+        """Return how many bytes of memory the session's workspaces use. If `init` is given, add its own /tmp and /dev/shm."""
         if self._files is None:
             return 0
         own = ("tmp", "dev/shm") if init is not None else ()
@@ -284,7 +286,7 @@ class Watchdog:
 
 
 def bytes_in(folder: int | str) -> int:
-    """Return how many bytes are used in the file system of a folder."""
+    """Return how many bytes are used in the file system that holds a folder, given as a path or a descriptor."""
     status = os.statvfs(folder)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
@@ -299,7 +301,7 @@ def _in_folder(path: str, most: int) -> int:
 
 
 def private_memory(init: int) -> int:
-    """Return the bytes of memory that each process of a session has for itself, in total, or 0 if this process may not read that."""
+    """Return how many bytes of memory a session's processes share with no other process, or 0 if this process may not read that."""
     values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
     return sum(map(sum, values)) * _KB
 
@@ -317,9 +319,9 @@ def _summed(init: int, file: str) -> int:
 
 
 def family(init: int) -> list[int]:
-    """Return the pids on this host of a process, which comes first, and of all its descendants.
+    """Return the pids on this host of a process and of all its descendants, with the process itself first.
 
-    For a session's first process, that is the whole session, because orphans become its children.
+    For a session's first process, that is the whole session: processes whose parent has ended (orphans) become its children.
     """
     return with_reserve(lambda: _family(init))
 
@@ -342,7 +344,7 @@ def _threads(pid: int) -> list[str]:
 
 
 def _kilobytes(pid: int, file: str) -> int:
-    """Return the memory of a process in kB, as told by `file` in /proc/PID. `file` is a key of `_SUMMED`."""
+    """Return the memory of a process in kB, read from a file in /proc/PID: `file` is `status` or `smaps_rollup`."""
     values = _values(f"/proc/{pid}/{file}", _SUMMED[file])
     # A process whose first thread has ended shows no memory, although others run on. Their entries do.
     if not values:
@@ -361,7 +363,7 @@ def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _if_there() -> Iterator[None]:
-    """Ignore an OSError of the block (the process has ended, or is hidden), unless it means that no descriptor is left."""
+    """Ignore an OSError of the block, because the process has ended or is hidden. Raise it if no file descriptor is left."""
     try:
         yield
     except OSError as error:
