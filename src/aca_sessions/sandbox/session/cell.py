@@ -1,4 +1,4 @@
-"""An execution as the host sees it: its state while the cell runs, and its result. What the guest reports is validated here."""
+"""The host's view of an execution: its output, displays, questions, clock and result. What the guest reports is validated here."""
 
 import asyncio
 import codecs
@@ -17,10 +17,10 @@ _MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 write
 
 
 class Output:
-    """A reader of a pipe that never blocks. Of a flood of output it keeps only the head and the tail, so memory does not fill."""
+    """A non-blocking reader of a guest's stdout or stderr. It keeps only the head and the tail of long output, so memory does not fill."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
-        """Take over the read end of a pipe. Of what arrives between two calls of `take`, keep the first and the last `limit // 2` bytes."""
+        """Take over `descriptor`, the read end of a pipe. Between two calls of `take`, keep the first and the last `limit // 2` bytes."""
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self._half = limit // 2
@@ -33,13 +33,13 @@ class Output:
         self.read = 0  # bytes in all, those that were cut included
 
     def follow(self, tell: Callable[[str], None] | None) -> None:
-        """Call `tell` now with the text that was kept so far, and then with each new text. With None, stop that."""
+        """Pass the text that was kept so far to `tell`, and from now on each new text. With None, stop passing on text."""
         self._tell = tell
         self._decoder.reset()
         self._pass_on(bytes(self._head + self._tail))
 
     def drain(self, most: int = 1 << 22) -> bool:
-        """Read what is in the pipe now. Return False at the end of the pipe.
+        """Read what is in the pipe now. Return False if the pipe has ended, because nothing has it open for writing, else True.
 
         After `most` bytes or 512 reads, stop and set `flooded`: a guest that writes single bytes must not keep the host busy.
         """
@@ -61,7 +61,7 @@ class Output:
         return True
 
     def take(self) -> str:
-        """Return the text since the last call. Where bytes were cut, a line tells how many."""
+        """Return the text since the last call. If bytes were cut, a line in the text tells how many."""
         cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
         text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
         self._head, self._tail, self._dropped = bytearray(), bytearray(), 0
@@ -108,15 +108,15 @@ class CellNotSentError(GuestDiedError):
 
 
 class Clock:
-    """The seconds that a cell has used of its timeout. The clock is stopped until the cell is sent, and while the cell waits for an answer.
+    """A stopwatch of the time that a cell has used of its timeout. It is stopped while the cell waits for an answer to a question.
 
-    While the clock is stopped, the processor time of the cell's other threads and processes counts, but never more than the time that has
-    passed. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used: otherwise a cell that asks again and
-    again would have no deadline.
+    The clock starts when the cell is sent. While it is stopped, only the processor time of the cell's other threads and processes counts,
+    but never more than the time that has passed. The clock can stand still for STILL_SECONDS in total. Further waiting counts as used:
+    otherwise a cell that asks again and again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
-        """Create a stopped clock. `computed` returns the processor time of the cell's processes, and `now` the time, in seconds."""
+        """Create a stopped clock. `computed` returns the processor seconds of the cell's processes, and `now` the time in seconds."""
         self._computed = computed
         self._now = now
         self._used = 0.0
@@ -126,7 +126,7 @@ class Clock:
 
     @property
     def used(self) -> float:
-        """Return the seconds used until now."""
+        """Return how many seconds of the timeout the cell has used until now."""
         if self._since is not None:
             return self._used + self._now() - self._since + max(0.0, self._still - STILL_SECONDS)
         busy, idle = self._while_stopped()
@@ -146,7 +146,7 @@ class Clock:
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Return the seconds since `stop` in which the cell's processes computed, and the other seconds."""
+        """Return how many seconds since `stop` the cell's processes computed, and how many they did not. If not stopped, return zeros."""
         if self._stopped is None:
             return 0.0, 0.0
         waited = self._now() - self._stopped[0]
@@ -155,14 +155,14 @@ class Clock:
 
 
 class Grace:
-    """The time that an interpreter has to obey a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
+    """The time that an interpreter has to react to a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
 
-    Without the second part, an interpreter on a busy machine would be killed, and lose its variables, although it obeys. At most
-    QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
+    Without the second part, an interpreter on a busy machine would be killed, and lose its variables, although it reacts as soon as it can.
+    At most QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Start to measure. `queued` returns for how many seconds the interpreter has waited for a processor since it started."""
+        """Start the grace time. `queued` returns for how many seconds the interpreter has waited for a processor since it started."""
         self._queued = queued
         self._now = now
         self._before = queued()
@@ -170,17 +170,20 @@ class Grace:
 
     @property
     def left(self) -> float:
-        """Return the seconds left, which are negative once the time is over."""
+        """Return how many seconds are left. The number is negative once the time is over."""
         return self._until + min(max(self._queued() - self._before, 0.0), QUEUED_SECONDS) - self._now()
 
 
 class Cell:
-    """The state of an execution: whether it has started or finished, its displays, and its questions without an answer."""
+    """The state of an execution: whether it has started or finished, its displays, and its questions without an answer.
+
+    A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`).
+    """
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
         """Create the state of an execution that has not started. `tell` receives each event as it happens.
 
-        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all are refused.
+        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all questions are refused.
         """
         loop = asyncio.get_running_loop()
         self.execution = execution
@@ -201,7 +204,7 @@ class Cell:
         self._places: dict[str, int] = {}  # of the latest display of each name
 
     def show(self, shown: wire.Shown) -> None:
-        """Add a display. An update replaces the display of the same name. Raise WireError if the displays exceed a limit."""
+        """Add a display to the result. An update replaces the display of the same name. Raise WireError if the displays exceed a limit."""
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
             raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
@@ -222,12 +225,12 @@ class Cell:
             self.tell(Event(kind="display", display=self.displays[place]))
 
     def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """Report what the cell wrote to a stream as an event, if events are wanted."""
+        """Report text that the cell wrote to `stream` as an event, if the caller wants events."""
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
     def ask(self, asked: wire.Asked) -> bool:
-        """Register a question and stop the clock. Return False if the caller does not answer questions of this kind.
+        """Register a question, stop the clock and report an event. Return False if the caller does not answer questions of this kind.
 
         Raise WireError if the question is malformed or too long, if its number is in use, or if 64 questions are open.
         """
@@ -244,7 +247,7 @@ class Cell:
         return True
 
     def answered(self, number: int) -> bool:
-        """Mark a question as answered, and start the clock if none is open any more. Return False if it was not open."""
+        """Mark a question as answered, and start the clock if no other question is open. Return False if this question was not open."""
         if number not in self.open:
             return False
         self.open.remove(number)
@@ -259,7 +262,7 @@ class Cell:
         turned.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
-        """Validate and keep the guest's last frame of the execution. Raise WireError if it exceeds a limit."""
+        """Validate and keep `finished`, the guest's last frame of the execution. Raise WireError if the frame exceeds a limit."""
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
                 raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")
@@ -283,7 +286,7 @@ class Cell:
     def result(
         self, cause: str | None, *, stdout: str, stderr: str, processes: tuple[RunningProcess, ...], duration: float
     ) -> CodeExecutionResult:
-        """Return the result. Its `state` covers only this execution: the session's ledger replaces it later.
+        """Build the result of the execution. Its `state` covers only this execution: the session's ledger replaces it later.
 
         Args:
             cause: Why the interpreter died. It is ignored if the cell has finished.
@@ -319,7 +322,7 @@ class Cell:
         )
 
     def clear(self) -> None:
-        """Drop all displays so far from the result, and report that as an event."""
+        """Remove all displays so far from the result, and report that as an event."""
         self.displays.clear()
         self._sizes.clear()
         self._places.clear()

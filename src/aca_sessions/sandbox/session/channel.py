@@ -1,4 +1,4 @@
-"""The host's side of the connection to an interpreter: a socket for cells, and pipes for the guest's frames, stdout and stderr."""
+"""The host's side of the connection to an interpreter: a socket to send frames (messages), and pipes for the guest's frames and output."""
 
 import asyncio
 import contextlib
@@ -26,9 +26,9 @@ _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait 
 
 
 class Unfinished:
-    """The bytes of frames that guests have begun and not finished. All event loops of this process share one limit.
+    """The count of bytes that the host holds of frames that guests have begun and not finished. All event loops share one limit.
 
-    Beyond the limit, the frame that was begun first is refused, because an honest guest writes a frame without a pause.
+    If the limit is exceeded, the frame that was begun first is refused, because an honest guest writes a frame without a pause.
     """
 
     def __init__(self, most: int = _MOST_UNFINISHED) -> None:
@@ -38,14 +38,15 @@ class Unfinished:
 
     @property
     def size(self) -> int:
-        """Return the number of bytes that are counted now."""
+        """Return how many bytes are counted now."""
         with self._lock:
             return sum(self._held.values())
 
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
-        """Record how many bytes of an unfinished frame an inbox holds. If all inboxes exceed the limit, refuse the oldest frames.
+        """Record that `inbox` holds `size` bytes of an unfinished frame. If all inboxes exceed the limit, refuse the oldest frames.
 
-        Less than 256 KiB is not counted. With `anew`, the inbox has begun another frame since the last call, which is now the youngest.
+        Less than 256 KiB is not counted. `anew` tells that the inbox has begun another frame since the last call, which is now the
+        youngest.
         """
         with self._lock:
             if anew or size < _SMALL:
@@ -64,10 +65,10 @@ _unfinished = Unfinished()
 
 
 class Inbox:
-    """The reader of the frames that one guest writes to its pipe. It works on the event loop that calls `listen`."""
+    """The reader of the frames that one guest writes to its pipe. It runs on the event loop that calls `listen`."""
 
     def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
-        """Take over the read end of a pipe. All inboxes that share `unfinished` share its limit."""
+        """Take over `pipe`, the read end of a pipe. All inboxes that share `unfinished` share its limit."""
         os.set_blocking(pipe, False)
         self._pipe = pipe
         self._unfinished = unfinished
@@ -79,12 +80,12 @@ class Inbox:
         self.most = 0  # the size of the largest payload that may come now; a larger one is refused
 
     def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
-        """Start reading, and pass each frame to `take`. Stop after a refused frame, and at the end of the pipe.
+        """Start reading, and pass each frame to `take`. Stop at the first refused frame, or at the end of the pipe.
 
         Args:
-            take: Called with each payload. It raises WireError to refuse it.
+            take: Called with the payload of each frame. It raises WireError to refuse the frame.
             most: The size in bytes of the largest payload that is accepted. The attribute `most` changes it later.
-            forged: Called after a refused frame.
+            forged: Called after a frame was refused.
             silent: Called at the end of the pipe.
         """
         self._take, self.most, self._forged, self._silent = take, most, forged, silent
@@ -93,11 +94,11 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Count bytes read from stdout and stderr as work that the guest caused. After too much work, reading pauses."""
+        """Count `size` bytes read from stdout or stderr as work that the guest caused. After too much work, reading frames pauses."""
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Pass on the frames that a dead or doomed guest wrote, in at most 4 reads, then stop."""
+        """Read the last frames of a guest that is dead or about to be killed, in at most 4 reads, and pass them on. Then stop."""
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -109,7 +110,7 @@ class Inbox:
         self.stop()
 
     def stop(self) -> None:
-        """Stop reading, and drop frames that were not passed on."""
+        """Stop reading. Drop frames that were read but not passed on."""
         self._open = False
         self._watch(False)
         self._complete, self._frames = iter(()), wire.Frames(0)
@@ -121,7 +122,7 @@ class Inbox:
             self._loop.call_soon_threadsafe(self._refuse)
 
     def close(self) -> None:
-        """Close the pipe."""
+        """Stop reading, and close the pipe."""
         self.stop()
         os.close(self._pipe)
 
@@ -138,7 +139,7 @@ class Inbox:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on frames worth 64 units of work (`_UNIT`), the rest in later turns of the event loop. After too much work, pause."""
+        """Pass on frames worth 64 units of work (`_UNIT`), and the rest in later turns of the event loop. After too much work, pause."""
         try:
             taken, all_taken = self._take_some(_A_TURN)
         except wire.WireError:
@@ -164,7 +165,7 @@ class Inbox:
             self._go_on()
 
     def _take_some(self, most: float) -> tuple[int, bool]:
-        """Pass on frames until they have cost `most` units of work. Return their number, and whether all complete ones were passed on."""
+        """Pass on frames until they have cost `most` units of work. Return their number, and whether no complete frame is left."""
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
             self._frames.limit = self.most
@@ -198,15 +199,15 @@ class _Outgoing:
 
 
 class Outbox:
-    """A queue of frames that are written to a socket in the order in which they came.
+    """A queue of frames that are written to a socket in the order of the calls of `put`.
 
     Only this object writes, because several tasks send at the same time and a frame may be larger than the socket's buffer. A frame that
     was begun is written to its end, even if its sender was cancelled. While the outbox waits for a guest that does not read, the host goes
-    on reading from the guest, because the guest may be waiting for that.
+    on reading from the guest, because the guest may not read until the host has read.
     """
 
     def __init__(self, link: socket.socket) -> None:
-        """Prepare to write to a connected socket. The caller stays its owner and closes it."""
+        """Prepare to write to `link`, a connected socket. The caller still owns the socket, and closes it."""
         link.setblocking(False)
         self._link = link
         self._waiting: deque[_Outgoing] = deque()
@@ -218,7 +219,10 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Queue a frame. The future is done when the frame is written or dropped. Cancelling it drops a frame that was not begun."""
+        """Queue a frame, with descriptors to send along. Return a future that is done when the frame is written or dropped.
+
+        Cancelling the future drops the frame, if no part of it is written yet.
+        """
         written = asyncio.get_running_loop().create_future()
         if not self._open:
             written.set_result(None)
@@ -237,7 +241,7 @@ class Outbox:
             self._drop()
 
     def _write(self) -> None:
-        """Write a part of the first frame by one send. The rest follows in later turns of the event loop."""
+        """Write a part of the first frame by one call of send(2). The rest follows in later turns of the event loop."""
         while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
             self._drop()
         if self._waiting:
@@ -276,7 +280,10 @@ class Channel:
     """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. For `limit` see `Output`."""
+        """Take over the socket to the guest (`link`), and the pipes of the guest's frames (`said`), stdout and stderr (`streams`).
+
+        See `Output` for `limit`.
+        """
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self.inbox = Inbox(said)
@@ -286,7 +293,7 @@ class Channel:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Return how many frames to the guest are not completely sent, and how many bytes. The socket's buffer counts as sent."""
+        """Return how many frames and how many bytes are not sent to the guest yet. Bytes in the socket's buffer count as sent."""
         return len(self._outbox), self._outbox.size
 
     def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
@@ -324,7 +331,7 @@ class Channel:
         self._link.close()
 
     def _on_output(self, stream: Output) -> None:
-        """Read a stream. If it is flooded, do not read it again for 0.02 s, so that other sessions get their turn."""
+        """Read stdout or stderr. If the guest floods it, do not read it again for 0.02 s, so that other sessions get their turn."""
         # What is not read stays in the pipe. A full pipe holds up its writer alone.
         if not stream.drain(_STREAM_READ_AT_ONCE):
             self._unwatch(stream.descriptor)

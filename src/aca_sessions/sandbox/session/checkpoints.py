@@ -1,4 +1,4 @@
-"""The checkpoints of a session. A checkpoint keeps the variables in a forked interpreter that waits, and the files as a copy.
+"""The checkpoints of a session. A checkpoint keeps the variables in a forked interpreter that waits, and a copy of the files.
 
 Taking a checkpoint and rolling back to one happen between two cells.
 """
@@ -26,7 +26,8 @@ from .interpreter import Interpreter, fork
 class SessionCheckpoint:
     """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    `position` is the position in the session's ledger at that time. A hidden checkpoint belongs to a transactional cell, and is not listed.
+    `position` is the position in the session's ledger when the checkpoint was taken. A hidden checkpoint belongs to a transactional cell,
+    and is not listed.
     """
 
     id: str
@@ -41,7 +42,7 @@ class SessionCheckpoint:
     position: int = 0
 
     def describe(self) -> Checkpoint:
-        """Return the checkpoint as its user sees it."""
+        """Return the public description of this checkpoint."""
         return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
 
 
@@ -64,7 +65,7 @@ class Checkpoints:
     def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
         """Return a usable checkpoint by name or id, or the latest one if both are None. Raise SnapshotError if there is none.
 
-        An id is compared only if no checkpoint has the name. If several have the name, the latest is returned.
+        The name is looked up first, then the id. If several checkpoints have the name, the latest of them is returned.
         """
         latest_first = self.usable[::-1]
         found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
@@ -81,7 +82,10 @@ class Checkpoints:
         )
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
-        """Fork the interpreter `live` and copy the files. Return this checkpoint. If there are too many now, remove the oldest."""
+        """Take a checkpoint: fork the interpreter `live`, and copy the files. If there are too many checkpoints then, remove the oldest.
+
+        `numbers` yields the id of the checkpoint. `hidden` makes it one of a transactional cell.
+        """
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
         files = Files(tree, self._files.room)
         most, allocate = self._limits.checkpoint_files, live.home.allocate
@@ -110,8 +114,8 @@ class Checkpoints:
     async def prepare(self, checkpoint: SessionCheckpoint) -> Interpreter:
         """Return an interpreter with the variables of a checkpoint, ready for cells.
 
-        It is a fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its own
-        interpreter is returned. Raise SnapshotError if the checkpoint was removed or does not answer.
+        It is a new fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its
+        own interpreter is returned. Raise SnapshotError if the checkpoint was removed, or if its interpreter does not answer.
         """
         if checkpoint not in self._taken:
             raise SnapshotError(
@@ -138,23 +142,23 @@ class Checkpoints:
             await self._tasks.to_its_end(self._end(checkpoint))
 
     def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
-        """Remove a hidden checkpoint in the background, if it was not removed already.
+        """Remove a hidden checkpoint in the background. Do nothing if it was removed already.
 
-        With `returned_to`, keep its interpreter alive, because the session goes on with that interpreter.
+        `returned_to` tells that the session was rolled back to it and goes on with its interpreter, so that interpreter is kept alive.
         """
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
             self._tasks.start(self._drop_tree(checkpoint.tree, checkpoint.files) if returned_to else self._end(checkpoint))
 
     async def clear(self, *, hidden: bool = True) -> None:
-        """Remove all checkpoints. With `hidden=False`, keep hidden ones."""
+        """Remove all checkpoints, or all but the hidden ones with `hidden=False`. Wait until they have ended."""
         for checkpoint in [*self._taken]:
             if hidden or not checkpoint.hidden:
                 await self.drop(checkpoint)
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Remove all checkpoints without waiting. For use when their event loop is closed."""
+        """Remove all checkpoints without waiting. Call this only when their event loop is closed."""
         for checkpoint in self._taken:
             checkpoint.interpreter.abandon()
             checkpoint.files.close()
@@ -164,7 +168,7 @@ class Checkpoints:
     async def _drop_oldest(self) -> None:
         """Remove the oldest checkpoints until their number and the bytes of their files are within the limits.
 
-        The latest one and hidden ones stay. Hidden ones do not count.
+        The latest one stays. Hidden ones stay too, and do not count.
         """
         while len(own := [checkpoint for checkpoint in self._taken if not checkpoint.hidden]) > 1 and (
             len(own) > self._limits.checkpoints or sum(checkpoint.size for checkpoint in own) > self._limits.disk

@@ -1,10 +1,10 @@
-"""Copies of a session's files: from one workspace to another, and back when a checkpoint is restored. All calls block.
+"""Copy the files of a session to another workspace, and restore a session's files from a checkpoint. All calls block.
 
-They act as the guest's user, by descriptors, and never follow the guest's links.
+All functions act as the guest's user, use descriptors, and never follow the guest's links.
 
 A restored file keeps its inode, even if it was renamed since the checkpoint. So if the checkpoint's interpreter has a file open (a log, a
-database), it still writes to the file of that name. A restore first prepares everything; if that fails, nothing is changed. Only then does
-it change the files, which has no reason to fail.
+database), it still writes to the file of that name. A restore first prepares everything. If that fails, nothing is changed. Only then does
+it change the files, and at that point nothing should fail.
 """
 
 import errno
@@ -45,14 +45,14 @@ _AT_ONCE = 16  # files, each of which has two descriptors open
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """The result of a copy: how many bytes were copied, and how many pipes, sockets and devices were left out."""
+    """The result of `copy`: how many bytes were copied, and how many pipes, sockets and devices were left out."""
 
     size: int
     left_out: int
 
 
 def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copied:
-    """Copy all files into an empty workspace, hard links and holes included.
+    """Copy all files of `source` into `target`, an empty workspace. Keep hard links and holes.
 
     Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
     `allocate` charges the session for the memory of the copies.
@@ -98,7 +98,7 @@ class _Copying:
         return Copied(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
-        """Copy some entries. Return how many pipes, sockets and devices were left out."""
+        """Copy some entries of the workspace. Return how many pipes, sockets and devices among them were left out."""
         with self._open:
             left_out = sum(not self._make(path, status) for path, status in entries)
             # Memory is allocated for all of them at once: one by one would take twice the time.
@@ -109,7 +109,7 @@ class _Copying:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Copy one entry, but leave a file empty. Return False, and make nothing, for a pipe, socket or device."""
+        """Make the copy of one entry. A file's copy is still empty. For a pipe, socket or device, make nothing and return False."""
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
             return False
@@ -139,8 +139,8 @@ _MOST_NAMED = 20  # files in `cut_off`; the others are counted
 def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
     """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
 
-    Raise SnapshotError if that is impossible: then the live files are as they were, each with its inode. Raise PartlyRestoredError if only
-    some were restored, which can happen only if a process writes at the same time. `allocate` charges the session for new content.
+    Raise SnapshotError if that is impossible. The live files are then unchanged, and each keeps its inode. Raise PartlyRestoredError if
+    only some were restored, which can happen only if a process writes at the same time. `allocate` charges the session for new content.
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
@@ -154,7 +154,7 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
-    """Return the former paths of files that a process has open although they were deleted, relative to /mnt/data and sorted.
+    """Return the former paths of deleted files that a process still has open, relative to /mnt/data and sorted.
 
     `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
     which files the process has open.
@@ -184,7 +184,10 @@ def _deleted_name(entry: str, tree: int) -> str | None:
 
 
 class _Restoration:
-    """One restore of a workspace. `_wanted` has the checkpoint's entries by path, and `_found` those of the workspace now."""
+    """One restore of a workspace: call `prepare`, then `commit`.
+
+    `_wanted` has the checkpoint's entries by path, and `_found` those that the workspace has before the restore.
+    """
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._source = source
@@ -206,7 +209,10 @@ class _Restoration:
         self._failures: list[Exception] = []
 
     def prepare(self) -> None:
-        """Decide what to change, and reserve space, unless removals will free enough. Raise OSError or SnapshotError, with all undone."""
+        """Decide what to change, and reserve the space for it. On failure undo all, and raise OSError or SnapshotError.
+
+        If there is too little free space, but removing files will free enough, reserve nothing.
+        """
         with self._undo:
             self._look()
             self._match()
@@ -221,7 +227,7 @@ class _Restoration:
             self._undo.pop_all()
 
     def commit(self) -> None:
-        """Make all changes that `prepare` decided on. If some fail, make the others, and then raise PartlyRestoredError."""
+        """Make all changes that `prepare` decided on. If some fail, still make the others, and then raise PartlyRestoredError."""
         doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
         if self._is_tight:
             self._drop_contents()
@@ -262,7 +268,7 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Choose the inode of each wanted entry: the one it was copied from, else the one at its path, else a new one."""
+        """Choose an inode for each wanted entry: the one that it was copied from, else the one at its path, else a new one."""
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
         for path, status in self._wanted.items():
@@ -286,7 +292,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Decide which paths keep their inode, and which get one that is at another path now."""
+        """Find the paths that keep their inode (`_kept`), and the paths whose inode is at another path now (`_moved`)."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -304,7 +310,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return the first path of each wanted file that will use an inode of the workspace."""
+        """Return the first path of each wanted file that gets an existing inode of the workspace."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -328,13 +334,13 @@ class _Restoration:
                 self._changed[path] = False
 
     def _open_up(self, path: str, rights: int) -> None:
-        """Add missing rights for the owner of an entry. `commit` sets the wanted mode later; a failed `prepare` sets the old one."""
+        """Add missing rights for the owner of an entry. Later `commit` sets the wanted mode, or a failed `prepare` restores the old one."""
         if path not in self._found or self._found[path].st_mode & rights != rights:
             before = add_rights(self._target, path, rights)
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make new entries under hidden names, and reserve the space for all that will be written. On failure undo both."""
+        """Make new entries under hidden names, and reserve the space for files that will be rewritten. On failure undo both."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:
@@ -390,7 +396,7 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the workspace has space for the wanted files once its other files are removed."""
+        """Return whether the workspace has space for the wanted files after its other files are removed."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         # A tmpfs counts every name as an inode.

@@ -1,4 +1,4 @@
-"""The descriptors by which the host reaches a session: of its workspace, of its sockets and pipes, and of its processes."""
+"""File descriptors by which the host reaches a session: its workspace, its sockets and pipes, and its processes (pidfds)."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class Tree:
         number: Names the workspace in requests to the fork server.
         directory: A descriptor of its folder.
         owner: The uid that owns it, as the host sees it. None is the uid of this process.
-        user: The number of the session's first workspace. It names the session's user, whom branches and checkpoints share.
+        user: The number of the session's first workspace. It names the session's user, which branches and checkpoints share.
     """
 
     number: int
@@ -61,12 +61,12 @@ class Spawned:
 
     @property
     def ending(self) -> signal.Signals:
-        """Return the signal that makes the first process end with all others: SIGKILL with namespaces, SIGTERM without."""
+        """Return the signal that ends the first process and all others with it: SIGKILL with namespaces, SIGTERM without."""
         # Without a pid namespace the first process must survive the signal, because it has to end the others.
         return signal.SIGKILL if self.namespaces else signal.SIGTERM
 
     def close(self) -> None:
-        """End the session and close its descriptors. Do not call this once another object owns the descriptors."""
+        """End the session and close its descriptors. Do not call this after another object has taken over the descriptors."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init, self.ending)
         self.link.close()
@@ -75,7 +75,7 @@ class Spawned:
 
 
 def host_pid(pidfd: int) -> int:
-    """Return the pid that a process has on this host, not in its own namespace. Raise GuestDiedError if the process has ended."""
+    """Return the pid on this host of the process of a pidfd, not its pid in its own namespace. Raise GuestDiedError if it has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
     if pid <= 0:
@@ -84,7 +84,7 @@ def host_pid(pidfd: int) -> int:
 
 
 def number_of(pidfd: int) -> int:
-    """Return the pid that a process has in its own pid namespace. Raise GuestDiedError if the process has ended."""
+    """Return the pid that the process of a pidfd has in its own pid namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         found = [line for line in lines if line.startswith("NSpid:")]
     number = int(found[0].split()[-1]) if found else -1
@@ -94,10 +94,10 @@ def number_of(pidfd: int) -> int:
 
 
 def gives_way(process: int, nice: int | None) -> bool:
-    """Let an interpreter and what it starts yield processors to the host's own processes on a busy machine.
+    """Set the nice value of an interpreter's autogroup, so that the host's own processes come first on a busy machine.
 
-    Return False if the caller must try again later, else True: `nice` is set, or this host cannot set it. If `nice` is None, nothing is
-    set, because a control group weighs the sessions.
+    `process` is a pidfd. Return False if the caller must try again later. Return True if `nice` is set, or if this kernel has no
+    autogroups. If `nice` is None, set nothing and return True, because a control group sets the weight of sessions.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.
@@ -119,10 +119,10 @@ def gives_way(process: int, nice: int | None) -> bool:
 
 
 def open_member(init: int, number: int) -> int:
-    """Return a pidfd of a process of a session, given its pid in the session. Raise GuestDiedError if it is not found.
+    """Open a pidfd of a process of a session, given its pid in the session (`number`). Raise GuestDiedError if it is not found.
 
-    The guest reports this pid, and may lie. It cannot name a process of another session, because only those below the session's first
-    process (`init`) are searched.
+    The guest reports this pid, and may lie. It cannot name a process of another session, because only descendants of the session's first
+    process (the pidfd `init`) are searched.
     """
     for _ in range(_LOOKS):  # one look may miss it while other processes of the session start and end
         for pid in descendants(host_pid(init)):
@@ -137,7 +137,7 @@ def open_member(init: int, number: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Return the wait status of a process that has ended and was not collected by its parent (a zombie), else None."""
+    """Return the wait status of a process that has ended and that its parent has not waited for (a zombie), else None."""
     try:
         fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
@@ -146,7 +146,7 @@ def exit_status(pidfd: int) -> int | None:
 
 
 def processor_time(init: int, interpreter: int, since: float) -> float:
-    """Return the processor seconds of an interpreter, of its ended children, and of processes that the session started later.
+    """Return how many processor seconds an interpreter, its ended children and newer processes of the session have used.
 
     The time of a process is lost if it ends and its parent does not wait for it.
 
@@ -168,7 +168,7 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
 
 
 def queued_time(process: int) -> float:
-    """Return for how many seconds the main thread of a process was ready to run and had no processor, or 0 if that is not known."""
+    """Return for how many seconds the main thread of a process was ready to run but had no processor, or 0 if that is not known."""
     # The second number of /proc/PID/schedstat, in nanoseconds: sched-stats.rst of the kernel's documentation.
     try:
         return int(Path(f"/proc/{host_pid(process)}/schedstat").read_text().split()[1]) / 1e9
@@ -193,7 +193,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process by its pid on this host. Do nothing if it has ended. Look the pid up just before, since pids are reused."""
+    """Kill a process by its pid on this host. Do nothing if it has ended. Look up `pid` just before the call, because pids are reused."""
     # By a pidfd: it still names the same process if the pid is reused before the signal is sent.
     with contextlib.suppress(OSError):
         with_reserve(lambda: _kill(pid))
@@ -208,7 +208,7 @@ def _kill(pid: int) -> None:
 
 
 class ForkEnds:
-    """The socket pair and the pipes of a new fork of an interpreter. The host makes them and sends the guest its ends (`theirs`)."""
+    """The socket pair and the pipes of a new fork of an interpreter. The host makes them, and sends the guest its ends (`theirs`)."""
 
     # The host takes no descriptors from code of a session: it would have to close them, and a close can be made to last (SO_LINGER).
 
@@ -228,13 +228,13 @@ class ForkEnds:
         return [self._theirs_link.fileno(), *self._theirs]
 
     def close_theirs(self) -> None:
-        """Close the guest's descriptors in this process. Call this once they have been sent."""
+        """Close the guest's descriptors in this process. Call this after they have been sent to the guest."""
         self._theirs_link.close()
         while self._theirs:
             os.close(self._theirs.pop())
 
     def close(self) -> None:
-        """Close the descriptors of the host, and those of the guest in this process."""
+        """Close the descriptors of the host, and in this process also those of the guest."""
         self.close_theirs()
         self.link.close()
         for descriptor in (self.said, *self.streams):
@@ -250,7 +250,7 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 @contextmanager
 def _as_user(owner: int | None) -> Iterator[None]:
-    """Let `owner` own what this thread creates in the block: files, pipes and sockets. None changes nothing."""
+    """Make the uid `owner` the owner of what this thread creates in the block: files, pipes and sockets. If it is None, change nothing."""
     if owner is None:
         yield
         return

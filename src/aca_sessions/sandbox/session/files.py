@@ -1,4 +1,4 @@
-"""A session's workspace from the host's side: files are listed, read, written and deleted, always below /mnt/data.
+"""Access by the host to the files in a session's workspace: list, read, write and delete them, always below /mnt/data.
 
 No access goes outside /mnt/data, through the guest's links, or into a pipe or device. Every path is looked up by openat2(2) below one
 directory descriptor, and the kernel enforces the rules while it walks the path. Each operation acts as the guest's user, so the guest's
@@ -36,11 +36,11 @@ _LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class UnusableNameError(ValueError):
-    """Raised for a file name or folder that no file of a session can have."""
+    """Raised if no file of a session can have the given name or folder."""
 
 
 class Reading:
-    """An open file of a session, and the version that it had when it was opened.
+    """An open file of a session, with the version of the file when it was opened.
 
     `version` is an HTTP entity tag. A weak tag means that the file may have changed since, so what was read may mix two versions. Changes
     through a memory mapping are not noticed, because they do not change the file's times.
@@ -62,7 +62,7 @@ class Reading:
         return self._version if self.is_settled else f"W/{self._version}"
 
     def chunk(self, start: int, length: int) -> bytes:
-        """Return up to `length` bytes from `start` on. Raise FileNotFoundError once the session or this file was closed."""
+        """Return up to `length` bytes from the offset `start`. Raise FileNotFoundError after the session or this file was closed."""
         with self._files.working(), self._turn:
             if self._descriptor < 0:
                 raise FileNotFoundError(errno.ENOENT, "the file was closed: open it again")
@@ -97,7 +97,7 @@ class Files:
         self.origins: dict[int, int] = {}
 
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
-        """List the regular files and folders in a folder, sorted by folder and name. After 10,000 entries no further folder is listed.
+        """List the regular files and folders in a folder, sorted by folder and name. After 10,000 entries, no further folder is read.
 
         `folder` is relative to /mnt/data, or an absolute path below it.
         """
@@ -105,7 +105,7 @@ class Files:
             return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
 
     def describe(self, name: str, folder: str = "") -> RemoteFile:
-        """Return the description of a regular file. Raise FileNotFoundError for anything else."""
+        """Return the description of a regular file. Raise FileNotFoundError if the path is something else."""
         with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
             try:
@@ -123,15 +123,15 @@ class Files:
             return reading
 
     def let_go(self, reading: Reading) -> None:
-        """Close the file of a `Reading`, and forget it."""
+        """Close the file of a `Reading`, and stop tracking it."""
         with self._change:
             self._readings.discard(reading)
         reading.close_now()
 
     def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
-        """Write a file completely or not at all. The old file remains until the new one is complete.
+        """Write a file completely or not at all. The old file remains until the new one is complete. Make missing folders.
 
-        A missing folder is made. `allocate` charges the session for what is about to be written.
+        Raise OSError (EDQUOT) if the session has no room for the file. `allocate` charges the session for what is about to be written.
         """
         checked_name(name)
         with self.as_guest():
@@ -155,7 +155,7 @@ class Files:
                 os.close(parent)
 
     def close(self) -> None:
-        """Refuse further calls, wait for those that are at work, and close the files that are open for reading."""
+        """Refuse further calls, wait for calls that are running, and close the files that are open for reading."""
         with self._change:
             self._closed = True
             # The caller closes the workspace's descriptor next. Its number may then name something of another session.
@@ -165,7 +165,7 @@ class Files:
                 self._readings.pop().close_now()
 
     def capacity(self) -> int:
-        """Return the size of the workspace in bytes, used and free."""
+        """Return the total size of the workspace in bytes, used and free together."""
         status = os.fstatvfs(self._tree.directory)
         return status.f_blocks * status.f_frsize
 
@@ -209,7 +209,7 @@ class Files:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
-        """Open a folder and return its descriptor. Make missing folders on the path."""
+        """Open a folder and return its descriptor. Make the folder, and folders above it, if they are missing."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
             try:
@@ -273,7 +273,7 @@ class Files:
 
 
 def checked_name(name: str) -> str:
-    """Return the name if a file can have it: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
+    """Return `name` if it is a valid file name: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
     if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
         raise UnusableNameError(
             f"a file name must be one path component of 1 to 255 bytes, without '/' and NUL, and not '.' or '..', got {name!r:.80}"
@@ -282,7 +282,7 @@ def checked_name(name: str) -> str:
 
 
 def checked_folder(folder: str) -> str:
-    """Return a folder relative to /mnt/data, without empty components and '.'.
+    """Return `folder` as a path relative to /mnt/data, without empty components and '.'.
 
     Raise UnusableNameError for '..', for an unusable name, and for an absolute path outside /mnt/data.
     """

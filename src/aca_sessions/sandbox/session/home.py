@@ -1,4 +1,4 @@
-"""What the interpreters of a session and its branches share: a first process, counted memory, and turns at /mnt/data.
+"""The state that the interpreters of a session and its branches share: the first process, the memory count, and turns at /mnt/data.
 
 The first process is the init of the session's pid namespace, and reports deaths to the host. One workspace at a time is mounted at
 /mnt/data, and only the processes of that workspace run.
@@ -49,10 +49,10 @@ class Member:
 
 
 class Home:
-    """The processes of a session and its branches. When the last interpreter has ended, all other processes are ended too."""
+    """The processes of a session and of its branches. When the last interpreter has ended, all other processes are ended too."""
 
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
-        """Take over a session that was just started, and its descriptors except the link, which stays the caller's.
+        """Take over a session that was just started, with its descriptors. Only `spawned.link` still belongs to the caller.
 
         `tree` is the workspace at /mnt/data at first. `show` mounts a workspace there, given the pidfd of the first process and the number
         of the workspace.
@@ -84,7 +84,7 @@ class Home:
         self._allocating = threading.Lock()  # while a thread holds it, the ends stay open
 
     async def take_in_memory(self) -> int:
-        """Register the first process with `memory`, before it forks. Return its pid on this host."""
+        """Add the first process to `memory` before it forks, so that all its descendants are counted. Return its pid on this host."""
         # It waits for the host before it forks, so all other processes are counted with it.
         self._counted = init = host_pid(self.init)
         with _explained_control_group():
@@ -92,15 +92,16 @@ class Home:
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
-        """Enforce the memory limit from now on: if the processes exceed it, all of them are killed.
+        """Start to enforce the memory limit: if the processes exceed it, all of them are killed.
 
-        `init` is the first process's pid on this host. `sockets`, a descriptor that lists the session's sockets or None, is taken over.
+        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. `memory` closes
+        it.
         """
         with _explained_control_group():
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
-        """Take over a descriptor of the session's own /proc, to find and stop processes. Only sessions with namespaces have one."""
+        """Take over `proc`, a descriptor of the session's own /proc, to find and stop processes. Call this only with namespaces."""
         if self._group is None:
             self._processes = Processes(proc, self._first)
         else:
@@ -152,7 +153,7 @@ class Home:
             raise OSError(number, os.strerror(number))
 
     def take_in(self, number: int, member: "Member") -> None:
-        """Add an interpreter, by its pid in the session. It stays stopped while another workspace is mounted at /mnt/data."""
+        """Add an interpreter. It stays stopped while another workspace is mounted at /mnt/data. `number` is its pid in the session."""
         self._members[number] = member
         self._trees.setdefault(member.tree)
         if self._processes is not None:
@@ -166,7 +167,7 @@ class Home:
         return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
 
     def is_alone(self, number: int) -> bool:
-        """Return whether no interpreter is left besides the one with this pid in the session."""
+        """Return whether no other interpreter is left besides the one whose pid in the session is `number`."""
         return not self._members.keys() - {number}
 
     @asynccontextmanager
@@ -208,9 +209,10 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """Kill an interpreter (its pid in the session and its pidfd) and its descendants. Spare other interpreters and their descendants.
+        """Kill an interpreter and its descendants, except other interpreters and their descendants.
 
-        Orphans that it started are killed with the last interpreter of their workspace, or by `end_processes`.
+        `number` is its pid in the session, and `process` its pidfd. Orphans that it started are killed with the last interpreter of their
+        workspace, or by `end_processes`.
         """
         if not self._owner.is_here:
             return
@@ -234,7 +236,8 @@ class Home:
     async def leave(self, number: int) -> None:
         """Remove a dead interpreter. If it was the last one of its workspace, kill the other processes of that workspace.
 
-        If it was the last one of all, kill all processes, stop counting memory and close the descriptors.
+        `number` is its pid in the session. If it was the last one of all, kill all processes, stop counting memory and close the
+        descriptors.
         """
         member = self._members.pop(number, None)
         if self._closed:
@@ -275,7 +278,7 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` in a thread. Record which processes it had to kill, so that the next result of their workspace names them.
+        """Call `stop` in a thread. Record which processes `stop` had to kill, so that the next result of their workspace names them.
 
         If some processes still run after that, kill the whole session and raise GuestDiedError.
         """
@@ -364,7 +367,7 @@ class Home:
         return found
 
     async def _last_one_gone(self) -> None:
-        """Wait at most 1 s until all processes have ended."""
+        """Wait until all processes have ended, but at most 1 s."""
         # The first process of a pid namespace outlives all others (pid_namespaces(7)): when its pidfd is readable, none is left. All
         # callers share one reader: a second would replace it, and would later remove the reader of whatever has the descriptor's number.
         if self._gone is None:
@@ -383,7 +386,7 @@ class Home:
             self._watched = False
 
     def abandon(self, number: int) -> None:
-        """Remove an interpreter without waiting, if a cancelled `leave` has not removed it."""
+        """Remove an interpreter without waiting, in case a cancelled `leave` has not removed it."""
         member = self._members.pop(number, None)
         if not self._members:
             self.kill("killed")
@@ -392,7 +395,7 @@ class Home:
             self._tasks.start(self._let_go_of(number, member.tree))
 
     def end_now(self, number: int) -> None:
-        """Remove an interpreter whose event loop is closed. If it is the last one, kill all processes, and wait for at most 1 s."""
+        """Remove an interpreter whose event loop is closed. If it is the last one, kill all processes, and wait at most 1 s."""
         self._members.pop(number, None)
         if not self._members and not self._closed:
             self.kill("killed")
@@ -430,7 +433,10 @@ class Home:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """For an OSError raise GuestDiedError if the process has ended, else IsolationError. Let a lack of descriptors pass."""
+    """Replace an OSError of the block by GuestDiedError if the process has ended, else by IsolationError.
+
+    An OSError that means that no descriptor is left is not replaced.
+    """
     try:
         yield
     except OSError as error:

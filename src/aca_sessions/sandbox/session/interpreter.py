@@ -67,7 +67,7 @@ class Interpreter:
     def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
         """Take over the connection to an interpreter, and its pidfd (`process`). `tree` is the number of its workspace.
 
-        `has_run_cells` tells whether the interpreter from which it was forked had run cells.
+        `forked` tells whether it was forked from another interpreter, and `has_run_cells` whether that one had run cells.
         """
         self.home = home
         self.number = number_of(process)
@@ -90,12 +90,12 @@ class Interpreter:
 
     @property
     def alive(self) -> bool:
-        """Return whether the interpreter can run another cell: it is not dead, and neither it nor its whole session is being killed."""
+        """Return whether the interpreter can run another cell: it has not died, and neither it nor its session is being killed."""
         return not self._death.done() and self._killed_for is None and self.home.killed_for is None
 
     @property
     def cause_of_death(self) -> str:
-        """Return why the interpreter died or is about to die, as in `State.reason`, or `killed` if no cause is known."""
+        """Return why the interpreter died or is being killed, as in `State.reason`. Return `killed` if no cause is known."""
         return self._death.result() if self._death.done() else self._killed_for or self.home.killed_for or "killed"
 
     @property
@@ -115,7 +115,7 @@ class Interpreter:
         answered: Sequence[str] = (),
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. At its deadline interrupt it, and if it still runs, kill the interpreter.
+        """Run a cell and return its result. At the deadline interrupt the cell. If it still runs after that, kill the interpreter.
 
         Raise CellNotSentError if the interpreter ended before the cell was sent.
 
@@ -124,7 +124,7 @@ class Interpreter:
             code: The source of the cell.
             timeout: Seconds on the cell's clock (`Clock`), which starts when the cell is sent.
             tell: Receives each event as it happens.
-            answered: The kinds of questions that wait for an answer; other kinds are refused at once.
+            answered: The kinds of questions that the caller answers (`input`, `call`). Questions of other kinds are refused at once.
             is_cancelled: Called right before the cell is sent. If it returns True, CellNotStartedError is raised.
         """
         async with self._busy:
@@ -141,21 +141,25 @@ class Interpreter:
         tell: Callable[[Event], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a program instead of a cell. The value of the result is the program's exit code. For all else see `run`."""
+        """Run a program instead of a cell. The value of the result is the program's exit code.
+
+        `arguments` are the program and its arguments, and `stdin` is the text that it reads. For all else see `run`.
+        """
         async with self._busy:
             message = wire.Command(execution, list(arguments), stdin)
             return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
 
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
-        """Make the packages in these folders importable, in place of those that an earlier call made importable.
+        """Make the packages in the folders `paths` importable, in place of those that an earlier call made importable.
 
-        `replaced` names modules that change their version. If the session has imported one, nothing changes and the result has an error.
+        `replaced` names modules whose version changes. If the session has imported one of them, nothing changes and the result has an
+        error.
         """
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
 
     async def warm_up(self) -> None:
-        """Make the guest touch the memory that a first cell needs, so that the kernel has copied it before that cell runs."""
+        """Make the guest touch the memory that cells need, so that the kernel has copied that memory before the first cell runs."""
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
@@ -167,10 +171,10 @@ class Interpreter:
             raise GuestDiedError(f"the interpreter does not respond ({result.error})")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
-        """Fork the interpreter. Return the fork's pid in the session, and a line for each thing that the fork could not take along.
+        """Fork the interpreter. Return the fork's pid in the session, and a line of text for each thing that the fork loses or shares.
 
         The guest reports both, and may lie. Raise SnapshotError if the interpreter cannot be forked. `ends` are the guest's descriptors
-        (`ForkEnds.theirs`), and `reseed` seeds the random numbers of the fork anew.
+        (`ForkEnds.theirs`). `reseed` makes the fork seed its random numbers anew.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
@@ -260,15 +264,15 @@ class Interpreter:
                     self.answer(cell.execution, number, None)
 
     def _computed(self, since: float) -> float:
-        """Return the processor time (see `processor_time`), or 0 if that cannot be read, as when the interpreter has ended."""
+        """Return the result of `processor_time`, or 0 if it cannot be read, for example because the interpreter has ended."""
         with contextlib.suppress(OSError, GuestDiedError):
             return processor_time(self.home.init, self.pidfd, since)
         return 0.0
 
     def answer(self, execution: str, number: int, text: str | None) -> bool:
-        """Send the running cell the answer to a question. Return False, and send nothing, if this question is not open.
+        """Answer a question of the running cell. Return False, and send nothing, if this question is not open.
 
-        `text` is None to make the question fail in the cell.
+        If `text` is None, the question fails in the cell.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
@@ -280,7 +284,7 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell. If the cell does not end in time (`Grace`), kill the interpreter and what the interpreter started.
+        """Send SIGINT to a cell. If the cell does not end in time (`Grace`), kill the interpreter and the processes that it started.
 
         Do nothing if `execution` is not the one that runs now.
         """
@@ -297,7 +301,7 @@ class Interpreter:
             self._kill("killed")
 
     async def _obeys(self, done: asyncio.Future[Any]) -> None:
-        """Wait until a future is done or the interpreter has died, but at most as long as its `Grace` lasts."""
+        """Wait until a future is done or the interpreter has died, but no longer than its `Grace`."""
         grace = Grace(self._queued)
         while not (done.done() or self._death.done()) and (left := grace.left) > 0:
             await _first_of(done, self._death, within=left)
@@ -309,7 +313,7 @@ class Interpreter:
         """Kill the interpreter and all processes of its workspace except other interpreters. The caller must still call `close`.
 
         Return which processes ended, and which are still alive although they were killed. If this is the last interpreter of the session
-        and its branches, kill all processes, and return none.
+        and its branches, kill all processes, and return an empty `Ended`.
         """
         if self.home.is_alone(self.number):
             self._kill(cause)
@@ -322,10 +326,10 @@ class Interpreter:
             self._kill(cause)
 
     async def close(self, cause: str = "killed") -> None:
-        """End the interpreter and what it started, and release its descriptors even if the caller is cancelled.
+        """End the interpreter and the processes that it started, and close its descriptors, even if the caller is cancelled.
 
-        The last interpreter of a session and its branches ends all their other processes too. `cause` is the reason of death if none is
-        known.
+        The last interpreter of a session and its branches ends all their other processes too. `cause` is recorded as the reason of death if
+        no other reason is known.
         """
         self._kill(cause)
         try:
@@ -340,7 +344,7 @@ class Interpreter:
             self._let_go()
 
     def abandon(self) -> None:
-        """Kill the interpreter and close its descriptors without waiting. For use when its event loop is closed."""
+        """Kill the interpreter and close its descriptors without waiting for tasks. Call this only when its event loop is closed."""
         self._kill("killed")
         self.home.end_now(self.number)
         self._let_go()
@@ -352,7 +356,7 @@ class Interpreter:
             self._channel.close()
 
     def _fell_silent(self) -> None:
-        """Handle the end of the guest's pipe of frames: kill the interpreter if no report of its death arrives within 1 s."""
+        """Kill the interpreter 1 s after the end of its pipe of frames, unless a report of its death arrives before."""
         # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
 
@@ -389,7 +393,7 @@ class Interpreter:
             self._send_answer(wire.Answer(asked.number, False, _NOT_ANSWERED))
 
     def _on_own_end(self) -> None:
-        """Record the death of a forked interpreter, when its pidfd becomes readable."""
+        """Record the death of a forked interpreter. The event loop calls this when the pidfd becomes readable."""
         # If its parent has not collected it yet, its status can be read. Else the first process may report it in a moment.
         self._stop_looking()
         status = exit_status(self.pidfd)
@@ -407,8 +411,8 @@ class Interpreter:
     def _bury(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host killed it, record the host's reason instead of `cause`, because the end of the guest's pipe, which looks like a crash,
-        may be noticed first.
+        If the host killed it, record the host's reason instead of `cause`. The host may notice the end of the guest's pipe first, which
+        looks like a crash.
         """
         if self._death.done():
             return
@@ -426,7 +430,7 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill the interpreter and what it started, or the whole session if it is the last one. The first known reason is recorded."""
+        """Kill the interpreter and what it started, or the whole session if it is the last one. Record `reason` if none is recorded yet."""
         self._killed_for = self._killed_for or reason
         if self.home.is_alone(self.number):
             self.home.kill(reason)
@@ -438,7 +442,10 @@ class Interpreter:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
-        """Return at most 100 processes that a cell left running. The guest reports them; without namespaces this host finds them."""
+        """Return at most 100 processes that a cell left running.
+
+        With namespaces the guest reports them. Without namespaces the host finds them itself.
+        """
         if self.home.has_namespaces:
             elsewhere = self.home.elsewhere(self.tree)
             return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_REPORTED))
@@ -479,10 +486,10 @@ async def start(
 
 
 async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
-    """Fork an interpreter between two cells. Return the fork, and a line for each thing that could not be taken along.
+    """Fork an interpreter between two cells. Return the fork, and a line of text for each thing that the fork loses or shares.
 
     Raise SnapshotError if the interpreter cannot be forked, as in a session without namespaces. The fork's workspace (`tree`) must have the
-    same owner. `reseed` seeds the random numbers of the fork anew.
+    same owner. `reseed` makes the fork seed its random numbers anew.
     """
     home = interpreter.home
     if not home.has_namespaces:
@@ -505,7 +512,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
 
 @contextlib.contextmanager
 def _unheard_on_failure(channel: Channel) -> Iterator[None]:
-    """If the block raises, stop reading from a channel, because the caller closes its descriptors."""
+    """If the block raises, stop reading from a channel, because the caller closes the channel's descriptors."""
     try:
         yield
     except BaseException:
@@ -516,8 +523,8 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
     """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with the frame.
 
-    Only trusted code has run in the session by then. Later frames may come from the user's code, so the host accepts no descriptors with
-    them.
+    Until this frame, only trusted code has run in the session. Later frames may come from the user's code, so the host accepts no
+    descriptors with them.
     """
     link.setblocking(False)
     init = await home.take_in_memory()
@@ -578,7 +585,7 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
 def _check_met(payloads: list[bytes], complete: bool) -> None:
     """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
-    If there is no frame, the session has ended. If descriptors are missing, this process had no free ones for them.
+    Raise GuestDiedError if there is no frame, because the session has ended, or if this process had no free descriptors to receive those.
     """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")

@@ -1,10 +1,10 @@
-"""The processes of a session and its branches, if control groups cannot freeze them. Each belongs to one workspace (`tree` in code).
+"""Stop, continue and end the processes of a session and its branches, if control groups cannot freeze them.
 
-One workspace at a time is shown: it is mounted at /mnt/data, and only its processes run. All processes live in one pid namespace and one
-mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops all processes
-of a workspace before it mounts another one, and continues them when theirs is mounted again. A stopped process cannot fork. So every
-process that the host has not stopped, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker
-thread.
+Each process belongs to one workspace (`tree` in code). One workspace at a time is shown: it is mounted at /mnt/data, and only its processes
+run. All processes live in one pid namespace and one mount namespace, where guests have no capability, so a process cannot be given a
+/mnt/data of its own. Instead, the host stops all processes of a workspace before it mounts another one, and continues them when their own
+is mounted again. A stopped process cannot fork. So every process that the host has not stopped, except the session's first one, belongs to
+the workspace that is shown. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -53,14 +53,14 @@ class _Seen(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The outcome of ending processes: those that ended, and those that are still alive although they were killed."""
+    """The result of killing processes: those that ended, and those that are still alive although they were killed."""
 
     ended: tuple[RunningProcess, ...] = ()
     left: tuple[RunningProcess, ...] = ()
 
 
 class Processes:
-    """The processes of one pid namespace, to stop, continue and end. No two of `switch`, `halt`, `end` and `close` may run at once."""
+    """The processes of one pid namespace, to stop, continue and end. Calls of `switch`, `halt`, `end` and `close` must not overlap."""
 
     def __init__(self, proc: int, tree: int) -> None:
         """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the number of the workspace at /mnt/data."""
@@ -74,8 +74,8 @@ class Processes:
     def take_in(self, number: int, tree: int, process: int) -> None:
         """Register an interpreter, so that it is not taken for a process of a cell. Do nothing if it has ended already.
 
-        Stop it, unless its workspace (`tree`) is at /mnt/data now. It continues when its workspace is mounted there. `number` is its pid in
-        the session, and `process` its pidfd.
+        `number` is its pid in the session, and `process` its pidfd. If its workspace (`tree`) is not at /mnt/data now, stop it until
+        `switch` mounts that workspace.
         """
         with contextlib.suppress(OSError), self._opened(number) as folder:
             seen = _look(folder, number)
@@ -85,11 +85,11 @@ class Processes:
                 _signal(process, signal.SIGSTOP)
 
     def leave(self, number: int) -> None:
-        """Forget an interpreter that has ended, by its pid in the session."""
+        """Forget an interpreter that has ended. `number` is its pid in the session."""
         self._members.pop(number, None)
 
     def drop(self, tree: int) -> None:
-        """Forget the processes of a workspace that has ended."""
+        """Forget the processes of workspace `tree`, which has ended."""
         self._frozen.pop(tree, None)
 
     def elsewhere(self, tree: int) -> set[int]:
@@ -99,7 +99,7 @@ class Processes:
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
         """Stop all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and continue its processes.
 
-        Return the processes that were killed because they did not stop. Raise TimeoutError if a process runs even after that, because it
+        Return the processes that were killed because they did not stop. Raise TimeoutError if a process still runs after that, because it
         must not see the other workspace. If `show` fails, all processes stay stopped until the next switch.
         """
         ended = self.halt()
@@ -114,7 +114,7 @@ class Processes:
     def halt(self) -> tuple[RunningProcess, ...]:
         """Stop all processes until the next `switch`. Return those that were killed because they did not stop.
 
-        Raise TimeoutError if a process runs even after that.
+        Raise TimeoutError if a process still runs after that.
         """
         stopped, calm = self._stop()
         ended: tuple[RunningProcess, ...] = ()
@@ -129,7 +129,7 @@ class Processes:
         return ended
 
     def end(self, tree: int) -> Ended:
-        """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none starts another one."""
+        """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none can start another one."""
         if tree != self.shown:
             doomed = self._frozen.get(tree, {}).keys() - {*self._members.values()}
             return self._kill(doomed.__contains__)
@@ -152,9 +152,9 @@ class Processes:
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
         """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
-        A process maps to True if this call stopped it, and to False if it was stopped before. A process that still runs may start others,
-        or continue stopped ones, so /proc is read until nothing has changed twice in a row. Processes of other workspaces are read too,
-        because code in the session may have continued one.
+        In the returned dictionary, a process maps to True if this call stopped it, and to False if it was stopped before. A process that
+        still runs may start others, or continue stopped ones, so /proc is read until nothing has changed twice in a row. Processes of other
+        workspaces are read too, because code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[Identity, bool] = {}
@@ -191,7 +191,7 @@ class Processes:
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        Pids that are not in `known` are killed without asking `doomed`, if `known` is given: see `_look_at_all`.
+        If `known` is given, kill processes whose pids are not in it without asking `doomed`: see `_look_at_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
@@ -209,7 +209,10 @@ class Processes:
         return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue what `_stop` stopped, usually children first, because a shell takes a stopped child for a stopped job."""
+        """Continue the processes that `_stop` stopped, those with the highest pids first.
+
+        These are usually the children. They come first because a shell takes a child that is still stopped for a stopped job.
+        """
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
                 with contextlib.suppress(OSError), self._opened(one.number) as process:
@@ -224,8 +227,8 @@ class Processes:
     ) -> tuple[list[_Seen], bool]:
         """Read the state of every process but the first, and send signal `number` to those that `wanted` selects.
 
-        Return the states, and whether a process had ended before its state was read. If `known` is given, processes that are not in it are
-        signalled before their state is read. Otherwise a chain of processes, each of which starts the next one and ends, would always
+        Return the states, and whether a process had ended before its state was read. If `known` is given, send the signal to processes that
+        are not in it before reading their state. Otherwise a chain of processes, each of which starts the next one and ends, would always
         escape.
         """
         seen: list[_Seen] = []
@@ -258,7 +261,7 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Yield a descriptor of a folder in /proc. A signal sent by it never reaches a later process of the same pid."""
+        """Yield a descriptor of a folder in the session's /proc. A signal sent by it never reaches a later process of the same pid."""
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder
@@ -267,21 +270,21 @@ class Processes:
 
 
 def _check_descriptors() -> None:
-    """Raise GuestDiedError if there are too few free descriptors to read /proc. Call this before anything is stopped."""
+    """Raise GuestDiedError if this process has too few free descriptors to read /proc. Call this before anything is stopped."""
     with explained_shortage("stopping the session's processes"), contextlib.ExitStack() as opened:
         for _ in range(_DESCRIPTORS):
             opened.callback(os.close, os.open("/", _FOLDER))
 
 
 def _all_stand(alive: list[_Seen]) -> bool:
-    """Return whether no process can run on: each is stopped, or waits in the kernel for a child that is stopped."""
+    """Return whether all processes stand still: each is stopped, or waits in the kernel for a child that is stopped."""
     # A process that waits for its vfork child to start a program (state D) stops only after that. It counts as stopped if its child does.
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
     return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
 
 
 def _look(process: int, number: int) -> _Seen:
-    """Return what /proc tells of a process: its identity, parent and name, and the states of its live threads."""
+    """Read a process's identity, parent, name, number of threads and the states of its live threads from /proc."""
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
     # The process itself has only the state of its first thread, which may have ended before the others.

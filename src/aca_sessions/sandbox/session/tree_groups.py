@@ -1,8 +1,8 @@
-"""The processes of a session and its branches, if control groups can freeze them: one group for each workspace (`tree` in code).
+"""Freeze, thaw and end the processes of a session and its branches, if control groups can freeze them.
 
-One workspace at a time is shown: it is mounted at /mnt/data, and the groups of the others are frozen. A frozen process runs no instruction,
-and a new process is in the group of the one that started it. So processes need not be searched in /proc again and again, as in
-`processes.py`. All calls block: use a worker thread.
+Each workspace (`tree` in code) has one group. One workspace at a time is shown: it is mounted at /mnt/data, and the groups of the others
+are frozen. A frozen process runs no instruction, and a new process is in the group of the one that started it. So processes need not be
+searched in /proc again and again, as in `processes.py`. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -42,7 +42,10 @@ class TreeGroups:
         self._divided = False  # whether each workspace has a group of its own
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter like `Processes.take_in`. Stop it until its workspace is mounted at /mnt/data."""
+        """Register an interpreter. If its workspace (`tree`) is not at /mnt/data now, stop it until `switch` puts it into its group.
+
+        `number` is its pid in the session, and `process` its pidfd.
+        """
         self._members[number] = (tree, process)
         if tree != self.shown:
             with contextlib.suppress(OSError):
@@ -50,26 +53,26 @@ class TreeGroups:
                 self._stopped[number] = (tree, process)
 
     def leave(self, number: int) -> None:
-        """Forget an interpreter that has ended, by its pid in the session."""
+        """Forget an interpreter that has ended. `number` is its pid in the session."""
         self._members.pop(number, None)
         self._stopped.pop(number, None)
 
     def drop(self, tree: int) -> None:
-        """Forget a workspace that has ended, and remove its group."""
+        """Forget workspace `tree`, which has ended, and remove its group."""
         group = self._groups.pop(tree, None)
         if group is not None:
             with contextlib.suppress(OSError):
                 group.rmdir()
 
     def elsewhere(self, tree: int) -> set[int]:
-        """See `Processes.elsewhere`."""
+        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
         others = [group for other, group in [*self._groups.items()] if other != tree]
         return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
         """Freeze all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and thaw its processes.
 
-        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process runs even after that, because it
+        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process still runs after that, because it
         must not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
         """
         ended = self.halt()
@@ -86,7 +89,7 @@ class TreeGroups:
     def halt(self) -> tuple[RunningProcess, ...]:
         """Freeze all processes except the first, until the next `switch`. Return those that were killed because they did not freeze.
 
-        Raise TimeoutError if a process runs even after that.
+        Raise TimeoutError if a process still runs after that.
         """
         group = self._group_of(self.shown) if self.shown is not None else None
         if group == self._group:  # the first process must run on: it allocates memory for files that are put back meanwhile
@@ -100,7 +103,7 @@ class TreeGroups:
         return ended
 
     def end(self, tree: int) -> Ended:
-        """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none starts another one."""
+        """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none can start another one."""
         group = self._group_of(tree)
         if group is None:
             return Ended()
@@ -113,13 +116,13 @@ class TreeGroups:
             _write(group / "cgroup.freeze", "0")
 
     def has_work(self) -> bool:
-        """See `Processes.has_work`."""
+        """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
         group = self._group_of(self.shown) if self.shown is not None else None
         interpreters, init = self._interpreters(), self._init_pid()
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
 
     def close(self) -> None:
-        """Remove the groups."""
+        """Remove the groups, except those that still have processes."""
         # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
         for tree in [*self._groups]:
             self.drop(tree)
@@ -127,7 +130,7 @@ class TreeGroups:
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group with a workspace's processes, or None if this workspace has no group yet."""
+        """Return the group of a workspace's processes, or None if this workspace has no group yet."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:
@@ -155,7 +158,7 @@ class TreeGroups:
         _write(group / "cgroup.freeze", "1")
 
     def _kill(self, group: Path) -> Ended:
-        """Kill what is in a group, except interpreters and the first process, and wait at most 2 s until it has ended."""
+        """Kill the processes of a group, except interpreters and the first process, and wait at most 2 s until they have ended."""
         spared = self._interpreters() | {self._init_pid()}
         doomed = [(pid, process) for pid, process in _processes_in(group) if pid not in spared]
         for pid, _ in doomed:
@@ -170,7 +173,7 @@ class TreeGroups:
         return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
 
     def _interpreters(self) -> set[int]:
-        """Return the live interpreters' pids on this host. While they live, no other process gets these pids."""
+        """Return the pids on this host of the live interpreters. While they live, no other process gets these pids."""
         return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
 
     def _init_pid(self) -> int:

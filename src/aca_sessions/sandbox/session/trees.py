@@ -1,9 +1,9 @@
-"""Operations in a session's workspace: look up, list, link and remove entries; copy, compare and rewrite what is in a file.
+"""Operations in a session's workspace: look up, list, link and remove entries; copy, compare and rewrite the content of files.
 
 All calls block. Functions that look up a path must be called within `as_guest`.
 
-They work by descriptors and never follow links. A process of the session may change the workspace at any moment, and put a link to files of
-the host's user in place of a folder. So once something is opened, it is used by its descriptor alone, also to set modes and times.
+All functions use descriptors and never follow links. A process of the session may change the workspace at any moment, and put a link to
+files of the host's user in place of a folder. So once something is opened, it is used by its descriptor alone, also to set modes and times.
 """
 
 import errno
@@ -34,8 +34,8 @@ _DEPTH = 16  # how many folders may be open at a time
 def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the path and status of everything in a workspace, each folder before its entries. The path of the top is ''.
 
-    Raise SnapshotError for more than 131,072 entries, and OSError for an unreadable folder, unless `may_pass_over` returns True for its
-    path.
+    Raise SnapshotError for more than 131,072 entries. If a folder cannot be read, skip its entries if `may_pass_over` returns True for its
+    path, else raise OSError.
     """
     yield "", os.fstat(top)
     pending, count = [""], 0
@@ -68,36 +68,36 @@ def opened(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Yield a descriptor of the folder that a path is in, and the last name of the path."""
+    """Yield a descriptor of the folder that a path is in, and the last component of the path."""
     with opened(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
 
 def folder_of(path: str) -> str:
-    """Return the path of the folder that a path is in."""
+    """Return the path of the folder that a path is in. For an entry of the top this is ''."""
     return path.rpartition("/")[0]
 
 
 def link(top: int, path: str, folder: int, name: str) -> None:
-    """Make a hard link to the file `path` below `top`: `name` in the folder `folder` (a descriptor)."""
+    """Make a hard link called `name` in `folder` (a descriptor) to the file `path` below `top`."""
     with parent_of(top, path) as (parent, old):
         os.link(old, name, src_dir_fd=parent, dst_dir_fd=folder, follow_symlinks=False)
 
 
 def read_link(top: int, path: str) -> str:
-    """Return the target of a symbolic link."""
+    """Return the target of the symbolic link `path` below `top`."""
     with parent_of(top, path) as (folder, name):
         return os.readlink(name, dir_fd=folder)
 
 
 def set_attributes(descriptor: int, status: os.stat_result) -> None:
-    """Give an open file or folder the times and the mode in `status`, without the set-uid, set-gid and sticky bits."""
+    """Set the times and the mode of an open file or folder to those in `status`, without the set-uid, set-gid and sticky bits."""
     os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777)
 
 
 def add_rights(top: int, path: str, rights: int) -> int:
-    """Add rights (bits of `stat.S_IRWXU`) for the owner of a path's entry. Return its former mode."""
+    """Add rights for the owner (bits of `stat.S_IRWXU`) to the mode of an entry. Return the former mode."""
     with _marked(top, path) as place:
         mode = stat.S_IMODE(os.fstat(place).st_mode)
         if mode & rights != rights:
@@ -106,13 +106,13 @@ def add_rights(top: int, path: str, rights: int) -> int:
 
 
 def set_mode(top: int, path: str, mode: int) -> None:
-    """Change the mode of a file or folder, whether or not it can be opened. Do nothing for a symbolic link."""
+    """Change the mode of a file or folder, even if its present mode forbids opening it. Do nothing for a symbolic link."""
     with _marked(top, path) as place:
         _chmod(place, mode)
 
 
 def remove(top: int, path: str) -> None:
-    """Remove a file, or a folder with all that is in it, however deep."""
+    """Remove a file, or a folder with everything in it, at any depth."""
     deep: list[str] = []
     with parent_of(top, path) as (folder, name):
         _remove(top, folder, name, deep)
@@ -138,7 +138,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _marked(top: int, path: str) -> Iterator[int]:
-    """Yield an O_PATH descriptor of a path, or `top` for an empty path. Opening it needs no rights on the entry itself."""
+    """Yield an O_PATH descriptor of a path, or `top` for an empty path. Getting it needs no rights on the entry itself."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -147,7 +147,7 @@ def _marked(top: int, path: str) -> Iterator[int]:
 
 
 def _chmod(place: int, mode: int) -> None:
-    """Set the mode of what an O_PATH descriptor refers to, through /proc: fchmod(2) refuses such a descriptor. Skip symbolic links."""
+    """Set the mode of what an O_PATH descriptor refers to. Use /proc, because fchmod(2) refuses it. Skip symbolic links."""
     if not stat.S_ISLNK(os.fstat(place).st_mode):
         os.chmod(f"/proc/self/fd/{place}", mode)  # leads to what was opened, whatever its name is by now
 
@@ -167,7 +167,10 @@ _SENT_AT_ONCE = 1 << 20
 
 
 class Copy:
-    """A new file that becomes a copy: the constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content."""
+    """A new file that becomes a copy of another one.
+
+    The constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content.
+    """
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
         """Make the empty file `name` in `folder`. `fill` will copy at most `most` bytes of `source` into it.
@@ -185,7 +188,7 @@ class Copy:
         self.parts = [(self._target, start, end - start) for start, end in self._data]
 
     def fill(self) -> None:
-        """Copy the data, the size, the times and the mode, and leave the holes."""
+        """Copy the data, size, times and mode of the source. Keep its holes."""
         for start, end in self._data:
             os.lseek(self._target, start, os.SEEK_SET)
             while start < end and (sent := os.sendfile(self._target, self._source, start, min(end - start, _SENT_AT_ONCE))):
@@ -207,15 +210,15 @@ def equal(source: int, target: int) -> bool:
 
 
 def holes(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Return the holes of a file, which are parts without data, as pairs of start and end."""
+    """Return the holes of a file (parts without data) as pairs of start and end."""
     edges = [0, *itertools.chain.from_iterable(_data(descriptor, size)), size]
     return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
 def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
-    """Allocate the space that the file `target` needs to get the content of `source`, whose size in bytes is `size`.
+    """Allocate the space that the file `target` needs for the content of `source`, whose size in bytes is `size`.
 
-    If that fails, a part of the space may be allocated: call `release`. `allocate` charges the session for the space.
+    `allocate` charges the session for the space. On failure a part of the space may stay allocated: call `release` to free it.
     """
     parts = [(target, start, end - start) for start, end in _data(source, size)]
     allocate(parts)
@@ -224,7 +227,7 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
 
 
 def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Undo `reserve`: free the space in the parts that were `holes` before, and set the size and times in `status` again."""
+    """Undo `reserve`: free the space in `holes`, the parts that were holes before, and set the size and times in `status` again."""
     for start, end in holes:
         syscalls.punch_hole(target, start, end - start)
     os.ftruncate(target, status.st_size)  # also frees what was reserved beyond the end
@@ -232,14 +235,14 @@ def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -
 
 
 def trim(source: int, target: int, size: int) -> None:
-    """Give the file `target` the size and the holes of `source`. All else in `target` stays."""
+    """Give the file `target` the size `size` and the holes of `source`. The other content of `target` stays."""
     os.ftruncate(target, size)
     for start, end in holes(source, size):
         syscalls.punch_hole(target, start, end - start)
 
 
 def write(source: int, target: int, size: int) -> None:
-    """Write the data of `source` into `target`, which has the same size. Blocks that are already equal are not written."""
+    """Write the data of `source` into `target`, which already has the same `size`. Skip blocks that are equal already."""
     for first, end in _data(source, size):
         for start in range(first, end, _AT_ONCE):
             data = os.pread(source, min(_AT_ONCE, end - start), start)
