@@ -211,7 +211,7 @@ def _kind_of(requirement: object) -> str:
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:
-    """Return names of packages. Raise InvalidArgumentError if there are none, or if one has a version or is not a name."""
+    """Return names of packages. Raise InvalidArgumentError if there are none, or if one has a version, an option or other characters."""
     wrong = [number for number, name in enumerate(names, 1) if not isinstance(name, str) or not _PACKAGE.fullmatch(name)]
     if wrong or not names:
         # Without the value: an option of pip may hold a password.

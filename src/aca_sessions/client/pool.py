@@ -369,7 +369,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark the pool as closed without ending its sessions, because its event loop is closed and nothing can be awaited.
+        """Mark the pool as closed without ending its sessions. Use this if its event loop is closed, so that nothing can be awaited.
 
         An embedded server ends its sessions itself. Sessions at other endpoints expire.
         """

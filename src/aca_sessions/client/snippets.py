@@ -172,7 +172,7 @@ def complete(user: dict, code: str, cursor: int) -> None:
 
 
 def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
-    """Print what IPython shows about the name at `cursor` as JSON: at most 20,000 characters without colours, or null if it is unknown."""
+    """Print what IPython shows about the name at `cursor` as JSON, without colours: up to 20,000 characters, null for an unknown name."""
     from IPython.utils.tokenutil import token_at_cursor
 
     name = token_at_cursor(code, max(0, min(cursor, len(code))))
