@@ -1,4 +1,4 @@
-"""The Python of a container image, as a session describes it, and the options with which pip on this host finds wheels for that Python."""
+"""The description of a container image's Python, which a session reports, and the options that make pip find wheels for it."""
 
 import json
 import re
@@ -38,9 +38,9 @@ class ImagePython:
     Attributes:
         version: The version of Python.
         platforms: The platform tags of wheels that fit, the preferred one first.
-        heavy: Which libraries of HEAVY it has.
+        heavy: The libraries of `HEAVY` that are installed.
         packages: The version of each package, by its canonical name.
-        requirements: What each package requires, by its canonical name.
+        requirements: The requirements of each package, by its canonical name.
     """
 
     version: str
@@ -51,7 +51,7 @@ class ImagePython:
 
     @classmethod
     def parse(cls, text: str) -> "ImagePython":
-        """Parse what the code `ASK` printed in a session. Raise ConfigurationError if malformed."""
+        """Parse the text that the code `ASK` printed in a session. Raise ConfigurationError if the text is malformed."""
         try:
             version, libc, heavy, packages = json.loads(text)
             there = {canonicalize_name(name): (number, needs) for name, (number, needs) in packages.items() if _is_package(name, number)}
@@ -75,12 +75,12 @@ class ImagePython:
 
     @property
     def markers(self) -> dict[str, str]:
-        """Return the values of requirement markers, such as python_version, that pip must use in place of its own Python's."""
+        """Return the values of requirement markers, such as python_version, for pip to use in place of those of its own Python."""
         minor = ".".join(self.version.split(".")[:2])
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
 
     def write_metadata(self, folder: Path) -> None:
-        """Write a `.dist-info` folder for each package of the image: its metadata makes pip treat the package as installed."""
+        """Write a `.dist-info` folder for each package of the image into `folder`, so that pip treats the packages as installed."""
         for name, version in self.packages.items():
             place = folder / f"{name}-{version}.dist-info"
             place.mkdir()

@@ -57,7 +57,7 @@ def root_of(image: str) -> str:
 
 
 def _apart(folder: str) -> str:
-    """Return the folder. Raise ConfigurationError if it is /, through which sessions would see all of this host."""
+    """Return the folder unchanged. Raise ConfigurationError if it is /, because sessions would then see all of this host."""
     if folder == "/":
         raise ConfigurationError(f"{_KEY}: expected the folder of an image, got {folder}, which is this host's own root: name another one")
     return folder
@@ -72,9 +72,9 @@ def _identity(path: str) -> str:
 
 
 def kept(key: str, fill: Callable[[str], None]) -> str:
-    """Return the folder that is kept under a key. If there is none, fill one first; callers with the same key wait meanwhile.
+    """Return the stored folder of a key. If there is none, create and fill it; other callers with the key wait meanwhile.
 
-    `fill` gets an empty folder. Its UnpackingError or OSError becomes a ConfigurationError.
+    `fill` gets an empty folder. If it raises UnpackingError or OSError, raise ConfigurationError.
     """
     images = _folder()
     root = images / key
@@ -111,14 +111,14 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def _alone(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock on a file inside the `with` block. Without `wait`, raise BlockingIOError if the lock is held already."""
+    """Hold an exclusive lock on a file inside the `with` block. If `wait` is False and the lock is held, raise BlockingIOError."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 def _remove_leftovers(images: Path) -> None:
-    """Remove folders that killed processes have left half unpacked. Skip those whose lock a live process holds."""
+    """Remove half-unpacked folders that killed processes left behind. Skip a folder if a live process holds its lock."""
     for place in images.glob(f"{_UNPACKING}*"):
         key = place.name.removeprefix(_UNPACKING).rpartition("-")[0]
         with contextlib.suppress(BlockingIOError), _alone(images / f"{key}.lock", wait=False):
@@ -140,7 +140,7 @@ def _unpack_file(path: str, folder: str) -> None:
 
 
 def _known(image: str) -> tuple[str, str]:
-    """Return an engine (podman or docker) that has an image, and the image's digest. Pull the image if no engine has it."""
+    """Find an engine (podman or docker) that has an image; if none has, pull the image. Return the engine and the image's digest."""
     engines = [engine for engine in _ENGINES if shutil.which(engine)]
     if not engines:
         raise ConfigurationError(
@@ -240,9 +240,10 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return a dict from the path at which sessions of an image see a copy of this host's IPython to the copy's folder on this host.
+    """Return a dict with one mount for sessions of an image: from the path of IPython in the session to its folder on this host.
 
-    Return an empty dict without an image, which needs no copy of IPython, or if this host cannot keep files.
+    The folder holds a copy of this host's IPython. Return an empty dict if `image` is None, because then no copy is needed, or if this host
+    cannot keep files.
     """
     try:
         return {SUPPLY: _supply_folder()} if image else {}
@@ -257,7 +258,10 @@ def _supply_folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield packages and all that they require, without extras. Ignore markers, because the image has another Python."""
+    """Yield the installed packages with these names, and recursively those that they require, without extras.
+
+    Ignore requirement markers, because the image has another Python.
+    """
     seen, coming = set(names), list(names)
     while coming:
         try:

@@ -1,4 +1,4 @@
-"""The unpacking of a root file system's tar: no file outside the folder, no device, no program with another user's rights."""
+"""Unpack the tar of a root file system: no file outside the folder, no device, no set-user-id or set-group-id program."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ class UnpackingError(Exception):
 
 
 class _Allowance:
-    """How many bytes and entries an archive may still unpack, because a tar of a few kilobytes can hold terabytes."""
+    """The number of bytes and entries that may still be unpacked, because a tar of a few kilobytes can hold terabytes."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
@@ -37,7 +37,7 @@ class _Allowance:
         self._entries = self._most_entries = most_entries
 
     def take(self, size: int) -> None:
-        """Count one more entry before it is made. Raise UnpackingError if it is too much."""
+        """Count an entry of `size` bytes before it is created. Raise UnpackingError if a limit is exceeded."""
         self._entries -= 1
         self._bytes -= size
         if self._bytes < 0:
@@ -49,7 +49,7 @@ class _Allowance:
 
 
 class _Headers:
-    """A stream of one member's headers with a limit on their size, because tarfile reads them into memory whole."""
+    """A stream that limits the size of one member's headers, because tarfile reads them into memory whole."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -67,7 +67,7 @@ class _Headers:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose headers are read within a limit."""
+    """An entry of a tar. Reading its headers raises UnpackingError if they are larger than a limit (`_Headers`)."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
@@ -80,7 +80,7 @@ class _Member(tarfile.TarInfo):
 
 
 def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
-    """Unpack a tar, which may be compressed, into an empty folder. Devices are left out, and everything belongs to this process's user.
+    """Unpack a tar, which may be compressed, into an empty folder. Skip devices, and give all files to this process's user.
 
     Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would leave the folder.
     What was unpacked before the error stays.
@@ -102,7 +102,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
 
 
 class _Place:
-    """Where one member of an archive is unpacked: a folder below the root, reached without links, and a name in it."""
+    """The place of one archive member: a folder below the root, opened without following links, and the member's name in it."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
@@ -110,7 +110,7 @@ class _Place:
         self._allowance = allowance
 
     def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Create a member's file, folder or link, and replace an earlier one of that name. Skip devices and pipes."""
+        """Create a member's file, folder or link, and replace an earlier entry of that name. Skip devices and pipes."""
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
         if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
@@ -137,7 +137,7 @@ class _Place:
             os.close(descriptor)
 
     def _link(self, target: str, parent: int, name: str) -> None:
-        """Make a hard link to a file that was unpacked before. Raise UnpackingError if there is no such file."""
+        """Make a hard link to `target`, a file that was unpacked before. Raise UnpackingError if there is no such file."""
         folder, _, file = _inside(target).rpartition("/")
         source = _open_folder(self._root, folder, self._allowance)
         try:
@@ -156,7 +156,7 @@ def _inside(path: str) -> str:
 
 
 def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
-    """Open a folder below the root. Make it, and the folders above it, if they do not exist yet."""
+    """Open a folder below the root, and return its descriptor. Create it, and the folders above it, if they do not exist yet."""
     try:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
 
 
 def _clear(parent: int, name: str) -> None:
-    """Remove an entry of a folder, if it exists. Raise UnpackingError if it is a folder itself."""
+    """Remove the entry `name` of a folder, if it exists. Raise UnpackingError if that entry is a folder."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise _both(name)

@@ -4,8 +4,8 @@ A set is named after its content and never changed. A set in use is never remove
 
 sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
 labels/NAME      the set's wheels and size; its mtime is the last use; a shared lock on this file means that the set is in use
-answers/KEY      the set that some requirements were resolved to; its mtime tells when
-notes/KEY        other cached text, such as a survey
+answers/KEY      the name of the set that some requirements were resolved to; its mtime is the time of that
+notes/KEY        other cached text, such as a survey of an environment
 work/            folders in which sets are being unpacked
 key              the secret that all names are derived from
 """
@@ -53,7 +53,9 @@ class PackageCache:
     """The cache in one folder of this host. Any number of processes may use it at the same time."""
 
     def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
-        """Create the folder if it is missing. Raise PackageError if it cannot be used, or if the path is "" (the user has no home).
+        """Open the cache, and create its folder if it is missing.
+
+        Raise PackageError if the folder cannot be used, or if the path is "" (the user has no home).
 
         Args:
             folder: The path of the cache.
@@ -74,11 +76,11 @@ class PackageCache:
 
     @property
     def sets(self) -> str:
-        """Return the folder of all sets, which sessions see."""
+        """Return the path on this host of the folder that holds all sets."""
         return str(self._root / "sets")
 
     def name_of(self, *parts: str) -> str:
-        """Return a name derived from some content and the cache's secret, so that sessions cannot guess it."""
+        """Return a name for `parts`: their hash, keyed with the cache's secret so that sessions cannot guess it."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def hold(self, name: str) -> HeldSet | None:
@@ -93,7 +95,10 @@ class PackageCache:
         return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Move an unpacked set into the cache, unless it is there. If the cache is too large, remove the least recently used sets."""
+        """Move an unpacked set into the cache under a name, unless the cache has it. If the cache is too large, remove sets.
+
+        The least recently used sets are removed first, and sets in use never.
+        """
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
         # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
         # the set would have no label, and would never be removed.
@@ -105,7 +110,10 @@ class PackageCache:
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Hold and return the set that `remember` recorded for a key in the last `within` seconds, or None if there is none."""
+        """Return the set that `remember` recorded for a key, and hold it as `hold` does.
+
+        Return None if none was recorded in the last `within` seconds, or if the set is gone.
+        """
         path = self._root / "answers" / key
         try:
             if time.time() - path.stat().st_mtime > within:
@@ -115,15 +123,15 @@ class PackageCache:
             return None
 
     def remember(self, key: str, name: str) -> None:
-        """Record the set that the requirements in a key resolve to."""
+        """Record that the requirements behind a key were resolved to the set `name`."""
         self._replace(self._root / "answers" / key, name)
 
     def note(self, key: str, text: str) -> None:
-        """Keep a text under a key, for later processes."""
+        """Store a text under a key. `noted` returns it, in later processes too."""
         self._replace(self._root / "notes" / key, text)
 
     def noted(self, key: str) -> str | None:
-        """Return the text that `note` kept under a key, or None."""
+        """Return the text that `note` stored under a key, or None."""
         try:
             return (self._root / "notes" / key).read_text()
         except FileNotFoundError:
@@ -131,7 +139,7 @@ class PackageCache:
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
-        """Yield a temporary folder from which files can be moved or linked into the cache."""
+        """Yield a temporary folder from which files can be moved or linked into the cache, and remove it afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
         try:
             yield folder
@@ -139,7 +147,7 @@ class PackageCache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
-        """Make a copy of a set without some of its packages, and return its folder. Files are hard links, not copies.
+        """Copy a set without some of its packages, and return the copy's folder. Its files are hard links.
 
         `names` are the canonical names of the packages to leave out. The copy is made in `place`, a folder from `workplace`.
         """
@@ -158,7 +166,7 @@ class PackageCache:
         return sorted((self._root / "sets" / held.name).glob("*.dist-info/METADATA"))
 
     def modules_of(self, held: HeldSet, name: str) -> list[str]:
-        """Return the names by which a package of a set is imported, sorted."""
+        """Return the names of the top-level modules of a package in a set, sorted."""
         tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / held.name, name)}
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
@@ -179,7 +187,7 @@ class PackageCache:
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Create a file together with its content. Do nothing if it exists, even if another process creates it now."""
+        """Create a file and its content in one step. Do nothing if it exists, even if another process creates it meanwhile."""
         with self.workplace() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
@@ -191,7 +199,10 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, how: int) -> int | None:
-        """Lock a set's label, and return the descriptor. Return None if there is no label, or if `how` has LOCK_NB and it is locked."""
+        """Lock the label of a set with flock(2), and return the descriptor.
+
+        Return None if there is no label, or if `how` has LOCK_NB and another descriptor holds the lock.
+        """
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -218,7 +229,7 @@ class PackageCache:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _remove(self, label: Path) -> int:
-        """Remove a set, and return how many bytes that freed: 0 if the set is in use, or gone already."""
+        """Remove the set of a label, and return how many bytes that freed: 0 if the set is in use or gone already."""
         size = _labelled_size(label)
         lock = self._lock(label.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
@@ -232,7 +243,10 @@ class PackageCache:
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """Return the files that a package's RECORD lists. The list may be false: use it only to omit files from a copy or to name modules."""
+    """Return the paths of a package's files according to its RECORD.
+
+    The RECORD may be false: use the paths only to omit files from a copy or to name modules.
+    """
     found: set[str] = set()
     for about in folder.glob("*.dist-info"):
         if canonicalize_name(about.name.partition("-")[0]) == name:
@@ -248,7 +262,7 @@ def _inside(recorded: str) -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Remove empty folders, because they could still be imported as namespace packages. The folder itself stays."""
+    """Remove the empty folders below a folder, because they could still be imported as namespace packages."""
     for place, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(place)
@@ -281,7 +295,7 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """Return a dict from the path at which sessions see all sets to the sets' folder on this host.
+    """Return a dict with one mount for sessions: from the path of all sets in the session to their folder on this host.
 
     Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """

@@ -41,7 +41,7 @@ class NamedEnvironment:
 
 
 def python_of(name: str) -> str:
-    """Return the interpreter of an environment. Raise ConfigurationError if the name is invalid or unknown."""
+    """Return the path of an environment's interpreter. Raise ConfigurationError if the name is invalid or unknown."""
     python = _folder(name) / "bin" / "python"
     if not python.exists():
         raise ConfigurationError(
@@ -72,7 +72,7 @@ class Environments:
     async def create(self, name: str, *, listed_in: Path, python: str | None = None) -> None:
         """Make an environment with the packages of a requirements.txt. Raise ConfigurationError on failure, and leave nothing behind.
 
-        `python` is the interpreter to make it with. None is the host program's own.
+        `listed_in` is the requirements.txt. `python` is the interpreter to make the environment with. None is the host program's own.
         """
         async with self._bare(name, python) as folder:
             await self._install(folder, [f"--requirement={listed_in}"])
@@ -82,7 +82,7 @@ class Environments:
 
         Args:
             name: The name of the new environment.
-            familiar: The service, a key of `FAMILIAR`.
+            familiar: The service, a key of `FAMILIAR`, such as `azure`.
             python: The interpreter to make it with. None is the host program's own.
             skip_missing: Whether to leave out packages that have no wheel. Otherwise they raise ConfigurationError.
         """
@@ -98,7 +98,7 @@ class Environments:
 
     @asynccontextmanager
     async def _bare(self, name: str, python: str | None) -> AsyncIterator[Path]:
-        """Make an environment without packages, and yield its folder. Remove it if the `with` block fails."""
+        """Make an environment without packages, and yield its folder. Remove the environment if the `with` block fails."""
         folder = _folder(name)
         if folder.exists():
             raise ConfigurationError(f"the environment {name} exists already: remove it first with `aca-sessions env remove {name}`")
@@ -117,7 +117,7 @@ class Environments:
         shutil.rmtree(folder / "http", ignore_errors=True)  # pip's cache of downloads
 
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
-        """Return the packages that have no wheel. Check them one by one only if not all have one."""
+        """Return those of the `wanted` packages that have no wheel. Check all at once, and one by one only if that fails."""
         if await self._have_wheels(folder, wanted):
             return []
         turns = asyncio.Semaphore(_CHECKS_AT_ONCE)

@@ -1,7 +1,7 @@
-"""A program that confines itself and runs pip: pip writes below one folder and starts no program, so no code of a package runs here.
+"""Run pip in a process that confines itself: it writes only below one folder and starts no program, so no package's code runs here.
 
-If pip could start programs, a wheel could make it build a source package from a URL, in spite of `--only-binary`. This module uses only
-the standard library: it runs in the sessions' Python or, for sessions of an image, in the host's.
+If pip could start programs, a wheel could make it build a source package from a URL, in spite of `--only-binary`. This module uses only the
+standard library: it runs in the sessions' Python or, for sessions of an image, in the host's.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main() -> None:
     """Confine this process and run pip in it.
 
     The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS` and pip's own arguments. CODE is the entry of `sys.path` that this module
-    came from. FOLDER is where pip may write. LARGEST is the most bytes of a file, of the unpacked wheels and of all downloads. RUNNER is
-    the script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is "", or as JSON the
-    requirement markers of an image's Python; KNOWN then describes all of its packages.
+    came from. FOLDER is where pip may write. LARGEST is a limit in bytes, for each file, for the unpacked wheels together, and for all
+    downloads together. RUNNER is the script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS
+    is empty, or the requirement markers of an image's Python as JSON; KNOWN then describes all packages of the image.
     """
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
@@ -61,7 +61,7 @@ def limit(kind: int, size: int) -> None:
 
 
 def limit_received(size: int) -> None:
-    """End pip once it has received more than `size` bytes. Without this, the index decides how much pip fetches."""
+    """Stop pip once it has received more than `size` bytes. Without this limit, the index decides how much pip fetches."""
     left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
 
     def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
@@ -76,10 +76,10 @@ def limit_received(size: int) -> None:
 
 
 def limit_wheels(size: int, *, together: bool) -> None:
-    """End pip before it unpacks a wheel to more than `size` bytes or too many files.
+    """Stop pip before it unpacks a wheel to more than `size` bytes or too many files.
 
-    The wheel's zip directory has the sizes, and zipfile reads no more than it says. With `together`, the limits are for all wheels
-    together. Without, they are for each: while pip looks for versions, it also opens wheels that it will not install.
+    The sizes are from the wheel's zip directory; zipfile reads no more than they say. If `together` is true, the limits apply to all wheels
+    together. Otherwise they apply to each wheel: while pip looks for versions, it also opens wheels that it will not install.
     """
     seen: dict[str, tuple[int, int]] = {}
 
@@ -100,13 +100,13 @@ def limit_wheels(size: int, *, together: bool) -> None:
 
 
 def refuse_wheel(reason: str) -> None:
-    """Print the reason and end pip at once, because pip might catch an exception."""
+    """Print the reason and exit at once. An exception would not do, because pip might catch it."""
     print(f"ERROR: {reason}", flush=True)
     os._exit(1)
 
 
 def answer_for_another(markers: dict[str, str], runner: str) -> None:
-    """Make pip evaluate requirement markers with these values, not with those of the Python that runs it."""
+    """Make pip evaluate requirement markers with the values in `markers`, not with those of the Python that runs pip."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
     from pip._vendor.packaging import markers as read
 

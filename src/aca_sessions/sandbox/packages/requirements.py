@@ -1,4 +1,4 @@
-"""The checks of what a caller may ask to install: names with versions, extras and markers, but no address, path or option."""
+"""Validate what a caller asks to install: names with versions, extras and markers, but no address, path or option."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -30,12 +30,12 @@ class Wheel:
 
     @property
     def pin(self) -> str:
-        """Return the requirement that only this version meets."""
+        """Return the requirement for exactly this version, as `name==version`."""
         return f"{self.name}=={self.version}"
 
 
 def parsed(texts: Iterable[str]) -> list[Requirement]:
-    """Parse 1 to 100 requirements. Raise PackageError if there are fewer or more, or if one is invalid or has an address."""
+    """Parse 1 to 100 requirements, and return them. Raise PackageError for another number, or if one is invalid or has an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
         raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}: use several calls for more")
@@ -43,7 +43,7 @@ def parsed(texts: Iterable[str]) -> list[Requirement]:
 
 
 def canonical(requirement: Requirement) -> str:
-    """Return a requirement in its one canonical spelling, which pip cannot take for the name of a file."""
+    """Return a requirement as text in canonical spelling, which pip cannot take for the name of a file."""
     extras = f"[{','.join(sorted(map(canonicalize_name, requirement.extras)))}]" if requirement.extras else ""
     marker = f" ; {requirement.marker}" if requirement.marker else ""
     return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}{marker}"
@@ -65,7 +65,10 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 
 
 def check_against(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """Raise PackageError if the guests' environment has the package in a version that does not fit: no session can replace it."""
+    """Raise PackageError if the guests' environment has the package in a version that does not fit.
+
+    No session can replace a package of the environment.
+    """
     version = environment.get(canonicalize_name(requirement.name))
     if version is not None and requirement.marker is None and not _fits(requirement, version):
         raise PackageError(
@@ -76,14 +79,14 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
 
 
 def checked_name(text: str) -> str:
-    """Return a package's name in canonical spelling. Raise PackageError for anything but a name."""
+    """Return a package's name in canonical spelling. Raise PackageError if the text is not a name alone."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
         raise _invalid("a package to uninstall must be given by its name alone, such as 'humanize', without a version, an option or a path")
     return canonicalize_name(text)
 
 
 def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return a dict of versions by canonical names. Leave out packages with an invalid version."""
+    """Return a dict from the canonical name of each package to its version. Leave out packages with an invalid version."""
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 

@@ -1,4 +1,4 @@
-"""The resolver: it runs pip, confined by `pip_launcher`, to find wheels that meet requirements in the guests' Python and to unpack them."""
+"""Run pip, confined by `pip_launcher`, to find wheels that meet requirements in the guests' Python and to unpack them."""
 
 import ast
 import asyncio
@@ -73,7 +73,7 @@ _BY_SIGN = {
 
 
 def explained(output: str) -> PackageError:
-    """Return the error for a run of pip that failed: the cause, and what to do."""
+    """Convert the output of a failed pip to an error that gives the cause and what to do."""
     for sign, (name, message) in _BY_SIGN.items():
         if re.search(sign, output):
             return PackageError(name, message)
@@ -90,14 +90,17 @@ def explained(output: str) -> PackageError:
 
 
 def progress(line: str) -> str | None:
-    """Return a line of pip's output if it reports progress and has no address, else None. Remove folders of this host."""
+    """Return a line of pip's output, without folders of this host, if it reports progress and has no address. Otherwise return None."""
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
     return _FOLDERS.sub("", line.strip())
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:
-    """Return a text with [address] in place of addresses, and **** in place of secrets from addresses in the settings."""
+    """Return a text with its addresses replaced by [address].
+
+    Replace by **** each secret that occurs in an address of the settings.
+    """
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
     return _ADDRESS.sub("[address]", text)
@@ -126,13 +129,13 @@ def _errors(output: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return pip's output, cut after 2,000 characters. Where pip says "constraint", say "the sessions' environment"."""
+    """Return pip's output for users: at most 2,000 characters, and "the sessions' environment" where pip says "constraint"."""
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
 
 def _secrets(value: str) -> set[str]:
-    """Return the user names, passwords and folders of more than three characters from the addresses in a setting."""
+    """Return the possible secrets in a setting: user names, passwords and folders of more than 3 characters from its addresses."""
     found: set[str] = set()
     for word in value.split():
         if not word.startswith(("http://", "https://")):
@@ -162,7 +165,7 @@ _REACH_VARIABLES = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is installed: the environment's packages, which must not change, and those that a session added, which may be replaced."""
+    """The packages that are installed already: the environment's, which must not change, and a session's, which may be replaced."""
 
     environment: Mapping[str, str]
     added: Sequence[Path]  # the METADATA files of what was added
@@ -172,7 +175,8 @@ class Known:
 class Resolver:
     """A runner of pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
-    An image's Python runs only in sessions, so pip runs in the host's, with the options and requirement markers of the image's.
+    An image's Python runs only in sessions. So for an image, pip runs in the host's Python, with options and requirement markers that stand
+    for the image's.
     """
 
     python: str
@@ -183,7 +187,7 @@ class Resolver:
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
         """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        `folder` is empty. `requirements` are in canonical spelling. `tell` gets each line of progress.
+        `folder` must be empty. `requirements` are in canonical spelling. `tell` is called with each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
@@ -207,7 +211,10 @@ class Resolver:
         return target
 
     async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
-        """Install into the environment of `python`, which lies below `folder`. `arguments` are requirements and options of pip."""
+        """Install packages into the environment of `self.python`, which must be below `folder`.
+
+        `arguments` are requirements and options of pip.
+        """
         await self._pip(folder, ["--no-warn-script-location", *arguments], tell)
 
     async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
@@ -220,7 +227,7 @@ class Resolver:
             raise explained(without_secrets(output, variables.values()))
 
     async def _variables(self) -> dict[str, str]:
-        """Return the environment variables for pip: settings, and the host's HOME, proxies and certificates."""
+        """Return pip's environment variables: its settings for index, wheels and network, and the host's HOME, proxies and certificates."""
         configured = await _configuration()
         chosen = {name: value for name, value in configured.items() if name in _REACH}
         if self.source.index_url is None and self.source.wheels is None:
@@ -326,7 +333,7 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
 
 
 def _copy_metadata(folder: Path, files: Sequence[Path]) -> None:
-    """Copy the metadata of packages, but no code, so that pip treats the packages as installed."""
+    """Copy the metadata of packages, but no code, to a new folder, so that pip treats the packages as installed."""
     folder.mkdir()
     for file in files:
         place = folder / file.parent.name

@@ -1,6 +1,6 @@
-"""The packages that sessions may install, and those that one session has.
+"""Install packages for sessions, and track which packages each session has.
 
-They are resolved on the host for the guests' Python, unpacked once and shared by all sessions. No code of a package runs on the host.
+Packages are resolved on the host for the guests' Python, unpacked once and shared by all sessions. No code of a package runs on the host.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Packages:
     """The package cache and the resolver of all sessions under one policy."""
 
     def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
-        """Prepare, without reading any file. `ask_image` returns the description of an image's Python; None without an image."""
+        """Initialize without reading any file. `ask_image` returns the description of the image's Python; None means no image."""
         self._python = policy.image or policy.python or sys.executable
         self._ask_image = ask_image
         self._source = policy.packages
@@ -47,7 +47,7 @@ class Packages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def environment(self) -> dict[str, str]:
-        """Return a dict of the versions of the packages in the guests' environment, by canonical names."""
+        """Return a dict from the canonical name of each package in the guests' environment to its version."""
         if self._environment is None and self._ask_image is not None:
             image = await self._ask_image()
             self._resolver = replace(self._resolver, python=sys.executable, image=image)
@@ -65,13 +65,13 @@ class Packages:
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
-        """Return a held set to add so that the requirements are met. Return None if the environment and `sets` meet them already.
+        """Fetch and hold the set of packages that must be added to meet the requirements, and return it.
 
-        Raise PackageError if the requirements cannot be met.
+        Return None if the environment and `sets` meet the requirements already. Raise PackageError if they cannot be met.
 
         Args:
-            requirements: All that the session has asked for, unless its environment meets it.
-            sets: The session's sets. The new one may replace packages of these.
+            requirements: All that the session has asked for, except what its environment meets.
+            sets: The sets that the session has. The new set may replace packages of these.
             tell: Called with each line of progress.
         """
         known = Known(await self.environment(), [path for held in sets for path in self.cache.metadata_of(held)])
@@ -92,7 +92,7 @@ class Packages:
                 return older
 
     async def kept(self, wheels: Sequence[Wheel], unpacked: Path) -> HeldSet:
-        """Move an unpacked set into the cache, and return it as a held set."""
+        """Move an unpacked set into the cache, hold it so that it is not removed, and return it."""
         name = self.cache.name_of("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
         await to_thread.run_sync(self.cache.keep, name, wheels, unpacked)
         held = self.cache.hold(name)
@@ -101,7 +101,7 @@ class Packages:
         return held
 
     async def without(self, held: HeldSet, names: set[str]) -> HeldSet | None:
-        """Return a held copy of a set without some packages, or None if no package is left."""
+        """Copy a set without some of its packages, and return the held copy. Return None if no package is left."""
         rest = [wheel for wheel in held.wheels if wheel.name not in names]
         if not rest:
             return None
@@ -130,7 +130,7 @@ class Packages:
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
-        """Return a cache key made of everything that decides which set is resolved."""
+        """Return a cache key for a resolution, derived from everything that decides which set results."""
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
         return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)
@@ -143,10 +143,10 @@ class SessionPackages:
     """The sets of packages that a session has. Only one call at a time adds or removes packages."""
 
     def __init__(self, packages: Packages, show: Show) -> None:
-        """Begin without packages.
+        """Initialize a session without packages.
 
-        `show` makes the live interpreter import packages from the given paths and no others. It also takes the modules whose version
-        changes: if one of them is loaded, the result has an error and nothing changes.
+        `show` makes the live interpreter import packages from the given paths and no others. Its second argument names the modules whose
+        version changes: if one of them is loaded, the result has an error and nothing changes.
         """
         self._packages = packages
         self._show = show
@@ -168,7 +168,7 @@ class SessionPackages:
         return sorted((Package(name=name, version=version) for name, version in self._versions.items()), key=lambda one: one.name)
 
     async def install(self, requirements: Sequence[str], *, timeout: float, on_progress: Tell | None = None) -> CodeExecutionResult:
-        """Install packages, and return the result. If it has an error, nothing was changed.
+        """Install packages, and return the result. If the result has an error, nothing was changed.
 
         `requirements` are names with versions, extras and markers. Fetching the packages may take `timeout` seconds.
         """
@@ -179,14 +179,14 @@ class SessionPackages:
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Add and hold the sets of another session. A new branch does this with the session that it comes from."""
+        """Add and hold the sets of `other`. A new branch calls this with the packages of the session that it comes from."""
         for one in other._sets:
             if (held := self._packages.cache.hold(one.name)) is not None:
                 self._sets.append(held)  # one by one: if a later one fails, `close` releases those before it
         self._asked, self.ever_changed = dict(other._asked), other.ever_changed
 
     async def close(self) -> None:
-        """Release all sets, once a running change has ended. An install that is still fetching adds nothing."""
+        """Wait until a running change has ended, then release all sets. An install that is still fetching adds nothing."""
         self._closed = True
         await self._tasks.finish()
         self._let_go(self._sets)
@@ -197,7 +197,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Await `work`, one call at a time. Return its PackageError or OSError as a failed result."""
+        """Call and await `work`, one call at a time. Convert a PackageError or OSError to a failed result."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -273,7 +273,10 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Replace the session's sets by `sets`, unless the interpreter refuses. Then release every old or new set that is not in use."""
+        """Replace the session's sets by `sets`, unless the interpreter refuses.
+
+        In both cases, release each old or new set that the session does not use afterwards.
+        """
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
@@ -315,4 +318,4 @@ def _not_here(name: str, environment: dict[str, str]) -> str:
 
 
 def _ignore(_line: str) -> None:
-    """Ignore progress."""
+    """Ignore a line of progress."""
