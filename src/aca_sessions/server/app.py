@@ -59,7 +59,7 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """The ASGI application of one server. Whoever created `sessions` must close them."""
+    """The ASGI application of one server. The caller that created `sessions` must close them."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -77,7 +77,7 @@ class Service:
         self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths) if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one ASGI request. Raise ForkedProcessError in a forked process."""
+        """Respond to one ASGI request. Raise ForkedProcessError in a process that was forked from the server."""
         self._owner.check()
         await self._app(scope, receive, send)
 
@@ -91,7 +91,7 @@ class Service:
         return len(self._sessions) > 0
 
     async def drain(self, within: float) -> None:
-        """Let running cells finish for at most `within` seconds, then end all sessions. Cells that still run get results that say so."""
+        """Let running cells finish for at most `within` seconds, then end all sessions. The results of unfinished cells give the reason."""
         self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()

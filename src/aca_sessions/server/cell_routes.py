@@ -21,7 +21,7 @@ _MAX_REPLY = 64 << 20
 
 
 class CellRoutes:
-    """The handlers of cells, for the sessions of one server."""
+    """The handlers of requests about cells, for the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -75,7 +75,7 @@ class CellRoutes:
         return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt an execution, or keep it from starting. Do not wait until it ends: the execution's result then shows the effect."""
+        """Interrupt an execution, or keep it from starting. Respond without waiting for its end; its result then shows the effect."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
@@ -97,7 +97,7 @@ class CellRoutes:
         return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
     async def legacy_execute(self, request: Request) -> Response:
-        """Run a cell and return its result, in the dialect of the private preview."""
+        """Run a cell and return its result, in the format of Azure's private preview."""
         if self._hosting.shell:
             raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
         call, named = nested.decode_legacy_call(await read_json(request, self._hosting.max_request))
@@ -108,13 +108,16 @@ class CellRoutes:
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     async def events(self, request: Request) -> Response:
-        """Return a cell's events after the query's `after`, and the result if there is one. Wait up to `wait` seconds for an event."""
+        """Return a cell's events with a higher number than the query's `after`, and its result if there is one.
+
+        If there is no such event yet, wait for one, at most the query's `wait` seconds.
+        """
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))
 
     async def reply(self, request: Request) -> Response:
-        """Send a cell the caller's reply to a question. If the query has `after`, return the events after that number, as `events` does."""
+        """Send the caller's reply to a question of a cell. If the query has `after`, respond as `events` does."""
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
@@ -142,7 +145,10 @@ class CellRoutes:
         return response
 
     def _encode(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
-        """Return the body of an execution, in the dialect of an api-version or of shell pools. Count its result as fetched."""
+        """Return the body of a response about an execution, in the format of an api-version or of shell pools.
+
+        Count the execution's result as fetched.
+        """
         fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
         if execution.call.command is not None:
             return shell.encode_execution(fetched, limit)

@@ -1,4 +1,4 @@
-"""The executions of one session. They belong to the server: a request only waits for one, so a caller that disconnects does not end it."""
+"""The executions of one session. An execution continues on the server if the caller that waits for it disconnects."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ _EACH = 64
 
 
 class Events:
-    """The numbered events of one execution. A reader gives the last number it has, and gets the events after that."""
+    """The numbered events of one execution. A reader passes the number of the last event that it has, and gets those after it."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -48,7 +48,7 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        While the latest event is unread, text of the same stream is joined to it. An unread display is replaced by one of the same name.
+        If the latest event is unread and of the same stream, join the text to it. If a display of the same name is unread, replace it.
         """
         place = self._place_of(event)
         if place is None:
@@ -68,15 +68,15 @@ class Events:
         self._changed.set()
 
     def close(self) -> None:
-        """Let readers stop waiting for events."""
+        """Mark the execution's events as complete, and wake the readers that wait for more."""
         self.closed = True
         self._changed.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
-        """Return the events after a number, and the number of the latest event. Wait at most `within` seconds until there are any.
+        """Return the events after `number`, and the number of the latest event. If there are none yet, wait at most `within` seconds.
 
-        If output after that number was dropped, an event `skipped` comes first and says how much. Then come the cell's questions that were
-        dropped before anybody read them, as the cell waits for replies.
+        If output after `number` was dropped, an event `skipped` comes first and its text tells how much. Then come questions that were
+        dropped before they were read, because the cell waits for replies to them.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -151,7 +151,7 @@ Answer = TypeVar("Answer")
 
 
 class RunningExecution:
-    """One execution, from its acceptance on. Its session's ledger was at position `start` before the cell, and at `end` after it."""
+    """One execution, from the moment its request is accepted. `start` and `end` are the ledger's positions before and after its cell."""
 
     def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
@@ -171,10 +171,10 @@ class RunningExecution:
         self._position = session.ledger.fetched
 
     def fetch(self, since: str | None = None) -> Execution:
-        """Return the execution as it is now, for a response to a caller. If it has a result, count it as fetched.
+        """Return the execution as it is now, for a response to a caller. If it has a result, count the result as fetched.
 
-        The result's state covers the time since the caller's position `since`. Without one, it covers the time since the latest result
-        that was fetched before this execution was accepted, so that each loss is reported once.
+        The result's state covers what happened since `since`, the ledger position that the caller has. If that is None, it covers what
+        happened since the latest result that was fetched before this execution was accepted, so that each loss is reported once.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -188,7 +188,10 @@ class RunningExecution:
         return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Store the result and wake those that wait for it. Unless the result's state is NO_REPLY, it becomes the changes since `start`."""
+        """Store the result and wake the callers that wait for it.
+
+        Set the result's state to the ledger's changes since `start`, unless the state is NO_REPLY.
+        """
         ledger = self.session.ledger
         self.end = ledger.position
         if result.state == NO_REPLY:
@@ -230,9 +233,10 @@ class Executions:
         return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell, which runs in the background when its turn comes, and return its execution. With `cancelled` it never runs.
+        """Accept a cell and return its execution, which runs in the background when its turn comes. If `cancelled`, it never runs.
 
-        A known id starts nothing, so that no cell runs twice: return the id's execution, or raise ProblemError (410) if it was dropped.
+        A known id starts nothing, so that no cell runs twice: return the id's execution, or raise ProblemError (410) if its result was
+        dropped.
         """
         if id in self._known or id in self._forgotten:
             return self.find(id)
@@ -241,7 +245,7 @@ class Executions:
         return execution
 
     def find(self, id: str) -> RunningExecution:
-        """Return an execution by its id. Raise ProblemError: 410 if its result is not kept any more, 404 if the id is unknown."""
+        """Return the execution with an id. Raise ProblemError: 410 if its result is not kept any more, 404 if the id is unknown."""
         if id in self._forgotten:
             said = "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id"
             raise ProblemError(410, "ExecutionResultGone", said)
@@ -268,11 +272,14 @@ class Executions:
         await self._tasks.finish()
 
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Call `act` with the sandbox between two cells, in the order of requests. A cancelled caller does not stop the call."""
+        """Call `act` with the sandbox while no cell runs, in the order of requests, and return its result.
+
+        If the caller is cancelled, the call of `act` continues.
+        """
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Call `act` in turn, as `in_turn` does, without waiting: the caller was cancelled."""
+        """Schedule a call of `act` as `in_turn` does it, but do not wait. For callers that were cancelled."""
         self._tasks.start(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
@@ -297,7 +304,7 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Record an execution in metrics and audit log, with all losses since the previous one. Drop old or large results."""
+        """Record a finished execution in metrics and audit log, with all losses since the previous one. Drop old or large results."""
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:
@@ -316,13 +323,16 @@ class Executions:
         self._kept_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
-        """Note that a result was fetched, so that it may be dropped earlier than others. Do nothing if it was dropped already."""
+        """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if it was dropped already."""
         if execution.id in self._known:
             self._fetched += 1
             self._fetched_size += execution.size
 
     def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the oldest or the largest finished result, and remember its id. Spare `latest`, whose response may still get lost."""
+        """Drop the oldest finished result if `oldest` is true, else the largest, and remember its id.
+
+        If `fetched` is true, choose among fetched results only. Never drop `latest`, because its response may still get lost.
+        """
         kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
         del self._known[gone.id]
@@ -360,7 +370,7 @@ class Executions:
         return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
-        """Start an interpreter and return its sandbox. It is a new sandbox if the fork server died before the session had any state."""
+        """Start an interpreter and return its sandbox. If the fork server died before the session had state, use a new sandbox."""
         started = time.perf_counter()
         try:
             await sandbox.interpreter()
@@ -388,7 +398,7 @@ class Executions:
 
 
 def no_execution(id: str) -> ProblemError:
-    """Return the error (404) for an id that no execution of the session has."""
+    """Return the error (404) for an execution id that the session does not have."""
     said = f"this session has no execution {id!r:.140}: check its id and the session's identifier"
     return ProblemError(404, "ExecutionNotFound", said)
 

@@ -1,4 +1,4 @@
-"""The routes of files, in the dialect of each api-version. Contents are streamed in both directions."""
+"""The routes of files, in the format of each api-version. Contents are streamed in both directions."""
 
 import errno
 import logging
@@ -35,7 +35,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class FileRoutes:
-    """The handlers of files, for the sessions of one server. `hosting` limits the size of uploads."""
+    """The handlers of requests about files, for the sessions of one server. `hosting` limits the size of uploads."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -56,7 +56,7 @@ class FileRoutes:
         ]
 
     async def list_files(self, request: Request) -> Response:
-        """List the files in a folder of a session, with `recursive=true` in the query also those in its subfolders."""
+        """Return the files in a folder of a session. If the query has `recursive=true`, include the files in its subfolders."""
         version, _ = addressed(request, plain=self._hosting.plain)
         recursive = request.query_params.get("recursive", "").lower() == "true"
         async with self._files(request) as (files, folder):
@@ -64,13 +64,13 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_files(found))
 
     async def upload_file(self, request: Request) -> Response:
-        """Write the file in a form to a session, and return its description."""
+        """Write the uploaded file of a form to a session, and return the file's description."""
         version, _ = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.UPLOAD_PATH)
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or description. One route serves both, because each api-version has another path for contents."""
+        """Return a file's content or its description. They share a route, because the path of contents differs between api-versions."""
         version, _ = addressed(request, plain=self._hosting.plain)
         path = request.path_params["name"]
         content = version.dialect.content_named(path)
@@ -90,20 +90,23 @@ class FileRoutes:
         return Response(status_code=204) if deleted is None else JSONResponse(deleted)
 
     async def legacy_upload(self, request: Request) -> Response:
-        """Write the file in a form to a session, and return its description, in the dialect of the private preview."""
+        """Write the uploaded file of a form to a session, and return its description, in the format of Azure's private preview."""
         return JSONResponse(nested.encode_legacy_files([await self._uploaded(request)]))
 
     async def legacy_files(self, request: Request) -> Response:
-        """List the files in a folder of a session, in the dialect of the private preview."""
+        """Return the files in a folder of a session, in the format of Azure's private preview."""
         async with self._files(request) as (files, folder):
             return JSONResponse(nested.encode_legacy_files(await to_thread.run_sync(files.listing, folder)))
 
     async def legacy_download(self, request: Request) -> Response:
-        """Return a file's content, in the dialect of the private preview."""
+        """Return the content of the file that the query's `filename` names. The route is that of Azure's private preview."""
         return await self._download(request, request.query_params.get("filename", ""))
 
     async def _download(self, request: Request, path: str) -> Response:
-        """Return a file's content, or the requested range of it. A plain server ignores Range, If-Range and If-Match."""
+        """Return a file's content, or the requested range of it.
+
+        A server without extensions (`plain`) ignores Range, If-Range and If-Match.
+        """
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
         is_part = (start, length) != (0, None)
@@ -133,7 +136,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Yield a session's files, and the folder that the query names. The session counts as in use during the `with` block."""
+        """Yield a session's files, and the folder that the query's `path` names. The session is in use during the `with` block."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -146,7 +149,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Split a file's path. Yield the session's files, the file's folder (below the query's `path`), and the file's name."""
+        """Yield a session's files, and the folder and name that `path` stands for. The folder is relative to the query's `path`."""
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(path)
@@ -163,7 +166,7 @@ class FileRoutes:
 
 @asynccontextmanager
 async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
-    """Parse a request's form. Yield its file's name and content, in chunks that can be read within the `with` block.
+    """Parse a request's form. Yield the uploaded file's name, and an iterator of its content for use within the `with` block.
 
     Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
     """
@@ -183,7 +186,7 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
     """Parse a request's form and yield it for a `with` block. starlette keeps a large file in this host's temporary folder.
 
-    Errors about that folder say that it is the host's, so that nobody looks for the cause in the session.
+    An error about that folder names the host as the place, so that users do not look for the cause in the session.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -209,9 +212,10 @@ def _host_problem(error: OSError) -> ProblemError:
 
 
 async def _labelled(request: Request) -> Request:
-    """Return the request with the content type of a form if its body begins like a form, and otherwise without a content type.
+    """Return the request with a correct content type: that of a form if its body begins like a form, and otherwise none.
 
-    The header cannot be trusted, because Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    Leave a request alone that is labelled as a form. Other labels cannot be trusted, because Semantic Kernel's tool labels its forms as
+    JSON once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -232,7 +236,10 @@ async def _labelled(request: Request) -> Request:
 
 
 def _limited(request: Request, most: int, shown: int) -> Request:
-    """Limit a request's body to `most` bytes; errors name `shown`. Bytes are counted, as a client can send more than it announced."""
+    """Return the request with a limit of `most` bytes on its body. A larger body raises ProblemError (413).
+
+    The error names `shown` as the limit. Received bytes are counted too, because a client can send more than it announced.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
         raise too_large(shown)
@@ -259,7 +266,7 @@ class Download:
 
 
 class Downloads:
-    """The downloads of a server.
+    """A reader of file parts for all downloads of a server. It limits how many large parts are held in memory.
 
     A part of up to 8 MiB is read as a whole before its headers are sent, so that their entity tag fits the content. Larger parts are read
     while they are sent, to spare memory. So are parts over 256 KiB while 8 others of that size are held.

@@ -1,4 +1,4 @@
-"""The check in front of an application that others can reach: Host and Origin must name this server, and a request must have its key."""
+"""The check of requests before they reach the application: Host and Origin must name this server, and a key must be sent."""
 
 import hmac
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What operators see of one server: metrics, and lines of the audit log if there is one.
+"""The metrics of one server about its sessions, and its audit log if there is one.
 
 Names of sessions are hashed. Output and files are never written, and the code of cells only if `audit_code` is set.
 """
@@ -24,7 +24,7 @@ _OTHERS = 0o077
 
 
 class AuditLog:
-    """A file with one JSON object a line, which only its owner can read. If the file is moved away to rotate it, a new one is opened."""
+    """A file with one JSON object on each line, which only its owner can read. If it is moved away to rotate it, a new one is opened."""
 
     def __init__(self, path: str) -> None:
         """Open the file, or create it. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
@@ -42,7 +42,10 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Append an event with the time. Of failures in a row only the first is logged; the next event counts them as `lost_before`."""
+        """Append an event with the current time. Failed writes raise nothing: their number is in `lost_before` of the next event.
+
+        Of failures in a row, only the first is logged.
+        """
         if self._lost:
             fields["lost_before"] = self._lost
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -59,7 +62,10 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """Append a line in one write(2), so that lines of several processes do not mix. If a full disk cut off a line, end that first."""
+        """Append a line in one write(2), so that lines of several processes do not mix. Raise OSError if it cannot be written whole.
+
+        If a full disk cut off the previous line, end that line first.
+        """
         self._reopen_if_moved()
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)
@@ -94,7 +100,7 @@ _REFUSALS_A_SECOND = 20  # strangers must not be able to fill the disk
 
 
 class Journal:
-    """The metrics and the audit log of one server. Only this class decides what is counted and logged."""
+    """The audit log of one server, and the metrics about its sessions and refused requests."""
 
     def __init__(self, hosting: Hosting) -> None:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
@@ -122,11 +128,13 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """Write to the audit log a request that is not a cell, such as an upload, with its fields and duration in seconds."""
+        """Write to the audit log a successful request that is not a cell, such as an upload: its fields and its duration in seconds."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Count a request if a limit refused it. Log at most 20 refusals a second, and with the next one how many were left out.
+        """Record a refused request: count it if a limit refused it, and write it to the audit log.
+
+        At most 20 refusals a second are written. The next one that is written tells how many were left out.
 
         Args:
             problem: The error that was sent.

@@ -1,6 +1,6 @@
 """The MCP endpoint of a pool: each POST request holds one JSON-RPC message and gets one JSON response.
 
-What its tools call an environment is a session of this server.
+The tools of this endpoint call a session an environment.
 """
 
 import uuid
@@ -84,7 +84,10 @@ class McpRoute:
         return mcp.encode_launched(session.identifier)
 
     async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
-        """Run a cell or command in an existing session. A new one would hide from the model that the session it means has ended."""
+        """Run a cell or command in an existing session, and return its result for MCP. Raise ProblemError if there is no such session.
+
+        A new session would hide from the model that the one it means has ended.
+        """
         identifier = checked_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)

@@ -1,4 +1,4 @@
-"""What all routes share: parsing of requests, and the headers, errors and log lines of responses."""
+"""Shared code of all routes: parsing of requests, and the headers, errors and log lines of responses."""
 
 import errno
 import logging
@@ -53,7 +53,7 @@ _BY_ERRNO = {
 
 
 def problem_of(error: Exception) -> ProblemError:
-    """Return the error response for an exception that a handler raised, as a ProblemError. An unexpected exception becomes a 500."""
+    """Convert an exception that a handler raised to a ProblemError, from which the response is made. Unexpected ones become a 500."""
     match error:
         case ProblemError():
             return error
@@ -80,7 +80,10 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
-    """Return the api-version and session identifier of a query, or raise ProblemError (400). `plain` is as strict as Azure is."""
+    """Return the api-version and session identifier of a query. Raise ProblemError (400) if one is invalid.
+
+    If `plain` is true, check the identifier as strictly as Azure does.
+    """
     version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
@@ -106,9 +109,9 @@ def check_has_sessions(request: Request) -> None:
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Raise ProblemError (404) unless the request's path ends in `path`, because other api-versions have this request elsewhere.
+    """Raise ProblemError (404) unless the request's path ends in `path`, where its api-version has this request.
 
-    If `whole` is false, the request's path must continue after `path`.
+    Other api-versions have it at another path. If `whole` is false, the request's path must continue after `path`.
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
@@ -125,14 +128,14 @@ def skip_of(request: Request) -> int:
 
 
 def check_version(request: Request, version: str) -> None:
-    """Raise ProblemError (412) if the header If-Match names other versions than the entity tag `version`. Weak tags match nothing."""
+    """Raise ProblemError (412) if the request has an If-Match without the entity tag `version`. A weak tag never matches."""
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Return whether to send the whole file instead of a part: the client's part is of another version, by the header If-Range."""
+    """Return whether to send the whole file, because If-Range says that the client's part is of another version of the file."""
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 
@@ -142,10 +145,10 @@ def _matches(wanted: str, version: str) -> bool:
 
 
 def range_of(request: Request) -> tuple[int, int | None]:
-    """Return the first byte and the number of bytes of the requested part of a file; the number is None for all up to the end.
+    """Return the first byte and the number of bytes of the requested part of a file. The number is None for all up to the end.
 
-    Return (0, None), the whole file, if there is no Range header, or it has another unit than bytes, several ranges or a suffix
-    (RFC 9110, 14.2).
+    Return (0, None), the whole file, if there is no Range header, or it has another unit than bytes, several ranges or a suffix (RFC 9110,
+    14.2).
     """
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if not wanted:
@@ -155,9 +158,9 @@ def range_of(request: Request) -> tuple[int, int | None]:
 
 
 async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
-    """Return the parsed JSON of a request. `default` is parsed in place of an empty body.
+    """Return the parsed JSON of a request's body. `default` is parsed in place of an empty body.
 
-    Raise ProblemError: 400 if it is not JSON, 413 if it has more than `most` bytes, by its header or as counted.
+    Raise ProblemError: 400 if the body is not JSON, 413 if its Content-Length or the body itself exceeds `most` bytes.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -223,7 +226,7 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
 
 def note(request: Request, event: str, **fields: object) -> None:
-    """Store an event of a successful request in the request, for the journal to record when the response is made."""
+    """Attach an event to a successful request. The journal records the event when the response is made."""
     request.state.noted = (event, fields)
 
 

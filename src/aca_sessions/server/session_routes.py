@@ -1,4 +1,4 @@
-"""The routes of sessions: get, list and end, packages, checkpoints and branches; and what the server reports of itself."""
+"""The routes of sessions (get, list, end, packages, checkpoints, branches), and of the server's health, isolation and metrics."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ class SessionRoutes:
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def isolation(self, _request: Request) -> Response:
-        """Return what separates sessions from this host. The first request finds that out by trying, and later ones get the same report."""
+        """Return the report on how sessions are isolated from this host. The first request runs the check; later ones reuse its report."""
         return JSONResponse(await self._isolation())
 
     async def metrics(self, _request: Request) -> Response:
@@ -65,7 +65,10 @@ class SessionRoutes:
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. Later results give the cause: `expired` if the request says so, as a pool's does for an idle session."""
+        """End a session. Later results give the cause: `expired` if a header of the request says so, otherwise `terminated`.
+
+        A pool sends that header when it ends an idle session.
+        """
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
         return Response(status_code=204)
@@ -86,19 +89,22 @@ class SessionRoutes:
         return JSONResponse(body)
 
     async def managed_session(self, request: Request) -> Response:
-        """Return the same as `session`, in the format of Azure's management API."""
+        """Return the description of a session, in the format of Azure's management API."""
         session = self._sessions.find(addressed(request, plain=self._hosting.plain)[1])
         return JSONResponse(flat.encode_managed_session(self._sessions.info(session)))
 
     async def managed_sessions(self, request: Request) -> Response:
-        """Return the same as `listSessions`, in the format of Azure's management API."""
+        """Return a page of the server's sessions, in the format of Azure's management API."""
         _ = VERSIONS[request.query_params.get("api-version", "")]  # raises for an api-version that is not served
         skip = skip_of(request)
         infos, total = self._sessions.infos(skip), len(self._sessions)
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
-        """Raise ProblemError (400): Azure has this request only for sessions of custom containers. Other sessions are deleted."""
+        """Refuse to stop a session: raise ProblemError (400).
+
+        Azure has this request only for sessions of custom containers. Other sessions are deleted.
+        """
         addressed(request, plain=self._hosting.plain)
         said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
         raise ProblemError(400, "SessionRequestNotSupported", said)
@@ -125,7 +131,7 @@ class PackageRoutes:
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes, all of them extensions. A plain server has none."""
+        """Return the routes, all of them extensions. A server without extensions (`plain`) has none."""
         path = extensions.PACKAGES_PATH
         if self._hosting.plain:
             return []
@@ -165,14 +171,14 @@ class PackageRoutes:
 
 
 class TimelineRoutes:
-    """The handlers of checkpoints, rollbacks and branches, for the sessions of one server."""
+    """The handlers of requests about checkpoints, rollbacks and branches, for the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._plain = hosting.plain or hosting.shell
 
     def table(self) -> Routes:
-        """Return the routes, all of them extensions. A plain server and a pool of shells have none."""
+        """Return the routes, all of them extensions. A server without extensions (`plain`) and a pool of shells have none."""
         if self._plain:
             return []
         return [
@@ -199,7 +205,7 @@ class TimelineRoutes:
         return JSONResponse(extensions.encode_checkpoints([checkpoint.describe() for checkpoint in checkpoints]))
 
     async def drop(self, request: Request) -> Response:
-        """Remove a checkpoint."""
+        """Remove a checkpoint of a session."""
         session, id = self._session(request), request.path_params["id"]
         with session.used():
             await session.executions.in_turn(lambda sandbox: sandbox.forget(id))
@@ -216,7 +222,7 @@ class TimelineRoutes:
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Create sessions that continue from a session's state: all of them, or none. Return the first position in each new ledger."""
+        """Create sessions that continue from a session's state: all of them, or none. Return the position of each new session's ledger."""
         identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
         branches: list[HostedSession] = []

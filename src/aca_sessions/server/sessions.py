@@ -1,7 +1,7 @@
 """The sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down; their number is limited.
 
-Unlike the client's pool, a server knows no leases, only when each session was used last. Decisions contain no `await`, so that no other
-request can change the sessions in the middle of one. Sandboxes open and close in the background.
+Unlike the client's pool, a server knows no leases, only when each session was used last. A method that decides about sessions does so
+without `await`, so that no other request can change them meanwhile. Sandboxes open and close in the background.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class HostedSession:
         self._open_again = open_again
 
     async def sandbox(self) -> Sandbox:
-        """Wait until the sandbox is open and return it. Raise the error of the opening if it failed."""
+        """Wait until the sandbox is open and return it. If it could not be opened, raise the error."""
         # A caller that is cancelled must not cancel the opening for all.
         return await asyncio.shield(self._opening)
 
@@ -130,7 +130,7 @@ class HostedSession:
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
-        """Record in the ledger that the fork server died, if the session had anything to lose. Do nothing if that is recorded already."""
+        """If the fork server died and the session had anything to lose, record that in the ledger, once."""
         if self.has_state and self.memory is not None:
             self._opening.result().note_lost_workspace()
 
@@ -148,7 +148,7 @@ class Sessions:
     """The sessions of one server, and the decisions about them: open, find, evict, end."""
 
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
-        """Prepare a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
+        """Initialize a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
         self._most_starting = hosting.max_starting
@@ -180,15 +180,18 @@ class Sessions:
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host. The first call finds out by trying; after a failure, the next tries again."""
+        """Return the report on how sessions are isolated from this host. The first call runs the check; later calls reuse its report.
+
+        After a failed check, the next call runs it again.
+        """
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier, and open it if there is none. A session whose sandbox failed or died is replaced.
+        """Return the session with an identifier, and open it if there is none. A session whose sandbox failed or died is replaced.
 
-        Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions start.
+        Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions are starting.
         """
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
@@ -203,7 +206,7 @@ class Sessions:
         return session
 
     def find(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
+        """Return the session with an identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
@@ -212,7 +215,7 @@ class Sessions:
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accept a cell and return its execution. The cell never starts if `interrupt` was called with its id before it arrived."""
+        """Accept a cell and return its execution. If `interrupt` was called with the cell's id before, the cell never starts."""
         cancelled_early = (identifier, id) in self._cancelled_early
         if cancelled_early:
             del self._cancelled_early[identifier, id]
@@ -230,7 +233,7 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If the request to start it has not arrived yet, its cell will not start then."""
+        """Interrupt an execution. If the request that starts it has not arrived yet, keep its cell from starting then."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -241,10 +244,10 @@ class Sessions:
         _remember(self._cancelled_early, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
-        """Create sessions that continue from the state of a sandbox: all of them, or none. `reseed` gives each new random seeds.
+        """Create sessions that continue from the state of a sandbox: all of them, or none.
 
-        Raise ProblemError: 409 if an identifier is in use, 429 if the server is full. Identifiers are reserved before the first await, so
-        that no other request takes them.
+        If `reseed` is true, each gets its own random seeds. Raise ProblemError: 409 if an identifier is in use, 429 if the server is full.
+        Identifiers are reserved before the first await, so that no other request takes them.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -291,13 +294,14 @@ class Sessions:
             await self._tasks.to_its_end(session.close())
 
     async def take_back(self, branches: Sequence[HostedSession]) -> None:
-        """End branches that were made for a cancelled caller, because it does not know them. Skip those that have ended already."""
+        """End branches that a cancelled caller made, because it does not know them. Skip those that have ended already."""
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
         """End a session at its owner's request. Raise ProblemError (400) if there is none.
 
-        Callers that still use the session find `cause` in their next result. "terminated" is reported only to callers that send a position.
+        Callers that still use the session find `cause` in their next result. The cause "terminated" is reported only to callers that send a
+        position.
         """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
@@ -322,7 +326,7 @@ class Sessions:
         )
 
     def memory_used(self) -> int:
-        """Return how many bytes all sessions and their files use now. A counter that a session shares with its branches is added once."""
+        """Return how many bytes all sessions and their files use now. A memory counter that branches share is added once."""
         return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
 
     async def finish(self, within: float) -> None:
@@ -331,7 +335,7 @@ class Sessions:
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions and close the journal. Cells that still run get results that say so."""
+        """End all sessions and close the journal. The results of cells that still run give the reason."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
@@ -370,7 +374,10 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Forget a session, but keep its ledger. The caller must close it. The journal gets `reason`, and the ledger `cause`."""
+        """Remove a session from the server, but keep its ledger. The caller must close the session.
+
+        Record `reason` in the journal. Unless `cause` is None, record that in the ledger.
+        """
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
@@ -403,7 +410,7 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the session that was unused for longest, to end it for a new one. Raise ProblemError (429) if none may be ended."""
+        """Return the idle session that was unused for longest, for eviction. Raise ProblemError (429) if none may be ended."""
         unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
         idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
