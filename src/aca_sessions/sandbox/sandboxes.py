@@ -55,7 +55,7 @@ class Generation:
         self._release_if_done()
 
     def retire(self) -> None:
-        """Call `ForkServer.retire`, so that the next release ends the fork server. Do nothing if it is released already."""
+        """Prepare the fork server for its end (`ForkServer.retire`). Do nothing if it is released already."""
         if not self._released:
             self.fork_server.retire()
 
