@@ -1,4 +1,4 @@
-"""A self-signed certificate of the server, for clients that accept only https. It is made once and kept in a folder."""
+"""A self-signed certificate for the server, for clients that accept only https. It is created once and stored in a folder."""
 
 import ipaddress
 import os
@@ -18,10 +18,10 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of the certificate and the key in a folder. Make both if one of them is missing.
+    """Return the paths of the certificate and the key in a folder. Create both if one of them is missing.
 
-    A certificate that this function made is replaced if it ends within a day or lacks `host`; a user's own never is. Raise
-    ConfigurationError if the user's own has expired or has no key, or if the folder is unusable.
+    A certificate that this function created is replaced if it expires within a day or lacks `host`. A certificate of the user is never
+    replaced. Raise ConfigurationError if it has expired or has no key, or if the folder is unusable.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:

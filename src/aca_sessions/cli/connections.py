@@ -40,11 +40,10 @@ class ConnectionLimits:
 
     Args:
         head: Seconds for the head of a request, from the start of the connection or the end of the last response.
-        body: Seconds in which `body_bytes` of a body must come.
-        body_bytes: The least that must come in that time.
-        response: Seconds in which a client must take some of a response that waits for it. deploy/nginx.conf lets its clients pause as
-            long.
-        unread_bytes: The most bytes of all responses together that may wait in this process's memory for their clients.
+        body: Seconds in which `body_bytes` of a body must arrive.
+        body_bytes: The fewest bytes of a body that must arrive in `body` seconds.
+        response: Seconds in which a client must read some bytes of a waiting response. deploy/nginx.conf allows its clients the same pause.
+        unread_bytes: The most bytes of responses, of all connections together, that may wait in this process's memory.
     """
 
     head: float = 20.0
@@ -84,7 +83,7 @@ class ConnectionSlot:
 
     @property
     def phase(self) -> str:
-        """Return what the connection waits for: "head" during a TLS handshake, otherwise its protocol's `phase`."""
+        """Return what the server waits for: "head" during a TLS handshake, otherwise the `phase` of the connection's protocol."""
         return self.protocol.phase if self.protocol is not None else "head"
 
     @property
@@ -124,7 +123,7 @@ class ConnectionSlot:
     def _waiting(self) -> int:
         """Return how many bytes of a response the client has not taken, including those in the kernel's buffer.
 
-        If only this process's bytes counted, a slow reader would look idle until a third of that buffer, which may be megabytes, is empty.
+        Both count, because the kernel's buffer may hold megabytes: without it, a slow reader would look idle until a third of it is empty.
         """
         import fcntl
         import termios
@@ -135,7 +134,7 @@ class ConnectionSlot:
 
 
 class Connections(ServerState):
-    """All connections of a server. At the limit, a new connection makes the server close one that waits for its client."""
+    """All connections of a server. If a new connection exceeds the limit, the server closes a connection that waits for its client."""
 
     def __init__(self, limits: ConnectionLimits, most: int) -> None:
         super().__init__()
@@ -149,7 +148,7 @@ class Connections(ServerState):
     def can_take(self) -> bool:
         """Return whether another connection can be accepted in this turn of the event loop.
 
-        It cannot while too many closed connections still hold a descriptor: asyncio frees these in the next turn.
+        Return False while too many closed connections still hold a descriptor. asyncio frees these in the next turn.
         """
         self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
@@ -157,7 +156,8 @@ class Connections(ServerState):
     def take(self, accepted: socket.socket, address: object) -> bool:
         """Give a new connection a slot, and return True. At the limit, close another connection to make room.
 
-        If no other can be closed, accept up to 32 connections beyond the limit, to respond with 503. Beyond these, return False.
+        If no other can be closed, accept up to 32 connections beyond the limit, which get the response 503. If these are used up, return
+        False.
         """
         if len(self._slots) >= self.most:
             self._slots = {number: slot for number, slot in self._slots.items() if slot.is_open}
@@ -171,7 +171,7 @@ class Connections(ServerState):
         return self._slots.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
-        """Close the least important connection that waits for a request. Return False if there is none.
+        """Close one connection that waits for a request, chosen by `_close_least_important`. Return False if there is none.
 
         A client without the key also counts as waiting while it gets a response, because it could keep its slot by never reading.
         """
@@ -187,7 +187,7 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections until the unread responses in this process's memory fit the limit, or only one has unread bytes."""
+        """Close connections until the unread responses in this process's memory fit the limit, or only one connection has any."""
         waiting = [slot for slot in self._slots.values() if slot.unread]
         while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
             self._close_least_important(waiting, lambda slot: slot.unread)
@@ -203,9 +203,10 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close one open connection, and return False if there is none. Clients without the key come first.
+        """Close one open connection of `waiting`. Return False if none is open.
 
-        Among these, choose the address with the most total `weight`, and of its connections the one that has waited longest.
+        Prefer clients without the key, then the address whose connections have the largest total `weight`, then the connection that has
+        waited longest.
         """
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
@@ -251,7 +252,7 @@ class Listener(socket.socket):
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP protocol for one connection. It also tells what the connection waits for, and whether its client knows the key."""
+    """uvicorn's HTTP protocol for one connection. It also reports what the server waits for, and whether the client has the API key."""
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: AbstractEventLoop | None = None
@@ -262,7 +263,7 @@ class Connection(H11Protocol):
 
     @property
     def phase(self) -> str:
-        """Return what the connection waits for: a request's "head" or "body", its client to take the "response", or the "application"."""
+        """Return what the server waits for: a request's "head" or "body", the client to read the "response", or the "application"."""
         if _buffered(self.transport):
             return "response"
         if self.cycle is None or self.cycle.response_complete:
@@ -283,7 +284,7 @@ class Connection(H11Protocol):
             slot.protocol = self
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes that arrive, and pass them on."""
+        """Count the bytes that arrive, then process them as uvicorn does."""
         self.received += len(data)
         super().data_received(data)
 

@@ -1,7 +1,7 @@
 """`aca-sessions doctor --endpoint` and `aca-sessions conformance`: examine an endpoint.
 
 `doctor` checks step by step that an endpoint can be used. `conformance` compares the responses of its API with those of this package's
-server, and so finds out what is not known of the real service (docs/azure-fidelity.md). It uses the api-version 2025-10-02-preview.
+server, to find out how the real service differs (docs/azure-fidelity.md). It uses the api-version 2025-10-02-preview.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Step = Callable[[CodeInterpreter, str], Awaitable[str]]
 
 
 async def check(settings: Settings) -> bool:
-    """Try an endpoint step by step, and print a line for each step. Stop at the first that fails. Return whether all succeeded."""
+    """Test an endpoint step by step, and print a line for each step. Stop at the first step that fails. Return whether all succeeded."""
     session = f"doctor-{uuid.uuid4()}"
     try:
         async with open_interpreter(settings) as interpreter:
@@ -108,7 +108,7 @@ _PNG = "data of an image"
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A question, the answer that this package's server gives, and the answer of the examined endpoint."""
+    """The result of one comparison: the question, the answer of this package's server, and the answer of the examined endpoint."""
 
     question: str
     expected: object
@@ -140,7 +140,7 @@ VALUES: dict[str, tuple[str, object]] = {
 
 
 async def compare(settings: Settings, report: Path | None) -> bool:
-    """Ask an endpoint all questions and print each observation. Return whether all its answers are those of this package's server.
+    """Compare an endpoint's answers with those of this package's server, and print each comparison. Return whether all answers agree.
 
     If `report` is given, write the observations there as JSON, even if an error ends the examination early.
     """

@@ -1,4 +1,4 @@
-"""The keys of servers: read from a file or the environment, and kept out of the command line, which every user of a machine can read."""
+"""The keys of servers: read them from a file or the environment, and remove them from the command line, which all users can read."""
 
 import argparse
 import os
@@ -43,7 +43,10 @@ def api_key(options: argparse.Namespace) -> str | None:
 
 
 def hide() -> None:
-    """If the command line has a key, restart this program with the key in its environment, which other users cannot read (proc(5))."""
+    """If the command line contains a key, restart this program with the key in its environment instead.
+
+    Other users can read a process's command line, but not its environment (proc(5)).
+    """
     arguments, variables = [], dict(os.environ)
     words = iter(sys.orig_argv[1:])
     for word in words:

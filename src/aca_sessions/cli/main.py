@@ -28,7 +28,7 @@ _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command in `arguments`, by default this process's, and exit with its status: 2 if it could not run, 130 after Ctrl-C."""
+    """Run the command in `arguments`, by default those of this process. Exit with its status: 2 if it could not run, 130 after Ctrl-C."""
     try:
         status = _execute(arguments)
         flush()
@@ -208,7 +208,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command `playground`. It calls `serve`, so each option that only `serve` has is set to its default."""
+    """Add the command `playground`. It runs the code of `serve`, so options that only `serve` has are set to their defaults."""
     playground = commands.add_parser("playground", help="use this machine's sandbox from a page in the browser, until Ctrl-C")
     playground.set_defaults(**vars(commands.choices["serve"].parse_args([])))
     playground.set_defaults(act=_playground, api_key=None, cooldown=_PLAYGROUND_IDLE_SECONDS)

@@ -30,7 +30,7 @@ class Prompt:
     """A prompt that reads cells from the terminal."""
 
     def __init__(self, history: Path | None = None) -> None:
-        """Create the prompt. The lines typed are kept in the file `history`, or for None only as long as this object exists."""
+        """Create the prompt. Store typed lines in the file `history`, or only in memory if it is None."""
         self._session = PromptSession[str](
             ">>> ",
             multiline=True,
@@ -41,12 +41,15 @@ class Prompt:
         )
 
     def read(self) -> str:
-        """Read the next cell. Ctrl-C raises KeyboardInterrupt, and Ctrl-D on an empty prompt EOFError."""
+        """Return the next cell that the user types. Ctrl-C raises KeyboardInterrupt, and Ctrl-D on an empty prompt raises EOFError."""
         return self._session.prompt()
 
 
 def is_complete(code: str) -> bool:
-    """Return whether Enter sends a cell instead of adding a line. Invalid code is sent, so that the session reports its error."""
+    """Return whether a cell is complete, so that Enter sends it instead of adding a line.
+
+    Invalid code counts as complete, so that the session reports its error.
+    """
     lines = code.lstrip().split("\n")
     if lines[0].startswith("%%"):
         return len(lines) > 1 and not lines[-1].strip()
@@ -104,7 +107,7 @@ def _session(options: argparse.Namespace) -> InteractiveSession:
 
 
 def _read(prompt: Prompt) -> str | None:
-    """Return the next cell, or None at the end of input. Ctrl-C drops what was typed so far."""
+    """Return the next cell, or None at the end of input. Ctrl-C discards the text typed so far."""
     while True:
         try:
             return prompt.read()
@@ -127,7 +130,7 @@ def _execute(session: InteractiveSession, code: str) -> None:
 
 
 def _time_travel(session: InteractiveSession, code: str) -> str | None:
-    """Carry out a command about checkpoints, such as %undo, and return its message, or None if the code is no such command."""
+    """Execute a checkpoint command, such as %undo, and return its message. Return None if the code is not such a command."""
     match code.split():
         case ["%checkpoint"]:
             return f"kept: {_named(session.checkpoint())}"

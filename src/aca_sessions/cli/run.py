@@ -41,7 +41,7 @@ def show_json(result: CodeExecutionResult) -> None:
 
 
 def images_of(result: CodeExecutionResult) -> str:
-    """Return a note that says how many images a result has, because images are not printed, or '' if it has none."""
+    """Return a note with the number of images in a result, or '' if it has none. Images themselves are not printed."""
     count = sum(_is_image(display.data) for display in result.displays)
     return f"[{count} image(s) shown; --json has them]" if count else ""
 
@@ -57,7 +57,7 @@ def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
 
 
 class CellPrinter:
-    """Prints one cell: what it writes and displays while it runs, and the rest when it has ended."""
+    """Prints the output of one cell: what it writes and displays while it runs, and the rest when it has ended."""
 
     def __init__(self) -> None:
         self._open: dict[str, bool] = {}
@@ -82,7 +82,7 @@ class CellPrinter:
                 self._displayed = text
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
-        """Print the value and the error of the result if they are not printed yet, and the notes, each on a line of its own."""
+        """Print the value and the error of the result unless they are printed already. Then print each note on a line of its own."""
         if result.text and result.text != self._displayed:
             self._write_line("stdout", result.text)
         self._end_line("stdout")
@@ -93,7 +93,7 @@ class CellPrinter:
         self.write_notes(*notes, state_note(result))
 
     def write(self, name: str, text: str) -> None:
-        """Write guest text to the stream `name` (stdout or stderr), and note whether it ends in a newline."""
+        """Write guest text to the stream `name` (stdout or stderr), and remember whether the text ends in a newline."""
         if _is_terminal(name):
             if name != self._on_screen:
                 self._flush()

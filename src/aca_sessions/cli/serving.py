@@ -1,4 +1,4 @@
-"""`aca-sessions serve`: the service on a port or a socket file, behind a key; and `aca-sessions playground`, its page on loopback."""
+"""`aca-sessions serve` offers the service on a port or socket file, behind a key. `aca-sessions playground` opens its page on loopback."""
 
 import argparse
 import asyncio
@@ -49,7 +49,10 @@ _REDIRECT = (
 
 
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
-    """Serve sessions over HTTP until a signal, and return the exit code. Once reachable, print address and key, or call `welcome`."""
+    """Serve sessions over HTTP until a signal arrives, and return the exit code.
+
+    Once clients can connect, print the address and the key, or call `welcome` if it is given.
+    """
     key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
@@ -85,7 +88,10 @@ def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bo
 
 
 def _open_in_browser(folder: Path, address: str) -> None:
-    """Open the address in a browser by way of a private file, because it holds the key, and any user can read arguments (proc(5))."""
+    """Open `address` in a browser by means of a private file that redirects to it.
+
+    The address contains the key, and any user can read the arguments of a browser's process (proc(5)).
+    """
     # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
     file.write_text(_REDIRECT.format(address=html.escape(address)))
@@ -93,7 +99,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The time after a first SIGTERM, in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
+    """The period after a first SIGTERM in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
 
     def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
         self._take_no_more = take_no_more
@@ -102,7 +108,7 @@ class Draining:
         self._ends: float | None = None
 
     def start(self) -> bool:
-        """Refuse new sessions from now on, and return True. Return False if this was called before."""
+        """Start to refuse new sessions, and return True. Return False if this was called before."""
         if self._ends is not None:
             return False
         self._ends = time.monotonic() + self._seconds
@@ -116,9 +122,9 @@ class Draining:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that calls `greet` once it can be reached, and whose `serve` returns after a signal.
+    """A uvicorn server that calls `greet` once clients can connect. Its method `serve` returns after a signal.
 
-    uvicorn's own server would raise the signal again, so its caller could not end sessions and remove the socket file.
+    uvicorn's own class would raise the signal again, so that the caller of `serve` could not end sessions and remove the socket file.
     """
 
     def __init__(
@@ -136,7 +142,7 @@ class Server(uvicorn.Server):
         Args:
             app: The application that answers requests.
             drain: Called before the end, with the seconds that it may take.
-            greet: Called once the server can be reached.
+            greet: Called once clients can connect.
             draining: How long the server continues after a first SIGTERM.
             tls: The files of a certificate and its key.
             limits: How slow a client may be.
@@ -176,7 +182,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM in a `with` block. uvicorn's own method would raise the signal again afterwards."""
+        """Install handlers of SIGINT and SIGTERM during a `with` block. uvicorn's own method would raise the signal again afterwards."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._start_draining)
@@ -187,19 +193,25 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _start_draining(self) -> None:
-        """Handle SIGTERM. The first starts the draining; the second, or the first if no time to drain is set, ends the server."""
+        """Start the draining at the first SIGTERM. End the server at the second, or at the first if no time to drain is set."""
         if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end the server; uvicorn asks ten times a second. Once a second, also close connections that are too slow."""
+        """Return whether to end the server.
+
+        Once a second, also close connections that are too slow. uvicorn calls this ten times a second.
+        """
         if counter % 10 == 0:
             self._connections.close_slow()
         return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """Return the API key: the given one, or else a new one. Return None with --no-api-key, or on a socket file if no key was given."""
+    """Return the API key: the given one, or else a new one.
+
+    Return None if --no-api-key is given, or if the server listens on a socket file and no key is given.
+    """
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError(
@@ -264,14 +276,14 @@ def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> st
 
 
 def address(listener: socket.socket) -> str:
-    """Return the `HOST:PORT` at which a client on this machine reaches the listener."""
+    """Return the `HOST:PORT` to which a client on this machine can connect."""
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """Return the host names allowed in Host and Origin headers, against DNS rebinding by web pages. An empty set allows all."""
+    """Return the host names to accept in Host and Origin headers, as a protection against DNS rebinding. An empty set accepts all names."""
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE
@@ -292,7 +304,10 @@ def listen_on_port(host: str, port: int) -> Listener:
 
 
 def _listen_on_file(path: Path) -> Listener:
-    """Return a socket that listens on a file, which only this user may open. Replace the file if no server answers on it any more."""
+    """Return a socket that listens on a file, which only this user may open.
+
+    Replace an existing file on which no server answers any more.
+    """
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:

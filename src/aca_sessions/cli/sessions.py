@@ -25,7 +25,10 @@ def settings_at(endpoint: str | None) -> Settings:
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
-    """Return the settings of `settings_at`. If they name no Endpoint, raise ConfigurationError: `what` needs lasting sessions."""
+    """Return the settings as `settings_at` does, but raise ConfigurationError if they have no Endpoint.
+
+    `what` is the command or option that the message names. It needs sessions that outlive this process.
+    """
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
@@ -44,7 +47,7 @@ async def list_sessions(options: argparse.Namespace) -> int:
 
 
 async def end_sessions(options: argparse.Namespace) -> int:
-    """End the named sessions, with their variables and files. Stop at the first that cannot be ended."""
+    """End the named sessions, with their variables and files. Stop with an error at the first session that cannot be ended."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
             try:
@@ -148,7 +151,10 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error for a session that cannot be ended. If it is unknown, the error has the argument's number, not its secret name."""
+    """Return the error to raise for a session that cannot be ended.
+
+    If the session is unknown, the message has the position of the argument instead of the session's name, which is secret.
+    """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
             f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"

@@ -1,4 +1,4 @@
-"""Standard streams of a command. They are usable even if they are closed or full, or nobody reads them."""
+"""Standard streams of a command. They stay usable if they are closed or full, or if the process that reads them has ended."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ _closed: set[str] = set()
 
 
 class _Output(io.FileIO):
-    """Standard output that keeps the error of a failed write, so that `output_problem` can tell it later."""
+    """Standard output that stores the error of a failed write, so that `output_problem` can return it later."""
 
     problem: OSError | None = None
 
@@ -25,10 +25,10 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Let streams escape text that they cannot encode, and replace closed streams by /dev/null.
+    """Prepare the standard streams: escape text that they cannot encode, and replace closed streams by /dev/null.
 
     Without /dev/null, the kernel would give the number of a closed stream to the next file or socket, which would then get the stream's
-    text. Raise InvalidArgumentError if standard output is closed, because without output nobody can tell what the command did.
+    text. Raise InvalidArgumentError if standard output is closed, because then the output of the command would be lost.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def _nothing(number: int) -> TextIO:
-    """Return a text stream on /dev/null. Its descriptor is `number`, unless another file has that by now."""
+    """Return a text stream on /dev/null. Its descriptor is `number`, unless another file uses that number by now."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     if descriptor != number:
         try:
@@ -66,7 +66,7 @@ def standard_input() -> BinaryIO:
 
 
 def code_from_input() -> str:
-    """Return the source text on standard input. Raise InvalidArgumentError if it is not UTF-8, which is required whatever the locale."""
+    """Return the source text on standard input. Raise InvalidArgumentError if it is not UTF-8, which is required in every locale."""
     try:
         text = standard_input().read().decode()
     except UnicodeDecodeError as error:
@@ -78,9 +78,9 @@ def code_from_input() -> str:
 
 
 def code_from_argument(text: str) -> str:
-    """Return the source text of an argument of the command line. Raise InvalidArgumentError if it is not UTF-8.
+    """Return the source text in a command-line argument. Raise InvalidArgumentError if it is not UTF-8.
 
-    In the C locale Python decodes bytes outside of ASCII as lone surrogates, so such text is encoded again and decoded as UTF-8.
+    In the C locale, Python decodes bytes outside of ASCII as lone surrogates. Such text is encoded again and decoded as UTF-8.
     """
     try:
         text.encode()
@@ -95,24 +95,24 @@ def code_from_argument(text: str) -> str:
 
 
 def write_error(text: str, end: str = "\n") -> None:
-    """Print on standard error. Ignore a failure, because the exit code is enough."""
+    """Print a text on standard error. Ignore a failed write, because the exit code reports the error anyway."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def flush() -> None:
-    """Flush standard output. Do nothing if it is closed, as `mcp` leaves it when its client has gone."""
+    """Flush standard output. Do nothing if it is closed: `mcp` leaves it closed when its client has disconnected."""
     if not sys.stdout.closed:
         sys.stdout.flush()
 
 
 def output_problem() -> OSError | None:
-    """Return why standard output could not be written, or None."""
+    """Return the error of a write to standard output that failed, or None if none failed."""
     return _Output.problem
 
 
 def silence() -> None:
-    """Flush the output streams. If one cannot be written, redirect it to /dev/null, because Python would fail on it at exit."""
+    """Flush the output streams. Redirect a stream that cannot be written to /dev/null, because Python would fail on it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
