@@ -1,13 +1,14 @@
-"""Guest HTML made safe for a notebook: written anew, with elements, attributes and styles that run nothing and load nothing.
+"""Make guest HTML safe for a notebook: keep only elements, attributes and styles that run nothing and load nothing.
 
-Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped.
+The output is written anew and copies nothing of the input. Tags are written from the lists below, balanced and at most 300 deep. Everything
+else is escaped.
 
-An element is written only where a browser keeps it. For example, a browser closes a paragraph before a block, and moves what does not
-belong to a table out of the table. If such an element was written in its old place, its end tag would close an element around the box. If a
-browser still reads the output differently, that changes how it looks, not what it can do.
+An element is written only at a position where a browser keeps it. For example, a browser closes a paragraph before a block, and moves out
+of a table what does not belong there. If such an element were written at its original position, its end tag would close an element around
+the box. If a browser still reads the output differently, that changes how it looks, not what it can do.
 
-The notebook's style sheets apply to the output. So it has neither classes nor ids, with which it could look like a part of the notebook.
-The playground has the same lists in `clean.js`.
+The notebook's style sheets apply to the output. The output has neither classes nor ids, with which it could look like a part of the
+notebook. The playground has the same lists in `clean.js`.
 
 nh3 (Ammonia) was tried instead: 40,000 nested elements from a guest took it 10 s, and it drops pandas' styles of single cells.
 """
@@ -62,7 +63,7 @@ _BOX = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow:
 
 
 def cleaned(html: str) -> str:
-    """Return the safe part of HTML, in a box that sets it apart from the host's text, or '' if none of it is visible."""
+    """Return the safe part of HTML, in a box that separates it from the host's text. Return '' if nothing in it is visible."""
     cleaner = _Cleaner()
     cleaner.read(html)
     content = cleaner.written()
@@ -70,7 +71,7 @@ def cleaned(html: str) -> str:
 
 
 class _Cleaner:
-    """A parser that reads HTML once, from beginning to end, and writes the safe part."""
+    """A parser that reads HTML once, from beginning to end, and writes the safe part of it."""
 
     def __init__(self) -> None:
         self.shows_anything = False
@@ -110,7 +111,10 @@ class _Cleaner:
             self.shows_anything = self.shows_anything or not text.isspace()
 
     def _tag(self, html: str, tag: re.Match[str]) -> int:
-        """Handle one tag. Return where to continue, or 0 if the rest of the HTML is dropped."""
+        """Write, close or drop the element of one tag.
+
+        Return the position where reading continues, or 0 if the rest of the HTML is dropped.
+        """
         closes, name = bool(tag[1]), tag[2].lower()
         if name in _TEXT_ONLY and not closes:
             end = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE).search(html, tag.end())
@@ -162,7 +166,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the index of the innermost open element in `names`, or None. Do not search outside an element in `until`."""
+        """Return the index of the innermost open element in `names`, or None. Do not search beyond an open element in `until`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place
@@ -176,7 +180,10 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield pairs of sets. When `name` begins, an open element of the first is closed, unless one of the second is open inside."""
+    """Yield pairs of sets of element names, by which a browser closes open elements before the element `name` begins.
+
+    It closes an open element of the first set, unless an element of the second set is open inside it.
+    """
     if name in _BLOCKS:
         yield {"p"}, set()
     if name == "li":

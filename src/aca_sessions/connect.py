@@ -91,9 +91,9 @@ def _package_source(options: PackagesSettings) -> "PackageSource":
 
 
 class Opening(Generic[Opened]):
-    """An `async with` block that opens one thing, and closes everything that was opened for that thing, in reverse order.
+    """An `async with` block that opens one object, and at its end closes everything that was opened for the object, in reverse order.
 
-    This is a class and not a generator, because the event loop closes a forgotten generator when the loop ends, while other things still
+    This is a class and not a generator, because the event loop closes a forgotten generator when the loop ends, while other objects still
     use what the generator opened.
     """
 
@@ -112,7 +112,10 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it, or at once if that loop is closed. Do nothing in a forked process."""
+        """Close everything on the event loop that opened it. If that loop is closed, end the processes without it.
+
+        Do nothing in a forked process.
+        """
         loop = self._loop
         if not self._owner.is_here:
             self._stack.pop_all()
@@ -126,14 +129,17 @@ class Opening(Generic[Opened]):
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
 
     def abandon(self) -> None:
-        """End all processes at once. Use this if the event loop that opened them is closed, because nothing can be awaited on it then."""
+        """End all processes that were started for the opened object, without awaiting anything.
+
+        Use this if the event loop that started them is closed, because nothing can be awaited on it then.
+        """
         for end in reversed(self._stack.at_once):
             end()
         self._stack.pop_all()
 
 
 class Stack(AsyncExitStack):
-    """An exit stack. If its event loop is closed, the functions in `at_once` end its processes without awaiting."""
+    """An exit stack. If its event loop is closed, the functions in `at_once` can be called instead, to end processes without awaiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +147,10 @@ class Stack(AsyncExitStack):
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a stack on its event loop, in another thread. If that takes over 10 s, raise PoolError, and let the loop close it later."""
+    """Close a stack on its event loop, which runs in another thread.
+
+    If that takes over 10 s, raise PoolError; the loop then closes it later.
+    """
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -196,7 +205,7 @@ def open_pool(
 def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
 ) -> Opening[CodeInterpreter]:
-    """Open a client whose calls each name the session that they use. It opens no pool, so sessions are not leased.
+    """Open a client. Each call of its methods names the session to use. No pool is opened, so sessions are not leased.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -225,13 +234,13 @@ def open_server(
 ) -> Opening["Service"]:
     """Open the service over the embedded sandbox, as an ASGI application.
 
-    Entering the block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if
-    strangers can reach it.
+    Entering the block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers
+    can reach it.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
         policy: The policy of sessions, instead of that of the settings.
-        hosting: How many sessions it hosts, for how long and for whom.
+        hosting: How many sessions the server hosts, for how long and for whom.
     """
     return _open_server(settings, policy, hosting, alone=True)
 
@@ -269,7 +278,7 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
-    """Return which parts of the isolation this host can enforce. Each part is tried out. Raise NotSupportedError outside Linux."""
+    """Try each part of the isolation, and return which parts this host can enforce. Raise NotSupportedError outside Linux."""
     _require_linux()
     from .sandbox.probe import report
 
@@ -277,14 +286,17 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """Return the named environments. `tell` gets lines of progress. New environments get their packages from the source in the settings."""
+    """Return the object that manages named Python environments. It calls `tell` with lines of progress.
+
+    New environments get their packages from the source in the settings.
+    """
     from .sandbox.packages.environments import Environments
 
     return Environments(_package_source(settings.Packages), tell)
 
 
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    """Return the settings, with `endpoint` and `max_concurrent_sessions` in place of their own values unless these are None."""
+    """Return the settings. If `endpoint` or `max_concurrent_sessions` is not None, it replaces the value in the settings."""
     named: dict[str, Any] = {}
     if endpoint is not None:
         named["SessionsHttpClient"] = {"Endpoint": endpoint}
@@ -332,7 +344,10 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication: by a key if there is one, None at a socket file, by sign-in at Azure. Else raise ConfigurationError."""
+    """Return the authentication for the endpoint: by a key if there is one, None for a socket file, by sign-in for Azure.
+
+    Raise ConfigurationError for any other endpoint without a key.
+    """
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
     key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""

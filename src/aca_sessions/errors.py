@@ -42,11 +42,11 @@ class AuthenticationError(ACASessionsError):
 
 
 class NotSupportedError(ACASessionsError):
-    """This endpoint cannot do what was asked."""
+    """The endpoint does not support the operation."""
 
 
 class ServiceError(ACASessionsError):
-    """The service answered with an error."""
+    """The service responded with an error."""
 
     def __init__(self, status_code: int, code: str, message: str) -> None:
         super().__init__(f"the service answered {status_code} {code}: {message}")
@@ -68,7 +68,7 @@ class RateLimitedError(ServiceError):
 
 
 class ServiceUnavailableError(ACASessionsError):
-    """No usable answer came. `.sent` is whether the request was sent, so that the cell may have run."""
+    """No usable response came. `.sent` tells whether the request was sent, in which case the cell may have run."""
 
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class ServiceUnavailableError(ACASessionsError):
 
 
 class PoolError(ACASessionsError):
-    """The pool cannot do what was asked, because it belongs to another event loop, is full or was closed."""
+    """The pool cannot be used, because it belongs to another event loop, is full, or was closed."""
 
 
 class PoolTimeoutError(PoolError):
@@ -102,11 +102,11 @@ class IsolationError(SandboxError):
 
 
 class GuestDiedError(SandboxError):
-    """An interpreter or the fork server ended, or does not answer."""
+    """An interpreter or the fork server ended, or does not respond."""
 
 
 class SnapshotError(SandboxError):
-    """A checkpoint, rollback or branch is not possible now. The message names the obstacle."""
+    """A checkpoint, rollback or branch is not possible now. The message names the reason."""
 
 
 class PartlyRestoredError(SnapshotError):

@@ -1,8 +1,9 @@
-"""Functions that make guest text safe beside the host's text: names, text that looks like a line of the host, control sequences.
+"""Make guest text safe to show beside the host's text: names, text that looks like a line of the host, and control sequences.
 
 The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins with a label
-gets `QUOTE` in front, so a label without `QUOTE` is the host's. A label is recognized in any case of its letters, and with invisible
-characters and colours between them. Other letters that look like a label's are not recognized, because no list of them is complete.
+gets `QUOTE` in front, so a label without `QUOTE` is always from the host. A label is recognized in upper and lower case, and with invisible
+characters and colours between its letters. Other letters that look like those of a label are not recognized, because no list of them is
+complete.
 """
 
 import re
@@ -28,7 +29,7 @@ _MODEL_LABELS = (
 
 
 def shown_name(name: str, longest: int = 200) -> str:
-    """Return a name, quoted by `repr` unless it has only letters, digits and harmless marks. The middle of a long name is left out."""
+    """Return a name for a message. Shorten it in the middle if it is long. Quote it with `repr` unless it has only harmless characters."""
     if len(name) > longest:
         half = longest // 2
         name = f"{name[:half]}…{name[-half:]}"
@@ -36,31 +37,35 @@ def shown_name(name: str, longest: int = 200) -> str:
 
 
 def shown_caption(text: str) -> str:
-    """Return a description as one line of at most 200 characters, quoted if a reader could take it for several items or a label."""
+    """Return a description as one line of at most 200 characters.
+
+    Quote it if a reader could mistake it for several items or for a label.
+    """
     line = " ".join(text.split())[:_LONGEST_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Return text whose control characters are escaped, except tabs and line ends. Colours are kept, or removed if `colours` is false."""
+    """Escape the control characters of a text, except tabs and line ends. Keep colours, or remove them if `colours` is false."""
     return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escaped(found[0]), text)
 
 
 def for_model(text: str) -> str:
-    """Return text for a model: without colours, with control characters escaped, and with `QUOTE` before lines that begin with a label."""
+    """Make guest text safe for a model: remove colours, escape control characters, and put `QUOTE` before lines that begin with a label."""
     return _model_line().sub(QUOTE, printable(text, colours=False))
 
 
 def for_terminal(text: str) -> str:
-    """Return text for a terminal: labels of the host get `QUOTE`, controls are escaped, and a colour that the text sets is ended."""
+    """Make guest text safe for a terminal: put `QUOTE` before labels of the host, escape control characters, and end colours at the end."""
     screen = Screen()
     return screen.take(text) + screen.flush() + screen.reset()
 
 
 class Screen:
-    """A filter that makes guest text safe for one terminal. It takes the text piece by piece, from all streams that are written there.
+    """A filter that makes guest text safe for one terminal.
 
-    Labels are looked for everywhere, not only at the beginning of lines, because a long line wraps and its middle may begin a row.
+    It processes the pieces of text of all streams that are written to the terminal. Labels are recognized at every position, not only at
+    the beginning of lines, because a long line wraps and its middle may begin a row.
     """
 
     def __init__(self) -> None:
@@ -69,7 +74,10 @@ class Screen:
         self._coloured = False
 
     def take(self, text: str) -> str:
-        """Add a piece of text and return what can be written now. Hold back its end if that may begin a label or a control sequence."""
+        """Process a piece of text and return the text to write now.
+
+        Hold back the end of it if that may begin a label or a control sequence.
+        """
         pending, before = self._held + text, ""
         if self._cut:
             whole = self._cut + pending
@@ -86,14 +94,14 @@ class Screen:
         return shown + QUOTE + self.flush() if len(self._held) > _LONGEST_HELD else shown
 
     def flush(self) -> str:
-        """Return what `take` held back. Call this before other text is written, or when the cell waits for input."""
+        """Return the text that `take` held back. Call this before other text is written, or when the cell waits for input."""
         shown, self._held = self._safe(self._held), ""
         found = _unfinished().search(self._cut + shown)
         self._cut = found[0] if found else ""
         return shown
 
     def reset(self) -> str:
-        """Return the sequence that ends the colours of guest text, or '' if there are none. Call this before the host writes."""
+        """Return the sequence that ends the colours of guest text, or '' if no colour is set. Call this before the host writes."""
         coloured, self._coloured, self._cut = self._coloured, False, ""
         return RESET if coloured else ""
 
@@ -117,7 +125,7 @@ def _whole(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _begun(label: str) -> str:
-    """Return a pattern that matches a label's first letter, its first two letters and so on."""
+    """Return a regular expression for the incomplete forms of a label: its first letter, its first two letters, and so on."""
     pattern = ""
     for letter in reversed(_letters(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
@@ -135,7 +143,7 @@ def _terminal_label() -> re.Pattern[str]:
 
 @cache
 def _unfinished() -> re.Pattern[str]:
-    """Return a pattern for an incomplete label or control sequence at the end of a text."""
+    """Return a regular expression for an incomplete label or control sequence at the end of a text."""
     labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 
@@ -147,6 +155,9 @@ def _model_label() -> re.Pattern[str]:
 
 @cache
 def _model_line() -> re.Pattern[str]:
-    """Return a pattern that matches in front of each line that begins with a label. A carriage return begins a line, too."""
+    """Return a regular expression that matches in front of each line that begins with a label.
+
+    A line also begins after a carriage return.
+    """
     indent = rf"(?:[^\S\r\n]|[{_INVISIBLE}])*"
     return re.compile(rf"(?:^|(?<=\r))(?={indent}(?:{_model_label().pattern}))", re.IGNORECASE | re.MULTILINE)

@@ -9,7 +9,7 @@ METRICS_PATH = "metrics"
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """The options of a server, not those of each sandbox. Without a cool-down, sessions do not expire: the owner must end them."""
+    """The options of a server, but not those of its sandboxes. Without `cooldown`, sessions do not expire, so their owner must end them."""
 
     max_sessions: int = 100
     max_starting: int = 64  # sessions whose first interpreter has not started; more are refused with 503

@@ -1,4 +1,7 @@
-"""One session for scripts and notebooks, without `await`. Its event loop runs in a thread of its own, and any other thread may call it."""
+"""One session for scripts and notebooks, without `await`.
+
+Its event loop runs in its own thread, and any other thread may call its methods.
+"""
 
 import contextlib
 import queue
@@ -30,10 +33,11 @@ if TYPE_CHECKING:
 
 
 class LoopThread:
-    """An event loop in a thread of its own. Entering a `with` block returns the portal to the loop, leaving stops the loop.
+    """An event loop in its own thread.
 
-    This is a class, because Python closes a generator such as `anyio.from_thread.start_blocking_portal` when nothing refers to it. In a
-    forked process, that would wait forever for the thread, which does not exist there.
+    A `with` block yields a portal, through which other threads call the loop, and stops the loop at its end. This is a class, because
+    Python closes a generator such as `anyio.from_thread.start_blocking_portal` when nothing refers to it. In a forked process, closing
+    would wait forever for the thread, which does not exist there.
     """
 
     def __init__(self) -> None:
@@ -67,7 +71,7 @@ OnInput = Callable[[str], "str | None"]
 
 
 class LiveCell:
-    """A cell that runs, as an iterable of its events for a thread without an event loop.
+    """A running cell. A `for` loop over it yields its events, without `await`.
 
     The last event has the result. Leaving the `for` loop early interrupts the cell.
     """
@@ -179,7 +183,7 @@ def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[Interac
 
 
 class InteractiveSession:
-    """A session that runs cells and keeps files without `await`, in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
+    """A session whose methods work without `await`. Use it in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
 
     In a process that is forked from the one that opened the session, methods raise ForkedProcessError, and `close` does nothing.
     """
@@ -215,7 +219,9 @@ class InteractiveSession:
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
-        """Return an object for a session that may exist already at its endpoint. Closing the object does not end the session.
+        """Return an object for the session with a given name, which may exist already at its endpoint.
+
+        Closing the object does not end the session.
 
         Args:
             session_id: The session's name.
@@ -325,7 +331,7 @@ class InteractiveSession:
     def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
         """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
 
-        They share /tmp with this session. Each ends with its own block, or when this session ends.
+        They share /tmp with this session. Each ends at the end of its own `with` block, or when this session ends.
 
         Args:
             count: How many, 1 to 64.
@@ -343,7 +349,7 @@ class InteractiveSession:
 
     @property
     def history(self) -> History:
-        """Return the history of what was done through this object, in order."""
+        """Return the history of the cells and other actions of this object, in order."""
         return self._live()[1].history
 
     def write_notebook(self, path: str | Path) -> None:
@@ -376,7 +382,7 @@ class InteractiveSession:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
     def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt here cancels the call."""
+        """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt in this thread cancels the call."""
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:

@@ -1,8 +1,8 @@
-"""The ledger of a session: everything that happened to its interpreter and workspace, in order.
+"""The ledger of a session: a list of everything that happened to its interpreter and workspace, in order.
 
-The host appends an entry for each start, death, kill, reset, checkpoint, rollback, branch and end. Reading removes no entry. The state that
-a result reports is the difference between two positions: the last one that was delivered to this caller, and the one at the result's end.
-`state_between` computes it, and no other code makes a state.
+The host appends an entry for each start, death, kill, reset, checkpoint, rollback, branch and end. Reading removes no entry. The state in a
+result is what happened between two positions: the last position that was delivered to this caller, and the position at the end of the
+execution. `state_between` computes it, and no other code computes a state.
 """
 
 import itertools
@@ -46,23 +46,23 @@ class Ledger:
         return _UNCHANGED if since >= self.position else state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
-        """Return the entries up to position `end` that a client lacks if it knows the ledger up to position `since`.
+        """Return the entries that a client lacks up to position `end`, if it knows the ledger up to position `since`.
 
-        Those after `start`, at which the execution began, are included even if the client knows them.
+        The execution began at position `start`. Entries after `start` are included even if the client knows them.
         """
         since = min(since, start)
         entries = [entry for entry in self._after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
 
     def seen_from(self, since: str | None, start: int, end: int, *, otherwise: int = 0) -> tuple[State, Record]:
-        """Return the state and the record of an execution for a caller.
+        """Return the state and the record of an execution, for a caller that knows the ledger up to a position.
 
         Args:
-            since: The position that the caller names, as `ledger:number`, or None. If it is of another ledger, the session that the caller
-                knew is gone, and the state is a loss by expiry.
+            since: The caller's position, as `ledger:number`, or None. If it is of another ledger, the session that the caller knew is gone,
+                and the state is a loss by expiry.
             start: The position at which the execution began.
-            end: The position at which it ended.
-            otherwise: The position of a caller that names none.
+            end: The position at which the execution ended.
+            otherwise: The caller's position if `since` is None.
         """
         known: int | None = otherwise
         if since is not None:
@@ -84,10 +84,10 @@ class Ledger:
 
 @dataclass(slots=True)
 class Delivered:
-    """The position up to which one caller knows a session's ledger. Only delivered results move it.
+    """The position up to which one caller knows a session's ledger. Only results that are delivered to the caller move it.
 
-    `asked` are positions of entries that the caller asked for (resets, rollbacks), which are not reported to it. `first` is a state at the
-    position that was not reported yet: a branch inherits it from its origin.
+    `asked` are the positions of entries that the caller asked for (resets, rollbacks), which are not reported to it. `first` is a state at
+    `position` that was not reported yet: a branch inherits it from its origin.
     """
 
     ledger: str | None = None
@@ -97,15 +97,15 @@ class Delivered:
 
     @classmethod
     def parsed(cls, since: str, first: State) -> "Delivered":
-        """Parse a position in the server's format, `ledger:number`. `first` is the unreported state at that position."""
+        """Create the object from a position in the server's format, `ledger:number`. `first` is the unreported state at that position."""
         ledger, _, position = since.partition(":")
         return cls(ledger, int(position), first)
 
     def state_of(self, record: Record) -> State:
         """Return what happened to the session between this position and the record's end.
 
-        If the execution began before this position, include all since the execution began. If nothing was delivered yet, move to the
-        record's `since` first.
+        If the execution began before this position, include everything since it began. If nothing was delivered yet, first move this
+        position to the record's `since`.
         """
         if self.ledger is None:  # nothing was known before the first record
             self.ledger, self.position = record.ledger, record.since
@@ -116,11 +116,14 @@ class Delivered:
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> frozenset[int]:
-        """Return the positions of the caller's resets and rollbacks before the cell. Those that it made while the cell ran are reported."""
+        """Return the positions of the resets and rollbacks that the caller asked for before the cell.
+
+        Those that it asked for while the cell ran are left out, so that they are reported.
+        """
         return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for this caller, and move to the end of its record. Without a record, only return it."""
+        """Return a result with the state for this caller, and mark its record as known. Return a result without a record unchanged."""
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
             return result
@@ -136,19 +139,25 @@ class Delivered:
         return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move to the end of a delivered record, but not back in the same ledger: results may arrive out of order."""
+        """Move this position to the end of a delivered record.
+
+        In the same ledger never move it back, because results may arrive out of order.
+        """
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.first = record.ledger, record.end, _UNCHANGED
             if self.asked:
                 self.asked = frozenset(position for position in self.asked if position > record.end)
 
     def go_back(self, record: Record) -> None:
-        """Move back to the start of a record that did not reach the caller, so that the next result reports its entries again."""
+        """Move this position back to the start of a record that did not reach the caller.
+
+        The next result then reports the entries of the record again.
+        """
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 
     def note_asked(self, ledger: str, position: int) -> None:
-        """Note that the entry at a position is the caller's own reset or rollback, so that it is not reported to the caller."""
+        """Record that the caller asked for the entry at a position (a reset or rollback), so that it is not reported to the caller."""
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
@@ -178,7 +187,7 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with another state and other changes. An error that the host made names the new state, and so does stderr."""
+    """Return a result with `state` and the fields in `others`. If the host made its error, also put the new state into error and stderr."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
@@ -188,7 +197,7 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
-    """Return the state after one more entry. A rollback returns to the state at its checkpoint, including an earlier loss.
+    """Return the state after one more entry. After a rollback, a loss before its checkpoint is still reported.
 
     `states` are the earlier states, each with the position at which it began. `asked` is whether the caller asked for the entry.
     """
@@ -226,19 +235,25 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what to report of variables, or of files, after a rollback to where their state was `past`: a loss remains a loss."""
+    """Return what to report of variables, or of files, after a rollback. `past` is their state at the checkpoint: a loss remains a loss."""
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Return the state with its reason and checkpoint after a rollback. An unreported loss before the checkpoint keeps its reason."""
+    """Return `state` with the reason and the checkpoint of a rollback.
+
+    If `past`, the state at the checkpoint, is not `kept`, use those of `past` instead.
+    """
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)
 
 
 def summarized(entries: list[Entry], most: int) -> list[Entry]:
-    """Return the last `most` entries, after one entry that has the effect of all older ones. If there are no older ones, return all."""
+    """Return the last `most` entries, after a summary of all older entries: one entry with the same effect.
+
+    If none is older, return all.
+    """
     if len(entries) <= most:
         return entries
     older, newer = entries[:-most], entries[-most:]

@@ -1,4 +1,4 @@
-"""Ownership and end of what this package starts: processes, background tasks, work in threads, and objects that are never closed."""
+"""Manage what this package starts, and end it: processes, background tasks, work in threads, and objects that are never closed."""
 
 import asyncio
 import contextlib
@@ -23,10 +23,10 @@ Result = TypeVar("Result")
 
 
 class Owner:
-    """A record of the process that created an object. A process forked from it gets an error if it uses the object.
+    """Remembers the process that created an object. If a forked process uses the object, `check` raises an error.
 
     A forked process gets copies of its parent's descriptors, but none of its threads. If it used the object, it would wait forever, take
-    answers that belong to its parent, or end its parent's sessions.
+    responses that belong to its parent, or end its parent's sessions.
     """
 
     __slots__ = ("_process", "_what")
@@ -38,7 +38,7 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Return whether this is the process that was recorded. If it is not, closing the object must do nothing."""
+        """Return whether this process is the recorded one. If it is not, closing the object must do nothing."""
         return os.getpid() == self._process
 
     def check(self) -> None:
@@ -55,13 +55,13 @@ _SKIPPED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the user's program at which an object was made."""
+    """A line in the user's program that created an object."""
 
     file: str
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Issue a ResourceWarning at this line: an object called `what` was never closed. `remedy` is the statement to use.
+        """Issue a ResourceWarning at this line, because an object called `what` was never closed. `remedy` is the statement to use.
 
         `source` is the object itself, for tracemalloc.
         """
@@ -71,7 +71,7 @@ class Line:
 
 
 def caller() -> Line:
-    """Return the innermost line on the stack that belongs neither to this package nor to contextlib."""
+    """Return the innermost line of the call stack that is neither in this package nor in contextlib."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back
@@ -96,7 +96,10 @@ class Tasks:
         return task
 
     async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine to its end, even if the caller is cancelled, because something half opened or half closed would leak."""
+        """Run a coroutine to its end, even if the caller is cancelled. Return its result.
+
+        Otherwise a cancelled caller would leak something that is half opened or half closed.
+        """
         task = self.own(work)
         task.add_done_callback(_look_at)
         return await asyncio.shield(task)
@@ -113,7 +116,7 @@ class Tasks:
         await self.finish()
 
     def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Start a coroutine in the background. If it fails, that is not logged, so the caller must await the task."""
+        """Start a coroutine in the background. A failure is not logged, so the caller must await the task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -123,8 +126,8 @@ class Tasks:
 async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
     """Run a function in a worker thread. Return or raise only when the function has ended, even if the caller is cancelled.
 
-    Without this, a task that asyncio cancels leaves anyio's `run_sync` at once, while the thread runs on. The task could then close a
-    descriptor that the thread uses, and the next file that is opened could get the same number.
+    A task that asyncio cancels leaves anyio's `run_sync` at once, while the thread continues. The task could then close a descriptor that
+    the thread uses, and the next file that is opened could get the same number.
     """
     running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
     running.add_done_callback(_look_at)
@@ -140,7 +143,10 @@ async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
 
 
 async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
-    """Make something in a worker thread. If the caller is cancelled, the thread continues, then calls `undo` with what it made."""
+    """Call `make` in a worker thread and return the object that it makes.
+
+    If the caller is cancelled, the thread continues, then calls `undo` with the object.
+    """
     handover = _Handover(make, undo)
     try:
         await to_thread.run_sync(handover.make, limiter=limiter)
@@ -151,7 +157,10 @@ async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], No
 
 
 class _Handover(Generic[Result]):
-    """The handover of an object from the thread that makes it to the task that wants it. `undo` gets an object that the task abandons."""
+    """Passes an object from the thread that makes it to the task that needs it.
+
+    If the task does not take it, calls `undo` with the object.
+    """
 
     def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
         self._make = make
@@ -181,7 +190,7 @@ class _Handover(Generic[Result]):
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:
-    """Retrieve a task's exception, so that asyncio does not log it. A caller that awaits the task gets the exception anyway."""
+    """Mark a task's exception as retrieved, so that asyncio does not log it. A caller that awaits the task still gets the exception."""
     if not task.cancelled():
         task.exception()
 
@@ -192,7 +201,10 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log a failure in one line without its message, which may hold user data. Log the traceback at DEBUG. Return the id that both have."""
+    """Log a failure in one line, without its message, which may contain user data. Log the traceback at DEBUG.
+
+    Return the id in both entries.
+    """
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -1,4 +1,4 @@
-"""The data that goes into a session and comes out of it. All objects are frozen, and the same for every integration and endpoint."""
+"""The data that is sent to a session and returned from it. All objects are frozen, and the same for every integration and endpoint."""
 
 import base64
 from collections.abc import Mapping
@@ -49,13 +49,13 @@ class State:
     @property
     @lru_cache(256)  # noqa: B019 - a state is small. Each result asks for these texts several times, and most states are equal
     def kind(self) -> Part:
-        """Return what happened to variables or to files, whichever is worse."""
+        """Return the worse of the two: what happened to the variables, and what happened to the files."""
         return max(self.variables, self.files, key=_WORST_LAST.index)
 
     @property
     @lru_cache(256)  # noqa: B019
     def consequence(self) -> str:
-        """Return a phrase, for people and models, about what they can rely on now."""
+        """Return a phrase, for people and models, about what they can still rely on in the session."""
         if (self.reason or "").endswith("to the last checkpoint"):
             returned = "are as at the last checkpoint"
         elif self.checkpoint:
@@ -80,9 +80,9 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a session's ledger: what happened, and what it did to variables, files and processes.
+    """One entry of a session's ledger: what happened, and how it affected variables, files and processes.
 
-    `to` is the position whose state a rollback returned to.
+    If the entry is a rollback, `to` is the position of the ledger whose state it restored.
     """
 
     position: int
@@ -132,7 +132,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What a cell did to a file. The path is relative to /mnt/data. The size is in bytes, and 0 for a deleted file."""
+    """A change of a file by a cell. The path is relative to /mnt/data. The size is in bytes, and 0 for a deleted file."""
 
     path: str
     kind: Literal["created", "changed", "deleted"]
@@ -149,7 +149,7 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class VariableChange:
-    """What a cell did to a variable. `changed` means that it is bound to another object, or that its length or shape is another one.
+    """A change of a variable by a cell. `changed` means that it is bound to another object, or that its length or shape differs.
 
     A change in place that keeps the shape is not detected. `type`, `shape` and `size` (in bytes) are those after the cell.
     """
@@ -181,15 +181,15 @@ class CodeExecutionResult:
         session_id: The identifier of the session.
         stdout: What the cell wrote to stdout.
         stderr: What the cell wrote to stderr, with the traceback if it failed.
-        value: The last value, if it is a plain one: text, a number, a bool or None.
-        text: The last value in IPython's layout, or None if there is none.
+        value: The value of the last expression, if it is text, a number, a bool or None.
+        text: The value of the last expression in IPython's layout, or None if there is none.
         displays: What the cell displayed.
-        files: The files that it changed, at most 1,000. None are listed if /mnt/data has more than 2,000 files.
-        processes: The processes that it left running, at most 100.
-        variables: The variables that it changed, at most 200.
-        error: The exception that ended it, or None.
+        files: The files that the cell changed, at most 1,000. None are listed if /mnt/data has more than 2,000 files.
+        processes: The processes that the cell left running, at most 100.
+        variables: The variables that the cell changed, at most 200.
+        error: The exception that ended the cell, or None.
         state: What happened to the session since the last result that this caller received.
-        duration: How long it ran, in seconds.
+        duration: How long the cell ran, in seconds.
         record: The part of the session's ledger that `state` was computed from.
         max_output: About how many characters `str(result)` has at most.
     """
@@ -246,13 +246,13 @@ class CodeExecutionResult:
         return self
 
     def __str__(self) -> str:
-        """Return what a model reads: compact, within about `max_output` characters, without image data."""
+        """Return the text of the result for a model: compact, within about `max_output` characters, without image data."""
         from .rendering import render
 
         return render(self)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """Return what a notebook shows of this result, by MIME type."""
+        """Return the result for a notebook to show, by MIME type."""
         from .rendering import mimebundle
 
         return mimebundle(self)
@@ -260,12 +260,12 @@ class CodeExecutionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that an execution did while it ran. Events are in order, and the last one of an execution has its result.
+    """An event of an execution, such as output that it wrote. Events are in order, and the last event of an execution has its result.
 
     Attributes:
-        kind: What happened. After `clear`, the displays so far are not part of the result any more.
-        text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` what was
-            dropped before it was read, in words.
+        kind: What happened. `clear` removes the displays so far from the result.
+        text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` a
+            description of the output that was dropped before it was read.
         number: The number of a question (`input` or `call`), which the reply must name.
         display: What is displayed. It replaces an earlier display of the same name.
         result: The result, in the last event.
@@ -285,9 +285,9 @@ class CodeExecutionRequest:
     Attributes:
         session_id: The identifier of the session.
         code: The source text.
-        sanitize_input: Whether to take the code out of Markdown fences first.
+        sanitize_input: Whether to remove Markdown fences around the code first.
         timeout: The time limit in seconds, or None for the default.
-        transactional: Whether a cell that fails is undone completely.
+        transactional: Whether to undo a cell completely if it fails.
     """
 
     session_id: str
@@ -325,9 +325,9 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint of a session. `left_behind` lists what could not be saved. `size` is that of its files, in bytes.
+    """A checkpoint of a session. `left_behind` lists what could not be saved. `size` is the size of its files in bytes.
 
-    Several checkpoints may have the same name, which then means the latest of them. Ids are unique in a session.
+    Several checkpoints may have the same name; the name then means the latest of them. Ids are unique in a session.
     """
 
     id: str
@@ -384,7 +384,9 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHealth:
-    """The health of a session. A session that is not `responsive` may be busy with a cell, and nothing else is known of it.
+    """The health of a session.
+
+    If it is not `responsive`, it may be busy with a cell, and at most `response_time` and `isolation` are known.
 
     Attributes:
         responsive: Whether it answered.

@@ -1,6 +1,6 @@
-"""Notebook magics: `%%session` runs a cell in an isolated session; `%session_files` and `%session_reset` manage it.
+"""Notebook magics: `%%session` runs a cell in an isolated session; `%session_files` lists its files, and `%session_reset` ends it.
 
-IPython does not await magics, and the notebook runs an event loop of its own. So sessions run on another loop, in a thread.
+IPython does not await magics, and the notebook runs its own event loop. So sessions run on another loop, in a thread.
 """
 
 import atexit
@@ -34,7 +34,7 @@ _DEFAULT = "notebook"
 
 
 def load(shell: object) -> None:
-    """Register the magics in a shell of IPython. The first magic that is used opens the pool."""
+    """Register the magics in an IPython shell. The first magic that is used opens the pool."""
     if isinstance(shell, InteractiveShell):
         shell.register_magics(SessionMagics(shell))
 
@@ -51,7 +51,7 @@ def _seconds(text: str) -> float:
 
 @magics_class
 class SessionMagics(Magics):
-    """Magics for sessions by name. All of them share one pool."""
+    """Magics that use sessions by their names. All of them share one pool."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
@@ -96,7 +96,7 @@ class SessionMagics(Magics):
         portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
 
     def _in_session(self, name: str, act: Callable[[Session], Awaitable[Answer]]) -> Answer:
-        """Lease a session by name, call a function with it and return the result. An interrupt of the notebook cancels the call."""
+        """Lease a session by name, call `act` with it and return the result. Interrupting the notebook cell cancels the call."""
         portal, pool = self._open()
 
         async def lease() -> Answer:
@@ -122,7 +122,7 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: Owner) -> None:
-    """Close the stack if this process opened it. A forked process lacks the event loop's thread and would wait forever."""
+    """Close the stack, but only in the process that opened it. A forked process lacks the event loop's thread and would wait forever."""
     if owner.is_here:
         stack.close()
 
@@ -135,7 +135,7 @@ def _content(path: Path) -> bytes:
 
 
 def _show(result: CodeExecutionResult, html: Html) -> None:
-    """Show a result as a notebook shows its own cells, or as text in IPython at a terminal."""
+    """Show a result as a notebook shows the results of its own cells, or as text in IPython at a terminal."""
     print(for_terminal(result.stdout), end="")
     print(for_terminal(result.stderr), end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
     for shown in result.displays:

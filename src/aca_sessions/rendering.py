@@ -1,7 +1,8 @@
-"""The text that a model reads of a result, and what a notebook shows of it.
+"""Render a result: as text for a model, and as text, images and HTML for a notebook.
 
-The text is compact, keeps the streams apart, stays within a budget and has no image data. A line that begins with a label (`[state] …`) was
-written by the host: guest text passes through `for_model` and names through `shown_name`, so that they cannot look like such a line.
+The text for a model is compact, separates the streams, has a limited length and contains no image data. A line that begins with a label
+(`[state] …`) was written by the host: guest text passes through `for_model` and names through `shown_name`, so that they cannot look like
+such a line.
 """
 
 import base64
@@ -25,7 +26,7 @@ Html = Literal["clean", "raw"]
 
 
 def render(result: CodeExecutionResult) -> str:
-    """Return the text of a result for a model. Headings such as `[stdout]` appear only if there is more than one part to keep apart."""
+    """Return the text of a result for a model. Headings such as `[stdout]` are added only if there are several parts to tell apart."""
     error = _error(result)
     streams = {
         "stdout": for_model(result.stdout),
@@ -41,7 +42,7 @@ def render(result: CodeExecutionResult) -> str:
 
 
 def clip(text: str, room: int) -> str:
-    """Return a text of at most `room` characters as it is, otherwise its head and tail with a note on how to read the rest."""
+    """Shorten a text: return at most `room` characters unchanged, otherwise the head and tail with a note on how to read the rest."""
     if len(text) <= room:
         return text
     half = room // 2
@@ -61,7 +62,7 @@ def _error(result: CodeExecutionResult) -> str:
 
 
 def _users_part(traceback: str) -> str:
-    """Return a traceback with only the frames of the code that was sent, or all of it if there are none."""
+    """Return a traceback with only the frames in the user's code, or the whole traceback if there are none."""
     body = _HEADER.sub("", traceback).strip("\n")
     *frames, last = _FRAME.split(body)
     last, separator, conclusion = last.rpartition("\n\n")
@@ -82,7 +83,7 @@ def _stderr_alone(result: CodeExecutionResult) -> str:
 
 
 def _displayed(result: CodeExecutionResult) -> str:
-    """Return the texts of what was displayed, except images and a display that repeats the last value."""
+    """Return the texts of displays, without images and without a display that repeats the last value."""
     texts = [_in_words(display) for display in result.displays if not _is_image(display)]
     value = for_model(result.text or "")
     return "\n".join(text for text in texts if text and text != value)
@@ -93,7 +94,7 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """Return a display as text for a model: its plain text. If that is only IPython's repr, return the source or a note on the HTML."""
+    """Return a display as text for a model: its plain text. If that is only a repr of IPython, return its source or a note on its HTML."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
@@ -134,7 +135,10 @@ def _size(size: int) -> str:
 
 
 def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
-    """Return a result as plain text and as HTML: the output and stderr, then the displays, then the line about the session's state."""
+    """Return a result for a notebook, as plain text and as HTML.
+
+    The HTML has the output and stderr, the displays, and the state of the session.
+    """
     parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
         parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
@@ -144,15 +148,15 @@ def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, s
 
 
 def state_note(result: CodeExecutionResult) -> str:
-    """Return the host's line about what happened to the session, or '' if nothing happened."""
+    """Return the host's line about the state of the session, or '' if the state is unchanged."""
     return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
 def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
-    """Return what a page may show of a display, by MIME type: images, text, and HTML that runs nothing and loads nothing.
+    """Return the parts of a display that a page may show, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
     All other types are left out, because they run code or load what they name: widgets, charts of plotly and Vega, maps. With `html="raw"`,
-    HTML is returned as it is, in an <iframe> with an origin of its own: its scripts cannot reach the page, but they can use the reader's
+    HTML is returned unchanged, in an <iframe> with its own origin: its scripts cannot reach the page, but they can use the reader's
     network.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
@@ -170,7 +174,10 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """Return `text/html`: an <iframe> if `html` is `raw`, otherwise cleaned HTML and a note on scripts. If these are empty, return {}."""
+    """Return the entry `text/html` of a display, or {} if it would be empty.
+
+    It is an <iframe> if `html` is `raw`, otherwise cleaned HTML and, if there are scripts, a note that they do not run.
+    """
     if html == "raw":
         return {"text/html": sandboxed(source)}
     written = cleaned(source)
@@ -196,5 +203,5 @@ def _is_base64(text: str) -> bool:
 
 
 def sandboxed(html: str) -> str:
-    """Return an <iframe> for HTML that may run scripts. The frame has an origin of its own, so scripts cannot reach the page around it."""
+    """Return an <iframe> for HTML that may run scripts. The frame has its own origin, so scripts cannot reach the page around it."""
     return f'<iframe sandbox="allow-scripts" style="border: 0; width: 100%; min-height: 20em" srcdoc="{escape(html)}"></iframe>'

@@ -41,7 +41,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class JsonFile:
-    """A JSON file: its parsed content, and its text, in which `line_of` finds keys."""
+    """A JSON file: its parsed content, and its text, in which `line_of` looks up keys."""
 
     path: Path
     content: Any
@@ -49,7 +49,10 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: Path) -> "JsonFile":
-        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError that names the file and the bad line."""
+        """Parse a file, which may have comments and trailing commas.
+
+        If this fails, raise ConfigurationError with the file and the bad line.
+        """
         try:
             text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
             return cls(path, json.loads(text), text)
@@ -60,7 +63,7 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the line of a key, given by its path, or of the nearest key above it that the file has."""
+        """Return the line of the key at the path `keys`. If the file lacks the key, return the line of its nearest parent that exists."""
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
@@ -104,7 +107,7 @@ def _skip_space(text: str, position: int) -> int:
 def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
     """Raise ConfigurationError for an environment variable that is not a setting, and for two that contradict each other.
 
-    `section` begins the variables' names, in any case. `known` has the settings, each with the keys below it.
+    `section` is the prefix of the variables' names, in upper or lower case. `known` maps each setting to the keys below it.
     """
     prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
     for variable, value in os.environ.items():
@@ -122,7 +125,7 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """Return the end of an error message about an unknown key: the key that is probably meant, or all keys that exist."""
+    """Return the end of an error message about an unknown key: the key that the user probably meant, or all keys that exist."""
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(key.lower(), names, n=1)
     return f": did you mean {names[close[0]]}?" if close else f": expected one of {', '.join(names.values())}"
@@ -145,7 +148,7 @@ def _check_separator(variable: str, section: str, known: Mapping[str, Collection
 
 
 def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
-    """Raise ConfigurationError if a variable that holds a section as JSON and a variable for one of its keys contradict each other."""
+    """Raise ConfigurationError if a variable with a section as JSON contradicts a variable for one of the section's keys."""
     for name, (variable, value) in found.items():
         for key, inner in _leaves(name, value):
             other, text = found.get(key, (variable, value))
@@ -186,7 +189,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, values: object) -> object:
-        """Drop values that are null, so that they count as unset, as in .NET."""
+        """Drop values that are null, so that they count as unset, as in the configuration of .NET."""
         return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
 
 
@@ -199,7 +202,7 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """Return a text as a tuple of its words (between commas, semicolons or spaces) or as its JSON list. Other values stay as they are."""
+    """Parse a text as a JSON list, or as words between commas, semicolons or spaces. Return other values unchanged."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -267,7 +270,10 @@ class SessionPoolSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    """The limits of one embedded session. Files are in memory, so DiskMegabytes is at most half of it, TemporaryMegabytes a quarter."""
+    """The limits of one embedded session.
+
+    Files are in memory, so DiskMegabytes is lowered to at most half of the memory, and TemporaryMegabytes to a quarter.
+    """
 
     MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
@@ -292,7 +298,7 @@ class LimitsSettings(_Section):
 
 
 class TogetherSettings(_Section):
-    """The limits of all embedded sessions of this process together."""
+    """The limits of all embedded sessions of this process in total."""
 
     MemoryShare: Annotated[float, Field(gt=0, le=1)] = _TOGETHER.memory_share
     Processes: Annotated[int, Field(ge=32, le=1 << 22)] = _TOGETHER.processes
@@ -380,7 +386,7 @@ _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox
 
 
 class Settings(BaseSettings):
-    """All settings of the section. Every value can be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`.
+    """All settings of the section. Each can also be given as an argument, with its name in the file: `Settings(MaxConcurrentSessions=320)`.
 
     Raises ConfigurationError, which names the key that is wrong.
     """
@@ -436,7 +442,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources with flat names like `Endpoint` moved into sections, so that a source overrides both forms in later ones."""
+        """Return the sources with flat names like `Endpoint` moved into their sections.
+
+        A source then overrides a value in later sources, whether the value has its flat or its full name there.
+        """
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
@@ -453,7 +462,7 @@ class _Source:
     file: JsonFile | None = None
 
     def depth(self, keys: Sequence[str | int]) -> int:
-        """Return how many of the keys, from the first on, lead to a value in this source."""
+        """Return how many keys of the path `keys`, from the first on, exist in this source."""
         value: Any = self.values
         for number, key in enumerate(keys):
             try:
@@ -463,12 +472,12 @@ class _Source:
         return len(keys)
 
     def place_of(self, *keys: str | int) -> str:
-        """Return the beginning of an error message about a key: this source's name and, in a file, the line. It is '' for arguments."""
+        """Return the beginning of an error message about a key: this source's name and, in a file, the line. Return '' for arguments."""
         return f"{self.name}, line {self.file.line_of([SECTION, *keys])}: " if self.file else self.name and f"{self.name}: "
 
 
 def _sources(given: Mapping[str, Any], environment: Mapping[str, Any]) -> list[_Source]:
-    """Return all sources of settings, in the order in which they win."""
+    """Return all sources of settings. Earlier sources take precedence."""
     return [_Source(given), _Source(environment, "the environment"), *(_read(path) for path in _paths())]
 
 
@@ -517,12 +526,12 @@ def _into_sections(source: _Source) -> dict[str, Any]:
 
 
 def _variables() -> dict[str, list[str]]:
-    """Return the names of settings in environment variables, each with the keys below it."""
+    """Return the settings that environment variables can set, each with the keys below it."""
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
 def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
-    """Return which key is wrong and why, for an error message without values that may be secret."""
+    """Describe which key is wrong and why, without values that may be secret."""
     location = [str(part) for part in problem["loc"]]
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
@@ -531,7 +540,10 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
 
 
 def _rule_text(kind: str, message: str, value: object) -> str:
-    """Return what was expected and what was given: the value of a number or a choice, otherwise at most a type, as it may be a secret."""
+    """Describe what was expected and what was given, for an error message.
+
+    Only the value of a number or a choice is shown. Any other value may be secret, so at most its type is shown.
+    """
     if kind == "missing":
         return "must be set"
     if kind == "model_type":
@@ -543,7 +555,7 @@ def _rule_text(kind: str, message: str, value: object) -> str:
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of an error message about a key: the source that sets it, under its full or its flat name, and the line."""
+    """Return the beginning of an error message about a key: the source that sets the key, by its full or flat name, and the line."""
     flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
     found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
     return found[0].place_of(*found[1])

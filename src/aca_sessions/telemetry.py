@@ -71,7 +71,10 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
 
 
 def executed(current: Span, result: CodeExecutionResult) -> None:
-    """Record on the span and in the metrics how a cell ended: success, state, duration, sizes. The result must come from `deliver`."""
+    """Record on the span and in the metrics how a cell ended: success, state, duration, sizes.
+
+    The result must come from `Delivered.deliver`.
+    """
     verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
     _execution_seconds.record(result.duration, verdict)
@@ -80,7 +83,7 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Add a server to the memory metric while it lives. Add 0 to counters, so that exporters show them before the first event."""
+    """Include a server in the memory metric as long as it exists. Add 0 to counters, so that exporters show them before the first event."""
     _hosts.add(host)
     # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
@@ -103,14 +106,14 @@ def session_began() -> None:
 
 
 def session_ended(reason: str) -> None:
-    """Count the end of a session of a server. If the reason is `expired`, also count a loss."""
+    """Count the end of a session of a server. If the reason is `expired`, also count a loss of state."""
     _live.add(-1)
     if reason == "expired":
         _losses.add(1, {"reason": reason})
 
 
 def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
-    """Record how many seconds a session waited for its interpreter. A warm one was kept ready, a cold one was forked for the session."""
+    """Record how many seconds a session waited for its interpreter. A warm interpreter was kept ready; a cold one was forked on demand."""
     _start_seconds.record(seconds, {"start": start})
 
 
@@ -125,7 +128,10 @@ def cell_running() -> Iterator[None]:
 
 
 def cell_ended(result: CodeExecutionResult) -> None:
-    """Record an execution's duration and outcome on the server. A death counts as a loss even if a checkpoint restored the session."""
+    """Record an execution's duration and outcome on the server.
+
+    A death of the interpreter counts as a loss even if a checkpoint restored the session.
+    """
     _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
     # `session_ended` counts expiries.
