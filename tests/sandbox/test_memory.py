@@ -379,12 +379,20 @@ def test_a_group_of_the_second_version_without_the_cpu_controller_says_so(tmp_pa
     assert version.has_cpu([tmp_path])
 
 
+def test_the_common_memory_limit_of_version_two_does_not_kill_all_sessions(tmp_path: Path) -> None:
+    """The kernel kills all of the topmost group with memory.oom.group that is within the exceeded limit."""
+    for name in ("memory.max", "memory.oom.group"):
+        (tmp_path / name).touch()
+    VersionTwo(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB))
+    assert (tmp_path / "memory.oom.group").read_text() == "0"
+
+
 def test_version_two_of_control_groups_is_written_in_its_own_format(tmp_path: Path) -> None:
     """Not every machine has a delegated hierarchy, so these are plain files."""
     names = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight", "memory.events")
     for name in names:
         (tmp_path / name).touch()
-    VersionTwo(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB, processes=64, cpu=1.5, weight=0.5))
+    VersionTwo(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB, processes=64, cpu=1.5, weight=0.5, kills_all=True))
     written = {name: (tmp_path / name).read_text() for name in names[:-1]}
     assert written == {
         "memory.max": str(512 * MB), "memory.swap.max": "0", "memory.oom.group": "1",

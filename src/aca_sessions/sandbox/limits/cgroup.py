@@ -74,6 +74,7 @@ class GroupLimits:
     processes: int | None = None
     cpu: float | None = None  # processors' worth of time
     weight: float | None = None  # on each processor; a process outside of the group has 1
+    kills_all: bool = False  # whether exceeding `memory` kills all processes of the group and not one of them; version 2 only
 
 
 class VersionOne:
@@ -194,7 +195,8 @@ class VersionTwo:
         (folder,) = folders
         if limits.memory is not None:
             _write(folder / "memory.max", limits.memory)
-            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+            # Not in the group of all sessions: there, one session over the common limit would end all the others (cgroup-v2.rst).
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", int(limits.kills_all))):
                 with contextlib.suppress(OSError):  # not every kernel has both files
                     _write(folder / name, value)
         if limits.processes is not None:
@@ -393,7 +395,7 @@ class Groups:
                 folder.mkdir()
                 on_failure.callback(folder.rmdir)
             # One process more than the limit: the session's first process counts as well.
-            self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
+            self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu, kills_all=True))
             on_failure.pop_all()
         return Group(self.version, folders, memory, self._nice, self._leftovers)
 
