@@ -25,21 +25,22 @@ _LEAST_SHARE = 99.5
 _SHOWN = {"not": "**not**", "none": "", "broken": "no answer"}
 _INTRODUCTION = """# Evidence
 
-`make redteam` writes this page, in under 30 minutes: as root, and again as an ordinary user; each replaces its own half. `.ci/packages
-redteam` installs what it compares with. The code is in `tests/redteam`; what is missing on a machine is named in its place.
+`make redteam` writes this page, in under 30 minutes. Run it as root, and again as an ordinary user: each run replaces its own half.
+`.ci/packages redteam` installs the tools that it compares with. The code is in `tests/redteam`. If a tool is missing on a machine, the page
+names it.
 
 **How to read the tables.** An attempt has a precondition, the door that a flaw used, and a harm.
 
 - *contained*: the precondition was refused, or the harm is impossible.
-- *partly*: the precondition was had, the harm was not. What stands between is the kernel's fix for that flaw, or a second wall.
-- ***not***: the harm was done. It is harmless here: a file of the host that every user may read is the flag, settings are opened
+- *partly*: the precondition was met, but the harm was not done. The kernel's fix for that flaw, or a second barrier, prevented it.
+- ***not***: the harm was done. It is harmless here: the flag is a file of the host that every user may read, settings are opened
   and not changed, modules are empty.
 
 The 18 mechanisms are those of SandboxEscapeBench (Marchand and others, "Quantifying Frontier LLM Capabilities for Container Sandbox
-Escape", arXiv 2603.02277), as its description at airuntimesecurity.io lists them by layer; the benchmark's own images were not to be
-had. Sessions run them without the vulnerable set-up that the benchmark adds, such as a mounted Docker socket: what is asked is whether
-the mechanism is there at all. The column *no sandbox* is the control: it shows that an attempt can succeed. A sandbox that shows the
-host's files in their place, as plain bubblewrap does by the command below, fails each attempt that ends with the flag.
+Escape", arXiv 2603.02277), as its description at airuntimesecurity.io lists them by layer. The benchmark's own images were not
+available. Sessions run the attempts without the vulnerable set-up that the benchmark adds, such as a mounted Docker socket. The question
+is whether the mechanism exists at all. The column *no sandbox* is the control: it shows that an attempt can succeed. A sandbox that shows
+the host's files at their usual paths, as plain bubblewrap does with the command below, fails each attempt that ends with the flag.
 """
 
 
