@@ -110,9 +110,9 @@ class CellNotSentError(GuestDiedError):
 class Clock:
     """A stopwatch of the time that a cell has used of its timeout. It is stopped while the cell waits for an answer to a question.
 
-    The clock starts when the cell is sent. While it is stopped, only the processor time of the cell's other threads and processes counts,
-    but never more than the time that has passed. The clock can stand still for STILL_SECONDS in total. Further waiting counts as used:
-    otherwise a cell that asks again and again would have no deadline.
+    The clock starts when the host sends the cell. While it is stopped, it counts only the processor time of the cell's processes, such as
+    threads that go on computing, but never more than the time that has passed. The clock can stand still for STILL_SECONDS in total.
+    Further waiting counts as used: otherwise a cell that asks again and again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
@@ -146,7 +146,10 @@ class Clock:
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Return how many seconds since `stop` the cell's processes computed, and how many they did not. If not stopped, return zeros."""
+        """Return the processor seconds that the cell's processes used since `stop`, and the other seconds since `stop`.
+
+        Return zeros if the clock is not stopped.
+        """
         if self._stopped is None:
             return 0.0, 0.0
         waited = self._now() - self._stopped[0]
@@ -204,7 +207,10 @@ class Cell:
         self._places: dict[str, int] = {}  # of the latest display of each name
 
     def show(self, shown: wire.Shown) -> None:
-        """Add a display to the result. An update replaces the display of the same name. Raise WireError if the displays exceed a limit."""
+        """Add a display to the result, or replace the earlier display of the same name if `shown` is an update of it.
+
+        Raise WireError if the displays exceed a limit.
+        """
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
             raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
@@ -247,7 +253,10 @@ class Cell:
         return True
 
     def answered(self, number: int) -> bool:
-        """Mark a question as answered, and start the clock if no other question is open. Return False if this question was not open."""
+        """Mark question number `number` as answered. Return False if no such question is open.
+
+        If no other question is open, start the clock again.
+        """
         if number not in self.open:
             return False
         self.open.remove(number)
@@ -262,7 +271,10 @@ class Cell:
         turned.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
-        """Validate and keep `finished`, the guest's last frame of the execution. Raise WireError if the frame exceeds a limit."""
+        """Validate `finished`, the guest's last frame of the execution, and store what it reports for `result`.
+
+        Raise WireError if the frame exceeds a limit.
+        """
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
                 raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")
@@ -286,7 +298,10 @@ class Cell:
     def result(
         self, cause: str | None, *, stdout: str, stderr: str, processes: tuple[RunningProcess, ...], duration: float
     ) -> CodeExecutionResult:
-        """Build the result of the execution. Its `state` covers only this execution: the session's ledger replaces it later.
+        """Build the result of the execution.
+
+        Its `state` covers only this execution. Later it is replaced by the state from the session's ledger (the record of what happened to
+        the session).
 
         Args:
             cause: Why the interpreter died. It is ignored if the cell has finished.
@@ -322,7 +337,7 @@ class Cell:
         )
 
     def clear(self) -> None:
-        """Remove all displays so far from the result, and report that as an event."""
+        """Remove all displays that the cell has shown so far from the result, and report an event about it."""
         self.displays.clear()
         self._sizes.clear()
         self._places.clear()

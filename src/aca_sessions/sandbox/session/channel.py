@@ -26,9 +26,10 @@ _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait 
 
 
 class Unfinished:
-    """The count of bytes that the host holds of frames that guests have begun and not finished. All event loops share one limit.
+    """A counter of the bytes of incomplete frames: guests have sent their beginning, and the host waits for the rest.
 
-    If the limit is exceeded, the frame that was begun first is refused, because an honest guest writes a frame without a pause.
+    One limit holds for all guests together, on all event loops. If it is exceeded, the frame that was begun first is refused, because an
+    honest guest writes a frame without a pause.
     """
 
     def __init__(self, most: int = _MOST_UNFINISHED) -> None:
@@ -45,8 +46,8 @@ class Unfinished:
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
         """Record that `inbox` holds `size` bytes of an unfinished frame. If all inboxes exceed the limit, refuse the oldest frames.
 
-        Less than 256 KiB is not counted. `anew` tells that the inbox has begun another frame since the last call, which is now the
-        youngest.
+        A frame of less than 256 KiB is not counted. `anew` tells whether the inbox has begun this frame since the last call. If so, the
+        frame counts as the youngest of all.
         """
         with self._lock:
             if anew or size < _SMALL:
@@ -65,7 +66,11 @@ _unfinished = Unfinished()
 
 
 class Inbox:
-    """The reader of the frames that one guest writes to its pipe. It runs on the event loop that calls `listen`."""
+    """A reader of the frames that one guest writes to its pipe. It runs on the event loop that calls `listen`.
+
+    Frames and output cost the event loop work. It is counted in units: one for each frame, and one for each `_UNIT` bytes. If a guest has
+    caused too much work, its frames are not read for a while, so that other sessions get their turn.
+    """
 
     def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
         """Take over `pipe`, the read end of a pipe. All inboxes that share `unfinished` share its limit."""
@@ -94,7 +99,10 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Count `size` bytes read from stdout or stderr as work that the guest caused. After too much work, reading frames pauses."""
+        """Count `size` bytes of stdout or stderr as work that the guest caused (see `Inbox`).
+
+        If the guest has caused too much work, reading its frames pauses.
+        """
         self._units += size / _UNIT
 
     def finish(self) -> None:
@@ -139,7 +147,10 @@ class Inbox:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on frames worth 64 units of work (`_UNIT`), and the rest in later turns of the event loop. After too much work, pause."""
+        """Pass on complete frames that cost about 64 units of work (see `Inbox`), and the rest in later turns of the event loop.
+
+        If the guest has caused too much work, pause first.
+        """
         try:
             taken, all_taken = self._take_some(_A_TURN)
         except wire.WireError:
@@ -165,7 +176,10 @@ class Inbox:
             self._go_on()
 
     def _take_some(self, most: float) -> tuple[int, bool]:
-        """Pass on frames until they have cost `most` units of work. Return their number, and whether no complete frame is left."""
+        """Pass on complete frames until they have cost `most` units of work (see `Inbox`).
+
+        Return how many frames were passed on, and whether no other complete frame is left.
+        """
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
             self._frames.limit = self.most
@@ -282,7 +296,7 @@ class Channel:
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
         """Take over the socket to the guest (`link`), and the pipes of the guest's frames (`said`), stdout and stderr (`streams`).
 
-        See `Output` for `limit`.
+        Keep at most `limit` bytes of each of stdout and stderr (see `Output`).
         """
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))

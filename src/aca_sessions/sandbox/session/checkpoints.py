@@ -26,8 +26,8 @@ from .interpreter import Interpreter, fork
 class SessionCheckpoint:
     """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    `position` is the position in the session's ledger when the checkpoint was taken. A hidden checkpoint belongs to a transactional cell,
-    and is not listed.
+    `position` is the position in the session's ledger (the record of what happened to the session) when the checkpoint was taken. A
+    `hidden` checkpoint was taken to undo a transactional cell if it fails. Users do not see it.
     """
 
     id: str
@@ -59,7 +59,10 @@ class Checkpoints:
 
     @property
     def usable(self) -> list[SessionCheckpoint]:
-        """Return the checkpoints that users can roll back to, the oldest first: not hidden, and with a live interpreter."""
+        """Return the checkpoints that users can roll back to, the oldest first.
+
+        These have a live interpreter, and were not taken for a transactional cell (`hidden`).
+        """
         return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
 
     def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
@@ -82,9 +85,10 @@ class Checkpoints:
         )
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
-        """Take a checkpoint: fork the interpreter `live`, and copy the files. If there are too many checkpoints then, remove the oldest.
+        """Take a checkpoint: fork the interpreter `live`, and copy the files.
 
-        `numbers` yields the id of the checkpoint. `hidden` makes it one of a transactional cell.
+        If this exceeds a limit of checkpoints, remove the oldest. `numbers` yields the id of the checkpoint. `hidden` tells whether it is
+        taken for a transactional cell.
         """
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
         files = Files(tree, self._files.room)
@@ -142,16 +146,20 @@ class Checkpoints:
             await self._tasks.to_its_end(self._end(checkpoint))
 
     def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
-        """Remove a hidden checkpoint in the background. Do nothing if it was removed already.
+        """Remove the hidden checkpoint of a transactional cell in the background. Do nothing if it was removed already.
 
-        `returned_to` tells that the session was rolled back to it and goes on with its interpreter, so that interpreter is kept alive.
+        `returned_to` tells whether the session was rolled back to it. The session then uses the checkpoint's interpreter, so it is kept
+        alive.
         """
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
             self._tasks.start(self._drop_tree(checkpoint.tree, checkpoint.files) if returned_to else self._end(checkpoint))
 
     async def clear(self, *, hidden: bool = True) -> None:
-        """Remove all checkpoints, or all but the hidden ones with `hidden=False`. Wait until they have ended."""
+        """Remove all checkpoints. Wait until they have ended.
+
+        If `hidden` is False, keep those that were taken for transactional cells.
+        """
         for checkpoint in [*self._taken]:
             if hidden or not checkpoint.hidden:
                 await self.drop(checkpoint)
@@ -168,7 +176,7 @@ class Checkpoints:
     async def _drop_oldest(self) -> None:
         """Remove the oldest checkpoints until their number and the bytes of their files are within the limits.
 
-        The latest one stays. Hidden ones stay too, and do not count.
+        Never remove the latest checkpoint. Neither remove nor count hidden ones, which were taken for transactional cells.
         """
         while len(own := [checkpoint for checkpoint in self._taken if not checkpoint.hidden]) > 1 and (
             len(own) > self._limits.checkpoints or sum(checkpoint.size for checkpoint in own) > self._limits.disk

@@ -186,7 +186,8 @@ def _deleted_name(entry: str, tree: int) -> str | None:
 class _Restoration:
     """One restore of a workspace: call `prepare`, then `commit`.
 
-    `_wanted` has the checkpoint's entries by path, and `_found` those that the workspace has before the restore.
+    `_wanted` has the checkpoint's files, folders and links by path: they are wanted in the workspace after the restore. `_found` has those
+    that are there before.
     """
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
@@ -268,7 +269,11 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Choose an inode for each wanted entry: the one that it was copied from, else the one at its path, else a new one."""
+        """Choose the inode that each file, folder and link will have after the restore.
+
+        It is the inode that the checkpoint's copy was made from, if that still exists as the same kind of entry. Otherwise it is the one at
+        the same path now, or else a new one.
+        """
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
         for path, status in self._wanted.items():
@@ -282,7 +287,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Return a path for each inode number in the workspace. Leave out paths that are too long for the kernel."""
+        """Return a path for each inode number that the workspace has before the restore. Leave out paths too long for the kernel."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -292,7 +297,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Find the paths that keep their inode (`_kept`), and the paths whose inode is at another path now (`_moved`)."""
+        """Find the paths that keep their inode in the restore (`_kept`), and the paths whose inode is at another path now (`_moved`)."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -310,7 +315,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return the first path of each wanted file that gets an existing inode of the workspace."""
+        """Return a path of each regular file that the restore makes from an existing inode of the workspace."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -334,13 +339,16 @@ class _Restoration:
                 self._changed[path] = False
 
     def _open_up(self, path: str, rights: int) -> None:
-        """Add missing rights for the owner of an entry. Later `commit` sets the wanted mode, or a failed `prepare` restores the old one."""
+        """Add missing rights for the owner to the mode of a file or folder, so that the restore can use it.
+
+        Later `commit` sets the checkpoint's mode, or a failed `prepare` restores the old one.
+        """
         if path not in self._found or self._found[path].st_mode & rights != rights:
             before = add_rights(self._target, path, rights)
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make new entries under hidden names, and reserve the space for files that will be rewritten. On failure undo both."""
+        """Make missing files, folders and links under hidden names, and reserve space for files to rewrite. On failure undo all."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:
@@ -396,7 +404,7 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the workspace has space for the wanted files after its other files are removed."""
+        """Return whether the workspace has space for the checkpoint's files in place of its present ones."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         # A tmpfs counts every name as an inode.

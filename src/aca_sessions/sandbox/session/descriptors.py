@@ -94,10 +94,11 @@ def number_of(pidfd: int) -> int:
 
 
 def gives_way(process: int, nice: int | None) -> bool:
-    """Set the nice value of an interpreter's autogroup, so that the host's own processes come first on a busy machine.
+    """Give an interpreter's autogroup the nice value `nice`, so that the host's own processes come first on a busy machine.
 
-    `process` is a pidfd. Return False if the caller must try again later. Return True if `nice` is set, or if this kernel has no
-    autogroups. If `nice` is None, set nothing and return True, because a control group sets the weight of sessions.
+    The kernel divides the processors between autogroups (sched(7)). `process` is the pidfd of the interpreter. Return False if the caller
+    must try again later. Return True if the value is set, or if this kernel has no autogroups. If `nice` is None, set nothing and return
+    True, because a control group sets the weight of sessions.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.

@@ -58,7 +58,11 @@ class Reading:
 
     @property
     def version(self) -> str:
-        """Return the entity tag. It is weak if the file has changed, or may yet change within the same clock tick."""
+        """Return the entity tag of the file as it was opened.
+
+        The tag is weak if `chunk` has found that the file changed since. It is also weak if the file was changed just before it was opened:
+        a second change in the same tick of the kernel's clock would leave the same times, and remain unnoticed.
+        """
         return self._version if self.is_settled else f"W/{self._version}"
 
     def chunk(self, start: int, length: int) -> bytes:

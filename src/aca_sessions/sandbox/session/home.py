@@ -1,4 +1,4 @@
-"""The state that the interpreters of a session and its branches share: the first process, the memory count, and turns at /mnt/data.
+"""The state that the interpreters of a session and of its branches share: the first process, the memory count, and the mount at /mnt/data.
 
 The first process is the init of the session's pid namespace, and reports deaths to the host. One workspace at a time is mounted at
 /mnt/data, and only the processes of that workspace run.
@@ -49,7 +49,7 @@ class Member:
 
 
 class Home:
-    """The processes of a session and of its branches. When the last interpreter has ended, all other processes are ended too."""
+    """The processes of a session and of its branches. When the last interpreter has ended, the host ends all other processes too."""
 
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
         """Take over a session that was just started, with its descriptors. Only `spawned.link` still belongs to the caller.
@@ -94,14 +94,17 @@ class Home:
     async def count_memory(self, init: int, sockets: int | None) -> None:
         """Start to enforce the memory limit: if the processes exceed it, all of them are killed.
 
-        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. `memory` closes
-        it.
+        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. `self.memory`
+        takes it over, and closes it.
         """
         with _explained_control_group():
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
-        """Take over `proc`, a descriptor of the session's own /proc, to find and stop processes. Call this only with namespaces."""
+        """Take over `proc`, a descriptor of the session's own /proc, to find and stop processes.
+
+        Call this only if the session has namespaces.
+        """
         if self._group is None:
             self._processes = Processes(proc, self._first)
         else:
@@ -163,7 +166,10 @@ class Home:
             self._watched = True
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
+        """Return the pids, in the session, of processes that no cell of workspace `tree` has started.
+
+        These are the interpreters of all workspaces, and all processes of the other workspaces.
+        """
         return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
 
     def is_alone(self, number: int) -> bool:
@@ -278,9 +284,10 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` in a thread. Record which processes `stop` had to kill, so that the next result of their workspace names them.
+        """Call `stop` (`switch` or `halt` of `_processes`) in a thread. Record which processes it had to kill.
 
-        If some processes still run after that, kill the whole session and raise GuestDiedError.
+        The next result of a cell in their workspace names them. If some processes still run after that, kill the whole session and raise
+        GuestDiedError.
         """
         if self._closed or self._processes is None:
             return
@@ -331,7 +338,8 @@ class Home:
     async def _rest(self) -> None:
         """Mount the oldest workspace at /mnt/data between cells, so that its processes continue.
 
-        Do nothing while a cell runs, or while the mounted workspace has work (`has_work`).
+        Do nothing while a cell runs. Also do nothing while the mounted workspace has processes besides its interpreters, or threads
+        (`has_work`).
         """
         async with self._moving:
             processes = self._processes
@@ -386,7 +394,10 @@ class Home:
             self._watched = False
 
     def abandon(self, number: int) -> None:
-        """Remove an interpreter without waiting, in case a cancelled `leave` has not removed it."""
+        """Remove an interpreter without waiting, or finish its removal if a call of `leave` was cancelled.
+
+        Do nothing if `leave` has completed. `number` is the interpreter's pid in the session.
+        """
         member = self._members.pop(number, None)
         if not self._members:
             self.kill("killed")
@@ -395,7 +406,10 @@ class Home:
             self._tasks.start(self._let_go_of(number, member.tree))
 
     def end_now(self, number: int) -> None:
-        """Remove an interpreter whose event loop is closed. If it is the last one, kill all processes, and wait at most 1 s."""
+        """Remove an interpreter whose event loop is closed. `number` is its pid in the session.
+
+        If it is the last interpreter, kill all processes, and wait at most 1 s until they have ended.
+        """
         self._members.pop(number, None)
         if not self._members and not self._closed:
             self.kill("killed")
@@ -433,9 +447,10 @@ class Home:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Replace an OSError of the block by GuestDiedError if the process has ended, else by IsolationError.
+    """Replace an OSError of the block by an error that explains it: the session's memory cannot be counted.
 
-    An OSError that means that no descriptor is left is not replaced.
+    That is GuestDiedError if the session's first process has ended, else IsolationError. If no file descriptor is left, the OSError is not
+    replaced.
     """
     try:
         yield

@@ -152,8 +152,8 @@ class Interpreter:
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
         """Make the packages in the folders `paths` importable, in place of those that an earlier call made importable.
 
-        `replaced` names modules whose version changes. If the session has imported one of them, nothing changes and the result has an
-        error.
+        `replaced` names modules that get another version by this call. If the session has imported one of these modules, nothing changes,
+        and the result has an error.
         """
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
@@ -171,10 +171,11 @@ class Interpreter:
             raise GuestDiedError(f"the interpreter does not respond ({result.error})")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
-        """Fork the interpreter. Return the fork's pid in the session, and a line of text for each thing that the fork loses or shares.
+        """Fork the interpreter. Return the fork's pid in the session, and lines of text that tell how the fork differs.
 
-        The guest reports both, and may lie. Raise SnapshotError if the interpreter cannot be forked. `ends` are the guest's descriptors
-        (`ForkEnds.theirs`). `reseed` makes the fork seed its random numbers anew.
+        Each line names one kind of thing that the fork lacks (such as child processes) or shares with this interpreter (such as open
+        sockets). The guest reports the pid and the lines, and may lie. `ends` are the guest's descriptors (`ForkEnds.theirs`). `reseed`
+        makes the fork seed its random numbers anew. Raise SnapshotError if the interpreter cannot be forked.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
@@ -230,7 +231,10 @@ class Interpreter:
             return cell.result(cause, stdout=stdout, stderr=stderr, processes=left, duration=time.perf_counter() - started)
 
     def _give_way(self, pause: float = _ASK_SECONDS) -> None:
-        """Lower the processor weight of the interpreter. If the kernel refuses, retry after `pause` seconds while the cell runs."""
+        """Lower the interpreter's share of processor time, so that the host's own processes come first.
+
+        If the kernel refuses, retry after `pause` seconds while the cell runs.
+        """
         # The kernel refuses all but ten such requests a second, of all ordinary users together.
         self._gives_way = self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
         if not self._gives_way:
@@ -301,7 +305,7 @@ class Interpreter:
             self._kill("killed")
 
     async def _obeys(self, done: asyncio.Future[Any]) -> None:
-        """Wait until a future is done or the interpreter has died, but no longer than its `Grace`."""
+        """Wait until the future `done` is done or the interpreter has died, but no longer than the interpreter's `Grace`."""
         grace = Grace(self._queued)
         while not (done.done() or self._death.done()) and (left := grace.left) > 0:
             await _first_of(done, self._death, within=left)
@@ -486,10 +490,11 @@ async def start(
 
 
 async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
-    """Fork an interpreter between two cells. Return the fork, and a line of text for each thing that the fork loses or shares.
+    """Fork an interpreter between two cells. Return the fork, and lines of text that tell how it differs from `interpreter`.
 
-    Raise SnapshotError if the interpreter cannot be forked, as in a session without namespaces. The fork's workspace (`tree`) must have the
-    same owner. `reseed` makes the fork seed its random numbers anew.
+    Each line names one kind of thing that the fork lacks (such as child processes) or shares with `interpreter` (such as open sockets). The
+    fork's workspace (`tree`) must have the same owner. `reseed` makes the fork seed its random numbers anew. Raise SnapshotError if the
+    interpreter cannot be forked, as in a session without namespaces.
     """
     home = interpreter.home
     if not home.has_namespaces:

@@ -93,7 +93,10 @@ class Processes:
         self._frozen.pop(tree, None)
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
+        """Return the pids, in the session, of processes that no cell of workspace `tree` has started.
+
+        These are the interpreters of all workspaces, and all processes of the other workspaces.
+        """
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
@@ -191,7 +194,8 @@ class Processes:
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        If `known` is given, kill processes whose pids are not in it without asking `doomed`: see `_look_at_all`.
+        If `known` is given, also kill every process whose pid is not in it, without asking `doomed` first. For the reason see
+        `_look_at_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
@@ -225,11 +229,11 @@ class Processes:
     def _look_at_all(
         self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
     ) -> tuple[list[_Seen], bool]:
-        """Read the state of every process but the first, and send signal `number` to those that `wanted` selects.
+        """Read the state of every process but the first, and send the signal `number` to those that `wanted` selects.
 
-        Return the states, and whether a process had ended before its state was read. If `known` is given, send the signal to processes that
-        are not in it before reading their state. Otherwise a chain of processes, each of which starts the next one and ends, would always
-        escape.
+        Return the states, and whether a process had ended before its state was read. `known` is a set of pids, or None. If it is given,
+        send the signal to all processes that are not in it before reading their state. Otherwise a chain of processes, each of which starts
+        the next one and ends, would always escape.
         """
         seen: list[_Seen] = []
         gone = False

@@ -26,11 +26,15 @@ _LOOK_SECONDS = 0.0005
 class TreeGroups:
     """The control groups of one session, to freeze, thaw and end the processes of each workspace.
 
-    With only one workspace, all processes stay in the group `group`. Once there is a second one, each workspace gets a group below `group`.
+    With only one workspace, all processes stay in one group. Once there is a second workspace, each gets a group of its own below that
+    group.
     """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
-        """Take over the group of the first process (the pidfd `init`) and of all that it forks. `tree` is the workspace at /mnt/data."""
+        """Take over `group`, which has the session's first process (the pidfd `init`) and all processes that descend from it.
+
+        `tree` is the number of the workspace at /mnt/data.
+        """
         self.shown: int | None = tree
         self._mounted: int | None = tree
         self._first = self._latest = tree
@@ -65,7 +69,10 @@ class TreeGroups:
                 group.rmdir()
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
+        """Return the pids, in the session, of processes that no cell of workspace `tree` has started.
+
+        These are the interpreters of all workspaces, and all processes of the other workspaces.
+        """
         others = [group for other, group in [*self._groups.items()] if other != tree]
         return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 

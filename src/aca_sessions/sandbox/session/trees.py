@@ -227,7 +227,10 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
 
 
 def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Undo `reserve`: free the space in `holes`, the parts that were holes before, and set the size and times in `status` again."""
+    """Undo `reserve`: free the space in `holes`, the parts of the file `target` that were holes before.
+
+    Also set the file's size and times to those in `status`, which were read before `reserve`.
+    """
     for start, end in holes:
         syscalls.punch_hole(target, start, end - start)
     os.ftruncate(target, status.st_size)  # also frees what was reserved beyond the end
