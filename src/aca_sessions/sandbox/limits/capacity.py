@@ -1,6 +1,7 @@
 """Estimate how many sessions fit on this machine, and keep a spare file descriptor for when this process has no other left.
 
-Without a free file descriptor, only the request that needs one fails. Counting memory and ending processes still work, with the spare one.
+If no file descriptor is free, a request that needs one fails, but the host can still count sessions' memory and end their processes, with
+the spare one.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
 
 
 def _memory(system: Path) -> tuple[int, int]:
-    """Return the total and the free memory in bytes. Each is the smaller number of the machine's and of this process's container's."""
+    """Return the total and the free bytes of memory that this process can use: what its container allows, or the machine if it has less."""
     machine = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(system / "proc/meminfo"), re.MULTILINE))
     has, free = [int(machine["MemTotal"]) << 10], [int(machine["MemAvailable"]) << 10]
     for limit, used, details in _MEMORY:
@@ -60,7 +61,7 @@ def _memory(system: Path) -> tuple[int, int]:
 
 
 def _all_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads the machine and the container allow, as one number for each limit."""
+    """Return how many more processes and threads may start on this host: one number for each limit of the machine and of the container."""
     running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
     pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
     pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]
@@ -68,7 +69,7 @@ def _all_processes(system: Path) -> list[int]:
 
 
 def _own_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads RLIMIT_NPROC allows this user, as a list of one number, empty without a limit."""
+    """Return how many more processes and threads RLIMIT_NPROC allows this user, as a list of one number. Without a limit, return []."""
     # The kernel does not apply this limit to root: getrlimit(2). It counts threads.
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if not os.geteuid() or soft == resource.RLIM_INFINITY:
@@ -107,18 +108,18 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error means that no file descriptor is left (EMFILE or ENFILE), so that the file to open is not at fault."""
+    """Return whether `error` means that no file descriptor is left (EMFILE or ENFILE). The file to open is then not the cause."""
     return error.errno in _NO_DESCRIPTOR
 
 
 def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
-    """Return an error of class `kind`: no file descriptor is left for `what`. Its message also says what to do."""
+    """Build an exception of class `kind`, whose message tells that no file descriptor is left for `what`, and what to do about it."""
     return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
 
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """Run the block. If it raises an OSError because no file descriptor is left, raise `no_descriptor(what, kind)` instead."""
+    """Replace an OSError of the block by `no_descriptor(what, kind)` if it means that no file descriptor is left."""
     try:
         yield
     except OSError as error:
@@ -144,7 +145,10 @@ def open_descriptors() -> int:
 
 
 def room_for_sessions() -> int:
-    """Return for how many more sessions the file descriptors suffice. Some are kept for connections, files and other requests."""
+    """Return how many more sessions can start before the file descriptors of this process run out.
+
+    A part of the file descriptors is not counted, because connections, files and other requests need them.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 
@@ -162,7 +166,10 @@ class _Reserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Close the spare file descriptor so that the block can open one, then open a spare one again. Another thread may take it first."""
+        """Close the spare file descriptor so that the block can open one. After the block, open a spare one again.
+
+        Another thread may take the free descriptor first. Then the block fails.
+        """
         with self._lock:
             if self._held is not None:
                 os.close(self._held)

@@ -1,7 +1,7 @@
 """Count and limit sessions by control groups: one group for all sessions of this process, and one below it for each session.
 
-Version 2 is used if a group is delegated to this process, else version 1 if this process is root, else none. A group counts what limits on
-single processes cannot: the memory of all of a session's processes together, its files and its sockets' buffers.
+Version 2 is used if this process may make groups with limits there, else version 1 if this process is root, else none. A group counts what
+limits on single processes cannot: the memory of all of a session's processes together, its files and its sockets' buffers.
 """
 
 import contextlib
@@ -83,7 +83,10 @@ class VersionOne:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Make new groups below the folders `parents`: one for each controller and, to freeze processes, one of version 2 (`trees`)."""
+        """Make new groups below the folders `parents`, which are given by the name of their controller.
+
+        `parents` may also have a folder of version 2, with the name `trees`. Groups below it are used to freeze processes.
+        """
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
         self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
@@ -109,7 +112,7 @@ class VersionOne:
         return [parent / name for parent in self._parents.values()]
 
     def hand_down(self, folders: Sequence[Path]) -> None:
-        """Do nothing: in version 1 a group need not enable controllers for the groups below it."""
+        """Do nothing. In version 1, controllers need not be enabled for the groups below a group."""
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
         """Return whether this process can make groups that limit processor time."""
@@ -177,11 +180,11 @@ class VersionTwo:
         return None
 
     def tops(self, name: str) -> list[Path]:
-        """Return the folder of the group `name`, as a list of one."""
+        """Return the folder of the group `name`, in a list."""
         return [self._parent / name]
 
     def hand_down(self, folders: Sequence[Path]) -> None:
-        """Enable the controllers memory and pids, and cpu if the group has it, for the groups below a group."""
+        """Enable the controllers memory, pids and, if available, cpu in a group, so that the groups below it can have limits."""
         (folder,) = folders
         cpu = " +cpu" if "cpu" in _read(folder / "cgroup.controllers").split() else ""
         _write(folder / "cgroup.subtree_control", f"+memory +pids{cpu}")
@@ -225,7 +228,8 @@ class Group:
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
         """Take over the folders of a group whose limits are written already. `memory` is its memory limit in bytes.
 
-        `nice` is the nice value of interpreters, used if the group cannot limit processor time. `leftovers` removes the group in the end.
+        `nice` is the nice value of interpreters, used if the group cannot limit processor time. `leftovers` is used by `remove`: it retries
+        if the group still has processes.
         """
         self._leftovers = leftovers
         self.how = (
@@ -249,13 +253,14 @@ class Group:
     async def take_in(self, init: int) -> Path | None:
         """Put a session's first process (pid `init`) into the group before it forks, so that all its descendants are in the group too.
 
-        Return a new group with only these processes, which can be frozen, or None if this host cannot freeze groups.
+        Return a new group for these processes alone, below this group, in which they can be frozen. Return None if this host cannot freeze
+        groups.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Do nothing: the kernel counts the memory, and kills processes at the limit."""
+        """Do nothing. Here the kernel counts the memory, and kills processes at the limit."""
 
     def cell_runs(self, running: bool) -> None:
         """Record, when a cell begins or ends, how many processes the kernel has killed, so that `was_exceeded` notices only later kills."""
@@ -277,10 +282,10 @@ class Group:
         return self._count_kills() > before
 
     def let_go(self, init: int) -> None:
-        """Do nothing: the group counts all its processes until `remove` removes it."""
+        """Do nothing. Unlike a watchdog, a group needs no call to stop counting a first process (`init`) that has ended."""
 
     async def end(self, init: int) -> None:
-        """Do nothing: the group counts all its processes until `remove` removes it."""
+        """Do nothing. Unlike a watchdog, a group needs no call to stop counting a first process (`init`) that has ended."""
 
     def remove(self) -> None:
         """Remove the group. If processes in it are still being reaped, retry in the background."""
@@ -340,7 +345,10 @@ class Groups:
     _sharing = threading.Lock()
 
     def __init__(self, version: Version, together: Together) -> None:
-        """Make the group with the limits `together`. Start a `Janitor` that removes it when this process ends, however it ends."""
+        """Make the control group of all sessions, and write the limits in `together`.
+
+        Start a `Janitor`, which removes the group when this process ends, even if it is killed.
+        """
         self.version = version
         self._nice = together.nice
         self._users = 0
@@ -359,7 +367,10 @@ class Groups:
 
     @classmethod
     def shared(cls, together: Together) -> "Groups | None":
-        """Return this process's group for the limits `together`, or None if groups cannot be made. Call `release` once for each call."""
+        """Return this process's control group with the limits in `together`, or None if this process cannot make control groups.
+
+        Make the group if it does not exist yet. The caller must call `release` once for each call of this.
+        """
         # The process is part of the key: a forked one gets a group of its own.
         key = (os.getpid(), together)
         with cls._sharing:
@@ -400,7 +411,7 @@ class Groups:
         return Group(self.version, folders, memory, self._nice, self._leftovers)
 
     def release(self) -> None:
-        """Give back the group that a call of `shared` returned. Remove the group if no other call still needs it."""
+        """End one use of this group, which a call of `shared` has begun. If no other use is left, remove the group."""
         with self._sharing:
             self._users -= 1
             if self._users:
@@ -416,7 +427,7 @@ def _mounts(kind: str) -> list[list[str]]:
 
 
 def _own_groups() -> list[tuple[str, str]]:
-    """Return the controller and the path of each group that this process is in. For version 2 the controller is ""."""
+    """Return a pair of controller and path for each control group that this process is in. For version 2 the controller is ""."""
     with open("/proc/self/cgroup") as lines:
         rows = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
@@ -458,7 +469,10 @@ def _read_events(path: str) -> str:
 
 
 def kills_in(events: str) -> int:
-    """Return how many processes of a group the kernel killed for lack of memory, by the text of memory.events or memory.oom_control."""
+    """Return how many processes of a group the kernel has killed for lack of memory.
+
+    `events` is the text of the group's memory.events (version 2) or memory.oom_control (version 1).
+    """
     count = events.partition("oom_kill ")[2].partition("\n")[0]
     return int(count or 0)
 
@@ -467,7 +481,10 @@ _JANITOR_SECONDS = 10.0
 
 
 class Janitor:
-    """A shell that runs a clean-up script once this process calls `finish` or ends, however it ends. It is small and starts at once."""
+    """A shell that runs a clean-up script once this process calls `finish` or ends, even if it is killed.
+
+    A shell is used because it is small and starts at once.
+    """
 
     def __init__(self, script: str, *arguments: str) -> None:
         """Start the shell. `script` must begin with `read _`, which waits until it is time to clean up. `arguments` are `$1` and so on."""

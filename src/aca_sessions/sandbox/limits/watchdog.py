@@ -180,7 +180,7 @@ class Watchdog:
         )
 
     async def take_in(self, init: int) -> None:
-        """Do nothing yet: `begin`, called once the interpreter is ready, measures the memory shared with the fork server."""
+        """Do nothing yet. `begin` measures the memory that is shared with the fork server, once the interpreter is ready."""
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
         """Start to measure the session's memory in the background. Call `kill` once when a limit is exceeded.
@@ -201,7 +201,7 @@ class Watchdog:
             self._watches[init].add_done_callback(lambda _: memory.close())
 
     def cell_runs(self, running: bool) -> None:
-        """Record whether a cell runs now (`running`), because memory is measured more often then."""
+        """Record whether a cell runs now (`running`). While one runs, memory is measured more often."""
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
@@ -213,7 +213,7 @@ class Watchdog:
         return sys.maxsize
 
     def was_exceeded(self) -> bool:
-        """Return False: the kernel enforces no limit here, and this object reports the reason when it kills the session."""
+        """Return False, because the kernel enforces no limit here. When this object kills a session, it reports the reason itself."""
         return False
 
     async def end(self, init: int) -> None:
@@ -256,7 +256,10 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Measure the session, and return whether a limit is exceeded. If no descriptor is free, return False: the next call is soon."""
+        """Measure the session's memory, and return whether a limit is exceeded.
+
+        Return False if no file descriptor is free to measure it. The watchdog measures again soon.
+        """
         try:
             return self._is_over(init, sockets)
         except OSError as error:
@@ -278,7 +281,10 @@ class Watchdog:
         return over or (sum(everyones) + sum([*_kept.values()]) > self._share and used == max(everyones))
 
     def _bytes_of_files(self, init: int | None) -> int:
-        """Return how many bytes of memory the session's workspaces use. If `init` is given, add its own /tmp and /dev/shm."""
+        """Return how many bytes of memory the files in the session's workspaces use.
+
+        If `init` is given, add the files in /tmp and /dev/shm of this first process and its descendants.
+        """
         if self._files is None:
             return 0
         own = ("tmp", "dev/shm") if init is not None else ()
@@ -363,7 +369,10 @@ def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _if_there() -> Iterator[None]:
-    """Ignore an OSError of the block, because the process has ended or is hidden. Raise it if no file descriptor is left."""
+    """Ignore an OSError of the block, which reads a process in /proc: the process has ended, or this user may not see it.
+
+    Raise the error if it means that no file descriptor is left.
+    """
     try:
         yield
     except OSError as error:
