@@ -1,1 +1,1 @@
-"""Container images as the roots of sessions."""
+"""Unpack container images, which sessions use as their root file systems, and describe the Python in them."""

@@ -38,7 +38,7 @@ class ImagePython:
     Attributes:
         version: The version of Python.
         platforms: The platform tags of wheels that fit, the preferred one first.
-        heavy: The libraries of `HEAVY` that are installed.
+        heavy: The libraries of `HEAVY` (slow to import, used by most sessions) that are installed.
         packages: The version of each package, by its canonical name.
         requirements: The requirements of each package, by its canonical name.
     """
@@ -51,7 +51,7 @@ class ImagePython:
 
     @classmethod
     def parse(cls, text: str) -> "ImagePython":
-        """Parse the text that the code `ASK` printed in a session. Raise ConfigurationError if the text is malformed."""
+        """Parse the description that the code in `ASK` prints when it runs in a session. Raise ConfigurationError if it is malformed."""
         try:
             version, libc, heavy, packages = json.loads(text)
             there = {canonicalize_name(name): (number, needs) for name, (number, needs) in packages.items() if _is_package(name, number)}
@@ -75,7 +75,10 @@ class ImagePython:
 
     @property
     def markers(self) -> dict[str, str]:
-        """Return the values of requirement markers, such as python_version, for pip to use in place of those of its own Python."""
+        """Return values for environment markers such as python_version, so that pip evaluates requirements for the image's Python.
+
+        Without them, pip uses the values of the Python that runs it.
+        """
         minor = ".".join(self.version.split(".")[:2])
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
 
@@ -98,7 +101,7 @@ def _is_package(name: object, version: object) -> bool:
 
 
 def _readable(requirements: object) -> list[str]:
-    """Return the requirements that are valid, have no URL, and do not belong to an extra."""
+    """Return those of a package's requirements that are valid, have no URL, and do not belong to an extra."""
     # Requirements of an extra hold only for those who asked for the extra, and their markers cannot be evaluated without its name.
     readable = []
     for text in cast(list[object], requirements):
@@ -112,7 +115,10 @@ def _readable(requirements: object) -> list[str]:
 
 
 def _platforms(libc: object) -> tuple[str, ...]:
-    """Return the platform tags of wheels that fit a C library, newest first. If it is not glibc, assume musl."""
+    """Return the platform tags of wheels that work with an image's C library, the newest first.
+
+    `libc` is the name and version of a glibc, such as "glibc 2.36". For any other value, return the tags for musl.
+    """
     machine = syscalls.MACHINE
     found = re.fullmatch(r"glibc 2\.(\d{1,3})", str(libc))
     if found is None:

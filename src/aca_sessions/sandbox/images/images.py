@@ -1,6 +1,6 @@
-"""Container images as roots for guests: a root folder, a tar of a root folder, or an image of podman or docker.
+"""Find or make the root file system of sessions: from a root folder, a tar of one, or an image of podman or docker.
 
-They are unpacked once and kept. For images without IPython, a copy of this host's IPython is kept as well.
+Tars and images are unpacked once and kept. For images without IPython, a copy of this host's IPython is kept as well.
 """
 
 import contextlib
@@ -57,14 +57,17 @@ def root_of(image: str) -> str:
 
 
 def _apart(folder: str) -> str:
-    """Return the folder unchanged. Raise ConfigurationError if it is /, because sessions would then see all of this host."""
+    """Check that the folder of an image is not /, and return it. Raise ConfigurationError if it is.
+
+    With / as their root, sessions would see all of this host.
+    """
     if folder == "/":
         raise ConfigurationError(f"{_KEY}: expected the folder of an image, got {folder}, which is this host's own root: name another one")
     return folder
 
 
 def _identity(path: str) -> str:
-    """Return a key for a file in its current state, made of its path, inode, size and modification time."""
+    """Return a key for a file in its present state: a hash of its path, device, inode, size and modification time."""
     # Not by its content: reading all of it would take longer than starting sessions.
     found = os.stat(path)
     identity = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -72,9 +75,9 @@ def _identity(path: str) -> str:
 
 
 def kept(key: str, fill: Callable[[str], None]) -> str:
-    """Return the stored folder of a key. If there is none, create and fill it; other callers with the key wait meanwhile.
+    """Return the folder that is stored for `key`. If there is none, make it, and call `fill` with it while it is empty.
 
-    `fill` gets an empty folder. If it raises UnpackingError or OSError, raise ConfigurationError.
+    Meanwhile other callers with the same key wait. If `fill` raises UnpackingError or OSError, raise ConfigurationError.
     """
     images = _folder()
     root = images / key
@@ -240,10 +243,10 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return a dict with one mount for sessions of an image: from the path of IPython in the session to its folder on this host.
+    """Return a dict that mounts a copy of this host's IPython in sessions of an image, for images that have no IPython.
 
-    The folder holds a copy of this host's IPython. Return an empty dict if `image` is None, because then no copy is needed, or if this host
-    cannot keep files.
+    Its key is the path in the session, and its value the folder on this host. Return an empty dict if `image` is None, because no copy is
+    needed then, or if this host cannot keep files.
     """
     try:
         return {SUPPLY: _supply_folder()} if image else {}
@@ -258,9 +261,9 @@ def _supply_folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield the installed packages with these names, and recursively those that they require, without extras.
+    """Yield the installed packages with these names and, recursively, the packages that they require. Leave out extras.
 
-    Ignore requirement markers, because the image has another Python.
+    Ignore requirement markers, which depend on the Python, because the image has another Python.
     """
     seen, coming = set(names), list(names)
     while coming:

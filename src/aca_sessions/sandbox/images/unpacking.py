@@ -1,4 +1,7 @@
-"""Unpack the tar of a root file system: no file outside the folder, no device, no set-user-id or set-group-id program."""
+"""Unpack the tar of a root file system into a folder.
+
+The tar is not trusted. So no file is written outside the folder, devices are skipped, and set-user-id and set-group-id bits are dropped.
+"""
 
 import contextlib
 import os
