@@ -25,7 +25,7 @@ from .client.session import Session
 from .connect import Opening, open_interpreter, open_pool
 from .errors import ACASessionsError
 from .lifetime import Owner, caller
-from .models import CodeExecutionResult, Event
+from .models import CodeExecutionResult, Event, Prompt
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class LoopThread:
             await portal.sleep_until_stopped()
 
 
-OnInput = Callable[[str], "str | None"]
+OnInput = Callable[[Prompt], "str | None"]
 
 
 class LiveCell:
@@ -159,7 +159,7 @@ class LiveCell:
 
     def _answer(self, event: Event, on_input: OnInput) -> None:
         if self._execution is not None:
-            self._portal.call(self._execution.reply, event, on_input(event.text))
+            self._portal.call(self._execution.reply, event, on_input(event.prompt))
 
 
 Arguments = ParamSpec("Arguments")

@@ -269,6 +269,7 @@ class Event:
         number: The number of a question (`input` or `call`), which the reply must name.
         display: What is displayed. It replaces an earlier display of the same name.
         result: The result, in the last event.
+        password: Whether an `input` comes from `getpass()`: the answer must not be shown, and the cell has not printed the prompt.
     """
 
     kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "result"]
@@ -276,6 +277,24 @@ class Event:
     number: int = 0
     display: Display | None = None
     result: CodeExecutionResult | None = None
+    password: bool = False
+
+    @property
+    def prompt(self) -> "Prompt":
+        """Return the prompt of an `input` event, as functions that answer it get it."""
+        prompt = Prompt(self.text)
+        prompt.password = self.password
+        return prompt
+
+
+class Prompt(str):
+    """The prompt of a cell that waits for a line, as text.
+
+    Attributes:
+        password: Whether the cell calls `getpass()`: show the prompt, which is not in the cell's output, and do not show the answer.
+    """
+
+    password: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

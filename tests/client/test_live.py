@@ -6,7 +6,7 @@ import pytest
 
 from aca_sessions import Session, SessionPool, Settings, open_pool
 from aca_sessions.errors import InvalidArgumentError
-from aca_sessions.models import Event
+from aca_sessions.models import Event, Prompt
 
 from ..cli.test_cli import Server
 
@@ -119,6 +119,21 @@ async def test_input_is_answered_by_a_coroutine(session: Session) -> None:
 
     execution = await session.start("import getpass\ninput('a') + getpass.getpass('b')", on_input=answer)
     assert (await execution.wait()).value == "AB"
+
+
+async def test_a_handler_is_told_which_answers_must_not_be_shown(session: Session) -> None:
+    def answer(prompt: Prompt) -> str:
+        return f"{prompt}{'hidden' if prompt.password else 'shown'} "
+
+    code = "from getpass import getpass\ninput('a ') + getpass() + getpass('b ')"
+    events = [event async for event in session.stream(code, on_input=answer)]
+    assert events[-1].result.value == "a shown Password: hidden b hidden "
+    assert [(event.text, event.password) for event in events if event.kind == "input"] == [
+        ("a ", False),
+        ("Password: ", True),
+        ("b ", True),
+    ]
+    assert events[-1].result.stdout == "a "
 
 
 async def test_input_without_a_handler_is_a_clear_error(session: Session) -> None:

@@ -84,7 +84,13 @@ async def test_the_end_wakes_waiting_readers() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [Event(kind="stdout", text="x"), Event(kind="input", number=3), Event(kind="display", display=Display({"a": "b"}))]
+    "event",
+    [
+        Event(kind="stdout", text="x"),
+        Event(kind="input", number=3),
+        Event(kind="input", number=3, password=True),
+        Event(kind="display", display=Display({"a": "b"})),
+    ],
 )
 def test_both_halves_of_an_event_agree(event: Event) -> None:
     assert decode_events(encode_events([event], 7)) == ([event], 7)

@@ -16,10 +16,10 @@ from ..contract.versions import Version
 from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
 from ..ledger import Delivered
 from ..lifetime import Tasks
-from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event, Prompt
 from .http import SessionsHttpClient, decoded
 
-AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
+AnswerInput = Callable[[Prompt], "str | Awaitable[str | None] | None"]
 AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
 Page = tuple[list[Event], int, CodeExecutionResult | None]
 _BEHIND_ALL = 10**17  # an event number that no execution reaches: asking behind it returns the result and no events
@@ -91,8 +91,8 @@ class Execution:
         """Return a copy with functions that answer the cell's `input()` and host calls while its events are read.
 
         Args:
-            on_input: Returns the line for a prompt of `input()`, or None to raise EOFError in the cell. Prompts are answered one after the
-                other.
+            on_input: Returns the line for a prompt of `input()` or `getpass()`, or None to raise EOFError in the cell. Prompts are answered
+                one after the other. For `getpass()`, the prompt's `password` is True.
             on_call: Returns the answer to a host call. Several calls may run at the same time.
         """
         return replace(self, _on_input=on_input, _on_call=on_call)
@@ -140,7 +140,7 @@ class Execution:
         if self._on_input is None:
             return
         try:
-            answer = self._on_input(event.text)
+            answer = self._on_input(event.prompt)
             text = await answer if inspect.isawaitable(answer) else answer
             await self.reply(event, text)
         except BaseException:

@@ -200,6 +200,8 @@ def _encode_event(event: Event) -> dict[str, object]:
         encoded["text"] = event.text
     if event.number:
         encoded["number"] = event.number
+    if event.password:
+        encoded["password"] = True
     if event.display is not None:
         encoded["display"] = dict(event.display.data)
         encoded["name"] = event.display.name
@@ -212,6 +214,7 @@ def _decode_event(body: Body) -> Event:
         kind=cast(Any, body["kind"]),
         text=str(body.get("text", "")),
         number=cast(int, body.get("number", 0)),
+        password=body.get("password") is True,
         display=Display(cast(Mapping[str, object], shown), cast(str | None, body.get("name"))) if shown is not None else None,
     )
 

@@ -168,7 +168,10 @@ class Cleared(Message):
 
 @dataclass(frozen=True)
 class Asked(Message):
-    """A question from a cell, which waits for the `Answer` with the same `number`. `about` is `input`, or `call` for a tool."""
+    """A question from a cell, which waits for the `Answer` with the same `number`.
+
+    `about` is `input`, or `password` for an `input` whose answer must not be shown, or `call` for a tool.
+    """
 
     execution: str
     number: int

@@ -100,7 +100,7 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """Ask the host a question of the kind `about` (`input` or `call`), wait, and return the answer. May be called from any thread.
+        """Ask the host a question of the kind `about` (see `Asked`), wait, and return the answer. May be called from any thread.
 
         Raise AnswerError if the host declines to answer, or the session ends.
         """

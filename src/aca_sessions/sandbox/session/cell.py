@@ -96,7 +96,7 @@ _SIZES = range(1 << 63)  # what a size, a length or a pid can be
 _MAX_SIDES = 64  # NumPy 2 allows so many dimensions
 _MAX_OPEN = 64  # questions at a time
 _MAX_QUESTION = 1 << 20  # characters; larger things go by files
-_KINDS = ("input", "call")
+_KINDS = {"input": "input", "password": "input", "call": "call"}  # what a question is about, and what the caller must answer for it
 
 
 class CellNotStartedError(Exception):
@@ -244,12 +244,13 @@ class Cell:
             raise wire.WireError(
                 f"a question must have a known kind, a new number and at most {_MAX_QUESTION} characters; {len(self.open)} are open"
             )
-        if asked.about not in self._answered or self.tell is None:
+        if _KINDS[asked.about] not in self._answered or self.tell is None:
             return False
         self.open.add(asked.number)
         self.clock.stop()
         self._turn()
-        self.tell(Event(kind="call" if asked.about == "call" else "input", text=asked.text, number=asked.number))
+        kind: Literal["call", "input"] = "call" if asked.about == "call" else "input"
+        self.tell(Event(kind=kind, text=asked.text, number=asked.number, password=asked.about == "password"))
         return True
 
     def answered(self, number: int) -> bool:

@@ -70,7 +70,7 @@ export class Output {
   }
 
   ask(event, answer) {
-    const secret = /pass(word|phrase)|secret|token|key/i.test(event.text ?? "");
+    const secret = event.password || /pass(word|phrase)|secret|token|key/i.test(event.text ?? "");
     const field = element("input", { type: secret ? "password" : "text", autocomplete: "off", "aria-label": event.text || "Input for the cell" });
     const send = (text) => {
       form.remove();

@@ -121,13 +121,17 @@ class Shell(InteractiveShell):
         text = str(prompt)
         print(text, end="")
         flush_streams()
-        return self.read_secret(text)
+        return self._read("input", text)
 
     def read_secret(self, prompt: str = "Password: ", stream: TextIO | None = None) -> str:
-        """Return a line of text from the caller of the cell, without printing a prompt. Raise EOFError if there is no answer."""
+        """Return a line from the caller of the cell, who shows the prompt and hides the line, as `getpass` does."""
+        flush_streams()
+        return self._read("password", str(prompt))
+
+    def _read(self, about: str, prompt: str) -> str:
         ask = self._ask if "input" in self._cell.answered else _refuse_input
         try:
-            return ask(self._cell.execution, "input", clip(prompt, _MAX_PROMPT))
+            return ask(self._cell.execution, about, clip(prompt, _MAX_PROMPT))
         except AnswerError as refused:
             raise EOFError(str(refused)) from None
 
