@@ -33,7 +33,10 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return a dict from each path that an interpreter needs to its real path on this host. Omit /usr, which guests see anyway."""
+    """Return a dict of the files and folders that an interpreter needs: from each path to its real path on this host.
+
+    Leave out /usr, which guests see anyway.
+    """
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):
@@ -70,7 +73,7 @@ def survey(python: str) -> Survey:
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
-    """Return the libraries of `HEAVY` (slow to import, used by most sessions) that an interpreter has installed."""
+    """Return which libraries of `HEAVY` (slow to import, used by most sessions) are installed for the interpreter `python`."""
     return tuple(str(module) for module in _run(python, _FIND))
 
 

@@ -125,7 +125,7 @@ class Numbers:
                 del self._trees[user]
 
     def _free(self) -> int:
-        """Return a free user number. Count on from the latest one, so that a number is reused as late as possible."""
+        """Return a free user number, counting up from the one returned last, so that a number is reused as late as possible."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -208,7 +208,8 @@ class ForkServer:
     def retire(self) -> None:
         """Prepare to end this fork server at the next `release`. Do nothing if other users must release it too.
 
-        Afterwards, `shared` starts another fork server, and `drop_tree` frees no workspace: the end of this one frees all at once.
+        Afterwards, `shared` starts another fork server. `drop_tree` no longer frees single workspaces, because the end of this fork server
+        frees all of them at once.
         """
         with self._sharing:
             if self._users == 1:
@@ -251,7 +252,7 @@ class ForkServer:
             self._finish_boot()
 
     def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """Make a session's workspace and memory counter, which outlive its interpreters.
+        """Make a session's workspace and memory counter, which are kept when the session's interpreter is replaced.
 
         Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
         """
@@ -348,7 +349,7 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Send a request, and return the one descriptor that comes with its answer.
+        """Send a request to the fork server, and return the one descriptor that comes with the answer.
 
         If this process has no descriptor free to receive it, send the request `undo` and raise GuestDiedError. A spawned session needs no
         `undo`: it ends when the host closes its link.
@@ -388,7 +389,10 @@ class ForkServer:
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive one answer and return its descriptors. Raise the error of a refusal, or GuestDiedError if no valid answer comes."""
+        """Receive the fork server's answer to one request, and return the descriptors that come with it.
+
+        If the fork server refused the request, raise the error that it reports. If no valid answer comes, raise GuestDiedError.
+        """
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
@@ -428,7 +432,10 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the zygote's innermost descendant again and again until the zygote ends. Each process ends after its child."""
+        """Kill the zygote while it starts: kill its innermost descendant again and again, until the zygote has ended.
+
+        Each of these processes ends when its child has ended.
+        """
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self.process.pid)[-1])
@@ -472,7 +479,7 @@ def _warn_of_less() -> None:
 
 
 def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
-    """Return the error for a part of the isolation that this host or the image refused, with advice for the user."""
+    """Return the error to raise when this host or the image refused a part of the isolation. Its message advises the user."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))

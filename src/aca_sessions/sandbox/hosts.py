@@ -1,4 +1,4 @@
-"""Find why this host refuses a part of the isolation: each cause has a row in docs/hosts.md and a line to paste that corrects it."""
+"""Find why this host refuses a part of the isolation. Each cause has a row in docs/hosts.md and a line to paste that corrects it."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ class Host:
     """A condition of a host that keeps sessions from running or weakens their limits.
 
     Attributes:
-        anchor: The anchor of its row in docs/hosts.md.
+        anchor: The anchor, in docs/hosts.md, of the row about this condition.
         name: The condition in words.
         line: The text to paste to change the condition, such as a command or an option.
         how: What to do with `line`, such as "Run".
@@ -26,7 +26,7 @@ class Host:
 
     @property
     def row(self) -> str:
-        """Return the path and anchor of the row in docs/hosts.md."""
+        """Return a link to the row about this condition in docs/hosts.md: the path of the page, and the anchor."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """Return advice for an image that lacks `missing`: lines of a Dockerfile that add it, or another remedy."""
+    """Return advice for the user on how to correct an image that lacks `missing`, most often lines of a Dockerfile."""
     if missing.startswith("a Python that starts"):  # it is there
         return (
             "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
@@ -188,10 +188,11 @@ def lines_for_image(missing: str) -> str:
 
 
 def remedy_for(part: str, number: int) -> str:
-    """Return advice on how to enable a part of the isolation on this host, with links to docs/hosts.md for each cause that was detected.
+    """Return advice for the user on how to enable a part of the isolation that this host refused.
 
-    The advice also names a lower level of isolation and a remote endpoint, unless the host only lacks resources or a usable Python. `part`
-    is as in an IsolationError, and `number` is the errno of the failure.
+    The advice has links to docs/hosts.md for each cause that was detected. Unless the host only lacks resources or a usable Python, it also
+    names alternatives: a lower level of isolation, if that does not need the same part, and a remote endpoint. `part` is as in an
+    IsolationError, and `number` is the errno of the failure.
     """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
@@ -201,7 +202,10 @@ def remedy_for(part: str, number: int) -> str:
 
 
 def elsewhere(platform: str) -> str:
-    """Return advice for a system that is not Linux. `platform` is a value of sys.platform."""
+    """Return advice for the user on how to run sessions from a system that is not Linux.
+
+    `platform` is a value of sys.platform.
+    """
     host = BY_PLATFORM.get(platform, NOT_LINUX)
     return f"{host}. See {host.row}."
 
@@ -220,7 +224,7 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
-    """Return a condition for each kernel setting that forbids namespaces on this machine."""
+    """Return the conditions of this machine that are kernel settings which forbid namespaces."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 

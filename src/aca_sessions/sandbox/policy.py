@@ -52,7 +52,10 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return the most bytes of files that a session, its branches and its checkpoints may have together. The host writes no more."""
+        """Return how many bytes of files a session, its branches and its checkpoints may have together.
+
+        The host refuses to write more.
+        """
         return 2 * self.disk
 
 
@@ -69,7 +72,7 @@ class Together:
 
     @property
     def nice(self) -> int:
-        """Return the nice value whose weight is nearest to `cpu_weight`."""
+        """Return the nice value (0 to 19) that gives a process nearly the weight `cpu_weight`."""
         return min(max(round(-math.log(self.cpu_weight, _NICE_STEP)), 0), 19)
 
 
@@ -140,9 +143,10 @@ class Mount:
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
-    """Return the folder that an environment variable names, or else `below_home` in this user's home. Return None if there is neither.
+    """Return the path of a folder of this user, such as the cache folder: the value of the environment variable `variable`.
 
-    A user without HOME and without an entry in the user database has no known home.
+    If the variable is not set, return the path `below_home` in the user's home folder. Return None if no home folder is known, because HOME
+    is not set and the user is not in the user database.
     """
     named, home = os.environ.get(variable), os.path.expanduser("~")
     if named:
@@ -161,9 +165,9 @@ class PackageSource:
 
     @property
     def folder(self) -> str:
-        """Return the folder of unpacked packages. Return "" if it would be in the user's home and the user has none.
+        """Return the path of the folder in which packages are unpacked for all sessions.
 
-        Sessions cannot install packages then.
+        Return "" if that would be in the user's home folder and none is known. Then sessions cannot install packages.
         """
         if self.cache:
             folder = os.path.expanduser(self.cache)

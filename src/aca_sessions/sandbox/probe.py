@@ -156,9 +156,10 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return the attempt to read host files for a session of an image, or an empty dict without an image.
+    """Return the code by which a session of an image tries to read host files, with the errors that are expected from it.
 
-    The attempt lists the image's folder on this host. Reading /etc/shadow would prove nothing, because the image has its own.
+    They are the only entry of the dict, by the name of the check. Without an image the dict is empty. The code lists the image's folder on
+    this host. Reading /etc/shadow, as other sessions do, would prove nothing, because the image has its own.
     """
     if policy.image is None:
         return {}
@@ -189,7 +190,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return a list with a finding about the limit `cpu`, or an empty list if the policy does not set it."""
+    """Return a finding about whether `limits.cpu` is enforced, in a list. Return an empty list if that limit is not set."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -204,7 +205,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return a finding that tells how the processes of other branches are stopped while one branch runs a cell."""
+    """Return a finding about how the processes of other branches are stopped while one branch runs a cell."""
     return Finding(
         "processes of branches",
         True,

@@ -102,10 +102,10 @@ class Proxy:
             await _carry(head, (reader, writer), there)
 
     async def _checked(self, host: str, port: int) -> str:
-        """Return the address to connect to for a host and port.
+        """Return the address to connect to for a host name and port.
 
-        Raise DeniedError unless the policy allows them and all addresses of the host are public. This host's own addresses do not count as
-        public.
+        Raise DeniedError unless the policy allows this host and port, and all addresses of the host are public. The addresses of the
+        proxy's own host do not count as public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
             raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
@@ -262,7 +262,7 @@ _NEVER = tuple(
 
 
 def _is_ours(address: str, version: int) -> bool:
-    """Return whether an address belongs to this host, whose services sessions must not reach."""
+    """Return whether an address belongs to this host, whose services sessions must not reach. `version` is 4 or 6, for IPv4 or IPv6."""
     with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))  # works only with an address of this host
@@ -272,9 +272,10 @@ def _is_ours(address: str, version: int) -> bool:
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
-    """Connect a session to its target: copy in both directions until the target has sent all.
+    """Send the request in `head` to its target, then copy data in both directions until the target has sent all.
 
-    Stop early if one side cannot receive, or if no data moves for 300 s.
+    A CONNECT request is not sent: reply to the session instead, then copy. `here` are the streams to the session, and `there` those to the
+    target. Stop early if one side cannot receive, or if no data moves for 300 s.
     """
     if head.forwarded:
         there[1].write(head.forwarded)

@@ -39,7 +39,10 @@ class Kin:
 
 
 class Sandbox:
-    """The isolation around one session. Its interpreter is started when it is first needed."""
+    """The isolation around one session. Its interpreter is started when it is first needed.
+
+    Its `ledger` records what happens to the session's variables, files and processes. Each entry has a position (its number).
+    """
 
     def __init__(
         self,
@@ -100,7 +103,10 @@ class Sandbox:
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
 
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Set two callbacks: `tell` is called after the sandbox is closed, `adopt` with each new branch, which `adopt` returns."""
+        """Set two callbacks: `tell` is called after the sandbox is closed, and `adopt` with each new branch of it.
+
+        `adopt` must return the branch.
+        """
         self._on_close, self._adopt = tell, adopt
 
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
@@ -113,25 +119,27 @@ class Sandbox:
             ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Roll back to the checkpoint with an id or a name, or to the latest. Return it and the rollback's position in the ledger.
+        """Roll back to the checkpoint with this id or name, or to the latest one if both are None.
 
-        The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
+        Return the checkpoint, and the position in the ledger of the entry about the rollback. The checkpoint remains. Raise SnapshotError
+        if it does not exist or cannot be restored.
         """
         return await self._tasks.to_its_end(self._roll_back_to(id, name))
 
     async def checkpoints(self) -> list[SessionCheckpoint]:
-        """Return the checkpoints that can be rolled back to, oldest first, without those that transactional cells make."""
+        """Return the checkpoints that users can roll back to, the oldest first. Leave out those that transactional cells make."""
         return self._checkpoints.usable
 
     async def forget(self, id: str) -> None:
-        """Remove a checkpoint. Raise SnapshotError if it does not exist."""
+        """Remove the checkpoint with this id. Raise SnapshotError if no such checkpoint exists."""
         await self._checkpoints.drop(self._checkpoints.find(id))
 
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
-        """Run a cell by calling `run` with the interpreter, and return its result. The ledger records what happens meanwhile.
+        """Run a cell by calling `run` with the interpreter, and return its result.
 
-        Before a transactional cell, take a checkpoint, or raise SnapshotError if that is impossible; if the cell fails, undo its changes.
-        If the interpreter dies in any other cell, continue from the latest checkpoint.
+        If `transactional` is true, take a checkpoint before the cell, and undo the cell's changes if it fails. Raise SnapshotError if the
+        checkpoint cannot be taken. If the interpreter dies in any other cell, continue from the latest checkpoint. The ledger records
+        rollbacks and deaths.
         """
         if transactional:
             return await self._attempt(run)
@@ -154,7 +162,10 @@ class Sandbox:
         return result
 
     async def _undo(self, checkpoint: SessionCheckpoint, cause: str | None) -> bool:
-        """Undo the changes of a transactional cell that failed. Return True, or record the failure in the ledger and return False."""
+        """Undo the changes of a transactional cell that failed, by a rollback to `checkpoint`. Return whether that succeeded.
+
+        If it did not, record that in the ledger. `cause` is the reason in the cell's result, for the ledger's entry about the rollback.
+        """
         try:
             if self.ledger.contains("reset", since=checkpoint.position):
                 await self._roll_back_files(checkpoint, cause)
@@ -171,9 +182,10 @@ class Sandbox:
             self._checkpoints.use_up(checkpoint, returned_to=checkpoint.interpreter is self.running)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
-        """Return a new sandbox with the same variables and files. Both share the limits, and their cells take turns.
+        """Return a new sandbox with a copy of the variables and files of this one.
 
-        Raise SnapshotError if copying is impossible. If `reseed` is False, both draw the same random numbers.
+        Both sandboxes share the limits, and their cells take turns. If `reseed` is False, both draw the same random numbers. Raise
+        SnapshotError if copying is impossible.
         """
         return await self._tasks.to_its_end(self._branch(reseed))
 
@@ -182,7 +194,10 @@ class Sandbox:
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
-        """End the interpreter and its processes, but keep the files. Return the position of the reset in the ledger."""
+        """End the interpreter and its processes, but keep the files.
+
+        Return the position in the ledger of the entry about the reset.
+        """
         return await self._tasks.to_its_end(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
@@ -204,7 +219,7 @@ class Sandbox:
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
         """Record an interpreter's death in the ledger.
 
-        Do nothing if the interpreter was replaced before, or if the ledger already has the loss of the workspace.
+        Do nothing if another interpreter has replaced it. Also do nothing if the ledger already records that the workspace is lost.
         """
         if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
@@ -255,10 +270,10 @@ class Sandbox:
             return await self._return_to(checkpoint, cause, with_files=with_files)
 
     async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
-        """Replace the live interpreter by one with the variables of a checkpoint. Return the change's position in the ledger.
+        """Replace the live interpreter by one with the variables of a checkpoint. Restore the files too if `with_files` is true.
 
-        If `with_files` is true, restore the files too. The live interpreter is stopped meanwhile. If this fails, it continues; the ledger
-        records files that were changed by then.
+        Return the position of the ledger's new entry, which names `cause`. The live interpreter is stopped meanwhile. If this fails, that
+        interpreter continues, and the ledger records the files that were changed by then.
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
@@ -306,7 +321,7 @@ class Sandbox:
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
         """Restore only the files of a checkpoint, because the session was reset during a transactional cell.
 
-        The reset has discarded the variables.
+        The reset has discarded the variables. `cause` is written to the ledger.
         """
         async with self._turn:
             await self._restore_files(checkpoint, checkpoint.interpreter.home)

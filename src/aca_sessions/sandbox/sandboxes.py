@@ -1,7 +1,7 @@
 """The source of sandboxes under one policy. It keeps a few spare sandboxes ready.
 
-The first sandboxes come from a fork server that starts fast. A second fork server, which takes seconds to import the usual libraries, makes
-all later ones.
+The first sandboxes come from a fork server that starts fast. A second fork server makes all later ones. It takes seconds to start, because
+it imports libraries that most sessions use, such as numpy.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that it made. After `supersede`, the fork server is released when the last one is closed."""
+    """A fork server and the sandboxes that it made. After `supersede`, the fork server is released once all its sandboxes are closed."""
 
     def __init__(self, fork_server: ForkServer) -> None:
         self.fork_server = fork_server
@@ -55,7 +55,10 @@ class Generation:
         self._release_if_done()
 
     def retire(self) -> None:
-        """Prepare the fork server for its end (`ForkServer.retire`). Do nothing if it is released already."""
+        """Make the fork server free all its workspaces at once when it ends (see `ForkServer.retire`).
+
+        Do nothing if the fork server is released already.
+        """
         if not self._released:
             self.fork_server.retire()
 
@@ -64,7 +67,7 @@ class Generation:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """End all processes without waiting. For use when the sandboxes' event loop is closed."""
+        """End all processes without waiting. Call this when the sandboxes' event loop is closed."""
         released, self._released = self._released, True
         for sandbox in [*self._sandboxes]:
             sandbox.abandon()
@@ -187,7 +190,7 @@ class Sandboxes:
             await generation.finish()
 
     def abandon(self) -> None:
-        """End all processes without waiting. For use when the sandboxes' event loop is closed, where `close` would wait forever."""
+        """End all processes without waiting. Call this when the sandboxes' event loop is closed: `close` would wait forever then."""
         self._closed = True
         if self._coming is not None:
             self._coming.release()
@@ -200,7 +203,7 @@ class Sandboxes:
         self._generations.append(Generation(fork_server))
 
     async def _begin_heavy(self) -> None:
-        """Start a fork server with the usual libraries imported. Once it is ready, make new sandboxes from it."""
+        """Start a fork server that imports the libraries that most sessions use. Once it is ready, make new sandboxes from it."""
         await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
         if not modules:
@@ -221,7 +224,7 @@ class Sandboxes:
         self._tasks.start(self._discard_spares())  # not awaited: if this one dies, `start` must find this task done
 
     async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        """Start a fork server that preloads modules, and return it once ready. Release it if the start fails."""
+        """Start a fork server that imports `modules`, and return it once it is ready. Release it if it fails to start."""
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
         try:
             await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
@@ -237,7 +240,10 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """Return the description of the image's Python. The first call asks it in a session, as code of an image runs only there."""
+        """Return the description of the image's Python.
+
+        The first call runs code in a session to get it, because an image's Python must run only in sessions.
+        """
         if self._image_description is None:
             sandbox = await self.open()
             try:

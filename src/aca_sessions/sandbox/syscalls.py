@@ -86,7 +86,7 @@ def setns(descriptor: int, namespace: Namespace) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: Mount, data: str | None = None) -> None:
-    """Mount a file system as mount(2) does."""
+    """Mount `source` at `target`, as mount(2) does. `kind` is the type of the file system, and `data` are its options."""
     arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     status = _libc.mount(*arguments[:3], ctypes.c_ulong(flags), arguments[3])
     _checked(status, f"mount {kind or flags!r} on {target}")
@@ -122,7 +122,7 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Make the kernel send this process a signal when the thread that forked it ends. A change of uid cancels this."""
+    """Make the kernel send this process the signal `number` when the thread that forked it ends. A change of uid cancels this."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -209,7 +209,10 @@ def close_range(first: int, last: int | None = None) -> None:
 
 
 def reserve(descriptor: int, start: int, length: int) -> None:
-    """Allocate memory for a part of a file, so that writing there cannot fail for lack of space. Its size and content stay."""
+    """Allocate memory for a part of a file, so that writing there cannot fail for lack of space.
+
+    The file's size and content do not change.
+    """
     _fallocate(descriptor, _KEEP_SIZE, start, length)
 
 
@@ -219,7 +222,10 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:
-    """Make only this thread access files as another user. The kernel does not report failures."""
+    """Make this thread access files with the rights of another user. Other threads of the process are not changed.
+
+    The kernel does not report failures.
+    """
     # The gid first: without the uid it could not be changed. Neither call reports an error: setfsuid(2).
     _libc.syscall(_number("setfsgid"), ctypes.c_uint(gid))
     _libc.syscall(_number("setfsuid"), ctypes.c_uint(uid))

@@ -51,7 +51,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Plan(Message):
-    """The first message to a zygote: what the root file system of sessions holds, and which uids sessions get.
+    """The first message to a zygote (the guest's half of the fork server): the root file system and the uids of sessions.
 
     `roots` and `mounts` map paths in that root to paths on the host. `base` is the folder for sessions without namespaces, which have no
     root of their own, or "". `image` is the folder of an image that is their root, or "" for the host's system. `python` is the path of the
@@ -200,7 +200,7 @@ class Finished(Message):
 
 @dataclass(frozen=True)
 class Run(Message):
-    """A request to run a cell. `answered` lists the kinds of questions that the host can answer: `input`, `call`."""
+    """A request to run a cell. `answered` lists the kinds of the cell's questions that the host can answer: `input`, `call`."""
 
     execution: str
     code: str
@@ -211,7 +211,8 @@ class Run(Message):
 class Fork(Message):
     """A request to fork the interpreter. It carries the fork's link, and the write ends of its pipes for frames, stdout and stderr.
 
-    The answer is `Finished`: its value is the fork's pid in the session, and its text has a line for each thing that the fork lacks.
+    The answer is `Finished`. Its value is the fork's pid in the session. Its text has a line for each kind of thing that the fork lacks, or
+    shares with its parent.
     """
 
     execution: str
@@ -252,9 +253,9 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Extend(Message):
-    """A request to make the packages in `paths` importable, and no longer those of an earlier request. The answer is `Finished`.
+    """A request to make the packages in `paths` importable, in place of those in an earlier request. The answer is `Finished`.
 
-    `replaced` are modules whose version changes. If one of them is loaded, nothing changes and the result has an error.
+    `replaced` are modules that get another version by this. If one of them is loaded, nothing changes and the result has an error.
     """
 
     execution: str
@@ -274,7 +275,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
-    """Return the message in a payload. Raise WireError if it is malformed or of no expected kind."""
+    """Return the message in a payload. Raise WireError if it is malformed, or not of one of the classes `expected`."""
     try:
         (length,) = _LENGTH.unpack_from(payload)
         if length > _MAX_HEADER:
@@ -340,7 +341,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Return a value with its long texts replaced by references. Append the texts to `texts`."""
+    """Replace the long texts in a value by references to entries of `texts`, and append the texts there. Return the new value."""
     if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
@@ -358,10 +359,10 @@ def _shapes(kind: type[Any]) -> dict[str, _Shape]:
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return the shape of a declared type: a pair of its container, and the parts that the container may hold.
+    """Return the shape of a field's declared type, for `_checked`: the container, and what it may hold (the parts).
 
     The parts of `dict` and `list` are one shape for all values. The parts of `tuple` are a shape for each item, and those of `Literal` are
-    its words. If the container is None, the parts are scalar types.
+    its words. If the type is no container, the container is None and the parts are scalar types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
