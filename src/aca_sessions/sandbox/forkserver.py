@@ -106,10 +106,10 @@ class Numbers:
         self._lock = threading.Lock()
 
     def take(self, user: int | None = None) -> tuple[int, int]:
-        """Allocate a number for a new workspace of `user`, or of a free user if that is None. Return it and the user's number.
+        """Allocate a number for a new workspace of user number `user`. If `user` is None, choose a user that is free.
 
-        A new user's first workspace has the same number as the user. Without namespaces a session has only this workspace. Raise
-        IsolationError if no user is free.
+        Return the workspace's number and the user's number. A new user's first workspace has the same number as the user, so these are
+        equal in a session without namespaces, which has only one workspace. Raise IsolationError if no user is free.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -118,7 +118,7 @@ class Numbers:
             return number, user
 
     def give_back(self, user: int) -> None:
-        """Record that a workspace of `user` was removed. The user's number is free again when none is left."""
+        """Record that a workspace of user number `user` was removed. With the user's last workspace, the number becomes free again."""
         with self._lock:
             self._trees[user] -= 1
             if not self._trees[user]:

@@ -375,9 +375,9 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Check a header's value against a shape, and return it with its references replaced by texts. Raise WireError if it does not fit.
+    """Check that a value of a frame's header fits a shape (`_shape_of`), and return it. Raise WireError if it does not fit.
 
-    Each text that is used is removed from `texts`.
+    In the returned value, references are replaced by the texts that they stand for. Each of these is removed from `texts`.
     """
     container, parts = shape
     if container is None:

@@ -109,7 +109,10 @@ class _Copying:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Make the copy of one entry. A file's copy is still empty. For a pipe, socket or device, make nothing and return False."""
+        """Make the copy of one file, folder or link at `path`. The copy of a file stays empty for now.
+
+        For a pipe, socket or device, make nothing and return False.
+        """
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
             return False

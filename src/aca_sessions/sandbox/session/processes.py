@@ -215,7 +215,8 @@ class Processes:
     def _continue(self, stopped: dict[Identity, bool]) -> None:
         """Continue the processes that `_stop` stopped, those with the highest pids first.
 
-        These are usually the children. They come first because a shell takes a child that is still stopped for a stopped job.
+        These are usually the children, and must run before their parents: a shell that sees a child still stopped would treat it as a
+        stopped job.
         """
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
