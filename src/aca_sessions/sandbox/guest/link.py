@@ -84,7 +84,7 @@ class Link:
         self._incoming.register(connection, select.POLLIN)
 
     def take_brought(self) -> list[int]:
-        """Return the descriptors that came with messages of the host since the last call of this method."""
+        """Return the descriptors that the host sent along with its messages since the last call of this method."""
         brought, self._brought = self._brought, []
         return brought
 
@@ -100,9 +100,15 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """Ask the host a question of the kind `about` (see `Asked`), wait, and return the answer. May be called from any thread.
+        """Ask the host a question, wait, and return the answer. May be called from any thread.
 
-        Raise AnswerError if the host declines to answer, or the session ends.
+        Args:
+            execution: The id of the execution whose cell asks.
+            about: The kind of the question (see `Asked`).
+            text: The question.
+
+        Raises:
+            AnswerError: The host declines to answer, or the session ends.
         """
         number = next(self._numbers)
         self._awaited.add(number)

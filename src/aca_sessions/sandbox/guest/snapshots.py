@@ -95,7 +95,10 @@ def remember_folder() -> None:
 
 
 def _begin(ends: list[int], link: Link, shell: Shell) -> None:
-    """Turn the fork into an independent interpreter: use the descriptors `ends` from the host, drop children and event loop."""
+    """Make this process, a new fork, an independent interpreter without the parent's child processes and event loop.
+
+    `ends` are descriptors that the host sent: a socket for cells, and pipes for frames, stdout and stderr.
+    """
     connection, said, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
@@ -118,7 +121,10 @@ def _in_the_way() -> str | None:
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """Return a line for each kind of thing that a fork made now would lack or would share with its parent."""
+    """Return a line for each kind of thing that a fork made now would lack or would share with its parent.
+
+    Leave out `brought` sockets, which came with the request, and `reopened` files, which the fork opens again.
+    """
     # `brought` sockets came with the request, and the fork opens `reopened` files again.
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:

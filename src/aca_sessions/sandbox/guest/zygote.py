@@ -68,7 +68,10 @@ def _check_kernel() -> None:
 
 
 def go_on() -> None:
-    """Add the environment's packages to the import path, then serve the host. Called in the Python that `main` executed."""
+    """Add the packages of the sessions' Python environment to the import path, then serve the host.
+
+    The Python that `main` execs calls this function.
+    """
     import site
 
     control, host = int(sys.argv[1]), int(sys.argv[2])
@@ -115,9 +118,9 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return the operations on sessions, and `rest` unchanged.
+    """Return the object that operates on sessions, and `rest` unchanged.
 
-    `first` is the number of a descriptor for `Namespaced`, or the JSON that `bare.told_by` returned for `Bare`.
+    `first` is either the number of a descriptor for `Namespaced`, or the JSON that `bare.told_by` returned for `Bare`.
     """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
@@ -334,7 +337,10 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Change to `uid`, which no other process of the host has. Stay dumpable, so that `uid` owns this process's files in /proc."""
+    """Change this process to the user `uid`, as which no other process of the host runs.
+
+    Keep the process dumpable, so that this user owns its files in /proc.
+    """
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.
     os.setgroups([])
@@ -357,9 +363,9 @@ def _wait_for(child: int) -> NoReturn:
 
 
 def _without_namespaces(plan: Plan, code: str) -> str:
-    """Check that the host can run sessions, and copy the guest's code below `plan.base`.
+    """Check that the host can run sessions without namespaces, and copy the guest's code below `plan.base`.
 
-    Return the text of `bare.told_by`.
+    Return the arguments of `Bare` as JSON text.
     """
     os.umask(0o022)
     bare.check(plan)

@@ -1,6 +1,6 @@
-"""A replacement for `pip install` into a session's environment, which refuses unless the requirements are installed already.
+"""Refuse `pip install` into a session's environment, unless the requirements are installed already.
 
-The environment is read-only: pip would try for eight seconds to reach an index, then fail.
+The environment is read-only. Without this module, pip would try for eight seconds to reach an index, then fail.
 """
 
 import os
@@ -19,7 +19,8 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 def refuse(arguments: "list[str]") -> None:
     """Exit if the arguments tell pip to install into the session's environment, else return.
 
-    The exit status is 0 if all requirements are met. Otherwise it is 1, and a message on stderr says what to use instead.
+    The exit status is 0 if the installed packages meet all requirements. Otherwise it is 1, and a message on stderr says what to use
+    instead.
     """
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return

@@ -1,7 +1,8 @@
-"""Sessions without namespaces, for hosts that refuse to create any. Used if `ACASessions:Sandbox:Isolation` is `no-namespaces`.
+"""Sessions without namespaces, for hosts that refuse to create namespaces.
 
-Landlock and seccomp replace namespaces and mounts as far as they can. SECURITY.md lists what they cannot enforce. A session's folders are
-folders of the host. To end a session, its first process kills the others. If the host runs as root, each session has a uid of its own.
+Used if `ACASessions:Sandbox:Isolation` is `no-namespaces`. Landlock and seccomp replace namespaces and mounts as far as they can.
+SECURITY.md lists what they cannot enforce. A session's folders are folders of the host. To end a session, its first process kills the
+others. If the host runs as root, each session has its own uid.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
 
 
 def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stop (SIGSTOP) all descendants of `ancestor` that are not spared, then kill them. Return whether any was found."""
+    """Stop (SIGSTOP) all descendants of `ancestor` except the `spared` ones, then kill them. Return whether any was found.
+
+    `spared` are children of `ancestor`. Their descendants are spared too.
+    """
     stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
     while new := _below(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)
@@ -143,14 +147,17 @@ def check(plan: Plan) -> None:
 
 
 def told_by(plan: Plan) -> str:
-    """Return the arguments of `Bare` for a plan as JSON text. The zygote passes it to the Python that it executes next."""
+    """Return the arguments of `Bare` for a plan as JSON text. The zygote passes the text to the Python that it execs."""
     # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
-    """Return the existing paths that sessions may read besides their own folders, with symbolic links resolved."""
+    """Return the existing paths that sessions may read besides their own folders, with symbolic links resolved.
+
+    `environment` holds the paths of the Python environment and of mounted folders. `code` is the folder with the guest's code.
+    """
     settings = [f"/etc/{name}" for name in root.SETTINGS]
     paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
@@ -162,8 +169,10 @@ class Bare:
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
         """Make this process the parent of sessions' orphaned processes, so that it can find and kill them.
 
-        `base` holds the sessions' folders, `environment` the paths of their Python environment. `first_uid` is the first uid that sessions
-        use, or 0 if they run as the host's own user.
+        Args:
+            base: The folder that holds the sessions' folders.
+            first_uid: The first uid that sessions use, or 0 if they run as the host's own user.
+            environment: The paths of the sessions' Python environment and of mounted folders.
         """
         self._base = base
         self._first_uid = first_uid
@@ -201,7 +210,7 @@ class Bare:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
-        """Kill the processes that a session left running, then remove its workspace."""
+        """Remove the workspace `tree`. Before that, kill the processes that its session left running."""
         self._sweep(tree)
         _remove(self._folder(tree))
 
@@ -249,7 +258,7 @@ class Bare:
         return []
 
     def begin_to_reap(self) -> None:
-        """Prepare a session's first process to reap dead ones: make SIGTERM kill the whole session, and drop privileges."""
+        """Prepare this process, a session's first, to reap dead processes: let SIGTERM end the whole session, and drop privileges."""
         # The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.give_up_power()
@@ -295,7 +304,7 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Let this process, and all that it starts from now on, signal only each other, if the kernel's Landlock can do that.
+    """Forbid this process, and all that it starts from now on, to signal other processes, if the kernel's Landlock can do that.
 
     Return whether this process is now unable to signal the process `other`.
     """

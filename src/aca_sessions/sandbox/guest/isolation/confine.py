@@ -69,8 +69,7 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
     """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a new user namespace.
 
     In the user namespace this process has no capabilities over the other namespaces. If the session shares the host's network, no network
-    namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, with the name of the step, if the host
-    refuses one.
+    namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, which names the step, if a step fails.
     """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
@@ -111,7 +110,8 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
 def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
     """Drop all capabilities, forbid new privileges and install the seccomp filter. None of it can be undone.
 
-    The arguments are those of `seccomp.program`.
+    `memory_is_counted` means that a control group counts the session's memory. `walls` are the barriers that the session has besides the
+    filter.
     """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()

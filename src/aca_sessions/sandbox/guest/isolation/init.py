@@ -94,9 +94,9 @@ def _answer_requests(host: socket.socket) -> None:
 
 
 def _allocate(files: "list[int]", request: bytes) -> int:
-    """Allocate memory for one byte range of each file. Return 0, or the errno of the first failure.
+    """Allocate memory for one byte range of each file in `files`, given as descriptors. Return 0, or the errno of the first failure.
 
-    `request` holds the start and length of each range.
+    `request` holds the start and length of each range, as the host sent them.
     """
     # The kernel charges the control group of the process that allocates a page. The host is in none of a session's groups, so this process
     # allocates for it.

@@ -14,7 +14,7 @@ class Namespaced:
     """The zygote's operations on sessions, for a host that provides namespaces. `Bare` has the same methods."""
 
     def __init__(self, pid_namespace: int) -> None:
-        """Store a descriptor of the zygote's own pid namespace, to which the zygote returns after each fork."""
+        """Store a descriptor of the zygote's own pid namespace. The zygote returns to it after it has forked a session into a new one."""
         self._pid_namespace = pid_namespace
 
     def own_network(self, spawn: Spawn) -> bool:
@@ -89,11 +89,11 @@ class Namespaced:
         return confine.lock_down(spawn)
 
     def processes(self) -> list[int]:
-        """Return, in a list, a descriptor of the session's /proc, in which the host sees the session's processes and no others."""
+        """Return a list of one descriptor: of the session's /proc, which shows the host this session's processes and no others."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     def begin_to_reap(self) -> None:
-        """Drop the privileges of this process, a session's first, and forbid the session to trace it or read its memory."""
+        """Drop the privileges of a session's first process (this one). Forbid the session to trace it or read its memory."""
         # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
         # kills the whole session when its first process ends.
         syscalls.set_dumpable(False)

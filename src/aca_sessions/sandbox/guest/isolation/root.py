@@ -105,7 +105,7 @@ class RefusalError(Exception):
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Raise RefusalError for the part `name` of the isolation if the `with` block raises OSError."""
+    """Convert an OSError in the `with` block to a RefusalError, which names `name` as the failed part of the isolation."""
     try:
         yield
     except OSError as error:
@@ -115,8 +115,8 @@ def part(name: str) -> Iterator[None]:
 def build(plan: Plan, code: str) -> str:
     """Build the template root in a new tmpfs. Return the folder of the host over which the tmpfs is mounted.
 
-    The root holds the host's /usr and a few settings, or an image's folders; devices; the plan's mounts; and the guest's code, copied
-    from `code`, the folder of this package's sources.
+    The root holds either the host's /usr and a few settings, or the folders of a container image. In both cases it also holds devices, the
+    plan's mounts and the guest's code. The code is copied from `code`, the folder of this package's sources.
     """
     base = _mount_point([*plan.roots.values(), *plan.mounts.values(), *([plan.image] if plan.image else [])])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
@@ -159,7 +159,10 @@ def enter(base: str) -> int:
 
 
 def mount_tmp(size: int) -> None:
-    """Mount a new /tmp of `size` bytes, with links to the Python environments that lie below the host's /tmp."""
+    """Mount a new /tmp of `size` bytes.
+
+    A Python environment below the host's /tmp keeps its path: the new /tmp has a link to it.
+    """
     syscalls.mount("tmpfs", "/tmp", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, f"size={size},nr_inodes=16k,mode=1777")
     for name in os.listdir(_BELOW_TMP):
         os.symlink(f"{_BELOW_TMP}/{name}", f"/tmp/{name}")
@@ -185,7 +188,7 @@ def _add_system(base: str) -> None:
 
 
 def _add_other_names(base: str) -> None:
-    """Create the link /sandbox to /mnt/data, because code that was written for other tools uses that name."""
+    """Create the link /sandbox to /mnt/data in the root at `base`, because code that was written for other tools uses that name."""
     if not os.path.lexists(f"{base}/sandbox"):  # the host's Python may lie there
         os.symlink(DATA, f"{base}/sandbox")
 
@@ -312,7 +315,7 @@ def image_python(named: str) -> str:
 
 
 def add_supply() -> None:
-    """Append the folder with the host's IPython to `sys.path`, if the image has no IPython and the host provides that folder."""
+    """Append `SUPPLY`, the folder with the host's IPython, to `sys.path`, if the image has no IPython and this folder exists."""
     if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
         sys.path.append(SUPPLY)
 

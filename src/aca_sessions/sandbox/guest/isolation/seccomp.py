@@ -183,7 +183,10 @@ def allowed(machine: str = MACHINE) -> dict[str, int]:
 
 
 def refused_otherwise(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return, by name, the number and errno of each system call that is listed to fail with an errno other than EPERM."""
+    """Return a dict of the system calls that are listed to fail with an errno other than EPERM.
+
+    It maps the name of each call to its number and that errno.
+    """
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -212,7 +215,10 @@ def _needing_more(walls: Walls) -> list[str]:
 
 
 def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
-    """Return, by name, the instructions that allow or refuse each system call whose arguments are checked."""
+    """Return a dict of the system calls whose arguments are checked.
+
+    It maps the name of each call to the instructions that allow or refuse it.
+    """
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
@@ -236,9 +242,9 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return, by name, stricter checks of system calls for a session without namespaces.
+    """Return a dict of stricter checks for a session without namespaces, from the name of each system call to its instructions.
 
-    They keep the session from Unix sockets and processes of the host, as namespaces would.
+    They keep the session from Unix sockets and processes of the host, as namespaces would. `checks` are the checks for all sessions.
     """
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
@@ -279,7 +285,10 @@ def _other_refusals(machine: str) -> Iterator[bytes]:
 
 
 def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
-    """Return instructions that refuse the call with the errno `otherwise`, unless the value that `load` loads is one of `values`."""
+    """Return instructions that refuse a system call, unless the value that the instructions `load` load is one of `values`.
+
+    `otherwise` is the errno of the refusal.
+    """
     values = [*values]
     tests = [_jump(_EQUAL, value, len(values) - position, 0) for position, value in enumerate(values)]
     return [*load, *tests, _refuse(otherwise)]

@@ -112,7 +112,7 @@ def _process(pid: int) -> ProcessRow | None:
 class Variables:
     """The variables of a session as they were at the last call of `changes`.
 
-    Numbers and short texts are kept alive, so that no new value can get the address of an old one.
+    Old numbers and short texts are kept alive. Otherwise a new one could get the address of an old one, and the change would be missed.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,10 @@ class Variables:
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
-        """Return the kind of change and the name of each of `names` that has changed. Store the present state of all `names`."""
+        """Return those of `names` that have changed, each with its kind of change. Store the present state of all `names`.
+
+        `now` holds the present variables by name. `measures` is a result of `_measures`.
+        """
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
@@ -232,9 +235,9 @@ class _Sizes:
 
 
 def _measures() -> Measures:
-    """Return the functions that measure a value's length or shape, by the address of the value's type.
+    """Return a dict from the address of each measurable type to the function that returns the length or shape of its values.
 
-    Only types are included whose methods the user cannot define.
+    It contains no type whose methods the user could define.
     """
     measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
     for module, name in _FOREIGN:

@@ -94,7 +94,7 @@ class Collected:
                 self._clear()
 
     def take_error(self, error: BaseException, traceback: str) -> None:
-        """Store the error with which the cell ended, and its formatted traceback. Long texts lose their middle."""
+        """Store the error with which the cell ended, and its formatted traceback. Cut the middle out of long texts."""
         try:
             message = str(error)
         except Exception as broken:
@@ -111,7 +111,10 @@ class Collected:
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
-        """Return whether the cell's code has ended and this figure was shown before. Otherwise remember the figure."""
+        """Return whether a display is a figure that matplotlib shows again after the cell's code has ended.
+
+        `data` holds the display's forms by MIME type. A figure that is shown for the first time is remembered by its PNG image.
+        """
         # At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
         if "image/png" not in data:
             return False
@@ -189,7 +192,7 @@ def _scalar(value: Any) -> Scalar:
 
 
 def _sendable(content: Any) -> str:
-    """Return the content of a display as text: bytes in base64, other objects as JSON if possible and else by `str`."""
+    """Return one form of a display as text: text unchanged, bytes in base64, other objects as JSON if possible, else by `str`."""
     if isinstance(content, str):
         return content
     if isinstance(content, bytes):

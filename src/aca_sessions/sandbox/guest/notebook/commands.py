@@ -64,9 +64,9 @@ class Syntax(TransformerManager):
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Translate IPython's commands in a cell. Return the lines unchanged if they cannot hold any.
+        """Translate IPython's commands in the lines of a cell. Return the lines unchanged if they cannot hold any.
 
-        Otherwise IPython would split every cell into tokens to search for commands.
+        IPython's own method would split every cell into tokens to search for commands.
         """
         if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
             return lines

@@ -208,7 +208,10 @@ def _describe_altair(spec: dict[str, Any]) -> str:
 
 
 def table_forms(value: Any) -> dict[str, Any]:
-    """Return the additional forms of a DataFrame or Series of pandas or polars, by MIME type. Return an empty dict for other values."""
+    """Return the forms that this module adds to a DataFrame or Series of pandas or polars, by MIME type.
+
+    Return an empty dict for other values, or if the table cannot be converted.
+    """
     kind = type(value)
     try:
         if kind is _class("pandas", "DataFrame"):
@@ -277,9 +280,9 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Return a table as JSON text, by MIME type, without the last rows if the text would be too long.
+    """Return a table as JSON text, by MIME type. Leave out the last rows if the text would be too long.
 
-    Return {} if the columns alone are too long.
+    Return {} if the text is too long even without rows.
     """
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]

@@ -182,7 +182,11 @@ def _digest(source: bytes) -> bytes:
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in the request's folders importable, in place of those of an earlier request. Return the result."""
+    """Make the packages in `extend.paths` importable, in place of those of earlier requests. Return the result of the request.
+
+    `send` is called with the message `Started` for the host. If a module of `extend.replaced` is loaded already, the result has an error
+    and nothing changes.
+    """
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)

@@ -137,9 +137,10 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """Print errors that are shown in the `with` block on stderr if `several` is true, else make them the cell's error.
+        """Choose where to show errors while IPython shows an object in the `with` block.
 
-        `several` means that the object being shown has other forms, which may succeed.
+        If `several` is true, the object has other forms, which may succeed: print its errors on stderr. Otherwise make them the cell's
+        error.
         """
         outer, self._is_showing = self._is_showing, several
         try:
@@ -169,7 +170,7 @@ class Shell(InteractiveShell):
             self.collected.take_error(evalue, text)
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return the traceback that was already shown, for `%notebook`. IPython 9 would format it a second time."""
+        """Return an error as `%notebook` saves it, with the traceback that was shown. IPython 9 would format it a second time."""
         name, message, text = self.collected.error or (type(exception).__name__, "", "")
         return {"ename": name, "evalue": message, "traceback": [text]}
 

@@ -38,7 +38,7 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Begin a cell: restart the numbers of `get_code_name`.
+        """Begin a cell: make `get_code_name` number the cell's sources from 1 again.
 
         The cell's own source is named `<Cell In[3]>`. The first source that the cell runs by `run_cell` is named `<Cell In[3], 2>`.
         """
