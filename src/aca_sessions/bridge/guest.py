@@ -207,7 +207,10 @@ def _root(node: ast.expr) -> str:
 
 
 async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Call `function`: in a new thread if it is a host call, so that other tasks of the event loop continue, else in this thread."""
+    """Call `function` and return its value. Make a host call in a new thread, so that the event loop's other tasks continue.
+
+    Any other function is called in this thread. Its value is awaited if it is awaitable.
+    """
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
@@ -284,7 +287,7 @@ class Tools(_Namespace):
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
-    """Return a function that calls the described tool. The function's attributes are the tools below it (`name.member`)."""
+    """Return a function that calls the tool `described`. Tools below this one, such as `name.member`, are attributes of the function."""
     signature = _signature(described["parameters"])
 
     def tool(*arguments: Any, **named: Any) -> Any:

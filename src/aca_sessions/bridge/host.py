@@ -126,9 +126,10 @@ class HostCalls:
             yield await self._taken(session, names, most)
 
     async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
-        """Download files of at most `most` bytes together, delete them in the session, and return their contents by name.
+        """Download the files `names`, of at most `most` bytes together, delete them in the session, and return their contents by name.
 
-        Only one call does this at a time: a session can enlarge files after their sizes were read, and many would fill the memory.
+        Only one call does this at a time, because a session can enlarge files after their sizes were read. Enlarged files of many calls at
+        once would fill the memory.
         """
         contents: dict[str, bytes] = {}
         async with self._reading:

@@ -79,10 +79,11 @@ class KeptText:
 
 
 class Diverted:
-    """A redirection of IPython's output to one cell in a thread: it collects streams and displays, and holds back events.
+    """A redirection of IPython's output to one cell that runs in a thread: the cell's streams and displays are collected.
 
-    Only the `write` methods of the streams are replaced, because other code holds the stream objects, and some sessions restore their own
-    streams in `sys`.
+    Meanwhile the callbacks of IPython's events, such as `post_execute`, are not called, because each meeting would trigger them. Only the
+    `write` methods of the streams are replaced, because other code holds the stream objects, and some sessions restore their own streams in
+    `sys`.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -123,7 +124,7 @@ class Diverted:
             self.put_back()
 
     def put_back(self) -> None:
-        """Restore the streams, displays and events of the shell."""
+        """Undo `begin`: give the shell its own streams, displays, events and `exit` again."""
         Diverted.current = None
         self._shell.display_trap.hook = self._shell.displayhook
         self._shell.__dict__.pop("ask_exit", None)
@@ -359,9 +360,10 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Hold a meeting: do what the host asks in `said`, then print `marker` and the cell's report as JSON on one line.
+    """Hold a meeting: carry out the host's message `said`, then print `marker` and the cell's report as JSON on one line.
 
-    `said` is packed JSON with the arguments of `_met`. A long report is in a file: the line names it, and the next meeting deletes it.
+    `said` is JSON that `codec.pack` has encoded. It holds the arguments of `_met`. A long report is in a file: the line names it, and the
+    next meeting deletes it.
     """
     if _now.file:
         with contextlib.suppress(FileNotFoundError):

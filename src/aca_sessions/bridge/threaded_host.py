@@ -313,9 +313,10 @@ class _Cell:
         return now
 
     def _to_bring(self) -> dict[int, str]:
-        """Return the answers to deliver in the next meeting, by number of their call: up to 8 Mi characters, or one longer answer.
+        """Return the answers to deliver in the next meeting, by number of their call.
 
-        They stay in `_answers` until the meeting has returned a report, so that a lost reply loses none.
+        They have at most 8 Mi characters together. A longer answer is delivered alone. All stay in `_answers` until the meeting has
+        returned a report, so that a lost reply loses none.
         """
         bringing, size = dict[int, str](), 0
         for number, text in self._answers.items():
@@ -416,7 +417,10 @@ def _answer_of(answering: "asyncio.Task[str]") -> str:
 
 
 def _split(stdout: str, marker: str) -> tuple[str, str | None]:
-    """Return stdout without the report, and the report's line without its marker. The line is None if there is no marker."""
+    """Split the stdout of a meeting. Return the text without the report, and the report's line without the `marker` before it.
+
+    The line is None if there is no marker.
+    """
     before, found, rest = stdout.rpartition(f"\n{marker}")
     if not found:
         return stdout, None
