@@ -1,10 +1,10 @@
-"""The unpacked sets of wheels on this host, shared by its sessions. All calls block.
+"""The unpacked sets of wheels on this host, shared by its sessions. All calls block the calling thread.
 
 A set is named after its content and never changed. A set in use is never removed.
 
 sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
 labels/NAME      the set's wheels and size; its mtime is the last use; a shared lock on this file means that the set is in use
-answers/KEY      the name of the set that some requirements were resolved to; its mtime is the time of that
+answers/KEY      the name of the set that some requirements were resolved to; its mtime is the time when they were resolved
 notes/KEY        other cached text, such as a survey of an environment
 work/            folders in which sets are being unpacked
 key              the secret that all names are derived from
@@ -84,7 +84,7 @@ class PackageCache:
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def hold(self, name: str) -> HeldSet | None:
-        """Return the set with a name, and keep it from removal until `let_go` is called. Return None if it does not exist."""
+        """Return the set that is called `name`, and keep it from removal until `let_go` is called. Return None if it does not exist."""
         lock = self._lock(name, fcntl.LOCK_SH)
         if lock is None:
             return None
@@ -95,9 +95,9 @@ class PackageCache:
         return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Move an unpacked set into the cache under a name, unless the cache has it. If the cache is too large, remove sets.
+        """Move the folder `unpacked` into the cache as the set `name`, unless the cache has this set.
 
-        The least recently used sets are removed first, and sets in use never.
+        If the cache is too large then, remove sets: the least recently used first, and never one in use.
         """
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
         # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
@@ -110,7 +110,7 @@ class PackageCache:
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Return the set that `remember` recorded for a key, and hold it as `hold` does.
+        """Return the set that `remember` recorded for a key, and keep it from removal as `hold` does.
 
         Return None if none was recorded in the last `within` seconds, or if the set is gone.
         """
@@ -123,7 +123,7 @@ class PackageCache:
             return None
 
     def remember(self, key: str, name: str) -> None:
-        """Record that the requirements behind a key were resolved to the set `name`."""
+        """Record the set `name` as the result of resolving requirements. `recall` returns the set for the same `key`."""
         self._replace(self._root / "answers" / key, name)
 
     def note(self, key: str, text: str) -> None:
@@ -295,7 +295,7 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """Return a dict with one mount for sessions: from the path of all sets in the session to their folder on this host.
+    """Return the mount by which sessions see all sets of packages: a dict from its path in the session to the folder on this host.
 
     Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """

@@ -78,7 +78,7 @@ def limit_received(size: int) -> None:
 def limit_wheels(size: int, *, together: bool) -> None:
     """Stop pip before it unpacks a wheel to more than `size` bytes or too many files.
 
-    The sizes are from the wheel's zip directory; zipfile reads no more than they say. If `together` is true, the limits apply to all wheels
+    The sizes are from the wheel's zip directory; zipfile stops at these sizes. If `together` is true, the limits apply to all wheels
     together. Otherwise they apply to each wheel: while pip looks for versions, it also opens wheels that it will not install.
     """
     seen: dict[str, tuple[int, int]] = {}

@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
 class PackageError(Exception):
-    """Raised when packages cannot be installed or removed. `name` is the error's name in the failed result."""
+    """Raised when packages cannot be installed or removed. `name` is the name of the error in the caller's result."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -65,7 +65,7 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 
 
 def check_against(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """Raise PackageError if the guests' environment has the package in a version that does not fit.
+    """Raise PackageError if the guests' environment has the required package in a version that the requirement does not allow.
 
     No session can replace a package of the environment.
     """
@@ -79,7 +79,7 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
 
 
 def checked_name(text: str) -> str:
-    """Return a package's name in canonical spelling. Raise PackageError if the text is not a name alone."""
+    """Return a package's name in canonical spelling. Raise PackageError if the text is anything else than a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
         raise _invalid("a package to uninstall must be given by its name alone, such as 'humanize', without a version, an option or a path")
     return canonicalize_name(text)

@@ -97,9 +97,9 @@ def progress(line: str) -> str | None:
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:
-    """Return a text with its addresses replaced by [address].
+    """Return a text without addresses and secrets: each address becomes [address], and each secret becomes ****.
 
-    Replace by **** each secret that occurs in an address of the settings.
+    `settings` are the values of pip's settings, whose addresses may hold secrets.
     """
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
@@ -175,8 +175,8 @@ class Known:
 class Resolver:
     """A runner of pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
-    An image's Python runs only in sessions. So for an image, pip runs in the host's Python, with options and requirement markers that stand
-    for the image's.
+    The Python of a container image runs only in sessions. So for an image, pip runs in the host's Python, with options and requirement
+    markers that stand for the image's.
     """
 
     python: str
@@ -211,7 +211,7 @@ class Resolver:
         return target
 
     async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
-        """Install packages into the environment of `self.python`, which must be below `folder`.
+        """Install packages into the environment of the Python `self.python`. This environment must be below `folder`.
 
         `arguments` are requirements and options of pip.
         """
@@ -244,7 +244,7 @@ class Resolver:
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """Return environment variables that make pip keep its cache and temporary files in the folder, and read no configuration file."""
+    """Return environment variables that make pip keep its cache and temporary files in `folder`, and read no configuration file."""
     return {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(folder / "http"), "TMPDIR": str(folder)}
 
 

@@ -35,7 +35,10 @@ class Packages:
     """The package cache and the resolver of all sessions under one policy."""
 
     def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
-        """Initialize without reading any file. `ask_image` returns the description of the image's Python; None means no image."""
+        """Initialize without reading any file.
+
+        `ask_image` returns the description of the Python in the sessions' container image. It is None if the sessions use no image.
+        """
         self._python = policy.image or policy.python or sys.executable
         self._ask_image = ask_image
         self._source = policy.packages
@@ -65,7 +68,7 @@ class Packages:
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
-        """Fetch and hold the set of packages that must be added to meet the requirements, and return it.
+        """Fetch the set of packages that must be added to meet the requirements. Hold it (keep it from removal) and return it.
 
         Return None if the environment and `sets` meet the requirements already. Raise PackageError if they cannot be met.
 
@@ -130,7 +133,10 @@ class Packages:
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
-        """Return a cache key for a resolution, derived from everything that decides which set results."""
+        """Return the key under which the cache records a resolution. It depends on everything that affects the packages to be added.
+
+        `texts` are the requirements. `sets` are the names of the sets that the session has.
+        """
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
         return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)
@@ -260,7 +266,7 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
-        """Return the session's sets without some packages. A set that has one of these is replaced by a held copy without it."""
+        """Return the session's sets without the packages `names`. Replace each set that has one of them by a held copy without it."""
         kept: list[HeldSet] = []
         with ExitStack() as on_failure:
             for held in self._sets:
@@ -273,7 +279,7 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Replace the session's sets by `sets`, unless the interpreter refuses.
+        """Replace the session's sets by `sets`, unless the interpreter refuses, for example because it has loaded one of `modules`.
 
         In both cases, release each old or new set that the session does not use afterwards.
         """
