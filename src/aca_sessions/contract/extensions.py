@@ -1,4 +1,4 @@
-"""Extensions: what this project's server offers beyond Azure's API. The server lists them in a header of every response.
+"""Encode and decode the extensions: what this project's server offers beyond Azure's API, and lists in a header of every response.
 
 Names that client and server share come first; then results, events, checkpoints and branches, packages, and what a server reports about
 itself.
@@ -133,7 +133,7 @@ def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionR
 
 
 def encode_record(record: Record) -> dict[str, object]:
-    """Encode as JSON a record: the part of a session's ledger that a response carries."""
+    """Encode as JSON a record: the part of a session's ledger (the list of what happened to it) that a response carries."""
     entries = []
     for entry in record.entries:
         entries.append({name: value for name, value in asdict(entry).items() if value is not None})
@@ -149,12 +149,12 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Encode as JSON a ledger's id, and the position of the entry that the request added to the ledger."""
+    """Encode what a response to a reset or rollback tells about it: the ledger's id, and the position of the ledger's entry for it."""
     return {"ledger": ledger, "position": position}
 
 
 def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
-    """Decode a ledger's id and a position from `encode_position`."""
+    """Decode the ledger's id and the entry's position from `encode_position`."""
     return str(body["ledger"]), int(body["position"])
 
 
@@ -172,18 +172,24 @@ def decode_events(body: Body) -> tuple[list[Event], int]:
 
 
 def decode_answered(header: str) -> tuple[str, ...]:
-    """Parse the header that lists the kinds of questions that the client answers. Ignore unknown kinds."""
+    """Parse the header in which a client lists the kinds of a cell's questions that it answers: `input`, `call` or both.
+
+    `input` is a prompt of `input()`, `call` a call of a host's tool. Ignore unknown kinds.
+    """
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
 
 
 def encode_reply(number: int, text: str | None) -> dict[str, object]:
-    """Encode as JSON the reply to question `number` of a cell. `text` is None if the caller has no answer."""
+    """Encode as JSON the caller's reply to a question of a cell: a prompt of `input()`, or a host call.
+
+    `number` is the number of the question's event. `text` is None if the caller has no answer.
+    """
     return {"number": number, "text": text}
 
 
 def decode_reply(body: object) -> tuple[int, str | None]:
-    """Return the number and the text of a reply. Raise ProblemError for any other body."""
+    """Return the question's number and the answer from `encode_reply`. Raise ProblemError for any other body."""
     match body:
         case {"number": int(number), "text": None | str() as text} if number > 0 and not isinstance(number, bool):
             if text is None or is_well_formed(text):
@@ -268,9 +274,10 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """Parse a request for branches: return the identifiers to create, and whether each branch gets new random seeds.
+    """Parse a request to branch a session.
 
-    Raise ProblemError for an invalid body.
+    Return the identifiers of the sessions to create, and whether each of them gets new random seeds. Raise ProblemError for an invalid
+    body.
     """
     match body:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
@@ -281,21 +288,25 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 
 
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
-    """Encode the response to a request for branches.
+    """Encode the response to a request to branch a session.
 
-    `origin` has the entries of the original session's ledger that the caller lacks. `positions` maps each branch to the position at which
-    its ledger begins.
+    Args:
+        origin: The entries of the original session's ledger that the caller has not received yet.
+        positions: For each branch's identifier, the position at which the branch's own ledger begins.
     """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
 
 def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
-    """Decode the record and the positions from `encode_branched`."""
+    """Decode the original session's record, and the position of each branch's ledger, from `encode_branched`."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 
 def _types(body: object, *names: str) -> str:
-    """Describe members of a body for an error message: numbers by value, and others by type, because their values may be secret."""
+    """Describe the members `names` of an invalid body for an error message.
+
+    Show numbers by value, and anything else by type only, because the value may be secret.
+    """
     if not isinstance(body, Mapping):
         return type_name(body)
     shown = []
@@ -336,7 +347,7 @@ def decode_installation(body: object) -> tuple[list[str], float]:
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """Encode the result of installing or uninstalling packages as JSON, like the extended result of a cell."""
+    """Encode as JSON the result of installing or uninstalling packages, by `encode_rich`."""
     return {RICH_MEMBER: encode_rich(result)}
 
 
@@ -359,22 +370,32 @@ def decode_packages(body: Mapping[str, object]) -> list[Package]:
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:
-    """Encode the response to a health check, for load balancers and operators. `capacity` is the maximum number of sessions."""
+    """Encode the response to a health check.
+
+    Args:
+        sessions: How many sessions the server has now.
+        capacity: How many sessions it may have at most.
+        status: `healthy` if new sessions can be opened, `unhealthy` if not, or `draining` if the server is about to stop.
+    """
     return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Encode an isolation report as JSON.
+    """Encode as JSON a report on how sessions are isolated from the host.
 
-    `level` is the level of isolation in the settings. `parts` maps enforced parts to evidence, `missing` the others.
+    Args:
+        level: The level of isolation in the settings.
+        parts: The evidence for each part of the isolation that is enforced, by name.
+        missing: For each part that is not enforced, what was found instead.
     """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Decode an isolation report: the evidence for each part, keyed by its name, and the `level` if the server sent it.
+    """Decode a report on how sessions are isolated from the host: return the evidence for each part, keyed by the part's name.
 
-    The evidence for a missing part begins with `NOT ENFORCED: `.
+    The evidence for a part that is not enforced begins with `NOT ENFORCED: `. The key `level` has the level in the settings, if it was
+    sent.
     """
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}
@@ -382,13 +403,13 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Encode a session's activity as JSON.
+    """Encode as JSON what a session does now: whether it is active, its memory, and the id of the execution that runs.
 
-    The last use is sent as `idle`, the seconds since then, because the clocks of client and server may differ.
+    `idle` is the number of seconds since its last use. A time could mislead, because the clocks of client and server may differ.
     """
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 
 def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """Return a copy of a session with the activity from `encode_live`."""
+    """Return a copy of a session's description, with what `encode_live` encoded: its activity, memory and running execution."""
     return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])

@@ -44,7 +44,7 @@ _LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
 
 
 def content_path(name: str) -> str:
-    """Return the path at which these versions serve a file's content: `files/NAME/content`."""
+    """Return the path of a file's content in api-version 2024-10-02-preview and later: `files/NAME/content`."""
     return f"files/{quote(name, safe='')}/content"
 
 
@@ -57,7 +57,7 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """Return the body of a request to run a cell."""
+    """Encode a request to run a cell."""
     body: dict[str, object] = {
         "codeInputType": "Inline",
         "executionType": "Asynchronous" if call.asynchronous else "Synchronous",
@@ -70,7 +70,10 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the execution that a response describes, with its result if it has finished. `id` and `identifier` are ignored."""
+    """Return the execution that a response describes, with its result if it has finished.
+
+    `id` and `identifier` are ignored, because the body has both. The dialect `nested` needs them.
+    """
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
     if rich := body.get(RICH_MEMBER):
@@ -82,7 +85,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_file(body: Body) -> RemoteFile:
-    """Return the file or folder that a body describes."""
+    """Decode the description of a file or folder."""
     directory = str(body.get("directory") or "")
     return RemoteFile(
         name=str(body["name"]),
@@ -95,22 +98,22 @@ def decode_file(body: Body) -> RemoteFile:
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the uploaded file. In these api-versions the response is the description of the file."""
+    """Decode the response to an upload. In api-version 2024-10-02-preview and later, it is the description of the file."""
     return decode_file(body)
 
 
 def decode_files(body: Body) -> list[RemoteFile]:
-    """Return the files of a listing."""
+    """Decode a listing: return the files and folders in it."""
     return [decode_file(file) for file in cast(list[Body], body["value"])]
 
 
 def decode_sessions(body: Body) -> list[SessionInfo]:
-    """Return the sessions in a page of `listSessions`."""
+    """Decode a page of the list of sessions (`listSessions`)."""
     return [decode_session(session) for session in cast(list[Body], body["sessions"])]
 
 
 def decode_session(body: Body) -> SessionInfo:
-    """Return the session that a body describes, with its current activity if the server sent that."""
+    """Decode the description of a session, with what the session does now if the server sent that (see `encode_live`)."""
     expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
     session = SessionInfo(
         session_id=str(body["identifier"]),
@@ -140,9 +143,9 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Encode an execution in Azure's form, with streams cut at `output_limit` characters.
+    """Encode an execution in Azure's form, with stdout and stderr cut at `output_limit` characters each.
 
-    If `rich` is true, send the extended result instead, which is not cut.
+    If `rich` is true, encode the result by `encode_rich` instead, which cuts nothing.
     """
     body: dict[str, object] = {
         "$id": "1",
@@ -189,9 +192,9 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """Encode the response to `metadata`: the Python version and the packages of sessions.
+    """Encode the response to a request for `metadata`: the Python version and the packages that every session has.
 
-    `since` is sent as the time of creation and of the last update.
+    `since` is sent as the time of creation and as that of the last update.
     """
     return {
         "runtimes": [{"name": "python", "version": python}],
@@ -217,7 +220,7 @@ _PAGE = 300  # sessions on a page, as in Azure
 
 
 def encode_managed_session(session: SessionInfo) -> dict[str, object]:
-    """Encode the description of a session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
+    """Encode the description of a session for the routes `.management/*`, which call the member `expireAt` `expiresAt`."""
     body = encode_session(session)
     body["expiresAt"] = body.pop("expireAt")
     return body
@@ -240,7 +243,7 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """Encode the last value of a cell in Azure's form: the first PNG image that the cell displayed, or else the value.
+    """Encode in Azure's form what a cell showed: its first PNG image, or else the value of its last expression.
 
     Finite numbers and booleans stay as they are, None becomes null, and others become text without quotes. "" means no value.
     """
@@ -255,9 +258,9 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Decode a cell's last value from Azure's form to its value, text and displays.
+    """Return the value, the text and the displays that a cell's result in Azure's form stands for.
 
-    An image becomes a display without value and text. null and "" mean that there is no value.
+    An image is returned as a display, without a value and a text. null and "" mean that there is no value.
     """
     match value:
         case None | "":
@@ -270,9 +273,9 @@ def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]
 
 
 def encode_stderr(result: CodeExecutionResult) -> str:
-    """Encode stderr in Azure's form.
+    """Return the stderr that Azure would send for a result.
 
-    If the interpreter died, or a timeout left no traceback, Azure's own message replaces the cell's stderr.
+    If the interpreter died, or the cell ran too long and left no traceback, that is Azure's own message, not what the cell wrote.
     """
     if result.error is None:
         return result.stderr
@@ -292,9 +295,10 @@ def decode_error(stderr: str) -> CodeError:
 
 
 def guess_state(stderr: str) -> State:
-    """Guess from stderr what a failed cell lost.
+    """Guess from the stderr of a failed cell what happened to the session's variables.
 
-    Azure has messages for a timeout, after which the state is unknown, and for a crash. Any other text means no loss.
+    Azure's message for a timeout gives the state `unknown: no reply`, and its message for a crash the state `lost`. Any other stderr means
+    that the variables were kept.
     """
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
@@ -306,7 +310,11 @@ def guess_state(stderr: str) -> State:
 def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
     """Decode a result from Azure's form.
 
-    `value` is the cell's last value. It is passed separately, because the member that holds it depends on the api-version.
+    Args:
+        content: The object that holds stdout, stderr and the duration.
+        value: The cell's last value. The name of its member depends on the api-version, so the caller reads it.
+        identifier: The identifier of the session.
+        success: Whether the cell succeeded. If not, the error is parsed from stderr.
     """
     stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
     plain, text, displays = decode_value(value)
@@ -350,9 +358,9 @@ def parse(content: bytes) -> object:
 
 
 def checked_object(body: object, least: str = "'code'") -> Body:
-    """Return a request's body if it is a JSON object that is not empty.
+    """Return a request's body unchanged if it is a JSON object with at least one member.
 
-    Raise MalformedBodyError if it is no object, and ProblemError if it is empty. Then the message names the required members, `least`.
+    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty; the message names the members in `least`.
     """
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
@@ -362,9 +370,10 @@ def checked_object(body: object, least: str = "'code'") -> Body:
 
 
 def decode_code(body: Body, name: str = "code") -> str:
-    """Return the source text in the member `name`, decoded if it is in base64. Raise ProblemError if it is missing or not valid.
+    """Return the source text in the member `name` of a request's body, decoded if it is in base64.
 
-    Blank text is valid and does nothing: AutoGen's executor sends two line ends after a restart.
+    Raise ProblemError if it is missing or not valid. Blank text is valid and does nothing: AutoGen's executor sends two line ends after a
+    restart.
     """
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
@@ -384,8 +393,9 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Return whether a request is asynchronous, its timeout in seconds, and the limit of each stream in characters.
+    """Parse what a request to run a cell says about its limits.
 
+    Return whether the request is asynchronous, the timeout in seconds or None, and how many characters of stdout and of stderr to send.
     Raise ProblemError if one of them is invalid.
     """
     asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
@@ -397,7 +407,10 @@ def decode_limits(body: Body) -> tuple[bool, float | None, int]:
 
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    """Return the member `name` in lower case, by default the first of `choices`. Raise ProblemError if it is not among `choices`."""
+    """Return the text in the member `name` of a body in lower case, or the first of `choices` if the member is absent.
+
+    Raise ProblemError if the text is not among `choices`.
+    """
     value = body.get(name)
     if value is None:
         return choices[0]
@@ -407,7 +420,10 @@ def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
 
 
 def number(body: Body, name: str, most: float) -> float | None:
-    """Return the number in the member `name`, or None if it is absent. Raise ProblemError unless it is above 0 and up to `most`."""
+    """Return the number in the member `name` of a body, or None if the member is absent.
+
+    Raise ProblemError unless the number is above 0 and at most `most`.
+    """
     value = body.get(name)
     if value is None:
         return None

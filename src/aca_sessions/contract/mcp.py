@@ -59,12 +59,12 @@ def encode_error(id: object, code: int, message: str) -> dict[str, object]:
 
 
 def encode_launched(identifier: str) -> dict[str, object]:
-    """Encode the result of a tool call that started a session."""
+    """Encode the result of the MCP tool that starts a session, with the new session's `identifier`."""
     return _encode_content({"environmentId": identifier}, f"environmentId: {identifier}")
 
 
 def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
-    """Encode the result of a tool call that ran code, or a shell command if `command` is true."""
+    """Encode the result of an MCP tool that ran Python code, or a shell command if `command` is true."""
     content: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
     content |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
     shown = (result.stdout, content["stderr"], None if command else result.text)
@@ -72,7 +72,7 @@ def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, objec
 
 
 def encode_refused(message: str) -> dict[str, object]:
-    """Encode the result of a tool call that was refused. The model reads the message."""
+    """Encode the result of a call of an MCP tool that was refused. `message` gives the reason, for the model to read."""
     return {"content": [{"type": "text", "text": message}], "isError": True}
 
 

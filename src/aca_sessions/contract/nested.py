@@ -20,7 +20,7 @@ DELETED: dict[str, object] | None = {"message": "file deleted successfully"}
 
 
 def content_path(name: str) -> str:
-    """Return the path at which these versions serve a file's content: `files/content/NAME`."""
+    """Return the path of a file's content in the api-versions before 2024-10-02-preview: `files/content/NAME`."""
     return f"files/content/{quote(name, safe='')}"
 
 
@@ -35,7 +35,7 @@ def content_named(path: str) -> str | None:
 def encode_call(call: ExecutionCall) -> dict[str, object]:
     """Encode a request to run a cell.
 
-    `asynchronous` and `output_limit` are left out, because these versions do not have them.
+    Ignore `call.asynchronous` and `call.output_limit`, because the api-versions before 2024-10-02-preview have no such options.
     """
     properties: dict[str, object] = {"codeInputType": "inline", "executionType": "synchronous", "code": call.code}
     if call.timeout is not None:
@@ -44,7 +44,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the finished execution that a response describes. The body has no ids, so `id` and `identifier` are used."""
+    """Decode a finished execution. `id` and `identifier` become those of the execution, because the body has no ids."""
     properties = cast(Body, body["properties"])
     success = properties["status"] == "Success"
     if rich := body.get(RICH_MEMBER):
@@ -55,12 +55,12 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the uploaded file. In these api-versions the response is a listing of that one file."""
+    """Decode the response to an upload. In the api-versions before 2024-10-02-preview, it is a listing of that one file."""
     return decode_files(body)[0]
 
 
 def decode_files(body: Body) -> list[RemoteFile]:
-    """Return the files of a listing."""
+    """Decode a listing: return the files in it."""
     return [_decode_file(cast(Body, file["properties"])) for file in cast(list[Body], body["value"])]
 
 
@@ -76,7 +76,10 @@ def _decode_file(properties: Body) -> RemoteFile:
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
-    """Parse a request to run a cell. Raise ProblemError if the body is invalid. `lenient` has no effect."""
+    """Parse a request to run a cell. Raise ProblemError if the body is invalid.
+
+    `lenient` has no effect. In the dialect `flat` it allows the `properties` envelope, which is always required here.
+    """
     del lenient
     properties = _properties(body, "'code'")
     choice(properties, "executionType", ("synchronous",))
@@ -86,7 +89,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 def _properties(body: object, least: str) -> Body:
     """Return the object `properties` of a request's body.
 
-    If the object is missing, raise ProblemError, which names the members that the object must have, `least`.
+    Raise ProblemError if there is no such object. The message names the members that it must have, which are given in `least`.
     """
     properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
     if not isinstance(properties, Mapping):
@@ -96,9 +99,9 @@ def _properties(body: object, least: str) -> Body:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Encode a finished execution in Azure's form, with streams cut at `output_limit` characters.
+    """Encode a finished execution in Azure's form, with stdout and stderr cut at `output_limit` characters each.
 
-    If `rich` is true, send the extended result instead, which is not cut.
+    If `rich` is true, encode the result by `encode_rich` instead, which cuts nothing.
     """
     result = execution.result or CodeExecutionResult()
     if rich:
@@ -107,7 +110,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
 
 
 def _encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
-    """Encode the members of a result that are the same in these versions and in the private preview."""
+    """Encode the members of a result that have the same names in Azure's private preview and in the two api-versions after it."""
     return {
         "status": _status(result),
         "stdout": result.stdout[:output_limit],
@@ -127,12 +130,12 @@ def encode_upload(file: RemoteFile) -> dict[str, object]:
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """Encode the description of a file: in these versions, a listing of that one file."""
+    """Encode the description of a file, which is a listing of that one file before api-version 2024-10-02-preview."""
     return encode_files([file])
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Encode a listing of files in `value`, with a `properties` envelope for each file."""
+    """Encode a listing of files: the member `value` is a list with a `properties` envelope for each file."""
     shown = [{"filename": file.name, "size": file.size, "lastModifiedTime": encode_time(file.modified)} for file in files]
     entries = [{"$id": str(2 * n + 2), "properties": {"$id": str(2 * n + 3), **properties}} for n, properties in enumerate(shown)]
     return {"$id": "1", "value": entries}
@@ -142,9 +145,9 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 
 
 def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
-    """Parse a request of the private preview: return the execution, and the session identifier or None.
+    """Parse a request to run a cell, in the format of Azure's private preview. Raise ProblemError if the body is invalid.
 
-    Raise ProblemError if the body is invalid.
+    Return the request, and the identifier of the session if the body has one.
     """
     properties = _properties(body, "'pythonCode'")
     identifier = properties.get("identifier")
@@ -154,11 +157,14 @@ def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
 
 
 def encode_legacy_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """Encode a finished execution as the private preview does: the members of the result without an envelope."""
+    """Encode a finished execution as Azure's private preview does: the members of the result without an envelope."""
     return {"$id": "1", **_encode_properties(execution.result or CodeExecutionResult(), output_limit)}
 
 
 def encode_legacy_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Encode a listing of files as the private preview does: in `$values`, with `last_modified_time` and no `properties`."""
+    """Encode a listing of files as Azure's private preview does.
+
+    The list is in `$values`. Each file has `last_modified_time` and no `properties` envelope.
+    """
     shown = [{"filename": file.name, "size": file.size, "last_modified_time": encode_time(file.modified)} for file in files]
     return {"$values": [{"$id": str(n + 1), **file} for n, file in enumerate(shown)]}

@@ -117,7 +117,7 @@ def encode_problem(problem: ProblemError) -> dict[str, object]:
 
 
 def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exception:
-    """Return the exception to raise for an error response.
+    """Convert an error response of the service to an exception of this package and return it. The caller raises it.
 
     `body` is parsed JSON, or None if the response has no JSON. `headers` have lower-case names.
     """
@@ -158,7 +158,10 @@ def _code_and_message(body: object) -> tuple[str, str]:
 
 
 def _validation_message(content: Mapping[str, object]) -> str | None:
-    """Return the message of an application/problem+json body: its errors, or else its title, or None if it has neither."""
+    """Return the message of an error response in the format application/problem+json, or None if it has no message.
+
+    The message consists of the response's errors. If there are none, it is the title.
+    """
     errors = content.get("errors")
     lines = [str(line) for of_key in errors.values() if isinstance(of_key, list) for line in of_key] if isinstance(errors, Mapping) else []
     title = content.get("title")
@@ -190,5 +193,5 @@ def type_name(value: object) -> str:
 
 
 def invalid(message: str) -> ProblemError:
-    """Create the error (400) for a request that does not fit the API. The caller raises it."""
+    """Return the error (400) for a request with an invalid body or parameter. The caller raises it."""
     return ProblemError(400, "SessionRequestValidationFailed", message)

@@ -25,7 +25,7 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
 
 
 def decode_command(body: Mapping[str, object]) -> Command:
-    """Return the command that a body requests: a line for the shell, or a program with its arguments.
+    """Return the command of a request's body: a line for the shell, or a program with its arguments.
 
     Raise ProblemError for any other body.
     """
@@ -45,7 +45,7 @@ def decode_command(body: Mapping[str, object]) -> Command:
 
 
 def exit_code(result: CodeExecutionResult) -> str:
-    """Return the exit code of a command as text, or "-1" if the command did not end by itself."""
+    """Return a command's exit code as text, or "-1" if the result has an error instead, as after a timeout."""
     return _NO_EXIT_CODE if result.error is not None else str(result.value)
 
 

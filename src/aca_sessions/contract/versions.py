@@ -1,4 +1,7 @@
-"""List the api-versions with their dialects and features. No other module compares versions."""
+"""List Azure's api-versions, with the dialect (paths and bodies) and the features of each.
+
+Other modules look a version up here and do not compare versions.
+"""
 
 import re
 from dataclasses import dataclass
