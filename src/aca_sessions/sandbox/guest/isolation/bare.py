@@ -224,7 +224,7 @@ class Bare:
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
-        """Make this process the first of a session: change to the session's uid, if it has one, and adopt orphaned processes."""
+        """Make this process a session's first process: change to the session's uid, if it has one, and adopt orphaned processes."""
         uid = self._uid(spawn.owner)
         if uid:
             syscalls.drop_bounding_set()

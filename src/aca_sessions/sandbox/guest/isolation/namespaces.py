@@ -81,7 +81,7 @@ class Namespaced:
         return pid
 
     def enter(self, spawn: Spawn) -> None:
-        """Move this process, the first of a session, into the session's namespaces."""
+        """Move this process, a session's first process, into the session's namespaces."""
         confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:

@@ -27,7 +27,7 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
     """Run a program and return its result, whose value is the exit code.
 
-    An interrupt kills the program's process group. The error of the result is then KeyboardInterrupt.
+    `send` sends a message to the host. An interrupt kills the program's process group. The error of the result is then KeyboardInterrupt.
     """
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")

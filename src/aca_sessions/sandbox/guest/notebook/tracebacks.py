@@ -1,4 +1,4 @@
-"""Format tracebacks of the user's code: name cells, shorten, and leave out the frames of IPython and of this package."""
+"""Format tracebacks of the user's code: name the cells, shorten long tracebacks, and leave out frames of IPython and this package."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class NotShownError(Exception):
 def shorten(formatting: Any) -> None:
     """Change IPython's formatter `formatting` so that it leaves out frames of long tracebacks and errors of long chains.
 
-    Each repeated line keeps its first two calls and its last one. If more than 40 frames are left, only the first 20 and the last 20 stay.
-    Errors are left out in the middle of a chain. `formatting.chained` counts the errors of the current chain, and must be set to 0 before
-    each traceback.
+    Of the frames at one line, the first two and the last one are kept. If more than 40 frames are left, only the first 20 and the last 20
+    stay. Errors are left out in the middle of a chain. `formatting.chained` counts the errors of the current chain, and must be set to 0
+    before each traceback.
     """
     records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
 
