@@ -137,8 +137,8 @@ class Exchange:
     async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell within `timeout` seconds, by default 100. Cancelling the call interrupts the cell.
 
-        The time in which the cell only waits for the host does not count, up to an hour in total. Processor time of the cell's process
-        counts even then.
+        `calls` answers the cell's host calls. The time in which the cell only waits for the host does not count, up to an hour in total.
+        Processor time of the cell's process counts even then.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
