@@ -199,7 +199,7 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, how: int) -> int | None:
-        """Lock the label of a set with flock(2), and return the descriptor.
+        """Lock the label of a set with flock(2), and return the descriptor. `how` is the operation, such as LOCK_SH.
 
         Return None if there is no label, or if `how` has LOCK_NB and another descriptor holds the lock.
         """

@@ -90,7 +90,10 @@ def explained(output: str) -> PackageError:
 
 
 def progress(line: str) -> str | None:
-    """Return a line of pip's output, without folders of this host, if it reports progress and has no address. Otherwise return None."""
+    """Return a line of pip's output for users, without folders of this host. Return None if it must not or need not be shown.
+
+    That is the case if the line does not report progress, or if it has an address.
+    """
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
     return _FOLDERS.sub("", line.strip())
@@ -187,7 +190,7 @@ class Resolver:
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
         """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        `folder` must be empty. `requirements` are in canonical spelling. `tell` is called with each line of progress.
+        `folder` is an empty folder to work in. `requirements` are in canonical spelling. `tell` is called with each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))

@@ -165,7 +165,7 @@ class SessionPackages:
 
     @property
     def paths(self) -> list[str]:
-        """Return the folders from which the interpreters import installed packages."""
+        """Return the folders from which the session's interpreters import the packages installed in the session."""
         return [held.path for held in self._sets]
 
     @property
