@@ -386,7 +386,7 @@ def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str,
     Args:
         level: The level of isolation in the settings.
         parts: The evidence for each part of the isolation that is enforced, by name.
-        missing: For each part that is not enforced, what was found instead.
+        missing: The evidence for each part that is not enforced, by name.
     """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 

@@ -31,7 +31,10 @@ from .sessions import Sessions
 
 
 def check_is_alone() -> None:
-    """Raise ConfigurationError if WEB_CONCURRENCY or `--workers` of uvicorn or gunicorn makes this process one of several workers."""
+    """Raise ConfigurationError if this process is one of several workers, because each would have sessions of its own.
+
+    The number of workers is in WEB_CONCURRENCY, or in the option `--workers` of uvicorn or gunicorn.
+    """
     asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
     for name, count in asked.items():
         if count.isdecimal() and int(count) > 1:
@@ -42,9 +45,10 @@ def check_is_alone() -> None:
 
 
 def _workers(command: list[str]) -> str:
-    """Return the number of workers in a command line, or "" if it names none or this process is not a worker.
+    """Return the number of workers in the command line of a process that uvicorn or gunicorn started as a worker.
 
-    A worker has the command line of its parent, because gunicorn forks workers and uvicorn spawns them with the same arguments.
+    Return "" if the command line has no number, or this process is no such worker. A worker has the command line of its parent, because
+    gunicorn forks workers and uvicorn spawns them with the same arguments.
     """
     program = Path(command[0]).parts[-2:] if command else ()
     if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):
@@ -59,7 +63,7 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """The ASGI application of one server. The caller that created `sessions` must close them."""
+    """The ASGI application of one server. Closing `sessions` is up to the caller that created it."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -82,16 +86,19 @@ class Service:
         await self._app(scope, receive, send)
 
     def take_no_more(self) -> None:
-        """Refuse new sessions from now on. Existing sessions are still served."""
+        """Refuse requests that would open a new session, from now on. Existing sessions are still served."""
         self._sessions.draining = True
 
     @property
     def has_sessions(self) -> bool:
-        """Return whether there are any sessions."""
+        """Return whether the server has any sessions now."""
         return len(self._sessions) > 0
 
     async def drain(self, within: float) -> None:
-        """Let running cells finish for at most `within` seconds, then end all sessions. The results of unfinished cells give the reason."""
+        """Wait until running cells have ended, at most `within` seconds, then end all sessions.
+
+        If a cell has not ended by then, its result gives the reason why it was cut short.
+        """
         self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()

@@ -28,7 +28,7 @@ class CellRoutes:
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes: Azure's, and the extensions if they are offered."""
+        """Return the routes of cells: those of Azure's API, and the extensions if the server offers them."""
         routes: Routes = [
             ("executions", "POST", self.execute),
             ("code/execute", "POST", self.execute),
@@ -46,7 +46,7 @@ class CellRoutes:
         return routes
 
     async def execute(self, request: Request) -> Response:
-        """Run a cell and return its execution. Wait until the cell has ended, unless the call is asynchronous."""
+        """Run a cell and return its execution. Wait until the cell has ended, unless the request is asynchronous."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         body = await read_json(request, self._hosting.max_request)
@@ -75,7 +75,10 @@ class CellRoutes:
         return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt an execution, or keep it from starting. Respond without waiting for its end; its result then shows the effect."""
+        """Interrupt the cell of an execution, or keep the cell from starting.
+
+        Respond at once. The execution's result, which comes later, shows whether the interrupt stopped the cell.
+        """
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
@@ -89,7 +92,10 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """End a session's interpreter, processes and checkpoints, but keep its files. Return the new position in the session's ledger."""
+        """End a session's interpreter, processes and checkpoints, but keep its files.
+
+        Return the position of the entry for this reset in the session's ledger, the list of what happened to it.
+        """
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
@@ -108,7 +114,7 @@ class CellRoutes:
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     async def events(self, request: Request) -> Response:
-        """Return a cell's events with a higher number than the query's `after`, and its result if there is one.
+        """Return a cell's events after the event whose number is the query's `after`, and the cell's result if it has ended.
 
         If there is no such event yet, wait for one, at most the query's `wait` seconds.
         """
@@ -117,7 +123,10 @@ class CellRoutes:
         return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))
 
     async def reply(self, request: Request) -> Response:
-        """Send the caller's reply to a question of a cell. If the query has `after`, respond as `events` does."""
+        """Pass the caller's reply on to a cell that waits for it, in `input()` or in a call of a host's tool.
+
+        If the query has `after`, respond as `events` does. Otherwise the response is empty.
+        """
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
@@ -145,9 +154,9 @@ class CellRoutes:
         return response
 
     def _encode(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
-        """Return the body of a response about an execution, in the format of an api-version or of shell pools.
+        """Encode an execution as the body of a response, in the format of an api-version or of shell pools.
 
-        Count the execution's result as fetched.
+        If the execution has a result, count the result as fetched, so that it may be dropped earlier than others.
         """
         fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
         if execution.call.command is not None:

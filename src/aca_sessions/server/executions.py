@@ -32,7 +32,7 @@ _EACH = 64
 
 
 class Events:
-    """The numbered events of one execution. A reader passes the number of the last event that it has, and gets those after it."""
+    """The numbered events of one execution. A reader gives the number of the last event that it has, and gets the events after it."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -46,9 +46,10 @@ class Events:
         self.closed = False
 
     def add(self, event: Event) -> None:
-        """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
+        """Add an event. Drop the oldest events if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        If the latest event is unread and of the same stream, join the text to it. If a display of the same name is unread, replace it.
+        If the latest event is of the same stream and no reader has it yet, append the text to that event. If an event with a display of the
+        same name has not been read yet, replace that event.
         """
         place = self._place_of(event)
         if place is None:
@@ -73,10 +74,11 @@ class Events:
         self._changed.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
-        """Return the events after `number`, and the number of the latest event. If there are none yet, wait at most `within` seconds.
+        """Return the events after event number `number`, and the number of the latest event.
 
-        If output after `number` was dropped, an event `skipped` comes first and its text tells how much. Then come questions that were
-        dropped before they were read, because the cell waits for replies to them.
+        If there are no such events yet, wait for one, at most `within` seconds. If some were dropped before they were read, the list begins
+        with an event `skipped`, whose text tells how much output is missing. Next come dropped questions of the cell (`input()`, host
+        calls) that no reader has got yet, because the cell waits for replies to them.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -98,7 +100,7 @@ class Events:
         return self._first + len(self._events) - 1
 
     def _place_of(self, event: Event) -> int | None:
-        """Return the index in `_events` of the unread event that `event` continues or replaces, or None."""
+        """Return the index in `_events` of the unread event that `event` continues or replaces. Return None if there is none."""
         number = self._named.get(_name_of(event) or "")
         if number is None and self._events and _continues(self._events[-1], event):
             number = self._last
@@ -151,7 +153,10 @@ Answer = TypeVar("Answer")
 
 
 class RunningExecution:
-    """One execution, from the moment its request is accepted. `start` and `end` are the ledger's positions before and after its cell."""
+    """One execution, from the moment its request is accepted.
+
+    `start` and `end` are the positions in the session's ledger (the list of what happened to the session) before and after the cell.
+    """
 
     def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
@@ -171,10 +176,11 @@ class RunningExecution:
         self._position = session.ledger.fetched
 
     def fetch(self, since: str | None = None) -> Execution:
-        """Return the execution as it is now, for a response to a caller. If it has a result, count the result as fetched.
+        """Return the execution as it is now, to send it to a caller. If it has a result, count the result as fetched.
 
-        The result's state covers what happened since `since`, the ledger position that the caller has. If that is None, it covers what
-        happened since the latest result that was fetched before this execution was accepted, so that each loss is reported once.
+        The result's state reports what happened to the session after `since`, the position in the ledger up to which the caller knows it.
+        If the caller sent no position, the state reports what happened since the last result that was fetched before this execution was
+        accepted. So each loss is reported once.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -190,7 +196,8 @@ class RunningExecution:
     def finish(self, result: CodeExecutionResult) -> None:
         """Store the result and wake the callers that wait for it.
 
-        Set the result's state to the ledger's changes since `start`, unless the state is NO_REPLY.
+        Set the result's state to what happened to the session since the cell began, as its ledger records it. Keep the state NO_REPLY,
+        which means that this is not known.
         """
         ledger = self.session.ledger
         self.end = ledger.position
@@ -207,7 +214,7 @@ class RunningExecution:
 
 
 class Executions:
-    """The executions of one session. They run one at a time, in the order of their requests. Old or large results are dropped."""
+    """The executions of one session. They run one at a time, in the order of their requests. Old and large results are dropped."""
 
     def __init__(self, session: "HostedSession", default_timeout: float, *, journal: Journal) -> None:
         self._session = session
@@ -233,10 +240,10 @@ class Executions:
         return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell and return its execution, which runs in the background when its turn comes. If `cancelled`, it never runs.
+        """Accept a cell and return its execution, which runs in the background when its turn comes. If `cancelled` is true, it never runs.
 
-        A known id starts nothing, so that no cell runs twice: return the id's execution, or raise ProblemError (410) if its result was
-        dropped.
+        If there was an execution with this id already, start nothing, so that no cell runs twice. Then return that execution, or raise
+        ProblemError (410) if its result was dropped.
         """
         if id in self._known or id in self._forgotten:
             return self.find(id)
@@ -245,7 +252,7 @@ class Executions:
         return execution
 
     def find(self, id: str) -> RunningExecution:
-        """Return the execution with an id. Raise ProblemError: 410 if its result is not kept any more, 404 if the id is unknown."""
+        """Return the execution with the given id. Raise ProblemError: 410 if its result was dropped, 404 if the id is unknown."""
         if id in self._forgotten:
             said = "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id"
             raise ProblemError(410, "ExecutionResultGone", said)
@@ -255,31 +262,43 @@ class Executions:
         return execution
 
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupt the cell of an execution, or keep it from starting; the result shows what happened. Do nothing if it has ended."""
+        """Interrupt the cell of an execution, or keep the cell from starting. Do nothing if the cell has ended.
+
+        The execution's result shows whether the cell was stopped.
+        """
         execution.cancelled.set()
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Reply to question `number` of a cell; None means no answer. Raise ProblemError (409) if the question is not open."""
+        """Send a reply to a cell that waits for one, in `input()` or in a host call. Raise ProblemError (409) if it does not wait any more.
+
+        Args:
+            execution: The execution of the cell.
+            number: The number of the `input()` or of the host call, from its event.
+            text: The reply, or None if the caller has none.
+        """
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
             raise ProblemError(409, "QuestionNotOpen", said)
 
     async def finish(self) -> None:
-        """Wait until all executions have their results."""
+        """Wait until all executions of the session have their results."""
         await self._tasks.finish()
 
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Call `act` with the sandbox while no cell runs, in the order of requests, and return its result.
+        """Wait until no cell runs, call `act` with the session's sandbox and return the result of `act`.
 
-        If the caller is cancelled, the call of `act` continues.
+        Cells and these calls run one at a time, in the order of their requests. If the caller is cancelled, the call of `act` continues.
         """
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Schedule a call of `act` as `in_turn` does it, but do not wait. For callers that were cancelled."""
+        """Schedule `act` to be called with the session's sandbox when no cell runs, and return without waiting.
+
+        Use this instead of `in_turn` after a caller was cancelled, because it could not wait.
+        """
         self._tasks.start(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
@@ -304,7 +323,10 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Record a finished execution in metrics and audit log, with all losses since the previous one. Drop old or large results."""
+        """Record a finished execution in the metrics and the audit log, and drop old or large results of the session.
+
+        The recorded state includes losses that happened between the previous execution and this one.
+        """
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:
@@ -323,15 +345,18 @@ class Executions:
         self._kept_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
-        """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if it was dropped already."""
+        """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if the result was dropped already."""
         if execution.id in self._known:
             self._fetched += 1
             self._fetched_size += execution.size
 
     def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the oldest finished result if `oldest` is true, else the largest, and remember its id.
+        """Drop the result of one ended execution and remember the execution's id.
 
-        If `fetched` is true, choose among fetched results only. Never drop `latest`, because its response may still get lost.
+        Args:
+            latest: The execution that ended last. It is never dropped, because its response may still get lost.
+            fetched: Whether to choose only among results that were fetched.
+            oldest: Whether to drop the oldest result, instead of the largest.
         """
         kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
@@ -370,7 +395,10 @@ class Executions:
         return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
-        """Start an interpreter and return its sandbox. If the fork server died before the session had state, use a new sandbox."""
+        """Start the session's interpreter and return the sandbox in which it runs.
+
+        If the fork server died before the session had anything to lose, such as variables or files, continue in a new sandbox.
+        """
         started = time.perf_counter()
         try:
             await sandbox.interpreter()

@@ -43,7 +43,7 @@ class FileRoutes:
         self._downloads = Downloads()
 
     def table(self) -> Routes:
-        """Return the routes, which are all Azure's."""
+        """Return the routes of files. All of them are part of Azure's API."""
         return [
             ("files", "GET", self.list_files),
             ("files", "POST", self.upload_file),
@@ -70,7 +70,10 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or its description. They share a route, because the path of contents differs between api-versions."""
+        """Return a file's content or its description, depending on the path.
+
+        Both have one route, because older api-versions serve contents at `files/content/NAME` and later ones at `files/NAME/content`.
+        """
         version, _ = addressed(request, plain=self._hosting.plain)
         path = request.path_params["name"]
         content = version.dialect.content_named(path)
@@ -103,7 +106,7 @@ class FileRoutes:
         return await self._download(request, request.query_params.get("filename", ""))
 
     async def _download(self, request: Request, path: str) -> Response:
-        """Return a file's content, or the requested range of it.
+        """Return a file's content, or the part that the request's Range header names.
 
         A server without extensions (`plain`) ignores Range, If-Range and If-Match.
         """
@@ -136,7 +139,10 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Yield a session's files, and the folder that the query's `path` names. The session is in use during the `with` block."""
+        """Yield the files of the session that the request names, and the folder in the query's `path`.
+
+        The session is in use during the `with` block.
+        """
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -149,7 +155,10 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Yield a session's files, and the folder and name that `path` stands for. The folder is relative to the query's `path`."""
+        """Yield the files of the session that the request names, and the folder and the name of the file at `path`.
+
+        `path` is relative to the query's `path`.
+        """
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(path)
@@ -184,9 +193,9 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 
 @asynccontextmanager
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
-    """Parse a request's form and yield it for a `with` block. starlette keeps a large file in this host's temporary folder.
+    """Parse a request's form and yield it for a `with` block. starlette keeps a large file in the host's temporary folder.
 
-    An error about that folder names the host as the place, so that users do not look for the cause in the session.
+    If the host's disk is full, or the folder cannot be written, the error says that the fault is the host's and not the session's.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -212,10 +221,10 @@ def _host_problem(error: OSError) -> ProblemError:
 
 
 async def _labelled(request: Request) -> Request:
-    """Return the request with a correct content type: that of a form if its body begins like a form, and otherwise none.
+    """Return the request with a content type that fits its body: that of a form if the body begins like a form, otherwise none.
 
-    Leave a request alone that is labelled as a form. Other labels cannot be trusted, because Semantic Kernel's tool labels its forms as
-    JSON once it has run a cell.
+    Keep a content type that is that of a form. Others cannot be trusted, because Semantic Kernel's tool sends its forms as JSON once it has
+    run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -236,9 +245,10 @@ async def _labelled(request: Request) -> Request:
 
 
 def _limited(request: Request, most: int, shown: int) -> Request:
-    """Return the request with a limit of `most` bytes on its body. A larger body raises ProblemError (413).
+    """Return the request with a limit on its body: reading more than `most` bytes raises ProblemError (413).
 
-    The error names `shown` as the limit. Received bytes are counted too, because a client can send more than it announced.
+    `shown` is the limit that the error names, for the file without the rest of the form. The received bytes are counted too, because a
+    client can send more than its Content-Length.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -268,8 +278,9 @@ class Download:
 class Downloads:
     """A reader of file parts for all downloads of a server. It limits how many large parts are held in memory.
 
-    A part of up to 8 MiB is read as a whole before its headers are sent, so that their entity tag fits the content. Larger parts are read
-    while they are sent, to spare memory. So are parts over 256 KiB while 8 others of that size are held.
+    A part of up to 8 MiB is read as a whole before the headers are sent, so that the entity tag in the headers fits the content. Larger
+    parts are read while they are sent, to spare memory. If 8 parts of more than 256 KiB are held in memory, further parts of that size are
+    read while they are sent, too.
     """
 
     def __init__(self) -> None:

@@ -14,11 +14,11 @@ from ..hosting import KNOWS_KEY, METRICS_PATH, Hosting
 
 
 class Guard:
-    """An ASGI middleware that passes on only requests which name an allowed host and have the key.
+    """An ASGI middleware that passes on only those requests that name an allowed host and have the key.
 
     Host is checked because a page in a browser can point its own host name at this server's address (DNS rebinding); the browser then sends
     that name as Host. Origin is checked because a page can also use this server's real name; the browser then sends the page's own host as
-    Origin. starlette's TrustedHostMiddleware does not check Origin and answers 400 in plain text.
+    Origin. starlette's TrustedHostMiddleware does not check Origin, and responds with 400 in plain text.
     """
 
     def __init__(

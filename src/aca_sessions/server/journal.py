@@ -24,7 +24,10 @@ _OTHERS = 0o077
 
 
 class AuditLog:
-    """A file with one JSON object on each line, which only its owner can read. If it is moved away to rotate it, a new one is opened."""
+    """A file with one JSON object on each line, which only its owner can read.
+
+    If the file is moved away (log rotation), the next line goes to a new file at the path.
+    """
 
     def __init__(self, path: str) -> None:
         """Open the file, or create it. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
@@ -42,9 +45,10 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Append an event with the current time. Failed writes raise nothing: their number is in `lost_before` of the next event.
+        """Append an event with the current time and the given fields.
 
-        Of failures in a row, only the first is logged.
+        If the file cannot be written, raise nothing: the next event that is written has the number of lost events in `lost_before`. Of
+        several failures in a row, only the first goes to the server's own log.
         """
         if self._lost:
             fields["lost_before"] = self._lost
@@ -128,11 +132,11 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """Write to the audit log a successful request that is not a cell, such as an upload: its fields and its duration in seconds."""
+        """Write to the audit log a successful request that ran no cell, such as an upload: its fields and its duration in seconds."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Record a refused request: count it if a limit refused it, and write it to the audit log.
+        """Record a refused request: count it in the metrics if a limit refused it, and write it to the audit log.
 
         At most 20 refusals a second are written. The next one that is written tells how many were left out.
 
@@ -169,5 +173,8 @@ class Journal:
 
 
 def _fingerprint(key: str) -> str:
-    """Return a fingerprint of a key for the log. scrypt is slow, so a reader of the log cannot find a weak key by trying many."""
+    """Return a fingerprint of an API key for the audit log.
+
+    scrypt is slow, so that a reader of the log cannot find a weak key by trying many.
+    """
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

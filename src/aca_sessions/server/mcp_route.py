@@ -27,7 +27,7 @@ class McpRoute:
         self._most = hosting.max_request
 
     def table(self) -> Routes:
-        """Return the only route: POST of the MCP endpoint."""
+        """Return the only route of the MCP endpoint, which is a POST."""
         return [(mcp.PATH, "POST", self.answer)]
 
     async def answer(self, request: Request) -> Response:
@@ -84,9 +84,9 @@ class McpRoute:
         return mcp.encode_launched(session.identifier)
 
     async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
-        """Run a cell or command in an existing session, and return its result for MCP. Raise ProblemError if there is no such session.
+        """Run a cell or command in the existing session that `arguments` name, and return its result for MCP.
 
-        A new session would hide from the model that the one it means has ended.
+        Raise ProblemError if there is no such session. A new session in its place would hide from the model that the session has ended.
         """
         identifier = checked_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)

@@ -41,7 +41,10 @@ _HEADERS = {
 
 
 def page_routes() -> Routes:
-    """Return the routes: the page at the root, and below playground/ its other files and the code that it runs in sessions."""
+    """Return the routes of the playground: the page at the root, and below playground/ its scripts, styles and snippets.
+
+    A snippet is code that the page runs in a session.
+    """
     folder = files(__package__) / "playground"
     parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _type(part.name)}
     parts |= {f"playground/snippets/{name}.py": source_of(name).encode() for name in _SNIPPETS}

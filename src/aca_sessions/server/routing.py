@@ -53,7 +53,7 @@ _BY_ERRNO = {
 
 
 def problem_of(error: Exception) -> ProblemError:
-    """Convert an exception that a handler raised to a ProblemError, from which the response is made. Unexpected ones become a 500."""
+    """Convert an exception that a handler raised to the ProblemError that is sent to the client. Unexpected exceptions become a 500."""
     match error:
         case ProblemError():
             return error
@@ -80,9 +80,9 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
-    """Return the api-version and session identifier of a query. Raise ProblemError (400) if one is invalid.
+    """Return the api-version and the session identifier in a request's query. Raise ProblemError (400) if one is invalid.
 
-    If `plain` is true, check the identifier as strictly as Azure does.
+    If `plain` is true, accept only identifiers that Azure accepts.
     """
     version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
@@ -90,7 +90,10 @@ def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
 
 
 def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *, name: str = "identifier") -> str:
-    """Return an identifier unchanged. Raise ProblemError (400) if `allowed` does not match all of it."""
+    """Return a session identifier unchanged. Raise ProblemError (400) unless it matches the regular expression `allowed` as a whole.
+
+    `name` is the name of the parameter, for the error's message.
+    """
     if not allowed.fullmatch(identifier):
         # The length and not the identifier, which is a secret.
         got = f"other text of {len(identifier)} characters" if identifier else "nothing"
@@ -102,16 +105,17 @@ def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *
 
 
 def check_has_sessions(request: Request) -> None:
-    """Raise ProblemError (404) if the api-version is one of the earlier ones, which have no requests about sessions."""
+    """Raise ProblemError (404) if the request's api-version is too early to have requests about sessions."""
     version = VERSIONS[request.query_params.get("api-version", "")]
     if not version.has_sessions:
         raise ProblemError(404, "NotFound", f"{version.name} has no requests about sessions: use 2025-02-02-preview or later")
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Raise ProblemError (404) unless the request's path ends in `path`, where its api-version has this request.
+    """Raise ProblemError (404) unless the request's path ends in `path`, the path that its api-version has for this request.
 
-    Other api-versions have it at another path. If `whole` is false, the request's path must continue after `path`.
+    Other api-versions have other paths, which the server routes to the same handler. If `whole` is false, the request's path must continue
+    after `path`.
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
@@ -119,7 +123,10 @@ def check_route(request: Request, path: str, *, whole: bool = True) -> None:
 
 
 def skip_of(request: Request) -> int:
-    """Return the query's `skip`: the index at which a page begins, by default 0. Raise ProblemError (400) if it is not a number."""
+    """Return the query's `skip`: how many sessions come before a page of a list, by default 0.
+
+    Raise ProblemError (400) if it is not a number.
+    """
     skip = request.query_params.get("skip", "0")
     if not _SKIP.fullmatch(skip):
         said = f"'skip' must be a whole number of at most 9 digits, got {skip!r:.80}"
@@ -128,14 +135,21 @@ def skip_of(request: Request) -> int:
 
 
 def check_version(request: Request, version: str) -> None:
-    """Raise ProblemError (412) if the request has an If-Match without the entity tag `version`. A weak tag never matches."""
+    """Raise ProblemError (412) if the request has an If-Match header without the entity tag `version` of the file.
+
+    A weak entity tag never matches.
+    """
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Return whether to send the whole file, because If-Range says that the client's part is of another version of the file."""
+    """Return whether to send the whole file instead of the requested part.
+
+    This is so if the request's If-Range header does not have the entity tag `version`: the parts that the client has are of an older
+    version.
+    """
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 
@@ -145,10 +159,10 @@ def _matches(wanted: str, version: str) -> bool:
 
 
 def range_of(request: Request) -> tuple[int, int | None]:
-    """Return the first byte and the number of bytes of the requested part of a file. The number is None for all up to the end.
+    """Return the first byte and the number of bytes of the part of a file that a request's Range header names.
 
-    Return (0, None), the whole file, if there is no Range header, or it has another unit than bytes, several ranges or a suffix (RFC 9110,
-    14.2).
+    The number is None if the part extends to the end of the file. Return (0, None), the whole file, if there is no Range header, or it has
+    another unit than bytes, several ranges or a suffix (RFC 9110, 14.2).
     """
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if not wanted:
@@ -158,7 +172,7 @@ def range_of(request: Request) -> tuple[int, int | None]:
 
 
 async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
-    """Return the parsed JSON of a request's body. `default` is parsed in place of an empty body.
+    """Return the parsed JSON of a request's body. If the body is empty, parse `default` instead.
 
     Raise ProblemError: 400 if the body is not JSON, 413 if its Content-Length or the body itself exceeds `most` bytes.
     """
@@ -188,9 +202,10 @@ _access = logging.getLogger("aca_sessions.access")
 
 
 def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
-    """Build starlette's route for a handler. Exceptions of the handler become error responses, which the journal records.
+    """Build starlette's route for a handler of requests.
 
-    Each response gets `headers`, and Azure's headers about the session that the handler stored in `request.state.session`.
+    If the handler raises an exception, send an error response and record it in the journal. Add `headers` to each response. If the handler
+    stored a session in `request.state.session`, add Azure's headers about it.
     """
 
     path, method, handler = route
@@ -226,7 +241,10 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
 
 def note(request: Request, event: str, **fields: object) -> None:
-    """Attach an event to a successful request. The journal records the event when the response is made."""
+    """Store what a handler did with a session, for the audit log. It is written only if the request succeeds.
+
+    `event` is the name in the log, such as `upload`; `fields` are further values.
+    """
     request.state.noted = (event, fields)
 
 

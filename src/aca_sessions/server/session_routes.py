@@ -22,14 +22,17 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class SessionRoutes:
-    """The handlers that describe, list and end the sessions of one server. Such requests do not restart a session's cool-down."""
+    """The handlers that describe, list and end the sessions of one server. These requests do not restart a session's cool-down."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes: Azure's, the health check, and the isolation report and metrics if they are offered."""
+        """Return the routes of sessions: those of Azure's API, and the health check.
+
+        Add the isolation report and the metrics, if the server offers them.
+        """
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
@@ -44,7 +47,10 @@ class SessionRoutes:
         ]
 
     async def health(self, _request: Request) -> Response:
-        """Return whether new sessions can be opened, how many there are, and the limit. The status is 503 if none can be opened."""
+        """Return whether new sessions can be opened, how many sessions there are, and how many there may be.
+
+        The status is 503 if none can be opened.
+        """
         status = "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
         body = extensions.encode_health(len(self._sessions), self._sessions.most, status=status)
         return JSONResponse(body, 200 if status == "healthy" else 503)
@@ -65,9 +71,10 @@ class SessionRoutes:
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. Later results give the cause: `expired` if a header of the request says so, otherwise `terminated`.
+        """End a session. Callers that continue to use it find the cause in the state of their next result.
 
-        A pool sends that header when it ends an idle session.
+        The cause is `expired` if the header `x-aca-sessions-cause` says so, which a pool sends when it ends an idle session. Otherwise it
+        is `terminated`.
         """
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
@@ -131,7 +138,7 @@ class PackageRoutes:
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes, all of them extensions. A server without extensions (`plain`) has none."""
+        """Return the routes of packages, all of them extensions. A server without extensions (`plain`) has none."""
         path = extensions.PACKAGES_PATH
         if self._hosting.plain:
             return []
@@ -143,7 +150,7 @@ class PackageRoutes:
         return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
 
     async def install(self, request: Request) -> Response:
-        """Install packages in a session, except those that are present. Return the outcome as a cell's result."""
+        """Install packages in a session, except those that it has already. Return the outcome in the form of a cell's result."""
         requirements, timeout = extensions.decode_installation(await read_json(request, _MAX_REQUEST))
         session = self._session(request)
         with session.used():
@@ -154,7 +161,7 @@ class PackageRoutes:
         return JSONResponse(extensions.encode_outcome(result))
 
     async def uninstall(self, request: Request) -> Response:
-        """Remove packages that were installed in a session. Return the outcome as a cell's result."""
+        """Remove packages that were installed in a session. Return the outcome in the form of a cell's result."""
         names = request.query_params.get("names", "").split(",")
         session = self._session(request)
         with session.used():
@@ -178,7 +185,10 @@ class TimelineRoutes:
         self._plain = hosting.plain or hosting.shell
 
     def table(self) -> Routes:
-        """Return the routes, all of them extensions. A server without extensions (`plain`) and a pool of shells have none."""
+        """Return the routes of checkpoints, rollbacks and branches, all of them extensions.
+
+        A server without extensions (`plain`) and a pool of shells have none.
+        """
         if self._plain:
             return []
         return [
@@ -212,7 +222,10 @@ class TimelineRoutes:
         return Response(status_code=204)
 
     async def roll_back(self, request: Request) -> Response:
-        """Roll a session back to a checkpoint, by default the latest. Return the checkpoint and the new position in the ledger."""
+        """Roll a session back to a checkpoint, by default the latest, and return the description of that checkpoint.
+
+        The response also has the position of the entry for this rollback in the session's ledger, the list of what happened to it.
+        """
         asked = await read_json(request, _MAX_REQUEST, default=b"{}")
         id, name = extensions.decode_name(asked, "id"), extensions.decode_name(asked, "name")
         session = self._session(request)
@@ -222,7 +235,11 @@ class TimelineRoutes:
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Create sessions that continue from a session's state: all of them, or none. Return the position of each new session's ledger."""
+        """Create sessions that continue from the state of an existing one: all that the request names, or none.
+
+        Return the position at which the ledger of each new session begins, and the part of the existing session's ledger that the caller
+        lacks. A ledger is the list of what happened to a session.
+        """
         identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
         branches: list[HostedSession] = []

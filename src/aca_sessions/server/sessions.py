@@ -1,7 +1,8 @@
-"""The sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down; their number is limited.
+"""Keep the sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down.
 
-Unlike the client's pool, a server knows no leases, only when each session was used last. A method that decides about sessions does so
-without `await`, so that no other request can change them meanwhile. Sandboxes open and close in the background.
+Unlike the client's pool, a server knows no leases, only when each session was used last. The number of sessions is limited. A method that
+decides about sessions does so without `await`, so that no other request can change them meanwhile. Sandboxes open and close in the
+background.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ Value = TypeVar("Value")
 
 
 class HostedSession:
-    """A session of this server: its sandbox, its ledger and its executions."""
+    """A session of this server: its sandbox, its executions, and its ledger (the list of what happened to it)."""
 
     def __init__(
         self,
@@ -54,11 +55,11 @@ class HostedSession:
 
         Args:
             identifier: The name of the session, which is a secret.
-            ledger: The ledger of all sessions that had this identifier.
+            ledger: The list of what happened to all sessions that had this identifier.
             opening: The sandbox, once it is open.
             default_timeout: The time limit of cells that have none of their own, in seconds.
             journal: Counts and logs what happens.
-            open_again: Opens another sandbox if this one dies before anything could be lost.
+            open_again: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
         """
         self.identifier = identifier
         self.ledger = ledger
@@ -78,7 +79,10 @@ class HostedSession:
         return await asyncio.shield(self._opening)
 
     async def renew(self) -> bool:
-        """Open another sandbox if the fork server died before the session had anything to lose. Return whether another was opened."""
+        """If the fork server died before the session had anything to lose, such as variables or files, open another sandbox for it.
+
+        Return whether another sandbox was opened.
+        """
         if self.has_state or self._open_again is None:
             return False
         sandbox = await self.sandbox()
@@ -91,7 +95,7 @@ class HostedSession:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a cell runs or waits, or a request uses the session now."""
+        """Return whether a cell of the session runs or waits for its turn, or a request uses the session now."""
         return self._users > 0 or self.executions.unfinished > 0
 
     @property
@@ -116,7 +120,10 @@ class HostedSession:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Keep the session in use during the `with` block, so that neither its cool-down nor a full server ends it."""
+        """Keep the session in use during the `with` block.
+
+        The session is then not ended, neither after its cool-down nor to make room for another.
+        """
         self._users += 1
         self.touch()
         try:
@@ -130,12 +137,15 @@ class HostedSession:
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
-        """If the fork server died and the session had anything to lose, record that in the ledger, once."""
+        """If the fork server died, record in the ledger, once, that the session's variables and files are lost.
+
+        Do nothing if the session had nothing to lose.
+        """
         if self.has_state and self.memory is not None:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and wait until all executions have results. The results of unfinished cells name `cause`."""
+        """End the sandbox and wait until all executions have results. The result of a cell that was cut short names `cause`."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -145,7 +155,7 @@ class HostedSession:
 
 
 class Sessions:
-    """The sessions of one server, and the decisions about them: open, find, evict, end."""
+    """The sessions of one server. This class decides which sessions are opened, evicted and ended."""
 
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
         """Initialize a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
@@ -172,11 +182,11 @@ class Sessions:
 
     @property
     def healthy(self) -> bool:
-        """Return whether new sessions can be opened at once."""
+        """Return whether the server can open a new session now."""
         return self._sandboxes.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
-        """Return the version of the sessions' Python, the names and versions of its packages, and when the server started."""
+        """Return the Python version of sessions, the names and versions of their packages, and the time at which the server started."""
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
@@ -189,7 +199,7 @@ class Sessions:
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """Return the session with an identifier, and open it if there is none. A session whose sandbox failed or died is replaced.
+        """Return the session with the given identifier. Open one if there is none, or if its sandbox failed to open or died.
 
         Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions are starting.
         """
@@ -206,7 +216,7 @@ class Sessions:
         return session
 
     def find(self, identifier: str) -> HostedSession:
-        """Return the session with an identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
+        """Return the session with the given identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
@@ -215,16 +225,19 @@ class Sessions:
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accept a cell and return its execution. If `interrupt` was called with the cell's id before, the cell never starts."""
+        """Accept a cell for a session, and return its execution. `id` is the id of the execution.
+
+        If `interrupt` was called with this id already, the cell never starts.
+        """
         cancelled_early = (identifier, id) in self._cancelled_early
         if cancelled_early:
             del self._cancelled_early[identifier, id]
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError: 410 if its result was dropped, 404 if it is unknown.
+        """Return an execution of a session by its id. Raise ProblemError: 410 if its result was dropped, 404 if it is unknown.
 
-        If the session is unknown and the server drains, the status is 503, because another server may have it.
+        If the session is unknown and the server drains, the status is 503, because another server may have the session.
         """
         session = self._sessions.get(identifier)
         if session is None:
@@ -233,7 +246,10 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If the request that starts it has not arrived yet, keep its cell from starting then."""
+        """Interrupt the execution `id` of a session.
+
+        If the request for this execution has not arrived yet, remember the id, so that the cell does not start when the request arrives.
+        """
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -244,7 +260,7 @@ class Sessions:
         _remember(self._cancelled_early, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
-        """Create sessions that continue from the state of a sandbox: all of them, or none.
+        """Create sessions that continue from the state of `sandbox`, one for each identifier. Either all are created, or none.
 
         If `reseed` is true, each gets its own random seeds. Raise ProblemError: 409 if an identifier is in use, 429 if the server is full.
         Identifiers are reserved before the first await, so that no other request takes them.
@@ -294,14 +310,17 @@ class Sessions:
             await self._tasks.to_its_end(session.close())
 
     async def take_back(self, branches: Sequence[HostedSession]) -> None:
-        """End branches that a cancelled caller made, because it does not know them. Skip those that have ended already."""
+        """End the branches that were created for a request that was cancelled. No caller knows of them, so no caller would end them.
+
+        Skip those that have ended already.
+        """
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
-        """End a session at its owner's request. Raise ProblemError (400) if there is none.
+        """End a session at its owner's request. Raise ProblemError (400) if there is no such session.
 
-        Callers that still use the session find `cause` in their next result. The cause "terminated" is reported only to callers that send a
-        position.
+        Callers that still use the session find `cause` in the state of their next result. But the cause "terminated" is an end on purpose,
+        so it is not reported to a caller that sends no position in the ledger.
         """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
@@ -310,7 +329,7 @@ class Sessions:
         await self._tasks.to_its_end(session.close(cause))
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
-        """Return the descriptions of `count` sessions after the first `skip`, the least recently used first."""
+        """Return the descriptions of at most `count` sessions, after leaving out the first `skip`. The least recently used come first."""
         return [self.info(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
     def info(self, session: HostedSession) -> SessionInfo:
@@ -326,16 +345,16 @@ class Sessions:
         )
 
     def memory_used(self) -> int:
-        """Return how many bytes all sessions and their files use now. A memory counter that branches share is added once."""
+        """Return how many bytes all sessions and their files use now. A memory counter that several branches share is added once."""
         return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
 
     async def finish(self, within: float) -> None:
-        """Wait until all executions have results, at most `within` seconds."""
+        """Wait until all executions of all sessions have results, at most `within` seconds."""
         finishing = [session.executions.finish() for session in self._sessions.values()]
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions and close the journal. The results of cells that still run give the reason."""
+        """End all sessions and close the journal. If a cell still runs, its result gives the reason why it was cut short."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
@@ -376,7 +395,10 @@ class Sessions:
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
         """Remove a session from the server, but keep its ledger. The caller must close the session.
 
-        Record `reason` in the journal. Unless `cause` is None, record that in the ledger.
+        Args:
+            session: The session.
+            reason: Why the session ended, for metrics and audit log.
+            cause: Why the session ended, for the state of its callers' next results. If None, the ledger gets no entry.
         """
         session.ended = True
         del self._sessions[session.identifier]
@@ -386,21 +408,21 @@ class Sessions:
         self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _check_not_draining(self) -> None:
-        """Raise ProblemError (503) if this server drains, because behind a proxy another server may have the session by now."""
+        """Raise ProblemError (503) if this server is about to stop, because another server behind the same proxy may have the session."""
         if self.draining:
             raise ProblemError(
                 503, DRAINING, "this server is about to stop and accepts no new sessions: repeat the request, or use another server"
             )
 
     def _check_not_too_many_start(self) -> None:
-        """Raise ProblemError (503) if too many sessions are starting, because fork servers start them one after the other."""
+        """Raise ProblemError (503) if too many sessions are starting. A limit is needed, because a fork server starts one at a time."""
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
         if len(self._starting) >= self._most_starting:
             said = f"{len(self._starting)} new sessions wait for their start, which is this server's limit: try again in a second"
             raise ProblemError(503, TOO_MANY_STARTING, said)
 
     def _check_descriptors(self) -> None:
-        """Raise ProblemError (429) if a new session could leave existing ones without file descriptors."""
+        """Raise ProblemError (429) if opening a session could use up file descriptors that existing sessions need."""
         if room_for_sessions() <= len(self._starting):
             full = f"{open_descriptors()} file descriptors are open on the server, and the rest is reserved for connections and files"
             raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and restart it")
@@ -410,7 +432,10 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the idle session that was unused for longest, for eviction. Raise ProblemError (429) if none may be ended."""
+        """Return the session that may be evicted: the idle one whose last use is longest ago.
+
+        Raise ProblemError (429) if there is none, or if the server does not evict sessions.
+        """
         unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
         idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
