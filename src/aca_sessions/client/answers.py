@@ -1,4 +1,7 @@
-"""Decode what snippets (cells of the client) print. Code in the session can forge any output, so each decoder checks the types."""
+"""Decode what snippets print. A snippet is a cell that the client sends for one of its own features.
+
+Code in the session can forge any output, so each decoder checks the types.
+"""
 
 import json
 from typing import Any
@@ -27,7 +30,7 @@ def variables_of(content: object) -> list[Variable]:
 
 
 def names_of(content: object) -> list[str]:
-    """Return the parsed output of a snippet if it is a list of strings. Raise ServiceError otherwise."""
+    """Return the parsed output of a snippet unchanged if it is a list of strings. Otherwise raise ServiceError."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content

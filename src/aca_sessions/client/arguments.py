@@ -1,4 +1,7 @@
-"""Check arguments before anything is sent. An InvalidArgumentError says what was wrong and what to give instead."""
+"""Check the arguments of the client's methods before anything is sent.
+
+An InvalidArgumentError says what was wrong and what to give instead.
+"""
 
 import ast
 import math
@@ -26,9 +29,9 @@ _MOST_PROSE = 2000  # characters that are parsed to see whether they are code: s
 def sanitize(code: str) -> str:
     """Extract the Python code from a language model's text: remove Markdown fences, backticks, a byte order mark and Windows line ends.
 
-    A first line that only names the language is dropped if a statement follows. If a text begins and ends with the same fence, all between
-    is the code. Otherwise, prose before and after a fence is dropped. If that may be code, if there are several fenced blocks or if the
-    fence may be inside a string, nothing around the fence is dropped.
+    A first line that only names the language is dropped if a statement follows. If a text begins and ends with the same fence, everything
+    between them is the code. Otherwise, text before and after a fence is dropped. But nothing is dropped if that text may be code, if there
+    are several fenced blocks, or if the fence may be inside a string.
     """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
@@ -55,7 +58,7 @@ def _fenced(text: str) -> str | None:
 
 
 def _in_prose(text: str) -> str | None:
-    """Return the code of the only fenced block of a text. Without a closing fence, the block goes to the end of the text.
+    """Return the code of the only fenced block in a text. If the fence is not closed, the block extends to the end of the text.
 
     Return None if there is no such block, or if the text around it may be code.
     """
@@ -70,9 +73,10 @@ def _in_prose(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text may be Python code.
+    """Return whether a text may be Python code and not prose.
 
-    Text that does not parse, or has only single names as statements, is prose. Text of more than 2,000 characters counts as code, unparsed.
+    A text is prose if it cannot be parsed, or if its statements are only single names. A text of more than 2,000 characters is not parsed
+    and counts as code.
     """
     if len(text) > _MOST_PROSE:
         return True
@@ -90,7 +94,7 @@ _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)
 
 
 def checked_session_id(session_id: object) -> str:
-    """Return `session_id` if it is 1 to 256 characters that endpoints accept. Raise InvalidArgumentError otherwise."""
+    """Return `session_id` if it is an identifier that endpoints accept, of 1 to 256 characters. Otherwise raise InvalidArgumentError."""
     if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
         # Without the value: a session's identifier gives access to it.
         got = type(session_id).__name__
@@ -175,21 +179,21 @@ def checked_data(data: object) -> bytes | Path:
 
 
 def checked_moment(name: object) -> str | None:
-    """Return a checkpoint's name or id if it is None or text of 1 to 256 characters. Raise InvalidArgumentError otherwise."""
+    """Return a checkpoint's name or id unchanged if it is None or has 1 to 256 characters. Otherwise raise InvalidArgumentError."""
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
     raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:
-    """Return the number of branches to create if it is an int from 1 to 64. Raise InvalidArgumentError otherwise."""
+    """Return the number of branches to create, unchanged, if it is an int from 1 to 64. Otherwise raise InvalidArgumentError."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
         raise InvalidArgumentError(f"the number of branches must be an int from 1 to {_MOST_BRANCHES}, got {count!r:.40}")
     return count
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:
-    """Raise InvalidArgumentError if there is no requirement, or if one is not a line of a requirements.txt or is an option of pip."""
+    """Raise InvalidArgumentError if there are no requirements, or if one is an option of pip or not one line of text."""
     if not requirements:
         raise InvalidArgumentError("expected at least one package to install, got none: name it as in install('humanize')")
     for number, requirement in enumerate(requirements, 1):
@@ -211,7 +215,10 @@ def _kind_of(requirement: object) -> str:
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:
-    """Return names of packages. Raise InvalidArgumentError if there are none, or if one has a version, an option or other characters."""
+    """Return the names of packages to uninstall, unchanged.
+
+    Raise InvalidArgumentError if there are none, or if one has a version, an option or characters that no name has.
+    """
     wrong = [number for number, name in enumerate(names, 1) if not isinstance(name, str) or not _PACKAGE.fullmatch(name)]
     if wrong or not names:
         # Without the value: an option of pip may hold a password.
@@ -229,9 +236,9 @@ def checked_install_timeout(timeout: object) -> None:
 
 
 def refusal(code: object) -> CodeError | None:
-    """Return an error if `code` cannot be run as a cell: it is not a string, or not well-formed Unicode. Return None otherwise.
+    """Return an error if `code` cannot be run as a cell, because it is not a string or not well-formed Unicode. Otherwise return None.
 
-    The error is not raised but goes into a result, because the model that sent the code reads results.
+    The caller puts the error into a result and does not raise it, because the model that sent the code reads results.
     """
     if not isinstance(code, str):
         return CodeError("TypeError", f"code must be a string, got {type(code).__name__}: send the Python source text")

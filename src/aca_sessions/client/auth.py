@@ -64,7 +64,11 @@ class AzureTokenProvider:
         return self._held.token
 
     def clear_cache(self, refused: str | None = None) -> None:
-        """Drop the cached token. If `refused` is given, drop only that token, because another call may have renewed it already."""
+        """Drop the cached token, so that the next request gets a new one.
+
+        If `refused` is given, drop the cached token only if it is `refused`, the one that the service refused. Another call may have
+        renewed it already.
+        """
         if self._held is not None and refused in (None, self._held.token):
             self._held = None
 
@@ -95,7 +99,7 @@ class BearerAuth(httpx.Auth):
         self._tokens = tokens
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Yield the request with a token. If the response is 401, yield it again with a new token."""
+        """Yield the request with a token. If the service responds with 401, yield the request again with a new token."""
         token = await self._tokens.get_token()
         request.headers["authorization"] = f"Bearer {token}"
         response = yield request

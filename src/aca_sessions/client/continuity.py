@@ -35,7 +35,10 @@ Run = Callable[[str, str], Awaitable[CodeExecutionResult]]
 
 @dataclass(slots=True)
 class _Known:
-    """What this client knows of one session. `mark` is the marker that the client saw last, or None."""
+    """What this client knows of one session.
+
+    `mark` is the value of the session's marker variable when the client saw it last, or None.
+    """
 
     mark: str | None = None
     guid: str | None = None
@@ -46,9 +49,9 @@ class _Known:
 
 
 class Continuity:
-    """The ledgers of the 10,000 most recently used sessions of an endpoint.
+    """The ledgers of the 10,000 most recently used sessions of an endpoint. A ledger records what happened to a session, in order.
 
-    A marker variable in each session shows whether the session is still the same one.
+    A marker variable in each session shows whether it is still the same session, and not a new one under the same identifier.
     """
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,9 +68,10 @@ class Continuity:
         self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
     async def execute(self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: Delivered) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, and return its result with the ledger's record for `caller`.
+        """Run a user's cell by calling `run`, and return its result. The result's record has the ledger entries that `caller` lacks.
 
-        Check the marker first if the session may have been replaced, and again afterwards if another instance of the session answered.
+        Check the session's marker first if the session may have been replaced. Check it again afterwards if the response names another
+        instance of the session than before.
         """
         await self._look_if_in_doubt(session_id)
         known = self._known(session_id)
@@ -80,10 +84,10 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result of a user's cell that ran by several snippets, with the ledger's record for `caller`.
+        """Complete the result of a user's cell that was sent in several snippets, and return it.
 
-        If the result reports a loss that the ledger does not have yet, record it first. `start` is the ledger's position when the cell
-        began.
+        If the result reports a loss that the ledger does not have yet, record the loss. Then add the ledger entries that `caller` lacks to
+        the result. `start` is the ledger's position when the cell began.
         """
         known = self._known(session_id)
         if result.state.kind != "kept":
@@ -93,9 +97,9 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return a result with the ledger's record.
+        """Return a copy of a result with the ledger entries that `caller` lacks, as its record.
 
-        A result with the state `unknown` gets no record, so that the next result reports everything.
+        A result with the state `unknown` gets no record. So the next result reports these entries.
         """
         if result.state.kind == "unknown":
             return result
@@ -103,7 +107,7 @@ class Continuity:
         return replace(result, record=known.ledger.record(since, start, known.ledger.position))
 
     def note_lost(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
-        """Record in the ledger that a session lost its variables, and its files too if `with_files` is true.
+        """Record in the ledger that a session lost its variables, and its files too if `with_files` is true. `cause` is the reason.
 
         Do nothing if no marker is known: either the client has run no cell in the session, or it has recorded the loss already.
         """
@@ -114,9 +118,10 @@ class Continuity:
             known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
-        """Clear a session's variables by running the cell that `clear(mark)` returns. The cell also sets the marker to `mark`.
+        """Clear a session's variables by running the cell that `clear` returns.
 
-        Return the ledger's id and the position of the entry for this reset.
+        `clear` is called with a new value for the session's marker, which its cell must set. Return the ledger's id, and the position of
+        the ledger's entry for this reset.
         """
         await self._look_if_in_doubt(session_id)
         known = self._known(session_id)
@@ -130,7 +135,7 @@ class Continuity:
         return self._known(session_id).ledger.position
 
     def seen(self, session_id: str, guid: str) -> None:
-        """Remember the guid of the instance that answered for a session. If the guid changed, the next cell checks the marker first."""
+        """Remember which instance of a session responded, by its guid. If the guid changed, the next cell checks the marker first."""
         known = self._known(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
         known.guid = guid
@@ -143,7 +148,7 @@ class Continuity:
             known.ledger.fetched = known.ledger.position
 
     async def _look_if_in_doubt(self, session_id: str) -> None:
-        """Check the marker if the session may have been replaced, or if this client has not used the session recently."""
+        """Check a session's marker if the session may have been replaced, or if this client has not used the session recently."""
         known = self._known(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:
@@ -154,9 +159,10 @@ class Continuity:
                 known.mark, known.replaced = found, False
 
     async def _look(self, session_id: str, known: _Known) -> str | None:
-        """Return the marker that the session holds, or None if the session does not answer.
+        """Read the marker of a session and return it. Return None if the session does not respond.
 
-        If the marker changed or is gone, record the reason. If there is none, set a new one.
+        If the marker differs from the one that this client saw last, record in the ledger what happened. If the session has no marker, set
+        one.
         """
         if known.mark is not None:
             result = await self._run(session_id, _READ_MARK)
@@ -173,7 +179,10 @@ class Continuity:
         return str(result.value) if _is_answer(result) else None
 
     def _note_other(self, known: _Known, found: str) -> None:
-        """Record why the marker changed: another client reset the session (same ledger id, other position), or the session is a new one."""
+        """Record in the ledger why a session's marker changed.
+
+        If the ledger's id in the marker is the same, another client reset the session. If not, the session expired and this is a new one.
+        """
         if known.mark is not None and found.partition(":")[0] == known.mark.partition(":")[0]:
             known.ledger.append("reset", cause="reset", variables="lost")
         else:
@@ -183,7 +192,10 @@ class Continuity:
         return format_position(uuid.uuid4().hex, known.ledger.position)
 
     def _learn(self, known: _Known, result: CodeExecutionResult) -> None:
-        """Record the loss that a result reports, if any. If the result's state is not `kept`, the next cell checks the marker first."""
+        """Record in the ledger the loss that a result reports, if any.
+
+        If the result's state is not `kept`, make the next cell check the marker first.
+        """
         known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
@@ -200,5 +212,5 @@ class Continuity:
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
-    """Return whether the client's own cell returned a text. If it did not, as after a timeout, the marker is unknown."""
+    """Return whether a cell that reads the marker succeeded and returned a text. If not, as after a timeout, the marker is unknown."""
     return result.success and isinstance(result.value, str) and result.value != ""

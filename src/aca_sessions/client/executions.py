@@ -1,4 +1,7 @@
-"""Start, follow and interrupt executions. Each cell is sent once: if the response is lost, the client asks for the execution by its id."""
+"""Start, follow and interrupt executions (runs of cells).
+
+Each cell is sent once: if the response is lost, the client does not send the cell again but asks for the execution by its id.
+"""
 
 import asyncio
 import contextlib
@@ -98,7 +101,10 @@ class Execution:
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return a copy that passes its result through `amend`, after the functions of earlier calls of `amending`."""
+        """Return a copy of this handle that calls `amend` with the result, and gives its caller what `amend` returns.
+
+        If `amending` was called before, `amend` gets what the earlier function returned.
+        """
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
 
@@ -107,9 +113,10 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Answer the host calls in `asked`, and return the events after event number `after`.
+        """Answer the host calls in `asked` (calls of a cell to tools of the host), and return the events after event number `after`.
 
-        If there is a single call and it is answered within 5 ms, one request sends the answer and gets the events.
+        If there is a single call and its answer is ready within 5 ms, one request sends the answer and gets the events. `calls` holds the
+        tasks that still answer calls.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -136,7 +143,10 @@ class Execution:
             await self._reply(event.number, answer)
 
     async def _answer(self, event: Event) -> None:
-        """Answer an `input` event. If the caller's function raises, the cell gets an EOFError and the caller gets the exception."""
+        """Answer an `input` event by calling the caller's function.
+
+        If the function raises an exception, the cell gets an EOFError and the caller gets the exception.
+        """
         if self._on_input is None:
             return
         try:
@@ -208,7 +218,8 @@ class Executions:
     async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
-        The result reports what happened since the position of `caller` in the session's ledger.
+        The result's state reports what happened to the session since the position in its ledger (the list of what happened to it) that
+        `caller` has.
         """
         caller = caller or Delivered()
         id = str(uuid.uuid4())
@@ -222,9 +233,9 @@ class Executions:
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
-        """Start a cell in the background and return its handle.
+        """Start a cell in the background and return a handle to its execution.
 
-        Raise NotSupportedError if the api-version has no asynchronous executions.
+        Raise NotSupportedError if the api-version has no asynchronous executions, which continue without a waiting request.
         """
         id = str(uuid.uuid4())
         try:
@@ -265,11 +276,11 @@ class Executions:
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
     async def close(self) -> None:
-        """Wait for the interrupts that `cancel_quietly` has begun."""
+        """Wait for the interrupts that `cancel_quietly` has started."""
         await self._tasks.finish()
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
-        """Send a cell once and return the execution that the response describes.
+        """Send a cell once and return its execution, which has a result if the cell has ended already.
 
         A cell that may have run is never sent again. If the response is lost, ask for the execution by `id`, which the client chose. Raise
         NotSupportedError if the api-version cannot run the cell asynchronously.
@@ -298,7 +309,7 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution whose response was lost. If that fails, return one whose result has the state `unknown: no reply`."""
+        """Ask for an execution of which the first response was lost. If that fails, return one with the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
@@ -356,7 +367,7 @@ class Executions:
         return decoded(response, partial(self._decode_page, session_id=session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
-        """Send a reply. Ignore a 409, which means that the reply came too late."""
+        """Send the caller's reply to a question of a cell. Ignore a 409, which means that the cell does not wait for it any more."""
         try:
             await self._http.request("POST", extensions.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:
@@ -365,7 +376,10 @@ class Executions:
 
 
 def rich(caller: Delivered) -> dict[str, str]:
-    """Return the headers that request the extended result, with the entries of the ledger since the position of `caller`."""
+    """Return the headers of a request for a result with this project's extensions.
+
+    They also have the position in the session's ledger that `caller` has, so that the server sends the entries after it.
+    """
     if caller.ledger is None:
         return _RICH
     return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}
@@ -378,7 +392,10 @@ async def _try_to_cancel(execution: Execution) -> None:
 
 
 def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
-    """Return whether the cell may have run in spite of the error. A gateway that answers 502 or 504 may have passed the request on."""
+    """Return whether a cell may have run although the request that sent it failed with `error`.
+
+    A gateway that answers 502 or 504 may have passed the request on.
+    """
     return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 

@@ -97,7 +97,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
     """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop all earlier parts.
 
     If the file changes, it is read again from the beginning. If it keeps changing, ServiceError (412, `FileChanged`) is raised after five
-    attempts, or after one if not `restartable`.
+    attempts, or after the first if `restartable` is false.
 
     Args:
         read: Returns the part at an offset, of the given version. An offset of None means the whole file, a version of None any version.
@@ -142,7 +142,10 @@ async def _next(read: Read, offset: int, first: Part) -> Part:
 
 
 async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
-    """Read a part. Raise `_ChangedError` if the endpoint responds that the version is gone (412) or the file is too short now (416)."""
+    """Read a part of a file by calling `read`.
+
+    Raise `_ChangedError` if the endpoint responds that this version is gone (412), or that the file is shorter than `offset` now (416).
+    """
     try:
         # In process, a server that breaks off an answer raises here.
         return await read(offset, version)
@@ -164,9 +167,9 @@ class SessionFiles:
         self._dialect = version.dialect
 
     async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
-        """Write a file into /mnt/data. Return its description, and the upload as a step for the session's history.
+        """Write a file into /mnt/data. Return the file's description, and the step that records the upload in the session's history.
 
-        A file on this machine is read once, while it is sent, so the step describes exactly what was sent.
+        A file on this machine is read once, while it is sent. So the step describes exactly what was sent.
         """
         folder, name = checked_path(path)
         content = checked_data(data)

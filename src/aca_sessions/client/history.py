@@ -1,4 +1,4 @@
-"""Record what was done with a session, in order. The history can be written as a notebook, which can be replayed in another session."""
+"""Record what was done with a session, in order. The history can be written as a notebook, and run again in another session."""
 
 import base64
 import contextlib
@@ -23,7 +23,7 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A step: a cell as it was sent, and its result. The result is None while the cell runs, or if none arrived.
+    """A step of the history: a cell as it was sent, and its result. The result is None while the cell runs, or if none arrived.
 
     `rolled_back` means that a rollback undid what the cell did to the variables.
     """
@@ -35,7 +35,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A step: a file that the caller wrote to the session. `content` is None if the file is larger than 4 MB."""
+    """A step of the history: a file that the caller wrote to the session. `content` is None if the file is larger than 4 MB."""
 
     path: str
     size: int
@@ -45,19 +45,19 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A step: a file that the caller deleted from the session."""
+    """A step of the history: a file that the caller deleted from the session."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A step: a reset, requested by the caller, which cleared the variables."""
+    """A step of the history: a reset, requested by the caller, which cleared the variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A step: an installation of packages, with the requirements as the caller wrote them."""
+    """A step of the history: an installation of packages, with the requirements as the caller wrote them."""
 
     requirements: tuple[str, ...]
 
@@ -86,7 +86,7 @@ class History:
         return tuple(step for step in self._steps.values() if isinstance(step, Ran))
 
     def note(self, step: Step, number: int | None = None) -> int:
-        """Add a step and return its number. With `number`, replace the step that has this number."""
+        """Add a step and return its number. If `number` is given, replace the step that has this number."""
         if number is None:
             number = next(self._numbers)
         size = 0
@@ -108,7 +108,7 @@ class History:
         return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Store a result in the cell with the step number `number`, and return the result.
+        """Store the result in the step of its cell, which has the step number `number`, and return the result.
 
         If the result reports a rollback, mark the cells that the rollback undid.
         """
@@ -129,16 +129,16 @@ class History:
                 self._steps[number] = replace(step, rolled_back=True)
 
     def mark(self, checkpoint: str) -> None:
-        """Remember that a checkpoint was taken now, after the latest step. Only the latest 1,000 checkpoints are remembered."""
+        """Record that the checkpoint with the id `checkpoint` was taken after the latest step. Keep only the latest 1,000 records."""
         self._marks[checkpoint] = next(self._numbers)
         if len(self._marks) > _MOST_STEPS:
             del self._marks[next(iter(self._marks))]
 
     def go_back(self, checkpoint: str) -> None:
-        """Drop the steps after a checkpoint, because a rollback undid them.
+        """Drop the steps after a checkpoint, because a rollback to it undid them. `checkpoint` is its id.
 
-        If the checkpoint is unknown (another object may have taken it), drop all steps and add one to `left_out`, because the history has a
-        gap.
+        If this history has no record of the checkpoint (another `Session` object may have taken it), drop all steps. Then add one to
+        `left_out`, because the history has a gap.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -176,7 +176,7 @@ class Upload(io.FileIO):
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to a position and discard what was recorded: httpx seeks to the beginning each time before it sends the file."""
+        """Move to a position and discard what was recorded, because httpx seeks to the beginning each time before it sends the file."""
         self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
         return super().seek(offset, whence)
 
@@ -256,7 +256,7 @@ def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
-    """Convert a result to the outputs of a notebook's cell. `count` is the cell's execution count."""
+    """Convert a result to the outputs that a notebook's cell has. `count` is the number that a notebook shows beside the cell."""
     stderr = result.stderr
     if result.error is not None:
         # Our results have the traceback in stderr too; a notebook has it in an output of its own.
@@ -350,7 +350,10 @@ def _loaded(source: object) -> object:
 
 
 def _step(cell: object) -> tuple[Step, list[Output]] | None:
-    """Convert a notebook's cell to a step with its outputs. Return None for Markdown and raw text that hold no step."""
+    """Convert a notebook's cell to a step of the history, with its recorded outputs.
+
+    Return None for Markdown and raw cells without a step in their metadata.
+    """
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]

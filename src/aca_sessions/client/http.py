@@ -46,7 +46,7 @@ class SessionsHttpClient:
             api_version: The api-version that every request names.
             connect_timeout: Seconds to wait for a connection.
             request_timeout: Seconds to wait for a response, if the request has no timeout of its own.
-            patience: Seconds after its first attempt in which a request may be retried.
+            patience: For how many seconds after its first attempt a request may be retried.
         """
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
@@ -149,7 +149,7 @@ class SessionsHttpClient:
         return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
 
     async def offers(self, extension: str) -> bool:
-        """Return whether the endpoint lists an extension in its responses.
+        """Return whether the endpoint offers an extension of Azure's API, which it lists in a header of its responses.
 
         If no response has arrived yet, request the endpoint's health first. Return False if that fails.
         """
@@ -162,7 +162,10 @@ class SessionsHttpClient:
         return extension in (self._offered or frozenset())
 
     async def require(self, extension: str, what: str) -> None:
-        """Raise NotSupportedError if the endpoint does not have an extension. `what` completes the message "this endpoint cannot"."""
+        """Raise NotSupportedError unless the endpoint offers an extension of Azure's API.
+
+        `what` is what the caller wants to do. It completes the message "this endpoint cannot".
+        """
         if not await self.offers(extension):
             raise NotSupportedError(f"this endpoint cannot {what}: use the embedded default or `aca-sessions serve`")
 
@@ -184,7 +187,7 @@ class SessionsHttpClient:
 
 
 def _without_identifiers(record: logging.LogRecord) -> bool:
-    """Return False, which drops the record, if a log record has an identifier.
+    """Return whether httpx may log a record: False, which drops the record, if the record has a session's identifier.
 
     httpx logs every URL, and the identifier in it gives access to the session.
     """
@@ -192,9 +195,9 @@ def _without_identifiers(record: logging.LogRecord) -> bool:
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """Parse a response as a JSON object, pass the object to `decode`, and return what that returns.
+    """Parse a response as a JSON object, pass the object to `decode`, and return what `decode` returns.
 
-    Raise ServiceUnavailableError if the content is anything else: a proxy may have answered.
+    Raise ServiceUnavailableError if the content is anything else, because then a proxy may have responded.
     """
     try:
         content = response.json()
@@ -211,9 +214,10 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 
 
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
-    """Return whether to retry a refused request: the service did not begin to process it, or it is a GET.
+    """Return whether to send a refused request again: the service did not begin to process it, or the request is a GET.
 
-    If our server answers 429, or 503 for a full queue, it has not begun. If a gateway answers 502, 503 or 504, the service may have begun.
+    If this project's server answers 429, or 503 because too many sessions are starting, it did not begin. If a gateway answers 502, 503 or
+    504, the service may have begun.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True

@@ -81,7 +81,8 @@ class CodeInterpreter:
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
-        The result's `state` reports what happened since the position of `caller` in the session's ledger.
+        The result's `state` reports what happened since the position in the session's ledger (the list of what happened to it) that
+        `caller` has.
         """
         if request.timeout is not None:
             checked_timeout(request.timeout)
@@ -104,11 +105,11 @@ class CodeInterpreter:
 
         Args:
             session_id: The session.
-            name: The name of a function in `snippets`.
-            arguments: The arguments of that function, without the first (the user's variables).
+            name: The name of a function in the module `snippets`.
+            arguments: The arguments of that function after its first, `user`, which the session adds.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position in the ledger from which the result's `state` reports. By default, the latest that was delivered for this
-                session.
+            caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
+                the last result that this client delivered for the session.
         """
         checked_session_id(session_id)
         caller = caller or replace(self._delivered_of(session_id))
@@ -118,9 +119,10 @@ class CodeInterpreter:
     async def execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, which sends the cell in snippets, and return its result.
+        """Run a user's cell by calling `run`, which sends the cell in several snippets, and return its result.
 
-        The result's `state` reports what happened since the position of `caller` in the session's ledger.
+        The result's `state` reports what happened since the position in the session's ledger (the list of what happened to it) that
+        `caller` has.
         """
         start = self._continuity.position(session_id)
         result = await run()
@@ -128,14 +130,17 @@ class CodeInterpreter:
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Create a new caller of a session. Its position in the ledger is after all results that this client has delivered."""
+        """Create a position in a session's ledger for a new caller, after all results that this client has delivered for the session.
+
+        Results for this caller report only what happened later.
+        """
         return replace(self._delivered_of(session_id))
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state since the caller's position, and move that position to the end of the result's record.
+        """Return the result with the state for `caller`: what happened to the session since the last result that the caller received.
 
-        Call this right before returning the result to the caller, with no await in between. A caller that is cancelled in between would
-        miss the state.
+        Also move the caller's position in the ledger to the end of this result. Call this right before returning the result to the caller,
+        with no await in between. A caller that is cancelled in between would miss the state.
         """
         delivered = caller.deliver(result)
         if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
@@ -143,7 +148,7 @@ class CodeInterpreter:
         return delivered
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
-        """Undo `deliver` for a result that did not reach the caller, so that the next result reports its ledger entries again."""
+        """Undo `deliver` for a result that did not reach its caller, so that the caller's next result reports the same losses again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
                 one.go_back(result.record)
@@ -215,7 +220,10 @@ class CodeInterpreter:
         self._note_asked(session_id, caller, *entry)
 
     def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Record that the ledger's entry at a position is the caller's own reset or rollback, which no result reports to the caller."""
+        """Remember which entry of a session's ledger is a reset or rollback that the caller asked for. No result reports it to that caller.
+
+        `ledger` is the ledger's id, `position` the number of the entry.
+        """
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -244,8 +252,8 @@ class CodeInterpreter:
             on_input: Answers `input()` while the events are read.
             transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
             on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
-            caller: The position up to which this caller knows the session. The result's `state` reports what happened since. By default the
-                latest position that was delivered for the session.
+            caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
+                the last result that this client delivered for the session.
         """
         checked_session_id(session_id)
         caller = caller or self._delivered_of(session_id)
@@ -274,8 +282,8 @@ class CodeInterpreter:
             session_id: The session.
             execution_id: The execution's id.
             on_input: Answers `input()` while the events are read.
-            caller: The position up to which this caller knows the session. The result's `state` reports what happened since. By default the
-                latest position that was delivered for the session.
+            caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
+                the last result that this client delivered for the session.
         """
         caller = caller or self._delivered_of(checked_session_id(session_id))
         execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
@@ -296,7 +304,7 @@ class CodeInterpreter:
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Have the server install packages into a session, and return the result. An installation that fails changes nothing.
+        """Install packages into a session and return the result. The server fetches them. An installation that fails changes nothing.
 
         Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
         """
@@ -368,8 +376,8 @@ class CodeInterpreter:
     ) -> tuple[Record, dict[str, str]]:
         """Create branches of a session, one for each of `identifiers`. Either all are created, or none.
 
-        Return the part of the session's ledger that `caller` does not know yet, and for each branch the position (`ledger:number`) at which
-        its own ledger begins.
+        Return the entries of the session's ledger (the list of what happened to it) that `caller` lacks. Also return for each branch the
+        position at which its own ledger begins, as `ledger:number`.
         """
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:
@@ -395,9 +403,10 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return the evidence for each part of the isolation, keyed by name, or None if the endpoint does not report its isolation.
+        """Return the evidence for each part of the sessions' isolation from the host, keyed by the part's name.
 
-        For a missing part, the evidence begins with `NOT ENFORCED: `.
+        The evidence for a part that is not enforced begins with `NOT ENFORCED: `. Return None if the endpoint does not report its
+        isolation.
         """
         if not await self._http.offers("isolation"):
             return None
@@ -415,8 +424,8 @@ class CodeInterpreter:
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
         """End a session at the service.
 
-        Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions. Callers get a report
-        of the loss with the reason `expired` if `expired` is true, otherwise with the reason `terminated`.
+        Callers that continue to use the session find the reason in their next result: `expired` if `expired` is true, otherwise
+        `terminated`. Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions.
         """
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
@@ -435,7 +444,7 @@ class CodeInterpreter:
             self._delivered.pop(session_id, None)
 
     async def list_sessions(self) -> list[SessionInfo]:
-        """Return the sessions that the service keeps. Raise NotSupportedError if the api-version cannot list them."""
+        """Return the sessions that exist at the service. Raise NotSupportedError if the api-version cannot list them."""
         self._require_sessions()
         found: dict[str, SessionInfo] = {}
         while page := await self._sessions_after(len(found)):
@@ -456,7 +465,7 @@ class CodeInterpreter:
 
     @property
     def can_end_sessions(self) -> bool:
-        """Return whether the api-version can end and list sessions. With earlier versions, sessions only expire."""
+        """Return whether the api-version can list and end sessions. With earlier versions, sessions end only by expiry."""
         return self._version.has_sessions
 
     def _require_sessions(self) -> None:
@@ -469,7 +478,8 @@ class CodeInterpreter:
     async def close(self) -> None:
         """Cancel background tasks and close the connections.
 
-        Sessions stay at the service until they expire. An embedded server ends with the block that opened this client.
+        Sessions stay at the service until they expire. An embedded server, one that runs in this process, ends with the block that opened
+        this client.
         """
         await self._tasks.cancel()
         await self._executions.close()
@@ -482,7 +492,10 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
-        """Run a cell and return its result with the ledger's record. `Continuity` keeps the ledger if the endpoint keeps none."""
+        """Run a cell and return its result, with a record of what happened to the session.
+
+        `Continuity` makes the record if the endpoint keeps none.
+        """
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

@@ -1,7 +1,7 @@
-"""The pool of sessions: it leases sessions to callers and ends idle ones.
+"""Lease sessions to callers and end idle ones.
 
-`Leases` decides who gets a lease and which session ends, without an await. `SessionPool` sends the requests that follow from its decisions.
-The pool is part of the client; the server's own map from identifiers to processes is in `server/sessions.py`.
+`Leases` decides which caller gets a lease and which session ends, without an await. `SessionPool` sends the requests that follow from these
+decisions. The pool is part of the client; the server's own map from identifiers to processes is in `server/sessions.py`.
 """
 
 import asyncio
@@ -44,9 +44,9 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease: the right of a caller to use a session now.
+    """A lease: the right of a caller to use a session now. It ends with the session.
 
-    The lease ends with the session. A later session of the same name needs another lease.
+    If a session of the same name starts later, that one needs another lease.
     """
 
     session_id: str
@@ -63,10 +63,10 @@ class Waiter:
 
 
 class Leases:
-    """The leases, sessions and queue of a pool. No method awaits, so two callers cannot both get the last free session.
+    """The leases, sessions and queue of a pool. No method awaits, so two callers cannot both get the last free place.
 
     Several leases of one name share one session, and the limit counts leased sessions. A caller that would exceed the limit waits in the
-    queue until a session is free. Methods that remove sessions return their names, and the caller must end those sessions.
+    queue. Methods that remove sessions return their names, and the caller must end those sessions.
     """
 
     def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = _now) -> None:
@@ -145,7 +145,7 @@ class Leases:
     def terminate(self, session_id: str) -> list[str]:
         """Remove a session with all its leases.
 
-        Return its name in a list, because the session must be ended now, or [] if the pool does not keep it.
+        Return a list of the session's name, because the caller must end the session now. Return [] if the pool does not keep it.
         """
         held = self._sessions.pop(session_id, None)
         if held is None:
@@ -155,9 +155,9 @@ class Leases:
         return [session_id]
 
     def expire(self) -> list[str]:
-        """Remove the named sessions that have had no lease for the idle time-out.
+        """Remove the named sessions that have had no lease for longer than the idle time-out.
 
-        Return their names, because these sessions must be ended now.
+        Return their names, because the caller must end these sessions now.
         """
         before = self._clock() - self._idle_timeout
         idle = []
@@ -169,7 +169,10 @@ class Leases:
         return idle
 
     def end_all(self) -> tuple[list[str], list[Waiter]]:
-        """Remove all sessions and empty the queue. Return the names of the sessions that must be ended, and the callers to wake."""
+        """Remove all sessions and empty the queue.
+
+        Return the names of the sessions that must be ended now, and the callers that waited in the queue, which must be woken.
+        """
         names, waiters = [*self._sessions], [*self._waiting]
         self._sessions.clear()
         self._waiting.clear()
@@ -217,7 +220,7 @@ class PoolEvent:
 
 
 class SessionPool:
-    """A pool of sessions at one endpoint, with a limit of sessions that are leased at the same time.
+    """A pool of sessions at one endpoint, with a limit on the number of sessions that are leased at the same time.
 
     A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, except `release` and
     `close`, which do nothing there.
@@ -232,7 +235,7 @@ class SessionPool:
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
-        """Create a pool over an interpreter. Closing the pool does not close the interpreter.
+        """Create a pool whose sessions are used through `interpreter`. Closing the pool does not close `interpreter`.
 
         Args:
             interpreter: The client of the endpoint.
@@ -258,8 +261,8 @@ class SessionPool:
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
         """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
-        Without `session_id`, the session is new and ends with the block. A named session continues at its next lease, unless it was idle
-        for too long.
+        Without `session_id`, the session is new and ends with the block. With `session_id`, the session continues the next time that it is
+        leased, unless it was idle for too long.
         """
         lease = await self._lease(session_id)
         try:
@@ -268,7 +271,7 @@ class SessionPool:
             await self._release(lease)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
-        """Lease a session and return it. Wait like `session`.
+        """Lease a session and return it. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
         The lease lasts until `release` is called, or until the session is terminated.
         """
@@ -330,10 +333,11 @@ class SessionPool:
             await self._finish(self._end(ended))
 
     async def terminate(self, session_id: str) -> None:
-        """End a session and all its leases at once, so that its place in the pool is free.
+        """End a session and all its leases at once. The pool can then lease another session in its place.
 
-        If a caller still uses it, that caller's next cell starts a new session of the same name and its result reports `lost: terminated`.
-        The pool does not count the new session, and ends it with that caller's block. Raise PoolError if another event loop uses the pool.
+        A caller that still uses the session starts a new one of the same name by its next cell, whose result reports `lost: terminated`.
+        The pool does not count this new session, and ends it with the caller's `async with` block. Raise PoolError if another event loop
+        uses the pool.
         """
         self._owner.check()
         if self._loop not in (None, asyncio.get_running_loop()):
@@ -352,7 +356,7 @@ class SessionPool:
         return self._leases.infos()
 
     async def close(self) -> None:
-        """End every session of the pool. Callers that wait for a lease get PoolClosedError.
+        """End every session of the pool and refuse new leases. Callers that wait for a lease get PoolClosedError.
 
         Do nothing in a forked process, because the sessions belong to its parent.
         """
@@ -369,9 +373,9 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark the pool as closed without ending its sessions. Use this if its event loop is closed, so that nothing can be awaited.
+        """Mark the pool as closed without ending its sessions, because its event loop is closed and nothing can be awaited.
 
-        An embedded server ends its sessions itself. Sessions at other endpoints expire.
+        An embedded server, one that runs in this process, ends its sessions itself. Sessions at other endpoints expire.
         """
         self._closed = True
 
@@ -430,7 +434,7 @@ class SessionPool:
             del self._ending[session_id]
 
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
-        """Wait for tasks that end sessions. The tasks continue if the caller is cancelled."""
+        """Wait for the tasks in `endings`, which end sessions. They continue if the caller is cancelled."""
         if endings:
             await asyncio.wait(endings)
 
@@ -446,7 +450,10 @@ def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> No
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session at the endpoint. Ignore errors: a session without a cell does not exist yet, and one that cannot be ended expires."""
+    """End a session at the endpoint and ignore errors.
+
+    If no cell was run, the session does not exist yet. If it cannot be ended, it expires.
+    """
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):

@@ -34,7 +34,7 @@ Outcome = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCell:
-    """The comparison of one code cell with its recorded outputs. `number` counts the code cells from 1.
+    """The comparison of one code cell's new outputs with the outputs in the notebook. `number` counts the code cells from 1.
 
     `differences` has a text for each part that differs (`stdout was 'a', is 'b'`), or the reason why the cell was not run.
     """
@@ -49,14 +49,17 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The comparisons of all code cells. `missing` lists packages that were not installed, and uploads without content in the notebook."""
+    """The comparisons of all code cells of a replayed notebook.
+
+    `missing` lists packages that could not be installed, and uploads without content in the notebook.
+    """
 
     cells: tuple[ReplayedCell, ...]
     missing: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Return whether all cells had the recorded outputs and `missing` is empty."""
+        """Return whether all cells had the outputs that the notebook records, and nothing is in `missing`."""
         return not self.missing and all(cell.verdict == "same" for cell in self.cells)
 
     def __str__(self) -> str:
@@ -91,7 +94,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
 
 
 async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
-    """Repeat a step that is not a cell. Return descriptions of what could not be restored."""
+    """Repeat a step of the history that is not a cell. Return descriptions of what could not be repeated."""
     match step:
         case Uploaded(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
@@ -108,7 +111,7 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Install packages. If that fails, return their names with the error.
+    """Install the packages that a step of the history installed. If that fails, return the requirements with the error.
 
     The replay continues, because cells that need the packages will fail themselves.
     """
@@ -137,7 +140,10 @@ def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
 
 
 def _outcome(outputs: Iterable[Output]) -> Outcome:
-    """Return the parts of a cell's outputs that are compared: `stdout`, `stderr`, `shown` and `error`."""
+    """Return those parts of a cell's outputs that are compared.
+
+    `stdout` and `stderr` are texts, `shown` is a list with the value and the displays, and `error` is the name and message or None.
+    """
     written = {"stdout": "", "stderr": ""}
     shown: list[object] = []
     error = None
@@ -176,7 +182,7 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """Replace addresses of objects and names of cells in tracebacks, which differ in each run, by fixed texts."""
+    """Replace what differs in each run by fixed texts: the addresses of objects, and the names of cells in tracebacks."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

@@ -40,8 +40,8 @@ _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 class Session:
     """A session that runs cells and keeps variables and files, named by its `session_id`.
 
-    Each result reports what the session lost since the last result that was received from this object. So if two objects use one session,
-    both report a loss.
+    Each result reports what the session lost since the last result that this object received. So if two objects use one session, both
+    report a loss.
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
@@ -82,9 +82,10 @@ class Session:
         return self.history.end(number, await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
-        """Run a cell by calling `run`, which sends the cell in snippets, and return its result. The history records the cell.
+        """Run a cell by calling `run`, which sends the cell in several snippets, and return its result. The history records the cell.
 
-        `run` gets the code without Markdown fences. If `code` cannot be a cell, `run` is not called and the result has the error.
+        `run` gets the code without Markdown fences. If `code` cannot be run as a cell, do not call `run`, and return a result with the
+        error.
         """
         refused = refusal(code)
         if refused is not None:
@@ -101,18 +102,18 @@ class Session:
         If this result reports a loss, the user's next cell reports the loss too, because the user does not get this result.
 
         Args:
-            name: The name of a function in `snippets`.
-            arguments: The arguments of that function, without the first (the user's variables).
+            name: The name of a function in the module `snippets`.
+            arguments: The arguments of that function after its first, `user`, which the session adds.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position in the ledger from which the result's `state` reports, by default this object's.
+            caller: The position in the session's ledger since which the result's `state` reports what happened, by default this object's.
         """
         caller = caller or replace(self._caller)
         return await self._interpreter.execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
-        """Return a copy of this object's position in the ledger, to pass as `caller` to a series of `run_snippet` calls.
+        """Return a copy of this object's position in the session's ledger (the list of what happened to the session).
 
-        Each result of the series reports what happened since the one before.
+        Pass it as `caller` to a series of `run_snippet` calls. Each result of the series then reports what happened since the one before.
         """
         return replace(self._caller)
 
@@ -255,7 +256,10 @@ class Session:
         Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
 
     def write_script(self, path: str | Path) -> None:
-        """Write the cells as a Python script in the percent format (`# %%` before each cell), without outputs and uploaded files."""
+        """Write the cells that were sent through this object as a Python script, without outputs and uploaded files.
+
+        The script is in the percent format, which has `# %%` before each cell.
+        """
         # The history has refused code too, which may hold lone surrogates. UTF-8 cannot encode them.
         Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
@@ -355,7 +359,7 @@ class Session:
         return command_result_of(await self.run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages and return the result. Requirements that are met already are skipped.
+        """Install packages into the session and return the result. Requirements that are met already are skipped.
 
         Raise NotSupportedError if no package index can be reached for the session.
         """
@@ -399,7 +403,7 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Return whether this session has a capability, given its name, such as `install`.
+        """Return whether this session can do something that not all endpoints can. `capability` names it, for example `install`.
 
         To find out about `install`, this may run a cell that tries to reach the package index.
         """

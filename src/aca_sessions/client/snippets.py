@@ -109,7 +109,7 @@ def _is_foreign(kind: type) -> bool:
 
 
 def _size(value: Any, foreign: bool) -> int:
-    """Return a value's size in bytes, without what a container holds, or 0 if a library's object cannot be measured."""
+    """Return a value's size in bytes, without the items of a container. Return 0 if a library's object cannot be measured."""
     try:
         if foreign and hasattr(value, "memory_usage"):
             used = value.memory_usage()
@@ -186,7 +186,7 @@ def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
 def reset(user: dict, mark: str = "") -> None:
     """Clear the user's variables, close figures and return to /mnt/data. Files, loaded modules and background threads stay.
 
-    If `mark` is given, set it as the marker by which the client recognizes the session.
+    If `mark` is given, set it as the session's marker, by which the client recognizes that the session was not replaced.
     """
     shell = user.get("get_ipython", lambda: None)()
     if "matplotlib.pyplot" in sys.modules:
@@ -199,7 +199,7 @@ def reset(user: dict, mark: str = "") -> None:
 
 
 def health(user: dict) -> None:
-    """Print, as JSON, the interpreter's Python version, memory, uptime, number of threads and processor time.
+    """Print, as JSON, the Python version of the session's interpreter, its memory, uptime, number of threads and processor time.
 
     Memory and uptime are 0 if /proc cannot be read, because some sessions do not see their own process.
     """
@@ -258,7 +258,10 @@ def missing(user: dict, *requirements: str) -> None:
 
 
 def _is_met(requirement: str) -> bool:
-    """Return whether a requirement is surely met. Return False for one with extras, because only a package index lists what they need."""
+    """Return whether an installed package surely meets a requirement.
+
+    Return False for a requirement with extras, because only a package index lists what extras need.
+    """
     try:
         from packaging.requirements import Requirement
 
@@ -281,7 +284,7 @@ def reach(user: dict, url: str) -> None:
 
 
 def workdir(user: dict, name: str) -> None:
-    """Make `%pwd`, shells and `ls` show the working directory as `name`, a link to it. Do nothing if `name` is no link to a folder.
+    """Make `%pwd`, shells and `ls` show the working directory as `name`, a symbolic link to it. Do nothing if `name` is no such link.
 
     `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
     """
@@ -301,9 +304,10 @@ def workdir(user: dict, name: str) -> None:
 
 
 def place(user: dict, package: str, packed: str) -> None:
-    """Create modules in a package, from a compressed list of their names and sources, `packed`. A module must come after those it imports.
+    """Create modules in the package named `package`, from `packed`: a compressed list of their names and sources.
 
-    Print null as JSON when done. If the session lacks something, create nothing and print what: "python", "ipython" or "threads".
+    A module must come after those that it imports. Print null as JSON when all are created. If the session lacks something that they need,
+    create none and print what is missing: "python", "ipython" or "threads".
     """
     lack = _lacking()
     if lack is None:
@@ -313,7 +317,10 @@ def place(user: dict, package: str, packed: str) -> None:
 
 
 def _lacking() -> "str | None":
-    """Return what the session lacks: "python" (3.9), "ipython" or "threads". Return None if it has all three."""
+    """Return what the session lacks to run the modules of `place`: "python" (3.9 or later), "ipython" or "threads".
+
+    Return None if the session has all three.
+    """
     if sys.version_info < (3, 9):  # noqa: UP036 - the session's Python, not this one
         return "python"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -329,7 +336,7 @@ def _lacking() -> "str | None":
 
 
 def _place(package: str, name: str, source: str) -> None:
-    """Create one module and the packages above it. If the module's code raises an exception, remove the module and raise the exception."""
+    """Create one module, and the packages that contain it. If the module's code raises an exception, remove the module and raise it."""
     full = package + "." + name
     above = _package_named(full.rpartition(".")[0])
     module = ModuleType(full)
@@ -345,7 +352,7 @@ def _place(package: str, name: str, source: str) -> None:
 
 
 def _package_named(name: str) -> ModuleType:
-    """Return the package of this name. Create it, and those above it, if it does not exist."""
+    """Return the package with this full name. If it does not exist, create it and the packages that contain it."""
     if name not in sys.modules:
         sys.modules[name] = made = ModuleType(name)
         made.__path__ = []
@@ -355,9 +362,9 @@ def _package_named(name: str) -> ModuleType:
 
 
 def meet(user: dict, module: str, marker: str, message: str) -> None:
-    """Pass a message to a cell that runs in a thread, by calling `meet` of a module that `place` created.
+    """Pass a message to a cell that runs in a thread, by calling the function `meet` of `module`, which `place` created.
 
-    Print the cell's report as one line that begins with the marker. If the session does not have the module, the line says so.
+    That function prints the cell's report as one line that begins with `marker`. If there is no such module, print a line that says so.
     """
     found = sys.modules.get(module)
     if found is None:
