@@ -461,9 +461,9 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """End a pool's idle sessions every `every` seconds.
+    """End a pool's idle sessions every `every` seconds, for as long as the pool exists.
 
-    The reference is weak, so that a pool that nobody closed can be garbage-collected, with a warning.
+    The reference to the pool is weak. So a pool that was not closed can be garbage-collected, with a warning.
     """
     while True:
         await asyncio.sleep(every)

@@ -71,7 +71,7 @@ _LONGEST_NAME = 256
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
     """Encode all members of a result as JSON.
 
-    The server sends this instead of the result in Azure's form, so that no stream or image is sent twice.
+    The server sends this in place of Azure's form of the result, and not beside it, so that no stream or image is sent twice.
     """
     value: object = result.value
     if isinstance(value, float) and not math.isfinite(value):
@@ -102,7 +102,7 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
 
 
 def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
-    """Decode a result from `encode_rich`. The body holds no session, so the result gets `session_id`."""
+    """Decode a result that `encode_rich` encoded. The body does not name the session, so the result gets `session_id`."""
     value, state, error, record = body.get("value"), body["state"], body.get("error"), body.get("ledger")
     shown = body.get("displays", ())
     displays, files, processes, variables = [], [], [], []
@@ -149,7 +149,7 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Encode what a response to a reset or rollback tells about it: the ledger's id, and the position of the ledger's entry for it."""
+    """Encode as JSON where a session's ledger records the requested reset or rollback: the ledger's id, and the entry's position."""
     return {"ledger": ledger, "position": position}
 
 
@@ -405,7 +405,7 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
     """Encode as JSON what a session does now: whether it is active, its memory, and the id of the execution that runs.
 
-    `idle` is the number of seconds since its last use. A time could mislead, because the clocks of client and server may differ.
+    `idle` is the number of seconds since its last use. It is sent in place of a time, because the clocks of client and server may differ.
     """
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 

@@ -63,7 +63,7 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """The ASGI application of one server. Closing `sessions` is up to the caller that created it."""
+    """The ASGI application of one server. The caller that created `sessions` must close them."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions

@@ -20,7 +20,10 @@ _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
 
 
 class McpRoute:
-    """The handler of the MCP endpoint and of Azure's three tools, for the sessions of one server. The guard checks the key."""
+    """The handler of the MCP endpoint and of its three tools, which are Azure's, for the sessions of one server.
+
+    The handler does not check the server's key, because `Guard` has checked it before.
+    """
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions

@@ -22,7 +22,10 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class SessionRoutes:
-    """The handlers that describe, list and end the sessions of one server. These requests do not restart a session's cool-down."""
+    """The handlers that describe, list and end the sessions of one server.
+
+    These requests do not restart a session's cool-down, the time without use after which it ends.
+    """
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -66,7 +69,10 @@ class SessionRoutes:
         return Response(await to_thread.run_sync(self._hosting.metrics), media_type=_PROMETHEUS)
 
     async def session(self, request: Request) -> Response:
-        """Return the description of a session. The request does not restart its cool-down."""
+        """Return the description of a session.
+
+        The request does not restart the session's cool-down, the time without use after which it ends.
+        """
         session = self._sessions.find(self._addressed(request))
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 

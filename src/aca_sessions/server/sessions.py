@@ -114,7 +114,7 @@ class HostedSession:
 
     @property
     def memory(self) -> Memory | None:
-        """Return the counter of the session's memory, or None if its sandbox is not open."""
+        """Return the object that counts how much memory the session uses, or None if its sandbox is not open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
 
@@ -133,7 +133,7 @@ class HostedSession:
             self.touch()
 
     def touch(self) -> None:
-        """Restart the session's cool-down."""
+        """Restart the session's cool-down, the time without use after which it ends."""
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
