@@ -347,7 +347,7 @@ def decode_installation(body: object) -> tuple[list[str], float]:
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """Encode as JSON the result of installing or uninstalling packages, by `encode_rich`."""
+    """Encode the result of installing or uninstalling packages as JSON, as `encode_rich` does for the result of a cell."""
     return {RICH_MEMBER: encode_rich(result)}
 
 

@@ -220,7 +220,7 @@ _PAGE = 300  # sessions on a page, as in Azure
 
 
 def encode_managed_session(session: SessionInfo) -> dict[str, object]:
-    """Encode the description of a session for the routes `.management/*`, which call the member `expireAt` `expiresAt`."""
+    """Encode the description of a session for the routes `.management/*`, in which the member `expireAt` is named `expiresAt`."""
     body = encode_session(session)
     body["expiresAt"] = body.pop("expireAt")
     return body
