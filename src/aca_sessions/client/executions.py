@@ -218,8 +218,8 @@ class Executions:
     async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
-        The result's state reports what happened to the session since the position in its ledger (the list of what happened to it) that
-        `caller` has.
+        `caller` is a position in the session's ledger (the list of what happened to the session). The result's state reports what happened
+        since.
         """
         caller = caller or Delivered()
         id = str(uuid.uuid4())

@@ -81,8 +81,8 @@ class CodeInterpreter:
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
-        The result's `state` reports what happened since the position in the session's ledger (the list of what happened to it) that
-        `caller` has.
+        `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
+        happened since.
         """
         if request.timeout is not None:
             checked_timeout(request.timeout)
@@ -121,8 +121,8 @@ class CodeInterpreter:
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, which sends the cell in several snippets, and return its result.
 
-        The result's `state` reports what happened since the position in the session's ledger (the list of what happened to it) that
-        `caller` has.
+        `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
+        happened since.
         """
         start = self._continuity.position(session_id)
         result = await run()
@@ -376,8 +376,8 @@ class CodeInterpreter:
     ) -> tuple[Record, dict[str, str]]:
         """Create branches of a session, one for each of `identifiers`. Either all are created, or none.
 
-        Return the entries of the session's ledger (the list of what happened to it) that `caller` lacks. Also return for each branch the
-        position at which its own ledger begins, as `ledger:number`.
+        Return the entries of the session's ledger (the list of what happened to it) after the position of `caller`. Also return for each
+        branch the position at which its own ledger begins, as `ledger:number`.
         """
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:

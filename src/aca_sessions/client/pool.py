@@ -373,7 +373,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark the pool as closed without ending its sessions, because its event loop is closed and nothing can be awaited.
+        """Mark the pool as closed without ending its sessions. This is for a pool whose event loop is closed: nothing can be awaited.
 
         An embedded server, one that runs in this process, ends its sessions itself. Sessions at other endpoints expire.
         """
