@@ -118,7 +118,7 @@ class _Used:
 
 
 class Approval:
-    """Decides which tool calls of one agent session are allowed, counts the use of budgets, and keeps the records of calls.
+    """Decides which tool calls of one agent session are allowed, tracks how much of each tool's budget is used, and records the calls.
 
     Calls of tools with the effect `read` are always allowed. Without an approval function, calls of tools with the effect `irreversible`
     are refused, and all others are allowed.
@@ -167,10 +167,10 @@ class Approval:
         return [one is True for one in decided] if len(decided) == len(calls) else [False] * len(calls)
 
     async def reserve(self, tool: Tool) -> Reservation:
-        """Count a call of a tool and reserve seconds of the tool's budget for it. Raise ToolFailedError if the budget is used up.
+        """Count a call of a tool, and reserve the seconds that it may take from the tool's budget.
 
-        Wait while the running calls could use up the remaining seconds. If the budget limits bytes, calls run one after another, because
-        the size of a result is known only at the end of its call.
+        Raise ToolFailedError if the budget is used up. Wait while the running calls could use up the remaining seconds. If the budget
+        limits bytes, calls run one after another, because the size of a result is known only at the end of its call.
         """
         used, budget = self._used[tool.name], tool.budget
         while True:
@@ -205,10 +205,10 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of the JSON text of a result.
+    """Return the SHA-256 of a result's JSON text, for the record of the call.
 
-    Before hashing, the random names of `files` in the text are replaced by hashes of their contents, so that equal results have equal
-    digests.
+    `files` are the bytes, tables and long texts that the JSON text refers to, keyed by random names. In the text, hashes of their contents
+    replace these names first, so that equal results have equal digests.
     """
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
@@ -216,6 +216,6 @@ def digest(text: str, files: Mapping[str, bytes]) -> str:
 
 
 def why_refused(tool: Tool) -> str:
-    """Return the error message for a cell whose call of a tool was refused."""
+    """Return the error message that a cell gets if its call of a tool was refused."""
     advice = "do without it, or ask the session's owner to allow it in AgentSession(approve=...)"
     return f"{tool.name} is {tool.effect} and was not allowed: {advice}"

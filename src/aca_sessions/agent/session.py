@@ -303,7 +303,7 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
 
 
 class Live:
-    """A leased session, with the function that runs its cells and the functions that answer their host calls."""
+    """A leased session, the function that runs its cells, and the functions that answer its host calls (calls from a cell to the host)."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
         """Store a leased session and prepare to run its cells. Before `answer_with` is called, cells can make no host call.
@@ -332,9 +332,9 @@ class Live:
         return live
 
     def answer_with(self, table: Mapping[str, Answer]) -> None:
-        """Set the functions that answer host calls. From now on, cells can make the calls in `table`.
+        """Set the functions that answer host calls. From now on, cells can call every name in `table`, which maps names to functions.
 
-        Examples of skills can make the same calls, except calls that change the storage or packages, such as `artifacts.save`.
+        Examples of skills can make the same calls, except those that change the storage or packages, such as `artifacts.save`.
         """
         self._calls = HostCalls(table)
         self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
@@ -355,9 +355,9 @@ class Live:
             raise
 
     async def attempt(self, name: str, source: str) -> None:
-        """Run the examples of a skill in another session.
+        """Run the examples in a skill's docstring in another session, so that this session's variables stay as they are.
 
-        Raise InvalidArgumentError if one fails, and NotSupportedError if they cannot run here.
+        Raise InvalidArgumentError if an example fails, and NotSupportedError if cells of this session cannot make host calls.
         """
         if self.why_no_tools:
             raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
@@ -374,7 +374,10 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """Yield another session: a branch of this session if that is possible and no cell runs, otherwise a new one."""
+        """Yield another session in which the examples of a skill can run.
+
+        It is a branch of this session if one can be made and no cell runs, otherwise a new session.
+        """
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)
@@ -389,7 +392,10 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Return a function that runs cells in a session and answers their host calls, which arrive as events."""
+    """Return a function that runs cells in a session and answers their host calls (calls from cells to the host).
+
+    These arrive as events.
+    """
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -403,9 +409,9 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return a function that runs cells and answers their host calls at endpoints without events.
+    """Return a function that runs cells and answers their host calls at endpoints that send no events while a cell runs.
 
-    Each cell runs in a thread of the session.
+    Inside the session, the cell runs in a thread, so that the host can start short executions beside it to exchange calls and answers.
     """
     return Exchange(session).run
 

@@ -50,10 +50,10 @@ class ToolBox:
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Describe a tool: return a dict with its description, parameters and `members`, the same dicts for the tools named `name.member`.
+        """Return a dict that describes a tool: its description, effect, parameters and `members`.
 
-        `callable` is False if only members exist and no tool has the name itself. Raise ToolFailedError if neither the tool nor a member
-        exists.
+        `members` has such a dict for each tool named `name.member`. `callable` is False if no tool has the name itself and only members
+        exist. Raise ToolFailedError if neither the tool nor a member exists.
         """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]

@@ -1,1 +1,1 @@
-"""What outlives a session: skills, artifacts and dependencies. Also the storages that keep them, and the search in them."""
+"""The data that outlives an agent's session: skills, artifacts, dependencies. Also the storages that keep it, and the search in it."""

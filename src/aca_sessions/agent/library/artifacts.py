@@ -90,7 +90,7 @@ class Artifacts:
     async def delete(self, name: str) -> None:
         """Delete an artifact, if it exists.
 
-        This takes no lock: a full Redis cannot grant one, and deleting must still be possible there, to make room.
+        This takes no lock, because a full Redis cannot grant one. Artifacts must still be deletable then, to make room.
         """
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
@@ -100,7 +100,7 @@ class Artifacts:
     async def _described(self, name: str) -> dict[str, Any] | None:
         """Return the description of an artifact, or None if it does not exist.
 
-        A record that `save` did not write gets a default description.
+        Return a default description if the stored record was not written by `save`.
         """
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}

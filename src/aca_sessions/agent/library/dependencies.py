@@ -28,7 +28,7 @@ class Deps:
     def begin_with(self, file: Path) -> None:
         """Use the lines of a file as requirements while the storage has none.
 
-        The first change of a requirement copies them to the storage.
+        The first change of a requirement copies the lines to the storage.
         """
         self._first = file
 
@@ -164,10 +164,9 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 
 
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
-    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`.
+    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
 
-    One of them has the package, the others are empty. `configured` tells whether the storage had the package's requirement. The dict has it
-    as `removed_from_config`.
+    `configured` tells whether the storage had the package's requirement. The dict repeats it as `removed_from_config`.
     """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):

@@ -1,4 +1,4 @@
-"""A storage in Redis. Each kind is one Redis hash with a field for each record, so one command writes a whole record."""
+"""A storage in Redis. The records of a kind, such as skills, are the fields of one Redis hash, so one command writes a whole record."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,10 @@ class RedisStorage:
         return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Write a record, replacing an earlier one of the same name. Change the kind's stamp, by which readers detect changes."""
+        """Write a record, replacing an earlier one of the same name.
+
+        Also replace the kind's stamp, a random text by which readers detect changes.
+        """
         field = checked_name(name)
 
         def both(redis: Any) -> Any:
@@ -73,7 +76,10 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record. Return whether it existed. Replace the stamp of its kind, or only remove the stamp if Redis is full."""
+        """Delete a record. Return whether it existed.
+
+        Also replace the stamp of its kind, by which readers detect changes. If Redis is too full for a new stamp, only remove the old one.
+        """
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -93,7 +99,10 @@ class RedisStorage:
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a random text that is replaced at every change of this kind. Return None before the first change, or if Redis was full."""
+        """Return the stamp of a kind: a random text that is replaced whenever a record of the kind is written or deleted.
+
+        Return None before the first change, or if Redis was too full to store a new stamp.
+        """
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 

@@ -29,7 +29,7 @@ Try = Callable[[str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
-    """A saved function, with its source. `origin` tells who saved it, `session` or `host`.
+    """A saved function: Python source that defines `run`. `origin` tells who saved it, `session` or `host`.
 
     `tested` tells whether the examples in its docstring were run and passed. `earlier` has up to 10 older sources, the latest first.
     """
@@ -45,12 +45,15 @@ class Skill:
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
-        """Return the parameters of `run`, each with `name`, `type`, `required` and `default`."""
+        """Return the parameters of the skill's function `run`, each with `name`, `type`, `required` and `default`."""
         return parameters(self.source)
 
     @property
     def searched(self) -> str:
-        """Return the text that searches use: the description, and the first paragraphs of the docstrings of `run` and of the module."""
+        """Return the text of the skill in which searches look.
+
+        It is the description, and the first paragraphs of the docstrings of `run` and of the module.
+        """
         return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
 
     def told(self, uses: int = 0) -> dict[str, Any]:
@@ -185,7 +188,7 @@ class Skills:
 def checked(name: object) -> str:
     """Validate a skill's name and return it.
 
-    Raise InvalidArgumentError if it is too long, is not a Python name, or is the name of a method of `skills`.
+    Raise InvalidArgumentError if it is too long, is not a Python name, or is also a method of the object `skills` that cells use.
     """
     if not _is_name(name):
         form = "a Python name of up to 64 letters, digits and '_' that begins with a letter"
@@ -244,7 +247,10 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
 
 
 def _documentation(source: str) -> tuple[str, ...]:
-    """Return the first paragraphs of the docstrings of `run` and of the module, without empty ones. Return ("",) if both are empty."""
+    """Return the first paragraphs of two docstrings in a skill's source: that of `run` and that of the module.
+
+    Leave out empty ones. Return ("",) if both are empty.
+    """
     function = entry(source)
     firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
@@ -268,7 +274,7 @@ def _encode(skill: Skill) -> bytes:
 def _decode(name: str, data: bytes) -> Skill | None:
     """Decode a skill from a Python file. Return None if the file is invalid.
 
-    If it lacks the comment of `_encode`, the fields get defaults.
+    If it lacks the comment that `_encode` writes, the fields get defaults.
     """
     first, _, source = data.decode("utf-8", "replace").partition("\n")
     told: dict[str, Any] = {}

@@ -27,7 +27,7 @@ _SETTLED_NANOSECONDS = 50_000_000  # times have the grain of the kernel's clock:
 
 
 class Storage(Protocol):
-    """The interface of a storage of records, each with a kind and a name."""
+    """The interface of a storage of records. Each record has a name, and a kind such as skills or artifacts."""
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """Return the data of a record, or None if there is no such record."""
@@ -87,7 +87,7 @@ class FileStorage:
         return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Write a record's file, of which readers get either the old or the new version.
+        """Write a record's file. A concurrent reader gets the whole old or the whole new content.
 
         The data is written to a temporary file in the same folder, which is then renamed to the record's file.
         """

@@ -149,9 +149,9 @@ class Program:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program's process group if the program still runs, and wait at most 2 s for its end.
+    """Kill a program's process group if the program still runs, and wait for its end.
 
-    asyncio reports the end late if another process holds the pipes open.
+    Wait at most 2 s, because asyncio reports the end late if another process holds the pipes open.
     """
     if process.returncode is None:
         _kill(process)

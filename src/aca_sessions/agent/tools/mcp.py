@@ -1,4 +1,4 @@
-"""The tools of an MCP server, by the mcp SDK. The server is a program (stdio) or a URL (streamable HTTP)."""
+"""The tools of an MCP server, called through the mcp SDK. The server is a program (stdio) or a URL (streamable HTTP)."""
 
 import asyncio
 import base64

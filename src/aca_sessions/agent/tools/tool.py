@@ -138,7 +138,10 @@ class ToolSource(Protocol):
 
 
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema. Messages call the value `where`."""
+    """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema.
+
+    `where` names the value in messages.
+    """
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
             raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
