@@ -108,7 +108,7 @@ class ConsoleOutput:
 
 
 class _Session(InteractiveSession):
-    """The session that the public classes use. Its code finds its working directory under llm-sandbox's path `/sandbox`."""
+    """The session behind the public classes of this module. In it, llm-sandbox's path `/sandbox` leads to the working directory."""
 
     def __init__(self, name: str, policy: Policy, timeout: float | None) -> None:
         super().__init__(policy=policy, timeout=timeout)

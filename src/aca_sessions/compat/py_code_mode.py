@@ -70,7 +70,10 @@ class SubprocessConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InProcessConfig(SubprocessConfig):
-    """The configuration of an `InProcessExecutor`, with the fields of `SubprocessConfig`. Even so, no cell runs in this process."""
+    """The configuration of an `InProcessExecutor`, with the fields of `SubprocessConfig`.
+
+    Despite the name, no cell runs in this process.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ class Session(AgentSession):
             storage: Where skills, artifacts and dependencies are kept.
             executor: Has the configuration of tools, dependencies and the time limit of a cell. Cells are isolated with every executor.
             sync_deps_on_start: Install the dependencies at the start.
-            embed: A function or coroutine function from texts to vectors, for a search by meaning; otherwise by words and related words.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         config = executor.config if executor is not None else SubprocessConfig()
         super().__init__(
@@ -137,8 +140,8 @@ class Session(AgentSession):
             path: The folder.
             timeout: The time limit of a cell in seconds.
             sync_deps_on_start: Install the dependencies at the start.
-            embed: A function or coroutine function from texts to vectors, for a search by meaning.
-            **options: `extra_deps`, further requirements; and other members of `SubprocessConfig`.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+            **options: `extra_deps`, further requirements; and any fields of `SubprocessConfig`.
         """
         base = Path(path)
         given = SubprocessConfig(default_timeout=timeout, tools_path=base / "tools", deps_file=base / "requirements.txt")
