@@ -16,7 +16,7 @@ _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook 
 def execute_tool(session: ModelSession) -> FunctionTool:
     """Return the tool `execute_python` for Agent Framework, which runs code in `session`.
 
-    Its answers are a result's text, then its images.
+    Each call returns the text of the cell's result, then its images.
     """
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
@@ -41,7 +41,7 @@ class PythonSessionProvider(ContextProvider):
             pool: The pool of sessions.
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
-            max_output: About how many characters of a result a model reads.
+            max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
             source_id: The provider's name in Agent Framework.
         """
         super().__init__(source_id)

@@ -65,9 +65,10 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Validate the files that a model sent. Return their contents by name, and None.
+    """Validate the files that a model sent. Return their contents by name, and an error for the model if they are invalid.
 
-    If they are invalid, return {} and an error for the model. A model may send the mapping as JSON text, and binary content as a data URI.
+    In that case, no contents are returned; otherwise the error is None. A model may send the mapping as JSON text, and binary content as a
+    data URI.
     """
     if isinstance(files, str):
         try:
@@ -145,7 +146,7 @@ class ModelSession:
             session_id: The session's name, by default a new one. `close` ends the session only if its name is new.
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
-            max_output: About how many characters of a result a model reads.
+            max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
         """
         if isinstance(pool, Settings):
             raise InvalidArgumentError("pool must be a SessionPool, got Settings: pass them by name, as in settings=Settings(…)")
@@ -277,7 +278,7 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Return whether this object opened a pool in this process and has not closed it."""
+        """Return whether a pool that this object opened in this process is still open. If so, dropping the object causes a warning."""
         return self.is_open and self._owner.is_here
 
     async def close(self) -> None:
