@@ -30,7 +30,7 @@ _MOST_WATCHED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of an MCP server: how many clients it has, the limits of each, and what stays when one disconnects."""
+    """The options of an MCP server: how many clients it may have, the limits of each, and which sessions stay when a client disconnects."""
 
     sessions_per_client: int
     clients: int

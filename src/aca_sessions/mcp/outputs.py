@@ -51,7 +51,7 @@ class Outputs:
     """The files that the sessions of one client share. They are kept in the memory of this process, up to a size limit."""
 
     def __init__(self, limit: int) -> None:
-        """Set the limit of kept files in bytes. With 0, no files are shared."""
+        """Set `limit`, the most bytes that all kept files may have together. If it is 0, no files are shared."""
         self._limit = limit
         self._files: dict[str, _SharedFile] = {}
         self._version = 0
@@ -75,7 +75,7 @@ class Outputs:
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Copy into a session, before a cell, the files that other sessions shared since its latest cell.
+        """Copy shared files into a session before a cell runs: those that other sessions changed since the session's previous cell.
 
         Create outputs/ in a new session.
         """
@@ -150,9 +150,10 @@ class Outputs:
 
 
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
-    """Yield the files and folders below a folder, each folder before its content: at most `most`, and at most `depth` folders deep.
+    """Yield the files and folders below a folder, each folder before its content.
 
-    Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip a subfolder that is deleted during the walk.
+    Yield at most `most` of them, at most `depth` folders deep. Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip
+    a subfolder that is deleted during the walk.
     """
     found, folders = await session.list_files(folder), [(folder, depth)]
     while folders:

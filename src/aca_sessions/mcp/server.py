@@ -62,7 +62,7 @@ class SessionServer(Server[Client, Any]):
     ) -> InitializationOptions:
         """Return the options with which a connection starts.
 
-        They tell clients that the list of resources changes and that clients can subscribe to resources.
+        They tell clients that the list of resources may change and that clients can subscribe to resources.
         """
         del notification_options
         options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)

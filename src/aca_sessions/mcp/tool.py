@@ -48,7 +48,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _words(value: object) -> object:
-    """Return a list for text that a client sent instead of a list: parsed JSON, or the text as the only item.
+    """Convert text that a client sent instead of a list: parse it as a JSON list, or return it as the only item of a list.
 
     Return other values unchanged.
     """
@@ -154,7 +154,7 @@ class Tool:
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
         """Call the function and return its answer.
 
-        Return invalid arguments and errors of this package as results that the model can read.
+        If arguments are invalid, or the function raises an error of this package, return a result with the message for the model.
         """
         try:
             checked = self._arguments.model_validate(arguments)
@@ -207,7 +207,10 @@ def failure(message: str) -> types.CallToolResult:
 
 
 def _explain(error: ValidationError, known: Iterable[str]) -> str:
-    """Return which arguments are wrong and why, without their values, which may be long or secret."""
+    """Return a message that tells which arguments are wrong and why. `known` are the names of the tool's arguments.
+
+    Values are left out, because they may be long or secret.
+    """
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     lines = [f"{'.'.join(str(part)[:50] for part in one['loc'])}: {one['msg']}" for one in problems[:5]]
     return f"the arguments are invalid: {'; '.join(lines)}. The tool's arguments are: {', '.join(known)}"
