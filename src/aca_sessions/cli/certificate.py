@@ -20,8 +20,8 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
     """Return the paths of the certificate and the key in a folder. Create both if one of them is missing.
 
-    A certificate that this function created is replaced if it expires within a day or lacks `host`. A certificate of the user is never
-    replaced. Raise ConfigurationError if it has expired or has no key, or if the folder is unusable.
+    A certificate that this function created is replaced if it expires within a day or lacks `host`. The user's own certificate is never
+    replaced. Raise ConfigurationError if the user's certificate has expired or has no key, or if the folder is unusable.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:

@@ -123,7 +123,8 @@ class ConnectionSlot:
     def _waiting(self) -> int:
         """Return how many bytes of a response the client has not taken, including those in the kernel's buffer.
 
-        Both count, because the kernel's buffer may hold megabytes: without it, a slow reader would look idle until a third of it is empty.
+        The bytes in the kernel's buffer count too, because they may be megabytes. If they did not count, a slow reader would look idle
+        until a third of the buffer is empty.
         """
         import fcntl
         import termios
@@ -134,7 +135,7 @@ class ConnectionSlot:
 
 
 class Connections(ServerState):
-    """All connections of a server. If a new connection exceeds the limit, the server closes a connection that waits for its client."""
+    """All connections of a server. If there are too many, the server closes a connection that waits for its client."""
 
     def __init__(self, limits: ConnectionLimits, most: int) -> None:
         super().__init__()
@@ -205,8 +206,8 @@ class Connections(ServerState):
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
         """Close one open connection of `waiting`. Return False if none is open.
 
-        Prefer clients without the key, then the address whose connections have the largest total `weight`, then the connection that has
-        waited longest.
+        Prefer clients without the key, then the address whose connections have the largest total weight, then the connection that has
+        waited longest. `weight` returns the weight of a connection.
         """
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
@@ -311,7 +312,10 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return the client's IPv4 address, or the /64 network of its IPv6 address, or "" for a client on a socket file."""
+    """Return the network by which a client's connections are counted: its IPv4 address, or the /64 of its IPv6 address.
+
+    Return "" for a client on a socket file.
+    """
     match address:
         case (str(host), *_) if ":" in host:
             six = ipaddress.IPv6Address(host.partition("%")[0])

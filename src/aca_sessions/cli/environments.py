@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 
 
 async def create(options: argparse.Namespace) -> int:
-    """Create a Python environment. Print how to use it and which packages were left out."""
+    """Create a Python environment. Print how to use it, and which packages it lacks because there is no wheel for them."""
     from ..connect import environments
     from ..settings import Settings
 
@@ -34,7 +34,7 @@ async def show(_options: argparse.Namespace) -> int:
 
 
 async def remove(options: argparse.Namespace) -> int:
-    """Remove an environment."""
+    """Remove a Python environment by its name."""
     from ..connect import environments
     from ..settings import Settings
 

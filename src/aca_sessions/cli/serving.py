@@ -1,4 +1,7 @@
-"""`aca-sessions serve` offers the service on a port or socket file, behind a key. `aca-sessions playground` opens its page on loopback."""
+"""`aca-sessions serve` serves sessions over HTTP behind a key.
+
+`aca-sessions playground` does so on loopback and opens the playground's page.
+"""
 
 import argparse
 import asyncio
@@ -172,7 +175,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections, and call `greet`."""
+        """Start to accept connections, and call `greet`, which tells the user that clients can connect."""
         for listener in sockets or []:
             if isinstance(listener, Listener):
                 listener.connections = self._connections

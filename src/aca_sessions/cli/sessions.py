@@ -27,7 +27,7 @@ def settings_at(endpoint: str | None) -> Settings:
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
     """Return the settings as `settings_at` does, but raise ConfigurationError if they have no Endpoint.
 
-    `what` is the command or option that the message names. It needs sessions that outlive this process.
+    `what` names the command or option in the message. It needs an Endpoint, because its sessions must outlive this process.
     """
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
@@ -151,9 +151,9 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error to raise for a session that cannot be ended.
+    """Return the error to raise if a session cannot be ended.
 
-    If the session is unknown, the message has the position of the argument instead of the session's name, which is secret.
+    If the session is unknown, the message has `place`, the position of its name among the command's arguments. The name itself is a secret.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
