@@ -1,1 +1,1 @@
-"""The server: it serves sessions over HTTP, by Azure's API and this project's extensions, in sandboxes of this machine."""
+"""The HTTP server: it offers sessions through Azure's API and this project's extensions. The sessions run in sandboxes of this machine."""

@@ -132,7 +132,10 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """Write to the audit log a successful request that ran no cell, such as an upload: its fields and its duration in seconds."""
+        """Write an event about a successful request that ran no cell, such as an upload, to the audit log.
+
+        `fields` are written with the event, and so is `seconds`, the duration of the request.
+        """
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:

@@ -1,6 +1,6 @@
 """The MCP endpoint of a pool: each POST request holds one JSON-RPC message and gets one JSON response.
 
-The tools of this endpoint call a session an environment.
+The tools of this endpoint use Azure's word `environment` for a session.
 """
 
 import uuid
