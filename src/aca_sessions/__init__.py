@@ -141,7 +141,7 @@ def __getattr__(name: str) -> object:
 
 
 def load_ipython_extension(shell: object) -> None:
-    """Register the magics. IPython calls this for `%load_ext aca_sessions`."""
+    """Register the notebook magics, such as `%%session`. IPython calls this for `%load_ext aca_sessions`."""
     from .notebook import load
 
     load(shell)

@@ -4,8 +4,9 @@ The output is written anew and copies nothing of the input. Tags are written fro
 else is escaped.
 
 An element is written only at a position where a browser keeps it. For example, a browser closes a paragraph before a block, and moves out
-of a table what does not belong there. If such an element were written at its original position, its end tag would close an element around
-the box. If a browser still reads the output differently, that changes how it looks, not what it can do.
+of a table what does not belong there. If such an element were written at its original position, its end tag would close an element of the
+page, outside the box that `cleaned` puts around the output. If a browser still reads the output differently, that changes how it looks, not
+what it can do.
 
 The notebook's style sheets apply to the output. The output has neither classes nor ids, with which it could look like a part of the
 notebook. The playground has the same lists in `clean.js`.
@@ -180,9 +181,9 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield pairs of sets of element names, by which a browser closes open elements before the element `name` begins.
+    """Yield the rules by which a browser closes open elements before the element `name` begins: each is a pair of sets of names.
 
-    It closes an open element of the first set, unless an element of the second set is open inside it.
+    The browser closes an open element that is in the first set, unless an element in the second set is open inside it.
     """
     if name in _BLOCKS:
         yield {"p"}, set()

@@ -139,7 +139,10 @@ class Opening(Generic[Opened]):
 
 
 class Stack(AsyncExitStack):
-    """An exit stack. If its event loop is closed, the functions in `at_once` can be called instead, to end processes without awaiting."""
+    """The exit stack of an opened object, such as a pool or a server.
+
+    If its event loop is closed, nothing can be awaited. Then the functions in `at_once` can be called instead, to end the processes.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,9 +37,9 @@ def shown_name(name: str, longest: int = 200) -> str:
 
 
 def shown_caption(text: str) -> str:
-    """Return a description as one line of at most 200 characters.
+    """Return the guest's description of an image as one line of at most 200 characters.
 
-    Quote it if a reader could mistake it for several items or for a label.
+    Quote it with `repr` if a reader could mistake it for several items of a list, or for a line of the host.
     """
     line = " ".join(text.split())[:_LONGEST_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
@@ -51,12 +51,18 @@ def printable(text: str, *, colours: bool = True) -> str:
 
 
 def for_model(text: str) -> str:
-    """Make guest text safe for a model: remove colours, escape control characters, and put `QUOTE` before lines that begin with a label."""
+    """Make guest text safe for a model: remove colours and escape control characters.
+
+    Also put `QUOTE` before each line that begins with a label of the host, such as `[state]`.
+    """
     return _model_line().sub(QUOTE, printable(text, colours=False))
 
 
 def for_terminal(text: str) -> str:
-    """Make guest text safe for a terminal: put `QUOTE` before labels of the host, escape control characters, and end colours at the end."""
+    """Make guest text safe for a terminal: escape control characters, and reset colours at the end.
+
+    Also put `QUOTE` before labels of the host, such as `[session state`.
+    """
     screen = Screen()
     return screen.take(text) + screen.flush() + screen.reset()
 
@@ -76,7 +82,7 @@ class Screen:
     def take(self, text: str) -> str:
         """Process a piece of text and return the text to write now.
 
-        Hold back the end of it if that may begin a label or a control sequence.
+        Hold back the end of the piece if it may be the beginning of a label of the host or of a control sequence.
         """
         pending, before = self._held + text, ""
         if self._cut:
@@ -125,7 +131,7 @@ def _whole(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _begun(label: str) -> str:
-    """Return a regular expression for the incomplete forms of a label: its first letter, its first two letters, and so on."""
+    """Return a regular expression for the incomplete forms of a label of the host: its first letter, its first two letters, and so on."""
     pattern = ""
     for letter in reversed(_letters(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
@@ -143,7 +149,7 @@ def _terminal_label() -> re.Pattern[str]:
 
 @cache
 def _unfinished() -> re.Pattern[str]:
-    """Return a regular expression for an incomplete label or control sequence at the end of a text."""
+    """Return a regular expression for an incomplete label of the host, or an incomplete control sequence, at the end of a text."""
     labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 
@@ -155,7 +161,7 @@ def _model_label() -> re.Pattern[str]:
 
 @cache
 def _model_line() -> re.Pattern[str]:
-    """Return a regular expression that matches in front of each line that begins with a label.
+    """Return a regular expression that matches in front of each line that begins with a label of the host, such as `[state]`.
 
     A line also begins after a carriage return.
     """

@@ -89,7 +89,7 @@ class LiveCell:
         """Start the cell.
 
         Args:
-            portal: The event loop of the session.
+            portal: Runs calls on the event loop of the session.
             session: The session.
             code: The source text.
             timeout: The time limit in seconds, by default the endpoint's.
@@ -129,7 +129,7 @@ class LiveCell:
                 self._take_back_unread()
 
     def _take_back_unread(self) -> None:
-        """Mark an unread result as not received, so that the next result reports its losses again."""
+        """Mark a result that the caller did not read as not received, so that the next result reports lost variables and files again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()
@@ -329,12 +329,12 @@ class InteractiveSession:
     delete_file = blocking(Session.delete_file)
 
     def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
-        """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
+        """Return new sessions that continue from this session's state, each with its own variables and files in /mnt/data.
 
         They share /tmp with this session. Each ends at the end of its own `with` block, or when this session ends.
 
         Args:
-            count: How many, 1 to 64.
+            count: How many sessions, 1 to 64.
             reseed: Seed the random generators of each branch anew, so that each draws other numbers.
         """
         portal, _ = self._live()

@@ -33,7 +33,10 @@ class Ledger:
         self._entries: list[Entry] = []
 
     def append(self, kind: Any, **effects: Any) -> Entry:
-        """Add an entry of what happened and return it. `effects` are fields of Entry."""
+        """Add an entry about something that happened to the session, and return it.
+
+        `kind` names what happened, such as `reset`. `effects` are other fields of Entry.
+        """
         self.position += 1
         entry = Entry(self.position, kind, **effects)
         self._entries.append(entry)
@@ -58,8 +61,8 @@ class Ledger:
         """Return the state and the record of an execution, for a caller that knows the ledger up to a position.
 
         Args:
-            since: The caller's position, as `ledger:number`, or None. If it is of another ledger, the session that the caller knew is gone,
-                and the state is a loss by expiry.
+            since: The caller's position, as `ledger:number`, or None. If it is of another ledger, the session that the caller knew is gone.
+                Then the state is that variables and files were lost, with the reason `expired`.
             start: The position at which the execution began.
             end: The position at which the execution ended.
             otherwise: The caller's position if `since` is None.
@@ -86,8 +89,8 @@ class Ledger:
 class Delivered:
     """The position up to which one caller knows a session's ledger. Only results that are delivered to the caller move it.
 
-    `asked` are the positions of entries that the caller asked for (resets, rollbacks), which are not reported to it. `first` is a state at
-    `position` that was not reported yet: a branch inherits it from its origin.
+    `asked` are the positions of resets and rollbacks that the caller asked for, which are not reported to it. `first` is a state at
+    `position` that was not reported yet. A branch inherits such a state from the session that it continues.
     """
 
     ledger: str | None = None
@@ -104,8 +107,8 @@ class Delivered:
     def state_of(self, record: Record) -> State:
         """Return what happened to the session between this position and the record's end.
 
-        If the execution began before this position, include everything since it began. If nothing was delivered yet, first move this
-        position to the record's `since`.
+        If the execution began before this position, start from where it began instead. If nothing was delivered to the caller yet, first
+        move this position to the record's `since`.
         """
         if self.ledger is None:  # nothing was known before the first record
             self.ledger, self.position = record.ledger, record.since
@@ -116,9 +119,9 @@ class Delivered:
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> frozenset[int]:
-        """Return the positions of the resets and rollbacks that the caller asked for before the cell.
+        """Return the positions of the resets and rollbacks that the caller asked for before the record's execution began.
 
-        Those that it asked for while the cell ran are left out, so that they are reported.
+        Those that it asked for during the execution are left out, so that they are reported.
         """
         return frozenset(position for position in self.asked if position <= record.start)
 
@@ -187,7 +190,11 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return a result with `state` and the fields in `others`. If the host made its error, also put the new state into error and stderr."""
+    """Return a result with `state` and the fields in `others`.
+
+    If the host made the cell's error, its message ends with a phrase about the old state. Replace that by the phrase about `state`, also in
+    stderr.
+    """
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
@@ -197,9 +204,14 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
-    """Return the state after one more entry. After a rollback, a loss before its checkpoint is still reported.
+    """Return the state of a session after one more ledger entry.
 
-    `states` are the earlier states, each with the position at which it began. `asked` is whether the caller asked for the entry.
+    A rollback does not undo a loss of variables or files before its checkpoint: that loss is still reported.
+
+    Args:
+        entry: The entry.
+        states: The earlier states, each with the position at which it began.
+        asked: Whether the caller asked for what the entry records, so that it is not reported.
     """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
@@ -222,9 +234,9 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 
 
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return why the files are in their present state, or None.
+    """Return why the files of a session are in their present state, or None if there is no reason.
 
-    This becomes the reason of the whole state if the variables have nothing to report.
+    This becomes the reason of the whole state if there is nothing to report about the variables.
     """
     reason = None
     for _, state in reversed(states):
@@ -235,14 +247,18 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what to report of variables, or of files, after a rollback. `past` is their state at the checkpoint: a loss remains a loss."""
+    """Return what to report of the variables, or of the files, after a rollback.
+
+    `past` is their state at the checkpoint: if they were lost by then, they are reported as lost. `asked` is whether the caller asked for
+    the rollback.
+    """
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Return `state` with the reason and the checkpoint of a rollback.
+    """Return `state`, which is that after a rollback, with a reason and a checkpoint.
 
-    If `past`, the state at the checkpoint, is not `kept`, use those of `past` instead.
+    They are those of the rollback's `entry`. But if `past`, the state at the checkpoint, has a loss to report, they are those of `past`.
     """
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
@@ -250,9 +266,9 @@ def _with_reason(state: State, past: State, entry: Entry) -> State:
 
 
 def summarized(entries: list[Entry], most: int) -> list[Entry]:
-    """Return the last `most` entries, after a summary of all older entries: one entry with the same effect.
+    """Return the last `most` entries, preceded by one summary entry that has the same effect as all older ones.
 
-    If none is older, return all.
+    If there are no older ones, return the entries unchanged.
     """
     if len(entries) <= most:
         return entries

@@ -71,7 +71,10 @@ class Line:
 
 
 def caller() -> Line:
-    """Return the innermost line of the call stack that is neither in this package nor in contextlib."""
+    """Return the line of the user's program that called this package, to name it in warnings.
+
+    It is the innermost line of the call stack that is neither in this package nor in contextlib.
+    """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back
@@ -201,9 +204,9 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log a failure in one line, without its message, which may contain user data. Log the traceback at DEBUG.
+    """Log a failure in one line, without the error's message, which may contain user data. Log the traceback at DEBUG.
 
-    Return the id in both entries.
+    `what` describes what failed. Return a random id that both log entries contain, by which they can be found.
     """
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)

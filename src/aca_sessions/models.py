@@ -24,19 +24,19 @@ _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "
 class State:
     """What happened to a session's variables, files and processes since the last result that this caller received.
 
-    Resets and rollbacks that the caller asked for do not count. Without a ledger (at Azure's endpoints, for example) `processes` and
-    `cut_off` are not known, and `kept` means only that no loss was seen.
+    Resets and rollbacks that the caller asked for do not count. Some endpoints, such as Azure's, have no ledger (a list of what happened to
+    the session). There, `processes` and `cut_off` are not known, and `kept` means only that no loss was seen.
 
     Attributes:
         variables: What happened to the variables.
         files: What happened to the files in /mnt/data.
         processes: What happened to processes that earlier cells left running.
         reason: Why the state was not kept, or None. For a loss: `exit`, `crash`, `killed`, `memory`, `reset`, `expired` or `terminated`.
-            For a rollback: `rollback`, or the reason of a death followed by ", to the last checkpoint" or ", to an earlier checkpoint".
-            For `unknown`: `no reply`, `still running`, `not undone` and others.
+            For a rollback: `rollback`, or the reason of a death followed by ", to the last checkpoint" or ", to an earlier checkpoint". For
+            `unknown`: `no reply`, `still running`, `not undone` and others.
         checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
-        cut_off: After a rollback, files that the session's code still has open but that are no longer in /mnt/data: what is written to
-            them is lost. If the host cannot find out which files these are, one entry says so.
+        cut_off: After a rollback, files that the session's code still has open but that are no longer in /mnt/data: what is written to them
+            is lost. If the host cannot find out which files these are, one entry says so.
     """
 
     variables: Part = "kept"
@@ -82,7 +82,7 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 class Entry:
     """One entry of a session's ledger: what happened, and how it affected variables, files and processes.
 
-    If the entry is a rollback, `to` is the position of the ledger whose state it restored.
+    If the entry is a rollback, `to` is the position in the ledger whose state it restored.
     """
 
     position: int
@@ -98,7 +98,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The part of a session's ledger that a response carries: all entries after position `since`, up to position `end`.
+    """The part of a session's ledger that a response carries: the list of what happened after position `since`, up to position `end`.
 
     The execution began at position `start`.
     """
@@ -191,7 +191,7 @@ class CodeExecutionResult:
         state: What happened to the session since the last result that this caller received.
         duration: How long the cell ran, in seconds.
         record: The part of the session's ledger that `state` was computed from.
-        max_output: About how many characters `str(result)` has at most.
+        max_output: The approximate limit of `str(result)`, in characters.
     """
 
     session_id: str = ""
@@ -281,7 +281,7 @@ class Event:
 
     @property
     def prompt(self) -> "Prompt":
-        """Return the prompt of an `input` event, as functions that answer it get it."""
+        """Return the prompt of an `input` event, as it is passed to a function that answers `input()`, with its `password` flag."""
         prompt = Prompt(self.text)
         prompt.password = self.password
         return prompt
@@ -411,8 +411,9 @@ class SessionHealth:
         responsive: Whether it answered.
         response_time: How long the answer took, in seconds.
         python: The version of its Python.
-        memory: The memory that it uses, in bytes. 0 without namespaces, because a session does not see its own process then.
-        uptime: How long it has run, in seconds. 0 without namespaces, for the same reason.
+        memory: The memory that it uses, in bytes. 0 if the session runs without Linux namespaces, because it does not see its own process
+            then.
+        uptime: How long it has run, in seconds. 0 in the same case as `memory`.
         threads: The number of its threads.
         cpu: The processor time that it has used, in seconds.
         isolation: The evidence for each part of its isolation, as `CodeInterpreter.isolation` returns it.

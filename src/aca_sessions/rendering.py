@@ -42,7 +42,10 @@ def render(result: CodeExecutionResult) -> str:
 
 
 def clip(text: str, room: int) -> str:
-    """Shorten a text: return at most `room` characters unchanged, otherwise the head and tail with a note on how to read the rest."""
+    """Return a text unchanged if it has at most `room` characters. Otherwise shorten it.
+
+    A shortened text has the beginning and the end, and between them a note on how to read the rest.
+    """
     if len(text) <= room:
         return text
     half = room // 2
@@ -76,7 +79,7 @@ def _users_part(traceback: str) -> str:
 
 
 def _stderr_alone(result: CodeExecutionResult) -> str:
-    """Return stderr without the error at its end, because the text shows the error separately."""
+    """Return a result's stderr without the error at its end, because the text for a model shows the error as a separate part."""
     if result.error is None:
         return result.stderr
     return result.stderr.removesuffix(result.error.traceback or str(result.error))
@@ -94,7 +97,10 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """Return a display as text for a model: its plain text. If that is only a repr of IPython, return its source or a note on its HTML."""
+    """Return a display as text for a model: its plain text if that says something.
+
+    If it only names the object, such as `<IPython.core.display.HTML object>`, return the display's source or a note on its HTML.
+    """
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)

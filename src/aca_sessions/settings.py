@@ -386,9 +386,10 @@ _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox
 
 
 class Settings(BaseSettings):
-    """All settings of the section. Each can also be given as an argument, with its name in the file: `Settings(MaxConcurrentSessions=320)`.
+    """All settings of the section.
 
-    Raises ConfigurationError, which names the key that is wrong.
+    Each can also be given as an argument, with the name that it has in appsettings.json: `Settings(MaxConcurrentSessions=320)`. Raises
+    ConfigurationError, which names the key that is wrong.
     """
 
     model_config = SettingsConfigDict(
@@ -442,9 +443,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources with flat names like `Endpoint` moved into their sections.
+        """Return the sources of settings, with short names like `Endpoint` moved into their sections, such as `SessionsHttpClient`.
 
-        A source then overrides a value in later sources, whether the value has its flat or its full name there.
+        A source then overrides a value in later sources, whether the value has its short or its full name there.
         """
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
@@ -462,7 +463,10 @@ class _Source:
     file: JsonFile | None = None
 
     def depth(self, keys: Sequence[str | int]) -> int:
-        """Return how many keys of the path `keys`, from the first on, exist in this source."""
+        """Return how many keys of the path `keys`, from the first on, exist in this source.
+
+        An error about a key names the source in which most of its path exists.
+        """
         value: Any = self.values
         for number, key in enumerate(keys):
             try:
@@ -477,7 +481,10 @@ class _Source:
 
 
 def _sources(given: Mapping[str, Any], environment: Mapping[str, Any]) -> list[_Source]:
-    """Return all sources of settings. Earlier sources take precedence."""
+    """Return all sources of settings. Earlier sources take precedence.
+
+    `given` are the arguments of Settings, and `environment` are the values from environment variables.
+    """
     return [_Source(given), _Source(environment, "the environment"), *(_read(path) for path in _paths())]
 
 
@@ -555,7 +562,10 @@ def _rule_text(kind: str, message: str, value: object) -> str:
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of an error message about a key: the source that sets the key, by its full or flat name, and the line."""
+    """Return the beginning of an error message about a key: the name of the source that sets the key, and the line in a file.
+
+    A source may set the key by its short name, such as `Endpoint`, or by its full name.
+    """
     flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
     found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
     return found[0].place_of(*found[1])

@@ -71,9 +71,9 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
 
 
 def executed(current: Span, result: CodeExecutionResult) -> None:
-    """Record on the span and in the metrics how a cell ended: success, state, duration, sizes.
+    """Record on the span `current` and in the metrics how a cell ended: success, state, duration, sizes.
 
-    The result must come from `Delivered.deliver`.
+    The result must come from `Delivered.deliver`, because that sets the state to what this caller has not received before.
     """
     verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
@@ -130,7 +130,7 @@ def cell_running() -> Iterator[None]:
 def cell_ended(result: CodeExecutionResult) -> None:
     """Record an execution's duration and outcome on the server.
 
-    A death of the interpreter counts as a loss even if a checkpoint restored the session.
+    A death of the interpreter counts as a loss of state even if a checkpoint restored the session.
     """
     _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
