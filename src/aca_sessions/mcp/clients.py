@@ -144,7 +144,8 @@ class Client:
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
         """Create a session that starts with the variables and files of `named`. It is not shared.
 
-        Raise InvalidArgumentError as `create` does.
+        If `name` is None, choose a free one. Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many
+        sessions.
         """
         self._free_name(name)
         one = None

@@ -35,7 +35,7 @@ def checked(path: str) -> str:
 def checked_folder(path: str) -> str:
     """Validate a folder's path and return it relative to /mnt/data, or '' for /mnt/data itself.
 
-    Raise InvalidArgumentError as `checked` does.
+    Raise InvalidArgumentError if the path is invalid, so that it is not sent to an endpoint.
     """
     inside = path.strip().rstrip("/")
     return checked(inside) if inside not in ("", ".", ROOT) else ""
