@@ -83,7 +83,10 @@ class ConnectionSlot:
 
     @property
     def phase(self) -> str:
-        """Return what the server waits for: "head" during a TLS handshake, otherwise the `phase` of the connection's protocol."""
+        """Return what the server waits for on this connection, in one word, such as "head" or "body".
+
+        It is "head" during a TLS handshake, otherwise the `phase` of the connection's protocol.
+        """
         return self.protocol.phase if self.protocol is not None else "head"
 
     @property
