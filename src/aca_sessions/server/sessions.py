@@ -393,7 +393,7 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Remove a session from the server, but keep its ledger. The caller must close the session.
+        """Remove a session from the server, but keep its ledger, the list of what happened to it. The caller must close the session.
 
         Args:
             session: The session.
