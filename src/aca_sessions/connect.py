@@ -36,7 +36,10 @@ Opened = TypeVar("Opened")
 
 
 def policy_of(settings: Settings) -> "Policy":
-    """Return the policy of embedded sessions that the settings describe. Raise ConfigurationError if settings contradict each other."""
+    """Build the policy of embedded sessions (their limits, network, packages and isolation) from the settings.
+
+    Raise ConfigurationError if settings contradict each other.
+    """
     from .sandbox.packages.environments import python_of
     from .sandbox.policy import KB, MB, Limits, Mount, Network, Policy, Together
 

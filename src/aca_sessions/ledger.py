@@ -258,7 +258,7 @@ def _returned(past: Any, asked: bool) -> Any:
 def _with_reason(state: State, past: State, entry: Entry) -> State:
     """Return `state`, which is that after a rollback, with a reason and a checkpoint.
 
-    They are those of the rollback's `entry`. But if `past`, the state at the checkpoint, has a loss to report, they are those of `past`.
+    They are those of the rollback's `entry`. But if `past`, the state at the checkpoint, has something to report, they are those of `past`.
     """
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
