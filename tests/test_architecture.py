@@ -83,7 +83,8 @@ _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "ren
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
-    "notebook": _ARRIVAL | {"interactive"},
+    "notebook": _ARRIVAL | {"interactive", "transfer"},
+    "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},
     "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy"},
     "mcp": _ARRIVAL
     | {"mcp", "integrations", "cli", "client.snippets", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`

@@ -9,7 +9,10 @@ from aca_sessions.clean_html import ATTRIBUTES, KEPT, VOID, cleaned
 
 from .conftest import ROOT
 
-OPENING = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto">'
+OPENING = (
+    '<div class="mathjax_ignore tex2jax_ignore" style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto; '
+    'width: fit-content; max-width: 100%">'
+)
 WRITTEN = re.compile(r"""<(/?)([a-z0-9]+)((?: [a-z]+="[^"<>]*")*)>|[^<>]+""")
 WORDS = (
     *("<div>", "<p ", "</p>", "<table>", "<td>", "<svg>", "<style>", "</style>", "<script>", "</script>", "<!--", "-->", "<SCRIPT\n>"),

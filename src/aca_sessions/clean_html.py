@@ -1,4 +1,4 @@
-"""Make guest HTML safe for a notebook: keep only elements, attributes and styles that run nothing and load nothing.
+"""Make guest HTML, Markdown and LaTeX safe for a notebook: keep only what runs nothing and loads nothing, as HTML.
 
 The output is written anew and copies nothing of the input. Tags are written from the lists below, balanced and at most 300 deep. Everything
 else is escaped.
@@ -11,12 +11,20 @@ what it can do.
 The notebook's style sheets apply to the output. The output has neither classes nor ids, with which it could look like a part of the
 notebook. The playground has the same lists in `clean.js`.
 
+Formulas become MathML, which browsers draw themselves. The class of the box keeps the page's MathJax from reading the output: MathJax
+follows `\\href`, and a macro that a guest defines would change all later formulas of the notebook, including the user's own.
+
 nh3 (Ammonia) was tried instead: 40,000 nested elements from a guest took it 10 s, and it drops pandas' styles of single cells.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Set
 from html import escape, unescape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 
 def _words(text: str) -> frozenset[str]:
@@ -60,22 +68,103 @@ _PROPERTIES = _words(
 )
 _VALUE = re.compile(r"(?:(?:rgba?|hsla?|linear-gradient)\(|[\w\s.,#%)+-])+", re.ASCII)  # no url(), no escape, nothing quoted
 _LONGEST_VALUE = 300
-_BOX = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto">{}</div>'
+_BOX = (
+    '<div class="mathjax_ignore tex2jax_ignore" style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto; '
+    'width: fit-content; max-width: 100%">{}</div>'
+)
 
 
 def cleaned(html: str) -> str:
     """Return the safe part of HTML, in a box that separates it from the host's text. Return '' if nothing in it is visible."""
-    cleaner = _Cleaner()
+    return _in_a_box(html, {})
+
+
+def _in_a_box(html: str, formulas: dict[int, str]) -> str:
+    cleaner = _Cleaner(formulas)
     cleaner.read(html)
     content = cleaner.written()
     return _BOX.format(content) if cleaner.shows_anything else ""
 
 
+_LONGEST_MARKUP = 16_000  # characters; the time for hostile Markdown grows with their square: here about a second
+_MOST_CELLS = 20_000  # of tables: a header makes cells in each row, also in an empty one
+_LONGEST_FORMULA = 2_000  # the same for formulas
+_PLACE = re.compile("\ue000([0-9]{1,5})\ue001")  # stands in HTML for a formula, which only `_Cleaner` writes, and only into text
+_MACROS = re.compile(r"\\(?:[a-z]*def|let|[a-z]*command|[a-z]*environment|Declare|require)", re.IGNORECASE)  # can grow without bounds
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(\\begin\{([a-z]{1,20}\*?)\}.+?\\end\{\4\})|\$([^$]+)\$|\\\((.+?)\\\)", re.DOTALL)
+_MATH = _words(
+    "math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow mspace msqrt mstyle msub msubsup msup mtable "
+    "mtd mtext mtr munder munderover none"
+)
+_MATH_ATTRIBUTES = _words(
+    "accent accentunder columnalign columnlines columnspacing depth display displaystyle fence form height largeop linethickness lspace "
+    "mathbackground mathcolor mathsize mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace scriptlevel separator "
+    "stretchy symmetric voffset width"
+)
+_MATH_VALUE = re.compile(r"[\w.+%# -]{1,60}", re.ASCII)
+
+
+def cleaned_markdown(source: str) -> str:
+    """Return Markdown as safe HTML in a box, with its formulas as MathML. Return '' if it is too long to be rendered in a second."""
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.amsmath import amsmath_plugin
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+    lines = source.split("\n")
+    if len(source) > _LONGEST_MARKUP or max(line.count("|") for line in lines) * len(lines) > _MOST_CELLS:
+        return ""
+    formulas: dict[int, str] = {}
+
+    def place(content: str, options: dict[str, Any]) -> str:
+        formulas[len(formulas)] = _formula(content, block=bool(options.get("display_mode")))
+        return f"\ue000{len(formulas) - 1}\ue001"
+
+    markdown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    markdown.use(dollarmath_plugin, allow_digits=False, double_inline=True, renderer=place)
+    markdown.use(amsmath_plugin, renderer=lambda content: place(content, {"display_mode": True}))
+    return _in_a_box(markdown.render(source), formulas)
+
+
+def cleaned_latex(source: str) -> str:
+    """Return LaTeX as safe HTML in a box: formulas as MathML, and the text between them. Return '' if it is too long."""
+    if len(source) > _LONGEST_MARKUP:
+        return ""
+    formulas: dict[int, str] = {}
+    parts, end = [], 0
+    for found in _FORMULA.finditer(source):
+        block = found[1] or found[2] or found[3]
+        formulas[len(formulas)] = _formula(block or found[5] or found[6], block=bool(block))
+        parts += [escape(source[end : found.start()]), f"\ue000{len(formulas) - 1}\ue001"]
+        end = found.end()
+    return _in_a_box("".join([*parts, escape(source[end:])]), formulas)
+
+
+def _formula(source: str, *, block: bool) -> str:
+    """Return a formula as MathML, or its source if it cannot be converted."""
+    from latex2mathml.converter import convert_to_element
+
+    if len(source) <= _LONGEST_FORMULA and not _MACROS.search(source):
+        # The converter raises errors of many types for what it does not understand, RecursionError and StopIteration among them.
+        with contextlib.suppress(Exception):
+            return _mathml(convert_to_element(source, display="block" if block else "inline"))
+    return f"<code>{escape(source)}</code>"
+
+
+def _mathml(element: "Element") -> str:
+    """Return an element of MathML as text, with known elements and attributes only. The converter checks neither `\\href` nor `\\text`."""
+    inside = escape(unescape(element.text or "")) + "".join(_mathml(child) + escape(unescape(child.tail or "")) for child in element)
+    if element.tag not in _MATH:
+        return inside
+    kept = {key: value for key, value in element.attrib.items() if key in _MATH_ATTRIBUTES and _MATH_VALUE.fullmatch(value)}
+    return "".join([f"<{element.tag}", *(f' {key}="{value}"' for key, value in kept.items()), f">{inside}</{element.tag}>"])
+
+
 class _Cleaner:
     """A parser that reads HTML once, from beginning to end, and writes the safe part of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, formulas: dict[int, str]) -> None:
         self.shows_anything = False
+        self._formulas = formulas
         self._parts: list[str] = []
         self._open: list[str] = []
         self._styles: dict[str, str] = {}  # by the id of an element, which is how pandas lays out single cells
@@ -108,8 +197,11 @@ class _Cleaner:
 
     def _text(self, text: str) -> None:
         if text and not self._dropping:
-            self._parts.append(escape(unescape(text)))
+            self._parts.append(_PLACE.sub(self._formula_at, escape(unescape(text))))
             self.shows_anything = self.shows_anything or not text.isspace()
+
+    def _formula_at(self, place: re.Match[str]) -> str:
+        return self._formulas.pop(int(place[1]), "")  # once: a guest that knows the marks could repeat a formula a thousand times
 
     def _tag(self, html: str, tag: re.Match[str]) -> int:
         """Write, close or drop the element of one tag.

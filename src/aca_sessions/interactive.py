@@ -5,12 +5,13 @@ Its event loop runs in its own thread, and any other thread may call its methods
 
 import contextlib
 import queue
+import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from functools import partial, wraps
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
@@ -42,7 +43,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._started: Future[BlockingPortal] = Future()
-        self._thread = Thread(target=self._work, daemon=True, name="aca-sessions-loop")
+        self._thread = threading.Thread(target=self._work, daemon=True, name="aca-sessions-loop")
 
     def __enter__(self) -> BlockingPortal:
         self._thread.start()
@@ -67,6 +68,19 @@ class LoopThread:
             await portal.sleep_until_stopped()
 
 
+@contextmanager
+def handling_ctrl_c(handler: Callable[..., object]) -> Iterator[None]:
+    """Handle SIGINT by a function in a `with` block. Do nothing in threads other than the main one, because only that one gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    outer = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, outer)
+
+
 OnInput = Callable[[Prompt], "str | None"]
 
 
@@ -85,6 +99,7 @@ class LiveCell:
         timeout: float | None,
         on_input: OnInput | None,
         transactional: bool = False,
+        sanitize: bool = True,
     ) -> None:
         """Start the cell.
 
@@ -95,6 +110,7 @@ class LiveCell:
             timeout: The time limit in seconds, by default the endpoint's.
             on_input: Returns the line for a prompt of `input()`, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails.
+            sanitize: Take the code out of Markdown fences.
         """
         self._owner = Owner("the cell")
         self._portal = portal
@@ -103,13 +119,24 @@ class LiveCell:
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._execution: Execution | None = None
         self._cancelled = self._left = False
-        self.following = portal.start_task_soon(self._follow, code, timeout, transactional)
+        # `on_input` only announces that input is answered. It is called in the caller's thread: on the loop it would block all sessions.
+        options: dict[str, Any] = {"timeout": timeout, "on_input": on_input, "transactional": transactional, "sanitize": sanitize}
+        self.following = portal.start_task_soon(self._follow, partial(session.start, code, **options))
 
     def cancel(self) -> None:
         """Interrupt the cell. Its events continue until its result. This does not block, so a signal handler may call it."""
         self._cancelled = True
         if self._execution is not None:
             self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
+
+    def interrupted_by_ctrl_c(self) -> AbstractContextManager[None]:
+        """Let the first Ctrl-C in a `with` block interrupt the cell, whose result still comes. A second one raises KeyboardInterrupt."""
+
+        def interrupt(*_: object) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.cancel()
+
+        return handling_ctrl_c(interrupt)
 
     def __iter__(self) -> Iterator[Event]:
         self._owner.check()
@@ -136,11 +163,10 @@ class LiveCell:
                 if isinstance(event, Event) and event.result is not None:
                     self._portal.call(self._session.take_back, event.result)
 
-    async def _follow(self, code: str, timeout: float | None, transactional: bool) -> None:
+    async def _follow(self, start: Callable[[], Coroutine[Any, Any, Execution]]) -> None:
         ended = False
         try:
-            # `on_input` only announces that input is answered. It is called in the caller's thread: here it would block the loop.
-            started = await self._session.start(code, timeout=timeout, on_input=self._on_input, transactional=transactional)
+            started = await start()
             self._execution = started.answering(None)
             if self._cancelled:
                 await self._session.cancel_quietly(self._execution)
@@ -176,7 +202,7 @@ def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[Interac
 
     @wraps(method)
     def wait(self: "InteractiveSession", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        return self._call(method, *arguments, **options)
+        return self.call(method, *arguments, **options)
 
     wait.__module__, wait.__qualname__ = __name__, f"InteractiveSession.{method.__name__}"
     return wait
@@ -233,6 +259,13 @@ class InteractiveSession:
         joined._opening = partial(_joined, open_interpreter(settings, endpoint=endpoint), session_id)
         return joined
 
+    @classmethod
+    def over(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
+        """Return an open object for a session that runs on the loop of a portal. Closing the object does not end the session."""
+        opened = cls(timeout=timeout)
+        opened._opened = portal, session
+        return opened
+
     def open(self) -> Self:
         """Start the session, unless it is started already, and return this object."""
         if self._opened is None:
@@ -276,11 +309,11 @@ class InteractiveSession:
             on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
         """
-        if libraries and not (installed := self._call(Session.install_missing, *libraries)).success:
+        if libraries and not (installed := self.call(Session.install_missing, *libraries)).success:
             return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
-            return self._call(Session.run, code, timeout=limit, transactional=transactional)
+            return self.call(Session.run, code, timeout=limit, transactional=transactional)
         followers = {"stdout": on_stdout, "stderr": on_stderr}
         for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
             follower = followers.get(event.kind)
@@ -293,7 +326,15 @@ class InteractiveSession:
             "open a new session and run it again"
         )
 
-    def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
+    def stream(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_input: OnInput | None = None,
+        transactional: bool = False,
+        sanitize: bool = True,
+    ) -> LiveCell:
         """Run a cell and return its events, for a `for` loop. The last event has the result. Leaving the loop early interrupts the cell.
 
         Args:
@@ -301,9 +342,10 @@ class InteractiveSession:
             timeout: The time limit in seconds, by default the session's.
             on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails, runs too long or is killed.
+            sanitize: Take the code out of Markdown fences.
         """
         limit = self._timeout if timeout is None else timeout
-        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional)
+        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional, sanitize=sanitize)
         self._track(cell.following)
         return cell
 
@@ -339,9 +381,8 @@ class InteractiveSession:
         """
         portal, _ = self._live()
         branches = []
-        for session in self._call(Session.branch, count, reseed=reseed):
-            branch = InteractiveSession(timeout=self._timeout)
-            branch._opened = portal, session
+        for session in self.call(Session.branch, count, reseed=reseed):
+            branch = InteractiveSession.over(portal, session, timeout=self._timeout)
             branch._stack.callback(portal.call, session.close)
             self._stack.callback(branch.close)
             branches.append(branch)
@@ -365,7 +406,7 @@ class InteractiveSession:
 
         `timeout` is the limit of each cell in seconds.
         """
-        return self._call(lambda session: replay(notebook, session, timeout=timeout))
+        return self.call(lambda session: replay(notebook, session, timeout=timeout))
 
     def __enter__(self) -> Self:
         return self.open()
@@ -381,7 +422,7 @@ class InteractiveSession:
     def __repr__(self) -> str:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
-    def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+    def call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt in this thread cancels the call."""
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))

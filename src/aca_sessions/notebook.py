@@ -1,40 +1,58 @@
-"""Notebook magics: `%%session` runs a cell in an isolated session; `%session_files` lists its files, and `%session_reset` ends it.
+"""Notebook magics: `%%session` and `%session` run code in an isolated session; `%session_get`, `%session_put` and others manage it.
 
-IPython does not await magics, and the notebook runs its own event loop. So sessions run on another loop, in a thread.
+IPython does not await magics, and the notebook runs an event loop of its own. So sessions run on another loop, in a thread.
 """
 
 import atexit
+import contextlib
+import getpass
 import math
+import re
+import secrets
+import signal
 import sys
-from argparse import ArgumentTypeError
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+import anyio
 from anyio.from_thread import BlockingPortal
-from IPython.core.error import UsageError
+from IPython.core.error import StdinNotImplementedError, UsageError
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
-from IPython.display import display
+from IPython.display import clear_output, display
 
 from .client.pool import SessionPool
 from .client.session import Session
 from .connect import open_pool
-from .errors import ACASessionsError
-from .guest_text import for_terminal
-from .interactive import LoopThread
+from .errors import ACASessionsError, ExecutionError
+from .guest_text import Screen, for_terminal, printable, shown_caption, shown_name
+from .interactive import InteractiveSession, LiveCell, LoopThread, handling_ctrl_c
 from .lifetime import Owner
-from .models import CodeExecutionResult
+from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
 from .rendering import Html, state_note, trusted
+from .transfer import checked_name, pass_in, pass_out
 
-Answer = TypeVar("Answer")
 _DEFAULT = "notebook"
+_LEFT = "[session state unknown: the notebook did not wait for the result]"
+_NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the session (default: notebook)")
+_LONGEST_PROMPT = 200
+_LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
+_ERRORS_NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
+# What may stand before the code of a line: options with their values.
+_LINE_OPTIONS = re.compile(
+    r"\s*(?:(?:(?:-[nio]|--(?:name|input|output|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+)\s+)*)(?=\S|$)"
+)
 
 
 def load(shell: object) -> None:
-    """Register the magics in an IPython shell. The first magic that is used opens the pool."""
+    """Register the magics in a shell of IPython. The first magic that is used opens the pool."""
     if isinstance(shell, InteractiveShell):
         shell.register_magics(SessionMagics(shell))
 
@@ -49,68 +67,212 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+class CellError(ExecutionError):
+    """The error of a cell in a session, which a notebook shows like an error of its own, with the traceback of the session.
+
+    Each error has a subclass of its own, whose name is that of the session's exception.
+    """
+
+    def __init__(self, result: CodeExecutionResult) -> None:
+        """Keep the `result` of the cell, which has an error."""
+        super().__init__(for_terminal(result.error.message) if result.error else "")
+        self.result = result
+
+    @classmethod
+    def of(cls, result: CodeExecutionResult) -> "CellError":
+        """Return the error of a result."""
+        name = result.error.name if result.error and _ERRORS_NAME.fullmatch(result.error.name) else "SessionError"
+        kind: type[CellError] = type(name, (cls,), {"__module__": __name__})
+        return kind(result)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows in the place of a traceback of this process, where nothing failed."""
+        error = self.result.error
+        return for_terminal((error.traceback or str(error)).strip("\n")).split("\n") if error else []
+
+
 @magics_class
 class SessionMagics(Magics):
-    """Magics that use sessions by their names. All of them share one pool."""
+    """Magics for sessions by name. All of them share one pool."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
+        self._shell = shell
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, SessionPool] | None = None
+        self._sessions: dict[str, Session] = {}  # with their histories, which %session_export writes
+        self._secret = secrets.token_bytes(16)
 
+    @no_var_expand  # `{x}` of the code is the session's
     @magic_arguments()
-    @argument("name", nargs="?", default=_DEFAULT, help="the session; its variables and files are kept from cell to cell")
+    @argument("positional", nargs="?", metavar="NAME", help="the session, in a cell; its variables and files are kept from cell to cell")
+    @_NAME
+    @argument("-i", "--input", action="append", default=[], metavar="VARIABLE", help="set a variable of the session first; may be repeated")
+    @argument("-o", "--output", action="append", default=[], metavar="VARIABLE", help="set a variable here afterwards; may be repeated")
     @argument("--file", action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data first; may be repeated")
     @argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
     @argument("--html", choices=("clean", "raw"), default="clean", help="raw lets scripts of displays run, in a frame, with your network")
-    @cell_magic
-    def session(self, line: str, cell: str) -> None:
-        """Run the cell in an isolated session."""
-        options = parse_argstring(self.session, line)
-        files = [(Path(path).name, _content(Path(path))) for path in options.file]
+    @line_cell_magic
+    def session(self, line: str, cell: str | None = None) -> object:
+        """Run a cell in an isolated session, and show what it writes and displays while it runs.
 
-        async def run(session: Session) -> CodeExecutionResult:
-            for name, content in files:
-                await session.upload_file(name, content)
-            return await session.run(cell, timeout=options.timeout, sanitize=False)
+        `%session CODE` runs one line and returns its value if that is a plain one. Options stand before the code.
+        """
+        if cell is None:
+            found = _LINE_OPTIONS.match(line)
+            end = found.end() if found else 0
+            options, code = parse_argstring(self.session, line[:end]), line[end:]
+            if not code:
+                raise UsageError("%session needs code on its line: use %%session for a cell")
+            return self._run(options, code, returns=True)
+        options = parse_argstring(self.session, self._shell.var_expand(line))
+        options.name = options.positional or options.name
+        return self._run(options, cell, returns=False)
 
-        _show(self._in_session(options.name, run), options.html)
+    def _run(self, options: Namespace, code: str, *, returns: bool) -> object:
+        files = [(Path(path).name, _content(Path(path), "--file")) for path in options.file]
+        inputs, outputs = _names(options.input), _names(options.output)
+        for name in inputs:
+            if name not in self._shell.user_ns:
+                raise UsageError(f"-i {name}: this notebook has no variable of that name")
+        with self._leased(options.name) as session:
+            for file, content in files:
+                session.upload_file(file, content)
+            shown = Shown(self._shell, options.html, self._secret + options.name.encode())
+            for name in inputs:
+                if set_by := session.call(partial(pass_in, name=name, value=self._shell.user_ns[name])):
+                    shown.finish(set_by)
+            result = shown.run(session, code, options.timeout, shows_plain=not returns)
+            for name in outputs:
+                self._shell.push({name: session.call(partial(pass_out, name=name))})
+            return result.value if returns and is_plain(result) else None
 
     @magic_arguments()
     @argument("name", nargs="?", default=_DEFAULT, help="the session")
     @line_magic
     def session_files(self, line: str) -> list[str]:
         """Return the names of the files in a session's /mnt/data."""
-
-        async def listed(session: Session) -> list[str]:
-            return [file.name for file in await session.list_files()]
-
-        return self._in_session(parse_argstring(self.session_files, line).name, listed)
+        with self._leased(parse_argstring(self.session_files, line).name) as session:
+            return [file.name for file in session.list_files()]
 
     @magic_arguments()
     @argument("name", nargs="?", default=_DEFAULT, help="the session")
     @line_magic
     def session_reset(self, line: str) -> None:
         """End a session by name. The next cell with that name starts a new one."""
+        name = parse_argstring(self.session_reset, line).name
         portal, pool = self._open()
-        portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
+        self._sessions.pop(name, None)
+        portal.call(pool.terminate, name)
 
-    def _in_session(self, name: str, act: Callable[[Session], Awaitable[Answer]]) -> Answer:
-        """Lease a session by name, call `act` with it and return the result. Interrupting the notebook cell cancels the call."""
+    @magic_arguments()
+    @_NAME
+    @argument("file", help="a file in the session's /mnt/data")
+    @argument("target", nargs="?", default=".", help="a file or folder on this machine (default: the current folder)")
+    @line_magic
+    def session_get(self, line: str) -> Path:
+        """Copy a file out of the session and return its path here. A file of that name is replaced."""
+        options = parse_argstring(self.session_get, line)
+        target = Path(options.target)
+        target = target / Path(options.file).name if target.is_dir() else target
+        with self._leased(options.name) as session:
+            try:
+                session.save_file(options.file, target)
+            except OSError as error:
+                raise UsageError(f"{target} cannot be written: {error.strerror}") from error
+        return target
+
+    @magic_arguments()
+    @_NAME
+    @argument("file", help="a file on this machine")
+    @argument("target", nargs="?", help="its name in the session's /mnt/data (default: the same)")
+    @line_magic
+    def session_put(self, line: str) -> None:
+        """Copy a file into the session's /mnt/data."""
+        options = parse_argstring(self.session_put, line)
+        path = Path(options.file)
+        with self._leased(options.name) as session:
+            try:
+                session.upload_file(options.target or path.name, path)
+            except OSError as error:
+                raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+    @magic_arguments()
+    @_NAME
+    @argument("package", nargs="+", help="a requirement, such as humanize or 'humanize>=4'")
+    @line_magic
+    def session_install(self, line: str) -> None:
+        """Install packages in the session."""
+        options = parse_argstring(self.session_install, line)
+        with self._leased(options.name) as session:
+            packages = [package.strip("'\"") for package in options.package]
+            result = session.install(*packages)
+            Shown(self._shell, "clean", self._secret).finish(result, is_streamed=False)
+        print(f"installed: {', '.join(packages)}")
+
+    @magic_arguments()
+    @_NAME
+    @argument("checkpoint", nargs="?", help="a name for it")
+    @line_magic
+    def session_checkpoint(self, line: str) -> None:
+        """Take a checkpoint of the session's variables and files."""
+        options = parse_argstring(self.session_checkpoint, line)
+        with self._leased(options.name) as session:
+            print(f"taken: {_described(session.checkpoint(options.checkpoint))}")
+
+    @magic_arguments()
+    @_NAME
+    @argument("checkpoint", nargs="?", help="its name or id (default: the latest)")
+    @line_magic
+    def session_rollback(self, line: str) -> None:
+        """Roll the session's variables and files back to a checkpoint."""
+        options = parse_argstring(self.session_rollback, line)
+        with self._leased(options.name) as session:
+            print(f"back at {_described(session.rollback(options.checkpoint))}")
+
+    @magic_arguments()
+    @_NAME
+    @argument("file", help="an .ipynb file, or a .py file for the cells alone")
+    @line_magic
+    def session_export(self, line: str) -> Path:
+        """Write the session's cells, with outputs and the files that were put in, as a notebook of its own. Return its path."""
+        options = parse_argstring(self.session_export, line)
+        path = Path(options.file)
+        if path.suffix not in (".ipynb", ".py"):
+            raise UsageError(f"%session_export writes an .ipynb or a .py file, got {path.name!r}")
+        with self._leased(options.name) as session:
+            try:
+                (session.write_script if path.suffix == ".py" else session.write_notebook)(path)
+            except OSError as error:
+                raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        return path
+
+    @contextmanager
+    def _leased(self, name: str) -> Iterator[InteractiveSession]:
+        """Lease a session by name for a `with` block. Errors of this package become errors of the magic, without a traceback."""
         portal, pool = self._open()
+        leased: Future[Session] = Future()
 
-        async def lease() -> Answer:
-            async with pool.session(name) as session:
-                return await act(session)
+        async def hold() -> None:
+            try:
+                async with pool.session(name) as session:
+                    leased.set_result(self._sessions.setdefault(name, session))
+                    await anyio.sleep_forever()
+            except Exception as error:
+                if not leased.done():
+                    leased.set_exception(error)
 
-        acting = portal.start_task_soon(lease)
+        holding = portal.start_task_soon(hold)
         try:
-            return acting.result()
-        except ACASessionsError as error:
-            raise UsageError(str(error)) from error
-        except KeyboardInterrupt:
-            acting.cancel()
+            session = InteractiveSession.over(portal, leased.result())
+            with contextlib.closing(session):
+                yield session
+        except CellError:
             raise
+        except ACASessionsError as error:
+            raise UsageError(printable(str(error), colours=False)) from error
+        finally:
+            holding.cancel()  # ends the lease, also if the wait for it was interrupted
 
     def _open(self) -> tuple[BlockingPortal, SessionPool]:
         if self._opened is None:
@@ -122,25 +284,167 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: Owner) -> None:
-    """Close the stack, but only in the process that opened it. A forked process lacks the event loop's thread and would wait forever."""
+    """Close the stack if this process opened it. A forked process lacks the event loop's thread and would wait forever."""
     if owner.is_here:
         stack.close()
 
 
-def _content(path: Path) -> bytes:
+def _names(given: list[str]) -> list[str]:
+    try:
+        return [checked_name(name) for text in given for name in text.split(",") if name]
+    except ACASessionsError as error:
+        raise UsageError(str(error)) from error
+
+
+def _content(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"--file {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{option} {path} cannot be read: {error.strerror}") from error
 
 
-def _show(result: CodeExecutionResult, html: Html) -> None:
-    """Show a result as a notebook shows the results of its own cells, or as text in IPython at a terminal."""
-    print(for_terminal(result.stdout), end="")
-    print(for_terminal(result.stderr), end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
-    for shown in result.displays:
-        display(trusted(shown, html), raw=True)
-    if result.text is not None and not any(shown.data.get("text/plain") == result.text for shown in result.displays):
-        display({"text/plain": for_terminal(result.text)}, raw=True)
-    if note := state_note(result):
-        print(note, file=sys.stderr)
+def _described(checkpoint: Checkpoint) -> str:
+    left = f" (not kept: {', '.join(map(shown_caption, checkpoint.left_behind))})" if checkpoint.left_behind else ""
+    name = f" {shown_name(checkpoint.name)}" if checkpoint.name is not None else ""
+    return f"checkpoint {checkpoint.id}{name}{left}"
+
+
+def is_plain(result: CodeExecutionResult) -> bool:
+    """Return whether the value of a result is the session's own. Of other values a result has only the text."""
+    value = result.value
+    return value is not None and not (isinstance(value, str) and (value == result.text or len(value) >= _LONGEST_VALUE))
+
+
+class Shown:
+    """Shows one cell of a session in a notebook: its output while it runs, then its value, its error and the session's state."""
+
+    def __init__(self, shell: InteractiveShell, html: Html, secret: bytes) -> None:
+        """Show in the cell that a shell runs. `secret` makes the ids of displays of a session."""
+        self._shell = shell
+        self._html = html
+        self._secret = secret
+        self._screen = Screen()  # one for both streams: a notebook may show one right below the other
+        self._stream = "stdout"
+        self._is_clearing = False
+        self._named: set[str] = set()
+        self._texts: set[object] = set()
+        self._skipped: list[str] = []
+
+    def run(self, session: InteractiveSession, code: str, timeout: float | None, *, shows_plain: bool) -> CodeExecutionResult:
+        """Run a cell and show it. Return its result, or raise CellError if it failed. An interrupt of the kernel interrupts the cell."""
+        # The kernel knows by this attribute whether the frontend can ask, which nbclient and papermill cannot.
+        can_ask = getattr(getattr(self._shell, "kernel", None), "_allow_stdin", True)
+
+        def answer(prompt: Prompt) -> str | None:
+            return self._answer(cell, prompt)
+
+        cell: LiveCell = session.stream(code, timeout=timeout, on_input=answer if can_ask else None, sanitize=False)
+        result = None
+        try:
+            with cell.interrupted_by_ctrl_c():
+                for event in cell:
+                    self.show(event)
+                    result = event.result
+        except KeyboardInterrupt:
+            self._end()
+            print(_LEFT, file=sys.stderr)
+            raise
+        if result is None:
+            raise UsageError("the session's loop was stopped while the cell ran, so its result is lost: restart the kernel")
+        return self.finish(result, shows_plain=shows_plain)
+
+    def show(self, event: Event) -> None:
+        """Show what a cell wrote or displayed."""
+        match event:
+            case Event(kind="stdout" | "stderr" as name, text=text) if text:
+                self._write(name, text)
+            case Event(kind="display", display=Display() as shown):
+                self._display(shown)
+            case Event(kind="clear"):
+                self._end()
+                self._named.clear()
+                self._texts.clear()
+                self._is_clearing = True
+                clear_output(wait=True)  # at the next output, so that an animation does not flicker
+            case Event(kind="skipped", text=text):
+                self._skipped.append(text)
+
+    def finish(self, result: CodeExecutionResult, *, is_streamed: bool = True, shows_plain: bool = True) -> CodeExecutionResult:
+        """Show the rest of a cell that has ended. Return its result, or raise CellError if it failed.
+
+        Args:
+            result: The result.
+            is_streamed: Whether its output was shown already.
+            shows_plain: Whether to show a plain value, and to set `_` to it.
+        """
+        if not is_streamed:
+            error = (result.error.traceback or str(result.error)) if result.error else ""
+            self._write("stdout", result.stdout)
+            self._write("stderr", result.stderr.removesuffix(error))
+        self._end()
+        if self._is_clearing:
+            clear_output()
+        if result.text is not None and result.text not in self._texts and (shows_plain or not is_plain(result)):
+            self._show_value(result)
+        notes = [*(f"[{printable(text, colours=False)}]" for text in self._skipped), state_note(result)]
+        print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "", file=sys.stderr)
+        if result.error is not None:
+            raise CellError.of(result)
+        return result
+
+    def _write(self, name: str, text: str) -> None:
+        if name != self._stream:
+            self._put(self._screen.flush())
+            (sys.stdout if self._stream == "stdout" else sys.stderr).flush()
+            self._stream = name
+        self._put(self._screen.take(text))
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._is_clearing = False
+            print(text, end="", file=sys.stdout if self._stream == "stdout" else sys.stderr)
+
+    def _end(self) -> None:
+        """Write what is held back, and end the guest's colours."""
+        self._put(self._screen.flush() + self._screen.reset())
+
+    def _display(self, shown: Display) -> None:
+        self._put(self._screen.flush())
+        data = trusted(shown, self._html)
+        if not data:
+            return
+        self._is_clearing = False
+        self._texts.add(shown.data.get("text/plain"))
+        if shown.name is None:
+            display(data, raw=True)
+            return
+        # An id of the notebook's, so that the session can update its own displays and no others.
+        id = blake2b(shown.name.encode("utf-8", "replace"), key=blake2b(self._secret).digest(), digest_size=16).hexdigest()
+        display(data, raw=True, display_id=id, update=shown.name in self._named)
+        self._named.add(shown.name)
+
+    def _show_value(self, result: CodeExecutionResult) -> None:
+        """Show a value as that of the notebook's cell, in the session's layout, and set `_` if the value is a plain one."""
+        hook: Any = self._shell.displayhook
+        hook.start_displayhook()
+        hook.write_output_prompt()
+        hook.write_format_data({"text/plain": for_terminal(result.text or "")}, {})
+        if is_plain(result):
+            hook.update_user_ns(result.value)
+        hook.finish_displayhook()
+
+    def _answer(self, cell: LiveCell, prompt: Prompt) -> str | None:
+        """Return the line that the user types for the session's `input()` or `getpass()`.
+
+        Return None at the end of input, or after an interrupt, which also interrupts the cell.
+        """
+        self._end()
+        asked = f"the session asks: {' '.join(printable(prompt, colours=False).split())[-_LONGEST_PROMPT:]} "
+        try:
+            with handling_ctrl_c(signal.default_int_handler):
+                return getpass.getpass(asked) if prompt.password else input(asked)
+        except (EOFError, StdinNotImplementedError):
+            return None
+        except KeyboardInterrupt:
+            cell.cancel()
+            return None

@@ -10,7 +10,7 @@ import re
 from html import escape
 from typing import Literal
 
-from .clean_html import cleaned
+from .clean_html import cleaned, cleaned_latex, cleaned_markdown
 from .guest_text import for_model, for_terminal, shown_caption, shown_name
 from .models import CodeExecutionResult, Display, FileChange, State
 
@@ -174,9 +174,16 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
     elif "image/svg+xml" in data and not shown.keys() & _IMAGES:
         encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
         shown["text/html"] = f'<img src="data:image/svg+xml;base64,{encoded}">'  # an image runs no scripts
-    elif source := next((data[mime] for mime in (*_SOURCES, "application/javascript") if mime in data), ""):
-        shown["text/html"] = f"<pre>{escape(source)}</pre>"
+    elif mime := next((mime for mime in (*_SOURCES, "application/javascript") if mime in data), ""):
+        source = data[mime]
+        rendered = _RENDERED[mime](source) if mime in _RENDERED else ""
+        shown["text/html"] = rendered or f"<pre>{escape(source)}</pre>"
+        if _OBJECT.fullmatch(shown.get("text/plain", "")):
+            shown["text/plain"] = for_terminal(source)
     return shown
+
+
+_RENDERED = {"text/markdown": cleaned_markdown, "text/latex": cleaned_latex}
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
@@ -210,4 +217,5 @@ def _is_base64(text: str) -> bool:
 
 def sandboxed(html: str) -> str:
     """Return an <iframe> for HTML that may run scripts. The frame has its own origin, so scripts cannot reach the page around it."""
-    return f'<iframe sandbox="allow-scripts" style="border: 0; width: 100%; min-height: 20em" srcdoc="{escape(html)}"></iframe>'
+    style = "border: 0; width: 100%; height: 20em; resize: vertical; background: white; color-scheme: light"
+    return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(html)}"></iframe>'

@@ -252,6 +252,194 @@ def install(user: dict, *requirements: str) -> None:
         raise RuntimeError("pip could not install " + ", ".join(requirements) + ": see its output")
 
 
+MOST_JSON = 16 << 20  # bytes of a passed variable; as objects they take forty times as much
+MOST_ARROW = 64 << 20
+_DEEPEST_VALUE = 50
+_DTYPES = re.compile(
+    r"bool|boolean|u?int(?:8|16|32|64)|U?Int(?:8|16|32|64)|float(?:16|32|64)|Float(?:32|64)|object|str|string|category"
+    # Not the time zones of dateutil: they may be the path of a file.
+    r"|timedelta64\[(?:s|ms|us|ns)\]|datetime64\[(?:s|ms|us|ns)(?:, (?!dateutil)[\w+:-]{1,40}(?:/[\w+-]{1,40}){0,3})?\]"
+)
+
+
+def give_variable(user: dict, name: str, file: str, arrow: int) -> None:
+    """Write a variable to a file in /mnt/data, which the client fetches. Use Arrow only if the client can read it."""
+    if name not in user:
+        raise NameError(f"the session has no variable {name}")
+    data = packed(user[name], bool(arrow) and find_spec("pyarrow") is not None)
+    with open(os.path.join(_workspace(), file), "wb") as out:
+        out.write(data)
+
+
+def take_variable(user: dict, name: str, file: str) -> None:
+    """Set a variable to the DataFrame in a file that the client has written, and delete the file."""
+    path = os.path.join(_workspace(), file)
+    with open(path, "rb") as sent:
+        form, _, content = sent.read().partition(b"\n")
+    os.remove(path)
+    if find_spec("pandas") is None:
+        raise ImportError("the session has no pandas: install it there with %session_install pandas")
+    if form == b"arrow":
+        import pyarrow
+
+        user[name] = pyarrow.ipc.open_stream(content).read_pandas()
+    else:
+        user[name] = frame_of(json.loads(content)["frame"])
+
+
+def _workspace() -> str:
+    return "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
+
+
+def packed(value: Any, arrow: bool) -> bytes:
+    """Return a plain value or DataFrame as bytes: the name of their form, a line end, and the content.
+
+    Raise TypeError or ValueError if the value cannot be passed.
+    """
+    if is_frame(value):
+        if arrow:
+            stream = _as_arrow(value)
+            if stream is not None:
+                return _limited(b"arrow\n", stream, MOST_ARROW)
+        return _limited(b"json\n", json.dumps({"frame": _as_json(value)}).encode(), MOST_JSON)
+    return _limited(b"json\n", json.dumps({"value": plain_value(value)}).encode(), MOST_JSON)
+
+
+def _limited(form: bytes, content: bytes, limit: int) -> bytes:
+    if len(content) > limit:
+        how = "write it to a file instead, or use pyarrow on both sides" if limit < MOST_ARROW else "write it to a file instead"
+        raise ValueError(f"it must have at most {limit} bytes, got {len(content)}: {how}")
+    return form + content
+
+
+def is_frame(value: Any) -> bool:
+    """Return whether a value is a DataFrame of pandas, which is imported then."""
+    return "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].DataFrame)
+
+
+def plain_value(value: Any, depth: int = 0) -> Any:
+    """Return a value of JSON, with numbers of numpy as Python's. Raise TypeError for values that JSON has not."""
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()
+    if depth > _DEEPEST_VALUE:
+        raise TypeError(f"lists and dicts must not be nested more than {_DEEPEST_VALUE} deep")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) is list:
+        return [plain_value(item, depth + 1) for item in value]
+    if type(value) is dict:
+        wrong = next((key for key in value if type(key) is not str), None)
+        if wrong is not None:
+            raise TypeError(f"the keys of a dict must be text, got a {type(wrong).__name__}")
+        return {key: plain_value(item, depth + 1) for key, item in value.items()}
+    hints = {"tuple": "list(…)", "set": "list(…)", "ndarray": ".tolist()", "Series": ".to_frame()", "bytes": "a file"}
+    raise TypeError(
+        f"a {type(value).__name__} cannot be passed, only None, bool, int, float, str, list, dict and DataFrames of pandas: "
+        f"use {hints.get(type(value).__name__, 'one of these, or a file')}"
+    )
+
+
+def _as_json(frame: Any) -> dict:
+    """Return a DataFrame in values of JSON. Floats are exact, and times are counted in their unit."""
+    index = frame.index
+    counted = type(index).__name__ == "RangeIndex" and (index.start, index.step, index.name) == (0, 1, None)
+    levels = [] if counted else [(index.names[level], index.get_level_values(level).to_series()) for level in range(index.nlevels)]
+    columns = [(label, frame.iloc[:, place]) for place, label in enumerate(frame.columns)]
+    return {
+        "rows": len(frame),
+        "name": _label_of(frame.columns.name),
+        "index": [[_label_of(label), *_values_of(label, series)] for label, series in levels],
+        "columns": [[_label_of(label), *_values_of(label, series)] for label, series in columns],
+    }
+
+
+def _label_of(label: Any) -> Any:
+    label = label.item() if type(label).__module__ == "numpy" and hasattr(label, "item") else label
+    if label is None or type(label) in (str, int, float, bool):
+        return label
+    raise TypeError(f"the columns of a DataFrame must be named by text or numbers, got a {type(label).__name__}: rename them")
+
+
+def _values_of(label: Any, series: Any) -> list:
+    dtype = str(series.dtype)
+    if not _DTYPES.fullmatch(dtype):
+        raise TypeError(f"the column {str(label)[:50]!r} has the type {dtype[:50]}, which cannot be passed: convert it to text or numbers")
+    if dtype == "category":
+        categories = series.cat.categories.to_series()
+        return [dtype, [series.cat.codes.tolist(), _values_of(label, categories), bool(series.cat.ordered)]]
+    if dtype.startswith(("datetime64", "timedelta64")):
+        series = series.dt.tz_convert("UTC").dt.tz_localize(None) if "," in dtype else series
+        return [dtype, series.to_numpy().view("int64").tolist()]
+    if series.dtype.kind in "biuf" and not hasattr(series.dtype, "numpy_dtype"):
+        return [dtype, series.tolist()]
+    for value in series:
+        if type(value) in (list, dict):
+            raise TypeError(f"the column {str(label)[:50]!r} has a {type(value).__name__} in it: convert it to text or numbers")
+    return [dtype, [None if gone else plain_value(value) for gone, value in zip(series.isna(), series)]]
+
+
+def frame_of(content: Any) -> Any:
+    """Return the DataFrame that `packed` wrote as JSON. Raise an exception if the content is anything else."""
+    import pandas
+
+    columns = [(label, _series_of(dtype, values)) for label, dtype, values in content["columns"]]
+    levels = [(label, _series_of(dtype, values)) for label, dtype, values in content["index"]]
+    rows = content["rows"]
+    if type(rows) is not int or not 0 <= rows < 1 << 40 or any(len(series) != rows for _, series in columns + levels):
+        raise ValueError("the columns of a table must have one length")
+    frame = pandas.DataFrame(dict(enumerate(series for _, series in columns)), index=pandas.RangeIndex(rows))
+    frame.columns = pandas.Index([_label_of(label) for label, _ in columns], name=_label_of(content["name"]))
+    if len(levels) == 1:
+        frame.index = pandas.Index(levels[0][1], name=_label_of(levels[0][0]))
+    elif levels:
+        frame.index = pandas.MultiIndex.from_arrays([series for _, series in levels], names=[_label_of(label) for label, _ in levels])
+    return frame
+
+
+def _series_of(dtype: Any, values: Any) -> Any:
+    import numpy
+    import pandas
+
+    if type(dtype) is not str or not _DTYPES.fullmatch(dtype) or type(values) is not list:
+        raise ValueError("a column must have a known type and a list of values")
+    if dtype == "category":
+        codes, (kind, names), ordered = values
+        categories = pandas.Index(_series_of(kind, names))
+        return pandas.Series(pandas.Categorical.from_codes(codes, categories=categories, ordered=bool(ordered)))
+    if dtype.startswith(("datetime64", "timedelta64")):
+        unit, _, zone = dtype.rstrip("]").partition(", ")
+        series = pandas.Series(numpy.array(values, dtype="int64").view(f"{unit}]"))
+        return series.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else series
+    return pandas.Series(values, dtype=dtype)
+
+
+def _as_arrow(frame: Any) -> Any:
+    """Return a DataFrame as an Arrow stream, or None if it has types that the other side does not accept."""
+    import pyarrow
+
+    try:
+        table = pyarrow.Table.from_pandas(frame)
+    except (ValueError, TypeError, NotImplementedError):
+        return None
+    if not has_safe_types(table.schema):
+        return None
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def has_safe_types(schema: Any) -> bool:
+    """Return whether each column has a type of which a value takes room in the file, so that a small file cannot be a large table."""
+    from pyarrow import types
+
+    def is_flat(kind: Any) -> bool:
+        flat = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string, types.is_timestamp)
+        return any(is_one(kind) for is_one in (*flat, types.is_duration, types.is_date))
+
+    return all(is_flat(kind.value_type if types.is_dictionary(kind) else kind) for kind in schema.types)
+
+
 def missing(user: dict, *requirements: str) -> None:
     """Print, as JSON, the requirements that are not met: packages that are not installed, or installed in another version."""
     print(json.dumps([requirement for requirement in requirements if not _is_met(requirement)]))

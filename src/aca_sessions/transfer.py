@@ -1,0 +1,159 @@
+"""Pass variables between a notebook and a session: plain values and pandas DataFrames.
+
+Nothing is pickled. A plain value is JSON. A DataFrame travels in a file: as an Arrow stream if both sides have pyarrow, otherwise as JSON.
+The session's half is in `client.snippets`. What comes from a session is hostile:
+
+- JSON is limited in size, and only known types are made from it.
+- An Arrow stream may use only types whose values take room in the file, and no compression. So it cannot become much larger in memory than
+  the file is. Older releases of pyarrow than 14.0.1 could run code from a file (CVE-2023-47248) and are not used.
+"""
+
+import json
+import re
+import struct
+from importlib import metadata
+from keyword import iskeyword
+from uuid import uuid4
+
+from .client.answers import answer, names_of
+from .client.session import Session
+from .client.snippets import MOST_ARROW, MOST_JSON, frame_of, has_safe_types, is_frame, packed, plain_value
+from .errors import InvalidArgumentError
+from .guest_text import shown_caption
+from .models import CodeExecutionResult
+
+_LONGEST_LITERAL = 500_000  # characters of a cell that sets a variable
+_SAFE_PYARROW = (14, 0, 1)
+_DICTIONARY, _BATCH = 2, 3  # types of Arrow's messages that can be compressed
+_NOT_FINITE = re.compile(r"\b(?:nan|inf)\b")
+
+
+async def pass_in(session: Session, name: str, value: object) -> CodeExecutionResult | None:
+    """Set a variable of a session. Raise InvalidArgumentError if the value cannot be passed.
+
+    A plain value is set by a cell, which an exported notebook repeats. Return its result, or None for a DataFrame.
+    """
+    checked_name(name)
+    try:
+        if not is_frame(value):
+            return await session.run(f"{name} = {_literal(plain_value(value))}", sanitize=False)
+        arrow = _has_safe_pyarrow() and not names_of(answer(await session.run_snippet("missing", "pyarrow")))
+        data = packed(value, arrow)
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
+    file = _new_file()
+    await session.upload_file(file, data)
+    _succeeded(name, await session.run_snippet("take_variable", name, file))
+    return None
+
+
+async def pass_out(session: Session, name: str) -> object:
+    """Return the value of a session's variable. Raise InvalidArgumentError if it cannot be passed."""
+    checked_name(name)
+    file = _new_file()
+    _succeeded(name, await session.run_snippet("give_variable", name, file, int(_has_safe_pyarrow())))
+    data = await _taken(session, name, file)
+    try:
+        return _unpacked(data)
+    except ImportError as error:
+        raise InvalidArgumentError(f"{name} is a DataFrame, and this notebook has no pandas: pip install pandas") from error
+    except Exception as error:  # from any of the libraries, and with what the session wrote: so it is not chained
+        raise InvalidArgumentError(f"{name} cannot be passed from the session: its data is malformed ({type(error).__name__})") from None
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a variable. Raise InvalidArgumentError if no variable can have it."""
+    if not name.isidentifier() or iskeyword(name):
+        raise InvalidArgumentError(f"the name of a variable must be an identifier, got {name!r}")
+    return name
+
+
+def _new_file() -> str:
+    return f".variable-{uuid4().hex}"
+
+
+def _succeeded(name: str, result: CodeExecutionResult) -> None:
+    if result.error is not None:
+        raise InvalidArgumentError(f"{name} cannot be passed: {shown_caption(result.error.message)}")
+
+
+def _literal(value: object) -> str:
+    text = repr(value)
+    if len(text) > _LONGEST_LITERAL:
+        raise ValueError(
+            f"as text it must have at most {_LONGEST_LITERAL} characters, got {len(text)}: pass a DataFrame, or a file by %session_put"
+        )
+    # `nan` is a name and not a literal. The word may also be a part of a text, where it must not be replaced.
+    return f"__import__('json').loads({json.dumps(value)!r})" if _NOT_FINITE.search(text) else text
+
+
+async def _taken(session: Session, name: str, file: str) -> bytes:
+    """Return the content of a file that the session made for this transfer, and delete it."""
+    size = next((one.size for one in await session.list_files() if one.name == file), 0)
+    if size > MOST_ARROW:
+        await session.delete_file(file)
+        raise InvalidArgumentError(f"{name} cannot be passed from the session: it must have at most {MOST_ARROW} bytes, got {size}")
+    data = await session.download_file(file)
+    await session.delete_file(file)
+    return data
+
+
+def _unpacked(data: bytes) -> object:
+    form, _, content = data.partition(b"\n")
+    if form == b"arrow" and len(content) <= MOST_ARROW and _has_safe_pyarrow():
+        return _frame_from_arrow(content)
+    if form != b"json" or len(content) > MOST_JSON:
+        raise ValueError
+    read = json.loads(content)
+    return frame_of(read["frame"]) if "frame" in read else read["value"]
+
+
+def _has_safe_pyarrow() -> bool:
+    try:
+        version = metadata.version("pyarrow")
+        return tuple(int(part) for part in version.split(".")[:3]) >= _SAFE_PYARROW
+    except (metadata.PackageNotFoundError, ValueError):
+        return False
+
+
+def _frame_from_arrow(data: bytes) -> object:
+    """Return the DataFrame of an Arrow stream. Raise an exception if it is malformed, or could become much larger than its data."""
+    import pyarrow
+
+    with pyarrow.ipc.MessageReader.open_stream(data) as messages:
+        if any(_is_compressed(message.metadata.to_pybytes()) for message in messages):
+            raise ValueError
+    with pyarrow.ipc.open_stream(data) as stream:
+        if not has_safe_types(stream.schema):
+            raise TypeError
+        table = stream.read_all()
+    if table.nbytes > 2 * len(data):  # columns may name the same bytes, and each gets a copy in pandas
+        raise OverflowError
+    table.validate(full=True)
+    return table.to_pandas()
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Return whether a message of Arrow's format (a FlatBuffer) has a compressed body. pyarrow only tells by decompressing it."""
+    header = _field(message, _target(message, 0), 2)
+    kind = message[_field(message, _target(message, 0), 1)]
+    if kind not in (_DICTIONARY, _BATCH):
+        return False
+    batch = _target(message, header)
+    if kind == _DICTIONARY:
+        batch = _target(message, _field(message, batch, 1))
+    return _field(message, batch, 3) != 0
+
+
+def _field(message: bytes, table: int, number: int) -> int:
+    """Return where a field of a table is, or 0 if the table does not have it."""
+    entries = table - int(struct.unpack_from("<i", message, table)[0])
+    place = 4 + 2 * number
+    offset = int(struct.unpack_from("<H", message, entries + place)[0]) if place < struct.unpack_from("<H", message, entries)[0] else 0
+    return table + offset if offset else 0
+
+
+def _target(message: bytes, reference: int) -> int:
+    return reference + int(struct.unpack_from("<I", message, reference)[0])
