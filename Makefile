@@ -9,6 +9,7 @@ VENV := .venv$(if $(filter command,$(firstword $(origin PYTHON))),-$(notdir $(PY
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 COMPARABLE := $(VENV)/.bench
+LAB := .venv-jupyterlab/.installed
 
 .PHONY: install demo test test-long test-all test-containers check bench soak redteam picture clean
 
@@ -39,9 +40,15 @@ test: $(INSTALLED)
 	$(PYTEST)
 
 # What `make test` leaves out: every bomb, package, browser and cluster of servers, and ten times as many programs for the reference model.
-test-long: $(INSTALLED)
+test-long: $(INSTALLED) $(LAB)
 	@.ci/packages
 	$(PYTEST) -m long $(LONG)
+
+# JupyterLab has an environment of its own; its kernels use ours.
+$(LAB): $(INSTALLED)
+	@echo "Adding JupyterLab for its tests: about 250 MB on disk, once."
+	$(RUN) -m venv .venv-jupyterlab && .venv-jupyterlab/bin/python -m pip install --quiet --disable-pip-version-check 'jupyterlab>=4.4'
+	@touch $@
 
 test-all: test test-long test-containers
 

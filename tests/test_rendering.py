@@ -5,6 +5,8 @@ import pytest
 from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.models import NO_REPLY, CodeError, Display, FileChange, State
 
+from .test_clean_html import OPENING
+
 
 def read(**parts: object) -> str:
     return str(CodeExecutionResult(**parts))
@@ -65,8 +67,13 @@ def test_a_value_with_several_forms_is_shown_once() -> None:
     ("data", "shown"),
     [
         ({"image/svg+xml": "<svg onload='alert(1)'/>"}, '<img src="data:image/svg+xml;base64,'),
-        ({"text/markdown": "<img src=x onerror=alert(1)>"}, "<pre>&lt;img src=x onerror=alert(1)&gt;</pre>"),
-        ({"text/latex": "$x$</pre><script>"}, "<pre>$x$&lt;/pre&gt;&lt;script&gt;</pre>"),
+        ({"text/markdown": "# a\n<img src=x onerror=alert(1)>"}, f"{OPENING}<h1>a</h1>\n<img>"),
+        (
+            {"text/markdown": "[a](javascript:x) ![b](//x)\n\n- $y$"},
+            f'{OPENING}<p>[a](javascript:x) <img alt="b"></p>\n<ul>\n<li><span><math',
+        ),
+        ({"text/markdown": "| a |" * 10_000}, "<pre>| a |"),
+        ({"text/latex": "$x$</pre><script>"}, f'{OPENING}<math display="inline"><mrow><mi>x</mi></mrow></math>&lt;/pre&gt;&lt;script&gt;'),
         ({"application/json": '{"a": "<script>"}'}, "<pre>{&quot;a&quot;: &quot;&lt;script&gt;&quot;}</pre>"),
         ({"application/javascript": "alert(1)"}, "<pre>alert(1)</pre>"),
         ({"image/jpeg": "/9j/"}, '<img src="data:image/jpeg;base64,/9j/">'),
@@ -75,7 +82,7 @@ def test_a_value_with_several_forms_is_shown_once() -> None:
         ({"text/html": "<script>alert(1)</script>", "text/plain": "Figure"}, "<pre>Figure</pre><p><i>Scripts of this output do not run"),
         (
             {"text/html": "<b onclick=alert(1)>bold"},
-            '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto"><b>bold</b>',
+            f"{OPENING}<b>bold</b>",
         ),
         ({"text/plain": "hi\x1b]0;title\x07"}, "<pre>hi\\x1b]0;title\\x07</pre>"),
     ],

@@ -1,126 +1,328 @@
 """Test the notebook's magics in a real Jupyter kernel."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, output_from_msg
 
 from aca_sessions import CodeExecutionResult
 from aca_sessions.models import CodeError, Display, State
 from aca_sessions.rendering import mimebundle
 
-from ..conftest import ROOT, mostly_long
+from ..conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n"
+OUTPUTS = ("stream", "display_data", "update_display_data", "execute_result", "error")
 
 
-def executed(*sources: str) -> list[list[dict]]:
-    """Return the outputs of each cell."""
-    notebook = new_notebook(cells=[new_code_cell(source) for source in ("%load_ext aca_sessions", *sources)])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    return [cell.outputs for cell in notebook.cells[1:]]
+@dataclass
+class Cell:
+    """What a notebook got of one cell: its outputs, the kernel's reply, and what the kernel asked."""
+
+    reply: dict = field(default_factory=dict)
+    outputs: list[dict] = field(default_factory=list)
+    messages: list[dict] = field(default_factory=list)
+    asked: list[dict] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in self.outputs)
+
+    @property
+    def html(self) -> str:
+        (html,) = [one["data"]["text/html"] for one in self.outputs if "text/html" in one.get("data", {})]
+        return html
+
+    def stream(self, name: str) -> str:
+        return "".join(one["text"] for one in self.outputs if one.get("name") == name)
+
+
+class Notebook:
+    """A kernel, used as a notebook does it."""
+
+    def __init__(self) -> None:
+        self.manager, self._client = start_new_kernel(kernel_name="python3", startup_timeout=240)
+        self.run("%load_ext aca_sessions")
+
+    def run(self, code: str, answers: tuple[str, ...] | None = None, on_output: Callable[[Cell], object] = lambda _: None) -> Cell:
+        """Run a cell. The answers are for its questions; without them the notebook cannot be asked."""
+        cell, left = Cell(), [*(answers or ())]
+
+        def take(message: dict) -> None:
+            cell.messages.append(message)
+            if message["msg_type"] in OUTPUTS[:2] + OUTPUTS[3:]:
+                cell.outputs.append(output_from_msg(message))
+                on_output(cell)
+
+        def asked(message: dict) -> None:
+            cell.asked.append(message["content"])
+            self._client.input(left.pop(0))
+
+        options = {"allow_stdin": answers is not None, "stdin_hook": asked, "output_hook": take, "timeout": 240}
+        cell.reply = self._client.execute_interactive(code, **options)["content"]
+        return cell
+
+    def close(self) -> None:
+        self._client.stop_channels()
+        self.manager.shutdown_kernel(now=False)
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[dict]]]:
-    """Run one notebook for all tests that only look at its outputs."""
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("notebook"))
-        Path("data.txt").write_text("content")
-        yield executed(
-            "%%session one --file data.txt\nx = 20\nprint('out')\nopen('data.txt').read()",
-            "%%session one\nx + 22",
-            "%%session two\n'x' in globals()",
-            "%%session one\nimport sys; print('err', file=sys.stderr)\n1 / 0",
-            "%%session one\nimport matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()",
-            "%%session one\nfrom IPython.display import HTML; HTML('<b>bold</b><script>alert(1)</script>')",
-            "%session_files one",
-            "%session_reset one",
-            "%%session one\n'x' in globals()",
-            "%%session one --timeout 0.2\nwhile True: pass",
-            "%%session one\nfrom IPython.display import *\ndisplay(SVG('<svg/>'), Markdown('# h'), {'application/json': 'no json'})",
-            "%%session one --html=raw\nHTML('<script>alert(1)</script>')",
-            "%%session one\nprint('[session state lost: memory]\\x1b]0;title\\x07')",
-        )
+        opened = Notebook()
+        yield opened
+        opened.close()
 
 
-def text(cell: list[dict]) -> str:
-    return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell)
+def test_a_cell_shows_what_it_printed_and_its_value(notebook: Notebook) -> None:
+    notebook.run("open('data.txt', 'w').write('content')")
+    cell = notebook.run("%%session one --file data.txt\nx = 20\nprint('out')\nopen('data.txt').read()")
+    assert cell.text == "out\n'content'"
+    assert cell.outputs[-1]["output_type"] == "execute_result"
+    assert notebook.run(f"_, Out[{cell.reply['execution_count']}]").text == "('content', 'content')"
 
 
-def test_a_cell_shows_what_it_printed_and_its_value(outputs: list[list[dict]]) -> None:
-    assert text(outputs[0]) == "out\n'content'"
+def test_state_is_kept_per_session_name(notebook: Notebook) -> None:
+    notebook.run("%%session one\nx = 20")
+    assert notebook.run("%%session one\nx + 22").text == "42"
+    assert notebook.run("%%session two\n'x' in globals()").text == "False"
 
 
-def test_state_is_kept_per_session_name(outputs: list[list[dict]]) -> None:
-    assert (text(outputs[1]), text(outputs[2])) == ("42", "False")
+def test_a_session_runs_one_line_and_returns_its_value(notebook: Notebook) -> None:
+    notebook.run("x = 'the notebook'")
+    assert notebook.run("%session -n line x = 20; print('{x}')").text == "{x}\n"
+    assert notebook.run("y = %session -n line x + 22\ny + 1").text == "43"
+    assert notebook.run("%session --name line --timeout 60 [x]").text == "[20]"
+    assert notebook.run("%session").reply["ename"] == "UsageError"
 
 
-def test_an_error_is_on_stderr(outputs: list[list[dict]]) -> None:
-    (shown,) = [output for output in outputs[3] if output.get("name") == "stderr"]
-    assert shown["text"].startswith("err\n")
-    assert "ZeroDivisionError: division by zero" in shown["text"]
+def test_output_arrives_while_the_cell_runs_and_input_is_asked_by_the_kernel(notebook: Notebook) -> None:
+    code = (
+        "%%session asks\nimport sys, getpass\nfrom IPython.display import display\n"
+        "print('begun'); sys.stderr.write('\\r 50%'); display({'text/plain': 'seen'}, raw=True)\n"
+        "name = input('Name? ')\nsecret = getpass.getpass('Key? ')\nsys.stderr.write('\\r100%'); (name, secret)"
+    )
+    before: list[str] = []
+    cell = notebook.run(code, ("Ada", "plum"), on_output=lambda shown: before.append(shown.text) if not shown.asked else None)
+    assert [(one["prompt"], one["password"]) for one in cell.asked] == [
+        ("the session asks: Name? ", False),
+        ("the session asks: Key? ", True),
+    ]
+    assert all(part in before[-1] for part in ("begun\n", "\r 50%", "seen", "Name? "))
+    assert "100%" not in before[-1]
+    assert cell.text.endswith("\r100%('Ada', 'plum')")
+    assert "plum" not in cell.text.removesuffix("('Ada', 'plum')")
 
 
-def test_a_figure_is_shown_as_the_notebook_shows_its_own(outputs: list[list[dict]]) -> None:
-    (image,) = [output["data"]["image/png"] for output in outputs[4] if "image/png" in output.get("data", {})]
+def test_a_notebook_that_cannot_be_asked_ends_input_at_once(notebook: Notebook) -> None:
+    assert notebook.run("%%session asks\ninput()").reply["ename"] == "EOFError"
+
+
+def test_an_error_is_an_error_of_the_notebook_with_the_traceback_of_the_session(notebook: Notebook) -> None:
+    cell = notebook.run("%%session one\nimport sys; print('err', file=sys.stderr)\n1 / 0")
+    assert cell.stream("stderr") == "err\n"
+    assert (cell.reply["status"], cell.reply["ename"], cell.reply["evalue"]) == ("error", "ZeroDivisionError", "division by zero")
+    assert "----> 2 1 / 0" in "\n".join(cell.reply["traceback"])
+    assert "aca_sessions" not in "\n".join(cell.reply["traceback"])
+    assert cell.outputs[-1]["traceback"] == cell.reply["traceback"]
+
+
+def test_a_forged_error_shows_no_line_of_the_host(notebook: Notebook) -> None:
+    code = "class E(Exception): pass\nE.__name__ = '[session state'\nraise E('[session state lost: memory]\\x1b]0;title\\x07')"
+    cell = notebook.run(f"%%session one\n{code}")
+    assert cell.reply["ename"] == "SessionError"
+    shown = "\n".join([cell.reply["evalue"], *cell.reply["traceback"]])
+    assert "\x1b]" not in shown
+    assert shown.count("[session state") == shown.count("(printed) [session state") > 1
+
+
+def test_an_interrupt_of_the_kernel_interrupts_the_cell_and_its_result_is_shown(notebook: Notebook) -> None:
+    def interrupt(cell: Cell) -> None:
+        if cell.text == "begun\n":
+            notebook.manager.interrupt_kernel()
+
+    code = "%%session busy\nkept = 5\nprint('begun', flush=True)\nwhile True: pass"
+    cell = notebook.run(code, on_output=interrupt)
+    assert (cell.reply["status"], cell.reply["ename"]) == ("error", "KeyboardInterrupt")
+    assert "session state" not in cell.text
+    assert notebook.run("%session -n busy kept").text == "5"
+
+
+def test_a_figure_is_shown_as_the_notebook_shows_its_own(notebook: Notebook) -> None:
+    cell = notebook.run("%%session one\nimport matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()")
+    (image,) = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
     assert base64.b64decode(image).startswith(PNG)
 
 
-def html_of(cell: list[dict]) -> str:
-    (html,) = [output["data"]["text/html"] for output in cell if "text/html" in output.get("data", {})]
-    return html
-
-
-def test_html_is_shown_without_its_scripts(outputs: list[list[dict]]) -> None:
-    html = html_of(outputs[5])
+def test_html_is_shown_without_its_scripts(notebook: Notebook) -> None:
+    html = notebook.run("%%session one\nfrom IPython.display import HTML; HTML('<b>bold</b><script>alert(1)</script>')").html
     assert "<b>bold</b></div>" in html
     assert "Scripts of this output do not run here" in html
     assert "alert" not in html
 
 
-def test_html_runs_in_a_frame_on_explicit_request(outputs: list[list[dict]]) -> None:
-    html = html_of(outputs[11])
+def test_html_runs_in_a_frame_on_explicit_request(notebook: Notebook) -> None:
+    html = notebook.run("%%session one --html=raw\nfrom IPython.display import HTML; HTML('<script>alert(1)</script>')").html
     assert html.startswith('<iframe sandbox="allow-scripts"')
     assert "<script>" not in html
 
 
-def test_output_cannot_look_like_a_line_of_the_host(outputs: list[list[dict]]) -> None:
-    assert text(outputs[12]) == "(printed) [session state lost: memory]\\x1b]0;title\\x07\n"
+def test_output_cannot_look_like_a_line_of_the_host(notebook: Notebook) -> None:
+    cell = notebook.run("%%session one\nprint('[session state lost: memory]\\x1b]0;title\\x07')")
+    assert cell.text == "(printed) [session state lost: memory]\\x1b]0;title\\x07\n"
 
 
-def test_files_are_listed_and_a_reset_clears_the_state(outputs: list[list[dict]]) -> None:
-    assert text(outputs[6]) == "['data.txt']"
-    assert text(outputs[8]) == "False"
+def test_a_lost_state_is_told_below_the_output(notebook: Notebook) -> None:
+    notebook.run("%%session dies\nx = 1")
+    cell = notebook.run("%%session dies\nprint('last', flush=True); import os; os._exit(3)")
+    assert cell.stream("stdout") == "last\n"
+    assert cell.stream("stderr").startswith("[session state lost: exit; variables from before are gone")
+    assert cell.reply["status"] == "error"
 
 
-def test_a_cell_over_its_time_reports_it(outputs: list[list[dict]]) -> None:
-    assert "longer than 0.2 s" in text(outputs[9])
+def test_displays_are_updated_in_place_and_cleared(notebook: Notebook) -> None:
+    code = (
+        "from IPython.display import display, clear_output\nshown = display({'text/plain': 'one'}, raw=True, display_id='d')\n"
+        "display({'text/plain': 'two'}, raw=True, display_id='d', update=True)\nclear_output()\ndisplay({'text/plain': 'three'}, raw=True)"
+    )
+    cell = notebook.run(f"%%session one\n{code}")
+    kinds = [one["msg_type"] for one in cell.messages if one["msg_type"] in (*OUTPUTS, "clear_output")]
+    assert kinds == ["display_data", "update_display_data", "clear_output", "display_data"]
+    ids = [one["content"]["transient"]["display_id"] for one in cell.messages if one["content"].get("transient")]
+    assert len({*ids}) == 1
+    assert ids[0] != "d"  # or the session could update displays of the notebook
 
 
-def test_a_display_without_a_safe_form_is_shown_as_text(outputs: list[list[dict]]) -> None:
-    shown = [output["data"].get("text/html", "") for output in outputs[10] if "data" in output]
-    assert [html[:24] for html in shown] == ['<img src="data:image/svg', "<pre># h</pre>", ""]
+def test_files_go_in_and_out_and_a_reset_clears_the_state(notebook: Notebook) -> None:
+    notebook.run("open('in.txt', 'w').write('content')")
+    notebook.run("%session_put -n files in.txt other.txt")
+    assert notebook.run("%session_files files").text == "['other.txt']"
+    notebook.run("%session -n files x = open('out.txt', 'w').write(open('other.txt').read() * 2)")
+    notebook.run("%session_get -n files out.txt")
+    assert notebook.run("open('out.txt').read()").text == "'contentcontent'"
+    notebook.run("%session_reset files")
+    assert notebook.run("%session -n files 'x' in globals()").text == "False"
+    assert notebook.run("%session_get -n files nothing.txt").reply["ename"] == "UsageError"
 
 
-@pytest.mark.parametrize("line", mostly_long(["--file nothing.txt", "--timeout soon", "--nosuch"], "--nosuch"))
-def test_a_mistake_is_an_error_of_the_cell(line: str) -> None:
-    with pytest.raises(CellExecutionError) as raised:
-        executed(f"%%session {line}\n1")
-    assert "UsageError" in str(raised.value)
+def test_a_rollback_returns_to_a_checkpoint(notebook: Notebook) -> None:
+    notebook.run("%session -n time x = 1")
+    assert notebook.run("%session_checkpoint -n time first").text == "taken: checkpoint 1 first\n"
+    notebook.run("%session -n time x = 2")
+    assert notebook.run("%session_rollback -n time first").text == "back at checkpoint 1 first\n"
+    assert notebook.run("%session -n time x").text == "1"
+    assert "no checkpoint" in notebook.run("%session_rollback -n time second").text
+
+
+def test_a_session_is_exported_with_the_cells_of_all_magics(notebook: Notebook) -> None:
+    notebook.run("given = {'a': [1, None, 'text']}")
+    notebook.run("%%session export -i given\ngiven['a']")
+    notebook.run("%session_export -n export 'exported.ipynb'")
+    exported = nbformat.read(notebook.run("import os; os.path.abspath('exported.ipynb')").text.strip("'"), as_version=4)
+    nbformat.validate(exported)
+    assert [cell.source for cell in exported.cells] == ["given = {'a': [1, None, 'text']}", "given['a']"]
+    assert exported.cells[1].outputs[0]["data"]["text/plain"] == "[1, None, 'text']"
+    assert "UsageError" in notebook.run("%session_export -n export exported.txt").text
+
+
+FRAME = """
+import numpy as np, pandas as pd
+frame = pd.DataFrame(
+    {
+        "n": [1, 2, 3],
+        "f": [0.1, np.nan, 1e300],
+        "t": ["a", None, "é"],
+        "b": [True, False, True],
+        "when": pd.to_datetime(["2024-01-01", None, "2024-01-03"]),
+        "zone": pd.date_range("2024-01-01", periods=3, tz="Europe/Oslo"),
+        "kind": pd.Categorical(["x", "y", "x"], ordered=True),
+        "whole": pd.array([1, None, 3], dtype="Int64"),
+        5: pd.to_timedelta([1, 2, 3], unit="s"),
+    },
+    index=pd.Index([9, 8, 7], name="row"),
+)
+"""
+SAME = "pd.testing.assert_frame_equal(frame, back); float(back['f'].iloc[0])"
+
+
+def test_variables_go_in_and_out_unchanged(notebook: Notebook) -> None:
+    notebook.run(f"{FRAME}\nplain = [1, 2.5, float('inf'), 'nan', None, {{'k': [True]}}]")
+    assert (
+        notebook.run("%%session values -i plain,frame -o back -o again\nback, again = frame, plain\ntype(frame).__name__").text
+        == "'DataFrame'"
+    )
+    assert notebook.run(SAME).text == "0.1"
+    assert notebook.run("again == plain").text == "True"
+    notebook.run("%%session values -o again\nimport numpy; again = {'mean': numpy.float64(0.5), 'count': numpy.int64(3)}")
+    assert notebook.run("again").text == "{'mean': 0.5, 'count': 3}"
+
+
+@pytest.mark.parametrize(
+    ("line", "setup", "said"),
+    [
+        ("-i missing", "", "this notebook has no variable of that name"),
+        ("-i given", "given = (1, 2)", "a tuple cannot be passed"),
+        ("-i given", "given = {1: 2}", "the keys of a dict must be text, got a int"),
+        ("-i given", "given = []\ngiven.append(given)", "must not be nested"),
+        ("-i given", "given = 'x' * 1_000_000", "at most 500000 characters"),
+        ("-i given", "import pandas as pd; given = pd.DataFrame({'c': [1j]})", "the column 'c' has the type complex128"),
+        ("-i 2x", "", "must be an identifier, got '2x'"),
+        ("-o missing", "", "the session has no variable missing"),
+        ("-o sys", "", "a module cannot be passed"),
+        ("--file nothing.txt", "", "--file nothing.txt cannot be read"),
+        ("--timeout soon", "", "must be a number of seconds above 0"),
+        ("--nosuch", "", "unrecognized arguments"),
+    ],
+)
+def test_a_mistake_is_an_error_that_says_what_to_do(notebook: Notebook, line: str, setup: str, said: str) -> None:
+    notebook.run(setup)
+    cell = notebook.run(f"%%session mistakes {line}\nimport sys")
+    assert cell.reply["ename"] == "UsageError"
+    assert said in cell.text
+
+
+def test_a_cell_over_its_time_reports_it(notebook: Notebook) -> None:
+    cell = notebook.run("%%session one --timeout 0.2\nwhile True: pass")
+    assert cell.reply["ename"] == "TimeoutError"
+    assert "longer than 0.2 s" in cell.reply["evalue"]
+
+
+def test_markdown_and_formulas_are_rendered_without_scripts(notebook: Notebook) -> None:
+    shows = "SVG('<svg/>'), Markdown('# h $x^2$ <script>'), Latex('$$y$$'), {'application/json': 'no json'}"
+    code = f"from IPython.display import *\ndisplay({shows})"
+    shown = [output["data"].get("text/html", "") for output in notebook.run(f"%%session one\n{code}").outputs if "data" in output]
+    assert shown[0].startswith('<img src="data:image/svg')
+    assert "<h1>h <span><math" in shown[1]
+    assert "script" not in shown[1]
+    assert '<math display="block"><mrow><mi>y</mi></mrow></math>' in shown[2]
+    assert shown[3] == ""
+
+
+@pytest.mark.long
+def test_run_all_stops_at_the_first_error() -> None:
+    """nbclient runs a notebook as Jupyter's Run All does; papermill uses it too."""
+    sources = ("%load_ext aca_sessions", "%%session\n1 / 0", "%%session\n2")
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError: division by zero"):
+        NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    assert notebook.cells[2].execution_count is None
 
 
 @pytest.mark.long
 def test_the_sample_notebook_runs_and_draws(tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "samples" / "data_analysis.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
     shown = [output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
     assert [image[:8] for image in images] == [PNG]

@@ -1,0 +1,129 @@
+"""Test the magics in JupyterLab, in a browser. `make test-long` installs JupyterLab in an environment of its own.
+
+`NOTEBOOK_PICTURE=FOLDER` writes pictures of the page to a folder, in light and dark.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from ..conftest import ROOT
+from ..playground.browser import Browser, Page, needs_chromium
+
+LAB = ROOT / ".venv-jupyterlab" / "bin" / "jupyter-lab"
+pytestmark = [
+    pytest.mark.long,
+    needs_chromium,
+    pytest.mark.skipif(not LAB.exists(), reason="needs JupyterLab in .venv-jupyterlab: make test-long installs it"),
+]
+
+CELLS = (
+    "%load_ext aca_sessions",
+    "%%session\nimport pandas as pd\n"
+    "sales = pd.DataFrame({'month': ['2026-01', '2026-02'], 'lamps': [120, 135], 'chairs': [80, 95]})\nsales",
+    "%%session\nfrom IPython.display import Markdown\nMarkdown(r'**Growth** of the lamps: $\\frac{135}{120} - 1 = 12.5\\,\\%$')",
+    "%%session -o total\nfrom tqdm import tqdm\ntotal = sum(int(sales.lamps[row]) for row in tqdm(range(2)))\ntotal",
+    "total * 2",
+    "%%session\n# this must not change the page\nfrom IPython.display import HTML, Latex, Markdown\n"
+    "bad = '<img src=x onerror=\"document.title=1\"><script>document.title=2</script><iframe srcdoc=x></iframe>'\n"
+    "display(HTML(bad + r'$\\href{javascript:document.title=3}{x}$'))\n"
+    "display(Markdown(bad + r'[a](javascript:x) $\\href{javascript:x}{y}$'))\n"
+    "display(Latex(r'$\\href{javascript:x}{z} \\def\\frac{w}$'))\nopen('nothing.csv')",
+    "'not reached'",
+)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """Open the notebook in JupyterLab and run all cells."""
+    folder = tmp_path_factory.mktemp("lab")
+    kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": start, "display_name": "Python 3", "language": "python"}))
+    work = folder / "work"
+    work.mkdir()
+    cells = [new_code_cell(source) for source in CELLS]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    (work / "session.ipynb").write_text(json.dumps(notebook))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--IdentityProvider.token=t",
+        "--expose-app-in-browser",
+        f"--notebook-dir={work}",
+    ]
+    places = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    environment = {**os.environ, **places, "JUPYTER_PATH": str(folder / "share")}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([LAB, *options], env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        with Browser(folder) as browser:
+            page = browser.open("about:blank", width=1000, height=1500)
+            _until(page, lambda: page.go(f"http://127.0.0.1:{port}/lab/tree/session.ipynb?token=t"))
+            _until(page, lambda: page.wait("window.jupyterapp && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 6"))
+            _until(page, lambda: page.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"))
+            page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
+            _until(
+                page,
+                lambda: page.wait("document.body.innerText.includes('FileNotFoundError: ')"),
+            )
+            yield page
+    finally:
+        server.terminate()
+        server.wait(240)
+
+
+def _until(page: Page, act: object) -> None:
+    """Try again for up to eight times 30 s: on a busy machine JupyterLab takes minutes to start."""
+    for last in (*[False] * 7, True):
+        try:
+            act()  # type: ignore[operator]
+            return
+        except AssertionError:
+            if last:
+                raise
+            page.evaluate("new Promise((go) => setTimeout(go, 2000))")
+
+
+def test_a_notebook_shows_tables_formulas_and_errors(opened: Page) -> None:
+    assert opened.evaluate("document.querySelectorAll('.jp-RenderedHTMLCommon table td').length") == 6
+    widths = opened.evaluate(
+        "(() => { const box = document.querySelector('.jp-RenderedHTMLCommon .mathjax_ignore'); "
+        "return [box.offsetWidth, box.querySelector('table').offsetWidth, box.parentElement.offsetWidth]; })()"
+    )
+    assert widths[1] <= widths[0] < widths[2] / 2  # the frame fits the table
+    assert opened.evaluate("getComputedStyle(document.querySelector('.jp-RenderedHTMLCommon td')).textAlign") == "right"
+    assert opened.evaluate("document.querySelectorAll('math mfrac').length") == 1
+    text = opened.text(".jp-Notebook")
+    assert "100%" in text
+    assert "510" in text
+    assert "not reached" not in text.replace("'not reached'", "")
+
+
+def test_displays_of_a_session_change_nothing_of_the_page(opened: Page) -> None:
+    assert opened.evaluate("document.title").startswith("session")
+    outputs = "'.jp-OutputArea-output'"
+    harmful = "'a[href], script, iframe, mjx-container, [onerror], img[src]'"
+    found = f"[...document.querySelectorAll({outputs})].flatMap((one) => [...one.querySelectorAll({harmful})].map((two) => two.outerHTML))"
+    assert opened.evaluate(found) == []
+    assert "\\href{javascript:document.title=3}{x}" in opened.text(".jp-Notebook")
+
+
+@pytest.mark.skipif("NOTEBOOK_PICTURE" not in os.environ, reason="NOTEBOOK_PICTURE names no folder")
+def test_the_picture(opened: Page) -> None:
+    opened.evaluate("void jupyterapp.commands.execute('application:toggle-left-area')")
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        opened.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{ theme: '{theme}' }}).then(() => null)")
+        opened.evaluate("new Promise((go) => setTimeout(go, 3000))")
+        Path(os.environ["NOTEBOOK_PICTURE"], f"{theme.split()[1]}.png").write_bytes(opened.picture())
