@@ -101,9 +101,9 @@ ONLY_IN = {
     "azure": {"connect", "client.auth"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
-        *("client.snippets", "notebook", "cli.repl"),
+        *("client.snippets", "notebook", "cli.prompt"),
     },
-    "prompt_toolkit": {"cli.repl"},
+    "prompt_toolkit": {"cli.prompt"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets", "stack_data"}  # IPython needs the others
 

@@ -16,7 +16,7 @@ How the package is laid out. Calls go right, results come back:
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from .agent.library.redis_storage import RedisStorage
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     )
     from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
     from .settings import Settings
+
+    __version__: str
 
 _HOMES = {
     "ACASessionsError": "errors",
@@ -133,6 +135,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name at its first use, so that `import aca_sessions` alone loads none of the libraries behind the names (PEP 562)."""
+    if name == "__version__":
+        globals()[name] = version = import_module("importlib.metadata").version("aca-sessions")
+        return cast(str, version)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -148,4 +153,4 @@ def load_ipython_extension(shell: object) -> None:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

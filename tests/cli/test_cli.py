@@ -1,6 +1,7 @@
 """Test the command line as a shell uses it."""
 
 import asyncio
+import importlib.metadata
 import json
 import os
 import re
@@ -16,10 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+import aca_sessions as aca_sessions_package
 from aca_sessions import Settings, open_pool
 from aca_sessions.cli.serving import listen_on_port
 
 from ..conftest import COMMAND, aca_sessions, descendants, mostly_long
+from ..wheels import make_wheel
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +54,99 @@ def test_a_file_is_there_for_the_cell(tmp_path: Path) -> None:
     assert aca_sessions("run", "--file", str(tmp_path / "data.txt"), "open('data.txt').read()").stdout == "'content'\n"
 
 
+def test_a_file_is_run_with_its_arguments_and_its_images_and_files_are_brought_out(tmp_path: Path) -> None:
+    (tmp_path / "my tool.py").write_text(
+        "import sys\nfrom IPython.display import Image, display\n"
+        "display(Image(b'\\x89PNG', format='png'))\nopen('out.txt', 'w').write('result')\n"
+        "print(sys.argv[1:], __name__)\n1 / 0\n"
+    )
+    run = aca_sessions("run", "--get", "out.txt", "--get", "none.txt", "my tool.py", "$a", "{b} *", "--", "-c")
+    assert (run.stdout, run.returncode) == ("['$a', '{b} *', '-c'] __main__\n", 1)
+    assert "my tool.py:6" in run.stderr
+    assert "IPython" not in run.stderr
+    assert run.stderr.endswith(
+        "[image saved: image-1.png]\n[file saved: out.txt]\naca-sessions: --get none.txt: the session has no such file\n"
+    )
+    assert (tmp_path / "image-1.png").read_bytes() == b"\x89PNG"
+    assert (tmp_path / "out.txt").read_text() == "result"
+    assert sorted(os.listdir(tmp_path)) == ["image-1.png", "my tool.py", "out.txt"]
+
+
+@pytest.mark.long
+def test_a_file_that_calls_exit_without_an_error_succeeds(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("print('out')\nraise SystemExit(0)")
+    assert (run := aca_sessions("run", "--live", "a.py")).returncode == 0, run.stderr
+    (tmp_path / "a.py").write_text("print('out')\nraise SystemExit(3)")
+    assert aca_sessions("run", "a.py").returncode == 1
+
+
+@pytest.mark.long
+def test_json_saves_no_images(tmp_path: Path) -> None:
+    run = aca_sessions("run", "--json", "from IPython.display import Image\nImage(b'\\x89PNG', format='png')")
+    assert (len(json.loads(run.stdout)["displays"]), os.listdir(tmp_path)) == (1, [])
+
+
+@pytest.mark.long
+def test_an_image_leaves_the_name_of_a_file_that_is_brought_out(tmp_path: Path) -> None:
+    code = "open('image-1.png', 'w').write('mine')\nfrom IPython.display import Image\nImage(b'\\x89PNG', format='png')"
+    assert aca_sessions("run", "--get", "image-1.png", code).returncode == 0
+    assert ((tmp_path / "image-1.png").read_text(), (tmp_path / "image-2.png").read_bytes()) == ("mine", b"\x89PNG")
+
+
+@pytest.mark.long
+def test_a_file_here_is_replaced_only_with_force_and_a_link_never(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "elsewhere" / "target")
+    code = "print('ran')\nfor name in ('a.txt', 'link.txt'): open(name, 'w').write('theirs')"
+    for arguments in (["a.txt"], ["link.txt"], ["link.txt", "--force"]):
+        refused = aca_sessions("run", "--get", *arguments, code)
+        assert (refused.returncode, refused.stdout, f"{arguments[0]} exists" in refused.stderr) == (2, "", True)
+    assert ((tmp_path / "a.txt").read_text(), os.listdir(tmp_path / "elsewhere")) == ("mine", [])
+    assert aca_sessions("run", "--get", "a.txt", "--force", code).returncode == 0
+    assert (tmp_path / "a.txt").read_text() == "theirs"
+
+
+@pytest.mark.long
+def test_a_file_that_the_session_lacks_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    run = aca_sessions("run", "--get", "none.txt", "print('ran')")
+    assert (run.returncode, run.stdout) == (2, "ran\n")
+    assert (run.stderr, os.listdir(tmp_path)) == ("aca-sessions: --get none.txt: the session has no such file\n", [])
+
+
+@pytest.mark.long
+def test_files_are_brought_out_after_a_cell_that_was_killed(tmp_path: Path) -> None:
+    run = aca_sessions("run", "--live", "--get", "a.txt", "import os; open('a.txt', 'w').write('kept'); os.kill(os.getpid(), 9)")
+    assert (run.returncode, (tmp_path / "a.txt").read_text()) == (1, "kept")
+
+
+@pytest.mark.long
+def test_the_path_of_a_file_that_is_brought_out_stays_in_the_session(tmp_path: Path) -> None:
+    code = "import os; os.mkdir('out'); open('out/a.txt', 'w').write('one')"
+    assert aca_sessions("run", "--get", "out/a.txt", code).returncode == 0
+    assert (tmp_path / "a.txt").read_text() == "one"
+
+
+@pytest.mark.long
+def test_packages_are_installed_before_the_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (wheels := tmp_path / "wheels").mkdir()
+    make_wheel(wheels, "alpha")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(wheels))
+    run = aca_sessions("run", "--with", "alpha", "import alpha; alpha.__name__")
+    assert (run.stdout, run.stderr, run.returncode) == ("'alpha'\n", "", 0)
+    missing = aca_sessions("run", "--with", "alpha", "--with", "no-such-package", "print('ran')")
+    assert (missing.stdout, missing.returncode) == ("", 1)
+    assert "no-such-package" in missing.stderr
+    as_json = json.loads(aca_sessions("run", "--json", "--with", "no-such-package", "print('ran')").stdout)
+    assert as_json["error"]["name"] == "PackageNotFoundError"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert aca_sessions("--version").stdout == f"aca-sessions {aca_sessions_package.__version__}\n"
+    assert aca_sessions_package.__version__ == importlib.metadata.version("aca-sessions")
+
+
 @pytest.mark.long
 def test_a_cell_over_its_time_reports_it() -> None:
     run = aca_sessions("run", "--timeout", "0.2", "while True: pass")
@@ -72,6 +168,12 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
             (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
             (["run"], "CODE"),
+            (["run", "none.py"], "none.py cannot be read: No such file or directory"),
+            (["run", "1", "2"], "only a file can have arguments"),
+            (["run", "--get", "..", "1"], "--get must name a file of the session, got .."),
+            (["run", "--get", "", "1"], "--get must name a file of the session, got ''"),
+            (["run", "--get", "a/x", "--get", "b/x", "1"], "another --get writes x already"),
+            (["run", "--with", "--index-url=http://evil.example", "1"], "requirement"),
             ([], "COMMAND"),
             (["serve", "--port", "70000"], "70000"),
             (["serve", "--socket", "/nonexistent/socket"], "--socket"),
@@ -82,6 +184,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
         ],
         (["run", "--session", "mine", "1"], "aca-sessions serve"),
         (["run", "--timeout", "soon", "1"], "--timeout"),
+        (["run", "none.py"], "none.py cannot be read: No such file or directory"),
         (["serve", "--port", "70000"], "70000"),
     ),
 )

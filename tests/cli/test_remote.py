@@ -67,6 +67,7 @@ def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) 
     ),
 )
 def test_an_error_is_reported_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:
+    files("put", "-", "there.txt", stdin="")
     run = files(*arguments)
     assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (2, True, False), run.stderr
     assert "the-secret" not in run.stderr
@@ -81,11 +82,22 @@ def test_a_file_name_with_control_sequences_is_printed_harmlessly(files: Files, 
 
 def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
     aca_sessions("run", "--session", "the-secret", "x = 5", env=environment)
-    assert aca_sessions("sessions", "ls", env=environment).stdout.split()[-1] == "the-secret"
+    header, line = aca_sessions("sessions", "ls", env=environment).stdout.splitlines()
+    assert (header.split(), line.split()[-1]) == (["LAST", "USED", "(UTC)", "ENDS", "(UTC)", "NAME"], "the-secret")
+    assert line.index("the-secret") == header.index("NAME")
     assert aca_sessions("sessions", "rm", "the-secret", env=environment).returncode == 0
+    none = aca_sessions("sessions", "ls", env=environment)
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "no sessions\n")
+    again = aca_sessions("sessions", "rm", "the-secret", "another", env=environment)
+    assert (again.returncode, "NAME 1 of 2 must be the name of a session" in again.stderr, "the-secret" in again.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize("command", mostly_long([["ls"], ["get", "a.txt"], ["rm", "a.txt"]], ["ls"]))
+def test_files_of_an_unknown_session_are_an_error_that_starts_no_session(environment: dict[str, str], command: list[str]) -> None:
+    run = aca_sessions("files", *command, "--session", "the-secret", env=environment)
+    assert (run.returncode, "--session must be the name of a session of this endpoint, and is not" in run.stderr) == (2, True)
+    assert "the-secret" not in run.stderr
     assert aca_sessions("sessions", "ls", env=environment).stdout == ""
-    again = aca_sessions("sessions", "rm", "the-secret", env=environment)
-    assert (again.returncode, "argument 1 must be the name of a session" in again.stderr, "the-secret" in again.stderr) == (2, True, False)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
-from aca_sessions.cli.repl import is_complete
+from aca_sessions.cli.prompt import COMMANDS, CellCompleter, is_complete, open_history
+from aca_sessions.errors import ConfigurationError
+from aca_sessions.models import Completions
 
-from ..conftest import COMMAND, aca_sessions
+from ..conftest import COMMAND, aca_sessions, mostly_long
+from ..wheels import make_wheel
 from .test_cli import Server
 
 _CONTROL = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07)")
@@ -70,9 +75,23 @@ class Terminal:
         self.reads("\n")
         return self.reads(PROMPT)
 
+    def enters_and_answers(self, code: str, answer: str) -> str:
+        """Type a line of code and then a line that answers its question. Return the output up to the next prompt."""
+        self.types(f"{code}\r")
+        self.reads("\n")
+        self.types(f"{answer}\r")
+        return self.reads(PROMPT)
+
     def ends(self) -> int:
         self.types(CTRL_D)
         return self.process.wait(timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def state_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder where the repl keeps its history, in place of this user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
 
 
 @pytest.fixture
@@ -179,7 +198,7 @@ def test_images_are_saved_without_replacing_files(terminal: Terminal, tmp_path: 
     (tmp_path / "image-1.png").write_text("mine")
     terminal.enters("from IPython.display import Image")
     assert "[image saved: image-2.png]" in terminal.enters("Image(bytes([137]) + b'PNG', format='png')")
-    assert "[image not saved: it is none]" in terminal.enters("display({'image/png': 'x'}, raw=True)")
+    assert "[image not saved: it is not an image]" in terminal.enters("display({'image/png': 'x'}, raw=True)")
     assert ((tmp_path / "image-1.png").read_text(), (tmp_path / "image-2.png").read_bytes()) == ("mine", b"\x89PNG")
 
 
@@ -194,6 +213,129 @@ def test_questions_are_answered_at_the_terminal(terminal: Terminal) -> None:
     terminal.reads("who? ")
     terminal.types(CTRL_D)
     assert "EOFError" in terminal.reads(PROMPT)
+
+
+@pytest.mark.slow
+def test_a_password_is_read_without_echo(terminal: Terminal) -> None:
+    terminal.types("from getpass import getpass; (print('['), getpass('tok' + 'en? '))[1][::-1]\r")
+    terminal.reads("[\r\n")
+    terminal.reads("token? ")
+    terminal.types("hunter2\r")
+    assert "hunter2" not in terminal.reads("'2retnuh'")
+    assert "hunter2" not in terminal.reads(PROMPT)
+    terminal.types("getpass('tok' + 'en? ')\r")
+    terminal.reads("token? ")
+    terminal.types(CTRL_D)
+    assert "EOFError" in terminal.reads(PROMPT)
+    assert "line\r\n" in terminal.enters_and_answers("input() + '!'", "line")  # the terminal echoes again
+
+
+@pytest.mark.long
+def test_ctrl_c_at_a_password_interrupts_the_cell(terminal: Terminal) -> None:
+    terminal.enters("x = 42")
+    terminal.types("__import__('getpass').getpass('tok' + 'en? ')\r")
+    terminal.reads("token? ")
+    terminal.types(CTRL_C)
+    terminal.reads(PROMPT)
+    assert "42" in terminal.enters("x")
+
+
+@pytest.mark.slow
+def test_tab_completes_names_of_the_session(terminal: Terminal) -> None:
+    terminal.enters("some_long_name = 41 + 1")
+    terminal.types("some_lo\t")
+    terminal.reads("some_long_name")
+    terminal.types("\r")
+    assert "42" in terminal.reads("42")
+    terminal.reads(PROMPT)
+    terminal.types("if 1:\r\tprint(some_long_name)\r\r")  # at the beginning of a line, Tab indents
+    assert "42" in terminal.reads("42")
+
+
+@pytest.mark.long
+def test_tab_completes_commands_files_of_the_session_and_paths_here(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "unique_here.txt").write_text("here")
+    terminal.types("%pu\tunique_h\t")  # `%put ` and the path
+    assert "unique_here.txt" in terminal.reads("unique_here.txt")
+    terminal.types("\r")
+    assert "[file sent: unique_here.txt]" in terminal.reads(PROMPT)
+    terminal.enters("import os; os.rename('unique_here.txt', 'unique_there.txt')")
+    terminal.types("%get unique_t\t")
+    terminal.reads("unique_there.txt")
+    terminal.types("\r")
+    assert "[file saved: unique_there.txt]" in terminal.reads(PROMPT)
+    assert (tmp_path / "unique_there.txt").read_text() == "here"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaving", mostly_long(["exit", "quit", "exit()", " quit() "], "quit"))
+def test_exit_and_quit_leave(leaving: str) -> None:
+    with Terminal() as terminal:
+        terminal.reads(PROMPT)
+        terminal.types(f"{leaving}\r")
+        assert terminal.process.wait(timeout=120) == 0
+
+
+@pytest.mark.slow
+def test_files_are_sent_and_brought_out(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "a b.txt").write_text("one")
+    assert "[file sent: data/b.txt]" in terminal.enters("%put 'a b.txt' data/b.txt")
+    assert "'one'" in terminal.enters("open('data/b.txt').read()")
+    assert "[file saved: b.txt]" in terminal.enters("%get data/b.txt")
+    assert (tmp_path / "b.txt").read_text() == "one"
+    assert "b.txt exists" in terminal.enters("%get data/b.txt")
+    terminal.enters("_ = open('data/b.txt', 'w').write('two')")
+    assert "[file saved: b.txt]" in terminal.enters("%get --force data/b.txt")
+    assert (tmp_path / "b.txt").read_text() == "two"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("%get none.txt", "the session has no file none.txt"),
+        ("%get none.txt nowhere/", "nowhere cannot be written: No such file or directory"),
+        ("%put none.txt", "none.txt"),
+        ("%get", "expected %get [--force] NAME [PATH]"),
+        ("%put a b c", "expected %get [--force] NAME [PATH]"),
+        ("%install", "expected %get [--force] NAME [PATH]"),
+        ("%install 'x", "no closing quotation mark"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_is_reported_and_leaves_nothing(
+    terminal: Terminal, tmp_path: Path, typed: str, said: str
+) -> None:
+    shown = terminal.enters(typed)
+    assert f"aca-sessions: {said}" in shown.replace("\r\n", " ")
+    assert not [name for name in os.listdir(tmp_path) if name != "state"]
+    assert "42" in terminal.enters("6 * 7")
+
+
+@pytest.mark.long
+def test_packages_are_installed_with_progress_on_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "alpha")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+    with Terminal() as terminal:
+        assert "starting the sandbox … 1 s" in terminal.reads(PROMPT)
+        terminal.types("%install alpha\r")
+        assert "installing alpha … " in terminal.reads(PROMPT)
+        assert "'1.0'" in terminal.enters("import alpha; alpha.version")
+
+
+@pytest.mark.slow
+def test_typed_cells_are_kept_for_the_next_time_unless_declined(state_home: Path) -> None:
+    with Terminal() as terminal:
+        terminal.reads(PROMPT)
+        terminal.enters("print('kept by', 'default')")
+        assert terminal.ends() == 0
+    kept = state_home / "aca-sessions" / "repl-history"
+    assert (stat.S_IMODE(kept.stat().st_mode), stat.S_IMODE(kept.parent.stat().st_mode)) == (0o600, 0o700)
+    with Terminal("--no-history") as terminal:
+        terminal.reads(PROMPT)
+        terminal.enters("'not'")
+    assert "+print('kept by', 'default')" in kept.read_text()
+    assert "'not'" not in kept.read_text()
 
 
 @pytest.mark.long
@@ -243,3 +385,59 @@ def test_an_error_is_one_line(arguments: list[str], said: str) -> None:
 )
 def test_a_cell_is_complete_if_python_accepts_it_or_after_an_empty_line(code: str, complete: bool) -> None:
     assert is_complete(code) is complete
+
+
+def offered(typed: str, matches: list[str], start: int, end: int | None = None, after: str = "") -> list[str]:
+    """Return what a line becomes with each completion, if the session offers `matches` for the text from `start` to `end`."""
+    found = Completions(matches=tuple(matches), start=start, end=len(typed) if end is None else end)
+    completer = CellCompleter(lambda code, cursor: found, list)
+    completions = completer.get_completions(Document(typed + after, len(typed)), CompleteEvent())
+    return [typed[: len(typed) + one.start_position] + one.text + after for one in completions]
+
+
+def test_completions_continue_what_was_typed() -> None:
+    assert offered("x = na", ["name", "names", "NAME", "other"], 4) == ["x = name", "x = names", "x = NAME"]
+    assert offered("\\alp", ["\u03b1"], 0) == ["\u03b1"]
+    assert offered("%ti", ["%time"], 0) == ["%time"]
+    assert offered("%ge", [], 0) == ["%get"]
+    assert offered("%che", [], 0) == ["%checkpoint", "%checkpoints"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "match", "start"),
+    [
+        ("x", "%put /etc/passwd", 0),
+        ("", "%put /etc/passwd", 0),
+        ("%", "%put /etc/passwd", 0),
+        ("%p", "%put ~/.ssh/id_rsa", 0),
+        ("%put", "%put /etc/passwd", 0),
+        ("%put", " /etc/passwd", 4),
+        ("%pu", "t /etc/passwd", 3),
+        ("\\x", "%put /etc/passwd", 0),
+        ("x", "x\n%put /etc/passwd", 0),
+        ("x", "x\x1b[2J", 0),
+        ("a x", "%put /etc/passwd", 0),
+        ("x", "x", -1),
+        ("x", "xy", 5),
+    ],
+)
+def test_a_completion_by_code_in_the_session_becomes_no_command_of_the_repl(typed: str, match: str, start: int) -> None:
+    lines = offered(typed, [match], start)
+    assert all(line in COMMANDS for line in lines)  # the repl's own
+
+
+def test_a_history_that_has_grown_large_is_cut_to_its_latest_part(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    path.write_text("".join(f"\n# 2026-11-30 00:00:00\n+x = {number:>80}\n" for number in range(50_000)))
+    history = open_history(path, kept=True)
+    assert path.stat().st_size < 3 << 20
+    kept = [*history.load_history_strings()]
+    assert kept[0].split() == ["x", "=", "49999"]
+    assert all(cell.startswith("x = ") for cell in kept)
+
+
+def test_a_history_that_cannot_be_kept_is_an_error_only_if_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"--history .* cannot be used"):
+        open_history(tmp_path / "nowhere" / "history", kept=True)
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    assert [*open_history(None, kept=True).load_history_strings()] == []

@@ -28,7 +28,10 @@ async def show(_options: argparse.Namespace) -> int:
     from ..connect import environments
     from ..settings import Settings
 
-    for one in environments(Settings(), _print_progress).listed():
+    listed = environments(Settings(), _print_progress).listed()
+    if not listed:
+        _print_progress("no environments: `aca-sessions env create NAME -r requirements.txt` creates one")
+    for one in listed:
         print(f"{one.name}  Python {one.python}  {one.packages} packages")
     return 0
 

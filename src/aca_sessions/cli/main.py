@@ -120,6 +120,7 @@ async def _conformance(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version of this program and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_repl(commands)
@@ -139,9 +140,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    run = commands.add_parser("run", help="run one cell; exit 1 if it fails")
-    run.add_argument("code", metavar="CODE|-", help="Python source, or - to read it from standard input")
+    run = commands.add_parser("run", help="run one cell or file; exit 1 if it fails")
+    run.add_argument("code", metavar="CODE|FILE|-", help="Python source, or a file of it, or - to read it from standard input")
+    run.add_argument(
+        "arguments", nargs="*", metavar="ARGUMENT", help="arguments of FILE, in its sys.argv; put -- before one that begins with -"
+    )
     run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data; may be repeated")
+    run.add_argument(
+        "--get", action="append", default=[], metavar="FILE", help="a file of the session to copy here afterwards; may be repeated"
+    )
+    run.add_argument("--force", action="store_true", help="with --get: replace files that exist")
+    run.add_argument(
+        "--with",
+        dest="packages",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package to install first, if missing; may be repeated",
+    )
     run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
     shown = run.add_mutually_exclusive_group()
@@ -154,7 +170,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _add_repl(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     repl = commands.add_parser("repl", help="use a session at the terminal")
     repl.add_argument("--session", metavar="NAME", help="the session to continue, which is not ended; needs an Endpoint")
-    repl.add_argument("--history", type=Path, metavar="FILE", help="keep typed cells in a file; by default they are forgotten at the end")
+    history = repl.add_mutually_exclusive_group()
+    history.add_argument("--history", type=Path, metavar="FILE", help="keep typed cells in this file, by default a private one")
+    history.add_argument("--no-history", action="store_true", help="do not keep typed cells when the command ends")
     repl.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
     repl.set_defaults(act=_repl)
 
@@ -233,6 +251,14 @@ def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     keys.add(mcp)
     mcp.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=_ALLOWED_HOST)
     mcp.set_defaults(act=_mcp)
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # takes longer to import than many commands take to run
+
+        print(f"{parser.prog} {version('aca-sessions')}")
+        parser.exit()
 
 
 def _seconds(text: str) -> float:

@@ -1,89 +1,27 @@
 """`aca-sessions repl`: a session at the terminal."""
 
 import argparse
+import getpass
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from IPython.core.inputtransformer2 import TransformerManager
-from prompt_toolkit import PromptSession
-from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import has_focus
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.lexers import PygmentsLexer
-from pygments.lexers.python import PythonLexer
-
-from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError
+from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import printable, shown_caption, shown_name
 from ..interactive import InteractiveSession, LiveCell
-from ..models import Checkpoint
-from .run import CellPrinter, save_images
-from .sessions import settings_at, settings_with_endpoint
+from ..models import Checkpoint, Completions, Prompt
+from .prompt import COMMANDS, EXITS, CellPrompt, open_history
+from .run import CellPrinter, save_images, show
+from .sessions import free_path, reserved, settings_at, settings_with_endpoint
+from .streams import progress
 
-_FOR_THIS_USER = 0o600
-
-
-class Prompt:
-    """A prompt that reads cells from the terminal."""
-
-    def __init__(self, history: Path | None = None) -> None:
-        """Create the prompt. Store typed lines in the file `history`, or only in memory if it is None."""
-        self._session = PromptSession[str](
-            ">>> ",
-            multiline=True,
-            prompt_continuation="... ",
-            lexer=PygmentsLexer(PythonLexer),
-            key_bindings=_keys(),
-            history=_history(history),
-        )
-
-    def read(self) -> str:
-        """Return the next cell that the user types. Ctrl-C raises KeyboardInterrupt, and Ctrl-D on an empty prompt raises EOFError."""
-        return self._session.prompt()
-
-
-def is_complete(code: str) -> bool:
-    """Return whether a cell is complete, so that Enter sends it instead of adding a line.
-
-    Invalid code counts as complete, so that the session reports its error.
-    """
-    lines = code.lstrip().split("\n")
-    if lines[0].startswith("%%"):
-        return len(lines) > 1 and not lines[-1].strip()
-    return str(TransformerManager().check_complete(code)[0]) != "incomplete"
-
-
-def _keys() -> KeyBindings:
-    keys = KeyBindings()
-
-    @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        code = buffer.document.text
-        if buffer.document.on_last_line and is_complete(code):
-            buffer.validate_and_handle()
-        else:
-            indent = TransformerManager().check_complete(buffer.document.text_before_cursor)[1] or 0
-            buffer.insert_text("\n" + " " * indent)
-
-    return keys
-
-
-def _history(path: Path | None) -> History:
-    if path is None:
-        return InMemoryHistory()
-    try:
-        path.touch(_FOR_THIS_USER)
-        path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"--history {path} cannot be used: {error.strerror}: name a file that you may write") from error
-    return FileHistory(path)
-
-
-_GREETING = "An isolated Python session. Ctrl-C interrupts, Ctrl-D ends; %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."
+_COMPLETION_SECONDS = 10.0
+_GREETING = """\
+An isolated Python session. Tab completes, Ctrl-C interrupts, exit or Ctrl-D leaves.
+%get NAME [PATH], %put PATH [NAME], %install PACKAGE, %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."""
 _LEFT = "[session state unknown: the command did not wait for the result]"
 
 
@@ -91,10 +29,21 @@ def repl(options: argparse.Namespace) -> int:
     """Read and run cells until the end of input. Raise ConfigurationError if the streams are not a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigurationError("repl needs a terminal: `aca-sessions run -` runs code from standard input")
-    prompt = Prompt(options.history)
-    with _session(options) as session:
+    history = open_history(options.history, kept=not options.no_history)
+    session = _session(options)
+    with progress("starting the sandbox"):
+        session.open()
+    with session:
+
+        def complete(code: str, cursor: int) -> Completions:
+            return session.complete(code, cursor, timeout=_COMPLETION_SECONDS)
+
+        def list_files() -> list[str]:
+            return [file.name for file in session.list_files() if not file.is_directory]
+
+        prompt = CellPrompt(history, complete, list_files)
         print(_GREETING)
-        while (code := _read(prompt)) is not None:
+        while (code := _read(prompt)) is not None and code.strip() not in EXITS:
             if code.strip():
                 _execute(session, code)
     return 0
@@ -106,7 +55,7 @@ def _session(options: argparse.Namespace) -> InteractiveSession:
     return InteractiveSession(settings_at(options.endpoint))
 
 
-def _read(prompt: Prompt) -> str | None:
+def _read(prompt: CellPrompt) -> str | None:
     """Return the next cell, or None at the end of input. Ctrl-C discards the text typed so far."""
     while True:
         try:
@@ -119,10 +68,12 @@ def _read(prompt: Prompt) -> str | None:
 
 def _execute(session: InteractiveSession, code: str) -> None:
     try:
-        if (message := _time_travel(session, code)) is not None:
+        if code.split()[0] not in COMMANDS:
+            _run(session, code)
+        elif (message := _time_travel(session, code)) is not None:
             print(message)
         else:
-            _run(session, code)
+            _transfer(session, code)
     except ACASessionsError as error:
         print(f"aca-sessions: {printable(str(error), colours=False)}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -157,9 +108,53 @@ def _named(checkpoint: Checkpoint) -> str:
     return f"checkpoint {checkpoint.id}{name}{left}"
 
 
+def _transfer(session: InteractiveSession, code: str) -> None:
+    """Execute `%get`, `%put` or `%install`. Raise InvalidArgumentError if its arguments are wrong."""
+    try:
+        command, *words = shlex.split(code)
+    except ValueError as error:
+        raise InvalidArgumentError(f"the command has no closing quotation mark: {error}") from error
+    if "\n" in code.strip():
+        raise InvalidArgumentError(f"{command} must be alone in its cell: enter the other lines as a cell of their own")
+    match command, *words:
+        case ["%install", _, *_]:
+            with progress(f"installing {' '.join(words)}"):
+                result = session.install(*words)
+            show(result)
+        case ["%get", "--force", name, *rest] if len(rest) < 2:
+            _get(session, name, *rest, force=True)
+        case ["%get", name, *rest] if len(rest) < 2:
+            _get(session, name, *rest)
+        case ["%put", path, *rest] if len(rest) < 2:
+            _put(session, Path(path).expanduser(), *rest)
+        case _:
+            raise InvalidArgumentError("expected %get [--force] NAME [PATH], %put PATH [NAME] or %install PACKAGE…")
+
+
+def _get(session: InteractiveSession, name: str, path: str = ".", *, force: bool = False) -> None:
+    target = free_path(name, str(Path(path).expanduser()), force=force)
+    try:
+        with progress(f"getting {name}"), reserved(target, force=force):
+            session.save_file(name, target)
+    except NotFoundError as error:
+        raise InvalidArgumentError(f"the session has no file {shown_name(name)}: `!ls` lists its files") from error
+    except OSError as error:
+        raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}: choose another path") from error
+    print(f"[file saved: {shown_name(str(target))}]")
+
+
+def _put(session: InteractiveSession, path: Path, name: str = "") -> None:
+    try:
+        with progress(f"sending {path}"):
+            session.upload_file(name or path.name, path)
+    except OSError as error:
+        raise InvalidArgumentError(f"{path} cannot be read: {error.strerror}: name a file that you may read") from error
+    print(f"[file sent: {shown_name(name or path.name)}]")
+
+
 def _run(session: InteractiveSession, code: str) -> None:
     printer = CellPrinter()
-    cell = session.stream(code, on_input=lambda _: _answer(cell))
+    cell = session.stream(code, on_input=lambda prompt: _answer(cell, printer, prompt))
     with _interrupting(cell):
         for event in cell:
             printer.print_event(event)
@@ -167,11 +162,15 @@ def _run(session: InteractiveSession, code: str) -> None:
                 printer.finish(event.result, *save_images(event.result, Path()))
 
 
-def _answer(cell: LiveCell) -> str | None:
-    """Return the line that the user types for the cell's `input()`. Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell."""
+def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
+    """Return the line that the user types for `input()` or, without echo, for `getpass()`.
+
+    Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell.
+    """
+    printer.print_prompt(prompt)
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return input()
+        return getpass.getpass("") if prompt.password else input()
     except EOFError:
         return None
     except KeyboardInterrupt:

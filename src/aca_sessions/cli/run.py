@@ -1,4 +1,4 @@
-"""`aca-sessions run`: run one cell, and print it when it has ended or while it runs."""
+"""`aca-sessions run`: run one cell or file, print it when it has ended or while it runs, and bring files out."""
 
 import argparse
 import asyncio
@@ -6,32 +6,34 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from ..client.executions import Execution
 from ..client.interpreter import CodeInterpreter
+from ..client.session import Session
 from ..connect import open_interpreter
 from ..contract.extensions import encode_rich
-from ..errors import ACASessionsError, ConfigurationError
-from ..guest_text import Screen
-from ..models import CodeExecutionResult, Display, Event
+from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
+from ..guest_text import Screen, printable, shown_name
+from ..models import CodeExecutionResult, Display, Event, Prompt
 from ..rendering import state_note
-from .sessions import settings_at, settings_with_endpoint
-from .streams import code_from_argument, code_from_input, write_error
+from .sessions import reserved, settings_at, settings_with_endpoint
+from .streams import code_from_argument, code_from_input, progress, write_error
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
 
 
-def show(result: CodeExecutionResult) -> None:
-    """Print the result of a cell that has ended."""
+def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
+    """Print the result of a cell that has ended, and save its images under other names than those that are `taken`."""
     printer = CellPrinter()
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
             printer.write(name, text if text.endswith("\n") else f"{text}\n")
-    printer.write_notes(images_of(result), state_note(result))
+    printer.write_notes(*save_images(result, Path(), taken), state_note(result))
 
 
 def show_json(result: CodeExecutionResult) -> None:
@@ -40,18 +42,15 @@ def show_json(result: CodeExecutionResult) -> None:
     print(json.dumps(shown), flush=True)
 
 
-def images_of(result: CodeExecutionResult) -> str:
-    """Return a note with the number of images in a result, or '' if it has none. Images themselves are not printed."""
-    count = sum(_is_image(display.data) for display in result.displays)
-    return f"[{count} image(s) shown; --json has them]" if count else ""
+def save_images(result: CodeExecutionResult, folder: Path, taken: Collection[str] = ()) -> Iterator[str]:
+    """Write each image of a result to a new file `image-NUMBER` in a folder. Yield a note about each: its path, or why it was not saved.
 
-
-def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
-    """Write each image of a result to a new file `image-NUMBER` in a folder. Yield a note about each: its path, or why it was not saved."""
+    No file gets a name that is `taken`.
+    """
     images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
     for ending, content in images:
         try:
-            yield f"[image saved: {_save(base64.b64decode(str(content)), folder, ending)}]"
+            yield f"[image saved: {_save_image(base64.b64decode(str(content)), folder, ending, taken)}]"
         except (OSError, ValueError) as error:  # code in the session may display anything as an image
             yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is not an image'}]"
 
@@ -74,12 +73,16 @@ class CellPrinter:
             case Event(kind="skipped", text=text):
                 self._end_line("stderr")
                 self.write_notes(f"[{text}]")
-            case Event(kind="input"):
-                self._flush()
-                self._open.clear()  # the answer ends the line
             case Event(kind="display", display=Display(data={"text/plain": str(text), **others})) if not _is_image(others):
                 self._write_line("stdout", text)
                 self._displayed = text
+
+    def print_prompt(self, prompt: Prompt) -> None:
+        """Print all that the cell wrote before it asked, and the prompt if the cell did not print it. The answer ends the line."""
+        if prompt.password:
+            self.write("stdout", prompt)
+        self._flush()
+        self._open.clear()
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
         """Print the value and the error of the result unless they are printed already. Then print each note on a line of its own."""
@@ -140,45 +143,91 @@ def _is_image(data: Mapping[str, object]) -> bool:
     return not _IMAGES.keys().isdisjoint(data)
 
 
-def _save(image: bytes, folder: Path, ending: str) -> Path:
+def _save_image(image: bytes, folder: Path, ending: str, taken: Collection[str]) -> Path:
     for number in itertools.count(1):
         path = folder / f"image-{number}.{ending}"
+        if path.name in taken:
+            continue
         with contextlib.suppress(FileExistsError), path.open("xb") as file:
             file.write(image)
             break
     return path
 
 
-_INTERRUPTED = 130
+_INTERRUPTED, _UNUSABLE = 130, 2
+# Runs a file with `%run`, whose tracebacks name the file and leave out IPython. The magic is called as a function, because `%run` in a cell
+# would replace `$name` and `{name}` in arguments. Sessions without namespaces have their files elsewhere, in their working directory.
+_RUN_FILE = (
+    "(lambda path: get_ipython().find_line_magic('run')('-G -- ' + __import__('shlex').join("
+    "[path if __import__('os').path.isfile(path) else {name!r}, *{arguments!r}])))('/mnt/data/' + {name!r})"
+)
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Run a cell in the session that `--session` names, or in a new one that is ended afterwards. Return the exit code."""
+    """Run a cell or a file in the session that `--session` names, or in a new one that is ended afterwards. Return the exit code.
+
+    The files that `--get` names are brought out even if the cell failed.
+    """
     settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
-    code = code_from_input() if options.code == "-" else code_from_argument(options.code)
-    files = [(path.name, _content(path)) for path in options.file]
-    session = options.session or str(uuid.uuid4())
-    async with open_interpreter(settings) as interpreter:
-        try:
-            for name, content in files:
-                await interpreter.upload_file(session, name, content)
-            return await (_run_live if options.live else _run_to_its_end)(interpreter, session, code, options)
-        finally:
-            if not options.session:
-                with contextlib.suppress(ACASessionsError):  # it may never have started
-                    await interpreter.delete_session(session)
+    files = [(path.name, _content(f"--file {path}", path)) for path in options.file]
+    code = _code(options, files)
+    targets = _targets(options.get, force=options.force)
+    opening, name = open_interpreter(settings), options.session or str(uuid.uuid4())
+    with progress("starting the sandbox"):
+        interpreter = await opening.__aenter__()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_exit(opening)
+        if not options.session:
+            stack.push_async_callback(_end_quietly, interpreter, name)
+        session = Session(interpreter, name)
+        if options.packages and not (installed := await _install(session, options.packages)).success:
+            show_json(installed) if options.json else show(installed)
+            return installed.exit_code
+        for file_name, content in files:
+            await session.upload_file(file_name, content)
+        status = await (_run_live if options.live else _run_to_its_end)(session, code, options)
+        for file_name, target in targets.items():
+            saved = await _bring_out(session, file_name, target, force=options.force)
+            status = status or (0 if saved else _UNUSABLE)
+        return status
 
 
-async def _run_to_its_end(interpreter: CodeInterpreter, session: str, code: str, options: argparse.Namespace) -> int:
-    result = await interpreter.execute(session, code, timeout=options.timeout)
-    show_json(result) if options.json else show(result)
+def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
+    """Return the cell to run. If the command line names a file of Python, add the file to `files` and return a cell that runs it."""
+    given, arguments = options.code, [code_from_argument(one) for one in options.arguments]
+    if given != "-" and _names_file(given):
+        path = Path(given)
+        files.append((code_from_argument(path.name), _content(given, path)))
+        return _RUN_FILE.format(name=files[-1][0], arguments=arguments)
+    if arguments:
+        raise InvalidArgumentError("only a file can have arguments, as in `aca-sessions run analyse.py 2026`: put CODE into quotes")
+    return code_from_input() if given == "-" else code_from_argument(given)
+
+
+def _names_file(text: str) -> bool:
+    return os.path.isfile(text) or (text.endswith(".py") and "\n" not in text)
+
+
+async def _install(session: Session, packages: Sequence[str]) -> CodeExecutionResult:
+    with progress(f"installing {' '.join(packages)}"):
+        return await session.install_missing(*packages)
+
+
+async def _end_quietly(interpreter: CodeInterpreter, name: str) -> None:
+    with contextlib.suppress(ACASessionsError):  # it may never have started
+        await interpreter.delete_session(name)
+
+
+async def _run_to_its_end(session: Session, code: str, options: argparse.Namespace) -> int:
+    result = await session.run(code, timeout=options.timeout)
+    show_json(result) if options.json else show(result, _names(options.get))
     return result.exit_code
 
 
-async def _run_live(interpreter: CodeInterpreter, session: str, code: str, options: argparse.Namespace) -> int:
+async def _run_live(session: Session, code: str, options: argparse.Namespace) -> int:
     """Run the cell, print it while it runs, and return the exit code. Ctrl-C interrupts the cell, whose result is still printed."""
-    execution = await interpreter.start(session, code, timeout=options.timeout)
-    following = asyncio.create_task(_follow(interpreter, execution))
+    execution = await session.start(code, timeout=options.timeout)
+    following = asyncio.create_task(_follow(session, execution, _names(options.get)))
     try:
         return await asyncio.shield(following)
     except asyncio.CancelledError:
@@ -186,27 +235,70 @@ async def _run_live(interpreter: CodeInterpreter, session: str, code: str, optio
         # The second Ctrl-C raises KeyboardInterrupt.
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
-        await interpreter.cancel_quietly(execution)
+        await session.cancel_quietly(execution)
         await following
         return _INTERRUPTED
 
 
-async def _follow(interpreter: CodeInterpreter, execution: Execution) -> int:
+async def _follow(session: Session, execution: Execution, taken: Collection[str]) -> int:
     printer, status = CellPrinter(), 1
     try:
         async for event in execution.events():
             printer.print_event(event)
             if event.result is not None:
-                printer.finish(event.result, images_of(event.result))
+                printer.finish(event.result, *save_images(event.result, Path(), taken))
                 status = event.result.exit_code
     except BaseException:
-        await interpreter.cancel_quietly(execution)
+        await session.cancel_quietly(execution)
         raise
     return status
 
 
-def _content(path: Path) -> bytes:
+def _content(what: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"--file {path} cannot be read: {error.strerror}: name a file that you may read") from error
+        raise ConfigurationError(f"{what} cannot be read: {error.strerror}: name a file that you may read") from error
+
+
+# --- files that --get brings out ---
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    return [PurePosixPath(file).name for file in files]
+
+
+def _targets(files: Sequence[str], *, force: bool) -> dict[str, Path]:
+    """Return the path in the current folder that each file of the session is written to. Raise InvalidArgumentError if one cannot be."""
+    targets: dict[str, Path] = {}
+    for file, name in zip(files, _names(files), strict=True):
+        target = Path(name)
+        if name in ("", "..") or target.name != name:  # on Windows, a name can hold a drive or a backslash
+            raise InvalidArgumentError(f"--get must name a file of the session, got {shown_name(file)}")
+        if target in targets.values() and file not in targets:
+            raise InvalidArgumentError(f"--get {shown_name(file)}: another --get writes {shown_name(name)} already: run the command twice")
+        is_file = target.is_file() and not target.is_symlink()
+        if os.path.lexists(target) and not (force and is_file):
+            problem = "exists: move it, or add --force" if is_file else "exists and is not a file: move it"
+            raise InvalidArgumentError(f"--get {shown_name(file)}: {shown_name(name)} {problem}")
+        targets[file] = target
+    return targets
+
+
+async def _bring_out(session: Session, name: str, target: Path, *, force: bool) -> bool:
+    """Write a file of the session into the current folder. Return False after an error, which is printed."""
+    try:
+        with reserved(target, force=force):
+            await session.save_file(name, target)
+    except (ACASessionsError, OSError) as error:
+        problem = "the session has no such file" if isinstance(error, NotFoundError) else _reason(error, target)
+        write_error(f"aca-sessions: --get {shown_name(name)}: {problem}")
+        return False
+    write_error(f"[file saved: {shown_name(str(target))}]")
+    return True
+
+
+def _reason(error: Exception, target: Path) -> str:
+    if isinstance(error, OSError):
+        return f"{shown_name(str(target))} cannot be written: {error.strerror}"
+    return printable(str(error), colours=False)

@@ -6,14 +6,18 @@ the key and asked for them.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
+from ..client.interpreter import CodeInterpreter
 from ..client.session import Session
 from ..connect import open_interpreter
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError, ServiceError
 from ..guest_text import for_terminal, shown_name
 from ..settings import Settings
-from .streams import standard_input
+from .streams import standard_input, write_error
 
 _STANDARD = "-"
 _LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `rm` and `get` need the whole name
@@ -38,11 +42,15 @@ def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
 
 
 async def list_sessions(options: argparse.Namespace) -> int:
-    """Print one line for each session: time of its last use, time of its end, name."""
+    """Print a table of the sessions: time of the last use, time of the end, name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
-        for one in await interpreter.list_sessions():
-            ends = f"{one.expires:%Y-%m-%d %H:%M:%S}" if one.expires else "-"
-            print(f"{one.last_used:%Y-%m-%d %H:%M:%S}  {ends:<19}  {shown_name(one.session_id, _LONGEST_NAME)}")
+        listed = await interpreter.list_sessions()
+    if not listed:
+        write_error("no sessions")  # standard output stays empty for programs that read it
+        return 0
+    print(f"{'LAST USED (UTC)':<19}  {'ENDS (UTC)':<19}  NAME")
+    for one in listed:
+        print(f"{_shown_time(one.last_used)}  {_shown_time(one.expires):<19}  {shown_name(one.session_id, _LONGEST_NAME)}")
     return 0
 
 
@@ -53,13 +61,14 @@ async def end_sessions(options: argparse.Namespace) -> int:
             try:
                 await interpreter.delete_session(name)
             except ServiceError as error:
-                raise _unknown(error, place) from None  # the cause may hold the name, which is a secret
+                raise _unknown(error, _place_of(place, len(options.name))) from None  # the cause may hold the name, which is a secret
     return 0
 
 
 async def list_files(options: argparse.Namespace) -> int:
     """Print one line for each file in a folder of a session: size, time of the last change, name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        await _require_session(interpreter, options.session)
         try:
             files = await interpreter.list_files(options.session, options.folder)
         except NotFoundError as error:
@@ -71,12 +80,13 @@ async def list_files(options: argparse.Namespace) -> int:
 
 async def get_file(options: argparse.Namespace) -> int:
     """Copy a file of a session to a path on this machine, or to standard output."""
-    target = None if options.target == _STANDARD else _free_path(options.name, options.target, force=options.force)
+    target = None if options.target == _STANDARD else free_path(options.name, options.target, force=options.force)
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        await _require_session(interpreter, options.session)
         session = Session(interpreter, options.session)
         try:
             if target is not None:
-                await _save_file(session, options.name, target)
+                await _save_file(session, options.name, target, force=options.force)
             else:
                 _write_to_output(await session.download_file(options.name))
         except NotFoundError as error:
@@ -101,12 +111,17 @@ async def put_file(options: argparse.Namespace) -> int:
 async def delete_files(options: argparse.Namespace) -> int:
     """Delete files of a session. Stop with an error at the first that is missing."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
+        await _require_session(interpreter, options.session)
         for name in options.name:
             try:
                 await interpreter.delete_file(options.session, name)
             except NotFoundError as error:
                 raise _missing_file(name) from error
     return 0
+
+
+def _shown_time(time: datetime | None) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if time else "-"
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -150,19 +165,35 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
 
 
-def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error to raise if a session cannot be ended.
+async def _require_session(interpreter: CodeInterpreter, name: str) -> None:
+    """Raise InvalidArgumentError if the endpoint has no such session, because a request about its files would start one.
 
-    If the session is unknown, the message has `place`, the position of its name among the command's arguments. The name itself is a secret.
+    Do nothing if the api-version cannot tell.
+    """
+    if interpreter.can_end_sessions:
+        try:
+            await interpreter.get_session(name)
+        except ServiceError as error:
+            raise _unknown(error, "--session") from None  # the cause may hold the name, which is a secret
+
+
+def _place_of(place: int, count: int) -> str:
+    return "NAME" if count == 1 else f"NAME {place} of {count}"
+
+
+def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
+    """Return the error to raise for a session that cannot be used.
+
+    If the session is unknown, the message says which argument names it, and not the session's name, which is secret.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
-            f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"
+            f"{argument} must be the name of a session of this endpoint, and is not: `aca-sessions sessions ls` lists them"
         )
     return error
 
 
-def _free_path(name: str, target: str, *, force: bool) -> Path:
+def free_path(name: str, target: str, *, force: bool) -> Path:
     """Return the path to write to: `target`, or if that is a folder, `name` in it. Raise if it exists and may not be replaced.
 
     Only a file may be replaced, and only if `force` is set.
@@ -170,14 +201,32 @@ def _free_path(name: str, target: str, *, force: bool) -> Path:
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
     if (path.exists() or path.is_symlink()) and not (force and path.is_file()):
-        advice = "choose another path, or add --force" if path.is_file() else "choose the path of a file, or - for standard output"
+        advice = "choose another path, or add --force" if path.is_file() else "choose the path of a file"
         raise InvalidArgumentError(f"{path} exists{'' if path.is_file() else ' and is not a file'}: {advice}")
     return path
 
 
-async def _save_file(session: Session, name: str, target: Path) -> None:
+@contextmanager
+def reserved(path: Path, *, force: bool) -> Iterator[None]:
+    """Make an empty file, so that the block replaces no file that another program makes meanwhile. Delete it if the block fails.
+
+    Do nothing with `force`.
+    """
+    if force:
+        yield
+        return
+    path.open("xb").close()
     try:
-        await session.save_file(name, target)
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+async def _save_file(session: Session, name: str, target: Path, *, force: bool) -> None:
+    try:
+        with reserved(target, force=force):
+            await session.save_file(name, target)
     except OSError as error:
         raise InvalidArgumentError(
             f"{target} cannot be written: {error.strerror}: choose another path, or - for standard output"

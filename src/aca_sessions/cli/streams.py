@@ -3,12 +3,18 @@
 import contextlib
 import io
 import os
+import shutil
 import sys
+import time
+from collections.abc import Iterator
+from threading import Event, Thread
 from typing import Any, BinaryIO, TextIO, cast
 
 from ..errors import InvalidArgumentError
+from ..guest_text import printable
 
 _closed: set[str] = set()
+_SECONDS_BEFORE, _SECONDS_BETWEEN = 0.5, 1.0
 
 
 class _Output(io.FileIO):
@@ -92,6 +98,36 @@ def code_from_argument(text: str) -> str:
                 "the code must be UTF-8 text: encode it as UTF-8, or send it from a file to standard input"
             ) from None  # the cause holds the code
     return text
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Show on standard error what the block does and for how many seconds, until it ends. Show nothing unless that is a terminal.
+
+    A block that takes less than half a second shows nothing, either.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = Event()
+    showing = Thread(target=_show_progress, args=(printable(text, colours=False), ended), daemon=True)
+    showing.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        showing.join()
+
+
+def _show_progress(text: str, ended: Event) -> None:
+    begun, width = time.monotonic(), shutil.get_terminal_size().columns
+    line = ""
+    while not ended.wait(_SECONDS_BETWEEN if line else _SECONDS_BEFORE):
+        # A line that wraps could not be erased by returning to its beginning.
+        line = f"{text[: max(10, width - 20)]} … {time.monotonic() - begun:.0f} s"
+        write_error(f"\r{line}", end="")
+    if line:
+        write_error(f"\r{' ' * len(line)}\r", end="")
 
 
 def write_error(text: str, end: str = "\n") -> None:

@@ -325,9 +325,9 @@ class Session:
         """Return at most 500 of the user's variables, sorted by name, without modules."""
         return variables_of(answer(await self.run_snippet("variables")))
 
-    async def complete(self, code: str, cursor: int) -> Completions:
+    async def complete(self, code: str, cursor: int, *, timeout: float | None = None) -> Completions:
         """Return IPython's completions of `code` at position `cursor`, counted in characters."""
-        return completions_of(answer(await self.run_snippet("complete", code, cursor)))
+        return completions_of(answer(await self.run_snippet("complete", code, cursor, timeout=timeout)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """Return what IPython shows about the name at position `cursor` of `code`, or None if the name is unknown.

@@ -1,0 +1,174 @@
+"""The prompt of `aca-sessions repl`: it reads cells, completes names with Tab and keeps a history."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from IPython.core.inputtransformer2 import TransformerManager
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import PygmentsLexer
+from pygments.lexers.python import PythonLexer
+
+from ..client.files import replacing
+from ..errors import ACASessionsError, ConfigurationError
+from ..models import Completions
+from ..sandbox.policy import user_folder
+
+EXITS = ("exit", "quit", "exit()", "quit()")
+# The first words that the repl itself acts on. No completion by code in the session may turn a cell into one of these.
+COMMANDS = ("%checkpoint", "%checkpoints", "%get", "%install", "%put", "%rollback", "%undo")
+_MOST_HISTORY = 4 << 20  # bytes; a longer file is cut to its latest half
+_FOR_THIS_USER, _FOLDER_FOR_THIS_USER = 0o600, 0o700
+
+Complete = Callable[[str, int], Completions]
+ListFiles = Callable[[], Iterable[str]]
+
+
+class CellPrompt:
+    """A prompt that reads cells from the terminal."""
+
+    def __init__(self, history: History, complete: Complete, list_files: ListFiles) -> None:
+        """Create the prompt.
+
+        Args:
+            history: What was typed earlier, and gets what is typed.
+            complete: Returns what a session would complete in a text at a position. Called in another thread.
+            list_files: Returns the names of the session's files. Called in another thread.
+        """
+        self._session = PromptSession[str](
+            ">>> ",
+            multiline=True,
+            prompt_continuation="... ",
+            lexer=PygmentsLexer(PythonLexer),
+            key_bindings=_keys(),
+            history=history,
+            completer=CellCompleter(complete, list_files),
+            complete_while_typing=False,
+            complete_in_thread=True,
+        )
+
+    def read(self) -> str:
+        """Read the next cell. Ctrl-C raises KeyboardInterrupt, and Ctrl-D on an empty prompt EOFError."""
+        return self._session.prompt()
+
+
+def is_complete(code: str) -> bool:
+    """Return whether Enter sends a cell instead of adding a line. Invalid code is sent, so that the session reports its error."""
+    lines = code.lstrip().split("\n")
+    if lines[0].startswith("%%"):
+        return len(lines) > 1 and not lines[-1].strip()
+    return str(TransformerManager().check_complete(code)[0]) != "incomplete"
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        code = buffer.document.text
+        if buffer.document.on_last_line and is_complete(code):
+            buffer.validate_and_handle()
+        else:
+            indent = TransformerManager().check_complete(buffer.document.text_before_cursor)[1] or 0
+            buffer.insert_text("\n" + " " * indent)
+
+    @keys.add("tab", filter=has_focus(DEFAULT_BUFFER))
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+        elif buffer.document.current_line_before_cursor.strip():
+            buffer.start_completion(insert_common_part=True)
+        else:
+            buffer.insert_text("    ")
+
+    return keys
+
+
+class CellCompleter(Completer):
+    """Completions of a cell: the session's own, and paths and names of files for the commands of the repl.
+
+    Code in the session chooses what it offers. So only text that continues what is typed is taken, and none that makes a command of the
+    repl: otherwise a completion could become `%put FILE`, and Enter would send a file of this machine into the session.
+    """
+
+    def __init__(self, complete: Complete, list_files: ListFiles) -> None:
+        self._complete = complete
+        self._list_files = list_files
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """Yield the completions at the cursor. Yield none if the session does not tell any."""
+        before = document.text_before_cursor
+        words = before.split()
+        argument = before.rpartition(" ")[2]
+        if "\n" in document.text or not words or words[0] not in COMMANDS or before == words[0]:
+            try:
+                yield from self._of_session(document)
+            except ACASessionsError:  # no completion is better than an error in the middle of a line
+                return
+        elif words[0] == "%put":
+            yield from self._paths.get_completions(Document(argument), complete_event)
+        elif words[0] == "%get":
+            try:
+                names = [name for name in self._list_files() if name.startswith(argument) and name.isprintable() and " " not in name]
+            except ACASessionsError:
+                return
+            yield from (Completion(name, start_position=-len(argument)) for name in names)
+
+    def _of_session(self, document: Document) -> Iterator[Completion]:
+        text, cursor = document.text, document.cursor_position
+        first = next(iter(text.split()), "")
+        found = self._complete(text, cursor)
+        typed = text[found.start : cursor]
+        if not 0 <= found.start <= cursor == found.end or "\n" in typed:
+            return
+        for match in found.matches:
+            if not match.isprintable() or not (match.casefold().startswith(typed.casefold()) or typed.startswith("\\")):
+                continue
+            made = next(iter(f"{text[: found.start]}{match}{text[cursor:]}".split()), "")
+            if made not in (*COMMANDS, *EXITS) or (made.startswith(first) and " " not in match):
+                yield Completion(match, start_position=found.start - cursor)
+        if first.startswith("%") and text == first:
+            yield from (Completion(one, start_position=-len(text)) for one in COMMANDS if one.startswith(first))
+
+
+def open_history(path: Path | None, *, kept: bool) -> History:
+    """Return the history of typed cells: in the file `path`, by default in this user's folder for state, or in memory unless `kept`.
+
+    Only this user may read the file. Raise ConfigurationError if `path` cannot be used. If the default file cannot, return one in memory.
+    """
+    if not kept:
+        return InMemoryHistory()
+    try:
+        if path is not None:
+            return _file(path)
+        folder = user_folder("XDG_STATE_HOME", ".local", "state")
+        if folder is None:
+            return InMemoryHistory()
+        own = Path(folder, "aca-sessions")
+        own.mkdir(_FOLDER_FOR_THIS_USER, parents=True, exist_ok=True)
+        return _file(own / "repl-history")
+    except OSError as error:
+        if path is None:
+            return InMemoryHistory()
+        raise ConfigurationError(f"--history {path} cannot be used: {error.strerror}: name a file that you may write") from error
+
+
+def _file(path: Path) -> FileHistory:
+    path.touch(_FOR_THIS_USER)
+    content = path.read_bytes()
+    with path.open("ab"):  # raises an error now if it cannot be written
+        pass
+    if len(content) > _MOST_HISTORY:
+        latest = content[-_MOST_HISTORY // 2 :]
+        with replacing(path) as file:
+            file.write(latest[latest.find(b"\n# ") + 1 :])
+    return FileHistory(os.fspath(path))
