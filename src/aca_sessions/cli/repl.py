@@ -5,13 +5,11 @@ import getpass
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import printable, shown_caption, shown_name
-from ..interactive import InteractiveSession, LiveCell
+from ..interactive import InteractiveSession, LiveCell, handling_ctrl_c
 from ..models import Checkpoint, Completions, Prompt
 from .prompt import COMMANDS, EXITS, CellPrompt, open_history
 from .run import CellPrinter, save_images, show
@@ -155,7 +153,7 @@ def _put(session: InteractiveSession, path: Path, name: str = "") -> None:
 def _run(session: InteractiveSession, code: str) -> None:
     printer = CellPrinter()
     cell = session.stream(code, on_input=lambda prompt: _answer(cell, printer, prompt))
-    with _interrupting(cell):
+    with cell.interrupted_by_ctrl_c():
         for event in cell:
             printer.print_event(event)
             if event.result is not None:
@@ -168,28 +166,11 @@ def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
     Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell.
     """
     printer.print_prompt(prompt)
-    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return getpass.getpass("") if prompt.password else input()
+        with handling_ctrl_c(signal.default_int_handler):
+            return getpass.getpass("") if prompt.password else input()
     except EOFError:
         return None
     except KeyboardInterrupt:
         cell.cancel()
         return None
-    finally:
-        signal.signal(signal.SIGINT, outer)
-
-
-@contextmanager
-def _interrupting(cell: LiveCell) -> Iterator[None]:
-    """Interrupt the cell at the first Ctrl-C and still wait for its result. A second Ctrl-C raises KeyboardInterrupt at once."""
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        cell.cancel()
-
-    outer = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, outer)
