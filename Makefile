@@ -46,8 +46,8 @@ test-long: $(INSTALLED) $(LAB)
 
 # JupyterLab has an environment of its own; its kernels use ours.
 $(LAB): $(INSTALLED)
-	@echo "Adding JupyterLab for its tests: about 250 MB on disk, once."
-	$(RUN) -m venv .venv-jupyterlab && .venv-jupyterlab/bin/python -m pip install --quiet --disable-pip-version-check 'jupyterlab>=4.4'
+	@echo "Adding JupyterLab and pyarrow for their tests: about 400 MB on disk, once."
+	$(RUN) -m venv .venv-jupyterlab && .venv-jupyterlab/bin/python -m pip install --quiet --disable-pip-version-check 'jupyterlab>=4.4' 'pyarrow>=14.0.1'
 	@touch $@
 
 test-all: test test-long test-containers

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from aca_sessions.clean_html import ATTRIBUTES, KEPT, VOID, cleaned
+from aca_sessions.clean_html import _MATH, ATTRIBUTES, KEPT, VOID, cleaned, cleaned_latex, cleaned_markdown
 
 from .conftest import ROOT
 
@@ -60,7 +60,7 @@ def test_elements_that_run_or_load_something_are_removed(html: str, left: str) -
 def test_output_is_known_and_balanced_whatever_the_input() -> None:
     generator = random.Random(5)
     for _ in range(3000):
-        written = cleaned("x" + "".join(generator.choices(WORDS, k=generator.randint(1, 12))))
+        written = inside("x" + "".join(generator.choices(WORDS, k=generator.randint(1, 12))))
         still_open, end = [], 0
         for token in WRITTEN.finditer(written):
             assert token.start() == end
@@ -74,6 +74,29 @@ def test_output_is_known_and_balanced_whatever_the_input() -> None:
             elif token[2] not in VOID:
                 still_open.append(token[2])
         assert (end, still_open) == (len(written), [])
+
+
+def test_formulas_have_only_known_elements_and_appear_once() -> None:
+    cases = {
+        r"$\href{javascript:x}{y}$": '<math display="inline"><mrow><mrow><mrow><mi>y</mi></mrow></mrow></mrow></math>',
+        r"$\text{</math><script>}$": "&lt;/math&gt;&lt;script&gt;",
+        r"$\style{position:fixed}{\class{c}{\cssId{i}{x}}}$": "<mi>x</mi>",
+        r"$\def\frac{x}$": r"<code>\def\frac{x}</code>",
+        r"$\newcommand{\a}{\a\a}\a$": r"<code>\newcommand",
+        r"$\frac$": r"<code>\frac</code>",
+        "$" + "{" * 500 + "$": "<code>{{{",
+        "$a\ue0000\ue001$ \ue0000\ue001": "<mi>a</mi>",
+        r"costs $5 and more": "costs $5 and more",
+    }
+    for source, left in cases.items():
+        for written in (cleaned_latex(source), cleaned_markdown(source)):
+            assert left in written, source
+            found = re.findall(r"<([a-z]+)((?: [a-z]+=\"[^\"<>]*\")*)>", written.removeprefix(OPENING))
+            assert {name for name, _ in found} <= _MATH | KEPT
+            assert not re.search("href|class|style|position| id=", "".join(attributes for _, attributes in found))
+    assert cleaned_latex("$x$" + "\ue0000\ue001" * 1000).count("<math") == 1
+    assert cleaned_latex("$" + "x" * 3_000 + "$").startswith(f"{OPENING}<code>xxx")
+    assert cleaned_latex("x" * 20_000) == cleaned_markdown("x" * 20_000) == cleaned_markdown("|" * 300 + "\n" * 300) == ""
 
 
 def test_tables_of_pandas_look_as_before() -> None:

@@ -3,11 +3,13 @@
 `NOTEBOOK_PICTURE=FOLDER` writes pictures of the page to a folder, in light and dark.
 """
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,19 +71,25 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         server = subprocess.Popen([LAB, *options], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         with Browser(folder) as browser:
-            page = browser.open("about:blank", width=1000, height=1500)
-            _until(page, lambda: page.go(f"http://127.0.0.1:{port}/lab/tree/session.ipynb?token=t"))
+            _wait_for(port, server)
+            page = browser.open(f"http://127.0.0.1:{port}/lab/tree/session.ipynb?token=t", width=1000, height=1500)
             _until(page, lambda: page.wait("window.jupyterapp && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 6"))
             _until(page, lambda: page.wait("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"))
             page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-            _until(
-                page,
-                lambda: page.wait("document.body.innerText.includes('FileNotFoundError: ')"),
-            )
+            _until(page, lambda: page.wait("document.body.innerText.includes('FileNotFoundError: ')"))
             yield page
     finally:
         server.terminate()
         server.wait(240)
+
+
+def _wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + 240
+    while server.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"JupyterLab does not listen: it {'runs' if server.poll() is None else 'has ended'}")
 
 
 def _until(page: Page, act: object) -> None:
