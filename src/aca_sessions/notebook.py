@@ -121,11 +121,11 @@ class SessionMagics(Magics):
         if cell is None:
             found = _LINE_OPTIONS.match(line)
             end = found.end() if found else 0
-            options, code = parse_argstring(self.session, line[:end]), line[end:]
+            options, code = _parsed(self.session, line[:end]), line[end:]
             if not code:
                 raise UsageError("%session needs code on its line: use %%session for a cell")
             return self._run(options, code, returns=True)
-        options = parse_argstring(self.session, self._shell.var_expand(line))
+        options = _parsed(self.session, self._shell.var_expand(line))
         options.name = options.positional or options.name
         return self._run(options, cell, returns=False)
 
@@ -152,7 +152,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_files(self, line: str) -> list[str]:
         """Return the names of the files in a session's /mnt/data."""
-        with self._leased(parse_argstring(self.session_files, line).name) as session:
+        with self._leased(_parsed(self.session_files, line).name) as session:
             return [file.name for file in session.list_files()]
 
     @magic_arguments()
@@ -160,7 +160,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_reset(self, line: str) -> None:
         """End a session by name. The next cell with that name starts a new one."""
-        name = parse_argstring(self.session_reset, line).name
+        name = _parsed(self.session_reset, line).name
         portal, pool = self._open()
         self._sessions.pop(name, None)
         portal.call(pool.terminate, name)
@@ -172,7 +172,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_get(self, line: str) -> Path:
         """Copy a file out of the session and return its path here. A file of that name is replaced."""
-        options = parse_argstring(self.session_get, line)
+        options = _parsed(self.session_get, line)
         target = Path(options.target)
         target = target / Path(options.file).name if target.is_dir() else target
         with self._leased(options.name) as session:
@@ -189,7 +189,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_put(self, line: str) -> None:
         """Copy a file into the session's /mnt/data."""
-        options = parse_argstring(self.session_put, line)
+        options = _parsed(self.session_put, line)
         path = Path(options.file)
         with self._leased(options.name) as session:
             try:
@@ -203,12 +203,11 @@ class SessionMagics(Magics):
     @line_magic
     def session_install(self, line: str) -> None:
         """Install packages in the session."""
-        options = parse_argstring(self.session_install, line)
+        options = _parsed(self.session_install, line)
         with self._leased(options.name) as session:
-            packages = [package.strip("'\"") for package in options.package]
-            result = session.install(*packages)
+            result = session.install(*options.package)
             Shown(self._shell, "clean", self._secret).finish(result, is_streamed=False)
-        print(f"installed: {', '.join(packages)}")
+        print(f"installed: {', '.join(options.package)}")
 
     @magic_arguments()
     @_NAME
@@ -216,9 +215,17 @@ class SessionMagics(Magics):
     @line_magic
     def session_checkpoint(self, line: str) -> None:
         """Take a checkpoint of the session's variables and files."""
-        options = parse_argstring(self.session_checkpoint, line)
+        options = _parsed(self.session_checkpoint, line)
         with self._leased(options.name) as session:
             print(f"taken: {_described(session.checkpoint(options.checkpoint))}")
+
+    @magic_arguments()
+    @_NAME
+    @line_magic
+    def session_checkpoints(self, line: str) -> None:
+        """List the session's checkpoints, the oldest first."""
+        with self._leased(_parsed(self.session_checkpoints, line).name) as session:
+            print("\n".join(map(_described, session.checkpoints())) or "no checkpoint")
 
     @magic_arguments()
     @_NAME
@@ -226,7 +233,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_rollback(self, line: str) -> None:
         """Roll the session's variables and files back to a checkpoint."""
-        options = parse_argstring(self.session_rollback, line)
+        options = _parsed(self.session_rollback, line)
         with self._leased(options.name) as session:
             print(f"back at {_described(session.rollback(options.checkpoint))}")
 
@@ -236,7 +243,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_export(self, line: str) -> Path:
         """Write the session's cells, with outputs and the files that were put in, as a notebook of its own. Return its path."""
-        options = parse_argstring(self.session_export, line)
+        options = _parsed(self.session_export, line)
         path = Path(options.file)
         if path.suffix not in (".ipynb", ".py"):
             raise UsageError(f"%session_export writes an .ipynb or a .py file, got {path.name!r}")
@@ -287,6 +294,19 @@ def _close_here(stack: ExitStack, owner: Owner) -> None:
     """Close the stack if this process opened it. A forked process lacks the event loop's thread and would wait forever."""
     if owner.is_here:
         stack.close()
+
+
+def _parsed(magic: Any, line: str) -> Namespace:
+    """Parse the arguments of a magic. IPython leaves the quotes around them."""
+    options = parse_argstring(magic, line)
+    for key, value in vars(options).items():
+        if isinstance(value, str | list):
+            setattr(options, key, _unquoted(value) if isinstance(value, str) else [_unquoted(one) for one in value])
+    return options
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _names(given: list[str]) -> list[str]:

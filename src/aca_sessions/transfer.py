@@ -44,7 +44,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
             raise
         raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
     file = _new_file()
-    await session.upload_file(file, data)
+    await session._interpreter.upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
     _succeeded(name, await session.run_snippet("take_variable", name, file))
     return None
 
@@ -93,10 +93,10 @@ async def _taken(session: Session, name: str, file: str) -> bytes:
     """Return the content of a file that the session made for this transfer, and delete it."""
     size = next((one.size for one in await session.list_files() if one.name == file), 0)
     if size > MOST_ARROW:
-        await session.delete_file(file)
+        await session._interpreter.delete_file(session.session_id, file)
         raise InvalidArgumentError(f"{name} cannot be passed from the session: it must have at most {MOST_ARROW} bytes, got {size}")
     data = await session.download_file(file)
-    await session.delete_file(file)
+    await session._interpreter.delete_file(session.session_id, file)
     return data
 
 

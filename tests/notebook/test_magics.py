@@ -207,9 +207,10 @@ def test_a_lost_state_is_told_below_the_output(notebook: Notebook) -> None:
 def test_displays_are_updated_in_place_and_cleared(notebook: Notebook) -> None:
     code = (
         "from IPython.display import display, clear_output\nshown = display({'text/plain': 'one'}, raw=True, display_id='d')\n"
-        "display({'text/plain': 'two'}, raw=True, display_id='d', update=True)\nclear_output()\ndisplay({'text/plain': 'three'}, raw=True)"
+        "input(); display({'text/plain': 'two'}, raw=True, display_id='d', update=True)\n"
+        "input(); clear_output()\ndisplay({'text/plain': 'three'}, raw=True)"
     )
-    cell = notebook.run(f"%%session one\n{code}")
+    cell = notebook.run(f"%%session one\n{code}", ("", ""), first=("one",))
     kinds = [one["msg_type"] for one in cell.messages if one["msg_type"] in (*OUTPUTS, "clear_output")]
     assert kinds == ["display_data", "update_display_data", "clear_output", "display_data"]
     ids = [one["content"]["transient"]["display_id"] for one in cell.messages if one["content"].get("transient")]
@@ -235,12 +236,13 @@ def test_a_rollback_returns_to_a_checkpoint(notebook: Notebook) -> None:
     notebook.run("%session -n time x = 2")
     assert notebook.run("%session_rollback -n time first").text == "back at checkpoint 1 first\n"
     assert notebook.run("%session -n time x").text == "1"
-    assert "no checkpoint" in notebook.run("%session_rollback -n time second").text
+    assert "'second' does not exist" in notebook.run("%session_rollback -n time second").text
+    assert notebook.run("%session_checkpoints -n time").text == "checkpoint 1 first\n"
 
 
 def test_a_session_is_exported_with_the_cells_of_all_magics(notebook: Notebook) -> None:
     notebook.run("given = {'a': [1, None, 'text']}")
-    notebook.run("%%session export -i given\ngiven['a']")
+    notebook.run("%%session export -i given -o given\ngiven['a']")
     notebook.run("%session_export -n export 'exported.ipynb'")
     exported = nbformat.read(notebook.run("import os; os.path.abspath('exported.ipynb')").text.strip("'"), as_version=4)
     nbformat.validate(exported)
