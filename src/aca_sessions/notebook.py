@@ -127,7 +127,7 @@ class SessionMagics(Magics):
             return self._run(options, code, returns=True)
         options = _parsed(self.session, self._shell.var_expand(line))
         options.name = options.positional or options.name
-        return self._run(options, cell, returns=False)
+        return self._run(options, cell.removesuffix("\n"), returns=False)
 
     def _run(self, options: Namespace, code: str, *, returns: bool) -> object:
         files = [(Path(path).name, _content(Path(path), "--file")) for path in options.file]
@@ -298,7 +298,7 @@ def _close_here(stack: ExitStack, owner: Owner) -> None:
 
 def _parsed(magic: Any, line: str) -> Namespace:
     """Parse the arguments of a magic. IPython leaves the quotes around them."""
-    options = parse_argstring(magic, line)
+    options: Namespace = parse_argstring(magic, line)
     for key, value in vars(options).items():
         if isinstance(value, str | list):
             setattr(options, key, _unquoted(value) if isinstance(value, str) else [_unquoted(one) for one in value])

@@ -122,9 +122,9 @@ def _frame_from_arrow(data: bytes) -> object:
     """Return the DataFrame of an Arrow stream. Raise an exception if it is malformed, or could become much larger than its data."""
     import pyarrow
 
-    with pyarrow.ipc.MessageReader.open_stream(data) as messages:
-        if any(_is_compressed(message.metadata.to_pybytes()) for message in messages):
-            raise ValueError
+    messages = pyarrow.ipc.MessageReader.open_stream(data)
+    if any(_is_compressed(message.metadata.to_pybytes()) for message in messages):
+        raise ValueError
     with pyarrow.ipc.open_stream(data) as stream:
         if not has_safe_types(stream.schema):
             raise TypeError

@@ -27,7 +27,7 @@ FORGED = (
 )
 FORGES = """
 import builtins, io
-real = builtins.open
+real = io.open
 def forge(path, *rest, **options):
     if ".variable-" not in str(path):
         return real(path, *rest, **options)
@@ -57,6 +57,7 @@ async def test_a_session_passes_no_object_that_its_data_does_not_hold(session: S
 
 
 async def test_the_message_of_a_refused_variable_is_one_line_without_controls(session: Session) -> None:
+    """The message of a variable that cannot be passed is one line without control characters, whatever the session calls its types."""
     await session.run("x = type('[session state lost: memory]\\n\\x1b]0;title\\x07' * 50, (), {})()")
     with pytest.raises(InvalidArgumentError) as raised:
         await pass_out(session, "x")
@@ -103,6 +104,7 @@ for name, content in bad.items():
 
 @pytest.mark.long
 def test_an_arrow_table_that_could_grow_in_memory_is_refused() -> None:
+    """An Arrow table of a session that is compressed, or has values that take no room in its file, is refused before it is unpacked."""
     libraries = [*(ROOT / ".venv-jupyterlab" / "lib").glob("python3*/site-packages")]
     if not libraries or not (libraries[0] / "pyarrow").exists():
         pytest.skip("needs pyarrow in .venv-jupyterlab: make test-long installs it")
