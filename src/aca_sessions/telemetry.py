@@ -2,8 +2,10 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from opentelemetry import metrics, trace
@@ -31,18 +33,43 @@ _active = _meter.create_up_down_counter("aca_sessions.server.active_executions",
 _start_seconds = _seconds("aca_sessions.server.start.duration", "How long sessions waited for an interpreter")
 _cell_seconds = _seconds("aca_sessions.server.execution.duration", "How long cells ran, by how they ended")
 _losses = _meter.create_counter("aca_sessions.server.losses", "{loss}", "Deaths of interpreters, and sessions that expired, by the reason")
-_refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit refused, by the limit")
+_refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit or a check refused, by the reason")
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
 Outcome = Literal["succeeded", "failed", "interrupted", "timed_out"]
-LIMITS = ("SessionsCountExceedsLimit", "RequestTooLarge", "SessionStorageFull")
+REFUSALS = (
+    "SessionsCountExceedsLimit",
+    "TooManySessionsStarting",
+    "RequestTooLarge",
+    "SessionStorageFull",
+    "Unauthorized",
+    "HostNotAllowed",
+    "OriginNotAllowed",
+)
 _REASONS = ("memory", "killed", "exit", "crash", "expired")
 
 
-class Host(Protocol):
-    """A server that can report how many bytes of memory its sessions use now."""
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How much of something a server uses now, and its limit."""
 
-    def memory_used(self) -> int: ...  # noqa: D102
+    used: int
+    limit: int
+
+
+class Host(Protocol):
+    """A server that can report what it uses now, beside the limits."""
+
+    def sessions_use(self) -> Use: ...  # noqa: D102
+    # Sessions whose first interpreter has not started yet.
+    def starting_use(self) -> Use: ...  # noqa: D102
+    # Bytes of all sessions and their files.
+    def memory_use(self) -> Use: ...  # noqa: D102
+    # File descriptors of this process.
+    def descriptors_use(self) -> Use: ...  # noqa: D102
+    # Return whether the server refuses new sessions because it is about to stop.
+    @property
+    def draining(self) -> bool: ...  # noqa: D102
 
 
 _hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
@@ -83,21 +110,37 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Include a server in the memory metric as long as it exists. Add 0 to counters, so that exporters show them before the first event."""
+    """Include a server in the metrics of use and limits as long as it exists. Add 0 to counters."""
     _hosts.add(host)
     # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
     for reason in _REASONS:
         _losses.add(0, {"reason": reason})
-    for code in LIMITS:
+    for code in REFUSALS:
         _refusals.add(0, {"error.type": code})
 
 
-def _memory_used(_: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(sum(host.memory_used() for host in list(_hosts)))]
+def _observe(read: Callable[[Host], int], _: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(sum(read(host) for host in list(_hosts)))]
 
 
-_meter.create_observable_gauge("aca_sessions.server.memory.usage", [_memory_used], "By", "Memory of all sessions and their files")
+def _observe_process(read: Callable[[Host], int], _: CallbackOptions) -> Iterable[Observation]:
+    # All servers of a process share its descriptors.
+    return [Observation(max((read(host) for host in list(_hosts)), default=0))]
+
+
+def _gauge(name: str, unit: str, description: str, read: Callable[[Host], int], observe: Callable[..., Iterable[Observation]]) -> None:
+    _meter.create_observable_gauge(f"aca_sessions.server.{name}", [partial(observe, read)], unit, description)
+
+
+_gauge("sessions.limit", "{session}", "The most sessions that may live", lambda host: host.sessions_use().limit, _observe)
+_gauge("starting.usage", "{session}", "Sessions that wait for their first interpreter", lambda host: host.starting_use().used, _observe)
+_gauge("starting.limit", "{session}", "The most sessions that may wait for it", lambda host: host.starting_use().limit, _observe)
+_gauge("memory.usage", "By", "Memory of all sessions and their files", lambda host: host.memory_use().used, _observe)
+_gauge("memory.limit", "By", "The most memory of all sessions together", lambda host: host.memory_use().limit, _observe_process)
+_gauge("descriptors.usage", "{descriptor}", "Open descriptors", lambda host: host.descriptors_use().used, _observe_process)
+_gauge("descriptors.limit", "{descriptor}", "The most descriptors", lambda host: host.descriptors_use().limit, _observe_process)
+_gauge("draining", "{server}", "Servers that refuse new sessions because they are about to stop", lambda host: host.draining, _observe)
 
 
 def session_began() -> None:
@@ -150,7 +193,7 @@ def outcome(result: CodeExecutionResult) -> Outcome:
 
 
 def refused(code: str) -> None:
-    """Count a request that a limit of the server refused. `code` is one of `LIMITS`."""
+    """Count a request that the server refused. `code` is one of `REFUSALS`."""
     _refusals.add(1, {"error.type": code})
 
 

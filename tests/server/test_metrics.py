@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aca_sessions import Settings, open_pool
+from aca_sessions.hosting import Hosting
 
 from ..cli.test_cli import Server
 from ..conftest import ROOT, aca_sessions
@@ -91,6 +92,16 @@ def test_refusals_by_a_limit_are_counted(server: Server) -> None:
     assert now["refusals_total SessionsCountExceedsLimit"] - before["refusals_total SessionsCountExceedsLimit"] == 1
 
 
+def test_limits_are_exported_beside_their_use(server: Server) -> None:
+    now = numbers(server)
+    assert (now["sessions_limit"], now["starting_limit"], now["draining"]) == (2, Hosting().max_starting, 0)
+    assert now["starting_usage"] == 0
+    assert 0 < now["descriptors_usage"] < now["descriptors_limit"]
+    assert now["memory_usage_bytes"] < now["memory_limit_bytes"] < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    httpx.get(f"{server.endpoint}/files", headers={"authorization": "Bearer wrong"})
+    assert numbers(server)["refusals_total Unauthorized"] - now["refusals_total Unauthorized"] == 1
+
+
 def test_every_label_has_a_fixed_set_of_values(server: Server) -> None:
     aca_sessions("run", "--endpoint", server.endpoint, "--session", "the-secret", "1", env=os.environ | {"ACASessions__ApiKey": "key"})
     text = scraped(server)
@@ -111,7 +122,7 @@ def test_the_dashboard_uses_only_exported_metrics(server: Server) -> None:
 def test_the_dashboard_shows_every_metric_of_a_server() -> None:
     page = set(re.findall(r"^\| `(aca_sessions\.server\.[\w.]+)`", (ROOT / "docs" / "operators.md").read_text(), re.MULTILINE))
     shown = json.dumps(DASHBOARD["panels"])
-    assert len(page) == 8
+    assert len(page) == 16
     assert [name for name in page if name.replace(".", "_") not in shown] == []
 
 

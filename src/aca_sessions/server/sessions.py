@@ -23,7 +23,7 @@ from ..hosting import Hosting
 from ..ledger import Ledger
 from ..lifetime import Tasks
 from ..models import SessionInfo
-from ..sandbox.limits.capacity import open_descriptors, room_for_sessions
+from ..sandbox.limits.capacity import descriptor_limit, memory_for_sessions, open_descriptors, room_for_sessions
 from ..sandbox.limits.memory import Memory
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
@@ -344,9 +344,26 @@ class Sessions:
             running=running.id if (running := session.executions.running) is not None else None,
         )
 
-    def memory_used(self) -> int:
-        """Return how many bytes all sessions and their files use now. A memory counter that several branches share is added once."""
-        return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
+    def sessions_use(self) -> telemetry.Use:
+        """Return how many sessions there are, and the most."""
+        return telemetry.Use(len(self), self.most)
+
+    def starting_use(self) -> telemetry.Use:
+        """Return how many sessions wait for their first interpreter, and the most."""
+        return telemetry.Use(sum(session.is_starting for session in [*self._starting]), self._most_starting)
+
+    def memory_use(self) -> telemetry.Use:
+        """Return how many bytes all sessions and their files use now, and the most that they may use together.
+
+        A memory counter that several branches share is added once.
+        """
+        counters = {session.memory for session in [*self._sessions.values()]}
+        used = sum(memory.used() for memory in counters if memory is not None)
+        return telemetry.Use(used, memory_for_sessions(self._sandboxes.policy))
+
+    def descriptors_use(self) -> telemetry.Use:
+        """Return how many descriptors this process has open, and the most."""
+        return telemetry.Use(open_descriptors(), descriptor_limit())
 
     async def finish(self, within: float) -> None:
         """Wait until all executions of all sessions have results, at most `within` seconds."""

@@ -47,6 +47,11 @@ def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
     )
 
 
+def memory_for_sessions(policy: Policy) -> int:
+    """Return how many bytes of memory all sessions may use together: a share of what this machine or container has."""
+    return int(_memory(Path("/"))[0] * policy.together.memory_share)
+
+
 def _memory(system: Path) -> tuple[int, int]:
     """Return the total and the free bytes of memory that this process can use: what its container allows, or the machine if it has less."""
     machine = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(system / "proc/meminfo"), re.MULTILINE))
@@ -136,6 +141,11 @@ def allow_many() -> None:
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def open_descriptors() -> int:
