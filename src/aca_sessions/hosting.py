@@ -1,10 +1,30 @@
 """How a server hosts sessions: how many, for how long, for whom, and what it logs. The defaults are those of `aca-sessions serve`."""
 
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-KNOWS_KEY = "knows_key"  # set in the state of a request that had the right key
+KNOWS_KEY = "knows_key"  # in the state of a request that had an accepted key: that key
 METRICS_PATH = "metrics"
+Keys = Callable[[], Sequence[str]]  # returns the keys that are accepted now
+EVENTS = "aca_sessions.server"  # the logger of `log_event`
+_logger = logging.getLogger(EVENTS)
+
+
+def log_event(event: str, **fields: object) -> None:
+    """Log what happened to a server, as one line: the event, and its fields as `name=value`. A formatter finds both in the record.
+
+    The level is INFO, so that only a program which asks for it gets lines about an embedded server. The fields must not hold secrets, or
+    text that a caller or a session chose.
+    """
+    shown = "".join(f" {name}={_shown(value)}" for name, value in fields.items() if value is not None)
+    _logger.info("%s%s", event, shown, extra={"event": event, "fields": fields})
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return json.dumps(text) if not text or set(text) & set(' "=') else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +40,7 @@ class Hosting:
     max_upload: int = 128 << 20
     max_request: int = 64 << 20
     api_key: str | None = field(default=None, repr=False)
+    api_keys: Keys | None = field(default=None, repr=False)  # in place of `api_key`, for keys that change while the server runs
     allowed_hosts: frozenset[str] = frozenset()
     plain: bool = False  # Azure's API only: no extension is offered or accepted
     shell: bool = False  # a pool of shells: executions are commands
@@ -29,3 +50,9 @@ class Hosting:
     audit_code: bool = False  # write the source of cells to the audit log
     metrics: Callable[[], bytes] | None = None  # returns the body of GET /metrics, in Prometheus's text format
     metrics_key: str | None = field(default=None, repr=False)  # a key that is accepted for /metrics only
+
+    @property
+    def accepted_keys(self) -> Keys | None:
+        """Return the function that returns the accepted keys, or None if requests need no key."""
+        key = self.api_key
+        return self.api_keys or ((lambda: (key,)) if key else None)

@@ -72,7 +72,7 @@ def test_gunicorn_with_several_workers_is_refused(tmp_path: Path, arguments: lis
 async def test_one_worker_is_served(monkeypatch: pytest.MonkeyPatch, count: str) -> None:
     monkeypatch.setenv("WEB_CONCURRENCY", count)
     async with open_server() as app:
-        assert not app.has_sessions
+        assert app.session_count == 0
 
 
 async def test_an_embedded_pool_ignores_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.hosting import Hosting
-from aca_sessions.server.journal import AuditLog, Journal
+from aca_sessions.hosting import KNOWS_KEY, Hosting
+from aca_sessions.server.journal import AuditLog, Journal, called_by
 from aca_sessions.server.routing import problem_of
 
 POLICY = Policy(preload=(), spares=0)
@@ -88,15 +88,23 @@ async def test_a_refusal_is_logged_with_its_code_and_route(file: Path, events: E
     assert "key" not in known
 
 
-def test_a_refusal_by_a_file_has_the_key_of_its_request(file: Path, events: Events) -> None:
-    journal = Journal(Hosting(audit=str(file), api_key="key"))
-    journal.session_began("mine")
-    journal.refused(problem_of(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
+def test_events_have_the_key_and_the_address_of_the_request_that_caused_them(file: Path, events: Events) -> None:
+    journal = Journal(Hosting(audit=str(file)))
+    request = {"type": "http", "client": ("::ffff:192.0.2.1", 1), "state": {KNOWS_KEY: "key"}}
+    with called_by(request):
+        journal.session_began("mine")
+        journal.refused(problem_of(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
+        journal.session_ended("theirs", "expired", 1.0)  # to make room for mine
+        journal.session_ended("mine", "deleted", 1.0)
+    with called_by({"type": "http", "client": ("somebody's text", 1)}):
+        journal.session_began("mine")
+    journal.session_ended("mine", "closed", 1.0)
     journal.close()
-    begun, refusal = events()
+    begun, refusal, expired, deleted, unknown, closed = events()
     assert (refusal["status"], refusal["code"]) == (403, "FileNotAccessible")
-    assert refusal["key"] == begun["key"]
-    assert refusal["key"] is not None
+    assert [event["client"] for event in (begun, refusal, deleted)] == ["192.0.2.1"] * 3
+    assert {event["key"] for event in (begun, refusal, deleted)} == {begun["key"]} != {None}
+    assert [(event["client"], event["key"]) for event in (expired, unknown, closed)] == [(None, None)] * 3
 
 
 def test_a_rotated_file_is_created_again(log: AuditLog, file: Path, events: Events) -> None:

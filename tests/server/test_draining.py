@@ -11,6 +11,7 @@ import pytest
 
 from aca_sessions import Settings, open_interpreter, open_server
 from aca_sessions.cli.serving import GRACE_SECONDS
+from aca_sessions.hosting import Hosting
 from aca_sessions.server.app import Service
 
 from ..cli.test_cli import Server
@@ -69,11 +70,25 @@ async def test_health_reports_draining(draining: tuple[Service, httpx.AsyncClien
     assert (answer.status_code, answer.json()["status"], answer.json()["sessions"]) == (503, "draining", 1)
 
 
+async def test_probes_need_no_key_and_only_readiness_ends_with_the_drain() -> None:
+    hosting = Hosting(api_key="key", allowed_hosts=frozenset({"sessions.example"}))
+    async with (
+        open_server(hosting=hosting) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://10.0.0.1") as client,
+    ):
+        before = [await client.get(path) for path in ("/livez", "/readyz", "/health")]
+        app.take_no_more()
+        after = [await client.get(path) for path in ("/livez", "/readyz")]
+    assert [(answer.status_code, answer.json()) for answer in before[:2]] == [(200, {"status": "alive"}), (200, {"status": "healthy"})]
+    assert [(answer.status_code, answer.json()) for answer in after] == [(200, {"status": "alive"}), (503, {"status": "draining"})]
+    assert before[2].status_code == 403  # /health counts sessions, so its Host is checked
+
+
 async def test_the_server_may_stop_when_its_last_session_has_ended(draining: tuple[Service, httpx.AsyncClient]) -> None:
     app, client = draining
-    assert app.has_sessions
+    assert app.session_count == 1
     assert (await client.delete("/session", params=MINE)).status_code == 204
-    assert not app.has_sessions
+    assert app.session_count == 0
 
 
 @pytest.mark.slow

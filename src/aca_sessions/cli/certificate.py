@@ -38,6 +38,12 @@ def certificate(folder: Path, host: str) -> tuple[Path, Path]:
     return cert, key
 
 
+def is_self_signed(cert: Path) -> bool:
+    """Return whether no authority signed the certificate in a file, so that clients trust it only if they are given that file."""
+    found = x509.load_pem_x509_certificate(cert.read_bytes())
+    return found.issuer == found.subject
+
+
 def _check_own(found: x509.Certificate, cert: Path, key: Path) -> None:
     # It is not compared with the host: it may have a wildcard, or the name of a proxy.
     if not key.exists():

@@ -31,6 +31,7 @@ _MOST = 4096
 _SHARE = 4  # connections get a quarter of this process's descriptors: each session takes ten, each transfer one
 _BEYOND = 32  # connections over the limit that get a response (503), and as many that are being closed
 _LOG_SECONDS = 60.0
+UNIX = "unix"  # in place of the address of a client on a socket file
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -283,6 +284,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Store this protocol in the connection's slot."""
         super().connection_made(transport)
+        if self.client is None:
+            self.client = UNIX, 0
         slot = self.server_state.slot_of(transport) if isinstance(self.server_state, Connections) else None
         if slot is not None:
             slot.protocol = self

@@ -1,22 +1,33 @@
 """The keys of servers: read them from a file or the environment, and remove them from the command line, which all users can read."""
 
 import argparse
+import logging
 import os
+import secrets
+import stat
 import sys
+import time
 from pathlib import Path
 
 from ..errors import ConfigurationError
+from ..hosting import Keys, log_event
 from .streams import write_error
 
 API_KEY, METRICS_KEY = "ACA_SESSIONS_API_KEY", "ACA_SESSIONS_METRICS_KEY"
 _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
+_MOST_BYTES, _MOST_KEYS = 1 << 16, 100  # each request is compared with every key
+_SETTLED_SECONDS = 2.0  # file systems count time in steps of up to this, so a second change within one has the same time
+_logger = logging.getLogger("aca_sessions")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options for the server's API key: `--api-key-file` and `--api-key`."""
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help=f"a file with the key of callers; by default ${API_KEY}, or else a new key"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"a file with the keys of callers, one a line, read again when it changes; by default ${API_KEY}, or else a new key",
     )
     keys.add_argument(
         "--api-key",
@@ -26,20 +37,82 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def api_key(options: argparse.Namespace) -> str | None:
-    """Return the API key from the options or the environment, or None. Raise ConfigurationError if the key file is unusable."""
-    file: Path | None = options.api_key_file
-    if file is None:
-        given: str | None = options.api_key or None
-        return given
-    try:
-        key = file.read_text().strip()
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigurationError(f"--api-key-file {file} cannot be read: {why}: name a file with the key in one line") from error
-    if not key or not key.isprintable():
-        raise ConfigurationError(f"--api-key-file {file} must hold a key in one line: write a key to it")
-    return key
+def api_keys(options: argparse.Namespace) -> Keys | None:
+    """Return the keys from the options or the environment, or None. Raise ConfigurationError if the key file is unusable."""
+    if options.api_key_file is not None:
+        return KeyFile(options.api_key_file)
+    key = options.api_key
+    return (lambda: (key,)) if key else None
+
+
+def given_or_new(options: argparse.Namespace) -> tuple[Keys, str]:
+    """Return the keys from the options or the environment, or else a new one, and what to print: given keys are not shown."""
+    given = api_keys(options)
+    if given is not None:
+        return given, "(as given)"
+    key = secrets.token_urlsafe(24)
+    return (lambda: (key,)), key
+
+
+class KeyFile:
+    """A file with one key a line. It is read again when it has changed; while it is unusable, the earlier keys are accepted."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file. Raise ConfigurationError if it is unusable."""
+        self._path = path
+        self._problem: str | None = None
+        self._is_pipe = path.exists() and not path.is_file()  # of a shell, as in `--api-key-file <(…)`: it can be read once only
+        self._stamp = None if self._is_pipe else self._look()
+        self._keys = self._read()
+
+    def __call__(self) -> tuple[str, ...]:
+        """Return the keys that are accepted now."""
+        if self._is_pipe:
+            return self._keys
+        try:
+            stamp = self._look()
+            if stamp is None or stamp != self._stamp:
+                self._replace(self._read())
+                self._stamp = stamp
+        except ConfigurationError as error:
+            if str(error) != self._problem:  # once, and not with every request
+                self._problem = str(error)
+                _logger.error("%s. Until then the keys that were read before are accepted", error)
+        return self._keys
+
+    def _replace(self, keys: tuple[str, ...]) -> None:
+        if keys != self._keys or self._problem is not None:
+            log_event("keys_read", keys=len(keys), added=len({*keys} - {*self._keys}), removed=len({*self._keys} - {*keys}))
+        self._keys, self._problem = keys, None
+
+    def _look(self) -> tuple[int, ...] | None:
+        """Return what changes when the file does, or None if it changed so lately that it may change again within the same time stamp."""
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise self._unusable(f"cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block this server
+            raise self._unusable("must be a regular file")
+        is_settled = abs(time.time() - max(found.st_mtime, found.st_ctime)) > _SETTLED_SECONDS
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if is_settled else None
+
+    def _read(self) -> tuple[str, ...]:
+        try:
+            with self._path.open("rb") as file:
+                text = file.read(_MOST_BYTES + 1).decode()
+        except (OSError, UnicodeError) as error:
+            raise self._unusable(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+        keys = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+        if len(text) > _MOST_BYTES or len(keys) > _MOST_KEYS:
+            raise self._unusable(f"must have at most {_MOST_KEYS} keys and {_MOST_BYTES} bytes")
+        if not keys:
+            raise self._unusable("must hold a key, and is empty")
+        if not all(key.isascii() and key.isprintable() for key in keys):
+            raise self._unusable("must hold only characters that an HTTP header can hold")
+        return keys
+
+    def _unusable(self, why: str) -> ConfigurationError:
+        return ConfigurationError(f"--api-key-file {self._path} {why}: write one key a line to it")
 
 
 def hide() -> None:

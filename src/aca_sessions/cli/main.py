@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import inspect
+import ipaddress
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ from typing import cast
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
 from ..guest_text import printable
-from . import environments, keys, sessions
+from . import environments, keys, logs, sessions
 from .streams import flush, output_problem, prepare, silence, write_error
 
 _FAILED, _UNUSABLE = 1, 2
@@ -209,6 +210,15 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="DIR",
         help="the folder of cert.pem and key.pem (default: %(default)s)",
     )
+    logs.add(serve)
+    serve.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        type=_proxy,
+        metavar="ADDRESS|CIDR|unix",
+        help="a proxy whose X-Forwarded-For names its client, for the logs; `unix` for the one on --socket; may be repeated",
+    )
     serve.add_argument("--access-log", action="store_true", help="log each request to standard error, with hashed session names")
     serve.add_argument("--metrics", action="store_true", help="serve metrics at /metrics, in Prometheus's text format")
     metrics_key = os.environ.get(keys.METRICS_KEY)
@@ -250,6 +260,7 @@ def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     mcp.add_argument("--port", type=int, default=8000, help=_PORT)
     keys.add(mcp)
     mcp.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=_ALLOWED_HOST)
+    logs.add(mcp)
     mcp.set_defaults(act=_mcp)
 
 
@@ -269,6 +280,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= MAX_ASYNCHRONOUS_SECONDS:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g}, got {text!r:.80}")
     return seconds
+
+
+def _proxy(text: str) -> str:
+    """Return an address or a network in the usual form, or the word `unix`."""
+    try:
+        return text if text == "unix" else str(ipaddress.ip_network(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be an IP address, a network such as 10.0.0.0/8 without bits behind its prefix, or `unix`, got {text!r:.80}"
+        ) from None
 
 
 def _count(text: str) -> int:

@@ -8,7 +8,8 @@ import asyncio
 import html
 import logging
 import os
-import secrets
+import platform
+import shlex
 import signal
 import socket
 import stat
@@ -17,24 +18,31 @@ import tempfile
 import threading
 import time
 import webbrowser
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from opentelemetry import metrics
 from starlette.types import ASGIApp
 
 from ..connect import open_server
-from ..errors import ConfigurationError
-from ..hosting import Hosting
+from ..errors import ACASessionsError, ConfigurationError
+from ..hosting import Hosting, Keys, log_event
+from ..lifetime import Tasks
 from ..settings import Settings
-from .certificate import certificate
+from . import logs
+from .certificate import certificate, is_self_signed
 from .connections import CONNECTION_LIMITS, Connection, ConnectionLimits, Connections, Listener, most_connections
-from .keys import api_key
+from .keys import api_keys, given_or_new
 
-Welcome = Callable[[str, str | None], None]
+if TYPE_CHECKING:
+    from ..server.app import Service
+
+Welcome = Callable[[str, str], None]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
@@ -56,21 +64,34 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
 
     Once clients can connect, print the address and the key, or call `welcome` if it is given.
     """
-    key = _key(options)
+    if welcome is None:
+        logs.configure(options.log_format)
+    keys, shown_key = _keys(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
         logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
     try:
-        async with open_server(_settings(options), hosting=_hosting(options, key)) as service:
+        settings, hosting = _settings(options), _hosting(options, keys)
+        async with open_server(settings, hosting=hosting) as service:
             where = _endpoint(options, listener)
-            greet = partial(welcome, where, key) if welcome else partial(print, _greeting(options, where, key), flush=True)
-            draining = None
-            if options.drain_seconds:
-                draining = Draining(service.take_no_more, lambda: service.has_sessions, options.drain_seconds)
             tls = certificate(options.tls_dir, options.host) if options.tls else None
-            await Server(service, service.drain, greet, draining=draining, tls=tls).serve(sockets=[listener])
+            draining, starting = None, Tasks()
+            if options.drain_seconds:
+                draining = Draining(service.take_no_more, lambda: service.session_count, options.drain_seconds)
+
+            def greet() -> None:
+                if welcome:
+                    welcome(where, shown_key)
+                else:
+                    print(_greeting(options, where, shown_key, tls), flush=True)
+                starting.start(_log_start(service, where, settings, hosting, options.drain_seconds))
+
+            server = Server(service, service.drain, greet, draining=draining, tls=tls, trusted_proxies=options.trusted_proxy)
+            await server.serve(sockets=[listener])
+            await starting.finish()
     finally:
         _stop_listening(listener, options.socket)
+    log_event("stopped")
     return 0
 
 
@@ -82,7 +103,7 @@ async def playground(options: argparse.Namespace) -> int:
         return await serve(options, partial(_show_playground, Path(folder), browse=not options.no_browser))
 
 
-def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bool) -> None:
+def _show_playground(folder: Path, endpoint: str, key: str, *, browse: bool) -> None:
     # A browser sends the part after `#` to no server (RFC 9110, 7.1), and the page removes it from the address bar.
     address = f"{endpoint}/#key={key}"
     print(f"Playground: {address}\nCtrl-C ends it, with its sessions and their files.", flush=True)
@@ -104,9 +125,9 @@ def _open_in_browser(folder: Path, address: str) -> None:
 class Draining:
     """The period after a first SIGTERM in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
 
-    def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
+    def __init__(self, take_no_more: Callable[[], None], session_count: Callable[[], int], seconds: float) -> None:
         self._take_no_more = take_no_more
-        self._has_sessions = has_sessions
+        self._session_count = session_count
         self._seconds = seconds
         self._ends: float | None = None
 
@@ -116,12 +137,13 @@ class Draining:
             return False
         self._ends = time.monotonic() + self._seconds
         self._take_no_more()
+        log_event("draining", sessions=self._session_count(), seconds=self._seconds)
         return True
 
     @property
     def is_over(self) -> bool:
         """Return whether the last session has ended or the time is up."""
-        return self._ends is not None and (not self._has_sessions() or time.monotonic() >= self._ends)
+        return self._ends is not None and (not self._session_count() or time.monotonic() >= self._ends)
 
 
 class Server(uvicorn.Server):
@@ -138,6 +160,7 @@ class Server(uvicorn.Server):
         *,
         draining: Draining | None = None,
         tls: tuple[Path, Path] | None = None,
+        trusted_proxies: Sequence[str] = (),
         limits: ConnectionLimits = CONNECTION_LIMITS,
     ) -> None:
         """Prepare to serve an application.
@@ -148,6 +171,7 @@ class Server(uvicorn.Server):
             greet: Called once clients can connect.
             draining: How long the server continues after a first SIGTERM.
             tls: The files of a certificate and its key.
+            trusted_proxies: Addresses and networks of proxies whose X-Forwarded-For names their client; `unix` for a socket file.
             limits: How slow a client may be.
         """
         cert, key = tls or (None, None)
@@ -155,12 +179,14 @@ class Server(uvicorn.Server):
             app,
             http=Connection,
             ws="none",  # websockets are not used, and such a connection would have no limits
+            log_config=None,  # the lines have the same format as those of other loggers
             log_level="warning",
             access_log=False,  # it would contain identifiers, which are secrets
             lifespan="off",
             timeout_graceful_shutdown=GRACE_SECONDS,
             ssl_certfile=cert,
             ssl_keyfile=key,
+            forwarded_allow_ips=[*trusted_proxies],  # by default uvicorn trusts every process of this machine
         )
         super().__init__(config)
         self._connections = Connections(limits, most_connections())
@@ -171,6 +197,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Call `drain`, which may let cells run for 5 s, and then close the connections."""
+        log_event("stopping", connections=len(self.server_state.connections))
         await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
 
@@ -210,20 +237,54 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
 
 
-def _key(options: argparse.Namespace) -> str | None:
-    """Return the API key: the given one, or else a new one.
+async def _log_start(service: "Service", endpoint: str, settings: Settings, hosting: Hosting, drain: float) -> None:
+    """Log that the server has started, once it is known what isolates its sessions. Log that this is not known if the server stops."""
+    import resource  # not on Windows, where `aca-sessions mcp` imports this module
 
-    Return None if --no-api-key is given, or if the server listens on a socket file and no key is given.
+    isolation: dict[str, object] = {"isolation": "not examined"}
+    try:
+        report = await service.isolation()
+        missing = [finding.name for finding in report.findings if not finding.enforced]
+        isolation = {
+            "isolation": report.level if report.full or not missing else f"{report.level}, but not all",
+            "missing": missing or None,
+        }
+    except ACASessionsError:
+        pass  # the server stops
+    finally:
+        limits = settings.Sandbox.Limits
+        log_event(
+            "started",
+            version=version("aca-sessions"),
+            python=platform.python_version(),
+            endpoint=endpoint,
+            **isolation,
+            network=",".join(settings.Sandbox.Network),
+            sessions=hosting.max_sessions,
+            cooldown_seconds=hosting.cooldown,
+            drain_seconds=drain,
+            connections=most_connections(),
+            descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            memory_megabytes=limits.MemoryMegabytes,
+            disk_megabytes=limits.DiskMegabytes,
+            processes=limits.Processes,
+            cell_seconds=limits.CellTimeoutSeconds,
+        )
+
+
+def _keys(options: argparse.Namespace) -> tuple[Keys | None, str]:
+    """Return the keys that are accepted, and what to print of them: the given ones are not shown, and a new one is.
+
+    The keys are None with --no-api-key, or on a socket file if no key was given.
     """
-    given = api_key(options)
-    if options.no_api_key and given:
+    if options.no_api_key and api_keys(options):
         raise ConfigurationError(
             "--no-api-key cannot be combined with --api-key-file, --api-key or $ACA_SESSIONS_API_KEY: leave one of them out"
         )
     if options.no_api_key:
         _logger.warning("--no-api-key: everyone who reaches this port can use every session: put a proxy in front that checks callers")
-        return None
-    return given or (None if options.socket else secrets.token_urlsafe(24))
+        return None, "(none)"
+    return (None, "(none)") if options.socket and api_keys(options) is None else given_or_new(options)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -232,11 +293,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(**sandbox, **({"Audit": audit} if audit else {}))
 
 
-def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
+def _hosting(options: argparse.Namespace, keys: Keys | None) -> Hosting:
     given = {"max_sessions": options.max_sessions, "cooldown": options.cooldown}
     own = {name: value for name, value in given.items() if value is not None}
     return Hosting(
-        api_key=key,
+        api_keys=keys,
         allowed_hosts=frozenset() if options.socket else allowed_hosts(options),
         plain=options.plain,
         shell=options.shell,
@@ -273,9 +334,14 @@ def _endpoint(options: argparse.Namespace, listener: socket.socket) -> str:
     return f"{'https' if options.tls else 'http'}://{address(listener)}"
 
 
-def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> str:
-    shown = "(as given)" if options.api_key or options.api_key_file else key or "(none)"
-    return f"Endpoint: {endpoint}" + ("" if options.socket else f"\nApiKey: {shown}")
+def _greeting(options: argparse.Namespace, endpoint: str, key: str, tls: tuple[Path, Path] | None) -> str:
+    lines = [f"Endpoint: {endpoint}", *([] if options.socket else [f"ApiKey: {key}"])]
+    if tls is not None:
+        file = tls[0].absolute()
+        lines.append(f"Certificate: {file}")
+        if is_self_signed(file):
+            lines.append(f"Clients trust it with: export SSL_CERT_FILE={shlex.quote(str(file))}")
+    return "\n".join(lines)
 
 
 def address(listener: socket.socket) -> str:

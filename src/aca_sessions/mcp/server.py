@@ -2,10 +2,8 @@
 
 import argparse
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,12 +16,12 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..cli import serving
-from ..cli.keys import api_key
+from ..cli import logs, serving
+from ..cli.keys import given_or_new
 from ..cli.streams import standard_input
 from ..connect import open_pool
 from ..contract.records import ProblemError
-from ..hosting import Hosting
+from ..hosting import Hosting, log_event
 from ..settings import Settings
 from . import code_tools, file_tools, resources, session_tools, state_tools
 from .clients import MB, Client, Options, SharedState
@@ -140,24 +138,38 @@ async def serve_stdio(options: argparse.Namespace) -> int:
 
 async def serve_http(options: argparse.Namespace) -> int:
     """Serve many clients over HTTP until a signal ends the server. Print its address and key first. Return the exit code."""
-    from ..server.guard import Guard  # not at the top: on Windows nothing of the server may be imported for `aca-sessions mcp`
+    from ..server.guard import (
+        Guard,
+        RefusalLog,
+        client_address,
+    )  # not at the top: on Windows nothing of the server may be imported for `aca-sessions mcp`
 
-    given = api_key(options)
+    logs.configure(options.log_format)
+    accepted, key = given_or_new(options)
     listener = serving.listen_on_port(options.host, options.port)
-    key = given or secrets.token_urlsafe(24)
-    greeting = f"Endpoint: http://{serving.address(listener)}{PATH}\nApiKey: {'(as given)' if given else key}"
+    endpoint = f"http://{serving.address(listener)}{PATH}"
+
+    def greet() -> None:
+        print(f"Endpoint: {endpoint}\nApiKey: {key}", flush=True)
+        log_event("started", version=version("aca-sessions"), endpoint=endpoint, clients=state.options.clients)
+
+    refusals = RefusalLog()
+
+    def refuse(problem: ProblemError, scope: Scope) -> Response:
+        refusals.write(problem, "any", client_address(scope))
+        headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
+        return JSONResponse({"error": problem.message}, problem.status, headers=headers)
+
     try:
         async with _shared_state(options) as state, _Connections(state) as connections:
-            app = Guard(connections.app, Hosting(api_key=key, allowed_hosts=serving.allowed_hosts(options)), refuse=_refuse)
-            await serving.Server(app, connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
+            hosting = Hosting(api_keys=accepted, allowed_hosts=serving.allowed_hosts(options))
+            app = Guard(connections.app, hosting, refuse=refuse)
+            await serving.Server(app, connections.end, greet).serve(sockets=[listener])
     finally:
         listener.close()
+        refusals.close()
+    log_event("stopped")
     return 0
-
-
-def _refuse(problem: ProblemError) -> Response:
-    headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
-    return JSONResponse({"error": problem.message}, problem.status, headers=headers)
 
 
 class _Connections:

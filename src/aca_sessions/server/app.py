@@ -20,13 +20,15 @@ from ..contract.versions import VERSIONS
 from ..errors import ConfigurationError
 from ..hosting import Hosting
 from ..lifetime import Owner
+from ..sandbox.probe import IsolationReport
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
+from .journal import called_by
 from .mcp_route import McpRoute
 from .page_routes import page_routes
 from .routing import answering, problem_answer
-from .session_routes import PackageRoutes, SessionRoutes, TimelineRoutes
+from .session_routes import LIVE_PATH, READY_PATH, PackageRoutes, SessionRoutes, TimelineRoutes
 from .sessions import Sessions
 
 
@@ -75,10 +77,11 @@ class Service:
         page = [answering(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes), *page], exception_handlers=problems)
-        guarded = hosting.api_key or hosting.allowed_hosts
+        guarded = hosting.accepted_keys or hosting.allowed_hosts
         # The health check and the page hold no data, so they need no key.
         open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})
-        self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths) if guarded else app
+        probes = frozenset({f"/{LIVE_PATH}", f"/{READY_PATH}"})
+        self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths, probes=probes) if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to one ASGI request. Raise ForkedProcessError in a process that was forked from the server."""
@@ -89,10 +92,14 @@ class Service:
         """Refuse requests that would open a new session, from now on. Existing sessions are still served."""
         self._sessions.draining = True
 
+    async def isolation(self) -> IsolationReport:
+        """Return what separates sessions from this host. The first call finds that out by trying."""
+        return await self._sessions.isolation()
+
     @property
-    def has_sessions(self) -> bool:
-        """Return whether the server has any sessions now."""
-        return len(self._sessions) > 0
+    def session_count(self) -> int:
+        """Return how many sessions there are."""
+        return len(self._sessions)
 
     async def drain(self, within: float) -> None:
         """Wait until running cells have ended, at most `within` seconds, then end all sessions.
@@ -103,8 +110,9 @@ class Service:
         await self._sessions.finish(within)
         await self._sessions.close()
 
-    def _refuse(self, problem: ProblemError) -> Response:
-        self._sessions.journal.refused(problem, "any", stranger=True)
+    def _refuse(self, problem: ProblemError, scope: Scope) -> Response:
+        with called_by(scope):
+            self._sessions.journal.refused(problem, "any")
         response = problem_answer(problem)
         response.headers.update(self._headers)
         return response

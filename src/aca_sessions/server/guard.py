@@ -1,6 +1,11 @@
-"""The check of requests before they reach the application: Host and Origin must name this server, and a key must be sent."""
+"""The check of requests before they reach the application: Host and Origin must name this server, and a key must be sent.
+
+Requests that are refused are logged.
+"""
 
 import hmac
+import ipaddress
+import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -10,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import mcp
 from ..contract.records import ProblemError
-from ..hosting import KNOWS_KEY, METRICS_PATH, Hosting
+from ..hosting import KNOWS_KEY, METRICS_PATH, Hosting, log_event
 
 
 class Guard:
@@ -22,7 +27,13 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, hosting: Hosting, *, refuse: Callable[[ProblemError], Response], open_paths: frozenset[str] = frozenset()
+        self,
+        app: ASGIApp,
+        hosting: Hosting,
+        *,
+        refuse: Callable[[ProblemError, Scope], Response],
+        open_paths: frozenset[str] = frozenset(),
+        probes: frozenset[str] = frozenset(),
     ) -> None:
         """Wrap an application.
 
@@ -31,22 +42,26 @@ class Guard:
             hosting: The keys and the allowed hosts. If it has no key, requests need none; if it has no hosts, all are allowed.
             refuse: Returns the response to a request that is refused.
             open_paths: Paths that hold no data and need no key. Host and Origin are checked all the same.
+            probes: Paths that tell one bit. Nothing is checked: load balancers ask by addresses that no list of hosts can name.
         """
         self._app = app
         self._refuse = refuse
         self._open_paths = open_paths
-        self._key = (hosting.api_key or "").encode()
-        self._metrics_key = (hosting.metrics_key or "").encode()
+        self._probes = probes
+        self._keys = hosting.accepted_keys
+        self._metrics_key = hosting.metrics_key
         self._allowed_hosts = frozenset(name.lower() for name in hosting.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on to the application, or send the response that refuses it. Only HTTP requests are checked."""
         problem = self._check(scope) if scope["type"] == "http" else None
-        app = self._app if problem is None else self._refuse(problem)
+        app = self._app if problem is None else self._refuse(problem, scope)
         await app(scope, receive, send)
 
     def _check(self, scope: Scope) -> ProblemError | None:
         headers, path = Headers(scope=scope), scope["path"]
+        if path in self._probes:
+            return None
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._allows(f"//{host}"):
             said = f"the Host header must name a host of this server, got {host!r:.80}: start the server with --allowed-host to accept it"
@@ -56,16 +71,18 @@ class Guard:
                 f"the Origin header must name a host of this server, got {origin!r:.80}: start the server with --allowed-host to accept it"
             )
             return ProblemError(403, "OriginNotAllowed", said)
-        if path in self._open_paths or not self._key:
+        if path in self._open_paths or self._keys is None:
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = [headers.get(mcp.KEY_HEADER, ""), token.strip() if scheme.lower() == "bearer" else ""]
-        accepted = [self._key, self._metrics_key] if self._metrics_key and path == f"/{METRICS_PATH}" else [self._key]
+        accepted = [*self._keys(), *([self._metrics_key] if self._metrics_key and path == f"/{METRICS_PATH}" else [])]
         # Every pair is compared, so that the time shows neither which one matches nor how many bytes do.
-        if not sum(hmac.compare_digest(one.encode("utf-8", "replace"), key) for one in given for key in accepted):
+        pairs = [(key, hmac.compare_digest(one.encode("utf-8", "replace"), key.encode())) for one in given for key in accepted]
+        known = [key for key, is_same in pairs if is_same]
+        if not known:
             said = f"the request must have this server's key: send it in the header Authorization as 'Bearer KEY', or in {mcp.KEY_HEADER}"
             return ProblemError(401, "Unauthorized", said)
-        scope.setdefault("state", {})[KNOWS_KEY] = True
+        scope.setdefault("state", {})[KNOWS_KEY] = known[0]
         return None
 
     def _allows(self, address: str) -> bool:
@@ -73,3 +90,68 @@ class Guard:
             return not self._allowed_hosts or urlsplit(address).hostname in self._allowed_hosts
         except ValueError:  # brackets that enclose no IPv6 address
             return False
+
+
+class Throttle:
+    """A limit on how many lines are written in a period, since strangers must not be able to fill the disk."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._ends = self._count = 0.0
+        self.left_out = 0  # lines since the latest one that was admitted
+
+    def admit(self) -> int | None:
+        """Return how many lines were left out since the latest one that was not, or None if this line must be left out."""
+        now = time.monotonic()
+        if now >= self._ends:
+            self._ends, self._count = now + self._seconds, 0
+        self._count += 1
+        if self._count > self._most:
+            self.left_out += 1
+            return None
+        left_out, self.left_out = self.left_out, 0
+        return left_out
+
+
+_LOGGED = (401, 403, 429)
+_LOGGED_MOST, _LOGGED_SECONDS = 10, 60.0  # of each status
+
+
+class RefusalLog:
+    """The lines of the log about requests that were refused with status 401, 403 or 429: at most 10 a minute of each status."""
+
+    def __init__(self) -> None:
+        self._throttles = {status: Throttle(_LOGGED_MOST, _LOGGED_SECONDS) for status in _LOGGED}
+
+    def write(self, problem: ProblemError, route: str, client: str | None) -> None:
+        """Log a refusal, and how many of its status were left out before. Do nothing for another status.
+
+        Args:
+            problem: The error that was sent.
+            route: The method and the pattern of the path.
+            client: The address of the client, if it has one.
+        """
+        throttle = self._throttles.get(problem.status)
+        if throttle is None or (left_out := throttle.admit()) is None:
+            return
+        reason = problem.message.partition(", got ")[0]  # the rest quotes what the client sent
+        more = {"left_out_before": left_out} if left_out else {}
+        log_event("refused", status=problem.status, code=problem.code, route=route, client=client, reason=reason, **more)
+
+    def close(self) -> None:
+        """Log how many refusals were left out since the latest line of their status."""
+        for status, throttle in self._throttles.items():
+            if throttle.left_out:
+                log_event("refused", status=status, left_out_before=throttle.left_out)
+                throttle.left_out = 0
+
+
+def client_address(scope: Scope) -> str | None:
+    """Return the IP address of a request's client. Return None for other text, which a proxy may have copied from the client's header."""
+    address, *_ = scope.get("client") or [""]
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+    return str(getattr(found, "ipv4_mapped", None) or found)

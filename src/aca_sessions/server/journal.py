@@ -1,4 +1,4 @@
-"""The metrics of one server about its sessions, and its audit log if there is one.
+"""The metrics of one server about its sessions, its log of refused requests, and its audit log if there is one.
 
 Names of sessions are hashed. Output and files are never written, and the code of cells only if `audit_code` is set.
 """
@@ -9,15 +9,21 @@ import json
 import logging
 import os
 import stat
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
+
+from starlette.types import Scope
 
 from .. import telemetry
 from ..contract.records import ExecutionCall, ProblemError
 from ..errors import ConfigurationError
-from ..hosting import Hosting
+from ..hosting import KNOWS_KEY, Hosting
 from ..models import CodeExecutionResult
+from .guard import RefusalLog, Throttle, client_address
 
 _logger = logging.getLogger("aca_sessions")
 _OTHERS = 0o077
@@ -100,7 +106,28 @@ class AuditLog:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
 
 
-_REFUSALS_A_SECOND = 20  # strangers must not be able to fill the disk
+_AUDITED = 20, 1.0  # refusals, and the seconds in which there may be so many
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request: the client's address if it has one, and the key that was accepted if one was needed."""
+
+    address: str | None = None
+    key: str | None = field(default=None, repr=False)
+
+
+_caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 - it cannot be changed
+
+
+@contextmanager
+def called_by(scope: Scope) -> Iterator[None]:
+    """Name the sender of a request in the events of the `with` block, and of the tasks that it starts."""
+    token = _caller.set(Caller(client_address(scope), scope.get("state", {}).get(KNOWS_KEY)))
+    try:
+        yield
+    finally:
+        _caller.reset(token)
 
 
 class Journal:
@@ -110,8 +137,8 @@ class Journal:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
         self.writes = self._audit is not None
         self._with_code = hosting.audit_code
-        self._key = _fingerprint(hosting.api_key) if hosting.api_key and hosting.audit else None
-        self._second = self._refusals = self._skipped = 0
+        self._audited = Throttle(*_AUDITED)
+        self._refusals = RefusalLog()
 
     def session_began(self, identifier: str) -> None:
         """Record the start of a session."""
@@ -121,7 +148,9 @@ class Journal:
     def session_ended(self, identifier: str, reason: str, seconds: float) -> None:
         """Record the end of a session: its reason, and how many seconds the session lasted."""
         telemetry.session_ended(reason)
-        self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
+        # Unless the reason is "deleted", the request that is being handled belongs to somebody else, or there is none.
+        caller = _caller.get() if reason == "deleted" else Caller()
+        self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)}, caller)
 
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
         """Write to the audit log how a cell ended: outcome, state, sizes, duration; and its code if `audit_code` is set."""
@@ -138,43 +167,39 @@ class Journal:
         """
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
-    def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Record a refused request: count it in the metrics if a limit refused it, and write it to the audit log.
+    def refused(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
+        """Record a refused request: count it in the metrics, and write it to the log and to the audit log.
 
-        At most 20 refusals a second are written. The next one that is written tells how many were left out.
+        At most 20 refusals a second are written to the audit log. The next one that is written tells how many were left out.
 
         Args:
             problem: The error that was sent.
             route: The method and the pattern of the path.
-            identifier: The session's, which is logged as a hash.
-            stranger: Whether the request was refused before its key was accepted. The log then names no key.
+            identifier: The session's, which is written as a hash.
         """
-        if problem.code in telemetry.LIMITS:
+        if problem.code in telemetry.REFUSALS:
             telemetry.refused(problem.code)
-        if self._audit is None:
-            return
-        second = int(time.monotonic())
-        self._refusals = self._refusals + 1 if second == self._second else 1
-        self._second = second
-        if self._refusals > _REFUSALS_A_SECOND:
-            self._skipped += 1
-            return
-        skipped, self._skipped = ({"unsaid_before": self._skipped} if self._skipped else {}), 0
-        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **skipped}, stranger=stranger)
+        self._refusals.write(problem, route, _caller.get().address)
+        if self._audit is not None and (left_out := self._audited.admit()) is not None:
+            fields = {"status": problem.status, "code": problem.code, "route": route}
+            self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
 
     def close(self) -> None:
-        """Close the audit log."""
+        """Close the audit log, and log how many refusals were left out."""
+        self._refusals.close()
         if self._audit is not None:
             self._audit.close()
             self._audit = None
 
-    def _write(self, event: str, identifier: str | None, fields: Mapping[str, object], *, stranger: bool = False) -> None:
+    def _write(self, event: str, identifier: str | None, fields: Mapping[str, object], caller: Caller | None = None) -> None:
         if self._audit is not None:
-            key = None if stranger else self._key
+            caller = caller or _caller.get()
+            key = _fingerprint(caller.key) if caller.key else None
             session = telemetry.hashed(identifier) if identifier else None
-            self._audit.write(event, key=key, session=session, **fields)
+            self._audit.write(event, key=key, client=caller.address, session=session, **fields)
 
 
+@lru_cache(64)
 def _fingerprint(key: str) -> str:
     """Return a fingerprint of an API key for the audit log.
 

@@ -18,7 +18,7 @@ from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
 from ..telemetry import hashed
-from .journal import Journal
+from .journal import Journal, called_by
 
 _UNEXPECTED = "InternalError"
 _NO_FILE = "the session has no file at this path: list its files to see those that it has"
@@ -211,6 +211,10 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
     path, method, handler = route
 
     async def answer(request: Request) -> Response:
+        with called_by(request.scope):
+            return await answer_caller(request)
+
+    async def answer_caller(request: Request) -> Response:
         started = time.perf_counter()
         try:
             response = await handler(request)

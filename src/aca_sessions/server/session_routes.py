@@ -17,6 +17,7 @@ from ..sandbox.sandbox import Sandbox
 from .routing import Routes, addressed, check_has_sessions, note, read_json, skip_of
 from .sessions import HostedSession, Sessions
 
+LIVE_PATH, READY_PATH = "livez", "readyz"
 _MAX_REQUEST = 64 << 10
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,12 +33,14 @@ class SessionRoutes:
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes of sessions: those of Azure's API, and the health check.
+        """Return the routes of sessions: those of Azure's API, the health check and the probes.
 
         Add the isolation report and the metrics, if the server offers them.
         """
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
+            (LIVE_PATH, "GET", self.live),
+            (READY_PATH, "GET", self.ready),
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
             *([] if self._hosting.metrics is None else [(METRICS_PATH, "GET", self.metrics)]),
             ("session", "GET", self.session),
@@ -54,9 +57,21 @@ class SessionRoutes:
 
         The status is 503 if none can be opened.
         """
-        status = "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
+        status = self._status()
         body = extensions.encode_health(len(self._sessions), self._sessions.most, status=status)
         return JSONResponse(body, 200 if status == "healthy" else 503)
+
+    async def live(self, _request: Request) -> Response:
+        """Return 200, which says that this process handles requests. It is not to be restarted for draining."""
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, _request: Request) -> Response:
+        """Return 200 if new sessions can be opened, otherwise 503: the server drains, or its fork server has died."""
+        status = self._status()
+        return JSONResponse({"status": status}, 200 if status == "healthy" else 503)
+
+    def _status(self) -> str:
+        return "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
 
     async def isolation(self, _request: Request) -> Response:
         """Return the report on how sessions are isolated from this host. The first request runs the check; later ones reuse its report."""
