@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 from opentelemetry import metrics
@@ -38,9 +37,6 @@ from . import logs
 from .certificate import certificate, is_self_signed
 from .connections import CONNECTION_LIMITS, Connection, ConnectionLimits, Connections, Listener, most_connections
 from .keys import api_keys, given_or_new
-
-if TYPE_CHECKING:
-    from ..server.app import Service
 
 Welcome = Callable[[str, str], None]
 
@@ -84,7 +80,7 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
                     welcome(where, shown_key)
                 else:
                     print(_greeting(options, where, shown_key, tls), flush=True)
-                starting.start(_log_start(service, where, settings, hosting, options.drain_seconds))
+                starting.start(_log_start(service.isolation, where, settings, hosting, options.drain_seconds))
 
             server = Server(service, service.drain, greet, draining=draining, tls=tls, trusted_proxies=options.trusted_proxy)
             await server.serve(sockets=[listener])
@@ -237,18 +233,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
 
 
-async def _log_start(service: "Service", endpoint: str, settings: Settings, hosting: Hosting, drain: float) -> None:
+async def _log_start(
+    examine: Callable[[], Awaitable[tuple[str, list[str]]]], endpoint: str, settings: Settings, hosting: Hosting, drain: float
+) -> None:
     """Log that the server has started, once it is known what isolates its sessions. Log that this is not known if the server stops."""
     import resource  # not on Windows, where `aca-sessions mcp` imports this module
 
     isolation: dict[str, object] = {"isolation": "not examined"}
     try:
-        report = await service.isolation()
-        missing = [finding.name for finding in report.findings if not finding.enforced]
-        isolation = {
-            "isolation": report.level if report.full or not missing else f"{report.level}, but not all",
-            "missing": missing or None,
-        }
+        level, missing = await examine()
+        isolation = {"isolation": f"{level}, but not all" if missing else level, "missing": missing or None}
     except ACASessionsError:
         pass  # the server stops
     finally:

@@ -20,7 +20,6 @@ from ..contract.versions import VERSIONS
 from ..errors import ConfigurationError
 from ..hosting import Hosting
 from ..lifetime import Owner
-from ..sandbox.probe import IsolationReport
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
@@ -92,9 +91,10 @@ class Service:
         """Refuse requests that would open a new session, from now on. Existing sessions are still served."""
         self._sessions.draining = True
 
-    async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host. The first call finds that out by trying."""
-        return await self._sessions.isolation()
+    async def isolation(self) -> tuple[str, list[str]]:
+        """Return the level of isolation, and which parts of it this host does not enforce. The first call runs the check."""
+        report = await self._sessions.isolation()
+        return report.level, [finding.name for finding in report.findings if not finding.enforced]
 
     @property
     def session_count(self) -> int:
