@@ -1,0 +1,47 @@
+"""Test the systemd unit: its command, and what systemd itself says of the file."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aca_sessions.cli.main import _parser
+
+from ..conftest import ROOT
+
+UNIT = ROOT / "deploy" / "aca-sessions.service"
+
+
+@pytest.fixture
+def script() -> str:
+    """The script of ExecStart as its shell gets it: systemd joins lines and makes one $ of two (systemd.service(5))."""
+    text = UNIT.read_text().replace("\\\n", " ")
+    shell, flag, script = shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1])
+    assert (shell, flag) == ("/bin/sh", "-c")
+    return script.replace("$$", "$")
+
+
+def test_the_unit_starts_a_server_in_a_control_group_that_may_have_limited_ones_below_it(script: str, tmp_path: Path) -> None:
+    own = re.search(r"^(?:0::)(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    group = Path(f"{tmp_path}{own[1] if own else ''}")
+    group.mkdir(parents=True, exist_ok=True)
+    faked = script.replace("/sys/fs/cgroup", str(tmp_path)).replace("/opt/aca-sessions/bin/aca-sessions", "echo")
+    run = subprocess.run(["/bin/sh", "-c", faked], capture_output=True, text=True, check=True)
+    assert (group / "cgroup.subtree_control").read_text() == "+memory +pids +cpu\n"
+    assert (group / "server" / "cgroup.procs").read_text().strip().isdecimal()
+    options = _parser().parse_args(shlex.split(run.stdout))
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read_string(UNIT.read_text())
+    assert options.drain_seconds < float(unit["Service"]["TimeoutStopSec"])
+    assert str(options.audit).startswith(f"/var/log/{unit['Service']['LogsDirectory']}/")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing")
+def test_systemd_accepts_the_unit() -> None:
+    run = subprocess.run(["systemd-analyze", "verify", "--man=no", str(UNIT)], capture_output=True, text=True, check=False)
+    unknown = [line for line in run.stderr.splitlines() if UNIT.name in line and "is not executable" not in line]
+    assert unknown == []
