@@ -78,6 +78,11 @@ class Cluster:
         for member in self.members:
             member.wait_until_ready()
         self.configure(self.members)
+        self.start_nginx()
+        return self
+
+    def start_nginx(self) -> None:
+        """Start nginx and wait until it listens."""
         user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         if user:
             os.chown(self.folder, _NOBODY, _NOBODY)
@@ -85,13 +90,16 @@ class Cluster:
         with (self.folder / "stderr").open("wb") as stderr:
             self._nginx = subprocess.Popen(command, stderr=stderr, **user)
         self.wait_until_listening()
-        return self
+
+    def stop_nginx(self, number: int = signal.SIGTERM) -> None:
+        """End nginx: at once with SIGTERM, or with SIGQUIT when its requests have ended."""
+        self._nginx.send_signal(number)
+        self._nginx.wait(120)
 
     def __exit__(self, *_: object) -> None:
         for member in self.members:
             member.end()
-        self._nginx.terminate()
-        self._nginx.wait(120)
+        self.stop_nginx()
         shutil.rmtree(self.folder)
 
     def configure(self, members: Iterable[Member], **directives: str) -> None:

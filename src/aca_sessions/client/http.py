@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import httpx
 
 from ..contract import extensions, flat
-from ..contract.records import API_VERSION, TOO_MANY_STARTING, decode_problem, retry_after
+from ..contract.records import API_VERSION, UNBEGUN, decode_problem, retry_after
 from ..errors import NotSupportedError, ServiceUnavailableError
 from ..lifetime import Owner
 from .arguments import checked_session_id
@@ -20,7 +20,8 @@ from .arguments import checked_session_id
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _REMEMBERED_URLS = 64
-_CONNECTS = 3  # attempts to connect: an address that does not answer is wrong, or down for longer than a caller waits
+_CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout)
+_CONNECTS = 3  # attempts to connect to an endpoint that has not answered yet: its address is probably wrong
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
 Seen = Callable[[str, str], None]
@@ -106,7 +107,9 @@ class SessionsHttpClient:
                 response = await self._client.send(request)
             except _BEFORE_SENDING as error:
                 connects += 1
-                if connects == _CONNECTS or time.monotonic() + wait > deadline:
+                # An endpoint that has answered before is probably being restarted.
+                may_come_back = self._offered is not None and isinstance(error, _CONNECTING)
+                if (connects >= _CONNECTS and not may_come_back) or time.monotonic() + wait > deadline:
                     what = f"{url.host} cannot be reached ({type(error).__name__})"
                     advice = "check ACASessions:SessionsHttpClient:Endpoint, and that its server runs"
                     # A protocol error quotes the header that cannot be sent, which may be the key.
@@ -216,9 +219,9 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
     """Return whether to send a refused request again: the service did not begin to process it, or the request is a GET.
 
-    If this project's server answers 429, or 503 because too many sessions are starting, it did not begin. If a gateway answers 502, 503 or
-    504, the service may have begun.
+    If this project's server answers 429, or 503 with one of the codes of `UNBEGUN`, it did not begin. If a gateway answers 502, 503 or 504
+    without such a code, the service may have begun.
     """
-    if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
+    if response.status_code == 429 or response.headers.get("x-ms-error-code") in UNBEGUN:
         return True
     return method == "GET" and response.status_code in (502, 503, 504)

@@ -14,6 +14,8 @@ from ..models import CodeExecutionResult
 SNAPSHOT_REFUSED = "SnapshotRefused"
 DRAINING = "ServerDraining"
 TOO_MANY_STARTING = "TooManySessionsStarting"
+UNREACHABLE = "ServerUnreachable"  # deploy/nginx.conf: no server took the request
+UNBEGUN = (DRAINING, TOO_MANY_STARTING, UNREACHABLE)  # codes of 503 that say that the request was not begun
 NO_SESSION = "SessionWithIdentifierNotFound"
 PROPERTIES_MISSING = "SessionPropertiesMissing"
 API_VERSION = "2025-10-02-preview"

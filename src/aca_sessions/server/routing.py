@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..contract.flat import GUID_HEADER, parse
-from ..contract.records import DRAINING, IDENTIFIER, SNAPSHOT_REFUSED, TOO_MANY_STARTING, MalformedBodyError, ProblemError, encode_problem
+from ..contract.records import IDENTIFIER, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem
 from ..contract.versions import VERSIONS, Version
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..lifetime import log_failure
@@ -259,7 +259,7 @@ def problem_answer(error: Exception) -> Response:
         id = log_failure("a request failed", error)
         if problem.code == _UNEXPECTED:
             problem = ProblemError(500, _UNEXPECTED, f"{problem.message}: its log has the cause under the id {id}")
-    asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in (DRAINING, TOO_MANY_STARTING) else {}
+    asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in UNBEGUN else {}
     if isinstance(problem, MalformedBodyError):  # Azure refuses these before the service, so they have no error code
         body = encode_problem(problem)
         _logger.debug("a body was refused as malformed, trace %s", body["traceId"])
