@@ -129,6 +129,11 @@ class LiveCell:
         if self._execution is not None:
             self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Return whether `cancel` was called."""
+        return self._cancelled
+
     def interrupted_by_ctrl_c(self) -> AbstractContextManager[None]:
         """Let the first Ctrl-C in a `with` block interrupt the cell, whose result still comes. A second one raises KeyboardInterrupt."""
 

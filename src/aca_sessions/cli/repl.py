@@ -165,10 +165,13 @@ def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
 
     Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell.
     """
-    printer.print_prompt(prompt)
     try:
         with handling_ctrl_c(signal.default_int_handler):
-            return getpass.getpass("") if prompt.password else input()
+            if cell.is_cancelled:  # by a Ctrl-C between the question and this block
+                return None
+            text = printer.before_answer(prompt)
+            # getpass itself writes the text, after it has turned off the echo: what is typed before that would be shown, or discarded.
+            return getpass.getpass(text) if prompt.password else input()
     except EOFError:
         return None
     except KeyboardInterrupt:

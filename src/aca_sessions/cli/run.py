@@ -77,12 +77,11 @@ class CellPrinter:
                 self._write_line("stdout", text)
                 self._displayed = text
 
-    def print_prompt(self, prompt: Prompt) -> None:
-        """Print all that the cell wrote before it asked, and the prompt if the cell did not print it. The answer ends the line."""
-        if prompt.password:
-            self.write("stdout", prompt)
+    def before_answer(self, prompt: Prompt) -> str:
+        """Print all that the cell wrote before it asked. Return the prompt as safe text, or '' if the cell has printed it."""
         self._flush()
-        self._open.clear()
+        self._open.clear()  # the answer ends the line
+        return self._screen.take(prompt) + self._screen.flush() if prompt.password else ""
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
         """Print the value and the error of the result unless they are printed already. Then print each note on a line of its own."""
