@@ -126,7 +126,6 @@ class SessionMagics(Magics):
                 raise UsageError("%session needs code on its line: use %%session for a cell")
             return self._run(options, code, returns=True)
         options = _parsed(self.session, self._shell.var_expand(line))
-        options.name = options.positional or options.name
         return self._run(options, cell.removesuffix("\n"), returns=False)
 
     def _run(self, options: Namespace, code: str, *, returns: bool) -> object:
@@ -148,7 +147,8 @@ class SessionMagics(Magics):
             return result.value if returns and is_plain(result) else None
 
     @magic_arguments()
-    @argument("name", nargs="?", default=_DEFAULT, help="the session")
+    @argument("positional", nargs="?", metavar="NAME", help="the session")
+    @_NAME
     @line_magic
     def session_files(self, line: str) -> list[str]:
         """Return the names of the files in a session's /mnt/data."""
@@ -156,7 +156,8 @@ class SessionMagics(Magics):
             return [file.name for file in session.list_files()]
 
     @magic_arguments()
-    @argument("name", nargs="?", default=_DEFAULT, help="the session")
+    @argument("positional", nargs="?", metavar="NAME", help="the session")
+    @_NAME
     @line_magic
     def session_reset(self, line: str) -> None:
         """End a session by name. The next cell with that name starts a new one."""
@@ -207,7 +208,6 @@ class SessionMagics(Magics):
         with self._leased(options.name) as session:
             result = session.install(*options.package)
             Shown(self._shell, "clean", self._secret).finish(result, is_streamed=False)
-        print(f"installed: {', '.join(options.package)}")
 
     @magic_arguments()
     @_NAME
@@ -302,6 +302,7 @@ def _parsed(magic: Any, line: str) -> Namespace:
     for key, value in vars(options).items():
         if isinstance(value, str | list):
             setattr(options, key, _unquoted(value) if isinstance(value, str) else [_unquoted(one) for one in value])
+    options.name = getattr(options, "positional", None) or options.name
     return options
 
 
