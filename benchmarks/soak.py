@@ -30,7 +30,7 @@ def counted() -> dict[str, int]:
         "processes": len(descendants(os.getpid())),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "cgroups": sum(1 for groups in Groups._shared.values() for top in groups._tops for _ in top.glob("*/")),
+        "cgroups": sum(1 for groups in Groups._shared.values() for top in groups._folders for _ in top.glob("*/")),
         "folders in /tmp": len(os.listdir("/tmp")),
     }
 

@@ -140,7 +140,7 @@ def settled() -> tuple[int, int, int, int]:
 
 
 def _remains() -> tuple[int, int, int, int]:
-    groups = sum(1 for own in Groups._shared.values() for top in own._tops for _ in top.glob("*/"))
+    groups = sum(1 for own in Groups._shared.values() for top in own._folders for _ in top.glob("*/"))
     descriptors = len(os.listdir("/proc/self/fd"))
     mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
     return len(descendants(os.getpid())), descriptors, mounts, groups

@@ -12,7 +12,7 @@ from aca_sessions.client.arguments import checked_path
 from aca_sessions.errors import InvalidArgumentError
 from aca_sessions.integrations.model_session import PythonTool
 from aca_sessions.mcp import resources as paths
-from aca_sessions.sandbox.session.files import UnusableNameError, checked_folder
+from aca_sessions.sandbox.session.files import UnusableNameError, validate_folder
 
 INSIDE = ["data.csv", "./data.csv", "/mnt/data/data.csv", "/mnt/data/./data.csv", "/mnt/data//data.csv"]
 ELSEWHERE = [
@@ -77,7 +77,7 @@ def test_every_path_resolves_as_in_posix_or_is_refused(path: str) -> None:
         pass
     else:
         assert posixpath.join("/mnt/data", folder, name) == meant.replace("//", "/")
-    for check in (checked_folder, paths.checked_folder):
+    for check in (validate_folder, paths.validate_folder):
         try:
             inside = check(path)
         except (InvalidArgumentError, UnusableNameError):

@@ -22,8 +22,8 @@ ACTS = st.sampled_from(["write", "read", "describe", "delete", "listing"])
 @given(st.lists(st.tuples(ACTS, NAMES, NAMES), min_size=1, max_size=30))
 def test_no_name_leads_out_of_a_sessions_files(fork_server: ForkServer, acts: list[tuple[str, str, str]]) -> None:
     """Whatever a file is called, the host reads and writes below /mnt/data only, or refuses."""
-    tree = fork_server.make_tree(Limits(disk=MB, files=200))
-    files = Files(tree)
+    workspace = fork_server.make_workspace(Limits(disk=MB, files=200))
+    files = Files(workspace)
     try:
         for act, name, folder in acts:
             try:
@@ -40,4 +40,4 @@ def test_no_name_leads_out_of_a_sessions_files(fork_server: ForkServer, acts: li
                 continue
     finally:
         files.close()
-        fork_server.drop_tree(tree)
+        fork_server.drop_workspace(workspace)

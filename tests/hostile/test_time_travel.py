@@ -309,10 +309,10 @@ async def test_a_host_write_that_does_not_fit_is_refused_and_ends_no_session() -
 
 async def test_a_session_can_end_while_its_first_process_does_not_answer(sandbox: Sandbox) -> None:
     """A write that waits for its memory holds up neither the end of its session nor the host."""
-    home = sandbox.running.home
-    if not home.memory.is_charged:
+    runtime = sandbox.running.runtime
+    if not runtime.memory.is_charged:
         pytest.skip("only a control group is charged for what is written, and this user may make none")
-    signal.pidfd_send_signal(home.init, signal.SIGSTOP)
+    signal.pidfd_send_signal(runtime.init, signal.SIGSTOP)
     writing = asyncio.create_task(sandbox.write("upload", [bytes(MB)]))
     await asyncio.sleep(0.2)
     assert not writing.done()

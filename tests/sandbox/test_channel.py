@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.session.channel import Inbox, Outbox, Unfinished
+from aca_sessions.sandbox.session.channel import Inbox, Outbox, UnfinishedFrames
 
 LARGE = 3_000_000  # bytes of one frame: more than any socket's buffer holds
 
@@ -86,18 +86,18 @@ async def test_no_sender_waits_for_a_guest_that_is_gone(link: tuple[socket.socke
 class Guest:
     """The guest's end of a pipe, and the payloads that the host read from it."""
 
-    def __init__(self, unfinished: Unfinished) -> None:
+    def __init__(self, unfinished_frames: UnfinishedFrames) -> None:
         end, self.pipe = os.pipe()
-        self.inbox = Inbox(end, unfinished=unfinished)
+        self.inbox = Inbox(end, unfinished_frames=unfinished_frames)
         self.taken: list[int] = []
-        self.forged, self.silent = asyncio.Event(), asyncio.Event()
+        self.on_refused, self.on_end = asyncio.Event(), asyncio.Event()
         self._writers: list[threading.Thread] = []
 
     def listen(self) -> None:
         def take(payload: bytes) -> None:
             self.taken.append(len(payload))
 
-        self.inbox.listen(take, most=wire.MAX_FROM_GUEST, forged=self.forged.set, silent=self.silent.set)
+        self.inbox.listen(take, most=wire.MAX_FROM_GUEST, on_refused=self.on_refused.set, on_end=self.on_end.set)
 
     def write(self, data: bytes) -> None:
         """Write from a thread, since a full pipe blocks the writer."""
@@ -120,14 +120,14 @@ class Guest:
 
 @pytest.fixture
 async def guests() -> AsyncIterator[list[Guest]]:
-    unfinished = Unfinished(40 << 20)
-    made = [Guest(unfinished) for _ in range(3)]
+    unfinished_frames = UnfinishedFrames(40 << 20)
+    made = [Guest(unfinished_frames) for _ in range(3)]
     for guest in made:
         guest.listen()
     yield made
     for guest in made:
         guest.close()
-    assert unfinished.size == 0
+    assert unfinished_frames.size == 0
 
 
 async def until(reached: Callable[[], bool]) -> None:
@@ -161,8 +161,8 @@ async def test_the_end_of_a_pipe_comes_after_its_frames(guests: list[Guest]) -> 
     spare = os.open(os.devnull, os.O_RDONLY)
     os.dup2(spare, guest.pipe)
     os.close(spare)
-    await guest.silent.wait()
-    assert (len(guest.taken), guest.forged.is_set()) == (500, False)
+    await guest.on_end.wait()
+    assert (len(guest.taken), guest.on_refused.is_set()) == (500, False)
 
 
 async def test_what_a_guest_wrote_before_it_ended_is_read(guests: list[Guest]) -> None:
@@ -182,19 +182,19 @@ async def test_a_frame_over_the_current_limit_is_refused_before_it_is_read(guest
     guest = guests[0]
     guest.inbox.most = 1000
     guest.write(framed("a", 1000) + struct.pack("<I", 1001))
-    await guest.forged.wait()
+    await guest.on_refused.wait()
     assert guest.taken == [1000]
 
 
 async def test_the_first_of_the_unfinished_frames_over_the_limit_is_dropped(guests: list[Guest]) -> None:
     first, second, third = guests
-    unfinished, size = first.inbox._unfinished, 15 << 20
+    unfinished_frames, size = first.inbox._unfinished, 15 << 20
     for guest in (first, second):
         guest.write(struct.pack("<I", 2 * size) + bytes(size))
-    await until(lambda: unfinished.size >= 2 * size)
-    oldest, other = unfinished._held
+    await until(lambda: unfinished_frames.size >= 2 * size)
+    oldest, other = unfinished_frames._held
     third.write(framed("a", size))
     await until(lambda: bool(third.taken))
-    assert [guest.forged.is_set() for guest in guests] == [guest.inbox is oldest for guest in guests]
+    assert [guest.on_refused.is_set() for guest in guests] == [guest.inbox is oldest for guest in guests]
     (second if other is second.inbox else first).write(bytes(size))
     await until(lambda: bool(first.taken or second.taken))

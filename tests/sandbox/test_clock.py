@@ -8,7 +8,7 @@ import time
 import pytest
 
 from aca_sessions.sandbox.policy import INTERRUPT_GRACE, QUEUED_SECONDS, STILL_SECONDS
-from aca_sessions.sandbox.session.cell import Clock, Grace
+from aca_sessions.sandbox.session.cell import Clock, GracePeriod
 from aca_sessions.sandbox.session.descriptors import queued_time
 
 
@@ -26,22 +26,22 @@ class Times:
 def test_running_time_counts_whatever_is_computed() -> None:
     times = Times()
     assert times.pass_by(5) == 0
-    times.clock.go_on()
+    times.clock.start()
     assert [times.pass_by(2), times.pass_by(1, computing=4)] == [2, 3]
 
 
 def test_while_it_is_stopped_only_computing_counts() -> None:
     times = Times()
-    times.clock.go_on()
+    times.clock.start()
     times.clock.stop()
     assert [times.pass_by(10), times.pass_by(10, computing=1), times.pass_by(1, computing=0.5)] == [0, 1, 1.5]
-    times.clock.go_on()
+    times.clock.start()
     assert times.pass_by(1) == 2.5
 
 
 def test_several_threads_count_as_at_most_real_time() -> None:
     times = Times()
-    times.clock.go_on()
+    times.clock.start()
     times.clock.stop()
     assert times.pass_by(10, computing=40) == 10
 
@@ -49,7 +49,7 @@ def test_several_threads_count_as_at_most_real_time() -> None:
 def test_it_does_not_stay_stopped_for_ever() -> None:
     times = Times()
     for _ in range(4):
-        times.clock.go_on()
+        times.clock.start()
         times.clock.stop()
         times.pass_by(STILL_SECONDS / 2)
     assert times.clock.used == STILL_SECONDS
@@ -57,7 +57,7 @@ def test_it_does_not_stay_stopped_for_ever() -> None:
 
 def test_a_second_question_does_not_extend_the_stop() -> None:
     times = Times()
-    times.clock.go_on()
+    times.clock.start()
     times.clock.stop()
     times.pass_by(1, computing=1)
     times.clock.stop()
@@ -67,7 +67,7 @@ def test_a_second_question_does_not_extend_the_stop() -> None:
 class Queue:
     def __init__(self) -> None:
         self.now, self.queued = 100.0, 7.0
-        self.grace = Grace(lambda: self.queued, lambda: self.now)
+        self.grace = GracePeriod(lambda: self.queued, lambda: self.now)
 
     def pass_by(self, seconds: float, *, queued: float = 0.0) -> float:
         self.now += seconds

@@ -233,16 +233,16 @@ async def test_a_class_with_its_own_bundle_is_shown_by_it(session: Session) -> N
 
 async def test_updates_over_the_hosts_budget_are_refused() -> None:
     cell = Cell("1")
-    cell.show(wire.Shown("1", {"text/plain": "x"}, "bar"))
+    cell.add_display(wire.Shown("1", {"text/plain": "x"}, "bar"))
     with pytest.raises(wire.WireError):
-        cell.show(wire.Shown("1", {"text/plain": "x" * (33 << 20)}, "bar", True))
+        cell.add_display(wire.Shown("1", {"text/plain": "x" * (33 << 20)}, "bar", True))
 
 
 async def test_a_name_that_is_too_long_is_refused() -> None:
     with pytest.raises(wire.WireError):
-        Cell("1").show(wire.Shown("1", {}, "x" * 201))
+        Cell("1").add_display(wire.Shown("1", {}, "x" * 201))
 
 
 async def test_a_display_of_more_forms_than_a_guest_sends_is_refused() -> None:
     with pytest.raises(wire.WireError):
-        Cell("1").show(wire.Shown("1", {str(number): "" for number in range(51)}))
+        Cell("1").add_display(wire.Shown("1", {str(number): "" for number in range(51)}))

@@ -12,7 +12,7 @@ from aca_sessions.lifetime import _Handover, made_in_thread
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.limits.watchdog import Watchdog
 from aca_sessions.sandbox.policy import Limits
-from aca_sessions.sandbox.session.descriptors import Spawned, host_pid
+from aca_sessions.sandbox.session.descriptors import SpawnedSession, host_pid
 from aca_sessions.sandbox.session.interpreter import start
 
 from ..conftest import descendants
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 class Refusing(Watchdog):
     """Memory that cannot be counted."""
 
-    async def begin(self, *_: object) -> None:
+    async def start(self, *_: object) -> None:
         raise OSError(13, "Permission denied")
 
 
@@ -35,8 +35,8 @@ async def gone(pidfd: int) -> None:
     asyncio.get_running_loop().remove_reader(pidfd)
 
 
-def spawned_by(fork_server: ForkServer) -> tuple[Spawned, object]:
-    place = fork_server.make_place(Limits())
+def spawned_by(fork_server: ForkServer) -> tuple[SpawnedSession, object]:
+    place = fork_server.make_session_resources(Limits())
     return fork_server.spawn(place[0], Limits()), place
 
 
@@ -82,7 +82,7 @@ def test_what_is_made_and_no_longer_wanted_is_undone() -> None:
 def test_a_spawned_session_that_is_not_taken_over_ends(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
     spawned.close()
-    fork_server.drop_place(place)
+    fork_server.drop_session_resources(place)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -90,8 +90,8 @@ async def test_a_start_whose_memory_cannot_be_counted_leaves_nothing(fork_server
     spawned, place = spawned_by(fork_server)
     memory = Refusing(Limits(), fork_server._together)
     with pytest.raises(IsolationError, match="control group"):
-        await start(spawned, Limits(), tree=place[0].number, memory=memory, proxy=None, show=fork_server.show_tree)
-    fork_server.drop_place(place)
+        await start(spawned, Limits(), workspace=place[0].number, memory=memory, proxy=None, mount=fork_server.mount_workspace)
+    fork_server.drop_session_resources(place)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -99,20 +99,20 @@ async def test_a_start_that_is_cancelled_leaves_nothing(fork_server: ForkServer)
     for turns in range(1, 6):
         spawned, place = spawned_by(fork_server)
         starting = asyncio.create_task(
-            start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
+            start(spawned, Limits(), workspace=place[0].number, memory=place[1], proxy=None, mount=fork_server.mount_workspace)
         )
         for _ in range(turns):
             await asyncio.sleep(0)
         starting.cancel()
         await asyncio.wait((starting,))
-        fork_server.drop_place(place)
+        fork_server.drop_session_resources(place)
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_cancelled_close_still_releases_everything(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
     interpreter, init = (
-        await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree),
+        await start(spawned, Limits(), workspace=place[0].number, memory=place[1], proxy=None, mount=fork_server.mount_workspace),
         os.dup(spawned.init),
     )
     closing = asyncio.create_task(interpreter.close())
@@ -121,7 +121,7 @@ async def test_a_cancelled_close_still_releases_everything(fork_server: ForkServ
     await asyncio.wait((closing,))
     await gone(init)
     os.close(init)
-    fork_server.drop_place(place)
+    fork_server.drop_session_resources(place)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -136,13 +136,13 @@ async def test_a_process_that_has_ended_has_no_number(fork_server: ForkServer) -
     with pytest.raises(GuestDiedError):
         host_pid(spawned.init)
     spawned.close()
-    fork_server.drop_place(place)
+    fork_server.drop_session_resources(place)
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_two_parallel_closes_remove_no_reader_of_others(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
-    interpreter = await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
+    interpreter = await start(spawned, Limits(), workspace=place[0].number, memory=place[1], proxy=None, mount=fork_server.mount_workspace)
     number, heard = spawned.init, asyncio.Event()
     closing = [asyncio.create_task(interpreter.close()) for _ in range(2)]
     await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
@@ -155,16 +155,16 @@ async def test_two_parallel_closes_remove_no_reader_of_others(fork_server: ForkS
     asyncio.get_running_loop().remove_reader(number)
     for descriptor in (number, end, other_end):
         os.close(descriptor)
-    fork_server.drop_place(place)
+    fork_server.drop_session_resources(place)
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_late_report_of_a_kill_does_not_change_its_cause(fork_server: ForkServer) -> None:
     """On a busy machine the end of the guest's frames may be noticed a second before the report of its death arrives."""
     spawned, place = spawned_by(fork_server)
-    interpreter = await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
-    interpreter.home.kill("memory")
-    interpreter._bury("crash")  # called when the guest has been silent for a second
+    interpreter = await start(spawned, Limits(), workspace=place[0].number, memory=place[1], proxy=None, mount=fork_server.mount_workspace)
+    interpreter.runtime.kill("memory")
+    interpreter._record_death("crash")  # called when the guest has been silent for a second
     assert interpreter.cause_of_death == "memory"
     await interpreter.close()
-    fork_server.drop_place(place)
+    fork_server.drop_session_resources(place)

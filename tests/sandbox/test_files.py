@@ -19,9 +19,9 @@ from ..conftest import uncharged
 
 @pytest.fixture
 def files(fork_server: ForkServer):
-    tree = fork_server.make_tree(Limits(disk=64 * KB, files=20))
-    yield Files(tree)
-    fork_server.drop_tree(tree)
+    workspace = fork_server.make_workspace(Limits(disk=64 * KB, files=20))
+    yield Files(workspace)
+    fork_server.drop_workspace(workspace)
 
 
 def content_of(files: Files, name: str, start: int = 0, length: int = 1 << 20) -> bytes:

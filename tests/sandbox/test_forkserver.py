@@ -13,7 +13,7 @@ import pytest
 from aca_sessions import Policy, open_pool
 from aca_sessions.errors import ConfigurationError, GuestDiedError, IsolationError
 from aca_sessions.sandbox import forkserver
-from aca_sessions.sandbox.forkserver import ForkServer, Numbers
+from aca_sessions.sandbox.forkserver import ForkServer, NumberAllocator
 from aca_sessions.sandbox.policy import Limits
 
 from ..conftest import aca_sessions, descendants, until
@@ -30,20 +30,20 @@ async def test_pools_of_one_process_share_one_fork_server(fork_server: ForkServe
 
 def test_threads_may_use_it_at_the_same_time(fork_server: ForkServer) -> None:
     trees = []
-    threads = [threading.Thread(target=lambda: trees.append(fork_server.make_tree(Limits()))) for _ in range(20)]
+    threads = [threading.Thread(target=lambda: trees.append(fork_server.make_workspace(Limits()))) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({tree.number for tree in trees}) == 20
-    for tree in trees:
-        fork_server.drop_tree(tree)
+    assert len({workspace.number for workspace in trees}) == 20
+    for workspace in trees:
+        fork_server.drop_workspace(workspace)
 
 
 async def test_user_numbers_in_use_are_not_assigned_again() -> None:
     """Use three users instead of 65,535. Neither checkpoints of a session nor other sessions get the user of another session."""
     server = ForkServer.shared(policy := Policy(preload=("colorsys",), spares=0))
-    server._numbers = Numbers(3)
+    server._numbers = NumberAllocator(3)
     async with open_pool(policy=policy) as pool:
         old = await pool.get_or_create("old")
         await old.run("x = 1; open('a', 'w').write('one')")
@@ -55,23 +55,23 @@ async def test_user_numbers_in_use_are_not_assigned_again() -> None:
         both = [await pool.get_or_create(name) for name in ("second", "third")]
         assert all([(await session.run("1")).success for session in both])
         with pytest.raises(IsolationError, match="all 3 users"):
-            server.make_tree(Limits())
+            server.make_workspace(Limits())
         await old.checkpoint()
         assert (await old.run("x, y, open('a').read()")).text == "(1, 3, 'one')"
     server.release()
 
 
 def test_a_user_is_free_again_after_its_last_tree() -> None:
-    numbers = Numbers(2)
-    number, user = numbers.take()
-    kept, _ = numbers.take(user)
+    numbers = NumberAllocator(2)
+    number, user = numbers.allocate()
+    kept, _ = numbers.allocate(user)
     assert number == user != kept
-    assert numbers.take()[1] != user
-    numbers.give_back(user)
+    assert numbers.allocate()[1] != user
+    numbers.release(user)
     with pytest.raises(IsolationError, match="in use"):
-        numbers.take()
-    numbers.give_back(user)
-    assert numbers.take() == (user, user)
+        numbers.allocate()
+    numbers.release(user)
+    assert numbers.allocate() == (user, user)
 
 
 def test_it_outlives_the_thread_that_started_it() -> None:
@@ -79,7 +79,7 @@ def test_it_outlives_the_thread_that_started_it() -> None:
     thread = threading.Thread(target=lambda: servers.append(ForkServer.shared(Policy(preload=("this",)))))
     thread.start()
     thread.join()
-    servers[0].drop_tree(servers[0].make_tree(Limits()))
+    servers[0].drop_workspace(servers[0].make_workspace(Limits()))
     servers[0].release()
 
 
@@ -88,7 +88,7 @@ def test_the_last_release_ends_it() -> None:
     server = ForkServer.shared(Policy(preload=("colorsys",)))
     assert ForkServer.shared(Policy(preload=("colorsys",))) is server
     server.release()
-    server.drop_tree(server.make_tree(Limits()))
+    server.drop_workspace(server.make_workspace(Limits()))
     server.release()
     assert not server.alive
 
@@ -204,7 +204,7 @@ def test_an_unanswered_request_ends_the_zygote() -> None:
     server._control.settimeout(0.1)
     for _ in range(2):
         with pytest.raises(GuestDiedError):
-            server.make_tree(Limits())
+            server.make_workspace(Limits())
     assert not server.alive
     server.release()
 
@@ -229,7 +229,7 @@ def test_a_request_to_a_dead_zygote_is_an_error() -> None:
 
     def ask() -> None:
         for _ in range(1000):  # processes that it has started end a moment later
-            server.drop_tree(server.make_tree(Limits()))
+            server.drop_workspace(server.make_workspace(Limits()))
             time.sleep(0.01)
 
     with pytest.raises(GuestDiedError):

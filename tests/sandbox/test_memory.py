@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Limits, Policy, Session, open_pool
-from aca_sessions.sandbox.limits.cgroup import GroupLimits, Groups, VersionOne, VersionTwo, kills_in
+from aca_sessions.sandbox.limits.cgroup import CgroupV1, CgroupV2, GroupLimits, Groups, kills_in
 from aca_sessions.sandbox.limits.watchdog import SocketMemory, Watchdog
 from aca_sessions.sandbox.policy import MB, Together
 from aca_sessions.sandbox.sandboxes import Sandboxes
@@ -120,7 +120,7 @@ def already_there() -> int:
 
 async def test_resets_and_branches_leave_no_control_group() -> None:
     def groups() -> int:
-        tops = [top for groups in Groups._shared.values() for top in groups._tops]
+        tops = [top for groups in Groups._shared.values() for top in groups._folders]
         return sum(len(folders) for top in tops for _, folders, _ in os.walk(top))
 
     async with open_pool(policy=SMALL) as pool, pool.session() as session:
@@ -135,12 +135,12 @@ async def test_resets_and_branches_leave_no_control_group() -> None:
         assert groups() == before
 
 
-@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+@pytest.mark.skipif(CgroupV1.find() is None and CgroupV2.find() is None, reason="this user may make no control groups")
 async def test_a_group_is_removed_a_moment_after_its_last_process() -> None:
     groups = Groups.shared(Together())
     group = groups.make(Limits())
     with subprocess.Popen(["sleep", "60"]) as process:
-        await group.take_in(process.pid)
+        await group.add_first_process(process.pid)
         group.remove()
         assert all(folder.exists() for folder in group._folders)
         process.kill()
@@ -150,13 +150,13 @@ async def test_a_group_is_removed_a_moment_after_its_last_process() -> None:
     groups.release()
 
 
-@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+@pytest.mark.skipif(CgroupV1.find() is None and CgroupV2.find() is None, reason="this user may make no control groups")
 async def test_one_thread_waits_for_all_groups_that_are_removed() -> None:
     groups = Groups.shared(Together())
     made = [groups.make(Limits()) for _ in range(20)]
     with subprocess.Popen(["sleep", "60"]) as process:
         for group in made:
-            await group.take_in(process.pid)
+            await group.add_first_process(process.pid)
             group.remove()
         assert sum(isinstance(thread, threading.Timer) for thread in threading.enumerate()) <= 2  # one, and the one before it
         process.kill()
@@ -177,7 +177,7 @@ async def test_all_sessions_together_are_limited_in_processes() -> None:
             assert (await third.run("6 * 7")).value == 42
 
 
-@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+@pytest.mark.skipif(CgroupV1.find() is None and CgroupV2.find() is None, reason="this user may make no control groups")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at the memory of a session's processes here")
 @pytest.mark.parametrize(("count", "rows"), mostly_long([(10, PRIVATE), (40, ["Pss"])], (10, PRIVATE)), ids=["private", "proportional"])
 async def test_memory_of_an_idle_session_is_counted(count: int, rows: list[str]) -> None:
@@ -205,7 +205,7 @@ def computed(pid: int) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.skipif("cpu" not in getattr(VersionOne.find(), "_controllers", ()), reason="no control group of version 1 for processors here")
+@pytest.mark.skipif("cpu" not in getattr(CgroupV1.find(), "_controllers", ()), reason="no control group of version 1 for processors here")
 async def test_the_weight_of_sessions_applies_to_each_processor() -> None:
     """One busy session of a host with two processors gets as much as any other process, if all sessions weigh 0.5 on each of them."""
     busy = (
@@ -254,7 +254,7 @@ async def gives_way() -> bool:
 
 
 @pytest.mark.skipif(
-    VersionOne.find() is not None or VersionTwo.find() is not None,
+    CgroupV1.find() is not None or CgroupV2.find() is not None,
     reason="only for hosts without control groups, which have a share of their own",
 )
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel has no autogroups")
@@ -290,10 +290,10 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+@pytest.mark.skipif(CgroupV1.find() is None and CgroupV2.find() is None, reason="this user may make no control groups")
 def test_the_group_of_all_sessions_is_removed_when_its_host_is_killed() -> None:
     start = "import time\nfrom aca_sessions.sandbox.limits.cgroup import Groups\nfrom aca_sessions.sandbox.policy import *\n"
-    start += "groups = Groups.shared(Together())\ngroups.make(Limits())\nprint(*groups._tops, flush=True)\ntime.sleep(60)"
+    start += "groups = Groups.shared(Together())\ngroups.make(Limits())\nprint(*groups._folders, flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as host:
         tops = host.stdout.readline().split()
         assert tops
@@ -304,7 +304,7 @@ def test_the_group_of_all_sessions_is_removed_when_its_host_is_killed() -> None:
     assert not any(map(os.path.isdir, tops))
 
 
-@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+@pytest.mark.skipif(CgroupV1.find() is None and CgroupV2.find() is None, reason="this user may make no control groups")
 def test_processor_time_is_limited_if_configured() -> None:
     groups = Groups.shared(Together())
     group = groups.make(replace(Limits(), cpu=0.5))
@@ -316,10 +316,10 @@ def test_processor_time_is_limited_if_configured() -> None:
         groups.release()
 
 
-@pytest.mark.skipif(VersionOne.find() is None, reason="version 1 of control groups is not here, or not for this user")
+@pytest.mark.skipif(CgroupV1.find() is None, reason="version 1 of control groups is not here, or not for this user")
 def test_without_the_cpu_controller_memory_and_processes_are_counted_and_each_session_has_the_weight() -> None:
-    parents = {name: path for name, path in VersionOne.find()._parents.items() if name in ("memory", "pids")}
-    groups = Groups(VersionOne(parents), Together(cpu_weight=0.125))
+    parents = {name: path for name, path in CgroupV1.find()._parents.items() if name in ("memory", "pids")}
+    groups = Groups(CgroupV1(parents), Together(cpu_weight=0.125))
     groups._users = 1
     group = groups.make(replace(Limits(), cpu=0.5))
     try:
@@ -332,10 +332,10 @@ def test_without_the_cpu_controller_memory_and_processes_are_counted_and_each_se
 
 def with_read_only_cpu(script: str) -> list[str]:
     """Return what a program prints that may not make groups in the cpu hierarchy of version 1."""
-    if os.geteuid() != 0 or VersionOne.find() is None:
+    if os.geteuid() != 0 or CgroupV1.find() is None:
         pytest.skip("only root may make a mount read-only, and only version 1 has one for the cpu controller")
     command = f'mount -o remount,bind,ro "$0" && exec {sys.executable} -c "$1"'
-    cpu = str(VersionOne.find()._parents["cpu"])
+    cpu = str(CgroupV1.find()._parents["cpu"])
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", command, cpu, script], capture_output=True, text=True, timeout=240, check=False
     )
@@ -344,7 +344,7 @@ def with_read_only_cpu(script: str) -> list[str]:
 
 
 def test_a_cpu_hierarchy_that_cannot_be_written_does_not_hide_the_others() -> None:
-    (found,) = with_read_only_cpu("from aca_sessions.sandbox.limits.cgroup import VersionOne; print(*VersionOne.find()._parents)")
+    (found,) = with_read_only_cpu("from aca_sessions.sandbox.limits.cgroup import CgroupV1; print(*CgroupV1.find()._parents)")
     assert found.removesuffix(" trees") == "memory pids"
 
 
@@ -367,12 +367,12 @@ print(told.full, *(finding.how for finding in told.findings if not finding.enfor
 def test_the_cpu_controller_is_handed_down_where_the_parent_has_it(tmp_path: Path, had: str, handed_down: str) -> None:
     (tmp_path / "cgroup.controllers").write_text(had)
     (tmp_path / "cgroup.subtree_control").touch()
-    VersionTwo(tmp_path.parent).hand_down([tmp_path])
+    CgroupV2(tmp_path.parent).enable_controllers([tmp_path])
     assert (tmp_path / "cgroup.subtree_control").read_text() == handed_down
 
 
 def test_a_group_of_the_second_version_without_the_cpu_controller_says_so(tmp_path: Path) -> None:
-    version = VersionTwo(tmp_path.parent)
+    version = CgroupV2(tmp_path.parent)
     version.limit([tmp_path], GroupLimits(cpu=0.5, weight=0.125))
     assert not version.has_cpu([tmp_path])
     (tmp_path / "cpu.max").touch()
@@ -383,7 +383,7 @@ def test_the_common_memory_limit_of_version_two_does_not_kill_all_sessions(tmp_p
     """The kernel kills all of the topmost group with memory.oom.group that is within the exceeded limit."""
     for name in ("memory.max", "memory.oom.group"):
         (tmp_path / name).touch()
-    VersionTwo(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB))
+    CgroupV2(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB))
     assert (tmp_path / "memory.oom.group").read_text() == "0"
 
 
@@ -392,13 +392,13 @@ def test_version_two_of_control_groups_is_written_in_its_own_format(tmp_path: Pa
     names = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight", "memory.events")
     for name in names:
         (tmp_path / name).touch()
-    VersionTwo(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB, processes=64, cpu=1.5, weight=0.5, kills_all=True))
+    CgroupV2(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB, processes=64, cpu=1.5, weight=0.5, kills_all=True))
     written = {name: (tmp_path / name).read_text() for name in names[:-1]}
     assert written == {
         "memory.max": str(512 * MB), "memory.swap.max": "0", "memory.oom.group": "1",
         "pids.max": "64", "cpu.max": "150000 100000", "cpu.weight": "50",
     }  # fmt: skip
-    assert VersionTwo(tmp_path.parent).events([tmp_path]) == str(tmp_path / "memory.events")
+    assert CgroupV2(tmp_path.parent).kill_count_file([tmp_path]) == str(tmp_path / "memory.events")
     assert kills_in("low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\noom_group_kill 1\n") == 3
 
 
@@ -419,13 +419,13 @@ async def test_the_socket_that_lists_sockets_is_closed_after_the_last_listing(ea
     descriptor = asking.detach()
     watchdog = Watchdog(Limits(), Together(), lists_sockets=True)
     with kernel:
-        beginning = ending = asyncio.create_task(watchdog.begin(os.getpid(), lambda: None, descriptor))
+        beginning = ending = asyncio.create_task(watchdog.start(os.getpid(), lambda: None, descriptor))
         for _ in range(earlier):
             answer(kernel, await asked(kernel))
         request = await asked(kernel)
         if earlier:
             await beginning
-            ending = asyncio.create_task(watchdog.end(os.getpid()))
+            ending = asyncio.create_task(watchdog.stop(os.getpid()))
         else:
             beginning.cancel()
         for _ in range(10):

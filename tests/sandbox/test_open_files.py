@@ -7,7 +7,7 @@ import pytest
 from aca_sessions import Policy
 from aca_sessions.sandbox.sandbox import Sandbox
 from aca_sessions.sandbox.sandboxes import Sandboxes
-from aca_sessions.sandbox.session.copies import cut_off
+from aca_sessions.sandbox.session.copies import deleted_open_files
 from aca_sessions.sandbox.session.descriptors import host_pid
 
 from ..conftest import mostly_long
@@ -46,7 +46,7 @@ async def run(sandbox: Sandbox, code: str):
 
 
 async def named(sandbox: Sandbox) -> tuple[str, ...] | None:
-    return cut_off(host_pid((await sandbox.interpreter()).pidfd), sandbox.files)
+    return deleted_open_files(host_pid((await sandbox.interpreter()).pidfd), sandbox.files)
 
 
 @pytest.mark.parametrize("change", mostly_long(CHANGES, every=3))
@@ -123,7 +123,7 @@ async def test_the_number_of_reported_files_is_bounded(sandbox: Sandbox) -> None
 async def test_nothing_is_reported_of_a_process_that_has_ended(sandbox: Sandbox) -> None:
     pid = host_pid((await sandbox.interpreter()).pidfd)
     await sandbox.reset()
-    assert cut_off(pid, sandbox.files) is None
+    assert deleted_open_files(pid, sandbox.files) is None
 
 
 async def test_a_process_that_forbids_inspection_is_inspected_all_the_same(sandbox: Sandbox) -> None:

@@ -81,12 +81,12 @@ def places(fork_server: ForkServer) -> Iterator[MakePlace]:
     trees = []
 
     def make(limits: Limits = SMALL) -> Place:
-        trees.append(fork_server.make_tree(limits, user=trees[0].user if trees else None))
+        trees.append(fork_server.make_workspace(limits, user=trees[0].user if trees else None))
         return Place(Files(trees[-1]), Path(f"/proc/self/fd/{trees[-1].directory}"))
 
     yield make
-    for tree in trees:
-        fork_server.drop_tree(tree)
+    for workspace in trees:
+        fork_server.drop_workspace(workspace)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_no_other_name_is_accepted(level: str) -> None:
 
 
 async def test_a_warning_is_logged_once(public_python: str, caplog: pytest.LogCaptureFixture) -> None:
-    forkserver._warn_of_less.cache_clear()
+    forkserver._warn_of_weaker_isolation.cache_clear()
     with caplog.at_level(logging.WARNING, logger="aca_sessions"):
         for tenant in ("one", "other"):
             async with open_pool(policy=replace(BARE, python=public_python, tenant=tenant)):
@@ -282,14 +282,14 @@ async def test_a_session_that_was_killed_for_its_memory_says_so_if_its_end_is_re
     async with Sandboxes(bare_policy) as sandboxes:
         sandbox = await sandboxes.open()
         interpreter = await sandbox.interpreter()
-        home = interpreter.home
-        signal.pidfd_send_signal(home.init, signal.SIGSTOP)  # as on a machine too busy to run it, it ends and reports nothing
-        home.kill("memory")  # as the watchdog does
+        runtime = interpreter.runtime
+        signal.pidfd_send_signal(runtime.init, signal.SIGSTOP)  # as on a machine too busy to run it, it ends and reports nothing
+        runtime.kill("memory")  # as the watchdog does
         signal.pidfd_send_signal(interpreter.pidfd, signal.SIGKILL)
         while not interpreter._death.done():
             await asyncio.sleep(0.01)
         assert interpreter.cause_of_death == "memory"
-        signal.pidfd_send_signal(home.init, signal.SIGCONT)
+        signal.pidfd_send_signal(runtime.init, signal.SIGCONT)
         await sandbox.close()
 
 

@@ -30,12 +30,12 @@ from . import environment, wire
 from .hosts import IMAGE, lines_for_image, remedy_for
 from .images import images
 from .limits.capacity import allow_many, explained_shortage, no_descriptor, reserve
-from .limits.cgroup import Groups, Janitor
-from .limits.memory import Memory
+from .limits.cgroup import CleanupShell, Groups
+from .limits.memory import MemoryLimit
 from .limits.watchdog import Watchdog, bytes_in, family
 from .packages.cache import shown
 from .policy import Limits, Mount, Policy, Together
-from .session.descriptors import Spawned, Tree, kill
+from .session.descriptors import SpawnedSession, Workspace, kill
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read the environment that the zygote was started with, so nothing of the host's environment is in it.
@@ -52,7 +52,7 @@ _ENVIRONMENT = {
 }
 _logger = logging.getLogger("aca_sessions")
 # Waits until this process has ended, and removes the folder. Sessions may still be ending and writing, so it tries for 2.5 s.
-_JANITOR = 'read _; n=0; while [ $n -lt 25 ] && [ -e "$1" ]; do chmod -R u+rwX -- "$1"; rm -rf -- "$1"; n=$((n+1)); sleep 0.1; done'
+_CLEANUP_SCRIPT = 'read _; n=0; while [ $n -lt 25 ] && [ -e "$1" ]; do chmod -R u+rwX -- "$1"; rm -rf -- "$1"; n=$((n+1)); sleep 0.1; done'
 _NOTHING_WAS_SENT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
@@ -94,18 +94,18 @@ class _Key(NamedTuple):
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
-class Numbers:
+class NumberAllocator:
     """An allocator of numbers for workspaces and for their users. A session, its checkpoints and its branches share one user."""
 
     def __init__(self, most: int | None) -> None:
         """Allow at most `most` users at a time. None is no limit."""
         self._most = most
-        self._trees: dict[int, int] = {}  # how many workspaces a user has
+        self._workspaces: dict[int, int] = {}  # how many workspaces a user has
         self._latest = 0
         self._further = itertools.count(1 if most is None else most + 1)
         self._lock = threading.Lock()
 
-    def take(self, user: int | None = None) -> tuple[int, int]:
+    def allocate(self, user: int | None = None) -> tuple[int, int]:
         """Allocate a number for a new workspace of user number `user`. If `user` is None, choose a user that is free.
 
         Return the workspace's number and the user's number. A new user's first workspace has the same number as the user, so these are
@@ -114,22 +114,22 @@ class Numbers:
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
             user = user or number
-            self._trees[user] = self._trees.get(user, 0) + 1
+            self._workspaces[user] = self._workspaces.get(user, 0) + 1
             return number, user
 
-    def give_back(self, user: int) -> None:
+    def release(self, user: int) -> None:
         """Record that a workspace of user number `user` was removed. With the user's last workspace, the number becomes free again."""
         with self._lock:
-            self._trees[user] -= 1
-            if not self._trees[user]:
-                del self._trees[user]
+            self._workspaces[user] -= 1
+            if not self._workspaces[user]:
+                del self._workspaces[user]
 
     def _free(self) -> int:
         """Return a free user number, counting up from the one returned last, so that a number is reused as late as possible."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
-            if number not in self._trees:
+            if number not in self._workspaces:
                 self._latest = number
                 return number
         raise IsolationError("uid range", f"all {most} users that sessions may have are in use", "End some sessions, and try again")
@@ -145,14 +145,14 @@ class ForkServer:
         """Start the zygote, the fork server's process. Do not wait: the first request waits until the zygote is ready."""
         self._owner = Owner("the fork server")
         self._lock = threading.Lock()
-        self._counting_trees = threading.Lock()
-        self._trees: set[Tree] = set()
+        self._workspaces_lock = threading.Lock()
+        self._workspaces: set[Workspace] = set()
         self._users = 0
         self._ready = False
         self.broken = self._ending = self._retired = False
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
-        self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
+        self._numbers = NumberAllocator(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
         self._network = policy.network.kind
         self._together = policy.together
         python = sys.executable if policy.image else policy.python or sys.executable
@@ -208,13 +208,13 @@ class ForkServer:
     def retire(self) -> None:
         """Prepare to end this fork server at the next `release`. Do nothing if other users must release it too.
 
-        Afterwards, `shared` starts another fork server. `drop_tree` no longer frees single workspaces, because the end of this fork server
-        frees all of them at once.
+        Afterwards, `shared` starts another fork server. `drop_workspace` no longer frees single workspaces, because the end of this fork
+        server frees all of them at once.
         """
         with self._sharing:
             if self._users == 1:
                 self._retired = True
-                self._forget()
+                self._stop_sharing()
 
     def release(self) -> None:
         """End the caller's use of the fork server. When no user is left, end the fork server and all its sessions.
@@ -227,10 +227,10 @@ class ForkServer:
             self._users -= 1
             if self._users > 0:
                 return
-            self._forget()
+            self._stop_sharing()
         self._end()
 
-    def _forget(self) -> None:
+    def _stop_sharing(self) -> None:
         for key in [key for key, server in self._shared.items() if server is self]:
             del self._shared[key]
 
@@ -239,7 +239,7 @@ class ForkServer:
         """Return whether the fork server still runs."""
         return not self.broken and self.process.poll() is None
 
-    def answers(self) -> bool:
+    def ping(self) -> bool:
         """Send a ping, and return whether the fork server is alive."""
         # Unlike `alive`, this notices a death before the process can be waited for.
         with contextlib.suppress(GuestDiedError):
@@ -249,87 +249,87 @@ class ForkServer:
     def wait_until_ready(self) -> None:
         """Wait until the fork server has started. Raise IsolationError if this host refuses a part of the isolation."""
         with self._lock:
-            self._finish_boot()
+            self._wait_for_boot()
 
-    def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """Make a session's workspace and memory counter, which are kept when the session's interpreter is replaced.
+    def make_session_resources(self, limits: Limits) -> tuple[Workspace, MemoryLimit]:
+        """Make a session's workspace and memory limit, which are kept when the session's interpreter is replaced.
 
         Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
         """
-        tree = self.make_tree(limits)
+        workspace = self.make_workspace(limits)
         try:
             with explained_shortage("another session"):
-                return tree, self._counting(tree, limits)
+                return workspace, self._make_memory_limit(workspace, limits)
         except GuestDiedError:
-            self.drop_tree(tree)
+            self.drop_workspace(workspace)
             raise
         except OSError as error:
-            self.drop_tree(tree)
+            self.drop_workspace(workspace)
             raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from error
 
-    def _counting(self, tree: Tree, limits: Limits) -> Memory:
+    def _make_memory_limit(self, workspace: Workspace, limits: Limits) -> MemoryLimit:
         if self.groups is not None:
             return self.groups.make(limits)
         in_memory = self._folder is None
-        files = partial(self._bytes_of, tree.user) if in_memory else None
+        files = partial(self._bytes_of, workspace.user) if in_memory else None
         return Watchdog(limits, self._together, files=files, lists_sockets=in_memory and self._network != "host")
 
-    def room_for(self, tree: Tree, limits: Limits) -> int:
+    def free_file_bytes(self, workspace: Workspace, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
 
         Return sys.maxsize without namespaces, because files are then on a disk and have no such limit.
         """
-        return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
+        return limits.family - self._bytes_of(workspace.user) if self._folder is None else sys.maxsize
 
     def _bytes_of(self, user: int) -> int:
-        with self._counting_trees:
-            return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
+        with self._workspaces_lock:
+            return sum(bytes_in(workspace.directory) for workspace in self._workspaces if workspace.user == user)
 
-    def drop_place(self, place: tuple[Tree, Memory]) -> None:
-        """Remove a workspace and memory counter that `make_place` made. The processes of the session must have ended."""
-        tree, memory = place
+    def drop_session_resources(self, resources: tuple[Workspace, MemoryLimit]) -> None:
+        """Remove a workspace and memory limit that `make_session_resources` made. The processes of the session must have ended."""
+        workspace, memory = resources
         try:
-            self.drop_tree(tree)
+            self.drop_workspace(workspace)
         finally:
             memory.remove()
 
-    def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
+    def make_workspace(self, limits: Limits, *, user: int | None = None) -> Workspace:
         """Make an empty workspace for a new user or, for a branch or a checkpoint, for the existing `user`."""
-        number, user = self._numbers.take(user)
+        number, user = self._numbers.allocate(user)
         try:
-            directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
+            directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo_request=wire.DropTree(number))
         except BaseException:
-            self._numbers.give_back(user)
+            self._numbers.release(user)
             raise
-        tree = Tree(number, directory, self._first_uid + user if self._uid_count else None, user)
-        with self._counting_trees:
-            self._trees.add(tree)
-        return tree
+        workspace = Workspace(number, directory, self._first_uid + user if self._uid_count else None, user)
+        with self._workspaces_lock:
+            self._workspaces.add(workspace)
+        return workspace
 
-    def show_tree(self, init: int, tree: int) -> None:
-        """Mount workspace number `tree` at /mnt/data of a session. `init` is the pidfd of the session's first process."""
-        self._ask(wire.ShowTree(tree), init)
+    def mount_workspace(self, init: int, workspace: int) -> None:
+        """Mount a workspace, given its number, at /mnt/data of a session. `init` is the pidfd of the session's first process."""
+        self._ask(wire.ShowTree(workspace), init)
 
-    def drop_tree(self, tree: Tree) -> None:
+    def drop_workspace(self, workspace: Workspace) -> None:
         """Close a workspace, and ask the fork server to free its memory.
 
         Do not ask a dead or retired fork server: its end frees all workspaces. If the fork server refuses, raise its error and keep the
         user's number in use.
         """
-        with self._counting_trees:
-            self._trees.discard(tree)
-            os.close(tree.directory)
+        with self._workspaces_lock:
+            self._workspaces.discard(workspace)
+            os.close(workspace.directory)
         # Unmounting one workspace takes the kernel milliseconds, and a fork server does one thing at a time. When it ends, all workspaces
         # are unmounted at once: so a retired one is not asked.
         if self.alive and not self._retired:
-            self._ask(wire.DropTree(tree.number))
-            self._numbers.give_back(tree.user)
+            self._ask(wire.DropTree(workspace.number))
+            self._numbers.release(workspace.user)
 
-    def spawn(self, tree: Tree, limits: Limits) -> Spawned:
+    def spawn(self, workspace: Workspace, limits: Limits) -> SpawnedSession:
         """Start a session in a workspace. Do not wait for its interpreter, which sends `Ready` once it is confined."""
         request = wire.Spawn(
-            tree=tree.number,
-            owner=tree.user,
+            tree=workspace.number,
+            owner=workspace.user,
             address_space=limits.memory,
             processes=limits.processes,
             open_files=limits.open_files,
@@ -346,28 +346,28 @@ class ForkServer:
             theirs.close()
             report_end.close()
             on_failure.pop_all()
-        return Spawned(ours, report, init, namespaces=self._folder is None)
+        return SpawnedSession(ours, report, init, namespaces=self._folder is None)
 
-    def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
+    def _ask_for_one(self, request: wire.Message, *descriptors: int, undo_request: wire.Message | None = None) -> int:
         """Send a request to the fork server, and return the one descriptor that comes with the answer.
 
-        If this process has no descriptor free to receive it, send the request `undo` and raise GuestDiedError. A spawned session needs no
-        `undo`: it ends when the host closes its link.
+        If this process has no descriptor free to receive it, send `undo_request` and raise GuestDiedError. A spawned session needs no
+        `undo_request`: it ends when the host closes its link.
         """
         answer = self._ask(request, *descriptors)
         if not answer:  # the kernel dropped the descriptor, because this process has none free
-            if undo is not None:
-                self._ask(undo)
+            if undo_request is not None:
+                self._ask(undo_request)
             raise no_descriptor("another session")
         return answer[0]
 
     def _ask(self, request: wire.Message, *descriptors: int) -> list[int]:
         self._owner.check()
         with self._lock:
-            self._finish_boot()
+            self._wait_for_boot()
             return self._exchange(request, descriptors)
 
-    def _finish_boot(self) -> None:
+    def _wait_for_boot(self) -> None:
         """Wait until the zygote has started. If its start failed, raise the error in this and every later call."""
         if self._failure is not None:
             raise self._failure
@@ -384,8 +384,8 @@ class ForkServer:
             socket.send_fds(self._control, [wire.encode(request)], descriptors)
         except OSError as error:
             if error.errno in _NOTHING_WAS_SENT:  # so no answer will come, and later ones still match their requests
-                raise refusal(wire.Refused("session", error.errno, os.strerror(error.errno))) from error
-            raise self._give_up() from error
+                raise refusal_error(wire.Refused("session", error.errno, os.strerror(error.errno))) from error
+            raise self._mark_broken() from error
         return self._answer()
 
     def _answer(self) -> list[int]:
@@ -398,14 +398,14 @@ class ForkServer:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
             answer = wire.decode(payload, wire.Done, wire.Refused)
         except (OSError, wire.WireError) as error:
-            raise self._give_up() from error
+            raise self._mark_broken() from error
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         if isinstance(answer, wire.Refused):
-            raise refusal(answer)
+            raise refusal_error(answer)
         return list(descriptors)
 
-    def _give_up(self) -> GuestDiedError:
+    def _mark_broken(self) -> GuestDiedError:
         self.broken = True
         if not self._ending:  # else `_end` woke a thread that waited, and ends the processes in their order
             self.process.kill()
@@ -443,7 +443,7 @@ class ForkServer:
                 return
 
 
-class Folder:
+class DiskFolder:
     """The folder on disk that holds the files of sessions without namespaces. It is removed even if this process is killed.
 
     Other users cannot list it. To open a file in it, they must know the file's name and have permission.
@@ -454,31 +454,31 @@ class Folder:
         os.chmod(self.path, 0o711)  # noqa: S103 (others may pass through it, not list it)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # systemd-tmpfiles(8) deletes old files, except below a locked folder
-        self._janitor = Janitor(_JANITOR, self.path)
+        self._cleanup_shell = CleanupShell(_CLEANUP_SCRIPT, self.path)
 
     def remove(self) -> None:
         """Remove the folder. The sessions must have ended."""
         os.close(self._lock)
-        self._janitor.finish()
+        self._cleanup_shell.finish()
 
 
-def _folder_for(policy: Policy) -> Folder | None:
+def _folder_for(policy: Policy) -> DiskFolder | None:
     """Make the folder for sessions without namespaces, and log a warning. Return None if the policy's sessions have namespaces."""
     if policy.isolation == "full":
         return None
-    _warn_of_less()
-    return Folder()
+    _warn_of_weaker_isolation()
+    return DiskFolder()
 
 
 @functools.cache
-def _warn_of_less() -> None:
+def _warn_of_weaker_isolation() -> None:
     _logger.warning(
         "ACASessions:Sandbox:Isolation is no-namespaces: sessions are held by Landlock, seccomp and limits alone; "
         "`aca-sessions doctor` and SECURITY.md say what is not enforced"
     )
 
 
-def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
+def refusal_error(refused: wire.Refused) -> ConfigurationError | IsolationError:
     """Return the error to raise when this host or the image refused a part of the isolation. Its message advises the user."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")

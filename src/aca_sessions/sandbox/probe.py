@@ -98,7 +98,7 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         sandbox = await sandboxes.open()
         try:
             interpreter = await sandbox.interpreter()
-            idle = max(sandbox.memory.used(), await in_thread(private_memory, host_pid(interpreter.home.init)))
+            idle = max(sandbox.memory.used(), await in_thread(private_memory, host_pid(interpreter.runtime.init)))
             findings = (
                 Finding("sessions that fit", True, capacity(policy, idle)),
                 *_seen_from_outside(interpreter, policy),

@@ -12,28 +12,28 @@ from ..ledger import Ledger
 from ..lifetime import Tasks, made_in_thread
 from ..models import CodeExecutionResult, RemoteFile, RunningProcess
 from .forkserver import ForkServer, limiter
-from .limits.memory import Memory
+from .limits.memory import MemoryLimit
 from .packages.store import Packages, SessionPackages
 from .policy import Limits
 from .proxy import Proxy
 from .session import copies
 from .session.cell import CellNotSentError
 from .session.checkpoints import Checkpoints, SessionCheckpoint
-from .session.copies import cut_off, restore
-from .session.descriptors import Spawned, Tree, host_pid
+from .session.copies import deleted_open_files, restore
+from .session.descriptors import SpawnedSession, Workspace, host_pid
 from .session.files import Files
-from .session.home import Home
 from .session.interpreter import Interpreter, fork, start
 from .session.processes import Ended
+from .session.runtime import SharedRuntime
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
-_UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
+_UNKNOWN_DELETED_FILES = ("maybe some, this host cannot tell which",)
 
 
 @dataclass(slots=True)
-class Kin:
-    """A counter of the sandboxes that share one `Memory`: those of a session and its branches."""
+class MemoryUsers:
+    """A counter of the sandboxes that share one `MemoryLimit`: those of a session and its branches."""
 
     count: int = 0
 
@@ -47,22 +47,22 @@ class Sandbox:
     def __init__(
         self,
         fork_server: ForkServer,
-        tree: Tree,
+        workspace: Workspace,
         limits: Limits,
         *,
-        memory: Memory,
+        memory: MemoryLimit,
         proxy: Proxy | None,
         packages: Packages,
-        kin: "Kin | None" = None,
+        memory_users: "MemoryUsers | None" = None,
     ) -> None:
-        """Create a sandbox that owns the workspace `tree` and removes it when it is closed.
+        """Create a sandbox that owns `workspace`, and removes it when it is closed.
 
-        `memory` is the sandbox's own, or shared if the sandbox is a branch. `kin` counts the sandboxes that share it; None is a new
-        counter.
+        `memory` is the sandbox's own, or shared if the sandbox is a branch. `memory_users` counts the sandboxes that share `memory`. If it
+        is None, a new counter is made.
         """
         self._all_packages = packages
         self._fork_server = fork_server
-        self._tree = tree
+        self._workspace = workspace
         self._limits = limits
         self.memory = memory
         self._proxy = proxy
@@ -72,12 +72,12 @@ class Sandbox:
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
         self._on_close: Callable[[], None] = lambda: None
-        self._adopt: Callable[[Sandbox], Sandbox] = lambda branch: branch
-        self._kin = kin or Kin()
-        self._kin.count += 1
-        self.files = Files(tree, lambda: min(fork_server.room_for(tree, limits), memory.room()))
-        self._checkpoints = Checkpoints(fork_server, tree, self.files, limits)
-        self.packages = SessionPackages(packages, self._show)
+        self._on_branch: Callable[[Sandbox], Sandbox] = lambda branch: branch
+        self._memory_users = memory_users or MemoryUsers()
+        self._memory_users.count += 1
+        self.files = Files(workspace, lambda: min(fork_server.free_file_bytes(workspace, limits), memory.free_file_bytes()))
+        self._checkpoints = Checkpoints(fork_server, workspace, self.files, limits)
+        self.packages = SessionPackages(packages, self._add_packages)
 
     @property
     def usable(self) -> bool:
@@ -99,20 +99,20 @@ class Sandbox:
 
         Start the interpreter first if none runs, because its control group counts the memory of the file.
         """
-        home = (await self.interpreter()).home
-        return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
+        runtime = (await self.interpreter()).runtime
+        return await to_thread.run_sync(self.files.write, name, chunks, folder, runtime.allocate)
 
-    def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Set two callbacks: `tell` is called after the sandbox is closed, and `adopt` with each new branch of it.
+    def set_callbacks(self, on_close: Callable[[], None], on_branch: "Callable[[Sandbox], Sandbox]") -> None:
+        """Set two callbacks: `on_close` is called after the sandbox is closed, and `on_branch` with each new branch of it.
 
-        `adopt` must return the branch.
+        `on_branch` must return the branch.
         """
-        self._on_close, self._adopt = tell, adopt
+        self._on_close, self._on_branch = on_close, on_branch
 
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
         """Make a checkpoint of the variables and files. Raise SnapshotError with the reason if that is impossible."""
         try:
-            return await self._tasks.to_its_end(self._take(name))
+            return await self._tasks.to_its_end(self._take_checkpoint(name))
         except CellNotSentError as error:
             raise SnapshotError(
                 "cannot take the checkpoint, because the session was reset or its interpreter ended first: take it again"
@@ -142,20 +142,20 @@ class Sandbox:
         rollbacks and deaths.
         """
         if transactional:
-            return await self._attempt(run)
+            return await self._execute_transactional(run)
         result = await run(await self.interpreter())
         if result.state.variables == "lost":
-            await self._tasks.to_its_end(self._after_death())
+            await self._tasks.to_its_end(self._replace_dead())
         return result
 
-    async def _attempt(self, run: Run) -> CodeExecutionResult:
-        checkpoint = await self._tasks.to_its_end(self._take(None, hidden=True))
+    async def _execute_transactional(self, run: Run) -> CodeExecutionResult:
+        checkpoint = await self._tasks.to_its_end(self._take_checkpoint(None, hidden=True))
         result = None
         try:
             result = await run(await self.interpreter())
         finally:
             if result is None or result.success:  # the cell was not started, or it succeeded
-                self._checkpoints.use_up(checkpoint)
+                self._checkpoints.remove_hidden(checkpoint)
         if not result.success:
             undone = await self._tasks.to_its_end(self._undo(checkpoint, result.state.reason))
             result = replace(result, variables=(), files=(), processes=()) if undone else result
@@ -179,7 +179,7 @@ class Sandbox:
                 self.ledger.append("not_undone", cause="not undone", variables=variables, files="unknown")
             return False
         finally:
-            self._checkpoints.use_up(checkpoint, returned_to=checkpoint.interpreter is self.running)
+            self._checkpoints.remove_hidden(checkpoint, is_in_use=checkpoint.interpreter is self.running)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return a new sandbox with a copy of the variables and files of this one.
@@ -208,9 +208,9 @@ class Sandbox:
 
     async def fork_server_answers(self) -> bool:
         """Ping the fork server, and return whether it is alive. Unlike `usable`, this notices a death at once."""
-        return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
+        return await to_thread.run_sync(self._fork_server.ping, limiter=limiter())
 
-    def note_lost_workspace(self) -> None:
+    def record_lost_workspace(self) -> None:
         """If the fork server has died, record once in the ledger that variables and files are lost. Do nothing if closed."""
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
@@ -226,9 +226,9 @@ class Sandbox:
             kind = "killed" if cause in ("killed", "memory") else "died"
             self.ledger.append(kind, cause=cause, variables=variables, processes=processes)
 
-    def _go_on_with(self, interpreter: Interpreter) -> None:
+    def _use_interpreter(self, interpreter: Interpreter) -> None:
         self.running = interpreter
-        interpreter.when_dead = self._on_death
+        interpreter.on_dead = self._on_death
 
     def abandon(self) -> None:
         """End every process without waiting. Call this in place of `close` when the sandbox's event loop is closed."""
@@ -237,23 +237,23 @@ class Sandbox:
         if self.running is not None:
             self.running.abandon()
         self.files.close()
-        self._kin.count -= 1
+        self._memory_users.count -= 1
         try:
-            self._fork_server.drop_tree(self._tree)
+            self._fork_server.drop_workspace(self._workspace)
         finally:
-            if self._kin.count == 0:
+            if self._memory_users.count == 0:
                 self.memory.remove()
             self._on_close()
 
-    async def _show(self, paths: Sequence[str], replaced: Sequence[str]) -> CodeExecutionResult:
+    async def _add_packages(self, paths: Sequence[str], replaced: Sequence[str]) -> CodeExecutionResult:
         return await (await self.interpreter()).extend(paths, replaced)
 
-    async def _show_again(self, interpreter: Interpreter) -> None:
+    async def _add_packages_again(self, interpreter: Interpreter) -> None:
         """Make installed packages importable in a new interpreter. Do nothing if the session never installed any."""
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
-    async def _take(self, name: str | None, *, hidden: bool = False) -> SessionCheckpoint:
+    async def _take_checkpoint(self, name: str | None, *, hidden: bool = False) -> SessionCheckpoint:
         live = await self.interpreter()
         position = self.ledger.position  # a death after this does not belong to the checkpoint
         checkpoint = await self._checkpoints.take(live, name, self.ledger.checkpoint_numbers, hidden=hidden)
@@ -267,9 +267,9 @@ class Sandbox:
 
     async def _roll_back(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
         async with self._turn:
-            return await self._return_to(checkpoint, cause, with_files=with_files)
+            return await self._replace_by_checkpoint(checkpoint, cause, with_files=with_files)
 
-    async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
+    async def _replace_by_checkpoint(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
         """Replace the live interpreter by one with the variables of a checkpoint. Restore the files too if `with_files` is true.
 
         Return the position of the ledger's new entry, which names `cause`. The live interpreter is stopped meanwhile. If this fails, that
@@ -277,21 +277,21 @@ class Sandbox:
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
-        target, live = await self._checkpoints.prepare(checkpoint), self.running
-        home = live.home if live is not None else target.home
+        target, live = await self._checkpoints.prepare_interpreter(checkpoint), self.running
+        runtime = live.runtime if live is not None else target.runtime
         try:
-            await self._show_again(target)
-            async with home.standstill(self._tree.number):
+            await self._add_packages_again(target)
+            async with runtime.all_stopped(self._workspace.number):
                 cut: tuple[str, ...] | None = ()
                 if with_files:
-                    await self._restore_files(checkpoint, home)
-                    cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if target.alive else ()
+                    await self._restore_files(checkpoint, runtime)
+                    cut = await to_thread.run_sync(deleted_open_files, host_pid(target.pidfd), self.files) if target.alive else ()
                 if not target.alive:
                     if with_files:  # they are those of the checkpoint, and the variables are not
                         self.ledger.append("rolled_back", files="rolled_back", to=checkpoint.position)
                     raise SnapshotError("the checkpoint's interpreter died before it could take over: roll back to another checkpoint")
                 # No await from here until the entry is written: the old state ends and the new one begins at once.
-                self._go_on_with(target)
+                self._use_interpreter(target)
                 position = self.ledger.append(
                     "rolled_back",
                     cause=cause,
@@ -299,7 +299,7 @@ class Sandbox:
                     files="rolled_back" if with_files else "kept",
                     to=checkpoint.position,
                     checkpoint=None if checkpoint.hidden else checkpoint.id,
-                    cut_off=_UNKNOWN_CUT_OFF if cut is None else cut,
+                    cut_off=_UNKNOWN_DELETED_FILES if cut is None else cut,
                 ).position
                 if live is not None:
                     await self._kill(live)
@@ -311,7 +311,7 @@ class Sandbox:
             await live.close()
         return position
 
-    def _note_processes(self, killed: Ended) -> None:
+    def _record_killed_processes(self, killed: Ended) -> None:
         """Add ledger entries after a kill: one if it ended processes, and one if others survived and may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
@@ -324,17 +324,17 @@ class Sandbox:
         The reset has discarded the variables. `cause` is written to the ledger.
         """
         async with self._turn:
-            await self._restore_files(checkpoint, checkpoint.interpreter.home)
+            await self._restore_files(checkpoint, checkpoint.interpreter.runtime)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=checkpoint.position)
 
-    async def _restore_files(self, checkpoint: SessionCheckpoint, home: Home) -> None:
+    async def _restore_files(self, checkpoint: SessionCheckpoint, runtime: SharedRuntime) -> None:
         try:
-            await to_thread.run_sync(restore, checkpoint.files, self.files, home.allocate)
+            await to_thread.run_sync(restore, checkpoint.files, self.files, runtime.allocate)
         except PartlyRestoredError:
             self.ledger.append("not_undone", cause="not undone", files="unknown")
             raise
 
-    async def _after_death(self) -> None:
+    async def _replace_dead(self) -> None:
         """Replace a dead interpreter by a fork of the latest checkpoint, if there is one.
 
         If the fork server has died too, only record that the workspace is lost.
@@ -343,32 +343,32 @@ class Sandbox:
             if self._closed or (self.running is not None and self.running.alive):
                 return
             if not await self.fork_server_answers():
-                self.note_lost_workspace()
+                self.record_lost_workspace()
                 return
-            await self._fall_back()
+            await self._fork_from_checkpoint()
 
-    async def _fall_back(self) -> None:
+    async def _fork_from_checkpoint(self) -> None:
         """Replace a dead interpreter by a fork of the latest checkpoint that still works, if there is one. Keep the files."""
         died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
         for checkpoint in reversed(self._checkpoints.usable):
             with contextlib.suppress(ACASessionsError):
-                await self._return_to(checkpoint, f"{died_of}, to {which} checkpoint", with_files=False)
+                await self._replace_by_checkpoint(checkpoint, f"{died_of}, to {which} checkpoint", with_files=False)
                 return
             which = "an earlier"
 
     async def _branch(self, reseed: bool) -> "Sandbox":
         live = await self.interpreter()
         server, limits = self._fork_server, self._limits
-        tree = await made_in_thread(lambda: server.make_tree(limits, user=self._tree.user), server.drop_tree, limiter())
-        options = {"memory": self.memory, "proxy": self._proxy, "packages": self._all_packages, "kin": self._kin}
-        branch = self._adopt(Sandbox(server, tree, limits, **options))  # type: ignore[arg-type]
+        workspace = await made_in_thread(lambda: server.make_workspace(limits, user=self._workspace.user), server.drop_workspace, limiter())
+        options = {"memory": self.memory, "proxy": self._proxy, "packages": self._all_packages, "memory_users": self._memory_users}
+        branch = self._on_branch(Sandbox(server, workspace, limits, **options))  # type: ignore[arg-type]
         try:
-            most, allocate = limits.checkpoint_files, live.home.allocate
+            most, allocate = limits.checkpoint_files, live.runtime.allocate
             await to_thread.run_sync(lambda: copies.copy(self.files, branch.files, most=most, allocate=allocate))
             branch.packages.inherit(self.packages)
-            twin, _ = await fork(live, tree, limits, reseed=reseed)
-            branch._go_on_with(twin)
+            twin, _ = await fork(live, workspace, limits, reseed=reseed)
+            branch._use_interpreter(twin)
         except BaseException:
             await branch.close()
             raise
@@ -379,22 +379,27 @@ class Sandbox:
             if self._closed:
                 raise GuestDiedError("the session was ended: call again, which starts a new one")
             if self.running is not None and not self.running.alive:
-                await self._fall_back()
+                await self._fork_from_checkpoint()
             if self.running is None or not self.running.alive:
                 if self.running is not None:
-                    self._note_processes(await self.running.kill())
+                    self._record_killed_processes(await self.running.kill())
                     await self.running.close()  # before it is replaced: so its death is recorded, if it was not yet
-                self._go_on_with(await self._start_interpreter())
+                self._use_interpreter(await self._start_interpreter())
                 self.ledger.append("started")
             assert self.running is not None  # noqa: S101
             return self.running
 
     async def _start_interpreter(self) -> Interpreter:
-        spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close, limiter())
+        spawned = await made_in_thread(lambda: self._fork_server.spawn(self._workspace, self._limits), SpawnedSession.close, limiter())
         interpreter = await start(
-            spawned, self._limits, tree=self._tree.number, memory=self.memory, proxy=self._proxy, show=self._fork_server.show_tree
+            spawned,
+            self._limits,
+            workspace=self._workspace.number,
+            memory=self.memory,
+            proxy=self._proxy,
+            mount=self._fork_server.mount_workspace,
         )
-        await self._show_again(interpreter)
+        await self._add_packages_again(interpreter)
         return interpreter
 
     async def _reset(self) -> int:
@@ -417,7 +422,7 @@ class Sandbox:
             killed = await live.kill(cause)
         except ACASessionsError:  # no descriptor is left to look at them
             killed = Ended(left=(RunningProcess(0, "unknown"),))
-        self._note_processes(Ended(left=killed.left) if cause == "reset" else killed)
+        self._record_killed_processes(Ended(left=killed.left) if cause == "reset" else killed)
 
     async def _end(self, cause: str) -> None:
         await self.packages.close()
@@ -425,11 +430,11 @@ class Sandbox:
             await self._checkpoints.clear()
             await self._end_interpreter(cause)
             await to_thread.run_sync(self.files.close)
-            self._kin.count -= 1
+            self._memory_users.count -= 1
             try:
-                await to_thread.run_sync(self._fork_server.drop_tree, self._tree, limiter=limiter())
+                await to_thread.run_sync(self._fork_server.drop_workspace, self._workspace, limiter=limiter())
             finally:
-                if self._kin.count == 0:
+                if self._memory_users.count == 0:
                     self.memory.remove()
                 self._on_close()
 

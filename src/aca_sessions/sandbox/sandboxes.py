@@ -46,7 +46,7 @@ class Generation:
     def adopt(self, sandbox: Sandbox) -> Sandbox:
         """Track a sandbox, and each later branch of it, until it is closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
-        sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
+        sandbox.set_callbacks(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
@@ -260,8 +260,8 @@ class Sandboxes:
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits
         server = generation.fork_server
-        tree, memory = await made_in_thread(lambda: server.make_place(limits), server.drop_place, limiter())
-        return generation.adopt(Sandbox(server, tree, limits, memory=memory, proxy=self._proxy, packages=self._packages))
+        workspace, memory = await made_in_thread(lambda: server.make_session_resources(limits), server.drop_session_resources, limiter())
+        return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=self._proxy, packages=self._packages))
 
     def _refill(self) -> None:
         if self.policy.spares and not self._refilling and not self._closed:

@@ -404,7 +404,7 @@ class Executions:
             await sandbox.interpreter()
         except GuestDiedError:
             if not await self._session.renew():
-                sandbox.note_lost_workspace()
+                sandbox.record_lost_workspace()
                 raise
             sandbox = await self._session.sandbox()
             await sandbox.interpreter()
@@ -417,7 +417,7 @@ class Executions:
         if call.command is not None:
             arguments, stdin = call.command.arguments, call.command.stdin
             return await interpreter.execute(execution.id, arguments, stdin, timeout=timeout, tell=tell, is_cancelled=is_cancelled)
-        return await interpreter.run(execution.id, call.code, timeout, tell=tell, answered=call.answered, is_cancelled=is_cancelled)
+        return await interpreter.run(execution.id, call.code, timeout, tell=tell, question_kinds=call.answered, is_cancelled=is_cancelled)
 
     async def _interrupt(self, execution: RunningExecution) -> None:
         interpreter = (await self._session.sandbox()).running

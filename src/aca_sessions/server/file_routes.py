@@ -20,7 +20,7 @@ from ..errors import ServiceError
 from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.sandbox import Sandbox
-from ..sandbox.session.files import Files, Reading
+from ..sandbox.session.files import Files, OpenFile
 from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, problem_of, range_of, too_large, wants_whole
 from .sessions import Sessions
 
@@ -286,7 +286,7 @@ class Downloads:
     def __init__(self) -> None:
         self._ahead = 0
 
-    async def begin(self, reading: Reading, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
+    async def begin(self, reading: OpenFile, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
         """Prepare to send a part of a file. A small part is read at once.
 
         Args:
@@ -336,13 +336,13 @@ class Sending(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def close(reading: Reading) -> None:
+async def close(reading: OpenFile) -> None:
     """Close a file in a thread, because closing the last descriptor of a deleted file frees all its memory, which takes time."""
     with CancelScope(shield=True):
         await to_thread.run_sync(reading.close)
 
 
-async def _chunks(reading: Reading, start: int, length: int) -> AsyncIterator[bytes]:
+async def _chunks(reading: OpenFile, start: int, length: int) -> AsyncIterator[bytes]:
     promised = reading.is_settled
     end = start + length
     while start < end:

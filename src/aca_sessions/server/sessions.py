@@ -24,7 +24,7 @@ from ..ledger import Ledger
 from ..lifetime import Tasks
 from ..models import SessionInfo
 from ..sandbox.limits.capacity import descriptor_limit, memory_for_sessions, open_descriptors, room_for_sessions
-from ..sandbox.limits.memory import Memory
+from ..sandbox.limits.memory import MemoryLimit
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
@@ -113,7 +113,7 @@ class HostedSession:
         return self.usable and self.in_use and self._opening.result().running is None
 
     @property
-    def memory(self) -> Memory | None:
+    def memory(self) -> MemoryLimit | None:
         """Return the object that counts how much memory the session uses, or None if its sandbox is not open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
@@ -142,7 +142,7 @@ class HostedSession:
         Do nothing if the session had nothing to lose.
         """
         if self.has_state and self.memory is not None:
-            self._opening.result().note_lost_workspace()
+            self._opening.result().record_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
         """End the sandbox and wait until all executions have results. The result of a cell that was cut short names `cause`."""

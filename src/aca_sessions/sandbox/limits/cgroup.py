@@ -25,7 +25,7 @@ from .capacity import is_shortage, with_reserve
 
 _logger = logging.getLogger("aca_sessions")
 _CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
-_TREES = "trees"
+_FREEZER = "trees"
 _TCP, _TCP_PART = "memory.kmem.tcp.limit_in_bytes", 4  # version 1 only: the buffers may have a quarter of the memory limit
 _REPORT_SECONDS = 0.1
 _REMOVAL_SECONDS, _REMOVALS = 0.2, 50
@@ -33,27 +33,27 @@ _KERNELS_SHARE = 64  # for a page of each file, an entry in a tree of 64 pages, 
 _PERIOD = 100_000  # microseconds over which a share of the processors is given out
 # Waits until this process has ended, however it ends, and removes its groups: the kernel keeps empty groups. It tries for 2.5 s, since a
 # group with processes cannot be removed. It is a shell, because that is small and starts at once.
-_JANITOR = (
+_CLEANUP_SCRIPT = (
     "read _; n=0; while [ $n -lt 25 ]; do left=; "
     'for top in "$@"; do rmdir "$top"/*/*/* "$top"/*/* "$top"/* "$top" 2>/dev/null; [ -d "$top" ] && left=1; done; '
     '[ -z "$left" ] && exit; n=$((n+1)); sleep 0.1; done'
 )
 
 
-class Version(Protocol):
-    """The interface of one version of control groups: it finds the folders of a group, writes its limits and reads its counters.
+class CgroupVersion(Protocol):
+    """The interface of one version of control groups: find the folders of a group, write its limits and read its counters.
 
     A group has one folder (version 2) or one for each controller (version 1). In all methods, `folders` are the folders of one group, in
-    the order in which `tops` returns them.
+    the order in which `group_folders` returns them.
     """
 
     name: str
-    apart: str  # the end of `Group.how`: what this version does not count with the rest
+    not_counted: str  # the end of `SessionGroup.how`: what this version does not count with the rest
 
     # Return the folders of the group `name`.
-    def tops(self, name: str) -> list[Path]: ...  # noqa: D102
+    def group_folders(self, name: str) -> list[Path]: ...  # noqa: D102
     # Enable the controllers of a new group for the groups below it.
-    def hand_down(self, folders: Sequence[Path]) -> None: ...  # noqa: D102
+    def enable_controllers(self, folders: Sequence[Path]) -> None: ...  # noqa: D102
     # Return whether a group can limit processor time and have a weight.
     def has_cpu(self, folders: Sequence[Path]) -> bool: ...  # noqa: D102
     # Write limits to a group.
@@ -61,9 +61,9 @@ class Version(Protocol):
     # Return how many bytes a group's processes and files use now.
     def used(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
     # Return the path of the file that counts the group's processes that the kernel killed for lack of memory.
-    def events(self, folders: Sequence[Path]) -> str: ...  # noqa: D102
+    def kill_count_file(self, folders: Sequence[Path]) -> str: ...  # noqa: D102
     # Return the folder below which the processes of each workspace can be frozen, or None if the host cannot freeze.
-    def trees(self, folders: Sequence[Path]) -> Path | None: ...  # noqa: D102
+    def freezer_folder(self, folders: Sequence[Path]) -> Path | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class GroupLimits:
     kills_all: bool = False  # whether exceeding `memory` kills all processes of the group and not one of them; version 2 only
 
 
-class VersionOne:
+class CgroupV1:
     """Version 1 of control groups, which has a hierarchy for each controller. Only root may make groups there."""
 
     name = "cgroup v1"
@@ -88,12 +88,12 @@ class VersionOne:
         `parents` may also have a folder of version 2, with the name `trees`. Groups below it are used to freeze processes.
         """
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
-        self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
+        self.not_counted = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
         self._parents = parents
 
     @classmethod
-    def find(cls) -> "VersionOne | None":
+    def find(cls) -> "CgroupV1 | None":
         """Return an instance if this process can make groups of version 1 that limit memory and processes, else None."""
         mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
         own = dict(_own_groups())
@@ -104,14 +104,14 @@ class VersionOne:
         for mount in _mounts("cgroup2")[:1]:
             beside = Path(mount[1]) / own.get("", "/").lstrip("/")
             if os.access(beside / "cgroup.procs", os.W_OK):
-                parents[_TREES] = beside
+                parents[_FREEZER] = beside
         return cls(parents) if usable else None
 
-    def tops(self, name: str) -> list[Path]:
+    def group_folders(self, name: str) -> list[Path]:
         """Return the folders of the group `name`: one in each hierarchy."""
         return [parent / name for parent in self._parents.values()]
 
-    def hand_down(self, folders: Sequence[Path]) -> None:
+    def enable_controllers(self, folders: Sequence[Path]) -> None:
         """Do nothing. In version 1, controllers need not be enabled for the groups below a group."""
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
@@ -140,26 +140,26 @@ class VersionOne:
         """Return how many bytes a group's processes and files use now (memory.usage_in_bytes), or 0 if the group is gone."""
         return int(_read(folders[self._controllers.index("memory")] / "memory.usage_in_bytes") or 0)
 
-    def events(self, folders: Sequence[Path]) -> str:
+    def kill_count_file(self, folders: Sequence[Path]) -> str:
         """Return the path of the group's memory.oom_control, which counts processes that the kernel killed for lack of memory."""
         return str(folders[self._controllers.index("memory")] / "memory.oom_control")
 
-    def trees(self, folders: Sequence[Path]) -> Path | None:
+    def freezer_folder(self, folders: Sequence[Path]) -> Path | None:
         """Return the group's folder in version 2, below which processes can be frozen, or None if that is not possible on this host."""
-        return _freezable(folders[self._controllers.index(_TREES)]) if _TREES in self._controllers else None
+        return _if_freezable(folders[self._controllers.index(_FREEZER)]) if _FREEZER in self._controllers else None
 
 
-class VersionTwo:
+class CgroupV2:
     """Version 2 of control groups, which has one hierarchy for all controllers."""
 
     name = "cgroup v2"
-    apart = ""
+    not_counted = ""
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent
 
     @classmethod
-    def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
+    def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "CgroupV2 | None":
         """Find a group below which this process can make groups with limits. Return an instance that uses it, or None if there is none.
 
         The search begins with this process's own group and goes upwards. It ends at the first group that this process may write to and that
@@ -179,11 +179,11 @@ class VersionTwo:
             group = group.parent
         return None
 
-    def tops(self, name: str) -> list[Path]:
+    def group_folders(self, name: str) -> list[Path]:
         """Return the folder of the group `name`, in a list."""
         return [self._parent / name]
 
-    def hand_down(self, folders: Sequence[Path]) -> None:
+    def enable_controllers(self, folders: Sequence[Path]) -> None:
         """Enable the controllers memory, pids and, if available, cpu in a group, so that the groups below it can have limits."""
         (folder,) = folders
         cpu = " +cpu" if "cpu" in _read(folder / "cgroup.controllers").split() else ""
@@ -213,28 +213,30 @@ class VersionTwo:
         """Return how many bytes a group's processes and files use now (memory.current), or 0 if the group is gone."""
         return int(_read(folders[0] / "memory.current") or 0)
 
-    def events(self, folders: Sequence[Path]) -> str:
+    def kill_count_file(self, folders: Sequence[Path]) -> str:
         """Return the path of the group's memory.events, which counts processes that the kernel killed for lack of memory."""
         return str(folders[0] / "memory.events")
 
-    def trees(self, folders: Sequence[Path]) -> Path | None:
+    def freezer_folder(self, folders: Sequence[Path]) -> Path | None:
         """Return the group's folder, below which processes can be frozen, or None if the kernel is older than 5.2."""
-        return _freezable(folders[0])
+        return _if_freezable(folders[0])
 
 
-class Group:
-    """The control group of one session. It implements `Memory`."""
+class SessionGroup:
+    """The control group of one session. It implements `MemoryLimit`."""
 
-    def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
+    def __init__(
+        self, version: CgroupVersion, folders: Sequence[Path], memory: int, nice: int, pending_removals: "PendingRemovals"
+    ) -> None:
         """Take over the folders of a group whose limits are written already. `memory` is its memory limit in bytes.
 
-        `nice` is the nice value of interpreters, used if the group cannot limit processor time. `leftovers` is used by `remove`: it retries
-        if the group still has processes.
+        `nice` is the nice value of interpreters, used if the group cannot limit processor time. `pending_removals` retries the removal of
+        the group if `remove` finds processes in it.
         """
-        self._leftovers = leftovers
+        self._pending_removals = pending_removals
         self.how = (
             f"{memory >> 20} MB of its processes, sockets and files together, those of its branches and checkpoints included, counted by "
-            f"{version.name}{version.apart}"
+            f"{version.name}{version.not_counted}"
         )
         self.is_charged = True  # the kernel charges the group for what its processes allocate
         self.lists_sockets = False  # not needed: the kernel counts the buffers of sockets
@@ -243,14 +245,14 @@ class Group:
         self._limit = memory
         self._version = version
         self._folders = folders
-        self._trees = version.trees(folders)
-        self._events = version.events(folders)  # the file that counts kills
-        self.freezes = self._trees is not None
+        self._freezer_folder = version.freezer_folder(folders)
+        self._kill_count_file = version.kill_count_file(folders)  # the file that counts kills
+        self.freezes = self._freezer_folder is not None
         self._numbers = itertools.count(1)
         self._kills = self._kills_before = 0
         self._since = 0.0
 
-    async def take_in(self, init: int) -> Path | None:
+    async def add_first_process(self, init: int) -> Path | None:
         """Put a session's first process (pid `init`) into the group before it forks, so that all its descendants are in the group too.
 
         Return a new group for these processes alone, below this group, in which they can be frozen. Return None if this host cannot freeze
@@ -259,10 +261,10 @@ class Group:
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
-    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
+    async def start(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
         """Do nothing. Here the kernel counts the memory, and kills processes at the limit."""
 
-    def cell_runs(self, running: bool) -> None:
+    def set_cell_running(self, running: bool) -> None:
         """Record, when a cell begins or ends, how many processes the kernel has killed, so that `was_exceeded` notices only later kills."""
         self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
@@ -270,7 +272,7 @@ class Group:
         """Return how many bytes the session uses now, or 0 if the group is gone."""
         return self._version.used(self._folders)
 
-    def room(self) -> int:
+    def free_file_bytes(self) -> int:
         """Return how many more bytes the session's files may take."""
         # The kernel charges its own memory for files to the group as well. Without this share, it would kill the session for the last file.
         return self._limit - self._limit // _KERNELS_SHARE - self.used()
@@ -281,38 +283,38 @@ class Group:
         before = self._kills if time.monotonic() - self._since > _REPORT_SECONDS else self._kills_before
         return self._count_kills() > before
 
-    def let_go(self, init: int) -> None:
+    def stop_without_waiting(self, init: int) -> None:
         """Do nothing. Unlike a watchdog, a group needs no call to stop counting a first process (`init`) that has ended."""
 
-    async def end(self, init: int) -> None:
+    async def stop(self, init: int) -> None:
         """Do nothing. Unlike a watchdog, a group needs no call to stop counting a first process (`init`) that has ended."""
 
     def remove(self) -> None:
         """Remove the group. If processes in it are still being reaped, retry in the background."""
-        self._leftovers.remove(self._folders)
+        self._pending_removals.remove(self._folders)
 
     def _count_kills(self) -> int:
         # The file is read twice for each cell. Keeping it open would save 6 µs each time, and take a descriptor of each session.
         try:
-            return kills_in(_read_events(self._events))
+            return kills_in(_read_kill_counts(self._kill_count_file))
         except OSError as error:
             if not is_shortage(error):
                 return 0  # another program has removed the group
         with contextlib.suppress(OSError):
-            return kills_in(with_reserve(lambda: _read_events(self._events)))
+            return kills_in(with_reserve(lambda: _read_kill_counts(self._kill_count_file)))
         return 0
 
     def _add(self, pid: int) -> Path | None:
-        own = self._trees / f"first-{next(self._numbers)}" if self._trees is not None else None
+        own = self._freezer_folder / f"first-{next(self._numbers)}" if self._freezer_folder is not None else None
         if own is not None:
             own.mkdir()
         for folder in self._folders:
-            _write((own if own is not None and folder == self._trees else folder) / "cgroup.procs", pid)
+            _write((own if own is not None and folder == self._freezer_folder else folder) / "cgroup.procs", pid)
         return own
 
 
-class Leftovers:
-    """Control groups to remove later, because they still have processes. If this process ends first, its `Janitor` removes them."""
+class PendingRemovals:
+    """Control groups to remove later, because they still have processes. If this process ends first, its `CleanupShell` removes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -320,7 +322,7 @@ class Leftovers:
 
     def remove(self, folders: Sequence[Path]) -> None:
         """Remove groups. If some still have processes, retry those in a thread, every 0.2 s for at most 10 s."""
-        self._try_later({folder: _REMOVALS for folder in folders if not _is_removed(folder)})
+        self._try_later({folder: _REMOVALS for folder in folders if not _remove_group(folder)})
 
     def _try_later(self, left: dict[Path, int]) -> None:
         with self._lock:
@@ -335,7 +337,7 @@ class Leftovers:
     def _try_again(self) -> None:
         with self._lock:
             left, self._left = self._left, {}
-        self._try_later({folder: tries - 1 for folder, tries in left.items() if tries > 1 and not _is_removed(folder)})
+        self._try_later({folder: tries - 1 for folder, tries in left.items() if tries > 1 and not _remove_group(folder)})
 
 
 class Groups:
@@ -344,25 +346,25 @@ class Groups:
     _shared: ClassVar[dict[tuple[int, Together], "Groups"]] = {}
     _sharing = threading.Lock()
 
-    def __init__(self, version: Version, together: Together) -> None:
+    def __init__(self, version: CgroupVersion, together: Together) -> None:
         """Make the control group of all sessions, and write the limits in `together`.
 
-        Start a `Janitor`, which removes the group when this process ends, even if it is killed.
+        Start a `CleanupShell`, which removes the group when this process ends, even if it is killed.
         """
         self.version = version
         self._nice = together.nice
         self._users = 0
         self._numbers = itertools.count(1)
-        self._leftovers = Leftovers()
-        self._tops = version.tops(f"aca-sessions-{secrets.token_hex(8)}")
+        self._pending_removals = PendingRemovals()
+        self._folders = version.group_folders(f"aca-sessions-{secrets.token_hex(8)}")
         with contextlib.ExitStack() as on_failure:
-            for top in self._tops:
+            for top in self._folders:
                 top.mkdir()
                 on_failure.callback(top.rmdir)
-            version.hand_down(self._tops)
+            version.enable_controllers(self._folders)
             memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
-            version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
-            self._janitor = Janitor(_JANITOR, *map(str, self._tops))
+            version.limit(self._folders, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
+            self._cleanup_shell = CleanupShell(_CLEANUP_SCRIPT, *map(str, self._folders))
             on_failure.pop_all()
 
     @classmethod
@@ -385,7 +387,7 @@ class Groups:
 
     @classmethod
     def _make(cls, together: Together) -> "Groups | None":
-        version = VersionTwo.find() or VersionOne.find()
+        version = CgroupV2.find() or CgroupV1.find()
         if version is None:
             return None
         try:
@@ -396,10 +398,10 @@ class Groups:
             _logger.info("cannot use control groups here: %s", error.strerror)
             return None
 
-    def make(self, limits: Limits) -> Group:
+    def make(self, limits: Limits) -> SessionGroup:
         """Make the group of one session, and write its limits. One limit covers the memory of its processes and of its files."""
         name = str(next(self._numbers))
-        folders = [top / name for top in self._tops]
+        folders = [top / name for top in self._folders]
         memory = limits.memory + limits.family + 2 * limits.temporary
         with contextlib.ExitStack() as on_failure:
             for folder in folders:
@@ -408,7 +410,7 @@ class Groups:
             # One process more than the limit: the session's first process counts as well.
             self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu, kills_all=True))
             on_failure.pop_all()
-        return Group(self.version, folders, memory, self._nice, self._leftovers)
+        return SessionGroup(self.version, folders, memory, self._nice, self._pending_removals)
 
     def release(self) -> None:
         """End one use of this group, which a call of `shared` has begun. If no other use is left, remove the group."""
@@ -418,7 +420,7 @@ class Groups:
                 return
             for key in [key for key, groups in self._shared.items() if groups is self]:
                 del self._shared[key]
-        self._janitor.finish()  # it retries while the last processes are reaped
+        self._cleanup_shell.finish()  # it retries while the last processes are reaped
 
 
 def _mounts(kind: str) -> list[list[str]]:
@@ -433,11 +435,11 @@ def _own_groups() -> list[tuple[str, str]]:
     return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
 
 
-def _freezable(folder: Path) -> Path | None:
+def _if_freezable(folder: Path) -> Path | None:
     return folder if (folder / "cgroup.freeze").exists() else None
 
 
-def _is_removed(folder: Path) -> bool:
+def _remove_group(folder: Path) -> bool:
     """Remove a group and the groups below it, if they have no processes any more. Return whether the group is gone."""
     for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
@@ -460,7 +462,7 @@ def _write(path: Path, value: object) -> None:
         os.close(descriptor)
 
 
-def _read_events(path: str) -> str:
+def _read_kill_counts(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, 1 << 12).decode()
@@ -477,10 +479,10 @@ def kills_in(events: str) -> int:
     return int(count or 0)
 
 
-_JANITOR_SECONDS = 10.0
+_CLEANUP_SECONDS = 10.0
 
 
-class Janitor:
+class CleanupShell:
     """A shell that runs a clean-up script once this process calls `finish` or ends, even if it is killed.
 
     A shell is used because it is small and starts at once.
@@ -513,7 +515,7 @@ class Janitor:
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()
         try:
-            self._process.wait(_JANITOR_SECONDS)
+            self._process.wait(_CLEANUP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -11,7 +11,7 @@ Part = tuple[int, int, int]  # a part of a file: the file's descriptor, where th
 Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the host is about to write
 
 
-class Memory(Protocol):
+class MemoryLimit(Protocol):
     """The counter and limit of one session's memory. It stays the same when an interpreter of the session is replaced.
 
     In all methods, `init` is the pid on this host of a first process of the session: the ancestor of an interpreter and of all its forks.
@@ -21,13 +21,13 @@ class Memory(Protocol):
     # Return a description for users: what is counted, and how.
     @property
     def how(self) -> str: ...  # noqa: D102
-    # Return whether `begin` expects a descriptor that lists the session's sockets.
+    # Return whether `start` expects a descriptor that lists the session's sockets.
     @property
     def lists_sockets(self) -> bool: ...  # noqa: D102
     # Return whether the processes of each workspace can be frozen in a control group.
     @property
     def freezes(self) -> bool: ...  # noqa: D102
-    # Return whether the kernel charges the session for what its processes allocate. See `Home.allocate`.
+    # Return whether the kernel charges the session for what its processes allocate. See `SharedRuntime.allocate`.
     @property
     def is_charged(self) -> bool: ...  # noqa: D102
     # Return whether `Limits.cpu` is enforced.
@@ -37,20 +37,20 @@ class Memory(Protocol):
     @property
     def nice(self) -> int | None: ...  # noqa: D102
     # Return how many more bytes the session's files may take.
-    def room(self) -> int: ...  # noqa: D102
+    def free_file_bytes(self) -> int: ...  # noqa: D102
     # Add a first process before it forks. Return a group in which it and its descendants can be frozen, or None.
-    async def take_in(self, init: int) -> Path | None: ...  # noqa: D102
+    async def add_first_process(self, init: int) -> Path | None: ...  # noqa: D102
     # Start to enforce the limit: call `kill` when it is exceeded. Take over the descriptor that lists the sockets.
-    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None: ...  # noqa: D102
+    async def start(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None: ...  # noqa: D102
     # Record that a cell begins (`running`) or ends.
-    def cell_runs(self, running: bool) -> None: ...  # noqa: D102
+    def set_cell_running(self, running: bool) -> None: ...  # noqa: D102
     # Return how many bytes the session uses now.
     def used(self) -> int: ...  # noqa: D102
     # Return whether the kernel has killed a process for lack of memory since the latest cell began or ended.
     def was_exceeded(self) -> bool: ...  # noqa: D102
     # Stop counting a first process and its descendants, without waiting.
-    def let_go(self, init: int) -> None: ...  # noqa: D102
+    def stop_without_waiting(self, init: int) -> None: ...  # noqa: D102
     # Stop counting a first process and its descendants, after they have ended.
-    async def end(self, init: int) -> None: ...  # noqa: D102
+    async def stop(self, init: int) -> None: ...  # noqa: D102
     # Stop counting the session, after all of its processes have ended.
     def remove(self) -> None: ...  # noqa: D102

@@ -140,7 +140,7 @@ _kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no pr
 
 
 class Watchdog:
-    """The counter and limit of one session's memory without control groups. It implements `Memory`.
+    """The counter and limit of one session's memory without control groups. It implements `MemoryLimit`.
 
     It kills the session if the session's processes and sockets exceed its limit. It also does so if all sessions together exceed their
     common limit and this one is the largest. Files count towards the common limit only, because the folders that hold them have fixed
@@ -148,10 +148,10 @@ class Watchdog:
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
-        """Set the limits of this session and of all sessions together. Nothing is measured before `begin`.
+        """Set the limits of this session and of all sessions together. Nothing is measured before `start`.
 
         `files` returns the bytes in all workspaces of the session. It is None if the session's files are not kept in memory.
-        `lists_sockets` is whether `begin` gets a descriptor that lists the session's sockets.
+        `lists_sockets` is whether `start` gets a descriptor that lists the session's sockets.
         """
         self.lists_sockets = lists_sockets
         self.freezes = False
@@ -179,10 +179,10 @@ class Watchdog:
             f"{NO_CGROUPS.row}){files}; not counted: {', '.join([*sockets, _NEVER_COUNTED])}"
         )
 
-    async def take_in(self, init: int) -> None:
-        """Do nothing yet. `begin` measures the memory that is shared with the fork server, once the interpreter is ready."""
+    async def add_first_process(self, init: int) -> None:
+        """Do nothing yet. `start` measures the memory that is shared with the fork server, once the interpreter is ready."""
 
-    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
+    async def start(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
         """Start to measure the session's memory in the background. Call `kill` once when a limit is exceeded.
 
         `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. This object
@@ -200,7 +200,7 @@ class Watchdog:
         if memory is not None:
             self._watches[init].add_done_callback(lambda _: memory.close())
 
-    def cell_runs(self, running: bool) -> None:
+    def set_cell_running(self, running: bool) -> None:
         """Record whether a cell runs now (`running`). While one runs, memory is measured more often."""
         (self._busy.set if running else self._busy.clear)()
 
@@ -208,7 +208,7 @@ class Watchdog:
         """Return how many bytes files use now, plus processes and sockets when last measured. A file mapped into memory counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
-    def room(self) -> int:
+    def free_file_bytes(self) -> int:
         """Return sys.maxsize, because the folders that hold the files have fixed sizes."""
         return sys.maxsize
 
@@ -216,19 +216,19 @@ class Watchdog:
         """Return False, because the kernel enforces no limit here. When this object kills a session, it reports the reason itself."""
         return False
 
-    async def end(self, init: int) -> None:
+    async def stop(self, init: int) -> None:
         """Stop measuring a first process (pid `init`) and its descendants, after they have ended.
 
         The session's remaining files still count towards the common limit of all sessions.
         """
         watch = self._watches.get(init)
-        self.let_go(init)
+        self.stop_without_waiting(init)
         if watch is not None:
             await asyncio.wait({watch})
         if self._files is not None and not self._watches:
             _kept[self] = self._bytes_of_files(None)
 
-    def let_go(self, init: int) -> None:
+    def stop_without_waiting(self, init: int) -> None:
         """Stop measuring a first process (pid `init`) and its descendants, without waiting. Do nothing if they are not measured."""
         watch = self._watches.pop(init, None)
         if watch is not None:

@@ -20,7 +20,7 @@ class Output:
     """A non-blocking reader of a guest's stdout or stderr. It keeps only the head and the tail of long output, so memory does not fill."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
-        """Take over `descriptor`, the read end of a pipe. Between two calls of `take`, keep the first and the last `limit // 2` bytes."""
+        """Take over `descriptor`, the read end of a pipe. Between calls of `take_text`, keep the first and the last `limit // 2` bytes."""
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self._half = limit // 2
@@ -32,7 +32,7 @@ class Output:
         self.flooded = False
         self.read = 0  # bytes in all, those that were cut included
 
-    def follow(self, tell: Callable[[str], None] | None) -> None:
+    def forward(self, tell: Callable[[str], None] | None) -> None:
         """Pass the text that was kept so far to `tell`, and from now on each new text. With None, stop passing on text."""
         self._tell = tell
         self._decoder.reset()
@@ -60,7 +60,7 @@ class Output:
         self.flooded = True
         return True
 
-    def take(self) -> str:
+    def take_text(self) -> str:
         """Return the text since the last call. If bytes were cut, a line in the text tells how many."""
         cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
         text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
@@ -133,12 +133,12 @@ class Clock:
         return self._used + busy + max(0.0, self._still + idle - STILL_SECONDS)
 
     def stop(self) -> None:
-        """Pause the clock: until `go_on`, only the cell's processor time counts."""
+        """Pause the clock: until `start`, only the cell's processor time counts."""
         if self._since is not None:
             self._used += self._now() - self._since
             self._since, self._stopped = None, (self._now(), self._computed())
 
-    def go_on(self) -> None:
+    def start(self) -> None:
         """Start the clock, for the first time or after `stop`."""
         if self._stopped is not None:
             busy, idle = self._while_stopped()
@@ -157,7 +157,7 @@ class Clock:
         return busy, waited - busy
 
 
-class Grace:
+class GracePeriod:
     """The time that an interpreter has to react to a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
 
     Without the second part, an interpreter on a busy machine would be killed, and lose its variables, although it reacts as soon as it can.
@@ -183,16 +183,16 @@ class Cell:
     A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`).
     """
 
-    def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
+    def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, question_kinds: Sequence[str] = ()) -> None:
         """Create the state of an execution that has not started. `tell` receives each event as it happens.
 
-        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all questions are refused.
+        `question_kinds` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all questions are refused.
         """
         loop = asyncio.get_running_loop()
         self.execution = execution
         self.started: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[wire.Finished] = loop.create_future()
-        self.turned: asyncio.Future[None] = loop.create_future()  # done when the clock stops or starts; see `_turn`
+        self.changed: asyncio.Future[None] = loop.create_future()  # done when the clock stops or starts; see `_wake_deadline_loop`
         self.displays: list[Display] = []
         self.files: list[FileChange] = []
         self.processes: list[RunningProcess] = []
@@ -201,12 +201,12 @@ class Cell:
         self.clock: Clock  # made when the cell is sent
         self.open: set[int] = set()  # numbers of questions without an answer
         self.tell = tell
-        self._answered = answered
+        self._question_kinds = question_kinds
         self._room = _MAX_DISPLAYED
         self._sizes: list[int] = []
         self._places: dict[str, int] = {}  # of the latest display of each name
 
-    def show(self, shown: wire.Shown) -> None:
+    def add_display(self, shown: wire.Shown) -> None:
         """Add a display to the result, or replace the earlier display of the same name if `shown` is an update of it.
 
         Raise WireError if the displays exceed a limit.
@@ -230,12 +230,12 @@ class Cell:
         if self.tell is not None:
             self.tell(Event(kind="display", display=self.displays[place]))
 
-    def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+    def report_output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         """Report text that the cell wrote to `stream` as an event, if the caller wants events."""
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
-    def ask(self, asked: wire.Asked) -> bool:
+    def add_question(self, asked: wire.Asked) -> bool:
         """Register a question, stop the clock and report an event. Return False if the caller does not answer questions of this kind.
 
         Raise WireError if the question is malformed or too long, if its number is in use, or if 64 questions are open.
@@ -244,16 +244,16 @@ class Cell:
             raise wire.WireError(
                 f"a question must have a known kind, a new number and at most {_MAX_QUESTION} characters; {len(self.open)} are open"
             )
-        if _KINDS[asked.about] not in self._answered or self.tell is None:
+        if _KINDS[asked.about] not in self._question_kinds or self.tell is None:
             return False
         self.open.add(asked.number)
         self.clock.stop()
-        self._turn()
+        self._wake_deadline_loop()
         kind: Literal["call", "input"] = "call" if asked.about == "call" else "input"
         self.tell(Event(kind=kind, text=asked.text, number=asked.number, password=asked.about == "password"))
         return True
 
-    def answered(self, number: int) -> bool:
+    def close_question(self, number: int) -> bool:
         """Mark question number `number` as answered. Return False if no such question is open.
 
         If no other question is open, start the clock again.
@@ -262,14 +262,14 @@ class Cell:
             return False
         self.open.remove(number)
         if not self.open:
-            self.clock.go_on()
-        self._turn()
+            self.clock.start()
+        self._wake_deadline_loop()
         return True
 
-    def _turn(self) -> None:
+    def _wake_deadline_loop(self) -> None:
         """Wake the deadline loop so that it recomputes the time left."""
-        turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
-        turned.set_result(None)
+        changed, self.changed = self.changed, asyncio.get_running_loop().create_future()
+        changed.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
         """Validate `finished`, the guest's last frame of the execution, and store what it reports for `result`.
@@ -337,7 +337,7 @@ class Cell:
             duration=duration,
         )
 
-    def clear(self) -> None:
+    def clear_displays(self) -> None:
         """Remove all displays that the cell has shown so far from the result, and report an event about it."""
         self.displays.clear()
         self._sizes.clear()
@@ -347,7 +347,7 @@ class Cell:
             self.tell(Event(kind="clear"))
 
 
-def reason_of(status: int | None) -> str:
+def death_reason(status: int | None) -> str:
     """Return why an interpreter ended: `exit`, `crash` (by a signal or its own failure) or `killed` (by SIGKILL, or for an unknown reason).
 
     `status` is the wait status (wait(2)), or None if it is unknown, as when the session's first process ended before it could report one.

@@ -25,7 +25,7 @@ _THROTTLED_SECONDS = 0.02
 _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait in its pipe
 
 
-class Unfinished:
+class UnfinishedFrames:
     """A counter of the bytes of incomplete frames: guests have sent their beginning, and the host waits for the rest.
 
     One limit holds for all guests together, on all event loops. If it is exceeded, the frame that was begun first is refused, because an
@@ -43,14 +43,14 @@ class Unfinished:
         with self._lock:
             return sum(self._held.values())
 
-    def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
+    def record(self, inbox: "Inbox", size: int, *, is_new_frame: bool) -> None:
         """Record that `inbox` holds `size` bytes of an unfinished frame. If all inboxes exceed the limit, refuse the oldest frames.
 
-        A frame of less than 256 KiB is not counted. `anew` tells whether the inbox has begun this frame since the last call. If so, the
-        frame counts as the youngest of all.
+        A frame of less than 256 KiB is not counted. `is_new_frame` tells whether the inbox has begun this frame since the last call. If so,
+        the frame counts as the youngest of all.
         """
         with self._lock:
-            if anew or size < _SMALL:
+            if is_new_frame or size < _SMALL:
                 self._held.pop(inbox, None)
             if size < _SMALL:
                 return
@@ -59,10 +59,10 @@ class Unfinished:
             while excess > 0:
                 oldest = next(iter(self._held))
                 excess -= self._held.pop(oldest)
-                oldest.give_up_soon()
+                oldest.refuse_soon()
 
 
-_unfinished = Unfinished()
+_unfinished_frames = UnfinishedFrames()
 
 
 class Inbox:
@@ -72,11 +72,11 @@ class Inbox:
     caused too much work, its frames are not read for a while, so that other sessions get their turn.
     """
 
-    def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
-        """Take over `pipe`, the read end of a pipe. All inboxes that share `unfinished` share its limit."""
+    def __init__(self, pipe: int, *, unfinished_frames: UnfinishedFrames = _unfinished_frames) -> None:
+        """Take over `pipe`, the read end of a pipe. All inboxes that share `unfinished_frames` share its limit."""
         os.set_blocking(pipe, False)
         self._pipe = pipe
-        self._unfinished = unfinished
+        self._unfinished_frames = unfinished_frames
         self._frames = wire.Frames(wire.MAX_FROM_GUEST)
         self._complete: Iterator[bytes] = iter(())
         self._units = 0.0  # of work that was caused in this turn
@@ -84,8 +84,8 @@ class Inbox:
         self._open = self._watched = self._is_counted = False
         self.most = 0  # the size of the largest payload that may come now; a larger one is refused
 
-    def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
-        """Start reading, and pass each frame to `take`. Stop at the first refused frame, or at the end of the pipe.
+    def listen(self, on_frame: Callable[[bytes], None], *, most: int, on_refused: Callable[[], None], on_end: Callable[[], None]) -> None:
+        """Start reading, and pass each frame to `on_frame`. Stop at the first refused frame, or at the end of the pipe.
 
         Args:
             take: Called with the payload of each frame. It raises WireError to refuse the frame.
@@ -93,7 +93,7 @@ class Inbox:
             forged: Called after a frame was refused.
             silent: Called at the end of the pipe.
         """
-        self._take, self.most, self._forged, self._silent = take, most, forged, silent
+        self._on_frame, self.most, self._on_refused, self._on_end = on_frame, most, on_refused, on_end
         self._loop = asyncio.get_running_loop()
         self._open = True
         self._watch(True)
@@ -111,7 +111,7 @@ class Inbox:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
                 for _ in range(_LAST_READS):
-                    _, all_taken = self._take_some(_LAST)
+                    _, all_taken = self._pass_on_some(_LAST)
                     if not (all_taken and (data := os.read(self._pipe, _READ_AT_ONCE))):
                         break
                     self._complete = self._frames.feed(data)
@@ -122,9 +122,9 @@ class Inbox:
         self._open = False
         self._watch(False)
         self._complete, self._frames = iter(()), wire.Frames(0)
-        self._unfinished.note(self, 0, anew=True)
+        self._unfinished_frames.record(self, 0, is_new_frame=True)
 
-    def give_up_soon(self) -> None:
+    def refuse_soon(self) -> None:
         """Make the inbox's event loop refuse the unfinished frame and stop reading. Any thread may call this."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
             self._loop.call_soon_threadsafe(self._refuse)
@@ -141,18 +141,18 @@ class Inbox:
             return
         if not data:
             self.stop()
-            self._silent()
+            self._on_end()
             return
         self._complete = self._frames.feed(data)
-        self._go_on()
+        self._pass_on_frames()
 
-    def _go_on(self) -> None:
+    def _pass_on_frames(self) -> None:
         """Pass on complete frames that cost about 64 units of work (see `Inbox`), and the rest in later turns of the event loop.
 
         If the guest has caused too much work, pause first.
         """
         try:
-            taken, all_taken = self._take_some(_A_TURN)
+            taken, all_taken = self._pass_on_some(_A_TURN)
         except wire.WireError:
             self._refuse()
             return
@@ -164,7 +164,7 @@ class Inbox:
         size = len(self._frames.rest)
         if size >= _SMALL or self._is_counted:
             self._is_counted = size >= _SMALL
-            self._unfinished.note(self, size, anew=taken > 0)
+            self._unfinished_frames.record(self, size, is_new_frame=taken > 0)
         wanted = all_taken and self._credit >= 0
         if wanted is not self._watched:
             self._watch(wanted)
@@ -173,9 +173,9 @@ class Inbox:
 
     def _resume(self) -> None:
         if self._open:
-            self._go_on()
+            self._pass_on_frames()
 
-    def _take_some(self, most: float) -> tuple[int, bool]:
+    def _pass_on_some(self, most: float) -> tuple[int, bool]:
         """Pass on complete frames until they have cost `most` units of work (see `Inbox`).
 
         Return how many frames were passed on, and whether no other complete frame is left.
@@ -186,7 +186,7 @@ class Inbox:
             payload = next(self._complete, None)
             if payload is None:
                 return taken, True
-            self._take(payload)
+            self._on_frame(payload)
             taken += 1
             self._units += 1 + len(payload) / _UNIT
         return taken, False
@@ -194,7 +194,7 @@ class Inbox:
     def _refuse(self) -> None:
         if self._open:
             self.stop()
-            self._forged()
+            self._on_refused()
 
     def _watch(self, wanted: bool) -> None:
         if wanted is not self._watched:
@@ -293,14 +293,14 @@ class Outbox:
 class Channel:
     """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
 
-    def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the socket to the guest (`link`), and the pipes of the guest's frames (`said`), stdout and stderr (`streams`).
+    def __init__(self, link: socket.socket, frames_pipe: int, streams: tuple[int, int], *, limit: int) -> None:
+        """Take over the socket to the guest (`link`), and the pipes of the guest's frames (`frames_pipe`), stdout and stderr (`streams`).
 
         Keep at most `limit` bytes of each of stdout and stderr (see `Output`).
         """
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
-        self.inbox = Inbox(said)
+        self.inbox = Inbox(frames_pipe)
         self._outbox = Outbox(link)
         self._watched: set[int] = set()
         self._open = True
@@ -310,9 +310,9 @@ class Channel:
         """Return how many frames and how many bytes are not sent to the guest yet. Bytes in the socket's buffer count as sent."""
         return len(self._outbox), self._outbox.size
 
-    def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
+    def listen(self, on_frame: Callable[[bytes], None], *, most: int, on_refused: Callable[[], None], on_end: Callable[[], None]) -> None:
         """Start reading frames, stdout and stderr, as `Inbox.listen` describes."""
-        self.inbox.listen(take, most=most, forged=forged, silent=silent)
+        self.inbox.listen(on_frame, most=most, on_refused=on_refused, on_end=on_end)
         for stream in self.streams:
             self._listen_again(stream)
 

@@ -17,14 +17,14 @@ from ...models import Checkpoint
 from ..forkserver import ForkServer, limiter
 from ..policy import Limits
 from . import copies
-from .descriptors import Tree
+from .descriptors import Workspace
 from .files import Files
 from .interpreter import Interpreter, fork
 
 
 @dataclass(slots=True)
 class SessionCheckpoint:
-    """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
+    """A checkpoint: a forked interpreter that waits, and a `workspace` with a copy of the files.
 
     `position` is the position in the session's ledger (the record of what happened to the session) when the checkpoint was taken. A
     `hidden` checkpoint was taken to undo a transactional cell if it fails. Users do not see it.
@@ -34,7 +34,7 @@ class SessionCheckpoint:
     name: str | None
     created: datetime
     interpreter: Interpreter
-    tree: Tree
+    workspace: Workspace
     files: Files
     size: int
     left_behind: tuple[str, ...]
@@ -49,9 +49,9 @@ class SessionCheckpoint:
 class Checkpoints:
     """The checkpoints of one session. They count towards the session's memory. If there are too many, the oldest are removed."""
 
-    def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
+    def __init__(self, fork_server: ForkServer, workspace: Workspace, files: Files, limits: Limits) -> None:
         self._fork_server = fork_server
-        self._tree = tree
+        self._workspace = workspace
         self._files = files
         self._limits = limits
         self._taken: list[SessionCheckpoint] = []
@@ -90,32 +90,34 @@ class Checkpoints:
         If this exceeds a limit of checkpoints, remove the oldest. `numbers` yields the id of the checkpoint. `hidden` tells whether it is
         taken for a transactional cell.
         """
-        tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
-        files = Files(tree, self._files.room)
-        most, allocate = self._limits.checkpoint_files, live.home.allocate
+        workspace = await to_thread.run_sync(
+            lambda: self._fork_server.make_workspace(self._limits, user=self._workspace.user), limiter=limiter()
+        )
+        files = Files(workspace, self._files.room)
+        most, allocate = self._limits.checkpoint_files, live.runtime.allocate
         copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=most, allocate=allocate)))
         try:  # forked while the files are copied
-            interpreter, left = await fork(live, self._tree, self._limits)
+            interpreter, left = await fork(live, self._workspace, self._limits)
         except BaseException:
             await asyncio.gather(copying, return_exceptions=True)
-            await self._drop_tree(tree, files)
+            await self._drop_workspace(workspace, files)
             raise
         try:
             copied = await copying
         except BaseException:
             await interpreter.close()
-            await self._drop_tree(tree, files)
+            await self._drop_workspace(workspace, files)
             raise
         if copied.left_out:
             left.append(f"{copied.left_out} pipes, sockets or devices among the files")
         checkpoint = SessionCheckpoint(
-            str(next(numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden
+            str(next(numbers)), name, datetime.now(UTC), interpreter, workspace, files, copied.size, tuple(left), hidden
         )
         self._taken.append(checkpoint)
         await self._drop_oldest()
         return checkpoint
 
-    async def prepare(self, checkpoint: SessionCheckpoint) -> Interpreter:
+    async def prepare_interpreter(self, checkpoint: SessionCheckpoint) -> Interpreter:
         """Return an interpreter with the variables of a checkpoint, ready for cells.
 
         It is a new fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its
@@ -129,7 +131,7 @@ class Checkpoints:
             if checkpoint.hidden:
                 await checkpoint.interpreter.ping()
                 return checkpoint.interpreter
-            interpreter, _ = await fork(checkpoint.interpreter, self._tree, self._limits)
+            interpreter, _ = await fork(checkpoint.interpreter, self._workspace, self._limits)
             try:
                 await interpreter.ping()
             except BaseException:
@@ -145,15 +147,14 @@ class Checkpoints:
             self._taken.remove(checkpoint)
             await self._tasks.to_its_end(self._end(checkpoint))
 
-    def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
-        """Remove the hidden checkpoint of a transactional cell in the background. Do nothing if it was removed already.
+    def remove_hidden(self, checkpoint: SessionCheckpoint, *, is_in_use: bool = False) -> None:
+        """Remove a hidden checkpoint, which was taken for a transactional cell, in the background. Do nothing if it was removed already.
 
-        `returned_to` tells whether the session was rolled back to it. The session then uses the checkpoint's interpreter, so it is kept
-        alive.
+        If `is_in_use` is true, keep the checkpoint's interpreter alive, because the session was rolled back to it and now uses it.
         """
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
-            self._tasks.start(self._drop_tree(checkpoint.tree, checkpoint.files) if returned_to else self._end(checkpoint))
+            self._tasks.start(self._drop_workspace(checkpoint.workspace, checkpoint.files) if is_in_use else self._end(checkpoint))
 
     async def clear(self, *, hidden: bool = True) -> None:
         """Remove all checkpoints. Wait until they have ended.
@@ -170,7 +171,7 @@ class Checkpoints:
         for checkpoint in self._taken:
             checkpoint.interpreter.abandon()
             checkpoint.files.close()
-            self._fork_server.drop_tree(checkpoint.tree)
+            self._fork_server.drop_workspace(checkpoint.workspace)
         self._taken.clear()
 
     async def _drop_oldest(self) -> None:
@@ -185,9 +186,9 @@ class Checkpoints:
 
     async def _end(self, checkpoint: SessionCheckpoint) -> None:
         await checkpoint.interpreter.close()
-        await self._drop_tree(checkpoint.tree, checkpoint.files)
+        await self._drop_workspace(checkpoint.workspace, checkpoint.files)
 
-    async def _drop_tree(self, tree: Tree, files: Files) -> None:
+    async def _drop_workspace(self, workspace: Workspace, files: Files) -> None:
         await to_thread.run_sync(files.close)
         with suppress(GuestDiedError):  # its memory ended with the fork server
-            await to_thread.run_sync(self._fork_server.drop_tree, tree, limiter=limiter())
+            await to_thread.run_sync(self._fork_server.drop_workspace, workspace, limiter=limiter())

@@ -27,11 +27,11 @@ from .trees import (
     FOLDER,
     READ,
     WRITE,
-    Copy,
+    FileCopy,
     add_rights,
     folder_of,
     link,
-    opened,
+    open_below,
     parent_of,
     read_link,
     remove,
@@ -44,14 +44,14 @@ _AT_ONCE = 16  # files, each of which has two descriptors open
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class CopyResult:
     """The result of `copy`: how many bytes were copied, and how many pipes, sockets and devices were left out."""
 
     size: int
     left_out: int
 
 
-def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copied:
+def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> CopyResult:
     """Copy all files of `source` into `target`, an empty workspace. Keep hard links and holes.
 
     Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
@@ -59,24 +59,24 @@ def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copi
     """
     try:
         with explained_shortage("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
-            return _Copying(here, there, target.origins, allocate).copy_all(most, target.room())
+            return _CopyJob(here, there, target.origins, allocate).copy_all(most, target.room())
     except OSError as error:
         raise SnapshotError(
             f"cannot copy the session's files for a checkpoint or branch: {error.strerror}"
         ) from None  # unchained: the cause would name files of the guest
 
 
-class _Copying:
+class _CopyJob:
     def __init__(self, here: int, there: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._here = here
         self._there = there
         self._origins = origins
         self._allocate = allocate
-        self._made: list[Copy] = []  # files that are made but not filled yet
+        self._made: list[FileCopy] = []  # files that are made but not filled yet
         self._open = ExitStack()  # closes both descriptors of each of them
         self._linked: dict[int, str] = {}  # of each inode with several names: the path of the first copied one
 
-    def copy_all(self, most: int, room: int) -> Copied:
+    def copy_all(self, most: int, room: int) -> CopyResult:
         entries = [*walk(self._here)]
         files = {status.st_ino: status for _, status in entries if stat.S_ISREG(status.st_mode)}.values()
         size, space = sum(status.st_size for status in files), sum(status.st_blocks * BLOCK for status in files)
@@ -93,9 +93,9 @@ class _Copying:
         left_out = sum(self._copy(entries[start : start + _AT_ONCE]) for start in range(1, len(entries), _AT_ONCE))
         for path, status in reversed(entries):  # last: making entries changes a folder's times, and its mode may forbid making them
             if stat.S_ISDIR(status.st_mode):
-                with opened(self._there, path, FOLDER) as folder:
+                with open_below(self._there, path, FOLDER) as folder:
                     set_attributes(folder, status)
-        return Copied(size, left_out)
+        return CopyResult(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
         """Copy some entries of the workspace. Return how many pipes, sockets and devices among them were left out."""
@@ -126,8 +126,8 @@ class _Copying:
             elif kind == stat.S_IFLNK:
                 os.symlink(read_link(self._here, path), name, dir_fd=folder)
             else:
-                source = self._open.enter_context(opened(self._here, path, READ))
-                copy = self._open.enter_context(closing(Copy(source, folder, name, status.st_size)))
+                source = self._open.enter_context(open_below(self._here, path, READ))
+                copy = self._open.enter_context(closing(FileCopy(source, folder, name, status.st_size)))
                 self._origins[copy.inode] = os.fstat(source).st_ino
                 self._made.append(copy)
             if status.st_nlink > 1 and kind != stat.S_IFDIR:
@@ -136,7 +136,7 @@ class _Copying:
 
 
 _MAX_PATH = 4096  # bytes, with the NUL at the end
-_MOST_NAMED = 20  # files in `cut_off`; the others are counted
+_MOST_NAMED = 20  # files in `deleted_open_files`; the others are counted
 
 
 def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
@@ -156,7 +156,7 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
         ) from None  # unchained: the cause would name files of the guest
 
 
-def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
+def deleted_open_files(pid: int, live: Files) -> tuple[str, ...] | None:
     """Return the former paths of deleted files that a process still has open, relative to /mnt/data and sorted.
 
     `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
@@ -164,23 +164,23 @@ def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
     """
     try:
         with live.as_guest() as top:
-            tree = os.fstat(top).st_dev
+            device = os.fstat(top).st_dev
         # Root with CAP_SYS_PTRACE may look, and so may an ordinary user, who owns the user namespace that all sessions are in. Root that
         # acts as the guest may not: the /proc entries of a process that is not dumpable belong to root.
-        found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", tree))}
+        found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", device))}
     except OSError:
         return None
     more = len(found) - _MOST_NAMED
     return (*sorted(found)[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else []))
 
 
-def _deleted_name(entry: str, tree: int) -> str | None:
+def _deleted_name(entry: str, device: int) -> str | None:
     try:
         status = os.stat(entry)
         path = os.readlink(entry)
     except FileNotFoundError:
         return None  # it was closed meanwhile
-    if status.st_dev != tree or status.st_nlink:
+    if status.st_dev != device or status.st_nlink:
         return None
     name = path.removesuffix(" (deleted)").removeprefix("/mnt/data").lstrip("/")
     return shown_name(name)
@@ -201,7 +201,7 @@ class _Restoration:
         self._wanted: dict[str, os.stat_result] = {}
         self._found: dict[str, os.stat_result] = {}
         self._inodes: dict[int, int] = {}  # by wanted inode: the found inode that becomes it
-        self._at: dict[int, str] = {}  # by wanted inode: a path that leads to its file by now
+        self._path_now: dict[int, str] = {}  # by wanted inode: a path that leads to its file by now
         self._kept = {""}  # paths that stay names of the same inodes
         self._moved: list[str] = []  # wanted paths whose inode is at another path now
         self._changed: dict[str, bool] = {}  # files whose attributes differ, and whether their contents differ too
@@ -218,7 +218,7 @@ class _Restoration:
         If there is too little free space, but removing files will free enough, reserve nothing.
         """
         with self._undo:
-            self._look()
+            self._read_trees()
             self._match()
             self._locate()
             self._compare()
@@ -234,29 +234,29 @@ class _Restoration:
         """Make all changes that `prepare` decided on. If some fail, still make the others, and then raise PartlyRestoredError."""
         doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
         if self._is_tight:
-            self._drop_contents()
-        self._each(self._take_aside, self._moved)
-        self._each(self._discard, doomed)
+            self._truncate_doomed()
+        self._try_each(self._move_aside, self._moved)
+        self._try_each(self._discard, doomed)
         if self._is_tight:
-            self._each(self._trim, self._files())
-            self._each(self._make, self._new())
-        self._each(self._place, self._wanted)
-        self._each(self._rewrite, self._changed)
-        self._each(self._settle, [path for path, status in self._wanted.items() if stat.S_ISDIR(status.st_mode)][::-1])
-        self._each(self._discard, [*self._made.values()])
+            self._try_each(self._trim, self._reused_files())
+            self._try_each(self._make, self._new_paths())
+        self._try_each(self._move_into_place, self._wanted)
+        self._try_each(self._rewrite, self._changed)
+        self._try_each(self._set_folder_attributes, [path for path, status in self._wanted.items() if stat.S_ISDIR(status.st_mode)][::-1])
+        self._try_each(self._discard, [*self._made.values()])
         if self._failures:
             raise PartlyRestoredError(
                 f"only a part of the files was restored: {_reason(self._failures[0])}. Check the files, or roll back again"
             )
 
-    def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
+    def _try_each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
         for path in paths:
             try:
                 do(path)
             except (OSError, SnapshotError) as error:
                 self._failures.append(error)
 
-    def _look(self) -> None:
+    def _read_trees(self) -> None:
         for path, status in walk(self._source):
             self._wanted[path] = status
             if stat.S_IFMT(status.st_mode) not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
@@ -266,7 +266,7 @@ class _Restoration:
         for path, status in walk(self._target, lambda folder: not self._wants_folder(folder)):
             self._found[path] = status
             if stat.S_ISDIR(status.st_mode) and self._wants_folder(path):
-                self._open_up(path, stat.S_IRWXU)
+                self._add_owner_rights(path, stat.S_IRWXU)
 
     def _wants_folder(self, path: str) -> bool:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
@@ -278,22 +278,22 @@ class _Restoration:
         the same path now, or else a new one.
         """
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
-        places = self._places()
+        places = self._found_paths()
         for path, status in self._wanted.items():
             place = places.get(self._origins.get(status.st_ino, -1))
-            if place is not None and self._is_alike(path, place):
+            if place is not None and self._can_keep_inode(path, place):
                 self._inodes[status.st_ino] = self._found[place].st_ino
         taken = {*self._inodes.values()}
         for path, status in self._wanted.items():
-            if status.st_ino not in self._inodes and self._is_alike(path, path) and self._found[path].st_ino not in taken:
+            if status.st_ino not in self._inodes and self._can_keep_inode(path, path) and self._found[path].st_ino not in taken:
                 self._inodes[status.st_ino] = self._found[path].st_ino
                 taken.add(self._found[path].st_ino)
 
-    def _places(self) -> dict[int, str]:
+    def _found_paths(self) -> dict[int, str]:
         """Return a path for each inode number that the workspace has before the restore. Leave out paths too long for the kernel."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
-    def _is_alike(self, path: str, place: str) -> bool:
+    def _can_keep_inode(self, path: str, place: str) -> bool:
         wanted, found = self._wanted[path], self._found.get(place)
         if found is None or stat.S_IFMT(wanted.st_mode) != stat.S_IFMT(found.st_mode):
             return False
@@ -305,43 +305,43 @@ class _Restoration:
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
                 self._kept.add(path)
-                self._at.setdefault(status.st_ino, path)
-        places = self._places()
+                self._path_now.setdefault(status.st_ino, path)
+        places = self._found_paths()
         for path, status in self._wanted.items():
-            if status.st_ino in self._inodes and status.st_ino not in self._at and not stat.S_ISDIR(status.st_mode):
+            if status.st_ino in self._inodes and status.st_ino not in self._path_now and not stat.S_ISDIR(status.st_mode):
                 self._moved.append(path)
-                self._at[status.st_ino] = place = places[self._inodes[status.st_ino]]
-                self._open_up(folder_of(place), stat.S_IRWXU)
+                self._path_now[status.st_ino] = place = places[self._inodes[status.st_ino]]
+                self._add_owner_rights(folder_of(place), stat.S_IRWXU)
 
-    def _new(self) -> list[str]:
+    def _new_paths(self) -> list[str]:
         others = {*self._kept, *self._moved}
         return [path for path in self._wanted if path not in others]
 
-    def _files(self) -> list[str]:
+    def _reused_files(self) -> list[str]:
         """Return a path of each regular file that the restore makes from an existing inode of the workspace."""
-        return [path for inode, path in self._firsts().items() if inode in self._inodes]
+        return [path for inode, path in self._first_paths().items() if inode in self._inodes]
 
-    def _firsts(self) -> dict[int, str]:
+    def _first_paths(self) -> dict[int, str]:
         return {status.st_ino: path for path, status in reversed(self._wanted.items()) if stat.S_ISREG(status.st_mode)}
 
     def _compare(self) -> None:
-        for inode, path in self._firsts().items():
-            with opened(self._source, path, READ) as source:  # raises before anything is changed if one cannot be read
+        for inode, path in self._first_paths().items():
+            with open_below(self._source, path, READ) as source:  # raises before anything is changed if one cannot be read
                 if inode in self._inodes:
                     self._compare_file(path, source)
 
     def _compare_file(self, path: str, source: int) -> None:
         wanted = self._wanted[path]
-        place = self._at[wanted.st_ino]
-        self._open_up(place, stat.S_IRUSR)
-        with opened(self._target, place, READ) as target:
+        place = self._path_now[wanted.st_ino]
+        self._add_owner_rights(place, stat.S_IRUSR)
+        with open_below(self._target, place, READ) as target:
             found = os.fstat(target)
-            if not trees.equal(source, target):
+            if not trees.have_equal_content(source, target):
                 self._changed[path] = True
             elif (found.st_mode, found.st_mtime_ns) != (wanted.st_mode, wanted.st_mtime_ns):
                 self._changed[path] = False
 
-    def _open_up(self, path: str, rights: int) -> None:
+    def _add_owner_rights(self, path: str, rights: int) -> None:
         """Add missing rights for the owner to the mode of a file or folder, so that the restore can use it.
 
         Later `commit` sets the checkpoint's mode, or a failed `prepare` restores the old one.
@@ -356,50 +356,53 @@ class _Restoration:
             for path, differs in self._changed.items():
                 if differs:
                     self._reserve(path, undo)
-            for path in self._new():
+            for path in self._new_paths():
                 self._make(path)
-                undo.callback(self._unmake, path)
+                undo.callback(self._remove_made, path)
             undo.pop_all()
 
     def _reserve(self, path: str, undo: ExitStack) -> None:
-        place = self._at[self._wanted[path].st_ino]
-        self._open_up(place, stat.S_IRUSR | stat.S_IWUSR)
-        with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
+        place = self._path_now[self._wanted[path].st_ino]
+        self._add_owner_rights(place, stat.S_IRUSR | stat.S_IWUSR)
+        with open_below(self._source, path, READ) as source, open_below(self._target, place, WRITE) as target:
             status = os.fstat(target)
-            undo.callback(self._release, place, trees.holes(target, status.st_size), status)
+            undo.callback(self._undo_reserve, place, trees.holes(target, status.st_size), status)
             trees.reserve(source, target, self._wanted[path].st_size, self._allocate)
 
-    def _release(self, place: str, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-        with opened(self._target, place, WRITE) as target:
-            trees.release(target, holes, status)
+    def _undo_reserve(self, place: str, holes: list[tuple[int, int]], status: os.stat_result) -> None:
+        with open_below(self._target, place, WRITE) as target:
+            trees.undo_reserve(target, holes, status)
 
     def _make(self, path: str) -> None:
-        wanted, hidden = self._wanted[path], self._hide(path)
+        wanted, hidden = self._wanted[path], self._make_hidden_name(path)
         try:
             if stat.S_ISDIR(wanted.st_mode):
                 os.mkdir(hidden, 0o700, dir_fd=self._target)
                 add_rights(self._target, hidden, stat.S_IRWXU)  # an ACL inherited from the top folder may have removed some
-            elif wanted.st_ino in self._at:
-                link(self._target, self._at[wanted.st_ino], self._target, hidden)
+            elif wanted.st_ino in self._path_now:
+                link(self._target, self._path_now[wanted.st_ino], self._target, hidden)
             elif stat.S_ISLNK(wanted.st_mode):
                 os.symlink(read_link(self._source, path), hidden, dir_fd=self._target)
             else:
-                with opened(self._source, path, READ) as source, closing(Copy(source, self._target, hidden, wanted.st_size)) as copy:
+                with (
+                    open_below(self._source, path, READ) as source,
+                    closing(FileCopy(source, self._target, hidden, wanted.st_size)) as copy,
+                ):
                     self._allocate(copy.parts)
                     copy.fill()
         except BaseException:
-            self._unmake(path)
+            self._remove_made(path)
             raise
-        self._at.setdefault(wanted.st_ino, hidden)
+        self._path_now.setdefault(wanted.st_ino, hidden)
 
-    def _hide(self, path: str) -> str:
+    def _make_hidden_name(self, path: str) -> str:
         self._made[path] = f"{self._hidden}{next(self._numbers)}"
         return self._made[path]
 
-    def _unmake(self, path: str) -> None:
+    def _remove_made(self, path: str) -> None:
         hidden = self._made.pop(path)
-        if self._at.get(self._wanted[path].st_ino) == hidden:
-            del self._at[self._wanted[path].st_ino]
+        if self._path_now.get(self._wanted[path].st_ino) == hidden:
+            del self._path_now[self._wanted[path].st_ino]
         self._discard(hidden)
 
     def _discard(self, path: str) -> None:
@@ -413,7 +416,7 @@ class _Restoration:
         # A tmpfs counts every name as an inode.
         return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
 
-    def _drop_contents(self) -> None:
+    def _truncate_doomed(self) -> None:
         """Truncate the files that will be removed, so that their space is free even if a process has them open."""
         # The interpreter of another checkpoint may have them open.
         staying = {*self._inodes.values()}
@@ -421,25 +424,25 @@ class _Restoration:
             if stat.S_ISREG(status.st_mode) and status.st_ino not in staying:
                 with suppress(OSError):
                     add_rights(self._target, path, stat.S_IRUSR | stat.S_IWUSR)
-                    with opened(self._target, path, WRITE) as target:
+                    with open_below(self._target, path, WRITE) as target:
                         os.ftruncate(target, 0)
 
-    def _take_aside(self, path: str) -> None:
+    def _move_aside(self, path: str) -> None:
         inode = self._wanted[path].st_ino
-        with parent_of(self._target, self._at[inode]) as (folder, name):
-            os.rename(name, self._hide(path), src_dir_fd=folder, dst_dir_fd=self._target)
-        self._at[inode] = self._made[path]
+        with parent_of(self._target, self._path_now[inode]) as (folder, name):
+            os.rename(name, self._make_hidden_name(path), src_dir_fd=folder, dst_dir_fd=self._target)
+        self._path_now[inode] = self._made[path]
 
     def _trim(self, path: str) -> None:
         """Free the parts of a file that its new content does not need, so that other files can have that space."""
         wanted = self._wanted[path]
-        place = self._at[wanted.st_ino]
+        place = self._path_now[wanted.st_ino]
         add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)
         self._changed.setdefault(path, False)
-        with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
+        with open_below(self._source, path, READ) as source, open_below(self._target, place, WRITE) as target:
             trees.trim(source, target, wanted.st_size)
 
-    def _place(self, path: str) -> None:
+    def _move_into_place(self, path: str) -> None:
         if path in self._made:
             with parent_of(self._target, path) as (folder, name):
                 os.rename(self._made[path], name, src_dir_fd=self._target, dst_dir_fd=folder)
@@ -447,14 +450,14 @@ class _Restoration:
 
     def _rewrite(self, path: str) -> None:
         wanted, differs = self._wanted[path], self._changed[path]
-        with opened(self._source, path, READ) as source, opened(self._target, path, WRITE if differs else READ) as target:
+        with open_below(self._source, path, READ) as source, open_below(self._target, path, WRITE if differs else READ) as target:
             if differs:
                 trees.trim(source, target, wanted.st_size)
-                trees.write(source, target, wanted.st_size)
+                trees.write_differences(source, target, wanted.st_size)
             set_attributes(target, wanted)
 
-    def _settle(self, path: str) -> None:
-        with opened(self._target, path, FOLDER) as folder:
+    def _set_folder_attributes(self, path: str) -> None:
+        with open_below(self._target, path, FOLDER) as folder:
             set_attributes(folder, self._wanted[path])
 
 
@@ -464,5 +467,5 @@ def _reason(error: Exception) -> str:
     return str(error.strerror if isinstance(error, OSError) else error).removeprefix("openat2: ")
 
 
-def _blocks(tree: dict[str, os.stat_result]) -> int:
-    return sum({status.st_ino: status.st_blocks for status in tree.values()}.values())
+def _blocks(entries: dict[str, os.stat_result]) -> int:
+    return sum({status.st_ino: status.st_blocks for status in entries.values()}.values())

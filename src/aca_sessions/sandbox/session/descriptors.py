@@ -27,7 +27,7 @@ _PROCESS_CLOCK = 2  # the kernel's CPUCLOCK_SCHED: combined with a pid, it is th
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class Workspace:
     """A workspace: the files that a session, a branch or a checkpoint has as /mnt/data.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
-class Spawned:
+class SpawnedSession:
     """The host's sockets to a session that was just started, and the pidfd of its first process.
 
     Attributes:
@@ -60,7 +60,7 @@ class Spawned:
     namespaces: bool = True
 
     @property
-    def ending(self) -> signal.Signals:
+    def ending_signal(self) -> signal.Signals:
         """Return the signal that ends the first process and all others with it: SIGKILL with namespaces, SIGTERM without."""
         # Without a pid namespace the first process must survive the signal, because it has to end the others.
         return signal.SIGKILL if self.namespaces else signal.SIGTERM
@@ -68,7 +68,7 @@ class Spawned:
     def close(self) -> None:
         """End the session and close its descriptors. Do not call this after another object has taken over the descriptors."""
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.init, self.ending)
+            signal.pidfd_send_signal(self.init, self.ending_signal)
         self.link.close()
         self.report.close()
         os.close(self.init)
@@ -83,7 +83,7 @@ def host_pid(pidfd: int) -> int:
     return pid
 
 
-def number_of(pidfd: int) -> int:
+def pid_in_session(pidfd: int) -> int:
     """Return the pid that the process of a pidfd has in its own pid namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         found = [line for line in lines if line.startswith("NSpid:")]
@@ -93,7 +93,7 @@ def number_of(pidfd: int) -> int:
     return number
 
 
-def gives_way(process: int, nice: int | None) -> bool:
+def set_autogroup_nice(process: int, nice: int | None) -> bool:
     """Give an interpreter's autogroup the nice value `nice`, so that the host's own processes come first on a busy machine.
 
     The kernel divides the processors between autogroups (sched(7)). `process` is the pidfd of the interpreter. Return False if the caller
@@ -119,7 +119,7 @@ def gives_way(process: int, nice: int | None) -> bool:
     return False
 
 
-def open_member(init: int, number: int) -> int:
+def open_process_of_session(init: int, number: int) -> int:
     """Open a pidfd of a process of a session, given its pid in the session (`number`). Raise GuestDiedError if it is not found.
 
     The guest reports this pid, and may lie. It cannot name a process of another session, because only descendants of the session's first
@@ -131,7 +131,7 @@ def open_member(init: int, number: int) -> int:
                 process = os.pidfd_open(pid)
                 unless_found.callback(os.close, process)
                 # Looked up once more: the pid may have been given to another process before it was opened.
-                if number_of(process) == number and pid in descendants(host_pid(init)):
+                if pid_in_session(process) == number and pid in descendants(host_pid(init)):
                     unless_found.pop_all()
                     return process
     raise GuestDiedError("cannot find the forked interpreter among the session's processes: reset the session")
@@ -197,10 +197,10 @@ def kill(pid: int) -> None:
     """Kill a process by its pid on this host. Do nothing if it has ended. Look up `pid` just before the call, because pids are reused."""
     # By a pidfd: it still names the same process if the pid is reused before the signal is sent.
     with contextlib.suppress(OSError):
-        with_reserve(lambda: _kill(pid))
+        with_reserve(lambda: _kill_once(pid))
 
 
-def _kill(pid: int) -> None:
+def _kill_once(pid: int) -> None:
     process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -208,8 +208,8 @@ def _kill(pid: int) -> None:
         os.close(process)
 
 
-class ForkEnds:
-    """The socket pair and the pipes of a new fork of an interpreter. The host makes them, and sends the guest its ends (`theirs`)."""
+class ForkDescriptors:
+    """The socket pair and the pipes of a new fork of an interpreter. The host makes them, and sends the guest its ends (`guest_ends`)."""
 
     # The host takes no descriptors from code of a session: it would have to close them, and a close can be made to last (SO_LINGER).
 
@@ -224,11 +224,11 @@ class ForkEnds:
         self._theirs = [said, stdout_end, stderr_end]
 
     @property
-    def theirs(self) -> list[int]:
+    def guest_ends(self) -> list[int]:
         """Return the guest's descriptors: its socket, and the write ends of the pipes for its frames, stdout and stderr."""
         return [self._theirs_link.fileno(), *self._theirs]
 
-    def close_theirs(self) -> None:
+    def close_guest_ends(self) -> None:
         """Close the guest's descriptors in this process. Call this after they have been sent to the guest."""
         self._theirs_link.close()
         while self._theirs:
@@ -236,7 +236,7 @@ class ForkEnds:
 
     def close(self) -> None:
         """Close the descriptors of the host, and in this process also those of the guest."""
-        self.close_theirs()
+        self.close_guest_ends()
         self.link.close()
         for descriptor in (self.said, *self.streams):
             os.close(descriptor)
@@ -262,7 +262,7 @@ def _as_user(owner: int | None) -> Iterator[None]:
         syscalls.set_filesystem_ids(0, 0)
 
 
-def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
+def list_processes(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     """Return at most 100 processes of a session without a pid namespace, sorted by pid.
 
     Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. If either has ended, return ().

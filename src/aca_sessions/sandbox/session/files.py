@@ -23,7 +23,7 @@ from ...models import RemoteFile
 from .. import syscalls
 from ..limits.memory import Allocate
 from ..syscalls import Resolve
-from .descriptors import Tree
+from .descriptors import Workspace
 
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
 _MAX_NAME = 255  # bytes
@@ -39,7 +39,7 @@ class UnusableNameError(ValueError):
     """Raised if no file of a session can have the given name or folder."""
 
 
-class Reading:
+class OpenFile:
     """An open file of a session, with the version of the file when it was opened.
 
     `version` is an HTTP entity tag. A weak tag means that the file may have changed since, so what was read may mix two versions. Changes
@@ -52,7 +52,7 @@ class Reading:
         self._turn = threading.Lock()
         now, status = time.clock_gettime_ns(_COARSE), os.fstat(descriptor)
         self.size = status.st_size
-        self._version = _version(status)
+        self._entity_tag = _entity_tag(status)
         # The kernel takes the times of files from that coarse clock. A further change in the same tick would leave the same time.
         self.is_settled = not 0 <= status.st_ctime_ns - now < _SET_BACK
 
@@ -63,20 +63,20 @@ class Reading:
         The tag is weak if `chunk` has found that the file changed since. It is also weak if the file was changed just before it was opened:
         a second change in the same tick of the kernel's clock would leave the same times, and remain unnoticed.
         """
-        return self._version if self.is_settled else f"W/{self._version}"
+        return self._entity_tag if self.is_settled else f"W/{self._entity_tag}"
 
     def chunk(self, start: int, length: int) -> bytes:
         """Return up to `length` bytes from the offset `start`. Raise FileNotFoundError after the session or this file was closed."""
-        with self._files.working(), self._turn:
+        with self._files.keep_open(), self._turn:
             if self._descriptor < 0:
                 raise FileNotFoundError(errno.ENOENT, "the file was closed: open it again")
             data = _read(self._descriptor, start, length)
-            self.is_settled = self.is_settled and _version(os.fstat(self._descriptor)) == self._version
+            self.is_settled = self.is_settled and _entity_tag(os.fstat(self._descriptor)) == self._entity_tag
             return data
 
     def close(self) -> None:
         """Close the file."""
-        self._files.let_go(self)
+        self._files.close_file(self)
 
     def close_now(self) -> None:
         """Close the descriptor if it is open. Only `Files` calls this."""
@@ -89,14 +89,14 @@ class Reading:
 class Files:
     """The files of one workspace, which the host lists, reads, writes and deletes."""
 
-    def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
-        """Give access to a workspace. Close this object before `tree.directory`. `room` returns how many more bytes may be written."""
-        self._tree = tree
+    def __init__(self, workspace: Workspace, room: Callable[[], int] = lambda: sys.maxsize) -> None:
+        """Give access to a workspace. Close this object before `workspace.directory`. `room` returns how many more bytes may be written."""
+        self._workspace = workspace
         self.room = room
         self._change = threading.Condition()
         self._at_work = 0
         self._closed = False
-        self._readings: set[Reading] = set()
+        self._open_files: set[OpenFile] = set()
         # If this workspace is a copy: for each of its inodes, the one it was copied from. A restore finds renamed files by these.
         self.origins: dict[int, int] = {}
 
@@ -106,50 +106,50 @@ class Files:
         `folder` is relative to /mnt/data, or an absolute path below it.
         """
         with self.as_guest():
-            return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
+            return sorted(self._walk(validate_folder(folder), recursive), key=lambda file: (file.directory, file.name))
 
     def describe(self, name: str, folder: str = "") -> RemoteFile:
         """Return the description of a regular file. Raise FileNotFoundError if the path is something else."""
         with self.as_guest():
-            descriptor = self._open(_joined(name, folder), os.O_RDONLY)
+            descriptor = self._open(_join(name, folder), os.O_RDONLY)
             try:
-                return _described(checked_name(name), checked_folder(folder), os.fstat(descriptor))
+                return _describe(validate_name(name), validate_folder(folder), os.fstat(descriptor))
             finally:
                 os.close(descriptor)
 
-    def open(self, name: str, folder: str = "") -> Reading:
+    def open(self, name: str, folder: str = "") -> OpenFile:
         """Open a regular file for reading. The caller must close it."""
         with self.as_guest():
-            descriptor = self._open(_joined(name, folder), os.O_RDONLY)
-            reading = Reading(self, descriptor)
+            descriptor = self._open(_join(name, folder), os.O_RDONLY)
+            file = OpenFile(self, descriptor)
             with self._change:
-                self._readings.add(reading)
-            return reading
+                self._open_files.add(file)
+            return file
 
-    def let_go(self, reading: Reading) -> None:
-        """Close the file of a `Reading`, and stop tracking it."""
+    def close_file(self, file: OpenFile) -> None:
+        """Close an open file, and stop tracking it."""
         with self._change:
-            self._readings.discard(reading)
-        reading.close_now()
+            self._open_files.discard(file)
+        file.close_now()
 
     def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
         """Write a file completely or not at all. The old file remains until the new one is complete. Make missing folders.
 
         Raise OSError (EDQUOT) if the session has no room for the file. `allocate` charges the session for what is about to be written.
         """
-        checked_name(name)
+        validate_name(name)
         with self.as_guest():
-            parent = self._make_folder(checked_folder(folder))
+            parent = self._make_folder(validate_folder(folder))
             try:
-                return self._replace(parent, name, chunks, checked_folder(folder), allocate)
+                return self._replace(parent, name, chunks, validate_folder(folder), allocate)
             finally:
                 os.close(parent)
 
     def delete(self, name: str, folder: str = "") -> None:
         """Delete a file, a link or an empty folder."""
-        checked_name(name)
+        validate_name(name)
         with self.as_guest():
-            parent = self._open_folder(checked_folder(folder))
+            parent = self._open_folder(validate_folder(folder))
             try:
                 if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                     os.rmdir(name, dir_fd=parent)
@@ -165,30 +165,30 @@ class Files:
             # The caller closes the workspace's descriptor next. Its number may then name something of another session.
             self._change.wait_for(lambda: self._at_work == 0)
             # An open file would keep the memory of a session that is gone.
-            while self._readings:
-                self._readings.pop().close_now()
+            while self._open_files:
+                self._open_files.pop().close_now()
 
     def capacity(self) -> int:
         """Return the total size of the workspace in bytes, used and free together."""
-        status = os.fstatvfs(self._tree.directory)
+        status = os.fstatvfs(self._workspace.directory)
         return status.f_blocks * status.f_frsize
 
     @contextmanager
     def as_guest(self) -> Iterator[int]:
         """Let this thread act as the guest's user on files during the block. Yield a descriptor of the workspace."""
         # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
-        with self.working():
-            if self._tree.owner is None:
-                yield self._tree.directory
+        with self.keep_open():
+            if self._workspace.owner is None:
+                yield self._workspace.directory
                 return
-            syscalls.set_filesystem_ids(self._tree.owner, self._tree.owner)
+            syscalls.set_filesystem_ids(self._workspace.owner, self._workspace.owner)
             try:
-                yield self._tree.directory
+                yield self._workspace.directory
             finally:
                 syscalls.set_filesystem_ids(0, 0)
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def keep_open(self) -> Iterator[None]:
         """Make `close` wait for the end of the block. Raise FileNotFoundError if `close` was called already."""
         with self._change:
             if self._closed:
@@ -203,14 +203,14 @@ class Files:
 
     def _open(self, path: str, flags: int) -> int:
         # A pipe could hang the host, and a device could do anything.
-        descriptor = syscalls.openat2(self._tree.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
+        descriptor = syscalls.openat2(self._workspace.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, "the path is not that of a regular file")
         return descriptor
 
     def _open_folder(self, folder: str) -> int:
-        return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
+        return syscalls.openat2(self._workspace.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
         """Open a folder and return its descriptor. Make the folder, and folders above it, if they are missing."""
@@ -231,7 +231,7 @@ class Files:
             current = pending.pop()
             for name, status in self._entries(current, top=current == folder):
                 listed += 1
-                yield _described(name, current, status)
+                yield _describe(name, current, status)
                 if recursive and stat.S_ISDIR(status.st_mode):
                     pending.append(f"{current}/{name}".lstrip("/"))
 
@@ -273,10 +273,10 @@ class Files:
             raise
         finally:
             os.close(descriptor)
-        return _described(name, folder, status)
+        return _describe(name, folder, status)
 
 
-def checked_name(name: str) -> str:
+def validate_name(name: str) -> str:
     """Return `name` if it is a valid file name: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
     if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
         raise UnusableNameError(
@@ -285,7 +285,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def checked_folder(folder: str) -> str:
+def validate_folder(folder: str) -> str:
     """Return `folder` as a path relative to /mnt/data, without empty components and '.'.
 
     Raise UnusableNameError for '..', for an unusable name, and for an absolute path outside /mnt/data.
@@ -314,11 +314,11 @@ def _encoded_length(name: str) -> int:
         raise UnusableNameError(f"a file name must be text without lone surrogates, got {name!r:.80}") from error
 
 
-def _joined(name: str, folder: str) -> str:
-    return "/".join(part for part in (checked_folder(folder), checked_name(name)) if part)
+def _join(name: str, folder: str) -> str:
+    return "/".join(part for part in (validate_folder(folder), validate_name(name)) if part)
 
 
-def _described(name: str, folder: str, status: os.stat_result) -> RemoteFile:
+def _describe(name: str, folder: str, status: os.stat_result) -> RemoteFile:
     return RemoteFile(
         name=name.encode("utf-8", "backslashreplace").decode(),
         size=status.st_size,
@@ -329,7 +329,7 @@ def _described(name: str, folder: str, status: os.stat_result) -> RemoteFile:
     )
 
 
-def _version(status: os.stat_result) -> str:
+def _entity_tag(status: os.stat_result) -> str:
     return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"'
 
 

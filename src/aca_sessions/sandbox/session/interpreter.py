@@ -21,28 +21,28 @@ from ...errors import GuestDiedError, SnapshotError
 from ...lifetime import made_in_thread
 from ...models import CodeExecutionResult, Event, RunningProcess
 from .. import wire
-from ..forkserver import refusal
+from ..forkserver import refusal_error
 from ..limits.capacity import explained_shortage, no_descriptor
-from ..limits.memory import Memory
+from ..limits.memory import MemoryLimit
 from ..policy import ANSWER_SECONDS, Limits
 from ..proxy import Proxy, Serving
-from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, Grace, reason_of
+from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, GracePeriod, death_reason
 from .channel import Channel
 from .descriptors import (
     MOST_REPORTED,
-    ForkEnds,
-    Spawned,
-    Tree,
+    ForkDescriptors,
+    SpawnedSession,
+    Workspace,
     exit_status,
-    gives_way,
-    number_of,
-    open_member,
+    list_processes,
+    open_process_of_session,
+    pid_in_session,
     processor_time,
     queued_time,
-    running_below,
+    set_autogroup_nice,
 )
-from .home import Home, Member
 from .processes import Ended
+from .runtime import RegisteredInterpreter, SharedRuntime
 
 _START_SECONDS = 30.0
 _FAILED = "the handler of the cell's questions, such as on_input, failed or gave no answer: check it, and run the cell again"
@@ -64,14 +64,16 @@ def _never() -> bool:
 class Interpreter:
     """A live interpreter, which runs one cell at a time. Once its process is dead, it can run no more cells: start or fork another one."""
 
-    def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
-        """Take over the connection to an interpreter, and its pidfd (`process`). `tree` is the number of its workspace.
+    def __init__(
+        self, runtime: SharedRuntime, channel: Channel, process: int, *, workspace: int, forked: bool = False, has_run_cells: bool = False
+    ) -> None:
+        """Take over the connection to an interpreter, and its pidfd (`process`). `workspace` is the number of its workspace.
 
         `forked` tells whether it was forked from another interpreter, and `has_run_cells` whether that one had run cells.
         """
-        self.home = home
-        self.number = number_of(process)
-        self.tree = tree
+        self.runtime = runtime
+        self.session_pid = pid_in_session(process)
+        self.workspace = workspace
         self._channel = channel
         self._process: int | None = process
         self._forked = forked
@@ -79,24 +81,24 @@ class Interpreter:
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._killed_for: str | None = None
         self.has_run_cells = has_run_cells  # if not, its death loses nothing
-        self._gives_way = False
-        self._asking: asyncio.TimerHandle | None = None
-        self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
+        self._is_nice_set = False
+        self._priority_timer: asyncio.TimerHandle | None = None
+        self.on_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
         self._busy = asyncio.Lock()
-        channel.listen(self._take, most=_MAX_IDLE, forged=lambda: self._kill("crash"), silent=self._fell_silent)
-        home.take_in(self.number, Member(process, tree, self._on_death))
+        channel.listen(self._on_frame, most=_MAX_IDLE, on_refused=lambda: self._kill("crash"), on_end=self._on_pipe_end)
+        runtime.register(self.session_pid, RegisteredInterpreter(process, workspace, self._on_death))
         if forked:  # the session's first process reports its own children only, and a fork is a child of another interpreter
-            asyncio.get_running_loop().add_reader(process, self._on_own_end)
+            asyncio.get_running_loop().add_reader(process, self._on_pidfd_readable)
 
     @property
     def alive(self) -> bool:
         """Return whether the interpreter can run another cell: it has not died, and neither it nor its session is being killed."""
-        return not self._death.done() and self._killed_for is None and self.home.killed_for is None
+        return not self._death.done() and self._killed_for is None and self.runtime.killed_for is None
 
     @property
     def cause_of_death(self) -> str:
         """Return why the interpreter died or is being killed, as in `State.reason`. Return `killed` if no cause is known."""
-        return self._death.result() if self._death.done() else self._killed_for or self.home.killed_for or "killed"
+        return self._death.result() if self._death.done() else self._killed_for or self.runtime.killed_for or "killed"
 
     @property
     def pidfd(self) -> int:
@@ -112,7 +114,7 @@ class Interpreter:
         timeout: float,
         *,
         tell: Callable[[Event], None] | None = None,
-        answered: Sequence[str] = (),
+        question_kinds: Sequence[str] = (),
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
         """Run a cell and return its result. At the deadline interrupt the cell. If it still runs after that, kill the interpreter.
@@ -124,12 +126,12 @@ class Interpreter:
             code: The source of the cell.
             timeout: Seconds on the cell's clock (`Clock`), which starts when the cell is sent.
             tell: Receives each event as it happens.
-            answered: The kinds of questions that the caller answers (`input`, `call`). Questions of other kinds are refused at once.
+            question_kinds: The kinds of questions that the caller answers (`input`, `call`). Questions of other kinds are refused at once.
             is_cancelled: Called right before the cell is sent. If it returns True, CellNotStartedError is raised.
         """
         async with self._busy:
-            cell = Cell(execution, tell, answered=answered)
-            return await self._run(wire.Run(execution, code, [*answered]), timeout, cell, is_cancelled=is_cancelled)
+            cell = Cell(execution, tell, question_kinds=question_kinds)
+            return await self._run(wire.Run(execution, code, [*question_kinds]), timeout, cell, is_cancelled=is_cancelled)
 
     async def execute(
         self,
@@ -174,20 +176,26 @@ class Interpreter:
         """Fork the interpreter. Return the fork's pid in the session, and lines of text that tell how the fork differs.
 
         Each line names one kind of thing that the fork lacks (such as child processes) or shares with this interpreter (such as open
-        sockets). The guest reports the pid and the lines, and may lie. `ends` are the guest's descriptors (`ForkEnds.theirs`). `reseed`
-        makes the fork seed its random numbers anew. Raise SnapshotError if the interpreter cannot be forked.
+        sockets). The guest reports the pid and the lines, and may lie. `ends` are the guest's descriptors (`ForkDescriptors.guest_ends`).
+        `reseed` makes the fork seed its random numbers anew. Raise SnapshotError if the interpreter cannot be forked.
         """
         async with self._busy:
-            result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
+            result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), descriptors=ends)
         if result.error is not None or type(result.value) is not int:
             prevented = "the session's code prevents the fork of its interpreter: reset the session, and try again"
             raise SnapshotError(result.error.message if result.error else prevented)
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
     async def _run(
-        self, message: wire.Message, timeout: float, cell: Cell, *, bring: Sequence[int] = (), is_cancelled: Callable[[], bool] = _never
+        self,
+        message: wire.Message,
+        timeout: float,
+        cell: Cell,
+        *,
+        descriptors: Sequence[int] = (),
+        is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        async with self.home.turn(self.tree):
+        async with self.runtime.cell_turn(self.workspace):
             if not self.alive:
                 raise CellNotSentError("the interpreter has ended, and the next cell starts a new one")
             if is_cancelled():  # while it waited for its turn. From here until the frame is sent there is no await
@@ -195,14 +203,14 @@ class Interpreter:
             self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
             self._cell, self._channel.inbox.most = cell, wire.MAX_FROM_GUEST
             started = time.perf_counter()
-            cell.clock = Clock(partial(self._computed, time.clock_gettime(time.CLOCK_BOOTTIME)))
-            cell.clock.go_on()
+            cell.clock = Clock(partial(self._processor_seconds, time.clock_gettime(time.CLOCK_BOOTTIME)))
+            cell.clock.start()
             if cell.tell is not None:
-                self._follow(cell)
-            sending = self._channel.send(message, bring)
-            self.home.memory.cell_runs(True)
-            if not self._gives_way:
-                self._give_way()
+                self._forward_output(cell)
+            sending = self._channel.send(message, descriptors)
+            self.runtime.memory.set_cell_running(True)
+            if not self._is_nice_set:
+                self._lower_priority()
             try:
                 await self._until_deadline(cell, timeout)
                 if not cell.finished.done() and self.alive:
@@ -212,38 +220,38 @@ class Interpreter:
                     await _first_of(cell.finished, self._death)
             finally:
                 sending.cancel()
-                if self._asking is not None:
-                    self._asking.cancel()
-                self.home.memory.cell_runs(False)
+                if self._priority_timer is not None:
+                    self._priority_timer.cancel()
+                self.runtime.memory.set_cell_running(False)
                 self._cell, self._channel.inbox.most = None, _MAX_IDLE
             self._channel.drain()
             if cell.tell is not None:
-                self._follow(None)
+                self._forward_output(None)
             left: tuple[RunningProcess, ...] = ()
-            if cell.finished.done() and (cell.processes or not self.home.has_namespaces):
+            if cell.finished.done() and (cell.processes or not self.runtime.has_namespaces):
                 left = self._left_running(cell)
             out, err = self._channel.streams
-            stdout, stderr = out.take(), err.take()
-            if ended := self.home.ended.pop(self.tree, ()):
+            stdout, stderr = out.take_text(), err.take_text()
+            if ended := self.runtime.ended.pop(self.workspace, ()):
                 names = ", ".join(f"{process.pid} {process.name}" for process in ended[:_MOST_NAMED])
                 stderr += f"{len(ended)} processes were ended, since they could not be stopped for a cell of a branch: {names}\n"
             cause = None if cell.finished.done() else self._death.result()
             return cell.result(cause, stdout=stdout, stderr=stderr, processes=left, duration=time.perf_counter() - started)
 
-    def _give_way(self, pause: float = _ASK_SECONDS) -> None:
+    def _lower_priority(self, pause: float = _ASK_SECONDS) -> None:
         """Lower the interpreter's share of processor time, so that the host's own processes come first.
 
         If the kernel refuses, retry after `pause` seconds while the cell runs.
         """
         # The kernel refuses all but ten such requests a second, of all ordinary users together.
-        self._gives_way = self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
-        if not self._gives_way:
-            self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
+        self._is_nice_set = self._death.done() or set_autogroup_nice(self.pidfd, self.runtime.memory.nice)
+        if not self._is_nice_set:
+            self._priority_timer = asyncio.get_running_loop().call_later(pause, self._lower_priority, min(2 * pause, _MOST_ASK_SECONDS))
 
-    def _follow(self, cell: Cell | None) -> None:
+    def _forward_output(self, cell: Cell | None) -> None:
         stdout, stderr = self._channel.streams
-        stdout.follow(partial(cell.wrote, "stdout") if cell else None)
-        stderr.follow(partial(cell.wrote, "stderr") if cell else None)
+        stdout.forward(partial(cell.report_output, "stdout") if cell else None)
+        stderr.forward(partial(cell.report_output, "stderr") if cell else None)
 
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
         """Wait until the cell ends, the interpreter dies, or the cell's clock has reached `timeout`.
@@ -251,26 +259,26 @@ class Interpreter:
         The clock stands still while questions are open, so these have a deadline of their own: ANSWER_SECONDS after the latest question or
         answer, all open questions are answered with None, and the clock runs again.
         """
-        turned, since = cell.turned, time.perf_counter()
+        changed, since = cell.changed, time.perf_counter()
         while not (cell.finished.done() or self._death.done()):
-            if cell.turned is not turned:
-                turned, since = cell.turned, time.perf_counter()
+            if cell.changed is not changed:
+                changed, since = cell.changed, time.perf_counter()
             left = timeout - cell.clock.used
             if left <= 0:
                 return
             if not cell.open:
-                await asyncio.wait((cell.finished, self._death, turned), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((cell.finished, self._death, changed), timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 continue
             unanswered = since + ANSWER_SECONDS - time.perf_counter()
-            await _first_of(cell.finished, self._death, turned, within=min(max(left, _LOOK_SECONDS), max(unanswered, 0.0)))
-            if unanswered <= 0 and not turned.done():
+            await _first_of(cell.finished, self._death, changed, within=min(max(left, _LOOK_SECONDS), max(unanswered, 0.0)))
+            if unanswered <= 0 and not changed.done():
                 for number in [*cell.open]:
                     self.answer(cell.execution, number, None)
 
-    def _computed(self, since: float) -> float:
+    def _processor_seconds(self, since: float) -> float:
         """Return the result of `processor_time`, or 0 if it cannot be read, for example because the interpreter has ended."""
         with contextlib.suppress(OSError, GuestDiedError):
-            return processor_time(self.home.init, self.pidfd, since)
+            return processor_time(self.runtime.init, self.pidfd, since)
         return 0.0
 
     def answer(self, execution: str, number: int, text: str | None) -> bool:
@@ -279,7 +287,7 @@ class Interpreter:
         If `text` is None, the question fails in the cell.
         """
         cell = self._cell
-        if cell is None or cell.execution != execution or not cell.answered(number):
+        if cell is None or cell.execution != execution or not cell.close_question(number):
             return False
         self._send_answer(wire.Answer(number, text is not None, _FAILED if text is None else text))
         return True
@@ -288,7 +296,7 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell. If the cell does not end in time (`Grace`), kill the interpreter and the processes that it started.
+        """Send SIGINT to a cell. If the cell does not end in time (`GracePeriod`), kill the interpreter and the processes that it started.
 
         Do nothing if `execution` is not the one that runs now.
         """
@@ -296,21 +304,21 @@ class Interpreter:
         if cell is None or cell.execution != execution or not self.alive:
             return
         # Before `Started`, a SIGINT would not reach the cell.
-        await self._obeys(cell.started)
+        await self._wait_for_reaction(cell.started)
         if cell is not self._cell or cell.finished.done():
             return  # the cell ended meanwhile, and the signal would hit the next one
         self._signal(signal.SIGINT)
-        await self._obeys(cell.finished)
+        await self._wait_for_reaction(cell.finished)
         if not cell.finished.done():
             self._kill("killed")
 
-    async def _obeys(self, done: asyncio.Future[Any]) -> None:
-        """Wait until the future `done` is done or the interpreter has died, but no longer than the interpreter's `Grace`."""
-        grace = Grace(self._queued)
+    async def _wait_for_reaction(self, done: asyncio.Future[Any]) -> None:
+        """Wait until the future `done` is done or the interpreter has died, but no longer than the interpreter's `GracePeriod`."""
+        grace = GracePeriod(self._seconds_queued)
         while not (done.done() or self._death.done()) and (left := grace.left) > 0:
             await _first_of(done, self._death, within=left)
 
-    def _queued(self) -> float:
+    def _seconds_queued(self) -> float:
         return queued_time(self._process) if self._process is not None else 0.0
 
     async def kill(self, cause: str = "killed") -> Ended:
@@ -319,13 +327,13 @@ class Interpreter:
         Return which processes ended, and which are still alive although they were killed. If this is the last interpreter of the session
         and its branches, kill all processes, and return an empty `Ended`.
         """
-        if self.home.is_alone(self.number):
+        if self.runtime.is_last_interpreter(self.session_pid):
             self._kill(cause)
             return Ended()
         self._killed_for = self._killed_for or cause
         self._signal(signal.SIGKILL)  # without its children, which the next step ends and names
         try:
-            return await self.home.end_processes(self.tree)
+            return await self.runtime.end_processes(self.workspace)
         finally:
             self._kill(cause)
 
@@ -338,39 +346,39 @@ class Interpreter:
         self._kill(cause)
         try:
             await _first_of(self._death, within=_REPORT_SECONDS)
-            self._bury(cause)
-            await self.home.leave(self.number)
+            self._record_death(cause)
+            await self.runtime.unregister(self.session_pid)
             async with self._busy:  # a cell that ran still makes its result from what was written
                 pass
         finally:
-            self._bury(cause)
-            self.home.abandon(self.number)
-            self._let_go()
+            self._record_death(cause)
+            self.runtime.abandon(self.session_pid)
+            self._close_descriptors()
 
     def abandon(self) -> None:
         """Kill the interpreter and close its descriptors without waiting for tasks. Call this only when its event loop is closed."""
         self._kill("killed")
-        self.home.end_now(self.number)
-        self._let_go()
+        self.runtime.unregister_without_loop(self.session_pid)
+        self._close_descriptors()
 
-    def _let_go(self) -> None:
+    def _close_descriptors(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             os.close(process)
             self._channel.close()
 
-    def _fell_silent(self) -> None:
+    def _on_pipe_end(self) -> None:
         """Kill the interpreter 1 s after the end of its pipe of frames, unless a report of its death arrives before."""
         # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
-        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
+        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_death, "crash")
 
-    def _take(self, payload: bytes) -> None:
+    def _on_frame(self, payload: bytes) -> None:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
         cell = self._cell
         if cell is not None and cell.tell is not None:
             self._channel.drain()  # so that events keep the order in which the guest wrote
         if isinstance(message, wire.Asked):
-            self._take_question(message, cell)
+            self._on_question(message, cell)
             return
         if cell is None or cell.finished.done():
             raise wire.WireError(f"expected no frame while no cell runs, got {type(message).__name__}")
@@ -378,28 +386,28 @@ class Interpreter:
             case wire.Started(cell.execution) if not cell.started.done():
                 cell.started.set_result(None)
             case wire.Shown(cell.execution):
-                cell.show(message)
+                cell.add_display(message)
             case wire.Cleared(cell.execution):
-                cell.clear()
+                cell.clear_displays()
             case wire.Finished(cell.execution):
                 cell.finish(message)
                 self._channel.inbox.most = _MAX_IDLE
             case _:
                 raise wire.WireError(f"expected a frame of the cell that runs, and Started only once, got {type(message).__name__}")
 
-    def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
+    def _on_question(self, asked: wire.Asked, cell: Cell | None) -> None:
         """Register a question, or refuse it if the cell cannot take it. Raise WireError if the guest leaves too many answers unread."""
         # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
             raise wire.WireError(f"the guest must read its answers: {frames} are unread, with {size} bytes")
-        if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
+        if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.add_question(asked):
             self._send_answer(wire.Answer(asked.number, False, _NOT_ANSWERED))
 
-    def _on_own_end(self) -> None:
+    def _on_pidfd_readable(self) -> None:
         """Record the death of a forked interpreter. The event loop calls this when the pidfd becomes readable."""
         # If its parent has not collected it yet, its status can be read. Else the first process may report it in a moment.
-        self._stop_looking()
+        self._stop_watching_pidfd()
         status = exit_status(self.pidfd)
         if status is not None:
             self._on_death(status)
@@ -407,12 +415,12 @@ class Interpreter:
             asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._on_death, None)
 
     def _on_death(self, status: int | None) -> None:
-        reason = reason_of(status)
-        if reason == "killed" and not self._killed_for and self.home.memory.was_exceeded():
+        reason = death_reason(status)
+        if reason == "killed" and not self._killed_for and self.runtime.memory.was_exceeded():
             reason = "memory"
-        self._bury(reason)
+        self._record_death(reason)
 
-    def _bury(self, cause: str) -> None:
+    def _record_death(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
         If the host killed it, record the host's reason instead of `cause`. The host may notice the end of the guest's pipe first, which
@@ -420,15 +428,15 @@ class Interpreter:
         """
         if self._death.done():
             return
-        cause = self._killed_for or self.home.killed_for or cause
+        cause = self._killed_for or self.runtime.killed_for or cause
         self._channel.drain()
         self._channel.stop()
-        self._stop_looking()
+        self._stop_watching_pidfd()
         self._kill(cause)
         self._death.set_result(cause)
-        self.when_dead(self, cause)
+        self.on_dead(self, cause)
 
-    def _stop_looking(self) -> None:
+    def _stop_watching_pidfd(self) -> None:
         if self._forked and self._process is not None:
             self._forked = False
             asyncio.get_running_loop().remove_reader(self._process)
@@ -436,10 +444,10 @@ class Interpreter:
     def _kill(self, reason: str) -> None:
         """Kill the interpreter and what it started, or the whole session if it is the last one. Record `reason` if none is recorded yet."""
         self._killed_for = self._killed_for or reason
-        if self.home.is_alone(self.number):
-            self.home.kill(reason)
+        if self.runtime.is_last_interpreter(self.session_pid):
+            self.runtime.kill(reason)
         elif self._process is not None:
-            self.home.kill_with_children(self.number, self._process)
+            self.runtime.kill_with_children(self.session_pid, self._process)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):
@@ -450,10 +458,10 @@ class Interpreter:
 
         With namespaces the guest reports them. Without namespaces the host finds them itself.
         """
-        if self.home.has_namespaces:
-            elsewhere = self.home.elsewhere(self.tree)
-            return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_REPORTED))
-        return running_below(self.home.init, besides=self.pidfd)
+        if self.runtime.has_namespaces:
+            foreign_pids = self.runtime.foreign_pids(self.workspace)
+            return tuple(islice((process for process in cell.processes if process.pid not in foreign_pids), MOST_REPORTED))
+        return list_processes(self.runtime.init, besides=self.pidfd)
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
@@ -462,22 +470,22 @@ async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) 
 
 
 async def start(
-    spawned: Spawned, limits: Limits, *, tree: int, memory: Memory, proxy: Proxy | None, show: Callable[[int, int], None]
+    spawned: SpawnedSession, limits: Limits, *, workspace: int, memory: MemoryLimit, proxy: Proxy | None, mount: Callable[[int, int], None]
 ) -> Interpreter:
     """Wait until a new session is confined and ready for cells, and return its interpreter. On failure close `spawned`.
 
     Raise GuestDiedError if the session ends, or is not ready within 30 s; IsolationError if this host refuses a part of the isolation; and
-    ConfigurationError if the container image lacks something. `proxy` serves connections to allowed domains. `show` mounts a workspace at
+    ConfigurationError if the container image lacks something. `proxy` serves connections to allowed domains. `mount` mounts a workspace at
     /mnt/data, given the pidfd of the session's first process and the workspace's number.
     """
-    home = Home(spawned, tree, memory, show)
+    runtime = SharedRuntime(spawned, workspace, memory, mount)
     try:
         with explained_shortage("another session"):
             async with asyncio.timeout(_START_SECONDS):
-                return await _meet(spawned.link, home, limits, tree, proxy)
+                return await _receive_ready(spawned.link, runtime, limits, workspace, proxy)
     except BaseException as error:
         spawned.link.close()
-        await home.leave(0)
+        await runtime.unregister(0)
         if isinstance(error, ConnectionError):  # the session's end is noticed here first
             raise GuestDiedError(
                 "a session ended before it was ready; see this program's standard error for the cause, and try again"
@@ -489,34 +497,34 @@ async def start(
         raise
 
 
-async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
+async def fork(interpreter: Interpreter, workspace: Workspace, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
     """Fork an interpreter between two cells. Return the fork, and lines of text that tell how it differs from `interpreter`.
 
     Each line names one kind of thing that the fork lacks (such as child processes) or shares with `interpreter` (such as open sockets). The
-    fork's workspace (`tree`) must have the same owner. `reseed` makes the fork seed its random numbers anew. Raise SnapshotError if the
+    fork's workspace must have the same owner. `reseed` makes the fork seed its random numbers anew. Raise SnapshotError if the
     interpreter cannot be forked, as in a session without namespaces.
     """
-    home = interpreter.home
-    if not home.has_namespaces:
+    runtime = interpreter.runtime
+    if not runtime.has_namespaces:
         raise SnapshotError(
             "checkpoints and branches need namespaces, which this session does not have: set ACASessions:Sandbox:Isolation to full"
         )
     with explained_shortage("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
-        ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
+        ends = await made_in_thread(lambda: ForkDescriptors(workspace.owner), ForkDescriptors.close)
         on_failure.callback(ends.close)  # a fork whose link is closed ends
-        number, left = await interpreter.fork(ends.theirs, reseed=reseed)
-        ends.close_theirs()
-        pidfd = open_member(home.init, number)
+        number, left = await interpreter.fork(ends.guest_ends, reseed=reseed)
+        ends.close_guest_ends()
+        pidfd = open_process_of_session(runtime.init, number)
         on_failure.callback(os.close, pidfd)
         channel = Channel(ends.link, ends.said, ends.streams, limit=limits.output)
-        with _unheard_on_failure(channel):
-            forked = Interpreter(home, channel, pidfd, tree=tree.number, forked=True, has_run_cells=interpreter.has_run_cells)
+        with _stop_on_failure(channel):
+            forked = Interpreter(runtime, channel, pidfd, workspace=workspace.number, forked=True, has_run_cells=interpreter.has_run_cells)
         on_failure.pop_all()
     return forked, left
 
 
 @contextlib.contextmanager
-def _unheard_on_failure(channel: Channel) -> Iterator[None]:
+def _stop_on_failure(channel: Channel) -> Iterator[None]:
     """If the block raises, stop reading from a channel, because the caller closes the channel's descriptors."""
     try:
         yield
@@ -525,14 +533,14 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
         raise
 
 
-async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
+async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Limits, workspace: int, proxy: Proxy | None) -> Interpreter:
     """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with the frame.
 
     Until this frame, only trusted code has run in the session. Later frames may come from the user's code, so the host accepts no
     descriptors with them.
     """
     link.setblocking(False)
-    init = await home.take_in_memory()
+    init = await runtime.count_first_process()
     # The session's first process has waited for this byte: it is in its control group now. If it has died, what it sent before shows why.
     with contextlib.suppress(OSError):
         link.send(b"\0")
@@ -543,22 +551,22 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
             at_the_end.callback(_close_unless, taken, descriptor)
-        _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], not flags & socket.MSG_CTRUNC)
+        _check_first_frame([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], not flags & socket.MSG_CTRUNC)
         process, said, stdout, stderr, *further = descriptors
         # Frames come by a pipe from now on. Into a socket a guest could put open files, and closing these can block (SO_LINGER).
         link.shutdown(socket.SHUT_RD)
-        if home.has_namespaces:
+        if runtime.has_namespaces:
             taken.add(further[0])
-            home.see_processes(further.pop(0))
+            runtime.use_proc(further.pop(0))
         if proxy is not None:
             taken.add(further[0])
-            home.serving = await _serve(proxy, further.pop(0))
-        sockets = further.pop() if home.memory.lists_sockets and further else None  # not all kernels list sockets
+            runtime.serving = await _serve(proxy, further.pop(0))
+        sockets = further.pop() if runtime.memory.lists_sockets and further else None  # not all kernels list sockets
         taken |= {sockets} if sockets is not None else set()
-        await home.count_memory(init, sockets)
+        await runtime.count_memory(init, sockets)
         channel = Channel(link, said, (stdout, stderr), limit=limits.output)
-        with _unheard_on_failure(channel):
-            interpreter = Interpreter(home, channel, process, tree=tree)
+        with _stop_on_failure(channel):
+            interpreter = Interpreter(runtime, channel, process, workspace=workspace)
         taken |= {process, said, stdout, stderr}
         return interpreter
 
@@ -587,7 +595,7 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
         raise
 
 
-def _check_met(payloads: list[bytes], complete: bool) -> None:
+def _check_first_frame(payloads: list[bytes], complete: bool) -> None:
     """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
     Raise GuestDiedError if there is no frame, because the session has ended, or if this process had no free descriptors to receive those.
@@ -596,6 +604,6 @@ def _check_met(payloads: list[bytes], complete: bool) -> None:
         raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")
     match wire.decode(payloads[0], wire.Ready, wire.Refused):
         case wire.Refused() as refused:
-            raise refusal(refused)
+            raise refusal_error(refused)
     if not complete:
         raise no_descriptor("another session")

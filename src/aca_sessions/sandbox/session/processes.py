@@ -1,10 +1,10 @@
-"""Stop, continue and end the processes of a session and its branches, if control groups cannot freeze them.
+"""Stop, continue and kill the processes of a session and its branches, if control groups cannot freeze them.
 
-Each process belongs to one workspace (`tree` in code). One workspace at a time is shown: it is mounted at /mnt/data, and only its processes
-run. All processes live in one pid namespace and one mount namespace, where guests have no capability, so a process cannot be given a
-/mnt/data of its own. Instead, the host stops all processes of a workspace before it mounts another one, and continues them when their own
-is mounted again. A stopped process cannot fork. So every process that the host has not stopped, except the session's first one, belongs to
-the workspace that is shown. All calls block: use a worker thread.
+Each process belongs to one workspace, which code names by its number. One workspace at a time is active: it is mounted at /mnt/data, and
+only its processes run. All processes live in one pid namespace and one mount namespace, where guests have no capability, so a process
+cannot be given a /mnt/data of its own. Instead, the host stops all processes of a workspace before it mounts another one, and continues
+them when their own is mounted again. A stopped process cannot fork. So every process that the host has not stopped, except the session's
+first one, belongs to the active workspace. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ _SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: w
 class Identity(NamedTuple):
     """The identity of a process: its pid in the session, and the clock tick at which it started, because a pid alone may be reused."""
 
-    number: int
+    session_pid: int
     start: int
 
 
-class _Seen(NamedTuple):
+class _ProcessState(NamedTuple):
     identity: Identity
     parent: int
     name: str
@@ -44,12 +44,12 @@ class _Seen(NamedTuple):
     signalled: bool = False
 
     @property
-    def stands(self) -> bool:
+    def is_stopped(self) -> bool:
         return self.states <= _STOPPED
 
     @property
     def described(self) -> RunningProcess:
-        return RunningProcess(self.identity.number, self.name)
+        return RunningProcess(self.identity.session_pid, self.name)
 
 
 class Ended(NamedTuple):
@@ -60,92 +60,94 @@ class Ended(NamedTuple):
 
 
 class Processes:
-    """The processes of one pid namespace, to stop, continue and end. Calls of `switch`, `halt`, `end` and `close` must not overlap."""
+    """The processes of one pid namespace, to stop, continue and kill.
 
-    def __init__(self, proc: int, tree: int) -> None:
-        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the number of the workspace at /mnt/data."""
-        self.shown: int | None = tree
-        self._mounted: int | None = tree
-        self._latest = tree
+    Calls of `switch_workspace`, `stop_all`, `kill_workspace` and `close` must not overlap.
+    """
+
+    def __init__(self, proc: int, workspace: int) -> None:
+        """Take over `proc`, a descriptor of the namespace's own /proc. `workspace` is the number of the workspace at /mnt/data."""
+        self.active_workspace: int | None = workspace
+        self._mounted_workspace: int | None = workspace
+        self._latest_workspace = workspace
         self._proc = proc  # it lists every process; lists of children, read one by one, miss one that changes its parent meanwhile
-        self._members: dict[int, Identity] = {}
-        self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not shown: whether to continue each process
+        self._interpreters: dict[int, Identity] = {}
+        self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not active: whether to continue each process
 
-    def take_in(self, number: int, tree: int, process: int) -> None:
+    def register(self, session_pid: int, workspace: int, pidfd: int) -> None:
         """Register an interpreter, so that it is not taken for a process of a cell. Do nothing if it has ended already.
 
-        `number` is its pid in the session, and `process` its pidfd. If its workspace (`tree`) is not at /mnt/data now, stop it until
-        `switch` mounts that workspace.
+        If its workspace is not at /mnt/data now, stop it until `switch_workspace` mounts that workspace.
         """
-        with contextlib.suppress(OSError), self._opened(number) as folder:
-            seen = _look(folder, number)
-            self._members[number] = seen.identity
-            if tree != self.shown:
-                self._frozen[tree] = {**self._frozen.get(tree, {}), seen.identity: not seen.stands}
-                _signal(process, signal.SIGSTOP)
+        with contextlib.suppress(OSError), self._opened(session_pid) as folder:
+            seen = _read_process(folder, session_pid)
+            self._interpreters[session_pid] = seen.identity
+            if workspace != self.active_workspace:
+                self._frozen[workspace] = {**self._frozen.get(workspace, {}), seen.identity: not seen.is_stopped}
+                _signal(pidfd, signal.SIGSTOP)
 
-    def leave(self, number: int) -> None:
-        """Forget an interpreter that has ended. `number` is its pid in the session."""
-        self._members.pop(number, None)
+    def unregister(self, session_pid: int) -> None:
+        """Forget an interpreter that has ended."""
+        self._interpreters.pop(session_pid, None)
 
-    def drop(self, tree: int) -> None:
-        """Forget the processes of workspace `tree`, which has ended."""
-        self._frozen.pop(tree, None)
+    def forget_workspace(self, workspace: int) -> None:
+        """Forget the processes of a workspace that has ended."""
+        self._frozen.pop(workspace, None)
 
-    def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids, in the session, of processes that no cell of workspace `tree` has started.
+    def foreign_pids(self, workspace: int) -> set[int]:
+        """Return the pids, in the session, of processes that no cell of `workspace` has started.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """
-        return {*self._members} | {one.number for one in self._of_others(tree)}
+        return {*self._interpreters} | {one.session_pid for one in self._foreign_processes(workspace)}
 
-    def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Stop all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and continue its processes.
+    def switch_workspace(self, workspace: int, mount: Callable[[], None]) -> tuple[RunningProcess, ...]:
+        """Stop all processes, call `mount` unless `workspace` is at /mnt/data already, and continue the processes of `workspace`.
 
         Return the processes that were killed because they did not stop. Raise TimeoutError if a process still runs after that, because it
-        must not see the other workspace. If `show` fails, all processes stay stopped until the next switch.
+        must not see the other workspace. If `mount` fails, all processes stay stopped until the next switch.
         """
-        ended = self.halt()
-        if self._mounted != tree:
-            self._mounted = None
-            show()
-            self._mounted = tree
-        self.shown = self._latest = tree
-        self._continue(self._frozen.pop(tree, {}))
+        ended = self.stop_all()
+        if self._mounted_workspace != workspace:
+            self._mounted_workspace = None
+            mount()
+            self._mounted_workspace = workspace
+        self.active_workspace = self._latest_workspace = workspace
+        self._continue(self._frozen.pop(workspace, {}))
         return ended
 
-    def halt(self) -> tuple[RunningProcess, ...]:
-        """Stop all processes until the next `switch`. Return those that were killed because they did not stop.
+    def stop_all(self) -> tuple[RunningProcess, ...]:
+        """Stop all processes until the next `switch_workspace`. Return those that were killed because they did not stop.
 
         Raise TimeoutError if a process still runs after that.
         """
         stopped, calm = self._stop()
         ended: tuple[RunningProcess, ...] = ()
         if not calm:
-            ended = self._kill_shown().ended
+            ended = self._kill_active().ended
             again, calm = self._stop()
             stopped = {one: stopped.get(one, True) for one in again}
-        self._frozen[self._latest] = {**self._frozen.get(self._latest, {}), **stopped}
+        self._frozen[self._latest_workspace] = {**self._frozen.get(self._latest_workspace, {}), **stopped}
         if not calm:
             raise TimeoutError("processes of the session did not stop: end them, or reset the session")
-        self.shown = None
+        self.active_workspace = None
         return ended
 
-    def end(self, tree: int) -> Ended:
+    def kill_workspace(self, workspace: int) -> Ended:
         """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none can start another one."""
-        if tree != self.shown:
-            doomed = self._frozen.get(tree, {}).keys() - {*self._members.values()}
+        if workspace != self.active_workspace:
+            doomed = self._frozen.get(workspace, {}).keys() - {*self._interpreters.values()}
             return self._kill(doomed.__contains__)
         stopped, _ = self._stop()
         try:
-            return self._kill_shown()
+            return self._kill_active()
         finally:
             self._continue(stopped)
 
     def has_work(self) -> bool:
         """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
-        others, members = self._of_others(self.shown), {*self._members.values()}
-        mine = [one for one in self._look_at_all()[0] if one.states and one.identity not in others]
+        others, members = self._foreign_processes(self.active_workspace), {*self._interpreters.values()}
+        mine = [one for one in self._read_all()[0] if one.states and one.identity not in others]
         return any(one.threads > 1 or one.identity not in members for one in mine)
 
     def close(self) -> None:
@@ -168,18 +170,18 @@ class Processes:
             raise
 
     def _stop_all(self, found: dict[Identity, bool]) -> tuple[dict[Identity, bool], bool]:
-        others = self._of_others(self.shown)
+        others = self._foreign_processes(self.active_workspace)
         earlier: set[Identity] = set()
         quiet = 0
         for look in range(_MOST_LOOKS):
-            known = None if look < _CALM_LOOKS else {one.number for one in (*found, *others)}
-            seen, gone = self._look_at_all(signal.SIGSTOP, lambda one: not one.stands, known)
+            known = None if look < _CALM_LOOKS else {one.session_pid for one in (*found, *others)}
+            seen, gone = self._read_all(signal.SIGSTOP, lambda one: not one.is_stopped, known)
             alive = [one for one in seen if one.states]
             mine = {one.identity: one.signalled or found.get(one.identity, False) for one in alive if one.identity not in others}
             found.clear()
             found.update(mine)
             dead = {one.identity for one in seen if not one.states}
-            quiet = 0 if gone or dead - earlier or not _all_stand(alive) else quiet + 1
+            quiet = 0 if gone or dead - earlier or not _are_all_stopped(alive) else quiet + 1
             earlier = dead
             if quiet == _QUIET:
                 return found, True
@@ -187,21 +189,21 @@ class Processes:
                 time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
         return found, False
 
-    def _kill_shown(self) -> Ended:
-        spared = {*self._of_others(self.shown), *self._members.values()}
-        return self._kill(lambda one: one not in spared, {one.number for one in spared})
+    def _kill_active(self) -> Ended:
+        spared = {*self._foreign_processes(self.active_workspace), *self._interpreters.values()}
+        return self._kill(lambda one: one not in spared, {one.session_pid for one in spared})
 
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
         If `known` is given, also kill every process whose pid is not in it, without asking `doomed` first. For the reason see
-        `_look_at_all`.
+        `_read_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
-        alive: list[_Seen] = []
+        alive: list[_ProcessState] = []
         quiet = 0
         for look in range(_MOST_LOOKS):
-            seen, _ = self._look_at_all(signal.SIGKILL, lambda one: bool(one.states) and doomed(one.identity), known)
+            seen, _ = self._read_all(signal.SIGKILL, lambda one: bool(one.states) and doomed(one.identity), known)
             alive = [one for one in seen if one.states and doomed(one.identity)]
             ended |= {one.identity: one.described for one in alive}
             quiet = 0 if alive else quiet + 1
@@ -220,23 +222,23 @@ class Processes:
         """
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
-                with contextlib.suppress(OSError), self._opened(one.number) as process:
-                    if _look(process, one.number).identity == one:
+                with contextlib.suppress(OSError), self._opened(one.session_pid) as process:
+                    if _read_process(process, one.session_pid).identity == one:
                         _signal(process, signal.SIGCONT)
 
-    def _of_others(self, tree: int | None) -> set[Identity]:
-        return {one for other, frozen in [*self._frozen.items()] if other != tree for one in frozen}
+    def _foreign_processes(self, workspace: int | None) -> set[Identity]:
+        return {one for other, frozen in [*self._frozen.items()] if other != workspace for one in frozen}
 
-    def _look_at_all(
-        self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
-    ) -> tuple[list[_Seen], bool]:
+    def _read_all(
+        self, number: signal.Signals | None = None, wanted: Callable[[_ProcessState], bool] = lambda _: False, known: Set[int] | None = None
+    ) -> tuple[list[_ProcessState], bool]:
         """Read the state of every process but the first, and send the signal `number` to those that `wanted` selects.
 
         Return the states, and whether a process had ended before its state was read. `known` is a set of pids, or None. If it is given,
         send the signal to all processes that are not in it before reading their state. Otherwise a chain of processes, each of which starts
         the next one and ends, would always escape.
         """
-        seen: list[_Seen] = []
+        seen: list[_ProcessState] = []
         gone = False
         for pid in self._numbers():
             try:
@@ -244,7 +246,7 @@ class Processes:
                     at_once = known is not None and pid not in known
                     if at_once and number is not None:
                         _signal(process, number)
-                    one = _look(process, pid)
+                    one = _read_process(process, pid)
                     if number is not None and not at_once and wanted(one):
                         _signal(process, number)
                         at_once = True
@@ -281,20 +283,20 @@ def _check_descriptors() -> None:
             opened.callback(os.close, os.open("/", _FOLDER))
 
 
-def _all_stand(alive: list[_Seen]) -> bool:
+def _are_all_stopped(alive: list[_ProcessState]) -> bool:
     """Return whether all processes stand still: each is stopped, or waits in the kernel for a child that is stopped."""
     # A process that waits for its vfork child to start a program (state D) stops only after that. It counts as stopped if its child does.
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
-    return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
+    return all(one.is_stopped or (one.states <= _STOPPED | _BLOCKED and one.identity.session_pid in standing) for one in alive)
 
 
-def _look(process: int, number: int) -> _Seen:
+def _read_process(process: int, number: int) -> _ProcessState:
     """Read a process's identity, parent, name, number of threads and the states of its live threads from /proc."""
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
     # The process itself has only the state of its first thread, which may have ended before the others.
     states = {fields[_STATE]} if threads == 1 else _states(process)
-    return _Seen(Identity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
+    return _ProcessState(Identity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
 
 
 def _states(process: int) -> set[str]:

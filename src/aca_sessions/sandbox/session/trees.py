@@ -31,10 +31,10 @@ _MOST_ENTRIES = 1 << 17  # some kernels keep listing a folder as long as a proce
 _DEPTH = 16  # how many folders may be open at a time
 
 
-def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
+def walk(top: int, may_skip: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the path and status of everything in a workspace, each folder before its entries. The path of the top is ''.
 
-    Raise SnapshotError for more than 131,072 entries. If a folder cannot be read, skip its entries if `may_pass_over` returns True for its
+    Raise SnapshotError for more than 131,072 entries. If a folder cannot be read, skip its entries if `may_skip` returns True for its
     path, else raise OSError.
     """
     yield "", os.fstat(top)
@@ -42,9 +42,9 @@ def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) 
     while pending:
         folder = pending.pop()
         try:
-            entries = _listed(top, folder)
+            entries = _list_folder(top, folder)
         except OSError:
-            if not may_pass_over(folder):
+            if not may_skip(folder):
                 raise
             continue
         count += len(entries)
@@ -57,7 +57,7 @@ def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) 
 
 
 @contextmanager
-def opened(top: int, path: str, flags: int) -> Iterator[int]:
+def open_below(top: int, path: str, flags: int) -> Iterator[int]:
     """Yield a descriptor of a path below the folder `top`, and close it after the block. No link is followed."""
     descriptor = syscalls.openat2(top, path or ".", flags, 0, _RULES)
     try:
@@ -69,7 +69,7 @@ def opened(top: int, path: str, flags: int) -> Iterator[int]:
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
     """Yield a descriptor of the folder that a path is in, and the last component of the path."""
-    with opened(top, folder_of(path), FOLDER) as descriptor:
+    with open_below(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
 
@@ -98,7 +98,7 @@ def set_attributes(descriptor: int, status: os.stat_result) -> None:
 
 def add_rights(top: int, path: str, rights: int) -> int:
     """Add rights for the owner (bits of `stat.S_IRWXU`) to the mode of an entry. Return the former mode."""
-    with _marked(top, path) as place:
+    with _open_path_only(top, path) as place:
         mode = stat.S_IMODE(os.fstat(place).st_mode)
         if mode & rights != rights:
             _chmod(place, mode | rights)
@@ -107,7 +107,7 @@ def add_rights(top: int, path: str, rights: int) -> int:
 
 def set_mode(top: int, path: str, mode: int) -> None:
     """Change the mode of a file or folder, even if its present mode forbids opening it. Do nothing for a symbolic link."""
-    with _marked(top, path) as place:
+    with _open_path_only(top, path) as place:
         _chmod(place, mode)
 
 
@@ -130,19 +130,19 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
         deep.append(f"{HIDDEN}{secrets.token_hex(16)}")
         os.rename(name, deep[-1], src_dir_fd=folder, dst_dir_fd=top)
         return
-    with opened(folder, name, FOLDER) as inside:
+    with open_below(folder, name, FOLDER) as inside:
         for entry in os.listdir(inside):
             _remove(top, inside, entry, deep, depth + 1)
     os.rmdir(name, dir_fd=folder)
 
 
 @contextmanager
-def _marked(top: int, path: str) -> Iterator[int]:
+def _open_path_only(top: int, path: str) -> Iterator[int]:
     """Yield an O_PATH descriptor of a path, or `top` for an empty path. Getting it needs no rights on the entry itself."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
-    with opened(top, path, _PLACE) as place:
+    with open_below(top, path, _PLACE) as place:
         yield place
 
 
@@ -152,9 +152,9 @@ def _chmod(place: int, mode: int) -> None:
         os.chmod(f"/proc/self/fd/{place}", mode)  # leads to what was opened, whatever its name is by now
 
 
-def _listed(top: int, folder: str) -> list[tuple[str, os.stat_result]]:
+def _list_folder(top: int, folder: str) -> list[tuple[str, os.stat_result]]:
     found = []
-    with opened(top, folder, FOLDER) as descriptor, os.scandir(descriptor) as entries:
+    with open_below(top, folder, FOLDER) as descriptor, os.scandir(descriptor) as entries:
         for entry in entries:
             found.append((f"{folder}/{entry.name}".lstrip("/"), entry.stat(follow_symlinks=False)))
             if len(found) > _MOST_ENTRIES:
@@ -166,7 +166,7 @@ _AT_ONCE = 1 << 16  # malloc gets larger buffers from the kernel, page by page: 
 _SENT_AT_ONCE = 1 << 20
 
 
-class Copy:
+class FileCopy:
     """A new file that becomes a copy of another one.
 
     The constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content.
@@ -201,7 +201,7 @@ class Copy:
         os.close(self._target)
 
 
-def equal(source: int, target: int) -> bool:
+def have_equal_content(source: int, target: int) -> bool:
     """Return whether two open files have the same content."""
     size = os.fstat(source).st_size
     if size != os.fstat(target).st_size:
@@ -218,7 +218,7 @@ def holes(descriptor: int, size: int) -> list[tuple[int, int]]:
 def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
     """Allocate the space that the file `target` needs for the content of `source`, whose size in bytes is `size`.
 
-    `allocate` charges the session for the space. On failure a part of the space may stay allocated: call `release` to free it.
+    `allocate` charges the session for the space. On failure a part of the space may stay allocated: call `undo_reserve` to free it.
     """
     parts = [(target, start, end - start) for start, end in _data(source, size)]
     allocate(parts)
@@ -226,7 +226,7 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
         syscalls.reserve(*part)  # `allocate` does nothing if no session is charged
 
 
-def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
+def undo_reserve(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
     """Undo `reserve`: free the space in `holes`, the parts of the file `target` that were holes before.
 
     Also set the file's size and times to those in `status`, which were read before `reserve`.
@@ -244,7 +244,7 @@ def trim(source: int, target: int, size: int) -> None:
         syscalls.punch_hole(target, start, end - start)
 
 
-def write(source: int, target: int, size: int) -> None:
+def write_differences(source: int, target: int, size: int) -> None:
     """Write the data of `source` into `target`, which already has the same `size`. Skip blocks that are equal already."""
     for first, end in _data(source, size):
         for start in range(first, end, _AT_ONCE):

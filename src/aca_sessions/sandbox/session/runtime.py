@@ -26,12 +26,12 @@ from ...models import RunningProcess
 from ..forkserver import limiter
 from ..hosts import remedy_for
 from ..limits.capacity import is_shortage
-from ..limits.memory import Memory, Part
+from ..limits.memory import MemoryLimit, Part
 from ..proxy import Serving
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
-from .descriptors import Spawned, descendants, host_pid, kill
+from .descriptors import SpawnedSession, descendants, host_pid, kill
 from .processes import Ended, Processes
-from .tree_groups import TreeGroups
+from .workspace_groups import WorkspaceGroups
 
 _REPORTS_AT_ONCE = 512
 _ALLOCATION_SECONDS = 10.0
@@ -40,22 +40,26 @@ _REST_SECONDS = 0.05  # so that cells of branches in close succession do not wai
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """An interpreter in a `Home`: its pidfd, its workspace, and `report`, called at its death with its wait status (None if unknown)."""
+class RegisteredInterpreter:
+    """An interpreter of a `SharedRuntime`. `on_death` is called at its death with its wait status (None if unknown)."""
 
-    process: int
-    tree: int
-    report: Callable[[int | None], None]
+    pidfd: int
+    workspace: int
+    on_death: Callable[[int | None], None]
 
 
-class Home:
-    """The processes of a session and of its branches. When the last interpreter has ended, the host ends all other processes too."""
+class SharedRuntime:
+    """The processes, the memory limit and the mount at /mnt/data of a session and its branches.
 
-    def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
+    `session_pid` is the pid of an interpreter in the session's pid namespace. When the last interpreter has ended, the host kills all
+    other processes.
+    """
+
+    def __init__(self, spawned: SpawnedSession, workspace: int, memory: MemoryLimit, mount: Callable[[int, int], None]) -> None:
         """Take over a session that was just started, with its descriptors. Only `spawned.link` still belongs to the caller.
 
-        `tree` is the workspace at /mnt/data at first. `show` mounts a workspace there, given the pidfd of the first process and the number
-        of the workspace.
+        `workspace` is the number of the workspace at /mnt/data at first. `mount` mounts another one there: it is called with the pidfd of
+        the first process and the number of the workspace.
         """
         self._owner = Owner()
         self.init = spawned.init
@@ -64,31 +68,31 @@ class Home:
         self.killed_for: str | None = None
         self.serving: Serving | None = None
         self._report = spawned.report
-        self._ending = spawned.ending
-        self._show = show
-        self._first = tree
+        self._ending_signal = spawned.ending_signal
+        self._mount = mount
+        self._first_workspace = workspace
         self._group: Path | None = None
-        self._processes: Processes | TreeGroups | None = None
-        self._turn = asyncio.Lock()
-        self._moving = asyncio.Lock()  # held while processes are stopped, ended or continued; a turn lasts as long as its cell
-        self._resting: asyncio.TimerHandle | None = None
+        self._processes: Processes | WorkspaceGroups | None = None
+        self._cell_lock = asyncio.Lock()
+        self._processes_lock = asyncio.Lock()  # held while processes are stopped, ended or continued; a turn lasts as long as its cell
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
         # By workspace: the processes that were ended because they did not stop for another workspace's cell, until a result names them.
         self.ended: dict[int, tuple[RunningProcess, ...]] = {}
-        self._trees: dict[int, None] = {}  # workspaces that have an interpreter, the oldest first
-        self._members: dict[int, Member] = {}  # by their pids in the session
-        self._counted: int | None = None
-        self._gone: asyncio.Future[None] | None = None
-        self._watched = False
+        self._workspaces: dict[int, None] = {}  # workspaces that have an interpreter, the oldest first
+        self._interpreters: dict[int, RegisteredInterpreter] = {}  # by their pids in the session
+        self._counted_init: int | None = None
+        self._all_ended: asyncio.Future[None] | None = None
+        self._watches_reports = False
         self._closed = False
         self._allocating = threading.Lock()  # while a thread holds it, the ends stay open
 
-    async def take_in_memory(self) -> int:
+    async def count_first_process(self) -> int:
         """Add the first process to `memory` before it forks, so that all its descendants are counted. Return its pid on this host."""
         # It waits for the host before it forks, so all other processes are counted with it.
-        self._counted = init = host_pid(self.init)
+        self._counted_init = init = host_pid(self.init)
         with _explained_control_group():
-            self._group = await self.memory.take_in(init)
+            self._group = await self.memory.add_first_process(init)
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
@@ -98,17 +102,17 @@ class Home:
         takes it over, and closes it.
         """
         with _explained_control_group():
-            await self.memory.begin(init, lambda: self.kill("memory"), sockets)
+            await self.memory.start(init, lambda: self.kill("memory"), sockets)
 
-    def see_processes(self, proc: int) -> None:
+    def use_proc(self, proc: int) -> None:
         """Take over `proc`, a descriptor of the session's own /proc, to find and stop processes.
 
         Call this only if the session has namespaces.
         """
         if self._group is None:
-            self._processes = Processes(proc, self._first)
+            self._processes = Processes(proc, self._first_workspace)
         else:
-            self._processes = TreeGroups(self._group, self.init, self._first)
+            self._processes = WorkspaceGroups(self._group, self.init, self._first_workspace)
             os.close(proc)
 
     def allocate(self, parts: Sequence[Part]) -> None:
@@ -155,55 +159,55 @@ class Home:
         if answer in ready and (number := os.eventfd_read(answer) - 1):
             raise OSError(number, os.strerror(number))
 
-    def take_in(self, number: int, member: "Member") -> None:
-        """Add an interpreter. It stays stopped while another workspace is mounted at /mnt/data. `number` is its pid in the session."""
-        self._members[number] = member
-        self._trees.setdefault(member.tree)
+    def register(self, session_pid: int, interpreter: RegisteredInterpreter) -> None:
+        """Add an interpreter. It stays stopped while another workspace is mounted at /mnt/data."""
+        self._interpreters[session_pid] = interpreter
+        self._workspaces.setdefault(interpreter.workspace)
         if self._processes is not None:
-            self._processes.take_in(number, member.tree, member.process)
-        if not self._watched and not self._closed:
+            self._processes.register(session_pid, interpreter.workspace, interpreter.pidfd)
+        if not self._watches_reports and not self._closed:
             asyncio.get_running_loop().add_reader(self._report, self._on_report)
-            self._watched = True
+            self._watches_reports = True
 
-    def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids, in the session, of processes that no cell of workspace `tree` has started.
+    def foreign_pids(self, workspace: int) -> set[int]:
+        """Return the pids, in the session, of processes that no cell of `workspace` has started.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """
-        return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
+        return {*self._interpreters} | (self._processes.foreign_pids(workspace) if self._processes is not None else set())
 
-    def is_alone(self, number: int) -> bool:
-        """Return whether no other interpreter is left besides the one whose pid in the session is `number`."""
-        return not self._members.keys() - {number}
+    def is_last_interpreter(self, session_pid: int) -> bool:
+        """Return whether no interpreter besides this one is left."""
+        return not self._interpreters.keys() - {session_pid}
 
     @asynccontextmanager
-    async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Wait until no other cell runs. In the block, workspace `tree` is at /mnt/data, and only its processes run."""
-        async with self._turn:
-            if self._resting is not None:
-                self._stop_resting()
-            if self._moving.locked() or (self._processes is not None and self._processes.shown != tree):
-                await self._tasks.to_its_end(self._show_tree(tree))
+    async def cell_turn(self, workspace: int) -> AsyncIterator[None]:
+        """Wait until no other cell runs. In the block, `workspace` is at /mnt/data, and only its processes run."""
+        async with self._cell_lock:
+            if self._idle_timer is not None:
+                self._cancel_idle_timer()
+            if self._processes_lock.locked() or (self._processes is not None and self._processes.active_workspace != workspace):
+                await self._tasks.to_its_end(self._mount_workspace(workspace))
             try:
                 yield
             finally:  # without an await, so that a fork made in this turn is added before another turn begins
-                if len(self._trees) > 1 and not self._closed:
+                if len(self._workspaces) > 1 and not self._closed:
                     loop = asyncio.get_running_loop()
-                    self._resting = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._rest()))
+                    self._idle_timer = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._mount_oldest_when_idle()))
 
     @asynccontextmanager
-    async def standstill(self, tree: int) -> AsyncIterator[None]:
+    async def all_stopped(self, workspace: int) -> AsyncIterator[None]:
         """Wait until no cell runs. In the block, no process of the session and its branches runs.
 
-        After the block, mount workspace `tree` at /mnt/data and continue its processes.
+        After the block, mount `workspace` at /mnt/data and continue its processes.
         """
-        async with self._turn:
-            self._stop_resting()
-            await self._tasks.to_its_end(self._halt())
+        async with self._cell_lock:
+            self._cancel_idle_timer()
+            await self._tasks.to_its_end(self._stop_all())
             try:
                 yield
             finally:
-                self._tasks.start(self._resume(tree))
+                self._tasks.start(self._resume_workspace(workspace))
 
     def kill(self, reason: str) -> None:
         """Kill all processes of the session and its branches. Record the reason, unless an earlier one is recorded."""
@@ -212,86 +216,86 @@ class Home:
         self.killed_for = self.killed_for or reason
         if not self._closed:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.init, self._ending)
+                signal.pidfd_send_signal(self.init, self._ending_signal)
 
-    def kill_with_children(self, number: int, process: int) -> None:
+    def kill_with_children(self, session_pid: int, pidfd: int) -> None:
         """Kill an interpreter and its descendants, except other interpreters and their descendants.
 
-        `number` is its pid in the session, and `process` its pidfd. Orphans that it started are killed with the last interpreter of their
+        Orphans that it started are killed with the last interpreter of their
         workspace, or by `end_processes`.
         """
         if not self._owner.is_here:
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process, signal.SIGSTOP)  # so that it starts no other meanwhile
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)  # so that it starts no other meanwhile
         with contextlib.suppress(GuestDiedError):
-            others = self._others(number)
-            for started in descendants(host_pid(process)):
+            others = self._other_interpreters(session_pid)
+            for started in descendants(host_pid(pidfd)):
                 if started not in others:
                     kill(started)
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-        member = self._members.get(number)
-        if member is not None and self._is_last(number, member.tree):
-            self._tasks.start(self._end_tree(member.tree))
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        interpreter = self._interpreters.get(session_pid)
+        if interpreter is not None and self._is_last_of_workspace(session_pid, interpreter.workspace):
+            self._tasks.start(self._end_workspace(interpreter.workspace))
 
-    async def end_processes(self, tree: int) -> Ended:
+    async def end_processes(self, workspace: int) -> Ended:
         """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which ended, and which still live."""
-        return await self._tasks.to_its_end(self._end(tree))
+        return await self._tasks.to_its_end(self._end_processes(workspace))
 
-    async def leave(self, number: int) -> None:
+    async def unregister(self, session_pid: int) -> None:
         """Remove a dead interpreter. If it was the last one of its workspace, kill the other processes of that workspace.
 
-        `number` is its pid in the session. If it was the last one of all, kill all processes, stop counting memory and close the
+        If it was the last one of all, kill all processes, stop counting memory and close the
         descriptors.
         """
-        member = self._members.pop(number, None)
+        interpreter = self._interpreters.pop(session_pid, None)
         if self._closed:
             return
-        if self._members:
-            if member is not None:
-                await self._tasks.to_its_end(self._let_go_of(number, member.tree))
+        if self._interpreters:
+            if interpreter is not None:
+                await self._tasks.to_its_end(self._remove_interpreter(session_pid, interpreter.workspace))
             return
         self.kill("killed")
         try:
-            await self._last_one_gone()
+            await self._wait_until_all_ended()
             await self._tasks.finish()
-            if self._counted is not None:
-                await self.memory.end(self._counted)
+            if self._counted_init is not None:
+                await self.memory.stop(self._counted_init)
             if self.serving is not None:
                 await self.serving.close()
         finally:
-            self._let_go()
+            self._close()
 
-    async def _show_tree(self, tree: int) -> None:
-        async with self._moving:
-            await self._switch(tree)
+    async def _mount_workspace(self, workspace: int) -> None:
+        async with self._processes_lock:
+            await self._switch_workspace(workspace)
 
-    async def _switch(self, tree: int) -> None:
-        # Checked here, with `_moving` held: another task may have shown it since the caller decided.
-        if self._processes is not None and self._processes.shown != tree:
-            await self._move(partial(self._processes.switch, tree, lambda: self._show(self.init, tree)))
+    async def _switch_workspace(self, workspace: int) -> None:
+        # Checked here, with `_processes_lock` held: another task may have shown it since the caller decided.
+        if self._processes is not None and self._processes.active_workspace != workspace:
+            await self._run_stop(partial(self._processes.switch_workspace, workspace, lambda: self._mount(self.init, workspace)))
 
-    async def _halt(self) -> None:
-        async with self._moving:
+    async def _stop_all(self) -> None:
+        async with self._processes_lock:
             if self._processes is not None:
-                await self._move(self._processes.halt)
+                await self._run_stop(self._processes.stop_all)
 
-    async def _resume(self, tree: int) -> None:
-        async with self._moving:
-            if self._processes is not None and self._processes.shown is None and tree in self._trees:
+    async def _resume_workspace(self, workspace: int) -> None:
+        async with self._processes_lock:
+            if self._processes is not None and self._processes.active_workspace is None and workspace in self._workspaces:
                 with contextlib.suppress(ACASessionsError):  # the next turn tries again, and raises
-                    await self._switch(tree)
+                    await self._switch_workspace(workspace)
 
-    async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` (`switch` or `halt` of `_processes`) in a thread. Record which processes it had to kill.
+    async def _run_stop(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
+        """Call `stop` (`switch_workspace` or `stop_all` of `_processes`) in a thread. Record which processes it had to kill.
 
         The next result of a cell in their workspace names them. If some processes still run after that, kill the whole session and raise
         GuestDiedError.
         """
         if self._closed or self._processes is None:
             return
-        left = self._processes.shown
+        left = self._processes.active_workspace
         try:
             ended = await to_thread.run_sync(stop, limiter=limiter())
         except TimeoutError as error:
@@ -302,142 +306,147 @@ class Home:
         if ended and left is not None:
             self.ended[left] = (*self.ended.get(left, ()), *ended)
 
-    async def _end(self, tree: int) -> Ended:
-        async with self._moving:
+    async def _end_processes(self, workspace: int) -> Ended:
+        async with self._processes_lock:
             if self._processes is None or self._closed:
                 return Ended()
-            return await to_thread.run_sync(self._processes.end, tree)
+            return await to_thread.run_sync(self._processes.kill_workspace, workspace)
 
-    async def _end_tree(self, tree: int) -> None:
+    async def _end_workspace(self, workspace: int) -> None:
         """Kill the processes of a workspace, except its interpreters. If no interpreter is left in it, forget the workspace.
 
         If a forgotten workspace was at /mnt/data, mount the oldest other one there and continue its processes.
         """
-        await self._end(tree)
-        async with self._moving:
-            if self._processes is not None and self._trees and tree not in self._trees:
-                self._processes.drop(tree)
-                if self._processes.shown == tree:
-                    await self._try_to_show_oldest()
+        await self._end_processes(workspace)
+        async with self._processes_lock:
+            if self._processes is not None and self._workspaces and workspace not in self._workspaces:
+                self._processes.forget_workspace(workspace)
+                if self._processes.active_workspace == workspace:
+                    await self._try_to_mount_oldest()
 
-    async def _let_go_of(self, number: int, tree: int) -> None:
-        if self._is_last(number, tree):
-            self._trees.pop(tree, None)
-            await self._end_tree(tree)
+    async def _remove_interpreter(self, session_pid: int, workspace: int) -> None:
+        if self._is_last_of_workspace(session_pid, workspace):
+            self._workspaces.pop(workspace, None)
+            await self._end_workspace(workspace)
         if self._processes is not None:
-            self._processes.leave(number)
+            self._processes.unregister(session_pid)
 
-    def _is_last(self, number: int, tree: int) -> bool:
-        return all(other == number or member.tree != tree for other, member in self._members.items())
+    def _is_last_of_workspace(self, session_pid: int, workspace: int) -> bool:
+        return all(other == session_pid or interpreter.workspace != workspace for other, interpreter in self._interpreters.items())
 
-    def _stop_resting(self) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+    def _cancel_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
 
-    async def _rest(self) -> None:
+    async def _mount_oldest_when_idle(self) -> None:
         """Mount the oldest workspace at /mnt/data between cells, so that its processes continue.
 
         Do nothing while a cell runs. Also do nothing while the mounted workspace has processes besides its interpreters, or threads
         (`has_work`).
         """
-        async with self._moving:
+        async with self._processes_lock:
             processes = self._processes
-            if processes is None or self._turn.locked() or self._closed or processes.shown == next(iter(self._trees), None):
+            if (
+                processes is None
+                or self._cell_lock.locked()
+                or self._closed
+                or processes.active_workspace == next(iter(self._workspaces), None)
+            ):
                 return
-            if await to_thread.run_sync(processes.has_work) or self._turn.locked() or not self._trees:
+            if await to_thread.run_sync(processes.has_work) or self._cell_lock.locked() or not self._workspaces:
                 return
-            await self._try_to_show_oldest()
+            await self._try_to_mount_oldest()
 
-    async def _try_to_show_oldest(self) -> None:
+    async def _try_to_mount_oldest(self) -> None:
         with contextlib.suppress(ACASessionsError):  # the next turn tries again, and raises
-            await self._switch(next(iter(self._trees)))
+            await self._switch_workspace(next(iter(self._workspaces)))
 
     def _on_report(self) -> None:
         reports = b""
         with contextlib.suppress(ConnectionResetError):  # the first process died before it had read a request
             reports = self._report.recv(REPORT.size * _REPORTS_AT_ONCE)
-        for number, status in REPORT.iter_unpack(reports[: len(reports) - len(reports) % REPORT.size]):
-            if (member := self._members.get(number)) is not None:
-                member.report(status)
+        for session_pid, status in REPORT.iter_unpack(reports[: len(reports) - len(reports) % REPORT.size]):
+            if (interpreter := self._interpreters.get(session_pid)) is not None:
+                interpreter.on_death(status)
         if not reports:
-            self._unwatch()
-            for member in [*self._members.values()]:
-                member.report(None)
+            self._stop_watching_reports()
+            for interpreter in [*self._interpreters.values()]:
+                interpreter.on_death(None)
 
-    def _others(self, number: int) -> set[int]:
-        """Return the pids on this host of all interpreters but `number`, and of their descendants."""
+    def _other_interpreters(self, session_pid: int) -> set[int]:
+        """Return the pids on this host of all interpreters but this one, and of their descendants."""
         found: set[int] = set()
-        for other in self._members.keys() - {number}:
+        for other in self._interpreters.keys() - {session_pid}:
             with contextlib.suppress(GuestDiedError):
-                process = host_pid(self._members[other].process)
+                process = host_pid(self._interpreters[other].pidfd)
                 found |= {process, *descendants(process)}
         return found
 
-    async def _last_one_gone(self) -> None:
+    async def _wait_until_all_ended(self) -> None:
         """Wait until all processes have ended, but at most 1 s."""
         # The first process of a pid namespace outlives all others (pid_namespaces(7)): when its pidfd is readable, none is left. All
         # callers share one reader: a second would replace it, and would later remove the reader of whatever has the descriptor's number.
-        if self._gone is None:
-            self._gone = asyncio.get_running_loop().create_future()
+        if self._all_ended is None:
+            self._all_ended = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().add_reader(self.init, self._stop_waiting)
-        await asyncio.wait([self._gone], timeout=_END_SECONDS)
+        await asyncio.wait([self._all_ended], timeout=_END_SECONDS)
 
     def _stop_waiting(self) -> None:
-        if self._gone is not None and not self._gone.done():
+        if self._all_ended is not None and not self._all_ended.done():
             asyncio.get_running_loop().remove_reader(self.init)
-            self._gone.set_result(None)
+            self._all_ended.set_result(None)
 
-    def _unwatch(self) -> None:
-        if self._watched:
+    def _stop_watching_reports(self) -> None:
+        if self._watches_reports:
             asyncio.get_running_loop().remove_reader(self._report)
-            self._watched = False
+            self._watches_reports = False
 
-    def abandon(self, number: int) -> None:
-        """Remove an interpreter without waiting, or finish its removal if a call of `leave` was cancelled.
+    def abandon(self, session_pid: int) -> None:
+        """Remove an interpreter without waiting, or finish its removal if a call of `unregister` was cancelled.
 
-        Do nothing if `leave` has completed. `number` is the interpreter's pid in the session.
+        Do nothing if `unregister` has completed.
         """
-        member = self._members.pop(number, None)
-        if not self._members:
+        interpreter = self._interpreters.pop(session_pid, None)
+        if not self._interpreters:
             self.kill("killed")
-            self._let_go()
-        elif member is not None and not self._closed:
-            self._tasks.start(self._let_go_of(number, member.tree))
+            self._close()
+        elif interpreter is not None and not self._closed:
+            self._tasks.start(self._remove_interpreter(session_pid, interpreter.workspace))
 
-    def end_now(self, number: int) -> None:
-        """Remove an interpreter whose event loop is closed. `number` is its pid in the session.
+    def unregister_without_loop(self, session_pid: int) -> None:
+        """Remove an interpreter whose event loop is closed.
 
         If it is the last interpreter, kill all processes, and wait at most 1 s until they have ended.
         """
-        self._members.pop(number, None)
-        if not self._members and not self._closed:
+        self._interpreters.pop(session_pid, None)
+        if not self._interpreters and not self._closed:
             self.kill("killed")
             # Wait for their end, at most 1 s: a control group can be removed only without processes.
             ended = select.poll()
             ended.register(self.init, select.POLLIN)
             ended.poll(_END_SECONDS * 1000)
-            self._gone = None  # no task waits in a loop that is closed
-            self._let_go()
+            self._all_ended = None  # no task waits in a loop that is closed
+            self._close()
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._unwatch()
+            self._stop_watching_reports()
             self._stop_waiting()
-            if self._counted is not None:
-                self.memory.let_go(self._counted)
-            self._stop_resting()
-            if self._moving.locked():  # a thread uses the ends: their numbers must not name something else meanwhile
-                self._tasks.start(self._close_ends_later())
+            if self._counted_init is not None:
+                self.memory.stop_without_waiting(self._counted_init)
+            self._cancel_idle_timer()
+            if self._processes_lock.locked():  # a thread uses the ends: their numbers must not name something else meanwhile
+                self._tasks.start(self._close_descriptors_later())
             else:
-                self._close_ends()
+                self._close_descriptors()
 
-    async def _close_ends_later(self) -> None:
-        async with self._moving:
-            self._close_ends()
+    async def _close_descriptors_later(self) -> None:
+        async with self._processes_lock:
+            self._close_descriptors()
 
-    def _close_ends(self) -> None:
+    def _close_descriptors(self) -> None:
         if self._processes is not None:
             self._processes.close()
         with self._allocating:  # the first process has been killed, so a thread that waits for its answer returns at once

@@ -1,8 +1,8 @@
-"""Freeze, thaw and end the processes of a session and its branches, if control groups can freeze them.
+"""Freeze, thaw and kill the processes of a session and its branches, if control groups can freeze them.
 
-Each workspace (`tree` in code) has one group. One workspace at a time is shown: it is mounted at /mnt/data, and the groups of the others
-are frozen. A frozen process runs no instruction, and a new process is in the group of the one that started it. So processes need not be
-searched in /proc again and again, as in `processes.py`. All calls block: use a worker thread.
+Each workspace has one group. One workspace at a time is active: it is mounted at /mnt/data, and the groups of the others are frozen. A
+frozen process runs no instruction, and a new process is in the group of the one that started it. So processes need not be searched in /proc
+again and again, as in `processes.py`. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -23,82 +23,79 @@ _END_SECONDS = 2.0
 _LOOK_SECONDS = 0.0005
 
 
-class TreeGroups:
+class WorkspaceGroups:
     """The control groups of one session, to freeze, thaw and end the processes of each workspace.
 
     With only one workspace, all processes stay in one group. Once there is a second workspace, each gets a group of its own below that
     group.
     """
 
-    def __init__(self, group: Path, init: int, tree: int) -> None:
+    def __init__(self, group: Path, init: int, workspace: int) -> None:
         """Take over `group`, which has the session's first process (the pidfd `init`) and all processes that descend from it.
 
-        `tree` is the number of the workspace at /mnt/data.
+        `workspace` is the number of the workspace at /mnt/data.
         """
-        self.shown: int | None = tree
-        self._mounted: int | None = tree
-        self._first = self._latest = tree
+        self.active_workspace: int | None = workspace
+        self._mounted_workspace: int | None = workspace
+        self._first_workspace = self._latest_workspace = workspace
         self._group = group
         self._init = init
-        self._members: dict[int, tuple[int, int]] = {}  # by an interpreter's number in the session: its workspace and its pidfd
+        self._registered: dict[int, tuple[int, int]] = {}  # by an interpreter's number in the session: its workspace and its pidfd
         self._stopped: dict[int, tuple[int, int]] = {}  # those that wait to be put into the group of their workspace
         self._groups: dict[int, Path] = {}
         self._divided = False  # whether each workspace has a group of its own
 
-    def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter. If its workspace (`tree`) is not at /mnt/data now, stop it until `switch` puts it into its group.
-
-        `number` is its pid in the session, and `process` its pidfd.
-        """
-        self._members[number] = (tree, process)
-        if tree != self.shown:
+    def register(self, session_pid: int, workspace: int, pidfd: int) -> None:
+        """Register an interpreter. If its workspace is not at /mnt/data now, stop it until `switch_workspace` puts it into its group."""
+        self._registered[session_pid] = (workspace, pidfd)
+        if workspace != self.active_workspace:
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(process, signal.SIGSTOP)
-                self._stopped[number] = (tree, process)
+                signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+                self._stopped[session_pid] = (workspace, pidfd)
 
-    def leave(self, number: int) -> None:
-        """Forget an interpreter that has ended. `number` is its pid in the session."""
-        self._members.pop(number, None)
-        self._stopped.pop(number, None)
+    def unregister(self, session_pid: int) -> None:
+        """Forget an interpreter that has ended."""
+        self._registered.pop(session_pid, None)
+        self._stopped.pop(session_pid, None)
 
-    def drop(self, tree: int) -> None:
-        """Forget workspace `tree`, which has ended, and remove its group."""
-        group = self._groups.pop(tree, None)
+    def forget_workspace(self, workspace: int) -> None:
+        """Forget a workspace that has ended, and remove its group."""
+        group = self._groups.pop(workspace, None)
         if group is not None:
             with contextlib.suppress(OSError):
                 group.rmdir()
 
-    def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids, in the session, of processes that no cell of workspace `tree` has started.
+    def foreign_pids(self, workspace: int) -> set[int]:
+        """Return the pids, in the session, of processes that no cell of `workspace` has started.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """
-        others = [group for other, group in [*self._groups.items()] if other != tree]
-        return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
+        others = [group for other, group in [*self._groups.items()] if other != workspace]
+        return {*self._registered} | {process.pid for group in others for _, process in _processes_in(group)}
 
-    def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Freeze all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and thaw its processes.
+    def switch_workspace(self, workspace: int, mount: Callable[[], None]) -> tuple[RunningProcess, ...]:
+        """Freeze all processes, call `mount` unless `workspace` is at /mnt/data already, and thaw the processes of `workspace`.
 
         Return the processes that were killed because they did not freeze. Raise TimeoutError if a process still runs after that, because it
-        must not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
+        must not see the other workspace. If `mount` fails, all processes stay frozen until the next switch.
         """
-        ended = self.halt()
-        self._place_stopped()
-        if self._mounted != tree:
-            self._mounted = None
-            show()
-            self._mounted = tree
-        self.shown = self._latest = tree
-        if (group := self._group_of(tree)) is not None:
+        ended = self.stop_all()
+        self._move_stopped()
+        if self._mounted_workspace != workspace:
+            self._mounted_workspace = None
+            mount()
+            self._mounted_workspace = workspace
+        self.active_workspace = self._latest_workspace = workspace
+        if (group := self._group_of_workspace(workspace)) is not None:
             _write(group / "cgroup.freeze", "0")
         return ended
 
-    def halt(self) -> tuple[RunningProcess, ...]:
-        """Freeze all processes except the first, until the next `switch`. Return those that were killed because they did not freeze.
+    def stop_all(self) -> tuple[RunningProcess, ...]:
+        """Freeze all processes except the first, until the next `switch_workspace`.
 
-        Raise TimeoutError if a process still runs after that.
+        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process still runs after that.
         """
-        group = self._group_of(self.shown) if self.shown is not None else None
+        group = self._group_of_workspace(self.active_workspace) if self.active_workspace is not None else None
         if group == self._group:  # the first process must run on: it allocates memory for files that are put back meanwhile
             _put(self._group.parent, self._init_pid())
         ended: tuple[RunningProcess, ...] = ()
@@ -106,15 +103,15 @@ class TreeGroups:
             ended = self._kill(group).ended
             if not _freeze(group):
                 raise TimeoutError("processes of the session did not stop: end them, or reset the session")
-        self.shown = None
+        self.active_workspace = None
         return ended
 
-    def end(self, tree: int) -> Ended:
+    def kill_workspace(self, workspace: int) -> Ended:
         """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none can start another one."""
-        group = self._group_of(tree)
+        group = self._group_of_workspace(workspace)
         if group is None:
             return Ended()
-        if tree != self.shown:
+        if workspace != self.active_workspace:
             return self._kill(group)
         try:
             _freeze(group)
@@ -124,44 +121,44 @@ class TreeGroups:
 
     def has_work(self) -> bool:
         """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
-        group = self._group_of(self.shown) if self.shown is not None else None
+        group = self._group_of_workspace(self.active_workspace) if self.active_workspace is not None else None
         interpreters, init = self._interpreters(), self._init_pid()
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
 
     def close(self) -> None:
         """Remove the groups, except those that still have processes."""
         # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
-        for tree in [*self._groups]:
-            self.drop(tree)
+        for workspace in [*self._groups]:
+            self.forget_workspace(workspace)
         with contextlib.suppress(OSError):
             self._group.rmdir()
 
-    def _group_of(self, tree: int) -> Path | None:
+    def _group_of_workspace(self, workspace: int) -> Path | None:
         """Return the group of a workspace's processes, or None if this workspace has no group yet."""
-        return self._groups.get(tree) if self._divided else self._group
+        return self._groups.get(workspace) if self._divided else self._group
 
-    def _place_stopped(self) -> None:
-        """Move interpreters that `take_in` stopped into their workspaces' groups. All processes must be frozen or stopped."""
+    def _move_stopped(self) -> None:
+        """Move interpreters that `register` stopped into their workspaces' groups. All processes must be frozen or stopped."""
         if self._stopped and not self._divided:
-            self._make(self._first)
-            elsewhere = {self._init_pid(), *(pid for _, process in self._stopped.values() for pid in _pid_of(process))}
-            for pid in set(_pids(self._group)) - elsewhere:
-                _put(self._groups[self._first], pid)
+            self._make_group(self._first_workspace)
+            foreign_pids = {self._init_pid(), *(pid for _, process in self._stopped.values() for pid in _pid_of(process))}
+            for pid in set(_pids(self._group)) - foreign_pids:
+                _put(self._groups[self._first_workspace], pid)
             _write(self._group / "cgroup.freeze", "0")
             self._divided = True
-        for number, (tree, process) in [*self._stopped.items()]:
-            if tree not in self._groups:
-                self._make(tree)
+        for session_pid, (workspace, process) in [*self._stopped.items()]:
+            if workspace not in self._groups:
+                self._make_group(workspace)
             for pid in _pid_of(process):
-                _put(self._groups[tree], pid)
+                _put(self._groups[workspace], pid)
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(process, signal.SIGCONT)
-            self._stopped.pop(number, None)
+            self._stopped.pop(session_pid, None)
 
-    def _make(self, tree: int) -> None:
-        group = self._group / str(tree)
+    def _make_group(self, workspace: int) -> None:
+        group = self._group / str(workspace)
         group.mkdir(exist_ok=True)
-        self._groups[tree] = group
+        self._groups[workspace] = group
         _write(group / "cgroup.freeze", "1")
 
     def _kill(self, group: Path) -> Ended:
@@ -181,7 +178,7 @@ class TreeGroups:
 
     def _interpreters(self) -> set[int]:
         """Return the pids on this host of the live interpreters. While they live, no other process gets these pids."""
-        return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
+        return {pid for _, process in [*self._registered.values()] for pid in _pid_of(process)}
 
     def _init_pid(self) -> int:
         return next(_pid_of(self._init), 0)
