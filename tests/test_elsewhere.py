@@ -12,7 +12,7 @@ from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from aca_sessions.sandbox import hosts
-from aca_sessions.sandbox.hosts import Host
+from aca_sessions.sandbox.hosts import HostCondition
 
 from .cli.test_cli import Server
 from .conftest import ROOT
@@ -80,7 +80,7 @@ async def test_the_mcp_server_works_against_an_endpoint(endpoint: dict[str, str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("system", "host"), [("darwin", hosts.MACOS), ("win32", hosts.WINDOWS), ("freebsd14", hosts.NOT_LINUX)])
-def test_the_embedded_default_is_one_error_with_advice(system: str, host: Host) -> None:
+def test_the_embedded_default_is_one_error_with_advice(system: str, host: HostCondition) -> None:
     run = on(system, "run", "1")
     assert (run.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 1)
     assert run.stderr.startswith("aca-sessions: the embedded sandbox needs Linux. ")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from aca_sessions.sandbox import hosts
-from aca_sessions.sandbox.hosts import Host
+from aca_sessions.sandbox.hosts import HostCondition
 
 from .conftest import COMMAND, ROOT, mostly_long
 
@@ -49,7 +49,7 @@ def doctor_and_run(condition: str) -> "tuple[subprocess.CompletedProcess[str], s
 
 
 @pytest.mark.parametrize(("condition", "host"), REFUSED)
-def test_a_host_that_cannot_isolate_gets_its_row_and_line_and_runs_nothing(condition: str, host: Host) -> None:
+def test_a_host_that_cannot_isolate_gets_its_row_and_line_and_runs_nothing(condition: str, host: HostCondition) -> None:
     doctor, run = doctor_and_run(condition)
     assert (doctor.returncode, run.returncode, run.stdout) == (1, 2, "")
     for told in (doctor.stdout, run.stderr):
@@ -86,7 +86,7 @@ def test_the_lesser_level_works_if_chosen_on_a_host_that_refuses_namespaces(cond
         pytest.param("lone_root", hosts.LONE_ROOT, marks=only_root),
     ],
 )
-def test_the_lesser_level_too_needs_landlock_seccomp_and_another_user(condition: str, host: Host) -> None:
+def test_the_lesser_level_too_needs_landlock_seccomp_and_another_user(condition: str, host: HostCondition) -> None:
     run = where(condition, "run", "1 + 1", ACASessions__Sandbox__Isolation="no-namespaces")
     assert (run.returncode, run.stdout) == (2, "")
     assert host.row in run.stderr

@@ -378,6 +378,6 @@ async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        from .sandbox.hosts import elsewhere
+        from .sandbox.hosts import advice_for_platform
 
-        raise NotSupportedError(f"the embedded sandbox needs Linux. {elsewhere(sys.platform)}")
+        raise NotSupportedError(f"the embedded sandbox needs Linux. {advice_for_platform(sys.platform)}")

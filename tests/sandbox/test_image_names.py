@@ -66,28 +66,28 @@ def test_an_export_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_folders_of_processes_that_were_killed_while_they_unpacked_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cache = Path(images.kept("first", lambda _: None)).parent
+    cache = Path(images.cached_folder("first", lambda _: None)).parent
     seen = []
 
     def fill(_: str) -> None:
         for key in ("killed-one", "inner"):
             (cache / f".unpacking-{key}-x0_").mkdir()
-        images.kept("inner", lambda _: seen.extend(sorted(path.name.rpartition("-")[0] for path in cache.glob(".unpacking-*"))))
+        images.cached_folder("inner", lambda _: seen.extend(sorted(path.name.rpartition("-")[0] for path in cache.glob(".unpacking-*"))))
 
-    images.kept("outer", fill)
+    images.cached_folder("outer", fill)
     assert seen == [".unpacking-inner", ".unpacking-outer"]
 
 
 @pytest.mark.long
 def test_images_without_ipython_get_only_its_packages_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (folder,) = images.shown("/srv/root").values()
+    (folder,) = images.ipython_mount("/srv/root").values()
     names = {entry.name.partition("-")[0].removesuffix(".py") for entry in Path(folder).iterdir()}
     assert {"IPython", "ipython", "traitlets", "matplotlib_inline"} <= names
     assert not {"numpy", "pandas", "httpx", "aca_sessions", "bin"} & names
     assert [path for path in Path(folder).rglob("*") if path.is_symlink() or (path.is_file() and os.access(path, os.X_OK))] == []
-    assert images.shown("/srv/root") == {images.SUPPLY: folder}
-    assert images.shown(None) == {}
+    assert images.ipython_mount("/srv/root") == {images.SUPPLY: folder}
+    assert images.ipython_mount(None) == {}
 
 
 def test_sessions_without_namespaces_cannot_have_an_image() -> None:

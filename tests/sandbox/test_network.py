@@ -16,7 +16,7 @@ from aca_sessions.errors import ConfigurationError
 from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Network
-from aca_sessions.sandbox.proxy import Proxy, Serving, Streams, _carry, _is_public, _parse
+from aca_sessions.sandbox.proxy import Proxy, ProxyConnections, Streams, _carry, _is_public, _parse
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session.interpreter import Interpreter
 
@@ -221,7 +221,7 @@ async def test_a_connection_accepted_while_its_session_ends_is_closed() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answered.append(writer)
 
-    serving, listener = Serving(answer), socket.create_server(("127.0.0.1", 0))
+    serving, listener = ProxyConnections(answer), socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
     await serving.start(listener)
     (_, one), (_, other) = await asyncio.open_connection(*address), await asyncio.open_connection(*address)

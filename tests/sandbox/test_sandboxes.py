@@ -43,10 +43,10 @@ async def test_the_light_generation_serves_at_once_and_the_heavy_one_replaces_it
 
 async def coming(sandboxes: Sandboxes, after: ForkServer | None = None) -> ForkServer:
     """Return the fork server with the heavy libraries while it boots."""
-    while sandboxes._coming in (None, after):
+    while sandboxes._starting_heavy in (None, after):
         await asyncio.sleep(0.01)
-    assert not sandboxes._coming._ready
-    return sandboxes._coming
+    assert not sandboxes._starting_heavy._ready
+    return sandboxes._starting_heavy
 
 
 async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -55,7 +55,7 @@ async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(not
         first.process.kill()
         await coming(sandboxes, first)
         assert await value(await sandboxes.open(), "6 * 7") == 42, "the light one serves meanwhile"
-        while sandboxes._coming is not None:
+        while sandboxes._starting_heavy is not None:
             await asyncio.sleep(0.02)
         assert await value(await sandboxes.open(), IMPORTED) is True
         await asyncio.gather(*(sandbox.close() for generation in sandboxes._generations for sandbox in [*generation._sandboxes]))
@@ -84,7 +84,7 @@ async def test_a_heavy_fork_server_that_dies_twice_is_not_started_again(nothing_
         assert [record.message for record in caplog.records] == [
             "cannot preload the usual libraries (GuestDiedError): sessions start without them, and import them more slowly"
         ]
-        assert sandboxes._coming is None
+        assert sandboxes._starting_heavy is None
         sandbox = await sandboxes.open()
         assert await value(sandbox, IMPORTED) is False
         await sandbox.close()

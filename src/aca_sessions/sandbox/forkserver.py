@@ -29,10 +29,10 @@ from ..lifetime import Owner
 from . import environment, wire
 from .hosts import IMAGE, lines_for_image, remedy_for
 from .images import images
-from .limits.capacity import allow_many, explained_shortage, no_descriptor, reserve
+from .limits.capacity import explained_shortage, raise_descriptor_limit, reserve, shortage_error
 from .limits.cgroup import CleanupShell, Groups
 from .limits.memory import MemoryLimit
-from .limits.watchdog import Watchdog, bytes_in, family
+from .limits.watchdog import Watchdog, bytes_in, process_tree
 from .packages.cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .session.descriptors import SpawnedSession, Workspace, kill
@@ -158,8 +158,8 @@ class ForkServer:
         python = sys.executable if policy.image else policy.python or sys.executable
         roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})
         with contextlib.ExitStack() as on_failure:
-            allow_many()
-            reserve.hold()
+            raise_descriptor_limit()
+            reserve.open()
             self._folder = _folder_for(policy)
             if self._folder is not None:
                 on_failure.callback(self._folder.remove)
@@ -184,7 +184,7 @@ class ForkServer:
             uid_count=self._uid_count,
             mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts}
             | shown(policy.packages)
-            | images.shown(policy.image),
+            | images.ipython_mount(policy.image),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
@@ -358,7 +358,7 @@ class ForkServer:
         if not answer:  # the kernel dropped the descriptor, because this process has none free
             if undo_request is not None:
                 self._ask(undo_request)
-            raise no_descriptor("another session")
+            raise shortage_error("another session")
         return answer[0]
 
     def _ask(self, request: wire.Message, *descriptors: int) -> list[int]:
@@ -438,7 +438,7 @@ class ForkServer:
         """
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
-                kill(family(self.process.pid)[-1])
+                kill(process_tree(self.process.pid)[-1])
                 self.process.wait(_END_SECONDS / _KILLS)
                 return
 

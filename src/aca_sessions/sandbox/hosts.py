@@ -9,7 +9,7 @@ PAGE = "docs/hosts.md"
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostCondition:
     """A condition of a host that keeps sessions from running or weakens their limits.
 
     Attributes:
@@ -33,104 +33,106 @@ class Host:
         return f"{self.how}: {self.line}"
 
 
-NO_USER_NAMESPACES = Host("no-user-namespaces", "user.max_user_namespaces is 0", "sudo sysctl user.max_user_namespaces=15000")
-DEBIAN = Host("debian", "kernel.unprivileged_userns_clone is 0 (Debian's kernels)", "sudo sysctl kernel.unprivileged_userns_clone=1")
-UBUNTU = Host(
+NO_USER_NAMESPACES = HostCondition("no-user-namespaces", "user.max_user_namespaces is 0", "sudo sysctl user.max_user_namespaces=15000")
+DEBIAN = HostCondition(
+    "debian", "kernel.unprivileged_userns_clone is 0 (Debian's kernels)", "sudo sysctl kernel.unprivileged_userns_clone=1"
+)
+UBUNTU = HostCondition(
     "ubuntu",
     "kernel.apparmor_restrict_unprivileged_userns is 1 (Ubuntu from 23.10 on)",
     "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0",
 )
-DOCKER = Host(
+DOCKER = HostCondition(
     "docker",
     "Docker with its default profiles",
     "--user 1000 --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined",
     "Start the container by docker run with",
 )
-PODMAN = Host(
+PODMAN = HostCondition(
     "podman",
     "Podman with its default profiles",
     "--user 1000 --security-opt seccomp=unconfined --security-opt unmask=ALL",
     "Start the container by podman run with",
 )
-KUBERNETES = Host(
+KUBERNETES = HostCondition(
     "kubernetes",
     "A Kubernetes pod with the default profiles",
     "hostUsers: false, and for the container securityContext: {runAsUser: 1000, procMount: Unmasked, "
     "seccompProfile: {type: Unconfined}, appArmorProfile: {type: Unconfined}}",
     "Write into the pod's spec",
 )
-FILTERED = Host(
+FILTERED = HostCondition(
     "namespaces-filtered",
     "A seccomp filter that refuses namespaces or mounts, as containers and services have",
     "--security-opt seccomp=unconfined (a systemd service: RestrictNamespaces=no)",
     "Start the container with",
 )
-MASKED_PROC = Host(
+MASKED_PROC = HostCondition(
     "masked-proc",
     "A /proc of which a part is masked, as container engines do",
     "--security-opt systempaths=unconfined (Docker), --security-opt unmask=ALL (Podman) or procMount: Unmasked (Kubernetes)",
     "Start the container with",
 )
-NO_CAPABILITIES = Host(
+NO_CAPABILITIES = HostCondition(
     "no-capabilities", "Root without CAP_SYS_ADMIN", "--user 1000", "Run it as an ordinary user, who needs no capability; in a container"
 )
-LONE_ROOT = Host(
+LONE_ROOT = HostCondition(
     "lone-root",
     "Root of a user namespace that maps one uid, which is root on the host",
     "setpriv --reuid=1000 --regid=1000 --clear-groups aca-sessions …",
     "Run it as an ordinary user, or as root of a namespace with more than one uid",
 )
-NO_LANDLOCK = Host(
+NO_LANDLOCK = HostCondition(
     "no-landlock",
     "A kernel without Landlock: older than 5.13, or booted without it",
     "lsm=landlock,yama,apparmor",
     "Boot a kernel from 5.13 on with landlock among its lsm=, for example",
 )
-NO_SECCOMP = Host(
+NO_SECCOMP = HostCondition(
     "no-seccomp",
     "A kernel without seccomp filters, or a sandbox that emulates one",
     "CONFIG_SECCOMP_FILTER=y",
     "Run a kernel that is built with",
 )
-NO_CGROUPS = Host(
+NO_CGROUPS = HostCondition(
     "no-cgroups",
     "No control group that may be written to",
     "systemd-run --user --scope -p Delegate=yes aca-sessions serve",
     "Sessions are isolated fully, and their memory is looked at; to have it counted, run",
 )
-NO_PYTHON = Host(
+NO_PYTHON = HostCondition(
     "guests-python",
     "A Python that sessions cannot use",
     "aca-sessions env create sessions",
     "Give sessions a Python of their own, which ACASessions:Sandbox:Environment=sessions names",
 )
-SHORTAGE = Host(
+SHORTAGE = HostCondition(
     "shortage",
     "No process, memory, descriptor or control group left",
     "ulimit -u; ulimit -n; cat /proc/loadavg",
     "The host is short of processes, memory or descriptors for this user: end some and try again. To see what is left, run",
 )
-OTHER = Host(
+OTHER = HostCondition(
     "other-refusals",
     "Anything else that refuses namespaces",
     "unshare --user --map-root-user --mount --pid --fork --mount-proc true",
     "Linux 5.13 or newer with user namespaces is needed. To see what refuses them, run",
 )
-MACOS = Host(
+MACOS = HostCondition(
     "macos",
     "macOS",
     "export ACASessions__SessionsHttpClient__Endpoint=http://HOST:8080 ACASessions__SessionsHttpClient__ApiKey=KEY",
     "Set the Endpoint of a Linux host, where aca-sessions serve prints both, or of an Azure pool, which needs no key",
 )
-WINDOWS = Host(
+WINDOWS = HostCondition(
     "windows",
     "Windows",
     "$env:ACASessions__SessionsHttpClient__Endpoint='http://HOST:8080'; $env:ACASessions__SessionsHttpClient__ApiKey='KEY'",
     f"Run it inside WSL2. Or {MACOS.how[0].lower()}{MACOS.how[1:]}",
 )
-NOT_LINUX = Host("other-systems", "Other systems", MACOS.line, MACOS.how)
+NOT_LINUX = HostCondition("other-systems", "Other systems", MACOS.line, MACOS.how)
 BY_PLATFORM = {"darwin": MACOS, "win32": WINDOWS}
-ALL = tuple(host for host in globals().values() if isinstance(host, Host))
+ALL = tuple(host for host in globals().values() if isinstance(host, HostCondition))
 
 
 _SWITCHES = {
@@ -154,11 +156,11 @@ _ENGINES = {"/run/.containerenv": PODMAN, "/.dockerenv": DOCKER}
 _NEEDED_BY_BOTH = ("Landlock", "seccomp", "uid", "capabilities")  # levels of isolation: the lower one does not help then
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
 _CAP_SYS_ADMIN = 1 << 21
-_OR_LESS = (
+_ADVICE_WEAKER = (
     "Or accept less, by name: ACASessions:Sandbox:Isolation=no-namespaces holds sessions by Landlock, seccomp and limits alone "
     "(SECURITY.md says what is not enforced then)"
 )
-_OR_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
+_ADVICE_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
 _OF_THE_ENVIRONMENT = {
     "IPython in the guests' environment": "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python",
     "preload": "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload",
@@ -197,11 +199,11 @@ def remedy_for(part: str, number: int) -> str:
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
     if NO_PYTHON not in causes and SHORTAGE not in causes:
-        steps += [*([] if part in _NEEDED_BY_BOTH else [_OR_LESS]), _OR_REMOTE]
+        steps += [*([] if part in _NEEDED_BY_BOTH else [_ADVICE_WEAKER]), _ADVICE_REMOTE]
     return f"{'. '.join(steps)}. See {', '.join(cause.row for cause in causes)}."
 
 
-def elsewhere(platform: str) -> str:
+def advice_for_platform(platform: str) -> str:
     """Return advice for the user on how to run sessions from a system that is not Linux.
 
     `platform` is a value of sys.platform.
@@ -210,39 +212,39 @@ def elsewhere(platform: str) -> str:
     return f"{host}. See {host.row}."
 
 
-def _causes(part: str, number: int) -> list[Host]:
+def _causes(part: str, number: int) -> list[HostCondition]:
     if part.startswith("IPython"):
         return [NO_PYTHON]
     if part == "proc":
-        return [MASKED_PROC, *_engine()]
+        return [MASKED_PROC, *_container_engine()]
     if part in _BY_PART:
         return [_BY_PART[part]]
-    switched = _switched_off()
+    switched = _disabling_settings()
     if number in _SHORTAGES and not switched:
         return [SHORTAGE]
-    return [*switched, *_contained()] or [OTHER]
+    return [*switched, *_container_conditions()] or [OTHER]
 
 
-def _switched_off() -> list[Host]:
+def _disabling_settings() -> list[HostCondition]:
     """Return the conditions of this machine that are kernel settings which forbid namespaces."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
 
-def _contained() -> list[Host]:
-    powerless = [NO_CAPABILITIES] if os.geteuid() == 0 and not _may_administer() else []
+def _container_conditions() -> list[HostCondition]:
+    powerless = [NO_CAPABILITIES] if os.geteuid() == 0 and not _has_sys_admin() else []
     filtered = [FILTERED] if _status("Seccomp") == "2" else []
-    return [*filtered, *powerless, *_engine()]
+    return [*filtered, *powerless, *_container_engine()]
 
 
-def _engine() -> list[Host]:
+def _container_engine() -> list[HostCondition]:
     """Return a list with the condition for the container engine that runs this process, or an empty list if none is detected."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]
 
 
-def _may_administer() -> bool:
+def _has_sys_admin() -> bool:
     return bool(int(_status("CapEff") or "0", 16) & _CAP_SYS_ADMIN)
 
 

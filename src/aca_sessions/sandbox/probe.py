@@ -101,8 +101,8 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
             idle = max(sandbox.memory.used(), await in_thread(private_memory, host_pid(interpreter.runtime.init)))
             findings = (
                 Finding("sessions that fit", True, capacity(policy, idle)),
-                *_seen_from_outside(interpreter, policy),
-                *await _tried_from_inside(interpreter, policy),
+                *_check_from_outside(interpreter, policy),
+                *await _check_from_inside(interpreter, policy),
                 *await _limits(sandbox, interpreter, policy),
             )
             return IsolationReport(findings, level=policy.isolation)
@@ -112,7 +112,7 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         return IsolationReport((Finding(error.part, False, error.reason),), error.remedy, policy.isolation)
 
 
-def _seen_from_outside(interpreter: Interpreter, policy: Policy) -> list[Finding]:
+def _check_from_outside(interpreter: Interpreter, policy: Policy) -> list[Finding]:
     process = _process(interpreter.pidfd)
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     uid = int(status["Uid"].split()[0])
@@ -137,14 +137,14 @@ def _namespace(process: Path, name: str, what: str) -> Finding:
     return Finding(f"{name} namespace", own, f"own {what}" if own else f"the host's {what}")
 
 
-async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[Finding]:
+async def _check_from_inside(interpreter: Interpreter, policy: Policy) -> list[Finding]:
     network, bare = policy.network, policy.isolation != "full"
     findings = [Finding(name, False, how) for name, how in _NOT_WITHOUT_NAMESPACES.items()] if bare else []
     if network.kind == "host":
         findings.append(Finding("network", True, "this host's own, as the policy says: sessions reach all that it reaches"))
     elif network.kind == "allow":
         findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.domains)}"))
-    for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS | _beside(policy)).items():
+    for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS | _host_folder_check(policy)).items():
         if network.kind == "host" and name == _DIRECT:
             continue
         result = await interpreter.run("probe", code, 10.0)
@@ -155,7 +155,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
     return findings
 
 
-def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
+def _host_folder_check(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
     """Return the code by which a session of an image tries to read host files, with the errors that are expected from it.
 
     They are the only entry of the dict, by the name of the check. Without an image the dict is empty. The code lists the image's folder on

@@ -77,11 +77,11 @@ class Proxy:
         self._resolve = resolve
         self._connect = connect
 
-    async def serve(self, listener: socket.socket) -> "Serving":
-        """Start to serve one session on its listening socket. Close the returned `Serving` to stop."""
-        serving = Serving(self._answer)
-        await serving.start(listener)
-        return serving
+    async def serve(self, listener: socket.socket) -> "ProxyConnections":
+        """Start to serve one session on its listening socket. Close the returned `ProxyConnections` to stop."""
+        connections = ProxyConnections(self._answer)
+        await connections.start(listener)
+        return connections
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -118,7 +118,7 @@ class Proxy:
         return addresses[0]
 
 
-class Serving:
+class ProxyConnections:
     """The connections of one session to the proxy."""
 
     def __init__(self, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
@@ -146,9 +146,9 @@ class Serving:
             writer.transport.abort()
             return
         self._open.add(writer)
-        self._tasks.start(self._converse(reader, writer))
+        self._tasks.start(self._answer_and_close(reader, writer))
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_and_close(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._answer(reader, writer)
             writer.close()
@@ -233,12 +233,12 @@ def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
     if any(found in network for network in _NEVER) or found.is_multicast or not found.is_global:
         return False
-    if isinstance(found, ipaddress.IPv6Address) and (found.is_site_local or _leads_to_ipv4(found)):
+    if isinstance(found, ipaddress.IPv6Address) and (found.is_site_local or _embeds_ipv4(found)):
         return False
-    return not _is_ours(address, found.version)
+    return not _is_own_address(address, found.version)
 
 
-def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
+def _embeds_ipv4(address: ipaddress.IPv6Address) -> bool:
     """Return whether an IPv6 address embeds an IPv4 address. Packets may go to the embedded address, which was not checked."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
@@ -261,7 +261,7 @@ _NEVER = tuple(
 )
 
 
-def _is_ours(address: str, version: int) -> bool:
+def _is_own_address(address: str, version: int) -> bool:
     """Return whether an address belongs to this host, whose services sessions must not reach. `version` is 4 or 6, for IPv4 or IPv6."""
     with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
         try:
@@ -302,15 +302,15 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left
         if not data:
             break
         left = None if left is None else left - len(data)
-        _put_off(idle)
+        _restart_timeout(idle)
         target.write(data)
         await target.drain()
-        _put_off(idle)
+        _restart_timeout(idle)
     if left is None and target.can_write_eof():
         target.write_eof()
 
 
-def _put_off(idle: asyncio.Timeout) -> None:
+def _restart_timeout(idle: asyncio.Timeout) -> None:
     if not idle.expired():
         idle.reschedule(asyncio.get_running_loop().time() + _IDLE_SECONDS)
 

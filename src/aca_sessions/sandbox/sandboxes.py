@@ -46,7 +46,7 @@ class Generation:
     def adopt(self, sandbox: Sandbox) -> Sandbox:
         """Track a sandbox, and each later branch of it, until it is closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
-        sandbox.set_callbacks(partial(self._lose, sandbox), self.adopt)
+        sandbox.set_callbacks(partial(self._remove_closed, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
@@ -74,7 +74,7 @@ class Generation:
         if not released:
             self.fork_server.release()
 
-    def _lose(self, sandbox: Sandbox) -> None:
+    def _remove_closed(self, sandbox: Sandbox) -> None:
         self._sandboxes.discard(sandbox)
         self._release_if_done()
 
@@ -102,7 +102,7 @@ class Sandboxes:
         self._background = Tasks()
         self._starting = Tasks()
         self._preloading: asyncio.Task[None] | None = None
-        self._coming: ForkServer | None = None
+        self._starting_heavy: ForkServer | None = None
         self._refilling = False
         self._closed = False
 
@@ -129,9 +129,9 @@ class Sandboxes:
         if self.alive:  # another one began meanwhile
             await self._tasks.to_its_end(to_thread.run_sync(fork_server.release, limiter=limiter()))
             return
-        self._begin(fork_server)
+        self._use_fork_server(fork_server)
         if self.policy.preload is None and (self._preloading is None or self._preloading.done()):
-            self._preloading = self._background.start(self._begin_heavy())
+            self._preloading = self._background.start(self._replace_by_heavy())
 
     async def wait_until_ready(self) -> None:
         """Wait until sandboxes can be opened. Call `start` first.
@@ -152,7 +152,7 @@ class Sandboxes:
             try:
                 return await self._open()
             except GuestDiedError:
-                if await to_thread.run_sync(self._generations[-1].fork_server.answers, limiter=limiter()):
+                if await to_thread.run_sync(self._generations[-1].fork_server.ping, limiter=limiter()):
                     raise
         return await self._open()
 
@@ -181,8 +181,8 @@ class Sandboxes:
         self._closed = True
         await self._background.cancel()
         await self._starting.finish()
-        if self._coming is not None:  # first of all: a task may still wait for it to be ready
-            await to_thread.run_sync(self._coming.release, limiter=limiter())
+        if self._starting_heavy is not None:  # first of all: a task may still wait for it to be ready
+            await to_thread.run_sync(self._starting_heavy.release, limiter=limiter())
         await self._discard_spares()
         await self._tasks.finish()
         for generation in self._generations:
@@ -192,17 +192,17 @@ class Sandboxes:
     def abandon(self) -> None:
         """End all processes without waiting. Call this when the sandboxes' event loop is closed: `close` would wait forever then."""
         self._closed = True
-        if self._coming is not None:
-            self._coming.release()
+        if self._starting_heavy is not None:
+            self._starting_heavy.release()
         for generation in self._generations:
             generation.abandon()
 
-    def _begin(self, fork_server: ForkServer) -> None:
+    def _use_fork_server(self, fork_server: ForkServer) -> None:
         for earlier in self._generations:
             earlier.supersede()
         self._generations.append(Generation(fork_server))
 
-    async def _begin_heavy(self) -> None:
+    async def _replace_by_heavy(self) -> None:
         """Start a fork server that imports the libraries that most sessions use. Once it is ready, make new sandboxes from it."""
         await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
@@ -210,7 +210,7 @@ class Sandboxes:
             return
         for is_last_try in (False, True):
             try:
-                heavy = await self._ready_heavy(modules)
+                heavy = await self._start_heavy_and_wait(modules)
                 break
             except ACASessionsError as error:
                 if is_last_try or not isinstance(error, GuestDiedError):  # one that died may have lacked memory for a moment
@@ -219,17 +219,17 @@ class Sandboxes:
                         type(error).__name__,
                     )
                     return
-        self._coming = None
-        self._begin(heavy)
+        self._starting_heavy = None
+        self._use_fork_server(heavy)
         self._tasks.start(self._discard_spares())  # not awaited: if this one dies, `start` must find this task done
 
-    async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
+    async def _start_heavy_and_wait(self, modules: tuple[str, ...]) -> ForkServer:
         """Start a fork server that imports `modules`, and return it once it is ready. Release it if it fails to start."""
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
         try:
             await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
         except ACASessionsError:
-            self._coming = None
+            self._starting_heavy = None
             self._tasks.start(to_thread.run_sync(heavy.release, limiter=limiter()))
             raise
         return heavy
@@ -254,8 +254,8 @@ class Sandboxes:
         return self._image_description
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        self._coming = await _shared_fork_server(replace(self.policy, preload=modules))
-        return self._coming
+        self._starting_heavy = await _shared_fork_server(replace(self.policy, preload=modules))
+        return self._starting_heavy
 
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits

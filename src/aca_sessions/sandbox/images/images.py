@@ -47,16 +47,16 @@ def root_of(image: str) -> str:
     """
     path = os.path.expanduser(image)
     if os.path.isdir(path):
-        return _apart(os.path.realpath(path))
+        return _check_not_root(os.path.realpath(path))
     if os.path.isfile(path):
-        return kept(_identity(path), lambda folder: _unpack_file(path, folder))
+        return cached_folder(_identity(path), lambda folder: _unpack_file(path, folder))
     if image.startswith(("/", ".", "~")) or not _NAME.fullmatch(image):
         raise ConfigurationError(f"{_KEY}: expected the path of a root folder or of its tar, or the name of an image, got {image!r}")
-    engine, digest = _known(image)
-    return kept(digest, lambda folder: _export(engine, digest, folder))
+    engine, digest = _find_or_pull(image)
+    return cached_folder(digest, lambda folder: _export(engine, digest, folder))
 
 
-def _apart(folder: str) -> str:
+def _check_not_root(folder: str) -> str:
     """Check that the folder of an image is not /, and return it. Raise ConfigurationError if it is.
 
     With / as their root, sessions would see all of this host.
@@ -74,15 +74,15 @@ def _identity(path: str) -> str:
     return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
-def kept(key: str, fill: Callable[[str], None]) -> str:
-    """Return the folder that is stored for `key`. If there is none, make it, and call `fill` with it while it is empty.
+def cached_folder(key: str, fill: Callable[[str], None]) -> str:
+    """Return the folder that is cached under `key`. If there is none, make an empty one and call `fill` to fill it.
 
     Meanwhile other callers with the same key wait. If `fill` raises UnpackingError or OSError, raise ConfigurationError.
     """
     images = _folder()
     root = images / key
     _remove_leftovers(images)
-    with _alone(images / f"{key}.lock"):
+    with _locked(images / f"{key}.lock"):
         if not root.is_dir():
             place = tempfile.mkdtemp(prefix=f"{_UNPACKING}{key}-", dir=images)
             try:
@@ -113,7 +113,7 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, *, wait: bool = True) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on a file inside the `with` block. If `wait` is False and the lock is held, raise BlockingIOError."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ def _remove_leftovers(images: Path) -> None:
     """Remove half-unpacked folders that killed processes left behind. Skip a folder if a live process holds its lock."""
     for place in images.glob(f"{_UNPACKING}*"):
         key = place.name.removeprefix(_UNPACKING).rpartition("-")[0]
-        with contextlib.suppress(BlockingIOError), _alone(images / f"{key}.lock", wait=False):
+        with contextlib.suppress(BlockingIOError), _locked(images / f"{key}.lock", wait=False):
             _remove(str(place))
 
 
@@ -136,13 +136,13 @@ def _remove(folder: str) -> None:
 def _unpack_file(path: str, folder: str) -> None:
     try:
         archive = open(path, "rb")  # noqa: SIM115
-    except OSError as error:  # `kept` would say that the folder of images cannot be written
+    except OSError as error:  # `cached_folder` would say that the folder of images cannot be written
         raise ConfigurationError(f"{_KEY}: cannot read {path}: {error.strerror}") from error
     with archive:
         unpack(archive, folder)
 
 
-def _known(image: str) -> tuple[str, str]:
+def _find_or_pull(image: str) -> tuple[str, str]:
     """Find an engine (podman or docker) that has an image; if none has, pull the image. Return the engine and the image's digest."""
     engines = [engine for engine in _ENGINES if shutil.which(engine)]
     if not engines:
@@ -163,7 +163,7 @@ def _known(image: str) -> tuple[str, str]:
 
 def _digest_of(engine: str, image: str) -> str | None:
     with contextlib.suppress(ValueError, LookupError, TypeError):
-        return _digest(json.loads(_ask(engine, "image", "inspect", image))[0]["Id"])
+        return _digest(json.loads(_run_engine(engine, "image", "inspect", image))[0]["Id"])
     return None
 
 
@@ -194,18 +194,18 @@ def _digest(text: object) -> str:
 
 
 def _export(engine: str, digest: str, folder: str) -> None:
-    container = _ask(engine, "create", "--network=none", digest, _WORD).strip()
+    container = _run_engine(engine, "create", "--network=none", digest, _WORD).strip()
     if not re.fullmatch(r"[0-9a-f]{12,64}", container):
         raise UnpackingError(f"{engine} cannot create a container of it: run `{engine} create {digest[:12]} {_WORD}` to see why")
     try:
         command = [engine, "export", container]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            _take(process, folder)
+            _unpack_export(process, folder)
     finally:
-        _ask(engine, "rm", "--force", container)
+        _run_engine(engine, "rm", "--force", container)
 
 
-def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
+def _unpack_export(process: "subprocess.Popen[bytes]", folder: str) -> None:
     stream = process.stdout
     if stream is None:
         raise UnpackingError("its export has no output: try again, or name its tar")
@@ -227,7 +227,7 @@ def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
         process.kill()
 
 
-def _ask(engine: str, *arguments: str) -> str:
+def _run_engine(engine: str, *arguments: str) -> str:
     """Run podman or docker. Return its output, or "" if it fails."""
     try:
         done = subprocess.run(
@@ -238,14 +238,14 @@ def _ask(engine: str, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-_ASKED_FOR = ("ipython", "matplotlib-inline")
+_COPIED_PACKAGES = ("ipython", "matplotlib-inline")
 _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was compiled for loads it as well
 
 
-def shown(image: str | None) -> dict[str, str]:
-    """Return a dict that mounts a copy of this host's IPython in sessions of an image, for images that have no IPython.
+def ipython_mount(image: str | None) -> dict[str, str]:
+    """Return the mount of a copy of this host's IPython, which sessions of an image use if the image has no IPython.
 
-    Its key is the path in the session, and its value the folder on this host. Return an empty dict if `image` is None, because no copy is
+    The dict maps the path in the session to the folder on this host. Return an empty dict if `image` is None, because no copy is
     needed then, or if this host cannot keep files.
     """
     try:
@@ -255,9 +255,11 @@ def shown(image: str | None) -> dict[str, str]:
 
 
 def _supply_folder() -> str:
-    found = sorted(_with_requirements(_ASKED_FOR), key=lambda one: one.name)
+    found = sorted(_with_requirements(_COPIED_PACKAGES), key=lambda one: one.name)
     files = [(one.name, one.version, str(one.locate_file(""))) for one in found]
-    return kept(f"ipython-{hashlib.sha256(repr(files).encode()).hexdigest()[:32]}", lambda folder: _copy_packages(found, Path(folder)))
+    return cached_folder(
+        f"ipython-{hashlib.sha256(repr(files).encode()).hexdigest()[:32]}", lambda folder: _copy_packages(found, Path(folder))
+    )
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:

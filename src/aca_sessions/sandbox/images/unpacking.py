@@ -32,15 +32,15 @@ class UnpackingError(Exception):
 
 
 class _Allowance:
-    """The number of bytes and entries that may still be unpacked, because a tar of a few kilobytes can hold terabytes."""
+    """A limit on the bytes and entries of an archive. Without it, a tar of a few kilobytes could fill the disk."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
         self._bytes = self._most_bytes = min(_MOST_BYTES, free.f_bavail * free.f_frsize // _FREE_SHARE)
         self._entries = self._most_entries = most_entries
 
-    def take(self, size: int) -> None:
-        """Count an entry of `size` bytes before it is created. Raise UnpackingError if a limit is exceeded."""
+    def count(self, size: int) -> None:
+        """Count an entry of `size` bytes, before it is created. Raise UnpackingError if a limit is exceeded."""
         self._entries -= 1
         self._bytes -= size
         if self._bytes < 0:
@@ -94,8 +94,8 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
         with tarfile.open(fileobj=archive, mode="r|*", tarinfo=_Member) as members:
             while (member := members.next()) is not None:
                 members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member
-                allowance.take(member.size if member.isreg() else 0)
-                _Place(root, member.name, allowance).put(members, member)
+                allowance.count(member.size if member.isreg() else 0)
+                _MemberTarget(root, member.name, allowance).create(members, member)
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UnpackingError(
             f"cannot read it as a tar: {error}. Name the tar of a root folder, as podman export or docker export writes it"
@@ -104,15 +104,15 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
         os.close(root)
 
 
-class _Place:
-    """The place of one archive member: a folder below the root, opened without following links, and the member's name in it."""
+class _MemberTarget:
+    """The path below the root at which one archive member is unpacked. Its folder is opened without following links."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
-        self._path = _inside(path)
+        self._path = _validated_path(path)
         self._allowance = allowance
 
-    def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def create(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Create a member's file, folder or link, and replace an earlier entry of that name. Skip devices and pipes."""
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
@@ -120,7 +120,7 @@ class _Place:
             return
         with self._parent() as (parent, name):
             if not member.isdir():
-                _clear(parent, name)
+                _remove_entry(parent, name)
             if member.isdir():
                 _make_folder(parent, name, member.mode)
             elif member.issym():
@@ -141,7 +141,7 @@ class _Place:
 
     def _link(self, target: str, parent: int, name: str) -> None:
         """Make a hard link to `target`, a file that was unpacked before. Raise UnpackingError if there is no such file."""
-        folder, _, file = _inside(target).rpartition("/")
+        folder, _, file = _validated_path(target).rpartition("/")
         source = _open_folder(self._root, folder, self._allowance)
         try:
             os.link(file, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
@@ -151,7 +151,7 @@ class _Place:
             os.close(source)
 
 
-def _inside(path: str) -> str:
+def _validated_path(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:
         raise UnpackingError(f"its file {path!r:.200} must not lead outside its root: remove it from the tar")
@@ -170,7 +170,7 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
         ) from error
     outer, _, name = path.rpartition("/")
     parent = _open_folder(root, outer, allowance)
-    allowance.take(0)
+    allowance.count(0)
     try:
         _make_folder(parent, name, 0o755)
     finally:
@@ -178,11 +178,11 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
     return _open_folder(root, path, allowance)
 
 
-def _clear(parent: int, name: str) -> None:
+def _remove_entry(parent: int, name: str) -> None:
     """Remove the entry `name` of a folder, if it exists. Raise UnpackingError if that entry is a folder."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise _both(name)
+            raise _conflict_error(name)
         os.unlink(name, dir_fd=parent)
 
 
@@ -192,7 +192,7 @@ def _make_folder(parent: int, name: str, mode: int) -> None:
     try:
         folder = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
-        raise _both(name) from error
+        raise _conflict_error(name) from error
     try:
         # The owner gets all rights: otherwise an ordinary user could neither put anything into it nor remove it.
         os.fchmod(folder, mode & _RIGHTS | 0o700)
@@ -200,7 +200,7 @@ def _make_folder(parent: int, name: str, mode: int) -> None:
         os.close(folder)
 
 
-def _both(name: str) -> UnpackingError:
+def _conflict_error(name: str) -> UnpackingError:
     return UnpackingError(f"its name {name!r:.200} is that of a folder and of something else: export a container of the image again")
 
 

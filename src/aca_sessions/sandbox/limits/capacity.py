@@ -108,7 +108,7 @@ Result = TypeVar("Result")
 # control groups the session's /proc and its list of sockets. At its start it has two more for a moment.
 DESCRIPTORS = 10
 _OPEN = "/proc/self/fd"
-_SHARE, _MOST_KEPT = 4, 4096  # a quarter of all descriptors, at most 4096, is kept for connections and files
+_SHARE, _MOST_SPARED = 4, 4096  # a quarter of all descriptors, at most 4096, is kept for connections and files
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
@@ -117,24 +117,24 @@ def is_shortage(error: OSError) -> bool:
     return error.errno in _NO_DESCRIPTOR
 
 
-def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
+def shortage_error(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
     """Build an exception of class `kind`, whose message tells that no file descriptor is left for `what`, and what to do about it."""
     return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
 
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """Replace an OSError of the block by `no_descriptor(what, kind)` if it means that no file descriptor is left."""
+    """Replace an OSError of the block by `shortage_error(what, kind)` if it means that no file descriptor is left."""
     try:
         yield
     except OSError as error:
         if not is_shortage(error):
             raise
-        raise no_descriptor(what, kind) from error
+        raise shortage_error(what, kind) from error
 
 
 @functools.cache
-def allow_many() -> None:
+def raise_descriptor_limit() -> None:
     """Set this process's soft limit of file descriptors (RLIMIT_NOFILE) to its hard limit, if possible. Later calls do nothing."""
     # A session takes several; shells give 1,024 to all.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -160,39 +160,39 @@ def room_for_sessions() -> int:
     A part of the file descriptors is not counted, because connections, files and other requests need them.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
+    return (soft - min(soft // _SHARE, _MOST_SPARED) - open_descriptors()) // DESCRIPTORS
 
 
 class _Reserve:
-    """A spare file descriptor. It is closed to count a session's memory, or to end processes, when no other file descriptor is free."""
+    """A spare file descriptor. When no other one is free, the host closes it to count a session's memory or to end processes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: int | None = None
+        self._descriptor: int | None = None
 
-    def hold(self) -> None:
+    def open(self) -> None:
         with self._lock:
-            self._take()
+            self._open()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def closed_for_block(self) -> Iterator[None]:
         """Close the spare file descriptor so that the block can open one. After the block, open a spare one again.
 
         Another thread may take the free descriptor first. Then the block fails.
         """
         with self._lock:
-            if self._held is not None:
-                os.close(self._held)
-                self._held = None
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
             try:
                 yield
             finally:
-                self._take()
+                self._open()
 
-    def _take(self) -> None:
-        if self._held is None:
+    def _open(self) -> None:
+        if self._descriptor is None:
             with contextlib.suppress(OSError):
-                self._held = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptor = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
 
 reserve = _Reserve()
@@ -205,5 +205,5 @@ def with_reserve(act: Callable[[], Result]) -> Result:
     except OSError as error:
         if not is_shortage(error):
             raise
-    with reserve.lent():
+    with reserve.closed_for_block():
         return act()

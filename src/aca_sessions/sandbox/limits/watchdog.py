@@ -32,14 +32,14 @@ _ITSELF = 2048  # about what a socket takes without any buffer
 _SECONDS = 5.0
 
 
-def _internet(family: int, protocol: int) -> tuple[bytes, int, int]:
+def _internet_request(family: int, protocol: int) -> tuple[bytes, int, int]:
     return struct.pack("=BBBBI48x", family, protocol, 1 << 6, 0, _ALL_STATES), 72, 7
 
 
 _KINDS = {
     "Unix": (_UNIX,),
-    "TCP": (_internet(socket.AF_INET, socket.IPPROTO_TCP), _internet(socket.AF_INET6, socket.IPPROTO_TCP)),
-    "UDP": (_internet(socket.AF_INET, socket.IPPROTO_UDP), _internet(socket.AF_INET6, socket.IPPROTO_UDP)),
+    "TCP": (_internet_request(socket.AF_INET, socket.IPPROTO_TCP), _internet_request(socket.AF_INET6, socket.IPPROTO_TCP)),
+    "UDP": (_internet_request(socket.AF_INET, socket.IPPROTO_UDP), _internet_request(socket.AF_INET6, socket.IPPROTO_UDP)),
 }
 
 
@@ -87,7 +87,7 @@ class SocketMemory:
         return True
 
     def _used(self, kind: str) -> int:
-        return sum(_held(answer, fixed, attribute) for request, fixed, attribute in _KINDS[kind] for answer in self._dump(request))
+        return sum(_socket_bytes(answer, fixed, attribute) for request, fixed, attribute in _KINDS[kind] for answer in self._dump(request))
 
     def _dump(self, request: bytes) -> Iterator[bytes]:
         self._sequence += 1
@@ -114,7 +114,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         start += (length + 3) & ~3
 
 
-def _held(answer: bytes, fixed: int, attribute: int) -> int:
+def _socket_bytes(answer: bytes, fixed: int, attribute: int) -> int:
     start = fixed
     while start + _ATTRIBUTE.size <= len(answer):
         length, kind = _ATTRIBUTE.unpack_from(answer, start)
@@ -136,7 +136,7 @@ _SUMMED = {
 _PRIVATE = re.compile(r"^Private_(?:Dirty|Clean):\s+(\d+) kB", re.MULTILINE)
 _NEVER_COUNTED = "buffers of pipes, and what the kernel itself needs for files, processes and watches"
 _used: "dict[Watchdog, int]" = {}  # bytes in use, by sessions that are watched
-_kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no process
+_bytes_of_ended: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no process
 
 
 class Watchdog:
@@ -190,7 +190,7 @@ class Watchdog:
         """
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
-            self._shared = await in_thread(_at_most, init)
+            self._shared = await in_thread(_estimate_memory, init)
             self._unlisted = await in_thread(memory.missing) if memory is not None else ["all"]
         except BaseException:
             if memory is not None:
@@ -226,7 +226,7 @@ class Watchdog:
         if watch is not None:
             await asyncio.wait({watch})
         if self._files is not None and not self._watches:
-            _kept[self] = self._bytes_of_files(None)
+            _bytes_of_ended[self] = self._bytes_of_files(None)
 
     def stop_without_waiting(self, init: int) -> None:
         """Stop measuring a first process (pid `init`) and its descendants, without waiting. Do nothing if they are not measured."""
@@ -236,11 +236,11 @@ class Watchdog:
 
     def remove(self) -> None:
         """Stop counting the session's files towards the common limit of all sessions."""
-        _kept.pop(self, None)
+        _bytes_of_ended.pop(self, None)
 
     async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
         try:
-            while not await in_thread(self._looked_over, init, sockets):
+            while not await in_thread(self._measure_and_check, init, sockets):
                 await self._pause()
             kill()
         finally:
@@ -255,30 +255,30 @@ class Watchdog:
             async with asyncio.timeout(_WHILE_IDLE):
                 await self._busy.wait()
 
-    def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
+    def _measure_and_check(self, init: int, sockets: "SocketMemory | None") -> bool:
         """Measure the session's memory, and return whether a limit is exceeded.
 
         Return False if no file descriptor is free to measure it. The watchdog measures again soon.
         """
         try:
-            return self._is_over(init, sockets)
+            return self._exceeds_limit(init, sockets)
         except OSError as error:
             if not is_shortage(error):
                 raise
             return False
 
-    def _is_over(self, init: int, sockets: "SocketMemory | None") -> bool:
+    def _exceeds_limit(self, init: int, sockets: "SocketMemory | None") -> bool:
         """Return whether the session exceeds its limit, or is the largest while all sessions exceed their common limit."""
         # The first look is cheap, and counts shared memory once for each process. Only if that is too much, a second look is exact.
         held = sockets.used(self._unlisted) if sockets is not None else 0
-        used = _at_most(init) - self._shared + held
+        used = _estimate_memory(init) - self._shared + held
         if used > self._limit:
-            used = _sum(init, "smaps_rollup") + held
+            used = _sum_memory(init, "smaps_rollup") + held
         over, self._held = used > self._limit, used
         used += self._bytes_of_files(init)
         _used[self] = used
         everyones = [*_used.values()]
-        return over or (sum(everyones) + sum([*_kept.values()]) > self._share and used == max(everyones))
+        return over or (sum(everyones) + sum([*_bytes_of_ended.values()]) > self._share and used == max(everyones))
 
     def _bytes_of_files(self, init: int | None) -> int:
         """Return how many bytes of memory the files in the session's workspaces use.
@@ -288,7 +288,7 @@ class Watchdog:
         if self._files is None:
             return 0
         own = ("tmp", "dev/shm") if init is not None else ()
-        return self._files() + sum(_in_folder(f"/proc/{init}/root/{name}", self._limits.temporary) for name in own)
+        return self._files() + sum(_bytes_in_folder(f"/proc/{init}/root/{name}", self._limits.temporary) for name in own)
 
 
 def bytes_in(folder: int | str) -> int:
@@ -297,7 +297,7 @@ def bytes_in(folder: int | str) -> int:
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
-def _in_folder(path: str, most: int) -> int:
+def _bytes_in_folder(path: str, most: int) -> int:
     try:
         return bytes_in(path)
     except PermissionError:  # root without CAP_SYS_PTRACE, as in containers: too much is better than nothing
@@ -308,43 +308,43 @@ def _in_folder(path: str, most: int) -> int:
 
 def private_memory(init: int) -> int:
     """Return how many bytes of memory a session's processes share with no other process, or 0 if this process may not read that."""
-    values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
+    values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in process_tree(init)]
     return sum(map(sum, values)) * _KB
 
 
-def _at_most(init: int) -> int:
-    return _sum(init, "status")
+def _estimate_memory(init: int) -> int:
+    return _sum_memory(init, "status")
 
 
-def _sum(init: int, file: str) -> int:
-    return with_reserve(lambda: _summed(init, file))
+def _sum_memory(init: int, file: str) -> int:
+    return with_reserve(lambda: _sum_memory_once(init, file))
 
 
-def _summed(init: int, file: str) -> int:
-    return sum(_kilobytes(pid, file) for pid in family(init)) * _KB
+def _sum_memory_once(init: int, file: str) -> int:
+    return sum(_kilobytes(pid, file) for pid in process_tree(init)) * _KB
 
 
-def family(init: int) -> list[int]:
-    """Return the pids on this host of a process and of all its descendants, with the process itself first.
+def process_tree(init: int) -> list[int]:
+    """Return the pids, on this host, of a process and of all its descendants. The process itself comes first.
 
     For a session's first process, that is the whole session: processes whose parent has ended (orphans) become its children.
     """
-    return with_reserve(lambda: _family(init))
+    return with_reserve(lambda: _process_tree_once(init))
 
 
-def _family(init: int) -> list[int]:
+def _process_tree_once(init: int) -> list[int]:
     found, pending = [], [init]
     while pending:
         pid = pending.pop()
         found.append(pid)
         for task in _threads(pid):
-            with _if_there(), open(f"/proc/{pid}/task/{task}/children") as children:
+            with _ignore_missing_process(), open(f"/proc/{pid}/task/{task}/children") as children:
                 pending += map(int, children.read().split())
     return found
 
 
 def _threads(pid: int) -> list[str]:
-    with _if_there():
+    with _ignore_missing_process():
         return os.listdir(f"/proc/{pid}/task")
     return []
 
@@ -362,13 +362,13 @@ def _kilobytes(pid: int, file: str) -> int:
 
 
 def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
-    with _if_there(), open(path) as text:
+    with _ignore_missing_process(), open(path) as text:
         return [int(number) for number in numbers.findall(text.read())]
     return []
 
 
 @contextlib.contextmanager
-def _if_there() -> Iterator[None]:
+def _ignore_missing_process() -> Iterator[None]:
     """Ignore an OSError of the block, which reads a process in /proc: the process has ended, or this user may not see it.
 
     Raise the error if it means that no file descriptor is left.

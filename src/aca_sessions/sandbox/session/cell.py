@@ -267,7 +267,6 @@ class Cell:
         return True
 
     def _wake_deadline_loop(self) -> None:
-        """Wake the deadline loop so that it recomputes the time left."""
         changed, self.changed = self.changed, asyncio.get_running_loop().create_future()
         changed.set_result(None)
 

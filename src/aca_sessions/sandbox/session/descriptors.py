@@ -14,7 +14,7 @@ from ...errors import GuestDiedError
 from ...models import RunningProcess
 from .. import syscalls
 from ..limits.capacity import with_reserve
-from ..limits.watchdog import family
+from ..limits.watchdog import process_tree
 
 MOST_REPORTED = 100
 _LOOKS = 3
@@ -45,7 +45,7 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class SpawnedSession:
-    """The host's sockets to a session that was just started, and the pidfd of its first process.
+    """A session that was just started: the host's sockets to it, and the pidfd of its first process.
 
     Attributes:
         link: The socket of the interpreter.
@@ -190,7 +190,7 @@ def _seconds(ticks: Sequence[str]) -> float:
 
 def descendants(pid: int) -> list[int]:
     """Return the pids on this host of all descendants of a process."""
-    return family(pid)[1:]
+    return process_tree(pid)[1:]
 
 
 def kill(pid: int) -> None:
@@ -271,7 +271,7 @@ def list_processes(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
         own = (host_pid(init), host_pid(besides))
     except GuestDiedError:
         return ()
-    pids = [pid for pid in family(own[0]) if pid not in own]
+    pids = [pid for pid in process_tree(own[0]) if pid not in own]
     return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:MOST_REPORTED] if (name := _name(pid)))
 
 

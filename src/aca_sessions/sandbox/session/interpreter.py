@@ -22,10 +22,10 @@ from ...lifetime import made_in_thread
 from ...models import CodeExecutionResult, Event, RunningProcess
 from .. import wire
 from ..forkserver import refusal_error
-from ..limits.capacity import explained_shortage, no_descriptor
+from ..limits.capacity import explained_shortage, shortage_error
 from ..limits.memory import MemoryLimit
 from ..policy import ANSWER_SECONDS, Limits
-from ..proxy import Proxy, Serving
+from ..proxy import Proxy, ProxyConnections
 from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, GracePeriod, death_reason
 from .channel import Channel
 from .descriptors import (
@@ -560,7 +560,7 @@ async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Li
             runtime.use_proc(further.pop(0))
         if proxy is not None:
             taken.add(further[0])
-            runtime.serving = await _serve(proxy, further.pop(0))
+            runtime.proxy_connections = await _serve(proxy, further.pop(0))
         sockets = further.pop() if runtime.memory.lists_sockets and further else None  # not all kernels list sockets
         taken |= {sockets} if sockets is not None else set()
         await runtime.count_memory(init, sockets)
@@ -586,7 +586,7 @@ def _close_unless(taken: set[int], descriptor: int) -> None:
         os.close(descriptor)
 
 
-async def _serve(proxy: Proxy, descriptor: int) -> Serving:
+async def _serve(proxy: Proxy, descriptor: int) -> ProxyConnections:
     listener = socket.socket(fileno=descriptor)
     try:
         return await proxy.serve(listener)
@@ -606,4 +606,4 @@ def _check_first_frame(payloads: list[bytes], complete: bool) -> None:
         case wire.Refused() as refused:
             raise refusal_error(refused)
     if not complete:
-        raise no_descriptor("another session")
+        raise shortage_error("another session")

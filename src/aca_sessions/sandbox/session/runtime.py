@@ -27,7 +27,7 @@ from ..forkserver import limiter
 from ..hosts import remedy_for
 from ..limits.capacity import is_shortage
 from ..limits.memory import MemoryLimit, Part
-from ..proxy import Serving
+from ..proxy import ProxyConnections
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
 from .descriptors import SpawnedSession, descendants, host_pid, kill
 from .processes import Ended, Processes
@@ -66,7 +66,7 @@ class SharedRuntime:
         self.has_namespaces = spawned.namespaces
         self.memory = memory
         self.killed_for: str | None = None
-        self.serving: Serving | None = None
+        self.proxy_connections: ProxyConnections | None = None
         self._report = spawned.report
         self._ending_signal = spawned.ending_signal
         self._mount = mount
@@ -262,8 +262,8 @@ class SharedRuntime:
             await self._tasks.finish()
             if self._counted_init is not None:
                 await self.memory.stop(self._counted_init)
-            if self.serving is not None:
-                await self.serving.close()
+            if self.proxy_connections is not None:
+                await self.proxy_connections.close()
         finally:
             self._close()
 
