@@ -23,7 +23,7 @@ from .session.copies import deleted_open_files, restore
 from .session.descriptors import SpawnedSession, Workspace, host_pid
 from .session.files import Files
 from .session.interpreter import Interpreter, fork, start
-from .session.processes import Ended
+from .session.processes import KillResult
 from .session.runtime import SharedRuntime
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
@@ -311,11 +311,11 @@ class Sandbox:
             await live.close()
         return position
 
-    def _record_killed_processes(self, killed: Ended) -> None:
+    def _record_killed_processes(self, killed: KillResult) -> None:
         """Add ledger entries after a kill: one if it ended processes, and one if others survived and may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
-        if killed.left:
+        if killed.survivors:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
@@ -408,7 +408,7 @@ class Sandbox:
             position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
             if live is not None:
                 await self._kill(live, "reset")
-            await self._checkpoints.clear(hidden=False)
+            await self._checkpoints.clear(include_hidden=False)
             if live is not None:
                 await live.close("reset")
             return position
@@ -421,8 +421,8 @@ class Sandbox:
         try:
             killed = await live.kill(cause)
         except ACASessionsError:  # no descriptor is left to look at them
-            killed = Ended(left=(RunningProcess(0, "unknown"),))
-        self._record_killed_processes(Ended(left=killed.left) if cause == "reset" else killed)
+            killed = KillResult(survivors=(RunningProcess(0, "unknown"),))
+        self._record_killed_processes(KillResult(survivors=killed.survivors) if cause == "reset" else killed)
 
     async def _end(self, cause: str) -> None:
         await self.packages.close()

@@ -84,11 +84,11 @@ class Checkpoints:
             f"the checkpoint {asked!r:.80} does not exist: it was removed, or ended to free memory. `checkpoints()` lists the others"
         )
 
-    async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
+    async def take(self, live: Interpreter, name: str | None, ids: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
         """Take a checkpoint: fork the interpreter `live`, and copy the files.
 
-        If this exceeds a limit of checkpoints, remove the oldest. `numbers` yields the id of the checkpoint. `hidden` tells whether it is
-        taken for a transactional cell.
+        If this exceeds a limit of checkpoints, remove the oldest. The id of the checkpoint is the next of `ids`. `hidden` tells whether it
+        is taken for a transactional cell.
         """
         workspace = await to_thread.run_sync(
             lambda: self._fork_server.make_workspace(self._limits, user=self._workspace.user), limiter=limiter()
@@ -111,7 +111,7 @@ class Checkpoints:
         if copied.left_out:
             left.append(f"{copied.left_out} pipes, sockets or devices among the files")
         checkpoint = SessionCheckpoint(
-            str(next(numbers)), name, datetime.now(UTC), interpreter, workspace, files, copied.size, tuple(left), hidden
+            str(next(ids)), name, datetime.now(UTC), interpreter, workspace, files, copied.size, tuple(left), hidden
         )
         self._taken.append(checkpoint)
         await self._drop_oldest()
@@ -156,13 +156,13 @@ class Checkpoints:
             self._taken.remove(checkpoint)
             self._tasks.start(self._drop_workspace(checkpoint.workspace, checkpoint.files) if is_in_use else self._end(checkpoint))
 
-    async def clear(self, *, hidden: bool = True) -> None:
+    async def clear(self, *, include_hidden: bool = True) -> None:
         """Remove all checkpoints. Wait until they have ended.
 
-        If `hidden` is False, keep those that were taken for transactional cells.
+        If `include_hidden` is False, keep those that were taken for transactional cells.
         """
         for checkpoint in [*self._taken]:
-            if hidden or not checkpoint.hidden:
+            if include_hidden or not checkpoint.hidden:
                 await self.drop(checkpoint)
         await self._tasks.finish()
 

@@ -41,7 +41,7 @@ from .descriptors import (
     queued_time,
     set_autogroup_nice,
 )
-from .processes import Ended
+from .processes import KillResult
 from .runtime import RegisteredInterpreter, SharedRuntime
 
 _START_SECONDS = 30.0
@@ -321,15 +321,15 @@ class Interpreter:
     def _seconds_queued(self) -> float:
         return queued_time(self._process) if self._process is not None else 0.0
 
-    async def kill(self, cause: str = "killed") -> Ended:
+    async def kill(self, cause: str = "killed") -> KillResult:
         """Kill the interpreter and all processes of its workspace except other interpreters. The caller must still call `close`.
 
         Return which processes ended, and which are still alive although they were killed. If this is the last interpreter of the session
-        and its branches, kill all processes, and return an empty `Ended`.
+        and its branches, kill all processes, and return an empty `KillResult`.
         """
         if self.runtime.is_last_interpreter(self.session_pid):
             self._kill(cause)
-            return Ended()
+            return KillResult()
         self._killed_for = self._killed_for or cause
         self._signal(signal.SIGKILL)  # without its children, which the next step ends and names
         try:

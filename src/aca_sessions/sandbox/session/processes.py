@@ -28,7 +28,7 @@ _CALM_LOOKS, _QUICK_LOOKS, _MOST_LOOKS = 3, 60, 400  # until new processes are s
 _SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: without a pause this took five times as long
 
 
-class Identity(NamedTuple):
+class ProcessIdentity(NamedTuple):
     """The identity of a process: its pid in the session, and the clock tick at which it started, because a pid alone may be reused."""
 
     session_pid: int
@@ -36,7 +36,7 @@ class Identity(NamedTuple):
 
 
 class _ProcessState(NamedTuple):
-    identity: Identity
+    identity: ProcessIdentity
     parent: int
     name: str
     threads: int
@@ -52,11 +52,11 @@ class _ProcessState(NamedTuple):
         return RunningProcess(self.identity.session_pid, self.name)
 
 
-class Ended(NamedTuple):
+class KillResult(NamedTuple):
     """The result of killing processes: those that ended, and those that are still alive although they were killed."""
 
     ended: tuple[RunningProcess, ...] = ()
-    left: tuple[RunningProcess, ...] = ()
+    survivors: tuple[RunningProcess, ...] = ()
 
 
 class Processes:
@@ -71,8 +71,8 @@ class Processes:
         self._mounted_workspace: int | None = workspace
         self._latest_workspace = workspace
         self._proc = proc  # it lists every process; lists of children, read one by one, miss one that changes its parent meanwhile
-        self._interpreters: dict[int, Identity] = {}
-        self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not active: whether to continue each process
+        self._interpreters: dict[int, ProcessIdentity] = {}
+        self._frozen: dict[int, dict[ProcessIdentity, bool]] = {}  # by workspace that is not active: whether to continue each process
 
     def register(self, session_pid: int, workspace: int, pidfd: int) -> None:
         """Register an interpreter, so that it is not taken for a process of a cell. Do nothing if it has ended already.
@@ -133,7 +133,7 @@ class Processes:
         self.active_workspace = None
         return ended
 
-    def kill_workspace(self, workspace: int) -> Ended:
+    def kill_workspace(self, workspace: int) -> KillResult:
         """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none can start another one."""
         if workspace != self.active_workspace:
             doomed = self._frozen.get(workspace, {}).keys() - {*self._interpreters.values()}
@@ -154,7 +154,7 @@ class Processes:
         """Close the descriptor of /proc."""
         os.close(self._proc)
 
-    def _stop(self) -> tuple[dict[Identity, bool], bool]:
+    def _stop(self) -> tuple[dict[ProcessIdentity, bool], bool]:
         """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
         In the returned dictionary, a process maps to True if this call stopped it, and to False if it was stopped before. A process that
@@ -162,16 +162,16 @@ class Processes:
         workspaces are read too, because code in the session may have continued one.
         """
         _check_descriptors()
-        found: dict[Identity, bool] = {}
+        found: dict[ProcessIdentity, bool] = {}
         try:
             return self._stop_all(found)
         except BaseException:
             self._continue(found)
             raise
 
-    def _stop_all(self, found: dict[Identity, bool]) -> tuple[dict[Identity, bool], bool]:
+    def _stop_all(self, found: dict[ProcessIdentity, bool]) -> tuple[dict[ProcessIdentity, bool], bool]:
         others = self._foreign_processes(self.active_workspace)
-        earlier: set[Identity] = set()
+        earlier: set[ProcessIdentity] = set()
         quiet = 0
         for look in range(_MOST_LOOKS):
             known = None if look < _CALM_LOOKS else {one.session_pid for one in (*found, *others)}
@@ -189,17 +189,16 @@ class Processes:
                 time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
         return found, False
 
-    def _kill_active(self) -> Ended:
+    def _kill_active(self) -> KillResult:
         spared = {*self._foreign_processes(self.active_workspace), *self._interpreters.values()}
         return self._kill(lambda one: one not in spared, {one.session_pid for one in spared})
 
-    def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
+    def _kill(self, doomed: Callable[[ProcessIdentity], bool], known: Set[int] | None = None) -> KillResult:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        If `known` is given, also kill every process whose pid is not in it, without asking `doomed` first. For the reason see
-        `_read_all`.
+        If `known` is given, also kill every process whose pid is not in it, without asking `doomed` first. `_read_all` gives the reason.
         """
-        ended: dict[Identity, RunningProcess] = {}
+        ended: dict[ProcessIdentity, RunningProcess] = {}
         alive: list[_ProcessState] = []
         quiet = 0
         for look in range(_MOST_LOOKS):
@@ -212,9 +211,9 @@ class Processes:
             if not quiet:
                 time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
         left = {one.identity: one.described for one in alive}
-        return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
+        return KillResult(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
-    def _continue(self, stopped: dict[Identity, bool]) -> None:
+    def _continue(self, stopped: dict[ProcessIdentity, bool]) -> None:
         """Continue the processes that `_stop` stopped, those with the highest pids first.
 
         These are usually the children, and must run before their parents: a shell that sees a child still stopped would treat it as a
@@ -226,7 +225,7 @@ class Processes:
                     if _read_process(process, one.session_pid).identity == one:
                         _signal(process, signal.SIGCONT)
 
-    def _foreign_processes(self, workspace: int | None) -> set[Identity]:
+    def _foreign_processes(self, workspace: int | None) -> set[ProcessIdentity]:
         return {one for other, frozen in [*self._frozen.items()] if other != workspace for one in frozen}
 
     def _read_all(
@@ -296,7 +295,7 @@ def _read_process(process: int, number: int) -> _ProcessState:
     threads = int(fields[_THREADS])
     # The process itself has only the state of its first thread, which may have ended before the others.
     states = {fields[_STATE]} if threads == 1 else _states(process)
-    return _ProcessState(Identity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
+    return _ProcessState(ProcessIdentity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
 
 
 def _states(process: int) -> set[str]:

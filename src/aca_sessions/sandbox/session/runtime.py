@@ -30,7 +30,7 @@ from ..limits.memory import MemoryLimit, Part
 from ..proxy import ProxyConnections
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
 from .descriptors import SpawnedSession, descendants, host_pid, kill
-from .processes import Ended, Processes
+from .processes import KillResult, Processes
 from .workspace_groups import WorkspaceGroups
 
 _REPORTS_AT_ONCE = 512
@@ -96,10 +96,10 @@ class SharedRuntime:
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
-        """Start to enforce the memory limit: if the processes exceed it, all of them are killed.
+        """Start to enforce the memory limit: when the processes exceed it, kill all of them.
 
-        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. `self.memory`
-        takes it over, and closes it.
+        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. This call takes
+        it over.
         """
         with _explained_control_group():
             await self.memory.start(init, lambda: self.kill("memory"), sockets)
@@ -221,8 +221,7 @@ class SharedRuntime:
     def kill_with_children(self, session_pid: int, pidfd: int) -> None:
         """Kill an interpreter and its descendants, except other interpreters and their descendants.
 
-        Orphans that it started are killed with the last interpreter of their
-        workspace, or by `end_processes`.
+        Orphans that it started are killed with the last interpreter of their workspace, or by `end_processes`.
         """
         if not self._owner.is_here:
             return
@@ -239,15 +238,14 @@ class SharedRuntime:
         if interpreter is not None and self._is_last_of_workspace(session_pid, interpreter.workspace):
             self._tasks.start(self._end_workspace(interpreter.workspace))
 
-    async def end_processes(self, workspace: int) -> Ended:
+    async def end_processes(self, workspace: int) -> KillResult:
         """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which ended, and which still live."""
         return await self._tasks.to_its_end(self._end_processes(workspace))
 
     async def unregister(self, session_pid: int) -> None:
         """Remove a dead interpreter. If it was the last one of its workspace, kill the other processes of that workspace.
 
-        If it was the last one of all, kill all processes, stop counting memory and close the
-        descriptors.
+        If it was the last one of all, kill all processes, stop counting memory and close the descriptors.
         """
         interpreter = self._interpreters.pop(session_pid, None)
         if self._closed:
@@ -306,10 +304,10 @@ class SharedRuntime:
         if ended and left is not None:
             self.ended[left] = (*self.ended.get(left, ()), *ended)
 
-    async def _end_processes(self, workspace: int) -> Ended:
+    async def _end_processes(self, workspace: int) -> KillResult:
         async with self._processes_lock:
             if self._processes is None or self._closed:
-                return Ended()
+                return KillResult()
             return await to_thread.run_sync(self._processes.kill_workspace, workspace)
 
     async def _end_workspace(self, workspace: int) -> None:

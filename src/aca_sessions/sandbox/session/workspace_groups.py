@@ -16,7 +16,7 @@ from ...errors import GuestDiedError
 from ...models import RunningProcess
 from ..limits.capacity import with_reserve
 from .descriptors import host_pid
-from .processes import Ended
+from .processes import KillResult
 
 _FREEZE_SECONDS = 2.0  # a process that waits for a device, or is being traced, may need some time
 _END_SECONDS = 2.0
@@ -106,11 +106,11 @@ class WorkspaceGroups:
         self.active_workspace = None
         return ended
 
-    def kill_workspace(self, workspace: int) -> Ended:
+    def kill_workspace(self, workspace: int) -> KillResult:
         """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none can start another one."""
         group = self._group_of_workspace(workspace)
         if group is None:
-            return Ended()
+            return KillResult()
         if workspace != self.active_workspace:
             return self._kill(group)
         try:
@@ -161,7 +161,7 @@ class WorkspaceGroups:
         self._groups[workspace] = group
         _write(group / "cgroup.freeze", "1")
 
-    def _kill(self, group: Path) -> Ended:
+    def _kill(self, group: Path) -> KillResult:
         """Kill the processes of a group, except interpreters and the first process, and wait at most 2 s until they have ended."""
         spared = self._interpreters() | {self._init_pid()}
         doomed = [(pid, process) for pid, process in _processes_in(group) if pid not in spared]
@@ -174,7 +174,9 @@ class WorkspaceGroups:
             left &= set(_pids(group))
             if left:
                 time.sleep(0.001)
-        return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
+        return KillResult(
+            tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left)
+        )
 
     def _interpreters(self) -> set[int]:
         """Return the pids on this host of the live interpreters. While they live, no other process gets these pids."""
