@@ -77,7 +77,7 @@ def test_every_path_resolves_as_in_posix_or_is_refused(path: str) -> None:
         pass
     else:
         assert posixpath.join("/mnt/data", folder, name) == meant.replace("//", "/")
-    for check in (validate_folder, paths.validate_folder):
+    for check in (validate_folder, paths.checked_folder):
         try:
             inside = check(path)
         except (InvalidArgumentError, UnusableNameError):

@@ -188,7 +188,7 @@ async def test_a_frame_over_the_current_limit_is_refused_before_it_is_read(guest
 
 async def test_the_first_of_the_unfinished_frames_over_the_limit_is_dropped(guests: list[Guest]) -> None:
     first, second, third = guests
-    unfinished_frames, size = first.inbox._unfinished, 15 << 20
+    unfinished_frames, size = first.inbox._unfinished_frames, 15 << 20
     for guest in (first, second):
         guest.write(struct.pack("<I", 2 * size) + bytes(size))
     await until(lambda: unfinished_frames.size >= 2 * size)
