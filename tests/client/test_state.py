@@ -590,7 +590,7 @@ WORLD = "globals().get('x'), open('a').read() if __import__('os').path.exists('a
 VICTIMS = {
     "the checkpoint": lambda sandbox: sandbox._checkpoints.usable[0].interpreter.pidfd,
     "the live interpreter": lambda sandbox: sandbox.running.pidfd,
-    "all of the session": lambda sandbox: sandbox.running.home.init,
+    "all of the session": lambda sandbox: sandbox.running.runtime.init,
     "the fork server": lambda sandbox: os.pidfd_open(sandbox._fork_server.process.pid),
 }
 

@@ -120,7 +120,7 @@ async def test_a_folder_swapped_for_a_link_gives_access_to_no_folder_of_the_host
     """Of a folder that code swaps for a link while the host copies, uploads or puts back files, it reads and changes nothing behind it."""
     async with Sandboxes(Policy(image=IMAGE, spares=0, preload=())) as sandboxes:
         sandbox = await sandboxes.open()
-        if (owner := sandbox.files._tree.owner) is not None:
+        if (owner := sandbox.files._workspace.owner) is not None:
             for path in (victim, victim / "key"):
                 os.chown(path, owner, owner)
         before, found = seen_of(victim), set()
