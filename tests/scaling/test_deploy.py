@@ -93,7 +93,8 @@ def test_a_server_starts_with_valid_options_and_is_killed_only_after_it_has_drai
         options = _parser().parse_args(spec["containers"][0]["args"])
         assert options.drain_seconds < spec["terminationGracePeriodSeconds"]
         assert options.port == spec["containers"][0]["ports"][0]["containerPort"]
-        assert "httpGet" not in spec["containers"][0]["livenessProbe"]
+        probes = {name: spec["containers"][0][f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+        assert probes == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}  # only the last is 200 during a drain
 
 
 def test_both_ways_to_run_servers_use_the_same_settings() -> None:
