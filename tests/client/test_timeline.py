@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import textwrap
 
 import pytest
 
@@ -158,6 +159,102 @@ async def test_a_session_with_threads_cannot_be_checkpointed(begun: Session) -> 
         await begun.checkpoint()
     await begun.run("stop.set(); worker.join()")
     assert (await begun.checkpoint()).id == "1"
+
+
+RUNNING = "[thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]"
+BAR = """
+import io, threading
+from tqdm import tqdm
+tqdm.monitor_interval = 0.01
+screen = io.StringIO()
+bar = tqdm(total=10, file=screen, miniters=5, maxinterval=0.01, mininterval=0)
+bar.update(3)
+"""
+
+
+async def test_a_progress_bar_goes_on_after_checkpoints_rollbacks_and_branches(begun: Session) -> None:
+    """tqdm starts a thread, which draws a bar again that does not move."""
+    assert (await begun.run(BAR + RUNNING)).text == "['tqdm_monitor']"
+    await begun.checkpoint("half")
+    moved = f"bar.update(3); list(tqdm(range(3), file=io.StringIO())); bar.n, {RUNNING}"
+    assert (await begun.run(moved)).text == "(6, ['tqdm_monitor'])"
+    for _ in range(2):  # a checkpoint is forked anew for each rollback to it
+        await begun.rollback("half")
+        assert (await begun.run(moved)).text == "(6, ['tqdm_monitor'])"
+    await begun.checkpoint()
+    (branch,) = await begun.branch()
+    async with branch:
+        assert (await branch.run(moved)).text == "(9, ['tqdm_monitor'])"
+    assert (await begun.run("1 / 0", transactional=True)).state.kind == "rolled_back"
+    # The new monitor works: it lowers `miniters` of a bar that stands still, and draws it.
+    drawn = "import time\nbar.miniters = 5; bar.update(1)\nwhile bar.miniters > 1: time.sleep(0.01)\nbar.n, '7/10' in screen.getvalue()"
+    assert (await begun.run(drawn, timeout=120)).text == "(7, True)"
+
+
+@pytest.mark.long
+async def test_a_bar_that_was_killed_while_it_drew_blocks_no_bar_of_the_checkpoint(begun: Session) -> None:
+    await begun.run("from tqdm import tqdm\nimport io, os, signal\nlist(tqdm(range(3), file=io.StringIO()))")
+    await begun.checkpoint()
+    died = await begun.run("tqdm.get_lock().acquire(); os.kill(os.getpid(), signal.SIGKILL)")
+    assert str(died.state) == "rolled_back: killed, to the last checkpoint"
+    assert (await begun.run("len(list(tqdm(range(3), file=io.StringIO())))", timeout=120)).value == 3
+
+
+async def test_an_ordinary_daemon_thread_refuses_a_checkpoint_and_nothing_is_stopped(begun: Session) -> None:
+    await begun.run(
+        BAR + "stop = threading.Event()\nworker = threading.Thread(target=stop.wait, name='worker', daemon=True)\nworker.start()"
+    )
+    monitor = (await begun.run("id(tqdm.monitor)")).value
+    with pytest.raises(SnapshotError, match=r"threads are running, which a checkpoint cannot keep: worker\. End them first"):
+        await begun.checkpoint()
+    assert (await begun.run("id(tqdm.monitor), tqdm.monitor.is_alive(), worker.is_alive()")).text == f"({monitor}, True, True)"
+    await begun.run("stop.set(); worker.join()")
+    assert (await begun.checkpoint()).id == "1"
+
+
+@pytest.mark.long
+async def test_a_monitor_that_does_not_end_refuses_a_checkpoint_and_is_replaced(begun: Session) -> None:
+    held = "import time\ntqdm.get_lock().acquire(); old = tqdm.monitor\nwhile old.was_killed.wait(0.05): pass\ntime.sleep(0.1)"
+    await begun.run(BAR + held)
+    with pytest.raises(SnapshotError, match="tqdm_monitor"):
+        await begun.checkpoint()
+    await begun.run("tqdm.get_lock().release(); old.join()")
+    assert (await begun.checkpoint()).id == "1"
+    assert (await begun.run(f"bar.update(1); {RUNNING}")).text == "['tqdm_monitor']"
+
+
+async def test_threads_of_asyncio_that_wait_for_work_do_not_refuse_a_checkpoint(begun: Session) -> None:
+    double = "import asyncio, threading\nawait asyncio.to_thread(lambda: x * 2)"
+    assert (await begun.run(double)).value == 2
+    assert (await begun.run(RUNNING)).text == "['asyncio_0']"
+    await begun.checkpoint()
+    assert (await begun.run("x = 2\n" + double)).value == 4
+    await begun.rollback()
+    assert (await begun.run(double)).value == 2
+
+
+@pytest.mark.long
+async def test_work_in_a_thread_of_asyncio_refuses_a_checkpoint_and_ends_well(begun: Session) -> None:
+    await begun.run("import asyncio, threading\nstop = threading.Event()\ntask = asyncio.create_task(asyncio.to_thread(stop.wait))")
+    with pytest.raises(SnapshotError, match="asyncio_0"):
+        await begun.checkpoint()
+    assert (await begun.run("stop.set()\nawait task")).value is True
+    assert (await begun.checkpoint()).id == "1"
+
+
+@pytest.mark.long
+async def test_the_history_of_another_shell_is_written_after_a_checkpoint(begun: Session) -> None:
+    begin = """
+    import threading
+    from IPython.core.history import HistoryManager
+    from IPython.core.interactiveshell import InteractiveShell
+    kept = HistoryManager(shell=get_ipython(), parent=None, hist_file='/tmp/history.sqlite', enabled=True)
+    kept.db_cache_size = 0
+    """
+    assert (await begun.run(textwrap.dedent(begin) + RUNNING)).text == "['IPythonHistorySavingThread']"
+    await begun.checkpoint()
+    await begun.rollback()
+    assert (await begun.run(f"1\n{RUNNING}, kept.save_thread.is_alive()")).text == "(['IPythonHistorySavingThread'], True)"
 
 
 async def test_more_files_than_a_checkpoint_may_hold_are_refused() -> None:

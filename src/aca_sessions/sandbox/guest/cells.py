@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..wire import Command, Extend, Finished, Fork, Ping, Run, Started, WarmUp
-from . import snapshots
+from . import snapshots, threads
 from .link import Link, flush_streams, interrupts, put_back_streams
 from .notebook import commands, modules
 from .place import place
@@ -45,6 +45,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
 
 def _run(cell: Run | Command | WarmUp | Ping | Extend, link: Link, shell: Shell) -> Finished:
     if isinstance(cell, Run):
+        threads.go_on()
         return shell.run(cell, link.send, link.ask)
     if isinstance(cell, Command):
         return commands.run(cell, link.send)

@@ -1,6 +1,6 @@
 """Fork the interpreter for checkpoints and branches. Each fork has its own link to the host and waits for cells.
 
-A fork is refused while threads run, because it would lose them. The result lists what else a fork loses or shares.
+A fork is refused while threads run that cannot be started again (`threads`). The result lists what else a fork loses or shares.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import socket
 import stat
 import sys
 import tempfile
-import threading
 from typing import TYPE_CHECKING
 
 from ..wire import Finished, Fork
+from . import threads
 from .link import Link
 from .place import place
 
@@ -35,10 +35,18 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
     The result holds the fork's pid and a line for each thing that the fork could not keep, or a `SnapshotError` if no fork was made.
     """
+    threads.pause(shell.loop_runner)
+    finished = _fork(request, link, shell)
+    if finished is not None:  # a fork goes on with its first cell: until then, what a thread of it prints would belong to no cell
+        threads.go_on()
+    return finished
+
+
+def _fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     _collect_dead()
     ends = link.take_brought()
     try:
-        refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for a fork: close some files"
+        refused = _in_the_way(shell) if len(ends) == _ENDS else "the session has no descriptor left for a fork: close some files"
         if refused:
             return _finished(request, error=refused)
         positions = _positions()  # before the fork, because the parent may move them afterwards
@@ -106,17 +114,20 @@ def _begin(ends: list[int], link: Link, shell: Shell) -> None:
     link.take_over(socket.socket(fileno=os.dup(connection)), os.dup(said))
     _children.clear()
     shell.loop_runner.abandon()
+    threads.renew_locks()
 
 
-def _in_the_way() -> str | None:
+def _in_the_way(shell: Shell) -> str | None:
     """Return why the interpreter cannot be forked now, or None if it can be."""
     # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
-    if threading.active_count() > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
-        return f"threads are running, which a fork cannot keep: {names[:200]}. End them first"
+    if running := threads.lasting(shell.loop_runner) or threads.others():  # the second did not end in time
+        names = ", ".join(thread.name for thread in running)
+        return (
+            f"threads are running, which a checkpoint cannot keep: {names[:200]}. End them first: let their functions return, and join them"
+        )
     others = len(os.listdir("/proc/self/task")) - 1
     if others and "pyarrow" not in sys.modules:  # pyarrow starts its thread pools again in a fork
-        return f"{others} threads of a library run, which a fork cannot keep: reset the session, or do not import that library"
+        return f"{others} threads of a library run, which a checkpoint cannot keep: reset the session, or do not import that library"
     return None
 
 

@@ -8,6 +8,7 @@ import re
 import threading
 import traceback
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _NEEDED = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
@@ -79,6 +80,23 @@ class Loop:
     def sockets(self) -> int:
         """Return how many sockets the loop uses internally: 2, or 0 if there is no loop."""
         return 0 if self._loop is None or self._loop.is_closed() else 2
+
+    def workers(self) -> set[threading.Thread]:
+        """Return the threads that `asyncio.to_thread` started in this loop. They wait for more work, or work."""
+        return set() if self._executor is None else set(self._executor._threads)
+
+    def drop_workers(self) -> None:
+        """Let the workers end when they have done their work. The next `asyncio.to_thread` starts others."""
+        executor = self._executor
+        if self._loop is not None and executor is not None:
+            self._loop._default_executor = None  # type: ignore[attr-defined]
+            executor.shutdown(wait=False)
+
+    @property
+    def _executor(self) -> ThreadPoolExecutor | None:
+        """Return the executor that the loop made for itself. One that a cell has set belongs to that cell."""
+        executor = getattr(self._loop, "_default_executor", None)
+        return executor if isinstance(executor, ThreadPoolExecutor) and executor._thread_name_prefix == "asyncio" else None
 
     def unfinished(self) -> int:
         """Return how many tasks of the loop are unfinished."""

@@ -1,0 +1,108 @@
+"""Threads that libraries start for themselves. They are ended before the interpreter is forked, and started again after it.
+
+Only the thread that calls fork(2) exists in the fork, so other threads make a checkpoint impossible. The threads here are those whose
+libraries can start them again, with nothing lost. A thread of any other kind is never touched.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .notebook.loop import Loop
+
+_PATIENCE = 2.0  # seconds for a thread to end
+_ended: list[Callable[[], object]] = []  # functions that start the threads which `pause` ended
+
+
+def pause(loop: Loop) -> None:
+    """End the threads that can be started again, unless threads run that cannot: then there will be no fork, and nothing is touched."""
+    if lasting(loop):
+        return
+    found = others()
+    for thread in found:
+        if (end := _ENDINGS.get(_class_of(thread))) is not None:
+            _ended.append(end(thread))
+    loop.drop_workers()
+    deadline = time.monotonic() + _PATIENCE
+    for thread in found:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    # `join` returns a moment before the kernel's thread is gone.
+    while any(os.path.exists(f"/proc/self/task/{thread.native_id}") for thread in found) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def go_on() -> None:
+    """Start the threads again that `pause` ended, in this process or in the one that it was forked from."""
+    while _ended:
+        with contextlib.suppress(RuntimeError):  # no thread can be started: their libraries work without
+            _ended.pop()()
+
+
+def others() -> list[threading.Thread]:
+    """Return the threads of Python besides the calling one."""
+    return [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+
+
+def lasting(loop: Loop) -> list[threading.Thread]:
+    """Return the other threads that cannot be ended and started again."""
+    workers = loop.workers()
+    return [thread for thread in others() if _class_of(thread) not in _ENDINGS and thread not in workers]
+
+
+def renew_locks() -> None:
+    """Give tqdm a lock of its own in a fork. Its default lock is shared with the parent, which may have been killed while it held it."""
+    std = sys.modules.get("tqdm.std")
+    lock = getattr(std, "TqdmDefaultWriteLock", None)
+    if std is None or lock is None or getattr(lock, "mp_lock", None) is None or type(std.tqdm.get_lock()) is not lock:
+        return
+    del lock.mp_lock
+    std.tqdm.set_lock(lock())
+
+
+def _class_of(thread: threading.Thread) -> tuple[str, str]:
+    return type(thread).__module__, type(thread).__qualname__
+
+
+def _end_monitor(thread: Any) -> Callable[[], object]:
+    """End the thread that redraws tqdm's bars. Return a function that starts it again."""
+    thread.was_killed.set()
+    for name in ("exit", "_atexit_signal"):  # each monitor registers one of them, which would keep all monitors in memory
+        atexit.unregister(getattr(thread, name, None))  # type: ignore[arg-type]
+
+    def start() -> None:
+        bars = thread.tqdm_cls
+        replacement = type(thread)(bars, thread.sleep_interval)
+        if bars.monitor is thread:
+            bars.monitor = replacement
+
+    return start
+
+
+def _end_history(thread: Any) -> Callable[[], object]:
+    """End the thread that writes the history of an IPython shell to its database. Return a function that starts it again."""
+    thread.stop()
+
+    def start() -> None:
+        held = thread.history_manager
+        manager = held() if isinstance(held, weakref.ref) else held
+        # IPython 9 ends the thread by itself before a fork, then sets None, and starts another in the parent only.
+        if manager is not None and manager.save_thread in (thread, None):
+            manager.save_thread = type(thread)(manager)
+            manager.save_thread.start()
+
+    return start
+
+
+_ENDINGS: dict[tuple[str, str], Callable[[Any], Callable[[], object]]] = {
+    ("tqdm._monitor", "TMonitor"): _end_monitor,
+    ("IPython.core.history", "HistorySavingThread"): _end_history,
+}
