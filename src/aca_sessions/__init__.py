@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .agent.library.storage import FileStorage
     from .agent.session import AgentSession
     from .agent.tools.tool import tool
+    from .client.arguments import session_name
     from .client.auth import AzureTokenProvider
     from .client.executions import Execution
     from .client.http import SessionsHttpClient
@@ -89,6 +90,7 @@ _HOMES = {
     "open_pool": "connect",
     "open_server": "connect",
     "replay": "client.replay",
+    "session_name": "client.arguments",
     "tool": "agent.tools.tool",
 }
 
@@ -129,6 +131,7 @@ __all__ = [
     "open_pool",
     "open_server",
     "replay",
+    "session_name",
     "tool",
 ]
 

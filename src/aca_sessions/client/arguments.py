@@ -4,11 +4,15 @@ An InvalidArgumentError says what was wrong and what to give instead.
 """
 
 import ast
+import hashlib
+import hmac
+import json
 import math
 import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 from ..contract.extensions import MAX_INSTALL_SECONDS
 from ..contract.records import IDENTIFIER, MAX_ASYNCHRONOUS_SECONDS, split_path
@@ -89,6 +93,7 @@ def _is_code(text: str) -> bool:
 
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _LONGEST_MOMENT, _MOST_BRANCHES = 256, 64
+_SHORTEST_SALT = 16
 _NAME_IS = "a file name must be text such as 'data.csv' or 'folder/data.csv'"
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
 
@@ -103,6 +108,38 @@ def checked_session_id(session_id: object) -> str:
             got = f"{len(session_id)} characters" if wrong is None else f"another character in place {wrong}"
         raise InvalidArgumentError(f"session_id must be 1 to 256 ASCII letters, digits, spaces or signs except the backslash, got {got}")
     return session_id
+
+
+def session_name(user_id: str | int | UUID, *, namespace: str = "", salt: str | bytes | None = None) -> str:
+    """Return the name of a user's session: 64 hexadecimal digits, always the same for the same arguments, and other ones for all others.
+
+    Every endpoint accepts the name, Azure's too. Raise InvalidArgumentError for a user id that cannot name a user, such as None or "".
+
+    Args:
+        user_id: How your program names the user, for example an e-mail address or the key of a database. Capital letters and spaces
+            count: "Ann" and "ann" are two users. A number is the same as its digits.
+        namespace: What the session is for. One user has another session in each namespace.
+        salt: A secret of your program, at least 16 characters or bytes. With it nobody else can compute the name of a user's session or
+            find out whose session a name is. Without it the name holds no user id, but whoever knows an id can compute the name.
+    """
+    if isinstance(user_id, bool) or not isinstance(user_id, str | int | UUID) or not str(user_id).strip():
+        got = "empty text" if isinstance(user_id, str) else type(user_id).__name__  # without the value, which is about a person
+        raise InvalidArgumentError(f"user_id must be text that is not empty, an int or a UUID, got {got}")
+    if not isinstance(namespace, str):
+        raise InvalidArgumentError(f"namespace must be text, got {type(namespace).__name__}")
+    if not _is_well_formed(str(user_id)) or not _is_well_formed(namespace):
+        raise InvalidArgumentError("user_id and namespace must be well-formed Unicode, got a lone surrogate: decode them as UTF-8")
+    secret = b""
+    if salt is not None:
+        if not isinstance(salt, str | bytes) or len(salt) < _SHORTEST_SALT:
+            got = f"{len(salt)}" if isinstance(salt, str | bytes) else type(salt).__name__
+            raise InvalidArgumentError(
+                f"salt must have at least {_SHORTEST_SALT} characters or bytes, got {got}: make one with secrets.token_hex()"
+            )
+        # HMAC fills keys up with zeros, so that salts of different lengths could be one key.
+        secret = hashlib.sha256(salt if isinstance(salt, bytes) else salt.encode("utf-8", "surrogatepass")).digest()
+    # As JSON, because no two pairs of texts have the same JSON.
+    return hmac.digest(secret, json.dumps([namespace, str(user_id)]).encode(), hashlib.sha256).hex()
 
 
 def checked_timeout(timeout: object) -> float | None:
