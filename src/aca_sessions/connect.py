@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -343,10 +344,17 @@ async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hostin
 
 async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
     endpoint, auth = settings.SessionsHttpClient.Endpoint or "", await _auth(settings, stack)
-    if endpoint.startswith(_UNIX):
-        transport = httpx.AsyncHTTPTransport(uds=endpoint.removeprefix(_UNIX))
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost", auth=auth)
-    return httpx.AsyncClient(base_url=endpoint, auth=auth)
+    try:
+        if endpoint.startswith(_UNIX):
+            transport = httpx.AsyncHTTPTransport(uds=endpoint.removeprefix(_UNIX))
+            return httpx.AsyncClient(transport=transport, base_url="http://localhost", auth=auth)
+        return httpx.AsyncClient(base_url=endpoint, auth=auth)
+    except OSError as error:  # httpx reads the certificates that it trusts; ssl.SSLError is an OSError
+        named = os.environ.get("SSL_CERT_FILE")
+        raise ConfigurationError(
+            f"the environment variable SSL_CERT_FILE is {named!r}, which cannot be read as certificates ({error.strerror or error}): "
+            "name a PEM file, or unset it to trust the usual authorities"
+        ) from error
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:

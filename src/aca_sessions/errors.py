@@ -11,6 +11,7 @@ ACASessionsError
 │   ├── NotFoundError           no such session, file or execution
 │   └── RateLimitedError        too many sessions or requests
 ├── ServiceUnavailableError     no usable answer; `.sent` is whether the cell may have run
+│   └── CertificateError        the endpoint's certificate is not trusted, has expired or names another host
 ├── PoolError
 │   ├── PoolTimeoutError        no session became free in time
 │   └── PoolClosedError
@@ -73,6 +74,13 @@ class ServiceUnavailableError(ACASessionsError):
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+class CertificateError(ServiceUnavailableError):
+    """The certificate of the endpoint was refused, because it is not trusted, has expired or names another host. Nothing was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sent=False)
 
 
 class PoolError(ACASessionsError):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -13,7 +14,7 @@ import httpx
 
 from ..contract import extensions, flat
 from ..contract.records import API_VERSION, UNBEGUN, decode_problem, retry_after
-from ..errors import NotSupportedError, ServiceUnavailableError
+from ..errors import CertificateError, NotSupportedError, ServiceUnavailableError
 from ..lifetime import Owner
 from .arguments import checked_session_id
 
@@ -106,6 +107,8 @@ class SessionsHttpClient:
             try:
                 response = await self._client.send(request)
             except _BEFORE_SENDING as error:
+                if (refused := _tls_error(error, url)) is not None:
+                    raise refused from error
                 connects += 1
                 # An endpoint that has answered before is probably being restarted.
                 may_come_back = self._offered is not None and isinstance(error, _CONNECTING)
@@ -195,6 +198,43 @@ def _without_identifiers(record: logging.LogRecord) -> bool:
     httpx logs every URL, and the identifier in it gives access to the session.
     """
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
+
+
+# OpenSSL's numbers of what is wrong with a certificate, in x509_vfy.h.
+_EXPIRED, _NOT_YET_VALID, _OTHER_NAMES = 10, 9, (62, 64)
+
+
+def _tls_error(error: BaseException, url: httpx.URL) -> ServiceUnavailableError | None:
+    """Return the error to raise if a TLS handshake failed, or None if the connection failed for another reason.
+
+    Such an error is not repeated: another attempt would meet the same certificate.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    place = f"{url.host}:{url.port}" if url.port is not None else url.host
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return CertificateError(f"the certificate of {place} was refused: {_certificate_advice(cause, url.host)}")
+    if cause is not None and cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        advice = "if its server runs without --tls, begin ACASessions:SessionsHttpClient:Endpoint with http://"
+        return ServiceUnavailableError(f"{place} does not answer with TLS: {advice}", sent=False)
+    return None
+
+
+def _certificate_advice(cause: ssl.SSLCertVerificationError, host: str) -> str:
+    if cause.verify_code == _EXPIRED:
+        return "it has expired. Renew it at the server"
+    if cause.verify_code == _NOT_YET_VALID:
+        return "it is not valid yet. Compare the clocks of this machine and of the server"
+    if cause.verify_code in _OTHER_NAMES:
+        return (
+            f"it does not name {host}. Use a name that it has in ACASessions:SessionsHttpClient:Endpoint, or give the server a "
+            "certificate with this one"
+        )
+    return (
+        f"this machine does not trust it ({cause.verify_message}). If you trust the server, copy its certificate (for `aca-sessions serve "
+        "--tls`, its cert.pem) to this machine, and start this program again with SSL_CERT_FILE=/path/to/cert.pem"
+    )
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
