@@ -235,6 +235,13 @@ class CodeExecutionResult:
         return f"{self.stdout}{separator}{self.text}"
 
     @property
+    def written_to_stderr(self) -> str:
+        """Return what the cell itself wrote to stderr, which is `stderr` without the error at its end."""
+        if self.error is None:
+            return self.stderr
+        return self.stderr.removesuffix(self.error.traceback or str(self.error))
+
+    @property
     def images(self) -> tuple[bytes, ...]:
         """Return the PNG images among the displays, in their order."""
         return tuple(png for display in self.displays if (png := display.png) is not None)
@@ -263,19 +270,22 @@ class Event:
     """An event of an execution, such as output that it wrote. Events are in order, and the last event of an execution has its result.
 
     Attributes:
-        kind: What happened. `clear` removes the displays so far from the result.
+        kind: What happened. `clear` removes the displays so far from the result. If the cell failed, `error` comes right before `result`,
+            at every endpoint. The events of `stderr` never contain the error.
         text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` a
             description of the output that was dropped before it was read.
         number: The number of a question (`input` or `call`), which the reply must name.
         display: What is displayed. It replaces an earlier display of the same name.
+        error: The exception that ended the cell.
         result: The result, in the last event.
         password: Whether an `input` comes from `getpass()`: the answer must not be shown, and the cell has not printed the prompt.
     """
 
-    kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "result"]
+    kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "error", "result"]
     text: str = ""
     number: int = 0
     display: Display | None = None
+    error: CodeError | None = None
     result: CodeExecutionResult | None = None
     password: bool = False
 

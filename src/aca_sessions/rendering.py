@@ -30,7 +30,7 @@ def render(result: CodeExecutionResult) -> str:
     error = _error(result)
     streams = {
         "stdout": for_model(result.stdout),
-        "stderr": for_model(_stderr_alone(result)),
+        "stderr": for_model(result.written_to_stderr),
         "displayed": _displayed(result),
         "value": for_model(result.text or ""),
     }
@@ -76,13 +76,6 @@ def _users_part(traceback: str) -> str:
         return body
     note = f"[{dropped} frame{'s' if dropped > 1 else ''} in libraries]" if dropped else ""
     return "\n".join(part for part in (*kept, note, conclusion) if part)
-
-
-def _stderr_alone(result: CodeExecutionResult) -> str:
-    """Return a result's stderr without the error at its end, because the text for a model shows the error as a separate part."""
-    if result.error is None:
-        return result.stderr
-    return result.stderr.removesuffix(result.error.traceback or str(result.error))
 
 
 def _displayed(result: CodeExecutionResult) -> str:

@@ -50,7 +50,7 @@ class Execution:
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield the cell's events in order, from its beginning, as they happen. The last event has the result.
+        """Yield the cell's events in order, from its beginning, as they happen. The last event has the result, the one before it the error.
 
         Each call yields all events again. Meanwhile, the functions given to `answering` answer the cell's `input()` and host calls.
         """
@@ -68,6 +68,8 @@ class Execution:
                 page = await self._after_calls([event for event in events if event.kind == "call"], after, calls)
         finally:
             await calls.cancel()
+        if result.error is not None:
+            yield Event(kind="error", error=result.error)
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
@@ -189,7 +191,7 @@ def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]")
 
 def events_of(result: CodeExecutionResult) -> list[Event]:
     """Convert the result of an ended cell to events: stdout, stderr, then one event for each display."""
-    written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.stderr)]
+    written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.written_to_stderr)]
     return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
 
 

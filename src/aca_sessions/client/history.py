@@ -257,11 +257,8 @@ def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
     """Convert a result to the outputs that a notebook's cell has. `count` is the number that a notebook shows beside the cell."""
-    stderr = result.stderr
-    if result.error is not None:
-        # Our results have the traceback in stderr too; a notebook has it in an output of its own.
-        stderr = stderr.removesuffix(result.error.traceback or str(result.error))
-    streams = [("stdout", result.stdout), ("stderr", stderr)]
+    # A notebook has the traceback in an output of its own.
+    streams = [("stdout", result.stdout), ("stderr", result.written_to_stderr)]
     outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": name, "text": text} for name, text in streams if text.strip("\n")]
     displays = list(result.displays)
     if result.text is not None:

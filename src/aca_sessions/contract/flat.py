@@ -40,6 +40,7 @@ OPERATION_HEADER = "operation-id"
 GUID_HEADER = "x-ms-session-guid"  # a new one each time that a session begins under an identifier
 _TIMED_OUT = "Request timed out waiting for code execution to complete"
 _ABORTED = "Execution aborted"
+_TRACEBACK = re.compile(r"^(?:-{20,}\n\S.* Traceback \(most recent call last\)$| +Cell In\[\d+\], line \d+$)", re.MULTILINE)
 _LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
 
 
@@ -288,10 +289,20 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """Parse the exception in the last line of stderr. If that line names none, the error's name is `ExecutionFailed`."""
-    last = stderr.strip().rpartition("\n")[2]
+    """Return the exception that stderr ends with. If it names none, the error's name is `ExecutionFailed`."""
+    if stderr.startswith(_TIMED_OUT):
+        return CodeError("TimeoutError", stderr.strip(), stderr)
+    if _is_death(stderr):
+        return CodeError("InterpreterDied", stderr.strip(), stderr)
+    *_, start = (0, *(found.start() for found in _TRACEBACK.finditer(stderr)))
+    traceback = stderr[start:]  # before it is what the cell wrote itself
+    last = traceback.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
-    return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
+    return CodeError(parts[1], parts[2] or "", traceback) if parts else CodeError("ExecutionFailed", last, traceback)
+
+
+def _is_death(stderr: str) -> bool:
+    return stderr.startswith(_ABORTED) or "Kernel restarted" in stderr
 
 
 def guess_state(stderr: str) -> State:
@@ -302,7 +313,7 @@ def guess_state(stderr: str) -> State:
     """
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
-    if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
+    if _is_death(stderr):
         return State(variables="lost", processes="ended", reason="crash")
     return State()
 
