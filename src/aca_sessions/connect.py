@@ -203,7 +203,7 @@ def open_pool(
             acquire_timeout=options.AcquireTimeoutSeconds,
             on_event=on_event,
         )
-        stack.at_once.append(pool.abandon)
+        stack.at_once.append(pool._abandon)
         return await stack.enter_async_context(pool)
 
     return Opening(open_on)

@@ -127,7 +127,7 @@ class LiveCell:
         """Interrupt the cell. Its events continue until its result. This does not block, so a signal handler may call it."""
         self._cancelled = True
         if self._execution is not None:
-            self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
+            self._portal.start_task_soon(self._session._cancel_quietly, self._execution)
 
     @property
     def is_cancelled(self) -> bool:
@@ -166,7 +166,7 @@ class LiveCell:
             while True:
                 event = self._events.get_nowait()
                 if isinstance(event, Event) and event.result is not None:
-                    self._portal.call(self._session.take_back, event.result)
+                    self._portal.call(self._session._take_back, event.result)
 
     async def _follow(self, start: Callable[[], Coroutine[Any, Any, Execution]]) -> None:
         ended = False
@@ -174,19 +174,19 @@ class LiveCell:
             started = await start()
             self._execution = started.answering(None)
             if self._cancelled:
-                await self._session.cancel_quietly(self._execution)
+                await self._session._cancel_quietly(self._execution)
             async for event in self._execution.events():
                 ended = event.kind == "result"
                 self._events.put(event)
                 # The reader left before this was in the queue, so it did not take it back.
                 if self._left and event.result is not None:
-                    self._session.take_back(event.result)
+                    self._session._take_back(event.result)
         except Exception as error:
             self._events.put(error)
         finally:
             self._events.put(None)
             if not ended and self._execution is not None:
-                await self._session.cancel_quietly(self._execution)
+                await self._session._cancel_quietly(self._execution)
 
     def _answer(self, event: Event, on_input: OnInput) -> None:
         if self._execution is not None:
@@ -207,7 +207,7 @@ def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[Interac
 
     @wraps(method)
     def wait(self: "InteractiveSession", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        return self.call(method, *arguments, **options)
+        return self._call(method, *arguments, **options)
 
     wait.__module__, wait.__qualname__ = __name__, f"InteractiveSession.{method.__name__}"
     return wait
@@ -314,11 +314,11 @@ class InteractiveSession:
             on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
         """
-        if libraries and not (installed := self.call(Session.install_missing, *libraries)).success:
+        if libraries and not (installed := self._call(Session.install_missing, *libraries)).success:
             return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
-            return self.call(Session.run, code, timeout=limit, transactional=transactional)
+            return self._call(Session.run, code, timeout=limit, transactional=transactional)
         followers = {"stdout": on_stdout, "stderr": on_stderr}
         for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
             follower = followers.get(event.kind)
@@ -386,7 +386,7 @@ class InteractiveSession:
         """
         portal, _ = self._live()
         branches = []
-        for session in self.call(Session.branch, count, reseed=reseed):
+        for session in self._call(Session.branch, count, reseed=reseed):
             branch = InteractiveSession.over(portal, session, timeout=self._timeout)
             branch._stack.callback(portal.call, session.close)
             self._stack.callback(branch.close)
@@ -411,7 +411,7 @@ class InteractiveSession:
 
         `timeout` is the limit of each cell in seconds.
         """
-        return self.call(lambda session: replay(notebook, session, timeout=timeout))
+        return self._call(lambda session: replay(notebook, session, timeout=timeout))
 
     def __enter__(self) -> Self:
         return self.open()
@@ -427,7 +427,7 @@ class InteractiveSession:
     def __repr__(self) -> str:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
-    def call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+    def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt in this thread cancels the call."""
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
@@ -435,7 +435,7 @@ class InteractiveSession:
             return acting.result()
         except KeyboardInterrupt:
             if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
-                portal.call(session.take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
+                portal.call(session._take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
             raise
         except CancelledError as error:
             raise ACASessionsError(

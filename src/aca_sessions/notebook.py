@@ -139,11 +139,11 @@ class SessionMagics(Magics):
                 session.upload_file(file, content)
             shown = Shown(self._shell, options.html, self._secret + options.name.encode())
             for name in inputs:
-                if set_by := session.call(partial(pass_in, name=name, value=self._shell.user_ns[name])):
+                if set_by := session._call(partial(pass_in, name=name, value=self._shell.user_ns[name])):
                     shown.finish(set_by)
             result = shown.run(session, code, options.timeout, shows_plain=not returns)
             for name in outputs:
-                self._shell.push({name: session.call(partial(pass_out, name=name))})
+                self._shell.push({name: session._call(partial(pass_out, name=name))})
             return result.value if returns and is_plain(result) else None
 
     @magic_arguments()

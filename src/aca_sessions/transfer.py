@@ -37,7 +37,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
     try:
         if not is_frame(value):
             return await session.run(f"{name} = {_literal(plain_value(value))}", sanitize=False)
-        arrow = _has_safe_pyarrow() and not names_of(answer(await session.run_snippet("missing", "pyarrow")))
+        arrow = _has_safe_pyarrow() and not names_of(answer(await session._run_snippet("missing", "pyarrow")))
         data = packed(value, arrow)
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, InvalidArgumentError):
@@ -45,7 +45,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
         raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
     file = _new_file()
     await session._interpreter.upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
-    _succeeded(name, await session.run_snippet("take_variable", name, file))
+    _succeeded(name, await session._run_snippet("take_variable", name, file))
     return None
 
 
@@ -53,7 +53,7 @@ async def pass_out(session: Session, name: str) -> object:
     """Return the value of a session's variable. Raise InvalidArgumentError if it cannot be passed."""
     checked_name(name)
     file = _new_file()
-    _succeeded(name, await session.run_snippet("give_variable", name, file, int(_has_safe_pyarrow())))
+    _succeeded(name, await session._run_snippet("give_variable", name, file, int(_has_safe_pyarrow())))
     data = await _taken(session, name, file)
     try:
         return _unpacked(data)

@@ -155,5 +155,5 @@ async def test_a_move_noticed_by_the_clients_own_cell_is_reported_with_the_next_
     interpreter, servers = moving
     await interpreter.execute("alice", "x = 1")
     servers.lose_one()
-    await interpreter.execute_snippet("alice", "variables")
+    await interpreter._execute_snippet("alice", "variables")
     assert str((await interpreter.execute("alice", "1")).state) == "lost: expired"

@@ -65,7 +65,7 @@ def test_a_blocking_method_has_the_signature_and_the_docstring_of_the_async_one(
 
 def test_every_operation_of_a_session_has_a_blocking_form() -> None:
     written_here = {"run", "branch", "stream"}  # with callbacks, or with other results
-    internal = {"start", "run_by", "run_snippet", "install_missing", "cancel_quietly"}
+    internal = {"start", "install_missing"}
     operations = {name for name, method in inspect.getmembers(Session, inspect.iscoroutinefunction) if not name.startswith("_")}
     assert operations - internal - written_here == BLOCKING
 

@@ -351,7 +351,7 @@ class Live:
         try:
             return await self._with_packages(result)
         except BaseException:
-            self.session.take_back(result)  # the caller does not get it, so what it reported must be reported again
+            self.session._take_back(result)  # the caller does not get it, so what it reported must be reported again
             raise
 
     async def attempt(self, name: str, source: str) -> None:
@@ -402,7 +402,7 @@ def _follow(session: Session) -> Run:
         try:
             return await execution.wait()
         except BaseException:
-            await session.cancel_quietly(execution)
+            await session._cancel_quietly(execution)
             raise
 
     return run

@@ -82,7 +82,7 @@ async def send_modules(session: Session) -> str:
 
 
 async def _send(session: Session) -> CodeExecutionResult:
-    return await session.run_snippet("place", _package(), _packed(), timeout=_SENDING_SECONDS)
+    return await session._run_snippet("place", _package(), _packed(), timeout=_SENDING_SECONDS)
 
 
 @cache
@@ -142,7 +142,7 @@ class Exchange:
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
-            return await self._session.run_by(lambda source: _Cell(self._session, calls, seconds).run(source), code)
+            return await self._session._run_by(lambda source: _Cell(self._session, calls, seconds).run(source), code)
 
 
 class _EndedError(Exception):
@@ -199,7 +199,7 @@ class _Cell:
         self._session = session
         self._calls = calls
         self._timeout = timeout
-        self._caller = session.new_caller()
+        self._caller = session._new_caller()
         self._id = uuid.uuid4().hex
         self._is_sent = False
         self._is_gone = False  # whether the interpreter that ran the cell was lost
@@ -332,7 +332,7 @@ class _Cell:
         self._is_sent = True
         marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
         module, limit = f"{_package()}.{_GUEST}", wait + _MARGIN
-        result = await self._session.run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
+        result = await self._session._run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"
         rest, line = _split(result.stdout, marker)

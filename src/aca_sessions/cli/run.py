@@ -234,7 +234,7 @@ async def _run_live(session: Session, code: str, options: argparse.Namespace) ->
         # The second Ctrl-C raises KeyboardInterrupt.
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
-        await session.cancel_quietly(execution)
+        await session._cancel_quietly(execution)
         await following
         return _INTERRUPTED
 
@@ -248,7 +248,7 @@ async def _follow(session: Session, execution: Execution, taken: Collection[str]
                 printer.finish(event.result, *save_images(event.result, Path(), taken))
                 status = event.result.exit_code
     except BaseException:
-        await session.cancel_quietly(execution)
+        await session._cancel_quietly(execution)
         raise
     return status
 

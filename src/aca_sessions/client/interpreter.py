@@ -76,9 +76,9 @@ class CodeInterpreter:
         """
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
-        return await self.execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
+        return await self._execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
 
-    async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
+    async def _execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
         `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
@@ -92,11 +92,11 @@ class CodeInterpreter:
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
             call = ExecutionCall(code=text, timeout=request.timeout, transactional=request.transactional)
-            result = self.deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
+            result = self._deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
             telemetry.executed(span, result)
         return result
 
-    async def execute_snippet(
+    async def _execute_snippet(
         self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
         """Run a snippet, a cell that the client sends for one of its own features, and return its result.
@@ -116,7 +116,7 @@ class CodeInterpreter:
         call = ExecutionCall(code=snippet(name, *arguments), timeout=timeout)
         return caller.deliver(await self._execute(session_id, call, caller))
 
-    async def execute_by(
+    async def _execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, which sends the cell in several snippets, and return its result.
@@ -127,16 +127,16 @@ class CodeInterpreter:
         start = self._continuity.position(session_id)
         result = await run()
         result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
-        return self.deliver(session_id, caller, result)
+        return self._deliver(session_id, caller, result)
 
-    def caller(self, session_id: str) -> Delivered:
+    def _caller(self, session_id: str) -> Delivered:
         """Create a position in a session's ledger for a new caller, after all results that this client has delivered for the session.
 
         Results for this caller report only what happened later.
         """
         return replace(self._delivered_of(session_id))
 
-    def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
+    def _deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result with the state for `caller`: what happened to the session since the last result that the caller received.
 
         Also move the caller's position in the ledger to the end of this result. Call this right before returning the result to the caller,
@@ -147,7 +147,7 @@ class CodeInterpreter:
             all_callers.advance(result.record)
         return delivered
 
-    def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
+    def _take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
         """Undo `deliver` for a result that did not reach its caller, so that the caller's next result reports the same losses again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
@@ -175,12 +175,12 @@ class CodeInterpreter:
             data: The content, or the Path of a file on this machine, which is sent without being read into memory whole.
         """
         if isinstance(request, FileUploadRequest):
-            remote_file, _ = await self.upload(request.session_id, request.file_name, request.file_content)
+            remote_file, _ = await self._upload(request.session_id, request.file_name, request.file_content)
         else:
-            remote_file, _ = await self.upload(request, name, data)
+            remote_file, _ = await self._upload(request, name, data)
         return remote_file
 
-    async def upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
+    async def _upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
         """Write a file like `upload_file`. Return its description, and the upload as a step for the session's history."""
         return await self._files.upload(session_id, name, data)
 
@@ -268,10 +268,10 @@ class CodeInterpreter:
             await self._http.require("events", "answer host calls")
         if not await self._http.offers("events"):
             execution = in_background(session_id, self._tasks.own(self._execute(session_id, call, caller)))
-            return execution.amending(partial(self.deliver, session_id, caller))
+            return execution.amending(partial(self._deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call, caller)
-        return execution.answering(on_input, on_call).amending(partial(self.deliver, session_id, caller))
+        return execution.answering(on_input, on_call).amending(partial(self._deliver, session_id, caller))
 
     def execution(
         self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
@@ -287,7 +287,7 @@ class CodeInterpreter:
         """
         caller = caller or self._delivered_of(checked_session_id(session_id))
         execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
-        return execution.amending(partial(self.deliver, session_id, caller))
+        return execution.amending(partial(self._deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
         """Interrupt a cell of a session, by default the one that runs now. The result of that cell shows whether the interrupt stopped it.
@@ -296,7 +296,7 @@ class CodeInterpreter:
         """
         await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
-    async def cancel_quietly(self, execution: Execution) -> None:
+    async def _cancel_quietly(self, execution: Execution) -> None:
         """Interrupt an execution whose caller was cancelled. Ignore errors.
 
         Try for at most 10 s, even if the caller is cancelled again.
@@ -353,7 +353,7 @@ class CodeInterpreter:
         """Return a session's checkpoints, the oldest first."""
         return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
 
-    async def roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
+    async def _roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
         """Roll a session back to the checkpoint with this name or id, or to the latest one if both are None. Return the checkpoint.
 
         Args:
@@ -371,7 +371,7 @@ class CodeInterpreter:
         """Remove a checkpoint of a session. The session itself stays as it is."""
         await self._request_timeline("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
 
-    async def branch(
+    async def _branch(
         self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
     ) -> tuple[Record, dict[str, str]]:
         """Create branches of a session, one for each of `identifiers`. Either all are created, or none.

@@ -372,7 +372,7 @@ class SessionPool:
         self._end(names)
         await self._tasks.finish()
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """Mark the pool as closed without ending its sessions. This is for a pool whose event loop is closed: nothing can be awaited.
 
         An embedded server, one that runs in this process, ends its sessions itself. Sessions at other endpoints expire.

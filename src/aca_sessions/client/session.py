@@ -48,7 +48,7 @@ class Session:
         self._interpreter = interpreter
         self.session_id = session_id
         self.history = History()
-        self._caller = interpreter.caller(session_id)
+        self._caller = interpreter._caller(session_id)
 
     async def run(
         self,
@@ -79,9 +79,9 @@ class Session:
         request = CodeExecutionRequest(
             session_id=self.session_id, code=text, timeout=timeout, sanitize_input=False, transactional=transactional
         )
-        return self.history.end(number, await self._interpreter.execute_for(self._caller, request))
+        return self.history.end(number, await self._interpreter._execute_for(self._caller, request))
 
-    async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
+    async def _run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
         """Run a cell by calling `run`, which sends the cell in several snippets, and return its result. The history records the cell.
 
         `run` gets the code without Markdown fences. If `code` cannot be run as a cell, do not call `run`, and return a result with the
@@ -92,9 +92,9 @@ class Session:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(code)
         number = self.history.note(Ran(text))
-        return self.history.end(number, await self._interpreter.execute_by(self.session_id, self._caller, partial(run, text)))
+        return self.history.end(number, await self._interpreter._execute_by(self.session_id, self._caller, partial(run, text)))
 
-    async def run_snippet(
+    async def _run_snippet(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
         """Run a snippet, a cell that the client sends for one of its own features, and return its result.
@@ -108,18 +108,18 @@ class Session:
             caller: The position in the session's ledger since which the result's `state` reports what happened, by default this object's.
         """
         caller = caller or replace(self._caller)
-        return await self._interpreter.execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
+        return await self._interpreter._execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
-    def new_caller(self) -> Delivered:
+    def _new_caller(self) -> Delivered:
         """Return a copy of this object's position in the session's ledger (the list of what happened to the session).
 
         Pass it as `caller` to a series of `run_snippet` calls. Each result of the series then reports what happened since the one before.
         """
         return replace(self._caller)
 
-    def take_back(self, result: CodeExecutionResult) -> None:
+    def _take_back(self, result: CodeExecutionResult) -> None:
         """Undo the delivery of a result that did not reach the user, so that the next result reports the same losses again."""
-        self._interpreter.take_back(self.session_id, self._caller, result)
+        self._interpreter._take_back(self.session_id, self._caller, result)
 
     async def start(
         self,
@@ -180,7 +180,7 @@ class Session:
                 yield event
         finally:
             if not ended:
-                await self.cancel_quietly(execution)
+                await self._cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
         """Create a handle to an execution that this or another program started, given its id.
@@ -189,12 +189,12 @@ class Session:
         """
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
 
-    async def cancel_quietly(self, execution: Execution) -> None:
+    async def _cancel_quietly(self, execution: Execution) -> None:
         """Interrupt an execution whose caller was cancelled. Ignore errors.
 
         Try for at most 10 s, even if the caller is cancelled again.
         """
-        await self._interpreter.cancel_quietly(execution)
+        await self._interpreter._cancel_quietly(execution)
 
     async def interrupt(self) -> None:
         """Interrupt the cell that runs now, even if another caller started it.
@@ -210,7 +210,7 @@ class Session:
             name: The file's name, which may have folders in front. A name outside /mnt/data raises InvalidArgumentError.
             data: The content, or the Path of a file on this machine, which is sent without being read into memory whole.
         """
-        remote_file, step = await self._interpreter.upload(self.session_id, name, data)
+        remote_file, step = await self._interpreter._upload(self.session_id, name, data)
         self.history.note(step)
         return remote_file
 
@@ -288,7 +288,7 @@ class Session:
         by_id = isinstance(checkpoint, Checkpoint)
         id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_moment(checkpoint)
         name = None if by_id else id
-        reached = await self._interpreter.roll_back(self.session_id, self._caller, id=id, name=name)
+        reached = await self._interpreter._roll_back(self.session_id, self._caller, id=id, name=name)
         self.history.go_back(reached.id)
         return reached
 
@@ -314,7 +314,7 @@ class Session:
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
-        origin_record, positions = await self._interpreter.branch(self.session_id, names, self._caller, reseed=reseed)
+        origin_record, positions = await self._interpreter._branch(self.session_id, names, self._caller, reseed=reseed)
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:
             branch.history = self.history.copy()
@@ -323,18 +323,18 @@ class Session:
 
     async def variables(self) -> list[Variable]:
         """Return at most 500 of the user's variables, sorted by name, without modules."""
-        return variables_of(answer(await self.run_snippet("variables")))
+        return variables_of(answer(await self._run_snippet("variables")))
 
     async def complete(self, code: str, cursor: int, *, timeout: float | None = None) -> Completions:
         """Return IPython's completions of `code` at position `cursor`, counted in characters."""
-        return completions_of(answer(await self.run_snippet("complete", code, cursor, timeout=timeout)))
+        return completions_of(answer(await self._run_snippet("complete", code, cursor, timeout=timeout)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """Return what IPython shows about the name at position `cursor` of `code`, or None if the name is unknown.
 
         The position counts characters. A `detail` of 1 adds the source.
         """
-        return inspection_of(answer(await self.run_snippet("inspect", code, cursor, detail)))
+        return inspection_of(answer(await self._run_snippet("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """Return whether the session responds, and if it does, its memory, uptime, threads and processor time.
@@ -345,7 +345,7 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                measured = health_of(answer(await self.run_snippet("health")))
+                measured = health_of(answer(await self._run_snippet("health")))
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
@@ -356,7 +356,7 @@ class Session:
         if not isinstance(command, str) or not command.strip():
             got = "empty text" if isinstance(command, str) else type(command).__name__
             raise InvalidArgumentError(f"a command must be text for the shell, such as 'ls -la', got {got}")
-        return command_result_of(await self.run_snippet("command", command, timeout=timeout))
+        return command_result_of(await self._run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """Install packages into the session and return the result. Requirements that are met already are skipped.
@@ -377,7 +377,7 @@ class Session:
                 "cannot install packages, because this session reaches no package index: use a pool with egress enabled, or packages "
                 "that it has"
             )
-        return await self.run_snippet("install", *requirements, timeout=timeout)
+        return await self._run_snippet("install", *requirements, timeout=timeout)
 
     async def uninstall(self, *names: str) -> CodeExecutionResult:
         """Uninstall packages that were installed in this session and return the result.
@@ -397,7 +397,7 @@ class Session:
         """
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
-            missing = names_of(answer(await self.run_snippet("missing", *libraries)))
+            missing = names_of(answer(await self._run_snippet("missing", *libraries)))
             if not missing:
                 return CodeExecutionResult(session_id=self.session_id)
         return await self.install(*libraries)
@@ -411,7 +411,7 @@ class Session:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
-        return answer(await self.run_snippet("reach", _PACKAGE_INDEX)) is True
+        return answer(await self._run_snippet("reach", _PACKAGE_INDEX)) is True
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: it gives access to the session

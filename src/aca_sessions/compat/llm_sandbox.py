@@ -135,7 +135,7 @@ class _Session(InteractiveSession):
         return result
 
     def _prepare(self) -> None:
-        self.call(Session.run_snippet, "workdir", _WORKDIR)
+        self._call(Session._run_snippet, "workdir", _WORKDIR)
         self._is_prepared = True
 
 

@@ -217,7 +217,7 @@ async def run_cell(
         try:
             return await answer(result, await outputs.collect(session, named))
         except BaseException:
-            session.take_back(result)  # the client does not get it
+            session._take_back(result)  # the client does not get it
             raise
 
 
@@ -240,7 +240,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
     finally:
         if not ended:
             with anyio.CancelScope(shield=True):
-                await session.cancel_quietly(execution)
+                await session._cancel_quietly(execution)
     raise AssertionError("the last event of every cell is its result")
 
 

@@ -1,0 +1,54 @@
+"""Test that `dir()` of the classes that users hold shows what they may call, each with a docstring, and nothing else."""
+
+import inspect
+
+import pytest
+
+import aca_sessions
+
+MEMBERS = {
+    "Session": """
+        branch checkpoint checkpoints complete delete_file download_file execute_command execution health inspect install
+        install_missing interrupt list_files packages reset rollback run save_file start stream supports to_notebook undo uninstall
+        upload_file variables write_notebook write_script
+    """,
+    "SessionPool": "active close get_or_create release session terminate",
+    "CodeInterpreter": """
+        can_end_sessions checkpoint checkpoints close delete_checkpoint delete_file delete_session download_file execute execution
+        get_session install interrupt is_closed isolation list_files list_sessions packages reset save_file start supports uninstall
+        upload_file
+    """,
+    "InteractiveSession": """
+        branch checkpoint checkpoints close complete delete_file download_file execute_command health history inspect install interrupt
+        join list_files open packages replay reset rollback run save_file stream supports undo uninstall upload_file variables
+        write_notebook write_script
+    """,
+    "PythonCodeInterpreterPlugin": """
+        close download_file execute_python execute_python_with_files for_session install_packages list_files run upload_file
+    """,
+}
+OPTIONAL = {"install_packages"}
+
+
+def members(name: str) -> set[str]:
+    return {member for member in dir(getattr(aca_sessions, name)) if not member.startswith("_")}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_class_shows_what_users_may_call_and_nothing_else(name: str) -> None:
+    assert members(name) | OPTIONAL == {*MEMBERS[name].split()} | OPTIONAL
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_public_member_has_a_docstring_of_its_own(name: str) -> None:
+    shown = getattr(aca_sessions, name)
+    for member in members(name):
+        text = inspect.getdoc(getattr(shown, member))
+        assert text, member
+        assert text.split()[0].istitle(), f"{name}.{member} begins with {text.split()[0]!r}"
+
+
+def test_every_public_name_of_the_package_is_shown_and_has_a_docstring() -> None:
+    for name in aca_sessions.__all__:
+        assert name in dir(aca_sessions)
+        assert name.startswith("__") or inspect.getdoc(getattr(aca_sessions, name)), name
