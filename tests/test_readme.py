@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import venv
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,19 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README + PLUGIN
 @pytest.mark.parametrize(("code", "output"), EXAMPLES)
 def test_an_example_prints_the_output_on_the_page(code: str, output: str) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    assert run.stdout == output
+
+
+@pytest.mark.long
+def test_the_first_example_works_after_a_plain_installation(tmp_path: Path) -> None:
+    """Without the extra `data`: sessions have no pandas, and nobody sees if a result failed that is not printed."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT], check=True, timeout=580)
+    assert subprocess.run([python, "-c", "import pandas"], capture_output=True, timeout=240).returncode == 1
+    code, output = EXAMPLES[0]
+    assert code in README
+    run = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert run.stdout == output
 
 
