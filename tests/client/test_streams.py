@@ -24,8 +24,9 @@ CELLS = {
     "two exceptions": (WRITE + "try:\n    1 / 0\nexcept Exception as error:\n    raise KeyError('a: b') from error", BOTH, "KeyError"),
     "syntax": ("1 +", {}, "SyntaxError"),
     "own exception": ("class OwnError(Exception): pass\nraise OwnError", {}, "OwnError"),
+    "several lines": ("raise ValueError('a\\nb: c\\nd')", {}, "ValueError"),
     "exit": ("import os\nprint('out', flush=True); os._exit(3)", {"stdout": "out\n"}, "InterpreterDied"),
-    "kill": (WRITE + "import os\nos.kill(os.getpid(), 9)", BOTH, "InterpreterDied"),
+    "kill": ("import os\nprint('out', flush=True); os.kill(os.getpid(), 9)", {"stdout": "out\n"}, "InterpreterDied"),
     "timeout": ("print('out', flush=True)\nwhile True: pass", {"stdout": "out\n"}, "TimeoutError"),
     "no text": ("\ud800", {}, "ValueError"),
 }
@@ -76,6 +77,9 @@ async def test_a_cell_has_the_same_events_at_every_endpoint(endpoint: str | None
             assert (name, written(events[: -len(end)])) == (name, texts)
             assert events[-1].result is not None
             assert (name, events[-1].result.error) == (name, events[-2].error)
+            if name == "several lines":
+                assert events[-2].error is not None
+                assert events[-2].error.message == "a\nb: c\nd"
 
 
 def test_without_await_the_error_comes_before_the_result_and_not_on_stderr(endpoint: str | None) -> None:

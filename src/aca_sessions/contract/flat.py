@@ -41,7 +41,8 @@ GUID_HEADER = "x-ms-session-guid"  # a new one each time that a session begins u
 _TIMED_OUT = "Request timed out waiting for code execution to complete"
 _ABORTED = "Execution aborted"
 _TRACEBACK = re.compile(r"^(?:-{20,}\n\S.* Traceback \(most recent call last\)$| +Cell In\[\d+\], line \d+$)", re.MULTILINE)
-_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
+_HEAD = re.compile(r"^(\w+) +Traceback \(most recent call last\)$", re.MULTILINE)
+_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?::(?: (.*))?)?$", re.DOTALL)
 
 
 def content_path(name: str) -> str:
@@ -296,6 +297,10 @@ def decode_error(stderr: str) -> CodeError:
         return CodeError("InterpreterDied", stderr.strip(), stderr)
     *_, start = (0, *(found.start() for found in _TRACEBACK.finditer(stderr)))
     traceback = stderr[start:]  # before it is what the cell wrote itself
+    if heads := _HEAD.findall(traceback):  # of several exceptions the last one ended the cell; its message may have several lines
+        _, found, message = traceback.rpartition(f"\n{heads[-1]}: ")
+        if found:
+            return CodeError(heads[-1], message.strip("\n"), traceback)
     last = traceback.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
     return CodeError(parts[1], parts[2] or "", traceback) if parts else CodeError("ExecutionFailed", last, traceback)
