@@ -265,7 +265,7 @@ class InteractiveSession:
         return joined
 
     @classmethod
-    def over(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
+    def _over(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
         """Return an open object for a session that runs on the loop of a portal. Closing the object does not end the session."""
         opened = cls(timeout=timeout)
         opened._opened = portal, session
@@ -387,7 +387,7 @@ class InteractiveSession:
         portal, _ = self._live()
         branches = []
         for session in self._call(Session.branch, count, reseed=reseed):
-            branch = InteractiveSession.over(portal, session, timeout=self._timeout)
+            branch = InteractiveSession._over(portal, session, timeout=self._timeout)
             branch._stack.callback(portal.call, session.close)
             self._stack.callback(branch.close)
             branches.append(branch)

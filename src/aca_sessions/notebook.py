@@ -271,7 +271,7 @@ class SessionMagics(Magics):
 
         holding = portal.start_task_soon(hold)
         try:
-            session = InteractiveSession.over(portal, leased.result())
+            session = InteractiveSession._over(portal, leased.result())
             with contextlib.closing(session):
                 yield session
         except CellError:

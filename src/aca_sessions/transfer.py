@@ -44,7 +44,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
             raise
         raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
     file = _new_file()
-    await session._interpreter.upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
+    await session._interpreter._upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
     _succeeded(name, await session._run_snippet("take_variable", name, file))
     return None
 
