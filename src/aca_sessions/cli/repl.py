@@ -16,7 +16,7 @@ from .run import CellPrinter, save_images, show
 from .sessions import free_path, reserved, settings_at, settings_with_endpoint
 from .streams import progress
 
-_COMPLETION_SECONDS = 10.0
+_COMPLETION_SECONDS = 60.0  # the first completion imports jedi, which takes 45 s on a machine that is loaded 20-fold
 _GREETING = """\
 An isolated Python session. Tab completes, Ctrl-C interrupts, exit or Ctrl-D leaves.
 %get NAME [PATH], %put PATH [NAME], %install PACKAGE, %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."""
