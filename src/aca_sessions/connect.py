@@ -41,7 +41,7 @@ def policy_of(settings: Settings) -> "Policy":
 
     Raise ConfigurationError if settings contradict each other.
     """
-    from .sandbox.packages.environments import python_of
+    from .sandbox.packages.environments import find_python
     from .sandbox.policy import KB, MB, Limits, Mount, Network, Policy, Together
 
     options, limits, together = settings.Sandbox, settings.Sandbox.Limits, settings.Sandbox.Together
@@ -74,7 +74,7 @@ def policy_of(settings: Settings) -> "Policy":
         network=network,
         mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
         packages=_package_source(settings.Packages),
-        python=options.Python if options.Environment is None else python_of(options.Environment),
+        python=options.Python if options.Environment is None else find_python(options.Environment),
         preload=options.Preload,
         spares=options.Spares,
         tenant=options.Tenant,

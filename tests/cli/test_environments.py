@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from aca_sessions import Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox.packages.environments import FAMILIAR
+from aca_sessions.sandbox.packages.environments import SERVICE_PACKAGES
 
 from ..conftest import aca_sessions, mostly_long
 from ..wheels import make_wheel
@@ -87,7 +87,7 @@ def test_packages_of_azure_without_a_wheel_for_this_python_are_named() -> None:
 
 @pytest.mark.long
 def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
-    name, _, version = FAMILIAR["azure"][0].partition("==")
+    name, _, version = SERVICE_PACKAGES["azure"][0].partition("==")
     make_wheel(wheels, name, version)
     made = aca_sessions("env", "create", "like-azure", "--like", "azure", "--skip-missing")
     assert made.returncode == 0

@@ -20,7 +20,7 @@ os.setgid(54321)
 os.setuid(54321)
 for source in (policy.PackageSource(), policy.PackageSource(cache="~/packages")):
     print(repr(source.folder), cache.shown(source))
-for find in (images._folder, environments._root):
+for find in (images._folder, environments._environments_folder):
     try:
         find()
     except ConfigurationError as error:

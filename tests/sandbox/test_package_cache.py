@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.sandbox.packages.cache import HeldSet, PackageCache
+from aca_sessions.sandbox.packages.cache import LockedPackageSet, PackageCache
 from aca_sessions.sandbox.packages.requirements import PackageError, Wheel
 
 
@@ -17,30 +17,30 @@ def cache(tmp_path: Path) -> PackageCache:
 
 
 def keep(cache: PackageCache, name: str, size: int, *, age: float = 0) -> None:
-    with cache.workplace() as place:
+    with cache.work_folder() as place:
         (place / "unpacked").mkdir()
         (place / "unpacked" / "module.py").write_bytes(b"#" * size)
-        cache.keep(name, [Wheel(name, "1.0")], place / "unpacked")
-    label = Path(cache.sets).parent / "labels" / name
+        cache.add_set(name, [Wheel(name, "1.0")], place / "unpacked")
+    label = Path(cache.sets_folder).parent / "labels" / name
     os.utime(label, (label.stat().st_atime, label.stat().st_mtime - age))
 
 
 def is_there(cache: PackageCache, name: str) -> bool:
-    held = cache.hold(name)
+    held = cache.lock_set(name)
     if held is not None:
-        held.let_go()
+        held.release()
     return held is not None
 
 
 def test_the_longest_unused_sets_are_removed_first_and_those_in_use_never(cache: PackageCache) -> None:
     keep(cache, "used", 400, age=300)
-    held = cache.hold("used")
-    os.utime(Path(cache.sets).parent / "labels" / "used", (0, 0))
+    held = cache.lock_set("used")
+    os.utime(Path(cache.sets_folder).parent / "labels" / "used", (0, 0))
     keep(cache, "old", 400, age=200)
     keep(cache, "new", 400, age=100)
     assert [is_there(cache, name) for name in ("used", "old", "new")] == [True, False, True]
     assert held is not None
-    held.let_go()
+    held.release()
 
 
 def test_a_set_larger_than_the_cache_is_kept_for_the_caller_that_added_it(cache: PackageCache) -> None:
@@ -53,7 +53,7 @@ def test_a_set_larger_than_the_cache_is_kept_for_the_caller_that_added_it(cache:
 def test_a_set_that_another_process_uses_is_kept(cache: PackageCache, tmp_path: Path) -> None:
     keep(cache, "used", 900)
     folder = str(tmp_path / "cache")
-    use = f"held = PackageCache({folder!r}, 1000).hold('used'); print(held.name, flush=True); input()"
+    use = f"held = PackageCache({folder!r}, 1000).lock_set('used'); print(held.name, flush=True); input()"
     code = f"from aca_sessions.sandbox.packages.cache import PackageCache; {use}"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -67,12 +67,12 @@ def test_a_set_that_another_process_uses_is_kept(cache: PackageCache, tmp_path: 
 
 def test_the_second_caller_with_the_same_set_uses_the_first(cache: PackageCache) -> None:
     keep(cache, "same", 10)
-    first = cache.hold("same")
+    first = cache.lock_set("same")
     keep(cache, "same", 10)
-    assert (Path(cache.sets) / "same" / "module.py").stat().st_size == 10
+    assert (Path(cache.sets_folder) / "same" / "module.py").stat().st_size == 10
     assert first is not None
     assert os.fstat(first.lock).st_nlink == 1
-    first.let_go()
+    first.release()
 
 
 def test_a_set_has_a_label_even_if_another_process_makes_room_while_it_is_kept(tmp_path: Path) -> None:
@@ -91,42 +91,42 @@ def test_a_set_has_a_label_even_if_another_process_makes_room_while_it_is_kept(t
     keep(cache, "set", 10)
     assert is_there(cache, "set")
     keep(cache, "more", 1000)
-    assert not (Path(cache.sets) / "set").exists()
+    assert not (Path(cache.sets_folder) / "set").exists()
 
 
 def test_a_remembered_answer_is_used_while_it_is_recent_and_its_set_exists(cache: PackageCache) -> None:
     keep(cache, "answer", 10)
-    cache.remember("key", "answer")
-    held = cache.recall("key", within=60)
+    cache.record_resolved("key", "answer")
+    held = cache.find_resolved("key", within=60)
     assert held is not None
-    held.let_go()
-    assert cache.recall("key", within=-1) is None
-    assert cache.recall("other", within=60) is None
-    cache.remember("key", "gone")
-    assert cache.recall("key", within=60) is None
+    held.release()
+    assert cache.find_resolved("key", within=-1) is None
+    assert cache.find_resolved("other", within=60) is None
+    cache.record_resolved("key", "gone")
+    assert cache.find_resolved("key", within=60) is None
 
 
 def test_a_set_without_a_package_has_neither_its_files_nor_its_folders(cache: PackageCache, tmp_path: Path) -> None:
     held = set_of(cache, {"a/__init__.py": "a", "b.py": "b"})
-    with cache.workplace() as place:
-        rest = cache.without(held, {"a"}, place)
+    with cache.work_folder() as place:
+        rest = cache.copy_without(held, {"a"}, place)
         assert sorted(str(file.relative_to(rest)) for file in rest.rglob("*")) == ["b-1.0.dist-info", "b-1.0.dist-info/RECORD", "b.py"]
-        assert cache.modules_of(held, "a") == ["a"]
-    assert (Path(cache.sets) / "set" / "a").is_dir()
-    held.let_go()
+        assert cache.list_modules(held, "a") == ["a"]
+    assert (Path(cache.sets_folder) / "set" / "a").is_dir()
+    held.release()
 
 
 def test_a_record_that_names_files_outside_of_its_wheel_hides_nothing(cache: PackageCache, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     held = set_of(cache, {f"../../{tmp_path}/precious": "a", "../../../precious": "a", "b.py": "b"})
-    with cache.workplace() as place:
-        assert (cache.without(held, {"a"}, place) / "b.py").exists()
+    with cache.work_folder() as place:
+        assert (cache.copy_without(held, {"a"}, place) / "b.py").exists()
     assert (tmp_path / "precious").read_text() == "kept"
-    held.let_go()
+    held.release()
 
 
-def set_of(cache: PackageCache, owners: dict[str, str]) -> HeldSet:
-    with cache.workplace() as place:
+def set_of(cache: PackageCache, owners: dict[str, str]) -> LockedPackageSet:
+    with cache.work_folder() as place:
         unpacked = place / "unpacked"
         for path, owner in owners.items():
             about = unpacked / f"{owner}-1.0.dist-info"
@@ -136,16 +136,16 @@ def set_of(cache: PackageCache, owners: dict[str, str]) -> HeldSet:
             if ".." not in path:
                 (unpacked / path).parent.mkdir(exist_ok=True)
                 (unpacked / path).write_text("")
-        cache.keep("set", [Wheel(owner, "1.0") for owner in sorted(set(owners.values()))], unpacked)
-    held = cache.hold("set")
+        cache.add_set("set", [Wheel(owner, "1.0") for owner in sorted(set(owners.values()))], unpacked)
+    held = cache.lock_set("set")
     assert held is not None
     return held
 
 
 def test_names_of_sets_cannot_be_computed_without_the_secret_of_the_cache(tmp_path: Path) -> None:
     one, other = (PackageCache(str(tmp_path / name), 1000) for name in ("one", "other"))
-    assert one.name_of("set", "alpha==1.0") == PackageCache(str(tmp_path / "one"), 1000).name_of("set", "alpha==1.0")
-    assert one.name_of("set", "alpha==1.0") != other.name_of("set", "alpha==1.0")
+    assert one.derive_name("set", "alpha==1.0") == PackageCache(str(tmp_path / "one"), 1000).derive_name("set", "alpha==1.0")
+    assert one.derive_name("set", "alpha==1.0") != other.derive_name("set", "alpha==1.0")
     modes = {name: (tmp_path / "one" / name).stat().st_mode & 0o777 for name in (".", "sets", "labels", "answers", "notes", "key")}
     assert modes == {".": 0o711, "sets": 0o311, "labels": 0o700, "answers": 0o700, "notes": 0o700, "key": 0o600}
 
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_is_reported_with_its_setting(tmp_path: P
 
 
 def test_abandoned_work_is_removed(cache: PackageCache) -> None:
-    left = Path(cache.sets).parent / "work" / "left"
+    left = Path(cache.sets_folder).parent / "work" / "left"
     left.mkdir()
     os.utime(left, (0, 0))
     keep(cache, "set", 10)
@@ -173,12 +173,12 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
 
 def test_a_remembered_answer_is_removed_with_its_set(cache: PackageCache) -> None:
     keep(cache, "old", 900, age=100)
-    cache.remember("key", "old")
+    cache.record_resolved("key", "old")
     keep(cache, "new", 900)
-    assert list((Path(cache.sets).parent / "answers").iterdir()) == []
+    assert list((Path(cache.sets_folder).parent / "answers").iterdir()) == []
 
 
 def test_an_answer_that_another_process_removes_meanwhile_is_no_failure(cache: PackageCache) -> None:
-    (Path(cache.sets).parent / "answers" / "key").symlink_to("gone")  # it is listed, and not found when it is read
+    (Path(cache.sets_folder).parent / "answers" / "key").symlink_to("gone")  # it is listed, and not found when it is read
     keep(cache, "set", 10)
     assert is_there(cache, "set")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aca_sessions.sandbox.packages.resolver import explained, progress, without_secrets
+from aca_sessions.sandbox.packages.resolver import explain_failure, filter_progress, redact
 
 _NONE = "ERROR: Could not find a version that satisfies the requirement thing (from versions: none)\n"
 
@@ -29,14 +29,14 @@ _NONE = "ERROR: Could not find a version that satisfies the requirement thing (f
     ],
 )
 def test_each_failure_is_classified(output: str, name: str, part: str) -> None:
-    error = explained(output)
+    error = explain_failure(output)
     assert error.name == name
     assert part in str(error)
 
 
 def test_a_conflict_is_reported_with_its_causes() -> None:
     causes = "The conflict is caused by:\n    The user requested a>1\n    The user requested (constraint) b==2\n\nTo fix this …\n"
-    assert str(explained(f"{causes}ERROR: ResolutionImpossible: for help visit")).splitlines()[1:] == [
+    assert str(explain_failure(f"{causes}ERROR: ResolutionImpossible: for help visit")).splitlines()[1:] == [
         "asked for is a>1",
         "the sessions' environment has b==2",
     ]
@@ -51,7 +51,7 @@ def test_a_conflict_is_reported_with_its_causes() -> None:
     ],
 )
 def test_no_address_and_no_part_of_one_is_shown(text: str) -> None:
-    told = without_secrets(text, ["https://reader:pa%40ss@example.org/deep-token/simple"])
+    told = redact(text, ["https://reader:pa%40ss@example.org/deep-token/simple"])
     assert not any(secret in told for secret in ("pa%40ss", "pa@ss", "deep-token", "reader"))
 
 
@@ -66,4 +66,4 @@ def test_no_address_and_no_part_of_one_is_shown(text: str) -> None:
     ],
 )
 def test_progress_is_shown_without_addresses_and_folders(line: str, told: str | None) -> None:
-    assert progress(line) == told
+    assert filter_progress(line) == told

@@ -2,7 +2,15 @@
 
 import pytest
 
-from aca_sessions.sandbox.packages.requirements import PackageError, canonical, check_against, checked_name, is_met, is_pinned, parsed
+from aca_sessions.sandbox.packages.requirements import (
+    PackageError,
+    check_environment_allows,
+    is_met,
+    is_pinned,
+    parse_name,
+    parse_requirements,
+    spell_canonically,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,7 +24,7 @@ from aca_sessions.sandbox.packages.requirements import PackageError, canonical, 
     ],
 )
 def test_a_requirement_has_one_spelling(text: str, written: str) -> None:
-    assert canonical(parsed([text])[0]) == written
+    assert spell_canonically(parse_requirements([text])[0]) == written
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_a_requirement_has_one_spelling(text: str, written: str) -> None:
 )
 def test_a_text_that_is_more_than_a_requirement_is_refused(text: str) -> None:
     with pytest.raises(PackageError) as refused:
-        parsed([text])
+        parse_requirements([text])
     assert refused.value.name == "InvalidRequirementError"
     assert "passwd" not in str(refused.value)
 
@@ -62,7 +70,7 @@ def test_a_text_that_is_more_than_a_requirement_is_refused(text: str) -> None:
 @pytest.mark.parametrize("texts", [[], ["name"] * 101])
 def test_the_number_of_packages_in_one_call_is_bounded(texts: list[str]) -> None:
     with pytest.raises(PackageError, match="1 to 100"):
-        parsed(texts)
+        parse_requirements(texts)
 
 
 @pytest.mark.parametrize(
@@ -70,20 +78,20 @@ def test_the_number_of_packages_in_one_call_is_bounded(texts: list[str]) -> None
     [("a", True), ("A>=1", True), ("a==1.5", True), ("a>2", False), ("b", False), ("a[x]", False), ("a; python_version>'3'", False)],
 )
 def test_a_requirement_is_met_by_an_installed_package(text: str, met: bool) -> None:
-    assert is_met(parsed([text])[0], {"a": "1.5"}) is met
+    assert is_met(parse_requirements([text])[0], {"a": "1.5"}) is met
 
 
 def test_a_version_that_contradicts_the_environment_is_refused() -> None:
     with pytest.raises(PackageError, match=r"a>2 does not fit a 1\.5, which the sessions' environment has"):
-        check_against({"a": "1.5"}, parsed(["a>2"])[0])
+        check_environment_allows({"a": "1.5"}, parse_requirements(["a>2"])[0])
 
 
 @pytest.mark.parametrize(("text", "pinned"), [("a==1", True), ("a", False), ("a>=1", False), ("a==1.*", False), ("a==1,!=2", True)])
 def test_a_requirement_is_pinned_if_it_names_one_version(text: str, pinned: bool) -> None:
-    assert is_pinned(parsed([text])[0]) is pinned
+    assert is_pinned(parse_requirements([text])[0]) is pinned
 
 
 @pytest.mark.parametrize("name", ["", "a==1", "../a", "a b", "-a", "a/b", "*"])
 def test_only_a_name_can_be_uninstalled(name: str) -> None:
     with pytest.raises(PackageError, match="by its name alone"):
-        checked_name(name)
+        parse_name(name)

@@ -20,10 +20,10 @@ def having(packages: Packages, *sets: str) -> SessionPackages:
     """A session with some sets: each has a wheel of its name, and another one."""
     session = SessionPackages(packages, shown)
     for name in sets:
-        with packages.cache.workplace() as place:
+        with packages.cache.work_folder() as place:
             (place / "unpacked").mkdir()
-            packages.cache.keep(name, [Wheel(name, "1.0"), Wheel(f"{name}-more", "1.0")], place / "unpacked")
-        held = packages.cache.hold(name)
+            packages.cache.add_set(name, [Wheel(name, "1.0"), Wheel(f"{name}-more", "1.0")], place / "unpacked")
+        held = packages.cache.lock_set(name)
         assert held is not None
         session._sets.append(held)
     return session
@@ -36,7 +36,7 @@ def locks(cache: Path) -> int:
 async def test_a_change_that_fails_halfway_lets_go_of_what_it_held(tmp_path: Path) -> None:
     packages = Packages(Policy(packages=PackageSource(cache=str(tmp_path))))
     session = having(packages, "one", "two")
-    shutil.rmtree(Path(packages.cache.sets) / "two")
+    shutil.rmtree(Path(packages.cache.sets_folder) / "two")
     result = await session.uninstall(["one", "two"])
     assert result.error is not None
     assert result.error.name == "PackageCacheError"

@@ -16,7 +16,7 @@ async def create(options: argparse.Namespace) -> int:
     if options.like:
         missing = await own.create_like(options.name, options.like, python=options.python, skip_missing=options.skip_missing)
     else:
-        await own.create(options.name, listed_in=_readable(options.requirements), python=options.python)
+        await own.create(options.name, requirements_file=_readable(options.requirements), python=options.python)
     if missing:
         print(f"left out, because there is no wheel: {', '.join(missing)}")
     print(f'created: to use it, write into the settings {{"ACASessions": {{"Sandbox": {{"Environment": "{options.name}"}}}}}}')
@@ -28,7 +28,7 @@ async def show(_options: argparse.Namespace) -> int:
     from ..connect import environments
     from ..settings import Settings
 
-    listed = environments(Settings(), _print_progress).listed()
+    listed = environments(Settings(), _print_progress).list_all()
     if not listed:
         _print_progress("no environments: `aca-sessions env create NAME -r requirements.txt` creates one")
     for one in listed:

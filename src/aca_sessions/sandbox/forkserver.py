@@ -33,7 +33,7 @@ from .limits.capacity import explained_shortage, raise_descriptor_limit, reserve
 from .limits.cgroup import CleanupShell, Groups
 from .limits.memory import MemoryLimit
 from .limits.watchdog import Watchdog, bytes_in, process_tree
-from .packages.cache import shown
+from .packages.cache import make_mount
 from .policy import Limits, Mount, Policy, Together
 from .session.descriptors import SpawnedSession, Workspace, kill
 
@@ -183,7 +183,7 @@ class ForkServer:
             first_uid=self._first_uid,
             uid_count=self._uid_count,
             mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts}
-            | shown(policy.packages)
+            | make_mount(policy.packages)
             | images.ipython_mount(policy.image),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),

@@ -1,6 +1,7 @@
-"""The unpacked sets of wheels on this host, shared by its sessions. All calls block the calling thread.
+"""A cache of unpacked wheels on this host, shared by its sessions. All calls block the calling thread.
 
-A set is named after its content and never changed. A set in use is never removed.
+The cache keeps wheels in sets. A set is a folder with the unpacked wheels that one install needed. It is named after its content and never
+changed. A session locks the sets that it uses, and a locked set is never removed. The cache's folder contains:
 
 sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
 labels/NAME      the set's wheels and size; its mtime is the last use; a shared lock on this file means that the set is in use
@@ -30,29 +31,29 @@ from packaging.utils import canonicalize_name
 from ..policy import PackageSource
 from .requirements import PackageError, Wheel
 
-SHOWN_AT = "/.packages"
+MOUNT_POINT = "/.packages"
 _ABANDONED_SECONDS = 86_400.0  # after this time without a change, a folder in work/ is removed: its process has died
 _NAME_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSet:
-    """A set of packages in use. It is not removed from the cache until `let_go` is called."""
+class LockedPackageSet:
+    """A set of packages that a session uses. The cache does not remove it until `release` is called."""
 
     name: str
     path: str  # where sessions find it
     wheels: tuple[Wheel, ...]
     lock: int
 
-    def let_go(self) -> None:
-        """Release the set: the cache may remove it to make room."""
+    def release(self) -> None:
+        """Unlock the set, so that the cache may remove it to make room."""
         os.close(self.lock)
 
 
 class PackageCache:
     """The cache in one folder of this host. Any number of processes may use it at the same time."""
 
-    def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
+    def __init__(self, folder: str, size: int, *, mount_point: str | None = MOUNT_POINT) -> None:
         """Open the cache, and create its folder if it is missing.
 
         Raise PackageError if the folder cannot be used, or if the path is "" (the user has no home).
@@ -60,13 +61,13 @@ class PackageCache:
         Args:
             folder: The path of the cache.
             size: How many bytes the sets may have together. Those that were not used for the longest time are removed first.
-            shown_at: The path at which sessions see all sets, or None for their path on this host.
+            mount_point: The path at which sessions see all sets, or None for their path on this host.
         """
         if not folder:
             advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
             raise PackageError("PackageCacheError", f"cannot keep packages, because this user has no home folder: {advice}")
         self._root = Path(folder)
-        self._shown_at = shown_at or self.sets
+        self._mount_point = mount_point or self.sets_folder
         self._size = size
         try:
             self._secret = self._prepare()
@@ -75,16 +76,16 @@ class PackageCache:
             raise PackageError("PackageCacheError", f"{reason}: name another in ACASessions:Packages:CacheFolder") from error
 
     @property
-    def sets(self) -> str:
+    def sets_folder(self) -> str:
         """Return the path on this host of the folder that holds all sets."""
         return str(self._root / "sets")
 
-    def name_of(self, *parts: str) -> str:
+    def derive_name(self, *parts: str) -> str:
         """Return a name for `parts`: their hash, keyed with the cache's secret so that sessions cannot guess it."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
-    def hold(self, name: str) -> HeldSet | None:
-        """Return the set that is called `name`, and keep it from removal until `let_go` is called. Return None if it does not exist."""
+    def lock_set(self, name: str) -> LockedPackageSet | None:
+        """Lock the set `name`, so that it is not removed until `release` is called, and return it. Return None if it does not exist."""
         lock = self._lock(name, fcntl.LOCK_SH)
         if lock is None:
             return None
@@ -92,9 +93,9 @@ class PackageCache:
             os.close(lock)
             return None
         os.utime(lock)
-        return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
+        return LockedPackageSet(name, f"{self._mount_point}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
-    def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
+    def add_set(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
         """Move the folder `unpacked` into the cache as the set `name`, unless the cache has this set.
 
         If the cache is too large then, remove sets: the least recently used first, and never one in use.
@@ -107,38 +108,38 @@ class PackageCache:
         with contextlib.suppress(OSError):  # another process was first
             os.rename(unpacked, self._root / "sets" / name)
         os.close(lock)
-        self._make_room(but=name)
+        self._make_room(spare=name)
 
-    def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Return the set that `remember` recorded for a key, and keep it from removal as `hold` does.
+    def find_resolved(self, key: str, *, within: float) -> LockedPackageSet | None:
+        """Lock the set that `record_resolved` recorded for `key`, and return it.
 
-        Return None if none was recorded in the last `within` seconds, or if the set is gone.
+        Return None if none was recorded in the last `within` seconds, or if the set was removed since.
         """
         path = self._root / "answers" / key
         try:
             if time.time() - path.stat().st_mtime > within:
                 return None
-            return self.hold(path.read_text())
+            return self.lock_set(path.read_text())
         except FileNotFoundError:
             return None
 
-    def remember(self, key: str, name: str) -> None:
-        """Record the set `name` as the result of resolving requirements. `recall` returns the set for the same `key`."""
+    def record_resolved(self, key: str, name: str) -> None:
+        """Record the set `name` as the result of resolving requirements. `find_resolved` returns the set for the same `key`."""
         self._replace(self._root / "answers" / key, name)
 
-    def note(self, key: str, text: str) -> None:
-        """Store a text under a key. `noted` returns it, in later processes too."""
+    def store_text(self, key: str, text: str) -> None:
+        """Store a text under a key. `load_text` returns it, in later processes too."""
         self._replace(self._root / "notes" / key, text)
 
-    def noted(self, key: str) -> str | None:
-        """Return the text that `note` stored under a key, or None."""
+    def load_text(self, key: str) -> str | None:
+        """Return the text that `store_text` stored under a key, or None."""
         try:
             return (self._root / "notes" / key).read_text()
         except FileNotFoundError:
             return None
 
     @contextmanager
-    def workplace(self) -> Iterator[Path]:
+    def work_folder(self) -> Iterator[Path]:
         """Yield a temporary folder from which files can be moved or linked into the cache, and remove it afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
         try:
@@ -146,28 +147,28 @@ class PackageCache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
-        """Copy a set without some of its packages, and return the copy's folder. Its files are hard links.
+    def copy_without(self, package_set: LockedPackageSet, names: set[str], parent: Path) -> Path:
+        """Copy a set without some of its packages, by hard links, and return the copy's folder.
 
-        `names` are the canonical names of the packages to leave out. The copy is made in `place`, a folder from `workplace`.
+        `names` are the canonical names of the packages to leave out. The copy is made in `parent`, a folder from `work_folder`.
         """
-        source, target = self._root / "sets" / held.name, place / "unpacked"
+        source, target = self._root / "sets" / package_set.name, parent / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}
 
         def is_gone(folder: str, entries: list[str]) -> set[str]:
             return {entry for entry in entries if os.path.relpath(os.path.join(folder, entry), source) in gone}
 
         shutil.copytree(source, target, ignore=is_gone, copy_function=_link, symlinks=True)
-        _prune(target)
+        _remove_empty_folders(target)
         return target
 
-    def metadata_of(self, held: HeldSet) -> list[Path]:
+    def list_metadata(self, package_set: LockedPackageSet) -> list[Path]:
         """Return the paths of the METADATA files of a set's packages, sorted. They hold names, versions and requirements."""
-        return sorted((self._root / "sets" / held.name).glob("*.dist-info/METADATA"))
+        return sorted((self._root / "sets" / package_set.name).glob("*.dist-info/METADATA"))
 
-    def modules_of(self, held: HeldSet, name: str) -> list[str]:
+    def list_modules(self, package_set: LockedPackageSet, name: str) -> list[str]:
         """Return the names of the top-level modules of a package in a set, sorted."""
-        tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / held.name, name)}
+        tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / package_set.name, name)}
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
     def _prepare(self) -> bytes:
@@ -188,38 +189,38 @@ class PackageCache:
 
     def _create(self, path: Path, text: str) -> None:
         """Create a file and its content in one step. Do nothing if it exists, even if another process creates it meanwhile."""
-        with self.workplace() as place, contextlib.suppress(FileExistsError):
+        with self.work_folder() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
             os.link(place / "new", path)
 
     def _replace(self, path: Path, text: str) -> None:
-        with self.workplace() as place:
+        with self.work_folder() as place:
             (place / "new").write_text(text)
             os.replace(place / "new", path)
 
-    def _lock(self, name: str, how: int) -> int | None:
-        """Lock the label of a set with flock(2), and return the descriptor. `how` is the operation, such as LOCK_SH.
+    def _lock(self, name: str, operation: int) -> int | None:
+        """Lock the label of a set with flock(2), and return the descriptor. `operation` is LOCK_SH or LOCK_EX, with or without LOCK_NB.
 
-        Return None if there is no label, or if `how` has LOCK_NB and another descriptor holds the lock.
+        Return None if there is no label, or if `operation` has LOCK_NB and another descriptor holds the lock.
         """
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, how)
-            if os.fstat(lock).st_nlink:  # else `_remove` had the lock before
+            fcntl.flock(lock, operation)
+            if os.fstat(lock).st_nlink:  # else `_remove_set` had the lock before
                 return lock
         os.close(lock)
         return None
 
-    def _make_room(self, but: str) -> None:
+    def _make_room(self, spare: str) -> None:
         labels = sorted((self._root / "labels").iterdir(), key=_last_used)
         total = sum(map(_labelled_size, labels))
         for label in labels:
-            if total > self._size and label.name != but:
-                total -= self._remove(label)
+            if total > self._size and label.name != spare:
+                total -= self._remove_set(label)
         for answer in (self._root / "answers").iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 if not (self._root / "labels" / answer.read_text()).exists():
@@ -228,16 +229,16 @@ class PackageCache:
             if time.time() - _last_used(left) > _ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
 
-    def _remove(self, label: Path) -> int:
+    def _remove_set(self, label: Path) -> int:
         """Remove the set of a label, and return how many bytes that freed: 0 if the set is in use or gone already."""
         size = _labelled_size(label)
         lock = self._lock(label.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
             return 0
-        with self.workplace() as place:
+        with self.work_folder() as place:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self._root / "sets" / label.name, place / "removed")
-            label.unlink(missing_ok=True)  # last: `hold`, which may wait for the lock, sees by it that the set is gone
+            label.unlink(missing_ok=True)  # last: `lock_set`, which may wait for the lock, sees by it that the set is gone
             os.close(lock)
         return size
 
@@ -252,16 +253,16 @@ def _files_of(folder: Path, name: str) -> set[str]:
         if canonicalize_name(about.name.partition("-")[0]) == name:
             found |= {f"{about.name}/{entry.name}" for entry in about.iterdir()} | {about.name}
             with contextlib.suppress(FileNotFoundError):
-                found |= {_inside(line.rsplit(",", 2)[0]) for line in (about / "RECORD").read_text().splitlines()}
+                found |= {_make_relative(line.rsplit(",", 2)[0]) for line in (about / "RECORD").read_text().splitlines()}
     return found
 
 
-def _inside(recorded: str) -> str:
+def _make_relative(recorded: str) -> str:
     """Turn a path in a RECORD into a path in the set. A script is listed as ../../bin/name, but is at bin/name."""
     return recorded.strip('"').removeprefix("../../")
 
 
-def _prune(folder: Path) -> None:
+def _remove_empty_folders(folder: Path) -> None:
     """Remove the empty folders below a folder, because they could still be imported as namespace packages."""
     for place, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
@@ -294,12 +295,12 @@ def _size(folder: Path) -> int:
     return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
-def shown(source: PackageSource) -> dict[str, str]:
+def make_mount(source: PackageSource) -> dict[str, str]:
     """Return the mount by which sessions see all sets of packages: a dict from its path in the session to the folder on this host.
 
     Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """
     try:
-        return {SHOWN_AT: PackageCache(source.folder, source.cache_size).sets}
+        return {MOUNT_POINT: PackageCache(source.folder, source.cache_size).sets_folder}
     except PackageError:
         return {}

@@ -13,13 +13,13 @@ from pathlib import Path
 from ...errors import ConfigurationError
 from ..policy import PackageSource, user_folder
 from .requirements import PackageError
-from .resolver import Resolver, Tell
+from .resolver import ReportProgress, Resolver
 
 _INSTALLED = "lib/python*/site-packages/*.dist-info"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 _ALWAYS = ("ipython>=8.31", "matplotlib-inline>=0.1.7")  # every session needs these
 # The packages in Azure's own sessions, as written down in July 2026 by a user who listed them there.
-FAMILIAR = {
+SERVICE_PACKAGES = {
     "azure": (
         *("numpy==1.26.4", "pandas==2.2.2", "matplotlib==3.8.4", "scipy==1.13.1", "scikit-learn==1.5.1", "seaborn==0.13.2"),
         *("statsmodels==0.14.6", "sympy==1.14.0", "networkx==3.3", "pyarrow==16.1.0", "openpyxl==3.1.5", "pillow==11.3.0", "lxml==6.1.1"),
@@ -40,7 +40,7 @@ class NamedEnvironment:
     packages: int
 
 
-def python_of(name: str) -> str:
+def find_python(name: str) -> str:
     """Return the path of an environment's interpreter. Raise ConfigurationError if the name is invalid or unknown."""
     python = _folder(name) / "bin" / "python"
     if not python.exists():
@@ -54,40 +54,40 @@ def python_of(name: str) -> str:
 class Environments:
     """The named environments of this user. They are made from wheels only, so no package runs code on this host."""
 
-    def __init__(self, source: PackageSource, tell: Tell) -> None:
+    def __init__(self, source: PackageSource, report_progress: ReportProgress) -> None:
         self._source = source
-        self._tell = tell
+        self._report_progress = report_progress
 
-    def listed(self) -> list[NamedEnvironment]:
+    def list_all(self) -> list[NamedEnvironment]:
         """Return all environments, sorted by name."""
-        root = _root()
+        root = _environments_folder()
         found = sorted(path for path in root.iterdir() if (path / "bin" / "python").exists()) if root.is_dir() else []
         return [NamedEnvironment(path.name, _version(path), len([*path.glob(_INSTALLED)])) for path in found]
 
     def remove(self, name: str) -> None:
         """Remove an environment. Sessions that use it lose their packages. Raise ConfigurationError if it does not exist."""
-        python_of(name)
+        find_python(name)
         shutil.rmtree(_folder(name))
 
-    async def create(self, name: str, *, listed_in: Path, python: str | None = None) -> None:
-        """Make an environment with the packages of a requirements.txt. Raise ConfigurationError on failure, and leave nothing behind.
+    async def create(self, name: str, *, requirements_file: Path, python: str | None = None) -> None:
+        """Create an environment with the packages in `requirements_file`. Raise ConfigurationError on failure, and leave nothing behind.
 
-        `listed_in` is the requirements.txt. `python` is the interpreter to make the environment with. None is the host program's own.
+        `python` is the path of the interpreter that makes the environment. None means the host program's own.
         """
-        async with self._bare(name, python) as folder:
-            await self._install(folder, [f"--requirement={listed_in}"])
+        async with self._create_empty(name, python) as folder:
+            await self._install(folder, [f"--requirement={requirements_file}"])
 
-    async def create_like(self, name: str, familiar: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
-        """Make an environment with the packages of a known service. Return the packages that have no wheel for this Python.
+    async def create_like(self, name: str, service: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
+        """Create an environment with the packages that a hosted service offers. Return those that have no wheel for this Python.
 
         Args:
             name: The name of the new environment.
-            familiar: The service, a key of `FAMILIAR`, such as `azure`.
-            python: The interpreter to make it with. None is the host program's own.
+            service: The service, a key of `SERVICE_PACKAGES`, such as `azure`.
+            python: The path of the interpreter that makes it. None means the host program's own.
             skip_missing: Whether to leave out packages that have no wheel. Otherwise they raise ConfigurationError.
         """
-        wanted = FAMILIAR[familiar]
-        async with self._bare(name, python) as folder:
+        wanted = SERVICE_PACKAGES[service]
+        async with self._create_empty(name, python) as folder:
             missing = await self._missing(folder, wanted)
             if missing and not skip_missing:
                 raise ConfigurationError(
@@ -97,13 +97,13 @@ class Environments:
         return missing
 
     @asynccontextmanager
-    async def _bare(self, name: str, python: str | None) -> AsyncIterator[Path]:
-        """Make an environment without packages, and yield its folder. Remove the environment if the `with` block fails."""
+    async def _create_empty(self, name: str, python: str | None) -> AsyncIterator[Path]:
+        """Create an environment without packages, and yield its folder. Remove the environment if the `with` block fails."""
         folder = _folder(name)
         if folder.exists():
             raise ConfigurationError(f"the environment {name} exists already: remove it first with `aca-sessions env remove {name}`")
         try:
-            await asyncio.to_thread(_make_bare, folder, python or sys.executable)
+            await asyncio.to_thread(_create_venv, folder, python or sys.executable)
             yield folder
         except PackageError as error:
             shutil.rmtree(folder)
@@ -113,7 +113,7 @@ class Environments:
             raise
 
     async def _install(self, folder: Path, wanted: Sequence[str]) -> None:
-        await self._resolver(folder).install(folder, [*_ALWAYS, *wanted], self._tell)
+        await self._resolver(folder).install(folder, [*_ALWAYS, *wanted], self._report_progress)
         shutil.rmtree(folder / "http", ignore_errors=True)  # pip's cache of downloads
 
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
@@ -135,7 +135,7 @@ class Environments:
 
     async def _have_wheels(self, folder: Path, wanted: Sequence[str]) -> bool:
         try:
-            await self._resolver(folder).install(folder, ["--dry-run", "--no-deps", *wanted], self._tell)
+            await self._resolver(folder).install(folder, ["--dry-run", "--no-deps", *wanted], self._report_progress)
         except PackageError as error:
             if error.name not in ("PackageNotFoundError", "NoWheelError"):
                 raise
@@ -146,7 +146,7 @@ class Environments:
         return Resolver(str(folder / "bin" / "python"), self._source, self._source.cache_size)
 
 
-def _root() -> Path:
+def _environments_folder() -> Path:
     data = user_folder("XDG_DATA_HOME", ".local", "share")
     if data is None:
         raise ConfigurationError("cannot keep environments, because this user has no home folder: set HOME or XDG_DATA_HOME")
@@ -158,10 +158,10 @@ def _folder(name: str) -> Path:
         raise ConfigurationError(
             f"an environment's name must be 1 to 64 lower-case letters, digits, '-' or '_', the first no '-' or '_', got {name!r:.80}"
         )
-    return _root() / name
+    return _environments_folder() / name
 
 
-def _make_bare(folder: Path, python: str) -> None:
+def _create_venv(folder: Path, python: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         subprocess.run([python, "-I", "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True, timeout=60)

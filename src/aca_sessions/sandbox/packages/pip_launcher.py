@@ -23,10 +23,10 @@ _RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14}  # refer, truncate
 _EXECUTE = 1
 _MEMORY = 2 << 30  # bytes
 _MOST_FILES = 500_000  # of all wheels together; the largest of PyPI have some 30,000
-_MOST_ABOUT = 64 << 20  # bytes of one file that pip reads whole: metadata, or the record of all files
+_MAX_METADATA = 64 << 20  # bytes of one file that pip reads whole: metadata, or the record of all files
 TOO_LARGE = "wheels hold more than the whole cache may"
 TOO_MUCH_FETCHED = "more was fetched than the whole cache may hold"
-TOO_MUCH_ABOUT = "the metadata of a wheel is larger than 64 MB"
+TOO_MUCH_METADATA = "the metadata of a wheel is larger than 64 MB"
 
 
 def main() -> None:
@@ -40,9 +40,9 @@ def main() -> None:
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
     if markers:
-        answer_for_another(json.loads(markers), runner)
+        override_markers(json.loads(markers), runner)
     else:
-        find_packages()
+        add_package_folders()
     sys.path.append(known)
     limit(resource.RLIMIT_FSIZE, int(largest))
     limit(resource.RLIMIT_DATA, _MEMORY)  # zipfile reads a wheel's directory whole, before it can be checked
@@ -93,8 +93,8 @@ def limit_wheels(size: int, *, together: bool) -> None:
                 about = (entry.file_size for entry in entries if ".dist-info/" in entry.filename)
                 if sum(total for total, _ in counted) > size or sum(count for _, count in counted) > _MOST_FILES:
                     refuse_wheel(TOO_LARGE)
-                if max(about, default=0) > _MOST_ABOUT:
-                    refuse_wheel(TOO_MUCH_ABOUT)
+                if max(about, default=0) > _MAX_METADATA:
+                    refuse_wheel(TOO_MUCH_METADATA)
 
     zipfile.ZipFile = Checked  # type: ignore[misc]
 
@@ -105,7 +105,7 @@ def refuse_wheel(reason: str) -> None:
     os._exit(1)
 
 
-def answer_for_another(markers: dict[str, str], runner: str) -> None:
+def override_markers(markers: dict[str, str], runner: str) -> None:
     """Make pip evaluate requirement markers with the values in `markers`, not with those of the Python that runs pip."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
     from pip._vendor.packaging import markers as read
@@ -115,7 +115,7 @@ def answer_for_another(markers: dict[str, str], runner: str) -> None:
     read.default_environment = lambda: {**own(), **markers}  # type: ignore[typeddict-item]
 
 
-def find_packages() -> None:
+def add_package_folders() -> None:
     """Add the folders of packages to `sys.path` as `site` does, but run no code of .pth files or sitecustomize."""
     import site
 

@@ -34,15 +34,15 @@ class Wheel:
         return f"{self.name}=={self.version}"
 
 
-def parsed(texts: Iterable[str]) -> list[Requirement]:
+def parse_requirements(texts: Iterable[str]) -> list[Requirement]:
     """Parse 1 to 100 requirements, and return them. Raise PackageError for another number, or if one is invalid or has an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
         raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}: use several calls for more")
-    return [_parsed(text, number) for number, text in enumerate(given, 1)]
+    return [_parse(text, number) for number, text in enumerate(given, 1)]
 
 
-def canonical(requirement: Requirement) -> str:
+def spell_canonically(requirement: Requirement) -> str:
     """Return a requirement as text in canonical spelling, which pip cannot take for the name of a file."""
     extras = f"[{','.join(sorted(map(canonicalize_name, requirement.extras)))}]" if requirement.extras else ""
     marker = f" ; {requirement.marker}" if requirement.marker else ""
@@ -64,7 +64,7 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
     return plain and version is not None and _fits(requirement, version)
 
 
-def check_against(environment: Mapping[str, str], requirement: Requirement) -> None:
+def check_environment_allows(environment: Mapping[str, str], requirement: Requirement) -> None:
     """Raise PackageError if the guests' environment has the required package in a version that the requirement does not allow.
 
     No session can replace a package of the environment.
@@ -78,19 +78,19 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
         )
 
 
-def checked_name(text: str) -> str:
+def parse_name(text: str) -> str:
     """Return a package's name in canonical spelling. Raise PackageError if the text is anything else than a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
         raise _invalid("a package to uninstall must be given by its name alone, such as 'humanize', without a version, an option or a path")
     return canonicalize_name(text)
 
 
-def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
+def map_versions(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return a dict from the canonical name of each package to its version. Leave out packages with an invalid version."""
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 
-def _parsed(text: str, number: int) -> Requirement:
+def _parse(text: str, number: int) -> Requirement:
     # Errors name the number of the argument. The text itself may be an option or an address that holds a password.
     if len(text) > _LONGEST or not text.isprintable() or not text.isascii():
         raise _invalid(f"package {number} of the call must be at most {_LONGEST} printable ASCII characters: name one in each argument")

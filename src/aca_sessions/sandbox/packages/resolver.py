@@ -18,10 +18,10 @@ from packaging.utils import canonicalize_name
 
 from ..images.image_python import ImagePython
 from ..policy import PackageSource
-from .pip_launcher import TOO_LARGE, TOO_MUCH_ABOUT, TOO_MUCH_FETCHED
+from .pip_launcher import TOO_LARGE, TOO_MUCH_FETCHED, TOO_MUCH_METADATA
 from .requirements import PackageError, Wheel
 
-Tell = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 
 _LONGEST = 2000
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
@@ -31,7 +31,7 @@ _CAUSES = re.compile(r"The conflict is caused by:\n(.+?)\n\s*\n", re.DOTALL)
 _UNREACHED = re.compile(r"connection broken by|Could not fetch URL .*(?:Max retries|SSLError|Connection|timed out)|ReadTimeoutError")
 _UNFIT = re.compile(r"none of the wheel's tags|No sources permitted|requires a different Python", re.IGNORECASE)
 _PROGRESS = ("Collecting ", "Downloading ", "Processing ", "Installing collected packages")
-_BY_SIGN = {
+_ERRORS_BY_PATTERN = {
     r"\[Errno 28\]|No space left": (
         "DiskFullError",
         "the host's disk is full: free some of it, or name another place in ACASessions:Packages:CacheFolder",
@@ -44,7 +44,7 @@ _BY_SIGN = {
         "PackageTooLargeError",
         "pip fetched more than the whole cache may hold: name exact versions, or raise ACASessions:Packages:CacheMegabytes",
     ),
-    rf"{TOO_MUCH_ABOUT}|MemoryError": (
+    rf"{TOO_MUCH_METADATA}|MemoryError": (
         "UnsafeWheelError",
         "a wheel has metadata or a directory that is too large to be read: name another version",
     ),
@@ -72,34 +72,34 @@ _BY_SIGN = {
 }
 
 
-def explained(output: str) -> PackageError:
+def explain_failure(output: str) -> PackageError:
     """Convert the output of a failed pip to an error that gives the cause and what to do."""
-    for sign, (name, message) in _BY_SIGN.items():
+    for sign, (name, message) in _ERRORS_BY_PATTERN.items():
         if re.search(sign, output):
             return PackageError(name, message)
     if missing := _NOT_FOUND.search(output):
         return _missing(missing[1], missing[2], output)
     if "ResolutionImpossible" in output:
         causes = _CAUSES.search(output)
-        reason = _shown(causes[1] if causes else _errors(output))
+        reason = _format_output(causes[1] if causes else _errors(output))
         return PackageError("PackageConflictError", f"no set of versions fits together, so ask for other versions:\n{reason}")
     said = _errors(output) or output.strip().rpartition("\n")[2]
     return PackageError(
-        "PackageError", _shown(said) or "pip failed without a message: check the host's free disk and memory, and try again"
+        "PackageError", _format_output(said) or "pip failed without a message: check the host's free disk and memory, and try again"
     )
 
 
-def progress(line: str) -> str | None:
-    """Return a line of pip's output for users, without folders of this host. Return None if it must not or need not be shown.
+def filter_progress(line: str) -> str | None:
+    """Return a line of pip's output without folders of this host, if users may see it. Otherwise return None.
 
-    That is the case if the line does not report progress, or if it has an address.
+    Users see lines that report progress and contain no address.
     """
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
     return _FOLDERS.sub("", line.strip())
 
 
-def without_secrets(text: str, settings: Iterable[str]) -> str:
+def redact(text: str, settings: Iterable[str]) -> str:
     """Return a text without addresses and secrets: each address becomes [address], and each secret becomes ****.
 
     `settings` are the values of pip's settings, whose addresses may hold secrets.
@@ -110,7 +110,7 @@ def without_secrets(text: str, settings: Iterable[str]) -> str:
 
 
 def _missing(requirement: str, versions: str, output: str) -> PackageError:
-    wanted = _shown(requirement)
+    wanted = _format_output(requirement)
     if versions.strip() not in ("", "none"):
         return PackageError(
             "PackageNotFoundError", f"no version fits {wanted}: ask for one that has a wheel for the sessions' Python: {versions}"
@@ -131,7 +131,7 @@ def _errors(output: str) -> str:
     return "\n".join(dict.fromkeys(lines))
 
 
-def _shown(text: str) -> str:
+def _format_output(text: str) -> str:
     """Return pip's output for users: at most 2,000 characters, and "the sessions' environment" where pip says "constraint"."""
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
@@ -167,7 +167,7 @@ _REACH_VARIABLES = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class InstalledPackages:
     """The packages that are installed already: the environment's, which must not change, and a session's, which may be replaced."""
 
     environment: Mapping[str, str]
@@ -176,7 +176,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """A runner of pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
+    """Runs pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
     The Python of a container image runs only in sessions. So for an image, pip runs in the host's Python, with options and requirement
     markers that stand for the image's.
@@ -187,47 +187,62 @@ class Resolver:
     largest: int
     image: ImagePython | None = None
 
-    async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
+    async def resolve(
+        self, folder: Path, requirements: Sequence[str], known: InstalledPackages, report_progress: ReportProgress
+    ) -> list[Wheel]:
         """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        `folder` is an empty folder to work in. `requirements` are in canonical spelling. `tell` is called with each line of progress.
+        `folder` is an empty folder to work in. `requirements` are in canonical spelling. `report_progress` is called with each line of
+        progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
         _copy_metadata(folder / "known", known.added)
         if self.image is not None:
             self.image.write_metadata(folder / "known")
-        await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), tell)
+        await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), report_progress)
         if report.stat().st_size > _MOST_REPORT:
             raise PackageError(
                 "UnsafeWheelError", f"the metadata of the wheels is larger than {_MOST_REPORT >> 20} MB together: install fewer at once"
             )
         return _wheels(json.loads(report.read_text()))
 
-    async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
+    async def unpack(self, folder: Path, wheels: Sequence[Wheel], report_progress: ReportProgress) -> Path:
         """Unpack exactly these wheels into a new subfolder of `folder`, and return its path. Raise PackageError on failure."""
         hashed = all(wheel.sha256 for wheel in wheels)  # pip wants hashes of all or of none
         listing, target = folder / "wheels.txt", folder / "unpacked"
         listing.write_text("".join(f"{wheel.pin} --hash=sha256:{wheel.sha256}\n" if hashed else f"{wheel.pin}\n" for wheel in wheels))
         where = (f"--target={target}", f"--requirement={listing}")
-        await self._pip(folder, (*where, "--no-deps", "--no-compile", "--no-warn-script-location"), tell)
+        await self._pip(folder, (*where, "--no-deps", "--no-compile", "--no-warn-script-location"), report_progress)
         return target
 
-    async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
+    async def install(self, folder: Path, arguments: Sequence[str], report_progress: ReportProgress) -> None:
         """Install packages into the environment of the Python `self.python`. This environment must be below `folder`.
 
         `arguments` are requirements and options of pip.
         """
-        await self._pip(folder, ["--no-warn-script-location", *arguments], tell)
+        await self._pip(folder, ["--no-warn-script-location", *arguments], report_progress)
 
-    async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
+    async def _pip(self, folder: Path, arguments: Sequence[str], report_progress: ReportProgress) -> None:
         variables = await self._variables()
-        boot = (self.python, "-I", "-S", "-B", "-c", _BOOT, str(_CODE), str(folder), str(self.largest), _runner(), str(folder / "known"))
+        boot = (
+            self.python,
+            "-I",
+            "-S",
+            "-B",
+            "-c",
+            _BOOT,
+            str(_CODE),
+            str(folder),
+            str(self.largest),
+            _find_pip_script(),
+            str(folder / "known"),
+        )
         markers, options = (json.dumps(self.image.markers), self.image.options) if self.image is not None else ("", [])
         command = (*boot, markers, "install", *_ALWAYS, *options, *arguments)
-        status, output = await _ran(command, variables | _places(folder), folder, tell)
+        status, output = await _run_program(command, variables | _folder_variables(folder), folder, report_progress)
         if status != 0:
-            raise explained(without_secrets(output, variables.values()))
+            raise explain_failure(redact(output, variables.values()))
 
     async def _variables(self) -> dict[str, str]:
         """Return pip's environment variables: its settings for index, wheels and network, and the host's HOME, proxies and certificates."""
@@ -246,12 +261,12 @@ class Resolver:
         return variables | {name: os.environ[name] for name in _REACH_VARIABLES if name in os.environ}
 
 
-def _places(folder: Path) -> dict[str, str]:
+def _folder_variables(folder: Path) -> dict[str, str]:
     """Return environment variables that make pip keep its cache and temporary files in `folder`, and read no configuration file."""
     return {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(folder / "http"), "TMPDIR": str(folder)}
 
 
-def _runner() -> str:
+def _find_pip_script() -> str:
     """Return the path of the script that `pip --python` runs."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
@@ -264,7 +279,9 @@ def _runner() -> str:
 
 async def _configuration() -> dict[str, str]:
     """Return the settings in this host's pip configuration, by their names. If one is set twice, use the later value."""
-    status, output = await _ran((sys.executable, "-I", "-m", "pip", "config", "list"), dict(os.environ), Path("/"), lambda _line: None)
+    status, output = await _run_program(
+        (sys.executable, "-I", "-m", "pip", "config", "list"), dict(os.environ), Path("/"), lambda _line: None
+    )
     settings = {}
     for line in output.splitlines() if status == 0 else ():
         if found := _SETTING.fullmatch(line):
@@ -273,7 +290,9 @@ async def _configuration() -> dict[str, str]:
     return settings
 
 
-async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Path, tell: Tell) -> tuple[int, str]:
+async def _run_program(
+    command: Sequence[str], variables: Mapping[str, str], folder: Path, report_progress: ReportProgress
+) -> tuple[int, str]:
     """Run a program, and return its exit status and output. If the caller is cancelled, kill the program and its process group."""
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -286,7 +305,7 @@ async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Pat
         umask=0o022,
     )
     try:
-        return await _read(process, tell)
+        return await _read(process, report_progress)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -294,14 +313,14 @@ async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Pat
             await asyncio.shield(process.wait())
 
 
-async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, str]:
+async def _read(process: asyncio.subprocess.Process, report_progress: ReportProgress) -> tuple[int, str]:
     kept: list[str] = []
     room = _OUTPUT_KEPT
     assert process.stdout is not None  # noqa: S101
     async for data in _lines(process.stdout):
         line = data.decode(errors="replace")
-        if news := progress(line):
-            tell(news)
+        if news := filter_progress(line):
+            report_progress(news)
         if room > 0:
             kept.append(line)
             room -= len(line)

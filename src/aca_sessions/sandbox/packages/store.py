@@ -22,9 +22,19 @@ from ...models import CodeError, CodeExecutionResult, Package
 from ..environment import Survey, survey
 from ..images.image_python import ImagePython
 from ..policy import Policy
-from .cache import SHOWN_AT, HeldSet, PackageCache
-from .requirements import PackageError, Wheel, by_name, canonical, check_against, checked_name, is_met, is_pinned, parsed
-from .resolver import Known, Resolver, Tell
+from .cache import MOUNT_POINT, LockedPackageSet, PackageCache
+from .requirements import (
+    PackageError,
+    Wheel,
+    check_environment_allows,
+    is_met,
+    is_pinned,
+    map_versions,
+    parse_name,
+    parse_requirements,
+    spell_canonically,
+)
+from .resolver import InstalledPackages, ReportProgress, Resolver
 
 _VALID_SECONDS = 86_400.0  # how long the answer to requirements without an exact version counts as the newest
 _FOREVER = float("inf")
@@ -42,7 +52,7 @@ class Packages:
         self._python = policy.image or policy.python or sys.executable
         self._ask_image = ask_image
         self._source = policy.packages
-        self._shown_at = SHOWN_AT if policy.isolation == "full" else None
+        self._mount_point = MOUNT_POINT if policy.isolation == "full" else None
         self._resolver = Resolver(self._python, policy.packages, policy.packages.cache_size)
         self._cache: PackageCache | None = None
         self._environment: dict[str, str] | None = None
@@ -56,80 +66,86 @@ class Packages:
             self._resolver = replace(self._resolver, python=sys.executable, image=image)
             self._version, self._environment = f"{image.version} {image.platforms[0]}", dict(image.packages)
         if self._environment is None:
-            found = await to_thread.run_sync(self._surveyed)
-            self._version, self._environment = found.version, by_name(found.packages)
+            found = await to_thread.run_sync(self._survey)
+            self._version, self._environment = found.version, map_versions(found.packages)
         return self._environment
 
     @property
     def cache(self) -> PackageCache:
         """Return the package cache of this host. Raise PackageError if it cannot be used."""
         if self._cache is None:
-            self._cache = PackageCache(self._source.folder, self._source.cache_size, shown_at=self._shown_at)
+            self._cache = PackageCache(self._source.folder, self._source.cache_size, mount_point=self._mount_point)
         return self._cache
 
-    async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
-        """Fetch the set of packages that must be added to meet the requirements. Hold it (keep it from removal) and return it.
+    async def fetch_set(
+        self, requirements: Sequence[Requirement], sets: Sequence[LockedPackageSet], report_progress: ReportProgress
+    ) -> LockedPackageSet | None:
+        """Fetch the packages that must be added to meet the requirements, and return them as one locked set.
 
         Return None if the environment and `sets` meet the requirements already. Raise PackageError if they cannot be met.
 
         Args:
             requirements: All that the session has asked for, except what its environment meets.
             sets: The sets that the session has. The new set may replace packages of these.
-            tell: Called with each line of progress.
+            report_progress: Called with each line of progress.
         """
-        known = Known(await self.environment(), [path for held in sets for path in self.cache.metadata_of(held)])
-        texts = sorted(map(canonical, requirements))
-        key = self._key(texts, [held.name for held in sets])
+        known = InstalledPackages(
+            await self.environment(), [path for package_set in sets for path in self.cache.list_metadata(package_set)]
+        )
+        texts = sorted(map(spell_canonically, requirements))
+        key = self._key(texts, [package_set.name for package_set in sets])
         within = _FOREVER if all(map(is_pinned, requirements)) else _VALID_SECONDS
-        if (held := self.cache.recall(key, within=within)) is not None:
-            return held
+        if (package_set := self.cache.find_resolved(key, within=within)) is not None:
+            return package_set
         async with self._turns:
             try:
                 # Another call may have fetched it while this one waited for its turn.
-                return self.cache.recall(key, within=within) or await self._resolved(key, texts, known, tell)
+                return self.cache.find_resolved(key, within=within) or await self._resolve(key, texts, known, report_progress)
             except PackageError as error:
                 # Without the index, an answer of any age will do.
-                older = self.cache.recall(key, within=_FOREVER) if error.name == "IndexUnreachableError" else None
+                older = self.cache.find_resolved(key, within=_FOREVER) if error.name == "IndexUnreachableError" else None
                 if older is None:
                     raise
                 return older
 
-    async def kept(self, wheels: Sequence[Wheel], unpacked: Path) -> HeldSet:
-        """Move an unpacked set into the cache, hold it so that it is not removed, and return it."""
-        name = self.cache.name_of("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
-        await to_thread.run_sync(self.cache.keep, name, wheels, unpacked)
-        held = self.cache.hold(name)
-        if held is None:
+    async def add_set(self, wheels: Sequence[Wheel], unpacked: Path) -> LockedPackageSet:
+        """Move the unpacked wheels in a folder into the cache as one set. Lock the set, so that it is not removed, and return it."""
+        name = self.cache.derive_name("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
+        await to_thread.run_sync(self.cache.add_set, name, wheels, unpacked)
+        package_set = self.cache.lock_set(name)
+        if package_set is None:
             raise PackageError("PackageCacheError", "the packages were removed by another process while they were installed: try again")
-        return held
+        return package_set
 
-    async def without(self, held: HeldSet, names: set[str]) -> HeldSet | None:
-        """Copy a set without some of its packages, and return the held copy. Return None if no package is left."""
-        rest = [wheel for wheel in held.wheels if wheel.name not in names]
+    async def copy_without(self, package_set: LockedPackageSet, names: set[str]) -> LockedPackageSet | None:
+        """Copy a set without the packages `names`, and return the locked copy. Return None if no package is left."""
+        rest = [wheel for wheel in package_set.wheels if wheel.name not in names]
         if not rest:
             return None
-        with self.cache.workplace() as place:
-            return await self.kept(rest, await to_thread.run_sync(self.cache.without, held, names, place))
+        with self.cache.work_folder() as place:
+            return await self.add_set(rest, await to_thread.run_sync(self.cache.copy_without, package_set, names, place))
 
-    async def _resolved(self, key: str, texts: list[str], known: Known, tell: Tell) -> HeldSet | None:
-        with self.cache.workplace() as place:
-            tell(f"resolving {', '.join(texts)}")
-            wheels = await self._resolver.resolve(place, texts, known, tell)
+    async def _resolve(
+        self, key: str, texts: list[str], known: InstalledPackages, report_progress: ReportProgress
+    ) -> LockedPackageSet | None:
+        with self.cache.work_folder() as place:
+            report_progress(f"resolving {', '.join(texts)}")
+            wheels = await self._resolver.resolve(place, texts, known, report_progress)
             if not wheels:
                 return None
-            tell(f"fetching {', '.join(wheel.pin for wheel in wheels)}")
-            held = await self.kept(wheels, await self._resolver.unpack(place, wheels, tell))
-        self.cache.remember(key, held.name)
-        return held
+            report_progress(f"fetching {', '.join(wheel.pin for wheel in wheels)}")
+            package_set = await self.add_set(wheels, await self._resolver.unpack(place, wheels, report_progress))
+        self.cache.record_resolved(key, package_set.name)
+        return package_set
 
-    def _surveyed(self) -> Survey:
+    def _survey(self) -> Survey:
         """Return the version and packages of the guests' Python, from the cache if possible: starting a Python takes long."""
-        key = self.cache.name_of("survey", self._python)
-        kept = self.cache.noted(key)
-        if kept is not None and (found := Survey(**json.loads(kept))).is_current:
+        key = self.cache.derive_name("survey", self._python)
+        stored = self.cache.load_text(key)
+        if stored is not None and (found := Survey(**json.loads(stored))).is_current:
             return found
         found = survey(self._python)
-        self.cache.note(key, json.dumps(asdict(found)))
+        self.cache.store_text(key, json.dumps(asdict(found)))
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
@@ -139,25 +155,25 @@ class Packages:
         """
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
-        return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)
+        return self.cache.derive_name("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)
 
 
-Show = Callable[[Sequence[str], Sequence[str]], Awaitable[CodeExecutionResult]]
+ReplacePaths = Callable[[Sequence[str], Sequence[str]], Awaitable[CodeExecutionResult]]
 
 
 class SessionPackages:
-    """The sets of packages that a session has. Only one call at a time adds or removes packages."""
+    """The packages that are installed in one session, as sets in the cache. Only one call at a time adds or removes packages."""
 
-    def __init__(self, packages: Packages, show: Show) -> None:
+    def __init__(self, packages: Packages, replace_paths: ReplacePaths) -> None:
         """Initialize a session without packages.
 
-        `show` makes the live interpreter import packages from the given paths and no others. Its second argument names the modules whose
-        version changes: if one of them is loaded, the result has an error and nothing changes.
+        `replace_paths` makes the live interpreter import packages from the given paths and no others. Its second argument names the
+        modules whose version changes: if one of them is loaded, the result has an error and nothing changes.
         """
         self._packages = packages
-        self._show = show
-        self._sets: list[HeldSet] = []
-        self._asked: dict[str, Requirement] = {}
+        self._replace_paths = replace_paths
+        self._sets: list[LockedPackageSet] = []
+        self._requested: dict[str, Requirement] = {}
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
         self._closed = False
@@ -166,14 +182,16 @@ class SessionPackages:
     @property
     def paths(self) -> list[str]:
         """Return the folders from which the session's interpreters import the packages installed in the session."""
-        return [held.path for held in self._sets]
+        return [package_set.path for package_set in self._sets]
 
     @property
     def installed(self) -> list[Package]:
         """Return the packages that were installed in the session, sorted by name."""
         return sorted((Package(name=name, version=version) for name, version in self._versions.items()), key=lambda one: one.name)
 
-    async def install(self, requirements: Sequence[str], *, timeout: float, on_progress: Tell | None = None) -> CodeExecutionResult:
+    async def install(
+        self, requirements: Sequence[str], *, timeout: float, on_progress: ReportProgress | None = None
+    ) -> CodeExecutionResult:
         """Install packages, and return the result. If the result has an error, nothing was changed.
 
         `requirements` are names with versions, extras and markers. Fetching the packages may take `timeout` seconds.
@@ -185,22 +203,22 @@ class SessionPackages:
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Add and hold the sets of `other`. A new branch calls this with the packages of the session that it comes from."""
+        """Lock and add the package sets of another session. A new branch of that session calls this."""
         for one in other._sets:
-            if (held := self._packages.cache.hold(one.name)) is not None:
-                self._sets.append(held)  # one by one: if a later one fails, `close` releases those before it
-        self._asked, self.ever_changed = dict(other._asked), other.ever_changed
+            if (package_set := self._packages.cache.lock_set(one.name)) is not None:
+                self._sets.append(package_set)  # one by one: if a later one fails, `close` releases those before it
+        self._requested, self.ever_changed = dict(other._requested), other.ever_changed
 
     async def close(self) -> None:
-        """Wait until a running change has ended, then release all sets. An install that is still fetching adds nothing."""
+        """Wait until a running change has ended, then unlock all sets. An install that is still fetching packages adds none."""
         self._closed = True
         await self._tasks.finish()
-        self._let_go(self._sets)
+        self._release(self._sets)
         self._sets = []
 
     @property
     def _versions(self) -> dict[str, str]:
-        return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
+        return {wheel.name: wheel.version for package_set in self._sets for wheel in package_set.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
         """Call and await `work`, one call at a time. Convert a PackageError or OSError to a failed result."""
@@ -211,98 +229,98 @@ class SessionPackages:
         except PackageError as error:
             result = _failed(CodeError(error.name, str(error)))
         except OSError as error:
-            result = _failed(_of_the_disk(error))
+            result = _failed(_make_disk_error(error))
         return replace(result, duration=time.perf_counter() - started)
 
-    async def _install(self, texts: Sequence[str], timeout: float, tell: Tell) -> CodeExecutionResult:
-        asked = {canonicalize_name(requirement.name): requirement for requirement in parsed(texts)}
+    async def _install(self, texts: Sequence[str], timeout: float, report_progress: ReportProgress) -> CodeExecutionResult:
+        requested = {canonicalize_name(requirement.name): requirement for requirement in parse_requirements(texts)}
         environment = await self._packages.environment()
-        for requirement in asked.values():
-            check_against(environment, requirement)
+        for requirement in requested.values():
+            check_environment_allows(environment, requirement)
         there = environment | self._versions
-        if all(is_met(requirement, there) for requirement in asked.values()):
-            return CodeExecutionResult(stdout="".join(f"{name} {there[name]} is there already\n" for name in asked))
-        wanted = self._asked | asked
+        if all(is_met(requirement, there) for requirement in requested.values()):
+            return CodeExecutionResult(stdout="".join(f"{name} {there[name]} is there already\n" for name in requested))
+        wanted = self._requested | requested
         missing = [requirement for requirement in wanted.values() if not is_met(requirement, environment)]
         try:
             async with asyncio.timeout(timeout):
-                held = await self._packages.fetched(missing, self._sets, tell)
+                package_set = await self._packages.fetch_set(missing, self._sets, report_progress)
         except TimeoutError as error:
             raise PackageError(
                 "TimeoutError", f"cannot fetch the packages within {timeout:g} s: nothing was installed, so raise timeout or install fewer"
             ) from error
-        return await self._tasks.to_its_end(self._add(held, wanted))
+        return await self._tasks.to_its_end(self._add(package_set, wanted))
 
-    async def _add(self, held: HeldSet | None, wanted: dict[str, Requirement]) -> CodeExecutionResult:
-        if held is None:
-            self._asked = wanted
-            return CodeExecutionResult(stdout="".join(f"{canonical(one)} is there already\n" for one in wanted.values()))
-        replaced, cache = _names(held) & self._versions.keys(), self._packages.cache
+    async def _add(self, package_set: LockedPackageSet | None, wanted: dict[str, Requirement]) -> CodeExecutionResult:
+        if package_set is None:
+            self._requested = wanted
+            return CodeExecutionResult(stdout="".join(f"{spell_canonically(one)} is there already\n" for one in wanted.values()))
+        replaced, cache = _package_names(package_set) & self._versions.keys(), self._packages.cache
         try:
-            modules = [module for one in self._sets for name in replaced & _names(one) for module in cache.modules_of(one, name)]
+            modules = [module for one in self._sets for name in replaced & _package_names(one) for module in cache.list_modules(one, name)]
             kept = await self._without(replaced)
         except BaseException:
-            held.let_go()
+            package_set.release()
             raise
-        result = await self._exchange([*kept, held], modules)
+        result = await self._replace_sets([*kept, package_set], modules)
         if result.success:
-            self._asked = wanted
-        lines = "".join(f"installed {wheel.name} {wheel.version}\n" for wheel in held.wheels) if result.success else ""
+            self._requested = wanted
+        lines = "".join(f"installed {wheel.name} {wheel.version}\n" for wheel in package_set.wheels) if result.success else ""
         return replace(result, stdout=lines + result.stdout)
 
     async def _uninstall(self, texts: Sequence[str]) -> CodeExecutionResult:
-        names = {checked_name(text) for text in texts}
+        names = {parse_name(text) for text in texts}
         versions, environment = self._versions, await self._packages.environment()
         for name in sorted(names - versions.keys()):
-            raise PackageError("PackageNotFoundError", _not_here(name, environment))
+            raise PackageError("PackageNotFoundError", _explain_missing(name, environment))
         return await self._tasks.to_its_end(self._remove(names, versions))
 
     async def _remove(self, names: set[str], versions: dict[str, str]) -> CodeExecutionResult:
-        result = await self._exchange(await self._without(names), ())
+        result = await self._replace_sets(await self._without(names), ())
         if not result.success:
             return result
-        self._asked = {name: one for name, one in self._asked.items() if name not in names}
+        self._requested = {name: one for name, one in self._requested.items() if name not in names}
         lines = "".join(f"uninstalled {name} {versions[name]}; what is imported of it stays until the reset\n" for name in sorted(names))
         return replace(result, stdout=lines + result.stdout)
 
-    async def _without(self, names: set[str]) -> list[HeldSet]:
-        """Return the session's sets without the packages `names`. Replace each set that has one of them by a held copy without it."""
-        kept: list[HeldSet] = []
+    async def _without(self, names: set[str]) -> list[LockedPackageSet]:
+        """Return the session's sets without the packages `names`. A set that has one of them is replaced by a locked copy without it."""
+        kept: list[LockedPackageSet] = []
         with ExitStack() as on_failure:
-            for held in self._sets:
-                if not names & _names(held):
-                    kept.append(held)
-                elif (new := await self._packages.without(held, names)) is not None:
-                    on_failure.callback(new.let_go)
+            for package_set in self._sets:
+                if not names & _package_names(package_set):
+                    kept.append(package_set)
+                elif (new := await self._packages.copy_without(package_set, names)) is not None:
+                    on_failure.callback(new.release)
                     kept.append(new)
             on_failure.pop_all()
         return kept
 
-    async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
+    async def _replace_sets(self, sets: list[LockedPackageSet], modules: Sequence[str]) -> CodeExecutionResult:
         """Replace the session's sets by `sets`, unless the interpreter refuses, for example because it has loaded one of `modules`.
 
-        In both cases, release each old or new set that the session does not use afterwards.
+        In both cases, unlock each old or new set that the session does not use afterwards.
         """
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
-            result = await self._show([held.path for held in sets], modules)
+            result = await self._replace_paths([package_set.path for package_set in sets], modules)
         finally:
             if result is not None and result.success and not self._closed:
                 self._sets = sets
-            self._let_go([held for held in (*earlier, *sets) if not any(held is one for one in self._sets)])
+            self._release([package_set for package_set in (*earlier, *sets) if not any(package_set is one for one in self._sets)])
         return result
 
-    def _let_go(self, sets: Sequence[HeldSet]) -> None:
-        for held in sets:
-            held.let_go()
+    def _release(self, sets: Sequence[LockedPackageSet]) -> None:
+        for package_set in sets:
+            package_set.release()
 
 
 def _failed(error: CodeError) -> CodeExecutionResult:
     return CodeExecutionResult(error=error, stderr=str(error))
 
 
-def _of_the_disk(error: OSError) -> CodeError:
+def _make_disk_error(error: OSError) -> CodeError:
     elsewhere = "or name another folder in ACASessions:Packages:CacheFolder"
     if error.errno == errno.ENOSPC:
         return CodeError("DiskFullError", f"the host's disk is full: free some of it, {elsewhere}")
@@ -311,11 +329,11 @@ def _of_the_disk(error: OSError) -> CodeError:
     )
 
 
-def _names(held: HeldSet) -> set[str]:
-    return {wheel.name for wheel in held.wheels}
+def _package_names(package_set: LockedPackageSet) -> set[str]:
+    return {wheel.name for wheel in package_set.wheels}
 
 
-def _not_here(name: str, environment: dict[str, str]) -> str:
+def _explain_missing(name: str, environment: dict[str, str]) -> str:
     if name in environment:
         return (
             f"{name} {environment[name]} belongs to the sessions' environment, which no session changes: name what this session installed"
@@ -324,4 +342,4 @@ def _not_here(name: str, environment: dict[str, str]) -> str:
 
 
 def _ignore(_line: str) -> None:
-    """Ignore a line of progress."""
+    pass
