@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from aca_sessions.contract.records import UNBEGUN
+
 Fault = str | bytes
 
 ANSWERS = {
@@ -13,6 +15,10 @@ ANSWERS = {
     "429 for long": b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 3600\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
     "500": b'HTTP/1.1 500 Error\r\ncontent-length: 37\r\nconnection: close\r\n\r\n{"error":{"code":"X","message":"bad"}}',
     "503": b"HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    **{
+        code: f"HTTP/1.1 503 Unavailable\r\nx-ms-error-code: {code}\r\nretry-after: 0.05\r\ncontent-length: 0\r\n\r\n".encode()
+        for code in UNBEGUN
+    },
     "html": b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 13\r\nconnection: close\r\n\r\n<h1>Hello</h1"[:-1] + b"1",
 }
 
@@ -27,8 +33,8 @@ class FaultyProxy:
         self.seen: list[str] = []
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def listening(self, port: int = 0) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         finally:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import CodeInterpreter, Settings, open_interpreter, open_pool
+from aca_sessions.contract.records import UNBEGUN
 from aca_sessions.errors import ACASessionsError, AuthenticationError, RateLimitedError, ServiceError, ServiceUnavailableError
 
 from ..cli.test_cli import Server
 from ..conftest import mostly_long
+from ..scaling.cluster import free_port
 from .faults import FaultyProxy
 
 pytestmark = pytest.mark.slow
@@ -63,6 +65,25 @@ async def test_a_cell_whose_answer_can_be_recovered_is_answered(port: int, fault
     assert got.value == 1
     assert str(got.state) == "kept"
     assert count == ran
+
+
+@pytest.mark.parametrize("code", mostly_long(UNBEGUN, UNBEGUN[0]))
+async def test_a_cell_is_sent_again_after_a_refusal_that_says_it_was_not_begun(port: int, code: str) -> None:
+    got, count = await through(port, f"unbegun-{code}", [code, code])
+    assert (got.value, count) == (1, 1)
+
+
+async def test_an_endpoint_that_has_answered_before_is_waited_for(port: int) -> None:
+    proxy, number = FaultyProxy(port, "", []), free_port()
+    async with open_interpreter(_settings(f"http://127.0.0.1:{number}", PatienceSeconds=120)) as interpreter:
+        async with proxy.listening(number):
+            await interpreter.execute("waited-for", "x = 41")
+        running = asyncio.create_task(interpreter.execute("waited-for", "x + 1"))
+        await asyncio.wait({running}, timeout=1)  # three attempts end earlier
+        assert not running.done()
+        async with proxy.listening(number):
+            result = await running
+    assert (result.value, str(result.state)) == (42, "kept")
 
 
 @pytest.mark.parametrize(
