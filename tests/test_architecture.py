@@ -30,6 +30,7 @@ MAY_IMPORT = {
     },
     "models": {"errors", "rendering"},
     "ledger": {"models"},
+    "hints": {"models"},
     "rendering": {"models", "clean_html", "guest_text"},
     "guest_text": set(),
     "clean_html": set(),
@@ -70,7 +71,7 @@ MAY_IMPORT = {
         "lifetime",
         "telemetry",
     },
-    "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime"},
+    "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime", "models"},
     "bridge.codec": set(),
     "bridge.guest": {"bridge.codec", "sandbox.guest"},  # for the session's own folder
     "bridge.threaded_guest": {"bridge.codec", "bridge.guest", "sandbox.guest", "sandbox.wire"},  # sent as text, with these
@@ -79,7 +80,7 @@ MAY_IMPORT = {
     "agent": {"agent", "bridge", "bridge.codec", "connect", "client", "models", "errors", "lifetime"},
     "compat": {"compat", "integrations", "interactive", "agent", "connect", "client", "models", "errors", ""},
 }
-_ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "rendering", "guest_text", "errors", "lifetime"}
+_ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations"},
     "interactive": _ARRIVAL | {"sandbox.policy"},

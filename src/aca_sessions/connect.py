@@ -19,6 +19,7 @@ from .contract.versions import VERSIONS
 from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
 from .lifetime import Owner
+from .models import Access
 from .settings import PackagesSettings, Settings
 
 if TYPE_CHECKING:
@@ -81,6 +82,17 @@ def policy_of(settings: Settings) -> "Policy":
         isolation=options.Isolation,
         image=settings.ContainerImage or None,
     )
+
+
+def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
+    """Return what sessions can reach and install by these settings. Sessions at an endpoint have a network that is not known here."""
+    can_install = settings.Packages.InstallFunction
+    if settings.SessionsHttpClient.Endpoint:
+        return Access(can_install=can_install)
+    if policy is None:
+        return Access(network=settings.Sandbox.Network, can_install=can_install)
+    network = policy.network
+    return Access(network=network.domains if network.kind == "allow" else (network.kind,), can_install=can_install)
 
 
 def _package_source(options: PackagesSettings) -> "PackageSource":
@@ -202,6 +214,7 @@ def open_pool(
             session_timeout=60 * options.SessionTimeoutMinutes,
             acquire_timeout=options.AcquireTimeoutSeconds,
             on_event=on_event,
+            access=access_of(chosen, policy),
         )
         stack.at_once.append(pool._abandon)
         return await stack.enter_async_context(pool)

@@ -192,6 +192,7 @@ class CodeExecutionResult:
         duration: How long the cell ran, in seconds.
         record: The part of the session's ledger that `state` was computed from.
         max_output: The approximate limit of `str(result)`, in characters.
+        hint: What the caller can do about a missing package or network, in words of the host; see `hints`. Services do not send it.
     """
 
     session_id: str = ""
@@ -208,6 +209,7 @@ class CodeExecutionResult:
     duration: float = 0.0
     record: Record | None = field(default=None, repr=False, compare=False)
     max_output: int = field(default=10_000, repr=False, compare=False)
+    hint: str = field(default="", repr=False, compare=False)
     # Whether the last expression is not a call and its value is None. Azure's API encodes that differently from a cell without a value.
     value_is_none: bool = field(default=False, repr=False, compare=False)
 
@@ -437,6 +439,19 @@ class SessionHealth:
     threads: int = 0
     cpu: float = 0.0
     isolation: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What a pool's sessions can reach and install, as far as the program that opened the pool knows.
+
+    Attributes:
+        network: `("none",)`, `("host",)`, or the allowed domains. None if it is not known, because the sessions are at an endpoint.
+        can_install: Whether tools for models offer to install packages, unless their own arguments say otherwise.
+    """
+
+    network: tuple[str, ...] | None = None
+    can_install: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ Html = Literal["clean", "raw"]
 
 def render(result: CodeExecutionResult) -> str:
     """Return the text of a result for a model. Headings such as `[stdout]` are added only if there are several parts to tell apart."""
-    error = _error(result)
+    error = error_text(result)
     streams = {
         "stdout": for_model(result.stdout),
         "stderr": for_model(result.written_to_stderr),
@@ -35,7 +35,7 @@ def render(result: CodeExecutionResult) -> str:
         "value": for_model(result.text or ""),
     }
     shown = {name: text.strip("\n") for name, text in streams.items() if text.strip()}
-    room = max(200, (result.max_output - len(error)) // max(1, len(shown)))
+    room = share(result.max_output - len(error), len(shown))
     parts = [_section(name, clip(text, room), headed=len(shown) > 1 or name == "stderr") for name, text in shown.items()]
     parts += [clip(error, result.max_output), *_notes(result)]
     return "\n".join(part for part in parts if part) or "(no output)"
@@ -58,7 +58,13 @@ def _section(name: str, text: str, *, headed: bool) -> str:
     return f"[{name}]\n{text}" if headed else text
 
 
-def _error(result: CodeExecutionResult) -> str:
+def share(room: int, parts: int) -> int:
+    """Return how many characters each of some parts may have, so that together they have `room`. It is at least 200."""
+    return max(200, room // max(1, parts))
+
+
+def error_text(result: CodeExecutionResult) -> str:
+    """Return a result's error for a model, with the traceback's frames in the user's code, or '' if there is no error."""
     if result.error is None:
         return ""
     return _users_part(for_model(result.error.traceback)) or for_model(str(result.error))
@@ -117,7 +123,7 @@ def _notes(result: CodeExecutionResult) -> list[str]:
         notes.append(f"[images] {count}: {_listed([text for text in described if text])}".rstrip(": "))
     if result.state != State():
         notes.append(f"[state] {result.state}; {result.state.consequence}")
-    return notes
+    return [*notes, hint_note(result)]
 
 
 def _file(file: FileChange) -> str:
@@ -149,6 +155,11 @@ def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, s
 def state_note(result: CodeExecutionResult) -> str:
     """Return the host's line about the state of the session, or '' if the state is unchanged."""
     return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
+
+
+def hint_note(result: CodeExecutionResult) -> str:
+    """Return the host's line about what the caller can do about a missing package or network, or '' if there is none."""
+    return f"[hint] {result.hint}" if result.hint else ""
 
 
 def trusted(display: Display, html: Html = "clean") -> dict[str, str]:

@@ -321,6 +321,7 @@ class PackagesSettings(_Section):
     WheelFolder: str | None = None  # without an IndexUrl this is the only source: nothing is downloaded
     CacheFolder: str | None = Field(default_factory=lambda: PackageSource().folder or None)
     CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = PackageSource().cache_size // MB
+    InstallFunction: bool = False  # whether tools for models, such as the plugin of Semantic Kernel, have a function install_packages
 
     @field_validator("IndexUrl")
     @classmethod

@@ -20,7 +20,7 @@ from typing import Literal, Self
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
 from ..lifetime import Owner, Tasks, caller
-from ..models import SessionInfo
+from ..models import Access, SessionInfo
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
 from .session import Session
@@ -234,6 +234,7 @@ class SessionPool:
         session_timeout: float = DEFAULT_SESSION_SECONDS,
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
+        access: Access | None = None,
     ) -> None:
         """Create a pool whose sessions are used through `interpreter`. Closing the pool does not close `interpreter`.
 
@@ -243,7 +244,9 @@ class SessionPool:
             session_timeout: Seconds after which a named session without a lease ends.
             acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
             on_event: Called with each PoolEvent.
+            access: What the sessions can reach and install, if that is known. Tools for models tell it to the model.
         """
+        self.access = access or Access()
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
         self._owner = Owner("the pool")

@@ -1,16 +1,18 @@
 """Microsoft Agent Framework: a tool that runs Python, and a provider that keeps one session for each conversation."""
 
 import uuid
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, Unpack
 
 from agent_framework import AgentSession, Content, ContextProvider, FunctionTool, SessionContext, SupportsAgentRun, tool
 
 from ..client.pool import SessionPool
 from ..models import CodeExecutionResult
 from ..settings import Settings
-from .model_session import CODE, ModelSession
+from .model_session import CODE, PACKAGES, ModelSession, Options
 
 _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook whose variables and files are kept between calls."
+_EXECUTE = "Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."
+_INSTALL = "Installs Python packages for execute_python. If it fails, nothing was installed."
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
@@ -20,20 +22,28 @@ def execute_tool(session: ModelSession) -> FunctionTool:
     """
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
-        """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
         return await session.run(code)
 
-    return tool(execute_python, result_parser=_contents)
+    return tool(execute_python, description=f"{_EXECUTE} {session.about_network()}".rstrip(), result_parser=_contents)
+
+
+def install_tool(session: ModelSession) -> FunctionTool:
+    """Return the tool `install_packages` for Agent Framework. Its answer is an error if `session` was made without `install_packages`."""
+
+    async def install_packages(packages: Annotated[list[str], PACKAGES]) -> CodeExecutionResult:
+        return await session.install(packages)
+
+    return tool(install_packages, description=f"{_INSTALL} {session.about_install()}".rstrip(), result_parser=_contents)
 
 
 class PythonSessionProvider(ContextProvider):
-    """A provider that gives an agent `execute_python`, with one session for each conversation.
+    """A provider that gives an agent `execute_python`, and `install_packages` if models may install: one session for each conversation.
 
     The conversation's state keeps the session's name, so a conversation that is stored and loaded again continues with its session.
     """
 
     def __init__(
-        self, pool: SessionPool | None = None, *, settings: Settings | None = None, max_output: int = 10_000, source_id: str = "python"
+        self, pool: SessionPool | None = None, *, settings: Settings | None = None, source_id: str = "python", **options: Unpack[Options]
     ) -> None:
         """Use the given pool, which the caller closes, or open a pool from the settings at the first call.
 
@@ -41,18 +51,19 @@ class PythonSessionProvider(ContextProvider):
             pool: The pool of sessions.
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
-            max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
             source_id: The provider's name in Agent Framework.
+            options: `timeout`, `max_output`, `install_packages` and other options of ModelSession.
         """
         super().__init__(source_id)
-        self._sessions = ModelSession(pool, settings=settings, max_output=max_output)
+        self._sessions = ModelSession(pool, settings=settings, **options)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
-        """Add `execute_python` for this conversation's session, and instructions for its use, to `context`."""
+        """Add the tools for this conversation's session, and instructions for their use, to `context`."""
         del agent, session
         name = state.setdefault("session_id", f"conversation-{uuid.uuid4()}")
         context.extend_instructions(self.source_id, _INSTRUCTIONS)
-        context.extend_tools(self.source_id, [execute_tool(self._sessions.for_session(name))])
+        python = self._sessions.for_session(name)
+        context.extend_tools(self.source_id, [execute_tool(python), *([install_tool(python)] if python.can_install() else [])])
 
     async def close(self) -> None:
         """Close the pool if the provider opened it. Otherwise do nothing."""

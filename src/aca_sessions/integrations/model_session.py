@@ -6,19 +6,22 @@ import json
 import re
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import fields
+from copy import copy
+from dataclasses import fields, replace
+from functools import cache, wraps
 from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Self
+from types import MappingProxyType, MethodType
+from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast
 
-from ..client.arguments import checked_path
+from ..client.arguments import checked_path, checked_timeout
 from ..client.files import replacing
 from ..client.pool import SessionPool
-from ..connect import open_pool
-from ..errors import ACASessionsError, InvalidArgumentError
+from ..connect import access_of, open_pool
+from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotSupportedError
+from ..hints import Remedies, hint, install_sentence, network_sentence
 from ..lifetime import Line, Owner, caller
 from ..models import CodeError, CodeExecutionResult, RemoteFile
 from ..settings import Settings
@@ -117,10 +120,60 @@ FILES = (
     "A binary file is a data URI: data:application/octet-stream;base64,…"
 )
 
+PACKAGES = "Packages as in lines of requirements.txt, such as humanize or numpy<3."
+
+_MOST_PACKAGES = 100
+_NAMED_PACKAGE = re.compile(r"[\w.-]+(?:\[[\w.,-]+\])?(?:[<>=!~]=?[\w.*+!-]+)?", re.ASCII)
+
+
+def checked_packages(packages: object) -> tuple[list[str], CodeError | None]:
+    """Return the requirements, and None. If `packages` is wrong, return [] and an error for the model.
+
+    A model may send the list as JSON text, or the names as text with spaces or commas between them.
+    """
+    example = 'send a list such as ["humanize", "numpy<3"]'
+    if isinstance(packages, str):
+        packages = _as_list(packages)
+    if not isinstance(packages, list | tuple) or not all(isinstance(one, str) for one in packages):
+        return [], CodeError("TypeError", f"the argument 'packages' must be a list of texts, got {type(packages).__name__}: {example}")
+    if not 0 < len(packages) <= _MOST_PACKAGES:
+        return [], CodeError("ValueError", f"the argument 'packages' must have 1 to {_MOST_PACKAGES} items, got {len(packages)}: {example}")
+    return [*packages], None
+
+
+def _as_list(text: str) -> object:
+    try:
+        listed = json.loads(text)
+    except ValueError:
+        words = re.split(r"[\s,]+", text.strip())
+        return words if all(map(_NAMED_PACKAGE.fullmatch, words)) else [text]
+    return listed if isinstance(listed, list) else [text]
+
 
 _NO_FILES: Mapping[str, str] = MappingProxyType({})
 _FIELDS = tuple(field.name for field in fields(CodeExecutionResult))
 _values = attrgetter(*_FIELDS)
+
+
+_LEAST_OUTPUT = 200
+# Errors of an installation that a model did not cause and cannot mend.
+_OF_THE_HOST = frozenset(
+    ("IndexUnreachableError", "IndexRefusedError", "PackageCacheError", "PackageChangedError", "DiskFullError", "NotSupportedError")
+)
+_GO_ON = "this cannot be mended from here: do not try again, and go on with the packages that are installed"
+_WITH_INSTALL = Remedies("install a missing package with install_packages, then run the code again")
+_WITHOUT_INSTALL = Remedies("")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Options(TypedDict, total=False):
+    """The options of every integration. `ModelSession` describes them."""
+
+    max_output: int
+    timeout: float | None
+    memory_megabytes: int | None
+    disk_megabytes: int | None
+    install_packages: bool | None
 
 
 class ModelSession:
@@ -138,8 +191,14 @@ class ModelSession:
         *,
         settings: Settings | None = None,
         max_output: int = 10_000,
+        timeout: float | None = None,
+        memory_megabytes: int | None = None,
+        disk_megabytes: int | None = None,
+        install_packages: bool | None = None,
     ) -> None:
         """Use the given pool, which the caller closes, or open one at the first call.
+
+        Raise InvalidArgumentError or ConfigurationError for invalid arguments, and for limits that contradict the pool or the settings.
 
         Args:
             pool: The pool of sessions.
@@ -147,14 +206,25 @@ class ModelSession:
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
             max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
+            timeout: The time limit of each cell in seconds, by default the endpoint's: 100 in the embedded sandbox.
+            memory_megabytes: The memory of a session in the embedded sandbox, in place of that of the settings. Not with a pool, whose
+                sessions have their limits already.
+            disk_megabytes: The size of a session's /mnt/data, likewise.
+            install_packages: Whether a model may install packages, by a function `install_packages`. By default as the setting
+                `Packages:InstallFunction` says, which is false.
         """
         if isinstance(pool, Settings):
             raise InvalidArgumentError("pool must be a SessionPool, got Settings: pass them by name, as in settings=Settings(…)")
-        self._source = _Source(pool, settings)
+        if isinstance(max_output, bool) or not isinstance(max_output, int) or max_output < _LEAST_OUTPUT:
+            raise InvalidArgumentError(f"max_output must be at least {_LEAST_OUTPUT} characters, got {max_output!r:.40}")
+        limits = {"memory_megabytes": memory_megabytes, "disk_megabytes": disk_megabytes}
+        self._source = _Source(pool, settings, {name: value for name, value in limits.items() if value is not None})
         self._closes_source = True
         self._session_id = session_id or f"model-{uuid.uuid4()}"
         self._owns_session = session_id is None
         self._max_output = max_output
+        self._timeout = checked_timeout(timeout)
+        self._can_install = self._source.access.can_install if install_packages is None else install_packages
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
@@ -179,16 +249,47 @@ class ModelSession:
             except ACASessionsError as failure:
                 error = _not_written(failure)
                 return self._result(CodeExecutionResult(error=error, stderr=str(error)))
-            return self._result(await session.run(str(code)))
+            return self._result(await session.run(str(code), timeout=self._timeout), hinted=True)
+
+    async def install(self, packages: object) -> CodeExecutionResult:
+        """Install packages and return the result. Mistakes of the model raise nothing: they become results with an error.
+
+        The host fetches the packages from the source in its settings. A failure changes nothing.
+        """
+        requirements, error = checked_packages(packages)
+        if not self._can_install:
+            error = CodeError("NotSupportedError", "installing packages is turned off: go on with the packages that are installed")
+        if error is not None:
+            return self._result(CodeExecutionResult(error=error, stderr=str(error)))
+        pool = self._source.pool or await self._source.open()
+        async with pool.session(self._session_id) as session:
+            try:
+                result = await session.install(*requirements)
+            except (InvalidArgumentError, NotSupportedError) as failure:
+                error = CodeError(type(failure).__name__, str(failure))
+                result = CodeExecutionResult(error=error, stderr=str(error))
+        is_of_the_host = result.error is not None and result.error.name in _OF_THE_HOST
+        return self._result(replace(result, hint=_GO_ON if is_of_the_host else ""))
+
+    def can_install(self) -> bool:
+        """Return whether the model may install packages."""
+        return self._can_install
+
+    def about_network(self) -> str:
+        """Return a sentence about the session's network, for the descriptions of tools, or '' if its network is not known."""
+        return network_sentence(self._source.access)
+
+    def about_install(self) -> str:
+        """Return a sentence about where packages come from, for the descriptions of tools, or '' if that is not known."""
+        return install_sentence(self._source.access)
 
     def for_session(self, session_id: str) -> Self:
         """Return an object for another session of the same pool, for example one for each conversation of a server.
 
         Closing the new object does nothing. The pool is closed when the original object is closed, if that object opened the pool.
         """
-        sibling = type(self)(session_id=session_id, max_output=self._max_output)
-        sibling._warning.detach()
-        sibling._source, sibling._closes_source = self._source, False
+        sibling = copy(self)
+        sibling._session_id, sibling._owns_session, sibling._closes_source = session_id, False, False
         return sibling
 
     async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
@@ -224,9 +325,54 @@ class ModelSession:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _result(self, result: CodeExecutionResult) -> CodeExecutionResult:
+    def _result(self, result: CodeExecutionResult, *, hinted: bool = False) -> CodeExecutionResult:
         values = dict(zip(_FIELDS, _values(result), strict=True))
+        if hinted:
+            values["hint"] = hint(result, self._source.access, _WITH_INSTALL if self._can_install else _WITHOUT_INSTALL)
         return self._result_type(**{**values, "session_id": self._session_id, "max_output": self._max_output})
+
+
+class _ModelFunction(Generic[Function]):
+    """A method that models call, with a description of its own for each session: it ends with what the network of the session is."""
+
+    def __init__(self, function: Function, *, installs: bool = False) -> None:
+        self._function = function
+        self._installs = installs
+
+    def __get__(self, session: ModelSession | None, _owner: type) -> Any:
+        if session is None:
+            return self._function
+        if self._installs:
+            return MethodType(_described(self._function, session.about_install(), is_offered=session.can_install()), session)
+        return MethodType(_described(self._function, session.about_network(), is_offered=True), session)
+
+
+def model_function(function: Function) -> Function:
+    """Decorate a method that models call. The first line of its docstring gets a sentence about the session's network."""
+    return cast(Function, _ModelFunction(function))
+
+
+def install_function(function: Function) -> Function:
+    """Decorate the method that installs packages. Frameworks that look for functions find it only if the session may install."""
+    return cast(Function, _ModelFunction(function, installs=True))
+
+
+@cache
+def _described(function: Callable[..., Awaitable[Any]], sentence: str, *, is_offered: bool) -> Callable[..., Awaitable[Any]]:
+    """Return a function that does the same, with another docstring. The marks of Semantic Kernel are left out if it is not offered."""
+
+    @wraps(function)
+    async def described(*arguments: Any, **named: Any) -> Any:
+        return await function(*arguments, **named)
+
+    first, rest_begins, rest = (function.__doc__ or "").partition("\n")
+    described.__doc__ = f"{first} {sentence}".rstrip() + rest_begins + rest
+    marks = vars(described)
+    if "__kernel_function_description__" in marks:
+        marks["__kernel_function_description__"] = described.__doc__
+    if not is_offered:
+        marks.pop("__kernel_function__", None)
+    return described
 
 
 class PythonTool(ModelSession):
@@ -236,6 +382,7 @@ class PythonTool(ModelSession):
     """
 
     # Frameworks send these docstrings to models.
+    @model_function
     async def execute_python(self, code: Annotated[str, CODE]) -> str:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call.
 
@@ -244,6 +391,7 @@ class PythonTool(ModelSession):
         """
         return str(await self.run(code))
 
+    @model_function
     async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> str:
         """Writes files into the session of execute_python, then runs Python code there that can read or import them.
 
@@ -253,6 +401,15 @@ class PythonTool(ModelSession):
         """
         return str(await self.run(code, files))
 
+    @install_function
+    async def install_packages(self, packages: Annotated[list[str], PACKAGES]) -> str:
+        """Installs Python packages for execute_python. If it fails, nothing was installed.
+
+        Args:
+            packages: Packages as in lines of requirements.txt, such as humanize or numpy<3.
+        """
+        return str(await self.install(packages))
+
 
 def _not_written(error: ACASessionsError) -> CodeError:
     return CodeError("FileError", f"a file could not be written, and the code was not run: {error}")
@@ -261,9 +418,15 @@ def _not_written(error: ACASessionsError) -> CodeError:
 class _Source:
     """The pool of a ModelSession: one that the caller gave, or one that is opened at the first use."""
 
-    def __init__(self, pool: SessionPool | None, settings: Settings | None) -> None:
+    def __init__(self, pool: SessionPool | None, settings: Settings | None, limits: Mapping[str, int]) -> None:
+        if pool is not None and limits:
+            raise InvalidArgumentError(
+                f"{' and '.join(limits)} cannot be given with a pool, whose sessions have their limits already: give the limits to the "
+                'pool, as in open_pool(Settings(Sandbox={"Limits": {"MemoryMegabytes": 512}}))'
+            )
         self.pool = pool
-        self._settings = settings
+        self._settings = None if pool else _limited(settings or Settings(), limits)
+        self.access = pool.access if pool is not None else access_of(self._settings or Settings())
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._owner = Owner()
@@ -285,6 +448,28 @@ class _Source:
         if self.is_open:
             self.is_open, self.pool = False, None
             await self._stack.aclose()
+
+
+def _limited(settings: Settings, limits: Mapping[str, int]) -> Settings:
+    """Return settings with other limits of sessions, given by the names of arguments. Raise ConfigurationError if they are impossible."""
+    if not limits:
+        return settings
+    if settings.SessionsHttpClient.Endpoint:
+        raise ConfigurationError(
+            f"{' and '.join(limits)} cannot be given with ACASessions:SessionsHttpClient:Endpoint, whose sessions have the limits of its "
+            "server: set them there, or leave out the Endpoint for the embedded sandbox"
+        )
+    given = settings.model_dump(exclude_unset=True)
+    sandbox = given.get("Sandbox", {})
+    keys = {name.title().replace("_", ""): value for name, value in limits.items()}  # memory_megabytes: MemoryMegabytes
+    limited = Settings(**given | {"Sandbox": sandbox | {"Limits": sandbox.get("Limits", {}) | keys}})
+    disk, memory = limited.Sandbox.Limits.DiskMegabytes, limited.Sandbox.Limits.MemoryMegabytes
+    if limits.get("disk_megabytes", disk) > disk:
+        raise ConfigurationError(
+            f"disk_megabytes must be at most half of a session's memory, which holds the files and has {memory} MB, got "
+            f"{limits['disk_megabytes']}: raise memory_megabytes, or lower disk_megabytes"
+        )
+    return limited
 
 
 def _warn_if_open(source: _Source, what: str, made_at: Line) -> None:

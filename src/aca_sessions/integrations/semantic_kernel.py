@@ -1,8 +1,8 @@
-"""Semantic Kernel: two kernel functions that run Python in one session. Only this module imports semantic_kernel, which takes seconds."""
+"""Semantic Kernel: kernel functions that run Python in one session. Only this module imports semantic_kernel, which takes seconds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 from semantic_kernel import Kernel
 from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
@@ -15,7 +15,7 @@ from ..agent.library.search import Embed
 from ..agent.tools.tool import Effect, Parameter, Tool
 from ..models import CodeExecutionResult
 from ..settings import Settings
-from .model_session import CODE, FILES, ModelSession
+from .model_session import CODE, FILES, PACKAGES, ModelSession, Options, install_function, model_function
 
 
 class PythonResult(CodeExecutionResult):
@@ -31,35 +31,44 @@ class PythonCodeInterpreterPlugin(ModelSession):
     """A stateful Python session for a model: `kernel.add_plugin(plugin, "PythonInterpreter")`.
 
     If no pool is given, the first call opens a pool from the settings. Each call leases the same session by its name, so that calls of one
-    turn can run at the same time and share variables.
+    turn can run at the same time and share variables. It has two kernel functions, and with `install_packages=True` a third.
     """
 
     # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
 
     _result_type = PythonResult
 
+    @model_function
     @kernel_function
     async def execute_python(self, code: Annotated[str, CODE]) -> CodeExecutionResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
         return await self.run(code)
 
+    @model_function
     @kernel_function
     async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> CodeExecutionResult:
         """Writes files into the session of execute_python, then runs Python code there that can read or import them."""
         return await self.run(code, files)
 
+    @install_function
+    @kernel_function
+    async def install_packages(self, packages: Annotated[list[str], PACKAGES]) -> CodeExecutionResult:
+        """Installs Python packages for execute_python. If it fails, nothing was installed."""
+        return await self.install(packages)
+
 
 def add_aca_sessions(
-    kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter"
+    kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter", **options: Unpack[Options]
 ) -> PythonCodeInterpreterPlugin:
     """Add a Python session to a kernel and return its plugin. `async with add_aca_sessions(kernel):` ends the session after the block.
 
     Args:
-        kernel: Gets the functions execute_python and execute_python_with_files.
+        kernel: Gets the functions execute_python and execute_python_with_files, and with `install_packages=True` that one too.
         settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
         plugin_name: The name under which models find the functions.
+        options: `timeout`, `install_packages` and other options of PythonCodeInterpreterPlugin.
     """
-    plugin = PythonCodeInterpreterPlugin(settings=settings or Settings())  # read now, so that a mistake in them is an error here
+    plugin = PythonCodeInterpreterPlugin(settings=settings, **options)
     kernel.add_plugin(plugin, plugin_name)
     return plugin
 

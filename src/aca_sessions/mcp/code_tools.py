@@ -14,10 +14,11 @@ from ..client.answers import command_result_of
 from ..client.session import Session
 from ..client.snippets import snippet
 from ..errors import InvalidArgumentError, NotFoundError
-from ..guest_text import shown_name
+from ..guest_text import for_model, shown_name
+from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
-from ..rendering import clip, render
-from .named_session import NamedSession
+from ..rendering import clip, error_text, render, share, stderr_alone
+from .named_session import KEPT_DISPLAYS, NamedSession
 from .outputs import CollectedFiles
 from .resources import checked
 from .tool import Call, SessionName, Words, tool
@@ -28,7 +29,10 @@ _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result in base64; clients have limits of about that size
 _MOST_LINKS = 20
 _MOST_NAMED = 10
+_MOST_PATH_CHARACTERS = 2000  # of one list of files
 _PLAIN = "text/plain"
+_LONGEST_MESSAGE = 2000  # of an error
+_REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
 Answer = TypeVar("Answer")
 
 Code = Annotated[str, Field(description="Python source, as in a notebook cell; plain text without Markdown fences.", max_length=1_000_000)]
@@ -66,6 +70,8 @@ class CellAnswer:
     changed_files: list[str]
     deleted_files: list[str]
     shared_files: list[str]
+    more_files: int = field(metadata={"description": "How many files are left out of the lists"})
+    hint: str = field(metadata={"description": "What to do about a missing package or network"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +107,7 @@ class RanAnswer:
     new_files: list[str]
     state: str
     execution_time: float
+    hint: str
 
 
 async def run_python_code(
@@ -167,7 +174,9 @@ async def run_script(
 
 
 async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, _collected: CollectedFiles) -> RanAnswer:
-    done, room = command_result_of(result), call.client.options.max_output
+    done = command_result_of(result)
+    room = share(call.client.options.max_output, bool(done.stdout) + bool(done.stderr))
+    printed = replace(result, stdout=done.stdout, stderr=done.stderr)
     if result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
     return RanAnswer(
@@ -176,9 +185,10 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
         returncode=done.exit_code,
         stdout=clip(done.stdout, room),
         stderr=clip(done.stderr, room),
-        new_files=[file.path for file in result.files if file.kind == "created"],
+        new_files=_first([file.path for file in result.files if file.kind == "created"]),
         state=str(result.state),
         execution_time=result.duration,
+        hint=hint(printed, call.client.server.pool.access, _REMEDIES),
     )
 
 
@@ -246,36 +256,55 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
     """Build the structured answer for a cell. Add the text, images and links to further resources to the content of `call`."""
-    text = render(replace(result, max_output=call.client.options.max_output))
+    told = hint(result, call.client.server.pool.access, _REMEDIES)
+    result = replace(result, max_output=call.client.options.max_output, hint=told)
+    text = render(result)
     call.show(types.TextContent(type="text", text="\n".join([text, *_notes(collected)])))
     images, others = _split_images(result.displays)
     call.show(*images)
-    uris = [_keep(call, named, display) for display in others]
+    uris = [_keep(call, named, display) for display in others[-KEPT_DISPLAYS:]]
     files = [file.path for file in result.files if file.kind != "deleted"]
     call.show(*(_link(named.file_uri(path), shown_name(path)) for path in files[:_MOST_LINKS]))
     if uris or result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
-    return _answer(named, result, collected, uris, room=call.client.options.max_output)
+    return _answer(named, result, collected, uris)
 
 
-def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str], *, room: int) -> CellAnswer:
-    failed = result.error
+def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str]) -> CellAnswer:
+    """Return the structured answer. It is about as long as the text, because some clients give it to the model in place of the text."""
+    failed, stderr, text = result.error, stderr_alone(result), result.text or ""
+    traceback = error_text(result).removesuffix(for_model(str(failed))).rstrip("\n") if failed and failed.traceback else ""
+    room = share(result.max_output - len(traceback), sum(map(bool, (result.stdout, stderr, text))))
     by_kind = {kind: [file.path for file in result.files if file.kind == kind] for kind in ("created", "changed", "deleted")}
+    by_kind["shared"] = [*collected.shared]
+    listed = {kind: _first(paths) for kind, paths in by_kind.items()}
     return CellAnswer(
         session_id=named.name,
         success=result.success,
         stdout=clip(result.stdout, room),
-        stderr=clip(result.stderr, room),
-        results=[clip(result.text, room)] if result.text else [],
-        error=ErrorAnswer(failed.name, clip(failed.message, room), clip(failed.traceback, room)) if failed else None,
+        stderr=clip(stderr, room),
+        results=[clip(text, room)] if text else [],
+        error=ErrorAnswer(failed.name, clip(failed.message, _LONGEST_MESSAGE), clip(traceback, result.max_output)) if failed else None,
         state=str(result.state),
         execution_time=result.duration,
         outputs=uris,
-        new_files=by_kind["created"],
-        changed_files=by_kind["changed"],
-        deleted_files=by_kind["deleted"],
-        shared_files=list(collected.shared),
+        new_files=listed["created"],
+        changed_files=listed["changed"],
+        deleted_files=listed["deleted"],
+        shared_files=listed["shared"],
+        more_files=sum(len(paths) - len(listed[kind]) for kind, paths in by_kind.items()),
+        hint=result.hint,
     )
+
+
+def _first(paths: list[str]) -> list[str]:
+    """Return the first paths of a list: at most 20, with about 2,000 characters together."""
+    room = _MOST_PATH_CHARACTERS
+    for number, path in enumerate(paths[:_MOST_LINKS]):
+        room -= len(path)
+        if room < 0:
+            return paths[:number]
+    return paths[:_MOST_LINKS]
 
 
 def _notes(collected: CollectedFiles) -> list[str]:
@@ -325,6 +354,8 @@ def _link(uri: str, name: str) -> types.ResourceLink:
     return types.ResourceLink(type="resource_link", uri=AnyUrl(uri), name=name)
 
 
+RUN_CODE = ("run_python_code", "run_script")
+INSTALL = "install_dependencies"
 TOOLS = (
     tool(run_python_code, "Run Python", "destroys", outside=True),
     tool(install_dependencies, "Install packages", "changes", repeatable=True, outside=True),

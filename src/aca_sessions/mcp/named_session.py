@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ..models import CodeExecutionResult, Display
 
 _KEPT_RESTARTS = 20
-_KEPT_DISPLAYS = 50
+KEPT_DISPLAYS = 50
 _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 
@@ -81,7 +81,7 @@ class NamedSession:
         """Store a display for clients and return its number. Drop the oldest displays beyond 50 displays or 16 Mi characters."""
         self.displayed += 1
         self.displays[self.displayed] = display
-        while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):
+        while len(self.displays) > KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):
             self.displays.pop(next(iter(self.displays)))
         return self.displayed
 

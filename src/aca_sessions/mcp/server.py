@@ -21,7 +21,9 @@ from ..cli.keys import given_or_new
 from ..cli.streams import standard_input
 from ..connect import open_pool
 from ..contract.records import ProblemError
+from ..hints import install_sentence, network_sentence
 from ..hosting import Hosting, log_event
+from ..models import Access
 from ..settings import Settings
 from . import code_tools, file_tools, resources, session_tools, state_tools
 from .clients import MB, Client, Options, SharedState
@@ -43,7 +45,7 @@ class SessionServer(Server[Client, Any]):
         """Create a server that uses the pool and the options of `state`. The options choose the tools."""
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
         self._state = state
-        self._tools = _tools(state.options.tools)
+        self._tools = _tools(state.options.tools, state.pool.access)
         self._register(types.ListToolsRequest, self._list_tools)
         self._register(types.CallToolRequest, self._call)
         self._register(types.ListResourcesRequest, self._list_resources)
@@ -119,12 +121,13 @@ class SessionServer(Server[Client, Any]):
         return self.request_context.lifespan_context
 
 
-def _tools(kind: str) -> dict[str, Tool]:
+def _tools(kind: str, access: Access) -> dict[str, Tool]:
     """Return the MCP tools by name: all if `kind` is "all", otherwise only those for sessions and code, the first table in docs/mcp.md."""
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
-    return {tool.listed.name: tool for tool in chosen}
+    sentences = dict.fromkeys(code_tools.RUN_CODE, network_sentence(access)) | {code_tools.INSTALL: install_sentence(access)}
+    return {tool.listed.name: tool.saying(sentences.get(tool.listed.name, "")) for tool in chosen}
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:

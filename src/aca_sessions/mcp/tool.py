@@ -7,7 +7,7 @@ values in its errors, and makes no output schema of a dataclass with slots.
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from mcp import types
@@ -150,6 +150,10 @@ class Tool:
     _function: Function
     _arguments: type[BaseModel]
     _answer: TypeAdapter[Any]
+
+    def saying(self, sentence: str) -> "Tool":
+        """Return the tool with a sentence added to its description."""
+        return replace(self, listed=self.listed.model_copy(update={"description": f"{self.listed.description} {sentence}".rstrip()}))
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
         """Call the function and return its answer.

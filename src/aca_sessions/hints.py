@@ -1,0 +1,90 @@
+"""Hints: one line of the host after a cell that lacked a package or the network, on what the caller can do about that.
+
+A hint is made of what the host knows of the session, and never quotes the guest. A guest can cause a hint, but cannot choose its words.
+"""
+
+import re
+from dataclasses import dataclass
+
+from .models import Access, CodeExecutionResult
+
+_LOOKED_AT = 10_000  # characters at the end of each stream
+_MOST_DOMAINS = 10
+_NO_PACKAGE = re.compile(
+    r"ModuleNotFoundError(?:: |\Z)|No module named |Missing optional dependency |a cell cannot install packages: the host does"
+)
+# Messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
+_NO_NETWORK = re.compile(
+    r"[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|"
+    r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """What a caller of one integration can do about a missing package, and in place of using the network. `install` may be ''."""
+
+    install: str
+    data: str = "work with the files in /mnt/data"
+
+
+def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str:
+    """Return the hint for a result, or '' if the cell seems to lack neither a package nor the network.
+
+    Printed text is searched too, because programs catch such errors and print them.
+
+    Args:
+        result: The result of a cell.
+        access: What the cell's session can reach and install.
+        remedies: What the caller can do.
+    """
+    ends = (str(result.error or ""), result.stderr[-_LOOKED_AT:], result.stdout[-_LOOKED_AT:])
+    if any(_NO_PACKAGE.search(text) for text in ends):
+        return remedies.install or _without_install(access)
+    if any(_NO_NETWORK.search(text) for text in ends):
+        return _about_network(access, remedies)
+    return ""
+
+
+def network_sentence(access: Access) -> str:
+    """Return a sentence for the description of a tool about the network of its sessions, or '' if the network is not known."""
+    match access.network:
+        case None:
+            return ""
+        case ("none",):
+            return "There is no network."
+        case ("host",):
+            return "The network of the host is reachable."
+        case domains:
+            return f"The network has only these domains, by HTTP and HTTPS: {_listed(domains)}."
+
+
+def install_sentence(access: Access) -> str:
+    """Return a sentence for the description of a tool that installs packages, or '' if the session itself may have to fetch them."""
+    return "" if access.network is None else "The host fetches them, so the session needs no network."
+
+
+def _without_install(access: Access) -> str:
+    if access.network is None:
+        return (
+            "no function installs packages here: `%pip install NAME` in a cell works only if the pool of this session has network access, "
+            "otherwise use the packages that are installed"
+        )
+    return "no package can be installed in this session: use the standard library and the packages that are installed"
+
+
+def _about_network(access: Access, remedies: Remedies) -> str:
+    match access.network:
+        case None:
+            return f"the pool of this session decides about its network: if other addresses fail too, {remedies.data}"
+        case ("none",):
+            return f"this session has no network, so trying again does not help: {remedies.data}"
+        case ("host",):
+            return ""  # the policy is not the cause
+        case domains:
+            return f"this session reaches only these domains, by HTTP and HTTPS: {_listed(domains)}"
+
+
+def _listed(domains: tuple[str, ...]) -> str:
+    rest = len(domains) - _MOST_DOMAINS
+    return ", ".join(domains[:_MOST_DOMAINS]) + (f" and {rest} more" if rest > 0 else "")
