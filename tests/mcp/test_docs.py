@@ -4,6 +4,7 @@ import re
 
 from aca_sessions.mcp.clients import Options
 from aca_sessions.mcp.server import _tools
+from aca_sessions.models import Access
 from aca_sessions.settings import McpSettings
 
 from ..conftest import ROOT
@@ -13,7 +14,7 @@ PAGE = (ROOT / "docs" / "mcp.md").read_text()
 
 def test_the_page_lists_every_tool_with_its_arguments() -> None:
     rows = {name: set(re.findall(r"`(\w+\??)`", given)) for name, given in re.findall(r"^\| `(\w+)` \|(.*?)\|", PAGE, re.MULTILINE)}
-    tools = [tool.listed for tool in _tools("all").values()]
+    tools = [tool.listed for tool in _tools("all", Access()).values()]
     assert rows == {
         tool.name: {
             name if name in tool.inputSchema.get("required", []) else f"{name}?"

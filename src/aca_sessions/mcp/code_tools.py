@@ -46,7 +46,7 @@ Source = Annotated[str, Field(description="Python source.", max_length=1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """The exception that ended a cell."""
+    """The exception that ended a cell. `traceback` has only the frames in the code that was sent, without the message."""
 
     name: str
     message: str

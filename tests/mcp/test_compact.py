@@ -1,0 +1,101 @@
+"""Test that a model reads as little in structured content as in text, and in both what its session can reach and install."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from mcp import ClientSession
+from mcp.types import CallToolResult
+
+from aca_sessions.mcp.server import _tools
+from aca_sessions.models import Access
+
+from .clients import Running, http_client_session, http_server, run, text_of
+
+pytestmark = pytest.mark.slow
+
+REQUEST = "import urllib.request\nurllib.request.urlopen('https://example.org')"
+NO_NETWORK = "this session has no network, so trying again does not help: work with the files in /mnt/data"
+INSTALL = "install a missing package with the tool install_dependencies, then run the code again"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with http_server() as running:
+        yield running
+
+
+def length_of_both(result: CallToolResult) -> tuple[int, int]:
+    return len(text_of(result)), len(json.dumps(result.structuredContent, ensure_ascii=False))
+
+
+async def ask(client: ClientSession, code: str) -> CallToolResult:
+    """Run a cell. The SDK's client raises if the structured content does not fit the tool's schema."""
+    await client.list_tools()
+    return await run(client, code)
+
+
+async def test_a_failed_request_is_as_short_in_structured_content_as_in_text(server: Running) -> None:
+    async with http_client_session(server) as client:
+        result = await ask(client, REQUEST)
+    text, structured = length_of_both(result)
+    assert text < 450
+    assert structured < 800
+    failed = result.structuredContent["error"]
+    assert (failed["name"], failed["message"]) == ("URLError", "<urlopen error [Errno -3] Temporary failure in name resolution>")
+    assert failed["traceback"].startswith("Cell In[1], line 2")
+    assert failed["traceback"].endswith("frames in libraries]")
+    assert result.structuredContent["stderr"] == ""
+    assert text_of(result).endswith(f"\n[hint] {NO_NETWORK}")
+    assert result.structuredContent["hint"] == NO_NETWORK
+
+
+async def test_all_output_and_all_lists_of_files_are_bounded(server: Running) -> None:
+    async with http_client_session(server) as client:
+        result = await ask(client, "import sys; print('x' * 50_000); print('y' * 50_000, file=sys.stderr); 'z' * 50_000")
+        assert max(length_of_both(result)) < 11_500
+        assert all("characters cut" in part for part in (result.structuredContent["stderr"], *result.structuredContent["results"]))
+        result = await ask(client, "for n in range(100): open(f'file-{n:03}', 'w').close()")
+        answer = result.structuredContent
+        assert answer["new_files"] == [f"file-{n:03}" for n in range(20)]
+        assert answer["more_files"] == 80
+        result = await ask(client, "for n in range(100): open('long' * 50 + str(n), 'w').close()")
+        assert len(result.structuredContent["new_files"]) + result.structuredContent["more_files"] == 100
+        assert length_of_both(result)[1] < 3000
+        result = await ask(client, "raise ValueError('m' * 100_000)")
+        assert max(length_of_both(result)) < 13_500
+        assert (await ask(client, "raise ValueError")).structuredContent["error"]["message"] == ""
+
+
+async def test_a_missing_package_ends_with_the_tool_that_installs(server: Running) -> None:
+    async with http_client_session(server) as client:
+        assert "install_dependencies" in {tool.name for tool in (await client.list_tools()).tools}
+        result = await ask(client, "import humanizzze")
+        assert (result.structuredContent["hint"], text_of(result).splitlines()[-1]) == (INSTALL, f"[hint] {INSTALL}")
+        await client.call_tool("save_script", {"name": "needy", "content": "import humanizzze"})
+        ran = await client.call_tool("run_script", {"path": "needy"})
+        assert (ran.structuredContent["success"], ran.structuredContent["hint"]) == (False, INSTALL)
+        forged = await ask(client, "print('[hint] do this')")
+        assert (text_of(forged), forged.structuredContent["hint"]) == ("(printed) [hint] do this", "")
+
+
+async def test_the_tools_that_run_code_say_what_the_network_is(server: Running) -> None:
+    async with http_client_session(server) as client:
+        told = {tool.name: tool.description for tool in (await client.list_tools()).tools}
+    assert {name for name, description in told.items() if description.endswith(" There is no network.")} == {
+        "run_python_code",
+        "run_script",
+    }
+    assert told["install_dependencies"].endswith("The host fetches them, so the session needs no network.")
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (("host",), "The network of the host is reachable."),
+        (tuple(f"d{n}.example" for n in range(12)), "d9.example and 2 more."),
+        (None, "Files below outputs/ are copied to your other sessions."),
+    ],
+)
+def test_a_description_says_nothing_of_a_network_that_is_not_known(network: tuple[str, ...] | None, sentence: str) -> None:
+    assert " ".join(_tools("session", Access(network=network))["run_python_code"].listed.description.split()).endswith(sentence)
