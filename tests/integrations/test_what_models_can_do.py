@@ -1,7 +1,7 @@
 """Test what a model can install and reach, what tools and results tell it about that, and the limits that a host program gives."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +30,11 @@ NO_NETWORK = "[hint] this session has no network, so trying again does not help:
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("wheels")
     make_wheel(folder, "tiny-greeting", files={"greeting.py": "text = 'hello'\n"})
     make_wheel(folder, "needy", requires=["not-here-at-all"])
-    yield str(folder)
+    return str(folder)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ async def test_packages_may_be_given_as_text(offline: SessionPool, packages: obj
         ([], "'packages' must have 1 to 100 items, got 0"),
         (["x"] * 101, "'packages' must have 1 to 100 items, got 101"),
         (None, "'packages' must be a list of texts, got NoneType"),
-        ([1], "'packages' must be a list of texts, got list"),
+        ([1], "'packages' must be a list of texts, got a list with int"),
         ({"a": 1}, "'packages' must be a list of texts, got dict"),
         (["--index-url=http://me:hunter2@evil"], "without options of pip, got an option"),
         ("https://me:hunter2@evil/x.whl", "requirement"),
@@ -173,7 +173,7 @@ async def test_an_agent_of_microsofts_framework_installs(offline: SessionPool) -
 NETWORKS = [
     (Settings(), "There is no network."),
     (Settings(Sandbox={"Network": "host"}), "The network of the host is reachable."),
-    (Settings(Sandbox={"Network": ["pypi.org", "*.example.org"]}), "The network has only these domains, by HTTP and HTTPS: pypi.org, *.example.org."),
+    (Settings(Sandbox={"Network": ["pypi.org", "*.example.org"]}), "only these domains, by HTTP and HTTPS: pypi.org, *.example.org."),
     (Settings(Endpoint="http://127.0.0.1:1", ApiKey="k"), "are kept from call to call."),
 ]  # fmt: skip
 
@@ -248,8 +248,8 @@ async def test_memory_and_disk_are_limits_of_the_sessions_that_the_plugin_opens(
         ({"max_output": "many"}, "max_output must be at least 200 characters, got 'many'"),
         ({"memory_megabytes": 1}, "MemoryMegabytes: must be greater than or equal to 64, got 1"),
         ({"disk_megabytes": "big"}, "DiskMegabytes: must be a valid integer, got str"),
-        ({"memory_megabytes": 128, "disk_megabytes": 100}, "at most half of a session's memory, which holds the files and has 128 MB, got 100"),
-        ({"memory_megabytes": 128, "settings": Settings(Endpoint="http://127.0.0.1:1", ApiKey="k")}, "cannot be given with ACASessions:Sess"),
+        ({"memory_megabytes": 128, "disk_megabytes": 100}, "at most half of a session's memory"),
+        ({"memory_megabytes": 128, "settings": Settings(Endpoint="http://127.0.0.1:1", ApiKey="k")}, "cannot be given with ACA"),
     ],
 )  # fmt: skip
 def test_an_impossible_limit_is_refused_at_once(options: dict, told: str) -> None:

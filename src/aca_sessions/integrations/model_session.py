@@ -134,8 +134,11 @@ def checked_packages(packages: object) -> tuple[list[str], CodeError | None]:
     example = 'send a list such as ["humanize", "numpy<3"]'
     if isinstance(packages, str):
         packages = _as_list(packages)
-    if not isinstance(packages, list | tuple) or not all(isinstance(one, str) for one in packages):
+    if not isinstance(packages, list | tuple):
         return [], CodeError("TypeError", f"the argument 'packages' must be a list of texts, got {type(packages).__name__}: {example}")
+    if kinds := {type(one).__name__ for one in packages if not isinstance(one, str)}:
+        got = ", ".join(sorted(kinds)[:3])
+        return [], CodeError("TypeError", f"the argument 'packages' must be a list of texts, got a list with {got}: {example}")
     if not 0 < len(packages) <= _MOST_PACKAGES:
         return [], CodeError("ValueError", f"the argument 'packages' must have 1 to {_MOST_PACKAGES} items, got {len(packages)}: {example}")
     return [*packages], None
