@@ -10,17 +10,20 @@ import os
 import sys
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ..client.executions import Execution
 from ..client.interpreter import CodeInterpreter
 from ..client.session import Session
-from ..connect import open_interpreter
+from ..connect import access_of, open_interpreter
 from ..contract.extensions import encode_rich
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import Screen, printable, shown_name
+from ..hints import Remedies, hint
 from ..models import CodeExecutionResult, Display, Event, Prompt
-from ..rendering import state_note
+from ..rendering import hint_note, state_note
 from .sessions import reserved, settings_at, settings_with_endpoint
 from .streams import code_from_argument, code_from_input, progress, write_error
 
@@ -33,12 +36,12 @@ def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
             printer.write(name, text if text.endswith("\n") else f"{text}\n")
-    printer.write_notes(*save_images(result, Path(), taken), state_note(result))
+    printer.write_notes(*save_images(result, Path(), taken), state_note(result), hint_note(result))
 
 
 def show_json(result: CodeExecutionResult) -> None:
     """Print a result as one line of JSON."""
-    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state)}
+    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state), "hint": result.hint}
     print(json.dumps(shown), flush=True)
 
 
@@ -92,7 +95,7 @@ class CellPrinter:
         if not self._written.endswith(error):  # without live events all of stderr comes at the end, and ends with the error already
             self._write_line("stderr", error)
         self._end_line("stderr")
-        self.write_notes(*notes, state_note(result))
+        self.write_notes(*notes, state_note(result), hint_note(result))
 
     def write(self, name: str, text: str) -> None:
         """Write guest text to the stream `name` (stdout or stderr), and remember whether the text ends in a newline."""
@@ -154,6 +157,7 @@ def _save_image(image: bytes, folder: Path, ending: str, taken: Collection[str])
 
 
 _INTERRUPTED, _UNUSABLE = 130, 2
+_REMEDIES = Remedies("install a missing package with --with PACKAGE", "bring data in with --file PATH")
 # Runs a file with `%run`, whose tracebacks name the file and leave out IPython. The magic is called as a function, because `%run` in a cell
 # would replace `$name` and `{name}` in arguments. Sessions without namespaces have their files elsewhere, in their working directory.
 _RUN_FILE = (
@@ -218,14 +222,14 @@ async def _end_quietly(interpreter: CodeInterpreter, name: str) -> None:
 
 
 async def _run_to_its_end(session: Session, code: str, options: argparse.Namespace) -> int:
-    result = await session.run(code, timeout=options.timeout)
+    result = hinted(await session.run(code, timeout=options.timeout), options.endpoint)
     show_json(result) if options.json else show(result, _names(options.get))
     return result.exit_code
 
 
 async def _run_live(session: Session, code: str, options: argparse.Namespace) -> int:
     """Run the cell, print it while it runs, and return the exit code. Ctrl-C interrupts the cell, whose result is still printed."""
-    execution = await session.start(code, timeout=options.timeout)
+    execution = (await session.start(code, timeout=options.timeout)).amending(partial(hinted, endpoint=options.endpoint))
     following = asyncio.create_task(_follow(session, execution, _names(options.get)))
     try:
         return await asyncio.shield(following)
@@ -251,6 +255,11 @@ async def _follow(session: Session, execution: Execution, taken: Collection[str]
         await session._cancel_quietly(execution)
         raise
     return status
+
+
+def hinted(result: CodeExecutionResult, endpoint: str | None) -> CodeExecutionResult:
+    """Return the result with a hint, if the cell lacked a package or the network, that names options of the command."""
+    return replace(result, hint=hint(result, access_of(settings_at(endpoint)), _REMEDIES))
 
 
 def _content(what: str, path: Path) -> bytes:
