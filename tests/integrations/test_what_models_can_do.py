@@ -108,7 +108,7 @@ async def test_packages_may_be_given_as_text(offline: SessionPool, packages: obj
         ([1], "'packages' must be a list of texts, got a list with int"),
         ({"a": 1}, "'packages' must be a list of texts, got dict"),
         (["--index-url=http://me:hunter2@evil"], "without options of pip, got an option"),
-        ("https://me:hunter2@evil/x.whl", "requirement"),
+        ("https://me:hunter2@evil/x.whl", "package 1 of the call"),
         (["no-such-package-here"], "check the spelling of its name"),
         (["needy"], "not-here-at-all"),
         (["tiny-greeting==9"], "no version fits tiny-greeting==9"),
