@@ -17,7 +17,7 @@ from ..errors import InvalidArgumentError, NotFoundError
 from ..guest_text import for_model, shown_name
 from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
-from ..rendering import clip, error_text, render, share, stderr_alone
+from ..rendering import clip, error_text, render, share
 from .named_session import KEPT_DISPLAYS, NamedSession
 from .outputs import CollectedFiles
 from .resources import checked
@@ -272,7 +272,7 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
 def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str]) -> CellAnswer:
     """Return the structured answer. It is about as long as the text, because some clients give it to the model in place of the text."""
-    failed, stderr, text = result.error, stderr_alone(result), result.text or ""
+    failed, stderr, text = result.error, result.written_to_stderr, result.text or ""
     traceback = error_text(result).removesuffix(for_model(str(failed))).rstrip("\n") if failed and failed.traceback else ""
     room = share(result.max_output - len(traceback), sum(map(bool, (result.stdout, stderr, text))))
     by_kind = {kind: [file.path for file in result.files if file.kind == kind] for kind in ("created", "changed", "deleted")}
