@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from aca_sessions.sandbox.guest.isolation.seccomp import allowed
+from aca_sessions.sandbox.guest.isolation.seccomp import list_allowed_calls
 from aca_sessions.sandbox.syscalls import ARCHITECTURES
 
 _ENOSYS = 38  # what a kernel without the call says: libraries then take the older one
@@ -16,7 +16,7 @@ _WALLS = (
 
 def profile() -> dict[str, object]:
     """An allow list for Docker, Podman and Kubernetes."""
-    names = {name for machine in ARCHITECTURES for name in allowed(machine)} | {*_WALLS}
+    names = {name for machine in ARCHITECTURES for name in list_allowed_calls(machine)} | {*_WALLS}
     plain = {"names": sorted(names), "action": "SCMP_ACT_ALLOW"}
     architectures = ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"]
     return {

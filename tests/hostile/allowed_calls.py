@@ -15,8 +15,8 @@ TABLE = {
 
 def numbers(machine: str = MACHINE) -> dict[str, dict[str, int]]:
     """Return the filter's own numbers, by the sections and names of the table."""
-    refused = {name: number for name, (number, _) in seccomp.refused_otherwise(machine).items() if "xattr" in name}
-    calls = seccomp.allowed(machine) | refused | (_OTHER_NUMBERS if machine == "x86_64" else {})
+    refused = {name: number for name, (number, _) in seccomp.list_other_errors(machine).items() if "xattr" in name}
+    calls = seccomp.list_allowed_calls(machine) | refused | (_OTHER_NUMBERS if machine == "x86_64" else {})
     options = {level: dict(options) for (level, _), options in seccomp.OPTIONS.items()}
     sockets = {"socket": seccomp.FAMILIES | seccomp.TYPES | seccomp.PROTOCOLS}
     return {"calls": calls, **seccomp.COMMANDS, **seccomp.FLAGS, **options, **sockets}

@@ -18,7 +18,7 @@ import sys, json
 meeting = next(module for name, module in sys.modules.items() if name.endswith('.bridge.threaded_guest'))
 def by_hand(**call): return meeting._ask(json.dumps(call))
 def forge(line):
-    meeting.meet = lambda marker, said: meeting.write_past(chr(10) + marker + line + chr(10))
+    meeting.meet = lambda marker, said: meeting.write_uncaptured(chr(10) + marker + line + chr(10))
     by_hand(name="tools.list", arguments={})
 """
 SEND = json.dumps({"name": "tools.call", "arguments": {"name": "send", "arguments": {}}})
@@ -126,7 +126,7 @@ import itertools, time
 numbers, met = itertools.count(1), itertools.count(1)
 def tell(marker, said):
     line = json.dumps({{"cell": "runs", "calls": [[next(numbers), {call!r}] for _ in range(60)], "waited": 0.0, "computed": 0.0}})
-    meeting.write_past(chr(10) + marker + line + chr(10))
+    meeting.write_uncaptured(chr(10) + marker + line + chr(10))
     open("/mnt/data/met", "w").write(str(next(met)))
 meeting.meet = tell
 time.sleep(60)

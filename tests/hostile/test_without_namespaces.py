@@ -323,6 +323,6 @@ def _attributes(path: Path) -> tuple[int, ...]:
 
 def test_no_signal_can_be_sent_without_a_user_or_a_scope_of_its_own() -> None:
     """Without namespaces, and with neither a user of its own nor a Landlock that scopes signals, a session sends none."""
-    walls = seccomp.Walls(own_user=False, own_signals=False)
-    assert {"kill", "tkill", "tgkill", "pidfd_send_signal"} <= set(seccomp._needing_more(walls))
-    assert not {"kill", "tkill"} & set(seccomp._needing_more(replace(walls, own_signals=True)))
+    barriers = seccomp.Barriers(own_user=False, own_signals=False)
+    assert {"kill", "tkill", "tgkill", "pidfd_send_signal"} <= set(seccomp._refused_without_barriers(barriers))
+    assert not {"kill", "tkill"} & set(seccomp._refused_without_barriers(replace(barriers, own_signals=True)))

@@ -255,8 +255,8 @@ def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, 
     program.write_text("#!/bin/sh\nexec sleep 1000\n")
     program.chmod(0o755)
     with pytest.raises(RefusalError) as refused:
-        guest_root.image_python(str(program))
-    assert refused.value.told.message == f"a Python that starts within 0.1 s: {program} did not"
+        guest_root.find_image_python(str(program))
+    assert refused.value.report.message == f"a Python that starts within 0.1 s: {program} did not"
 
 
 async def test_an_image_without_any_python_is_reported_with_the_paths_searched(tmp_path: Path) -> None:

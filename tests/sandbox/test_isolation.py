@@ -96,7 +96,7 @@ def test_all_descriptors_but_those_named_are_closed_whatever_the_limit_is_now() 
         "import os, resource\nfrom aca_sessions.sandbox.guest.isolation import confine\n"
         "for number in (3, 4, 7, 8, 200): os.dup2(0, number)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
-        "confine.close_all_but(8, 7, 3)\n"
+        "confine.close_other_descriptors(8, 7, 3)\n"
         "print([number for number in range(3, 300) if os.path.exists(f'/proc/self/fd/{number}')])"
     )
     ran = subprocess.run([sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)

@@ -125,7 +125,7 @@ _PIECES = (
 @example("x = 1\n  /f a")
 @example("# c\u2028,f")
 def test_a_cell_is_translated_as_ipython_does_it(cell: str) -> None:
-    assert _translated(commands.Syntax(), cell) == _translated(TransformerManager(), cell)
+    assert _translated(commands.CellTransformer(), cell) == _translated(TransformerManager(), cell)
 
 
 def _translated(syntax: TransformerManager, cell: str) -> str:
@@ -136,7 +136,7 @@ def _translated(syntax: TransformerManager, cell: str) -> str:
 
 
 def test_a_transformer_that_a_cell_adds_is_used() -> None:
-    syntax = commands.Syntax()
+    syntax = commands.CellTransformer()
     syntax.token_transformers = [*syntax.token_transformers, _Shout]
     assert syntax.transform_cell("x = 1\n") == "x = 1 # loud\n"
 

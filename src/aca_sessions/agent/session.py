@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from ..bridge.host import Answer, HostCalls
-from ..bridge.threaded_host import Exchange, send_modules
+from ..bridge.host import CallHandler, HostCalls
+from ..bridge.threaded_host import ThreadedRunner, send_modules
 from ..client.pool import SessionPool
 from ..client.session import Session
 from ..connect import open_pool
@@ -331,7 +331,7 @@ class Live:
         live.capabilities = await _capabilities(session, host_tools=not why_not)
         return live
 
-    def answer_with(self, table: Mapping[str, Answer]) -> None:
+    def answer_with(self, table: Mapping[str, CallHandler]) -> None:
         """Set the functions that answer host calls. From now on, cells can call every name in `table`, which maps names to functions.
 
         Examples of skills can make the same calls, except those that change the storage or packages, such as `artifacts.save`.
@@ -413,7 +413,7 @@ def _run_in_thread(session: Session) -> Run:
 
     Inside the session, the cell runs in a thread, so that the host can start short executions beside it to exchange calls and answers.
     """
-    return Exchange(session).run
+    return ThreadedRunner(session).run
 
 
 def _run_without_calls(session: Session) -> Run:

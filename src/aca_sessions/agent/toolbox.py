@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..bridge.host import Answer, ToolFailedError, encode, message_of
+from ..bridge.host import CallHandler, ToolFailedError, encode, message_of
 from ..errors import ConfigurationError
 from .approval import Approval, CallRecord, Decision, digest, why_refused
 from .library.artifacts import Artifacts
@@ -168,7 +168,7 @@ def _told(tool: Tool) -> dict[str, Any]:
     }
 
 
-def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
+def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
     """Return the functions that answer host calls, keyed by the names that cells call.
 
     `toolbox` also approves `deps.add` and `deps.remove`. `changes` collects the packages to install and remove when no cell runs.
@@ -176,7 +176,7 @@ def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Dep
     return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, changes)}
 
 
-def _tools(toolbox: ToolBox) -> dict[str, Answer]:
+def _tools(toolbox: ToolBox) -> dict[str, CallHandler]:
     async def listed() -> object:
         return toolbox.list()
 
@@ -198,7 +198,7 @@ def _tools(toolbox: ToolBox) -> dict[str, Answer]:
     return {"tools.list": listed, "tools.search": searched, "tools.describe": described, "tools.call": called, "tools.batch": batch}
 
 
-def _skills(skills: Skills) -> dict[str, Answer]:
+def _skills(skills: Skills) -> dict[str, CallHandler]:
     async def create(name: str, source: str, description: str) -> object:
         return await skills.add(name, source, _text(description, "a skill's description"), origin="session")
 
@@ -218,7 +218,7 @@ def _skills(skills: Skills) -> dict[str, Answer]:
     }
 
 
-def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
+def _artifacts(artifacts: Artifacts) -> dict[str, CallHandler]:
     async def save(name: str, data: Any, description: str, metadata: object) -> object:
         return await artifacts.save(name, data, description, None if metadata is None else dict(_named(metadata, "an artifact's metadata")))
 
@@ -230,7 +230,7 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
     }
 
 
-def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
+def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
     """Return the functions that answer the host calls `deps.*`, by name.
 
     They add packages to `changes`, which is carried out when no cell runs. `deps.add` and `deps.remove` need approval like calls of a tool,
@@ -255,7 +255,7 @@ def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, An
             changes.add(requirement)
         return {"installed": [], "already_present": [], "failed": [], "pending": wanted}
 
-    def decided(name: str, act: Callable[[dict[str, Any]], Awaitable[object]]) -> Answer:
+    def decided(name: str, act: Callable[[dict[str, Any]], Awaitable[object]]) -> CallHandler:
         tool = Tool(name=name, act=act, parameters=(Parameter(name="package", schema={"type": "string"}),))
 
         async def answer(package: object) -> object:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..sandbox.guest.place import place
+from ..sandbox.guest.folders import session_folders
 from . import codec
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 NAMES = ("tools", "skills", "artifacts", "deps")
 AWAITED = "__host_call__"
 _MOST_SENT = 1 << 20  # characters of a call's JSON
-_AT_A_TIME = 32  # calls; further ones wait
+_MAX_CONCURRENT = 32  # calls; further ones wait
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
-_slots = threading.BoundedSemaphore(_AT_A_TIME)
+_slots = threading.BoundedSemaphore(_MAX_CONCURRENT)
 Send = Callable[[str], str]
 Described = list[dict[str, Any]]
 Texts = list[str]
@@ -69,8 +69,8 @@ def call(name: str, /, **arguments: object) -> Any:
     except OverflowError as error:
         raise ToolError(f"{error}: send large things as one text or as bytes") from error
     if len(text) > _MOST_SENT:
-        told = f"the arguments of a call must have at most {_MOST_SENT} characters of JSON, got {len(text)}"
-        raise ToolError(f"{told}: send large things as one text or as bytes")
+        reason = f"the arguments of a call must have at most {_MOST_SENT} characters of JSON, got {len(text)}"
+        raise ToolError(f"{reason}: send large things as one text or as bytes")
     with _slots:
         answer = json.loads(_send(text))
     if "error" in answer:
@@ -83,14 +83,14 @@ def call(name: str, /, **arguments: object) -> Any:
 def write_file(data: bytes) -> str:
     """Write data to a new file in the session's folder and return its name. The host reads and deletes the file in a host call."""
     name = codec.new_file_name()
-    with open(os.path.join(place.data, name), "xb") as file:
+    with open(os.path.join(session_folders.data, name), "xb") as file:
         file.write(data)
     return name
 
 
 def read_file(kind: str, name: str) -> Any:
     """Return the value in a file that the host sent, and delete the file. `kind` is `bytes`, `text` or `table`."""
-    path = os.path.join(place.data, name)
+    path = os.path.join(session_folders.data, name)
     with open(path, "rb") as file:
         data = file.read()
     os.unlink(path)
@@ -104,19 +104,19 @@ def read_file(kind: str, name: str) -> Any:
     return pandas.read_json(io.BytesIO(data), orient="table")
 
 
-async def in_thread(work: Callable[[], Any]) -> Any:
+async def run_in_thread(work: Callable[[], Any]) -> Any:
     """Run a function in a new thread and return its result, so that other tasks of the event loop continue meanwhile."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     # Not a pool: a thread that stayed would keep the session from being forked for a checkpoint.
-    threading.Thread(target=_settle, args=(work, loop, done), daemon=True).start()
+    threading.Thread(target=_set_result, args=(work, loop, done), daemon=True).start()
     value, error = await done
     if error is not None:
         raise error
     return value
 
 
-def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
+def _set_result(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
     outcome: tuple[Any, BaseException | None]
     try:
         outcome = work(), None
@@ -126,8 +126,8 @@ def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyn
         loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
 
 
-class Later:
-    """The future result of a call in a batch. Its `value` can be read after the `with` block."""
+class PendingResult:
+    """The result of a call in a batch, which is made when the `with` block ends. Only then its `value` can be read."""
 
     def __init__(self, description: str) -> None:
         self._description = description
@@ -143,7 +143,7 @@ class Later:
             raise ToolError(self._outcome["error"])
         return self._outcome["value"]
 
-    def settle(self, outcome: dict[str, Any]) -> None:
+    def set_outcome(self, outcome: dict[str, Any]) -> None:
         """Store the result of the call: a dict with either `value` or `error`."""
         self._outcome = outcome
 
@@ -158,16 +158,16 @@ class Batch:
     """The calls of a `with` block, which are approved together and made when the block ends. Calls that only read are made at once."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[str, dict[str, Any], Later]] = []
+        self._calls: list[tuple[str, dict[str, Any], PendingResult]] = []
 
     @property
     def results(self) -> list[Any]:
         """Return the values of all calls in the order of the calls. Raise ToolError if one was refused or failed."""
-        return [later.value for _, _, later in self._calls]
+        return [pending.value for _, _, pending in self._calls]
 
-    def add(self, name: str, arguments: dict[str, Any]) -> Later:
+    def add(self, name: str, arguments: dict[str, Any]) -> PendingResult:
         """Add a call to the batch. Return an object that has the call's value after the block."""
-        self._calls.append((name, arguments, Later(name)))
+        self._calls.append((name, arguments, PendingResult(name)))
         return self._calls[-1][2]
 
     def __enter__(self) -> Self:
@@ -178,8 +178,8 @@ class Batch:
         _open.batches = _open_batches()[:-1]
         if kind is None and self._calls:
             outcomes = call("tools.batch", calls=[{"name": name, "arguments": arguments} for name, arguments, _ in self._calls])
-            for (_, _, later), outcome in zip(self._calls, outcomes):
-                later.settle(outcome)
+            for (_, _, pending), outcome in zip(self._calls, outcomes):
+                pending.set_outcome(outcome)
 
 
 def _open_batches() -> list[Batch]:
@@ -187,20 +187,20 @@ def _open_batches() -> list[Batch]:
     return getattr(_open, "batches", [])
 
 
-class Awaiting(ast.NodeTransformer):
+class AwaitRewriter(ast.NodeTransformer):
     """Rewrite `await tools.x(1)` to `await __host_call__(tools.x, 1)`, so that other tasks continue during the call."""
 
     def visit_Await(self, node: ast.Await) -> ast.Await:
         """Rewrite an awaited call of `tools`, `skills`, `artifacts` or `deps`. Return every other `await` as it is."""
         self.generic_visit(node)
         called = node.value
-        if isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute) and _root(called.func) in NAMES:
+        if isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute) and _first_name(called.func) in NAMES:
             node.value = ast.Call(ast.Name(AWAITED, ast.Load()), [called.func, *called.args], called.keywords)
             ast.fix_missing_locations(ast.copy_location(node.value, called))
         return node
 
 
-def _root(node: ast.expr) -> str:
+def _first_name(node: ast.expr) -> str:
     while isinstance(node, ast.Attribute):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
@@ -212,16 +212,16 @@ async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **nam
     Any other function is called in this thread. Its value is awaited if it is awaitable.
     """
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
-        return await in_thread(lambda: function(*arguments, **named))
+        return await run_in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
     answer = function(*arguments, **named)
     return await answer if inspect.isawaitable(answer) else answer
 
 
-_awaiting = Awaiting()
+_await_rewriter = AwaitRewriter()
 
 
-def provide_names(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
+def define_names(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
     """Define `tools`, `skills`, `artifacts`, `deps` and ToolError as builtins, or remove them if the host answers no calls of this cell.
 
     Args:
@@ -235,10 +235,10 @@ def provide_names(transformers: list[ast.NodeTransformer], send: Send | None) ->
         # As builtins they shadow no variable of the user, and modules find them as well.
         builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps))), AWAITED: call_in_thread})
         builtins.__dict__["ToolError"] = ToolError
-        if _awaiting not in transformers:
-            transformers.append(_awaiting)
-    elif _awaiting in transformers:
-        transformers.remove(_awaiting)
+        if _await_rewriter not in transformers:
+            transformers.append(_await_rewriter)
+    elif _await_rewriter in transformers:
+        transformers.remove(_await_rewriter)
         for name in (*NAMES, AWAITED, "ToolError"):
             builtins.__dict__.pop(name, None)
 
@@ -294,7 +294,7 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
         if not described["callable"]:
             callable_ones = ", ".join(member["name"] for member in members.values())
             raise ToolError(f"{described['name']} is a group of tools, which cannot be called: call one of {callable_ones}")
-        given = _given(described["name"], signature, arguments, named)
+        given = _bind_arguments(described["name"], signature, arguments, named)
         if described["effect"] != "read" and _open_batches():
             return _open_batches()[-1].add(described["name"], given)
         return call("tools.call", name=described["name"], arguments=given)
@@ -310,15 +310,15 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
     return tool
 
 
-def _given(tool: str, signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+def _bind_arguments(tool: str, signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     """Return all arguments of a call by name. The host checks whether they match the tool.
 
     Raise TypeError if there are too many positional arguments, or if an argument is given by position and by name.
     """
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
-        told = f"{tool} expected at most {len(names)} positional arguments, got {len(arguments)}"
-        raise TypeError(f"{told}: call it as {tool}{signature}")
+        reason = f"{tool} expected at most {len(names)} positional arguments, got {len(arguments)}"
+        raise TypeError(f"{reason}: call it as {tool}{signature}")
     given = dict(zip(names, arguments))
     if twice := given.keys() & named.keys():
         raise TypeError(f"{tool} expected {', '.join(sorted(twice))} once, got it by position and by name: leave one out")
@@ -396,7 +396,7 @@ class Skills(_Namespace):
         import doctest
 
         run = _scope_of(name, source)["run"]
-        globs = {"run": lambda *arguments, **named: _called(run, arguments, named)}
+        globs = {"run": lambda *arguments, **named: _call_or_await(run, arguments, named)}
         written = io.StringIO()
         runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.FAIL_FAST | doctest.ELLIPSIS)
         for example in doctest.DocTestFinder(recurse=False).find(run, "run", module=False, globs=globs):
@@ -410,21 +410,21 @@ def _scope_of(name: str, source: str) -> dict[str, Any]:
     file = f"<skill {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"__name__": f"skill_{name}"}
-    exec(compile(_awaiting.visit(ast.parse(source)), file, "exec"), scope)  # noqa: S102
+    exec(compile(_await_rewriter.visit(ast.parse(source)), file, "exec"), scope)  # noqa: S102
     return scope
 
 
 def _run_skill(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     scope = _scope_of(name, str(call("skills.source", name=name)))
-    return _called(scope["run"], arguments, named)
+    return _call_or_await(scope["run"], arguments, named)
 
 
-def _called(run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _call_or_await(run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     answer = run(*arguments, **named)
-    return _awaited(answer) if inspect.iscoroutine(answer) else answer
+    return _run_coroutine(answer) if inspect.iscoroutine(answer) else answer
 
 
-def _awaited(coroutine: Any) -> Any:
+def _run_coroutine(coroutine: Any) -> Any:
     """Run a coroutine in a new thread and return its result, because this thread may have a running event loop."""
     outcome: list[Any] = []
 

@@ -39,7 +39,7 @@ _PARQUET = b"PAR1"
 _SAFE_PYARROW = (14, 0, 1)
 _filtering = threading.Lock()
 _logger = logging.getLogger("aca_sessions")
-Answer = Callable[..., Awaitable[object]]
+CallHandler = Callable[..., Awaitable[object]]
 
 
 class ToolFailedError(Exception):
@@ -55,7 +55,7 @@ class ByteLimit:
         self._freed = asyncio.Event()
 
     @asynccontextmanager
-    async def of(self, size: int) -> AsyncIterator[None]:
+    async def reserve(self, size: int) -> AsyncIterator[None]:
         """Reserve `size` bytes, but at most the whole limit, during the `with` block. Wait until that many are free."""
         size = min(size, self._most)
         async with self._turn:
@@ -73,7 +73,7 @@ class ByteLimit:
 class HostCalls:
     """The functions that answer a session's host calls. A call waits if the arguments of all calls would take too much memory."""
 
-    def __init__(self, table: Mapping[str, Answer]) -> None:
+    def __init__(self, table: Mapping[str, CallHandler]) -> None:
         """Use `table`, which maps the name of each call to the coroutine function that answers it with keyword arguments."""
         self._table = dict(table)
         self._texts, self._files = ByteLimit(_MOST_CALLS_TEXT), ByteLimit(_MOST_IN_FILES)
@@ -86,18 +86,18 @@ class HostCalls:
         to it.
         """
         try:
-            async with self._texts.of(len(text)):
-                return await self._answered(session, text)
+            async with self._texts.reserve(len(text)):
+                return await self._carry_out(session, text)
         except ACASessionsError as error:
-            return _failed(error)
+            return _encode_error(error)
         except Exception as error:
             _logger.info("a call from a session failed: %s", type(error).__name__)
-            return _failed(error)
+            return _encode_error(error)
 
-    async def _answered(self, session: "Session", text: str) -> str:
-        reading = asyncio.to_thread if len(text) > _LONG else _at_once
-        name, arguments, files = await reading(_read, text)
-        async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetched(session, files) as contents:
+    async def _carry_out(self, session: "Session", text: str) -> str:
+        reading = asyncio.to_thread if len(text) > _LONG else _run_here
+        name, arguments, files = await reading(_parse_call, text)
+        async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetch_files(session, files) as contents:
             decoded = await reading(decode, arguments, contents)
             if name not in self._table:
                 raise ToolFailedError(f"there is no call named {name[:100]!r}: expected one of {', '.join(sorted(self._table))}")
@@ -107,7 +107,7 @@ class HostCalls:
             return '{"value": ' + text + "}"
 
     @asynccontextmanager
-    async def _fetched(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
+    async def _fetch_files(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
         """Yield the contents of the files that a call names, by name. Reserve memory for them before they are downloaded."""
         if not names:
             yield {}
@@ -119,13 +119,13 @@ class HostCalls:
         sizes = {file.name: file.size for file in await session.list_files()}
         size = sum(sizes.get(name, 0) for name in names)
         if size > _MOST_ATTACHED:
-            told = f"the long texts, bytes and tables of a call must have at most {_MOST_ATTACHED} bytes together"
-            raise ToolFailedError(f"{told}, got {size}: send less in one call")
+            reason = f"the long texts, bytes and tables of a call must have at most {_MOST_ATTACHED} bytes together"
+            raise ToolFailedError(f"{reason}, got {size}: send less in one call")
         most = size if sizes.keys() >= {*names} else _MOST_ATTACHED  # an endpoint may list fewer files than exist
-        async with self._files.of(most):
-            yield await self._taken(session, names, most)
+        async with self._files.reserve(most):
+            yield await self._take_files(session, names, most)
 
-    async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
+    async def _take_files(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
         """Download the files `names`, of at most `most` bytes together, delete them in the session, and return their contents by name.
 
         Only one call does this at a time, because a session can enlarge files after their sizes were read. Enlarged files of many calls at
@@ -137,19 +137,19 @@ class HostCalls:
                 try:
                     contents[name] = await session.download_file(name)
                 except NotFoundError as error:
-                    told = "it is read by one call, once, and deleted then, so send its content again"
-                    raise ToolFailedError(f"the file {name} of this call does not exist: {told}") from error
+                    reason = "it is read by one call, once, and deleted then, so send its content again"
+                    raise ToolFailedError(f"the file {name} of this call does not exist: {reason}") from error
                 await session.delete_file(name)
                 if sum(len(contents.get(one, b"")) for one in names) > most:
                     raise ToolFailedError(f"the file {name} of this call grew while it was read: write all of it before the call")
         return contents
 
 
-async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
+async def _run_here(work: Callable[..., Any], *arguments: object) -> Any:
     return work(*arguments)
 
 
-def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
+def _parse_call(text: str) -> tuple[str, dict[str, Any], list[str]]:
     """Parse a call. Return its name, its arguments, and the names of files in them."""
     try:
         call = json.loads(text)
@@ -163,7 +163,7 @@ def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
     raise ToolFailedError(f"{_FORM}, got other JSON")
 
 
-def _failed(error: Exception) -> str:
+def _encode_error(error: Exception) -> str:
     name = "ToolError" if isinstance(error, ToolFailedError) else type(error).__name__
     return json.dumps({"error": {"name": name, "message": message_of(error)[:10_000]}})
 
@@ -239,7 +239,7 @@ def read_table(data: bytes) -> Any:
         ) from None
 
 
-def stored_table(frame: Any) -> codec.Table:
+def encode_table(frame: Any) -> codec.Table:
     """Return a DataFrame as parquet if an installed library can write it, else as JSON, which keeps only 15 digits of a float."""
     try:
         with _without_deprecations():
@@ -267,5 +267,5 @@ def _check_parquet_library() -> None:
         return
     if version < _SAFE_PYARROW:
         got = ".".join(map(str, version))
-        told = f"pyarrow must be at least 14.0.1, got {got}, which can run code from a parquet file (CVE-2023-47248)"
-        raise ConfigurationError(f"{told}: pip install 'pyarrow>=14.0.1'")
+        reason = f"pyarrow must be at least 14.0.1, got {got}, which can run code from a parquet file (CVE-2023-47248)"
+        raise ConfigurationError(f"{reason}: pip install 'pyarrow>=14.0.1'")

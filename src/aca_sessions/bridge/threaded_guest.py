@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from types import CodeType, SimpleNamespace, TracebackType
 from typing import Any, ClassVar
 
+from ..sandbox.guest.folders import DATA, session_folders
 from ..sandbox.guest.notebook import tracebacks
-from ..sandbox.guest.notebook.collected import Collected, no_late_displays
-from ..sandbox.guest.notebook.loop import Loop, is_needed
-from ..sandbox.guest.place import DATA, place
+from ..sandbox.guest.notebook.cell_output import CellOutput, new_late_displays
+from ..sandbox.guest.notebook.loop import Loop, needs_loop
 from ..sandbox.wire import Cleared, Message, Shown
 from . import codec, guest
 
@@ -38,11 +38,11 @@ _LONGEST_LINE = 3000  # characters; every service keeps at least that much of an
 _changed = threading.Condition()
 _numbers = itertools.count(1)
 _loop = Loop()
-_late = no_late_displays()
+_late = new_late_displays()
 
 
-class KeptText:
-    """The text that was written to a stream. If it is too long, its middle is replaced by a note of how many characters were cut."""
+class TruncatedText:
+    """A text stream that keeps what was written to it. A note of how many characters were cut replaces the middle of a long text."""
 
     def __init__(self) -> None:
         self._head: list[str] = []
@@ -78,54 +78,54 @@ class KeptText:
         self._tail = self._tail[excess:]
 
 
-class Diverted:
-    """A redirection of IPython's output to one cell that runs in a thread: the cell's streams and displays are collected.
+class OutputCapture:
+    """Collects the output of one cell that runs in a thread: what it writes to the streams and what IPython displays.
 
     Meanwhile the callbacks of IPython's events, such as `post_execute`, are not called, because each meeting would trigger them. Only the
     `write` methods of the streams are replaced, because other code holds the stream objects, and some sessions restore their own streams in
     `sys`.
     """
 
-    current: ClassVar[Diverted | None] = None
+    current: ClassVar[OutputCapture | None] = None
 
-    def __init__(self, shell: Any, collected: Collected) -> None:
-        self.stdout, self.stderr = KeptText(), KeptText()
+    def __init__(self, shell: Any, collected: CellOutput) -> None:
+        self.stdout, self.stderr = TruncatedText(), TruncatedText()
         self._shell = shell
-        self._collected = collected
+        self._output = collected
         self.own_stdout = sys.stdout
         self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
 
-    def begin(self) -> None:
-        """Collect output from now on. Stop collecting for a previous cell that still runs."""
-        if Diverted.current is not None:
-            Diverted.current.put_back()
-        Diverted.current = self
+    def start(self) -> None:
+        """Start to collect. End the collection for an earlier cell that still runs."""
+        if OutputCapture.current is not None:
+            OutputCapture.current.restore()
+        OutputCapture.current = self
         for stream, kept in self._streams:
             with contextlib.suppress(AttributeError):  # guest code may have replaced the stream by anything
                 stream.write = kept.write  # type: ignore[method-assign]
         self._shell.display_pub.publish = self._publish
-        self._shell.display_pub.clear_output = self._collected.clear
+        self._shell.display_pub.clear_output = self._output.clear
         self._shell.display_trap.hook = self._show
         self._shell.ask_exit = _end_the_cell  # `exit` must not end the session
         # At the end of each execution figures are shown and closed. Meetings are executions, but not the end of the cell.
         self._shell.events.trigger = _nothing
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Show what IPython shows at the end of a cell, such as open figures, then stop collecting.
 
-        Do nothing if another cell has begun.
+        Do nothing if another cell has started.
         """
-        if Diverted.current is not self:
+        if OutputCapture.current is not self:
             return
         events = self._shell.events
         try:
             type(events).trigger(events, "post_execute")  # only for this thread: the main thread may be at the end of an execution, too
         finally:
-            self.put_back()
+            self.restore()
 
-    def put_back(self) -> None:
-        """Undo `begin`: give the shell its own streams, displays, events and `exit` again."""
-        Diverted.current = None
+    def restore(self) -> None:
+        """Undo `start`: give the shell its own streams, displays, events and `exit` again."""
+        OutputCapture.current = None
         self._shell.display_trap.hook = self._shell.displayhook
         self._shell.__dict__.pop("ask_exit", None)
         self._shell.events.__dict__.pop("trigger", None)
@@ -137,21 +137,21 @@ class Diverted:
     def _show(self, value: object) -> None:
         """Show the value of an expression statement: by IPython in the main thread, on stdout in a cell's thread.
 
-        In a cell this serves doctests, which redirect stdout and read the value there.
+        Doctests in a cell redirect stdout and read the value there.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
 
     def _publish(self, data: dict[str, Any], *_: object, **options: Any) -> None:
         name = (options.get("transient") or {}).get("display_id")
-        self._collected.take_display(data, None if name is None else str(name), update=bool(options.get("update")))
+        self._output.add_display(data, None if name is None else str(name), update=bool(options.get("update")))
 
 
-def write_past(text: str) -> None:
+def write_uncaptured(text: str) -> None:
     """Write a text to the session's own stdout, even while a cell's output is collected, or if the cell redirected or closed stdout."""
     streams: list[Any] = [sys.stdout, sys.__stdout__]
-    if Diverted.current is not None:
-        streams.insert(0, Diverted.current.own_stdout)
+    if OutputCapture.current is not None:
+        streams.insert(0, OutputCapture.current.own_stdout)
     for stream in streams:
         with contextlib.suppress(Exception):
             type(stream).write(stream, text)
@@ -163,13 +163,13 @@ def _end_the_cell() -> None:
     raise SystemExit
 
 
-def _put_back_in_child() -> None:
+def _restore_in_child() -> None:
     """Restore the streams in a forked process, because nothing in it reads the collected output."""
-    if Diverted.current is not None:
-        Diverted.current.put_back()
+    if OutputCapture.current is not None:
+        OutputCapture.current.restore()
 
 
-os.register_at_fork(after_in_child=_put_back_in_child)
+os.register_at_fork(after_in_child=_restore_in_child)
 
 
 def _nothing(*_: object, **__: object) -> None: ...
@@ -186,16 +186,16 @@ class ThreadedCell:
         self._transformers = transformers
         self._ended = ended
         self._displays: list[tuple[dict[str, str], str | None]] = []
-        self._collected = Collected("", self._take, _late)
-        self._diverted = Diverted(shell, self._collected)
+        self._output = CellOutput("", self._store_display, _late)
+        self._capture = OutputCapture(shell, self._output)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._turn = threading.Lock()
         self._is_users = True  # whether the thread runs the user's code, and not what follows it
 
     def start(self) -> None:
         """Start to collect output, and run the cell in a new thread. If no thread can be started, the cell ends with that error."""
-        self._diverted.begin()
-        self._collected.show_late()
+        self._capture.start()
+        self._output.show_late()
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -208,7 +208,7 @@ class ThreadedCell:
                 _raise_in(self._thread, KeyboardInterrupt)
         _wake_loops_of(self._thread)
 
-    def leave(self) -> None:
+    def abandon_loop(self) -> None:
         """Give the next cell a new event loop if this cell still runs and uses the present one."""
         if self.outcome is None:
             _loop.abandon()
@@ -244,11 +244,11 @@ class ThreadedCell:
             tree = transformer.visit(tree)
         tree = self._shell.transform_ast(tree)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        self._evaluate(self._compiled(tree, file, "exec"))
+        self._evaluate(self._compile(tree, file, "exec"))
         if isinstance(last, ast.Expr):
-            self._show(self._evaluate(self._compiled(ast.Expression(last.value), file, "eval")))
+            self._show(self._evaluate(self._compile(ast.Expression(last.value), file, "eval")))
 
-    def _compiled(self, tree: ast.Module | ast.Expression, file: str, mode: str) -> CodeType:
+    def _compile(self, tree: ast.Module | ast.Expression, file: str, mode: str) -> CodeType:
         flags = self._shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         return compile(tree, file, mode, flags=flags, dont_inherit=True)  # type: ignore[no-any-return]
 
@@ -260,7 +260,7 @@ class ThreadedCell:
         async def inside() -> Any:
             return eval(code, names)  # noqa: S307
 
-        return _loop(inside()) if is_needed(self._code) else eval(code, names)  # noqa: S307
+        return _loop(inside()) if needs_loop(self._code) else eval(code, names)  # noqa: S307
 
     def _show(self, value: Any) -> None:
         if value is None or self._code.rstrip().endswith(";"):
@@ -268,9 +268,9 @@ class ThreadedCell:
         formats, _ = self._shell.displayhook.compute_format_data(value)
         self._shell.displayhook.update_user_ns(value)
         if formats:
-            self._collected.take_value(SimpleNamespace(result=value), formats)
+            self._output.store_value(SimpleNamespace(result=value), formats)
 
-    def _take(self, message: Message) -> None:
+    def _store_display(self, message: Message) -> None:
         """Store the display in a message. An update replaces the latest display of its name. `Cleared` removes all displays."""
         names = [name for _, name in self._displays]
         if isinstance(message, Cleared):
@@ -283,19 +283,19 @@ class ThreadedCell:
 
     def _finish(self, error: BaseException | None) -> None:
         if error is not None:
-            self._collected.take_error(error, _traceback(self._shell, error))
-        self._collected.code_has_run = True
+            self._output.store_error(error, _traceback(self._shell, error))
+        self._output.code_has_run = True
         try:
-            self._diverted.end()
+            self._capture.finish()
         finally:
-            self._collected.finished([], [], [])
+            self._output.finish([], [], [])
             self.outcome = {
-                "value": self._collected.value,
-                "text": self._collected.text,
-                "error": self._collected.error,
+                "value": self._output.value,
+                "text": self._output.text,
+                "error": self._output.error,
                 "displays": self._displays,
-                "stdout": self._diverted.stdout.text(),
-                "stderr": self._diverted.stderr.text(),
+                "stdout": self._capture.stdout.text(),
+                "stderr": self._capture.stderr.text(),
             }
 
 
@@ -316,34 +316,34 @@ def _wake_loops_of(thread: threading.Thread) -> None:
 
 
 def _traceback(shell: Any, error: BaseException) -> str:
-    traceback = _of_the_user(error.__traceback__)
+    traceback = _skip_own_frames(error.__traceback__)
     try:
-        return _COLOUR.sub("", _laid_out(shell, error, traceback))
+        return _COLOUR.sub("", _format_traceback(shell, error, traceback))
     except Exception:  # the user's objects may fail when they are shown
-        return tracebacks.native(error, traceback)
+        return tracebacks.format_natively(error, traceback)
 
 
-def _laid_out(shell: Any, error: BaseException, traceback: TracebackType | None) -> str:
+def _format_traceback(shell: Any, error: BaseException, traceback: TracebackType | None) -> str:
     kind, layout = type(error), shell.InteractiveTB
     if isinstance(error, SystemExit) or kind.__name__ == "UsageError":
         return "".join(layout.get_exception_only(kind, error)).rstrip("\n")
     if traceback is None and isinstance(error, SyntaxError):
         return str(layout.stb2text(shell.SyntaxTB.structured_traceback(kind, error, [])))
-    tracebacks.explain(error)
-    tracebacks.cut_own(traceback)
-    if tracebacks.holds_group(error):
-        return tracebacks.native(error, traceback)
+    tracebacks.explain_missing_folder(error)
+    tracebacks.cut_own_frames(traceback)
+    if tracebacks.has_group(error):
+        return tracebacks.format_natively(error, traceback)
     return str(layout.stb2text(layout.structured_traceback(kind, error, traceback, tb_offset=0)))
 
 
-def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
+def _skip_own_frames(traceback: TracebackType | None) -> TracebackType | None:
     """Return a traceback without the leading entries of this package, or None if nothing is left."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
         traceback = traceback.tb_next
     return traceback
 
 
-class _Meeting:
+class _MeetingState:
     """The state that meetings share: the latest cell, its open calls, and answers that the cell has not taken."""
 
     def __init__(self) -> None:
@@ -356,93 +356,100 @@ class _Meeting:
         self.computed_before = 0.0
 
 
-_now = _Meeting()
+_state = _MeetingState()
 
 
-def meet(marker: str, said: str) -> None:
-    """Hold a meeting: carry out the host's message `said`, then print `marker` and the cell's report as JSON on one line.
+def meet(marker: str, request: str) -> None:
+    """Hold a meeting: carry out the host's `request`, then print `marker` and the cell's report as JSON on one line.
 
-    `said` is JSON that `codec.pack` has encoded. It holds the arguments of `_met`. A long report is in a file: the line names it, and the
-    next meeting deletes it.
+    `request` is JSON that `codec.pack` has encoded. It holds the arguments of `_handle_request`. A long report goes into a file: the line
+    holds its name, and the next meeting deletes it.
     """
-    if _now.file:
+    if _state.file:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(place.data, _now.file))
-        _now.file = ""
-    place.data = DATA if os.path.isdir(DATA) else os.path.expanduser("~")
-    line = json.dumps(_met(**json.loads(codec.unpack(json.loads(said), guest.read_file))))
+            os.unlink(os.path.join(session_folders.data, _state.file))
+        _state.file = ""
+    session_folders.data = DATA if os.path.isdir(DATA) else os.path.expanduser("~")
+    line = json.dumps(_handle_request(**json.loads(codec.unpack(json.loads(request), guest.read_file))))
     if len(line) > _LONGEST_LINE:
-        _now.file = guest.write_file(line.encode())
-        line = json.dumps({"file": _now.file})
-    write_past(f"\n{marker}{line}\n")
+        _state.file = guest.write_file(line.encode())
+        line = json.dumps({"file": _state.file})
+    write_uncaptured(f"\n{marker}{line}\n")
 
 
-def _met(cell: str, begin: str | None, answers: dict[str, str], known: list[int], interrupt: bool, wait: float) -> dict[str, Any]:
-    if begin is not None and cell != _now.id:
-        _begin(cell, begin)
-    running = _now.cell
-    if running is None or cell != _now.id:
+def _handle_request(
+    cell: str, begin: str | None, answers: dict[str, str], known: list[int], interrupt: bool, wait: float
+) -> dict[str, Any]:
+    if begin is not None and cell != _state.id:
+        _start_cell(cell, begin)
+    running = _state.cell
+    if running is None or cell != _state.id:
         return {"cell": "unknown"}
     with _changed:
-        _now.answers.update({int(number): answer for number, answer in answers.items() if int(number) in _now.open})
-        _now.interrupted = _now.interrupted or interrupt
+        _state.answers.update({int(number): answer for number, answer in answers.items() if int(number) in _state.open})
+        _state.interrupted = _state.interrupted or interrupt
         _changed.notify_all()
     if interrupt:
         running.interrupt()
     started = time.perf_counter()
     with _changed:
-        _changed.wait_for(lambda: running.outcome is not None or any(number not in known for number in _asked()), wait)
+        _changed.wait_for(lambda: running.outcome is not None or any(number not in known for number in _unanswered_calls()), wait)
         if running.outcome is not None:
             return {"cell": "over", "result": running.outcome}
-        calls = [[number, _now.open[number]] for number in _asked()]
-        return {"cell": "runs", "calls": calls, "waited": time.perf_counter() - started, "computed": _computed() - _now.computed_before}
+        calls = [[number, _state.open[number]] for number in _unanswered_calls()]
+        return {
+            "cell": "runs",
+            "calls": calls,
+            "waited": time.perf_counter() - started,
+            "computed": _processor_seconds() - _state.computed_before,
+        }
 
 
-def _begin(id: str, code: str) -> None:
+def _start_cell(id: str, code: str) -> None:
     shell = sys.modules["IPython"].get_ipython()
-    if _now.cell is not None:
-        _now.cell.leave()
+    if _state.cell is not None:
+        _state.cell.abandon_loop()
     transformers: list[Any] = []
-    guest.provide_names(transformers, _ask)
-    _now.cell, _now.computed_before = ThreadedCell(shell, code, transformers, _wake), _computed()
-    _now.id, _now.interrupted, _now.open, _now.answers = id, False, {}, {}
-    _now.cell.start()
+    guest.define_names(transformers, _send_call)
+    _state.cell, _state.computed_before = ThreadedCell(shell, code, transformers, _wake), _processor_seconds()
+    _state.id, _state.interrupted, _state.open, _state.answers = id, False, {}, {}
+    _state.cell.start()
 
 
-def _computed() -> float:
+def _processor_seconds() -> float:
     """Return the processor seconds of this process and its ended children, without those of this thread, which holds the meetings."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
 
-def _asked() -> list[int]:
-    return [number for number in _now.open if number not in _now.answers]
+def _unanswered_calls() -> list[int]:
+    return [number for number in _state.open if number not in _state.answers]
 
 
-def _ask(text: str) -> str:
+def _send_call(text: str) -> str:
     """Send a call of the cell to the host, and return the answer. May be called from any thread.
 
     Raise ToolError if no cell runs, or if the cell was interrupted or ends before the answer comes.
     """
     with _changed:
-        cell, number = _now.cell, next(_numbers)
-        if cell is None or not _is_answered(cell):
+        cell, number = _state.cell, next(_numbers)
+        if cell is None or not _can_be_answered(cell):
             return guest.refuse_call(text)
-        _now.open[number] = text
+        _state.open[number] = text
         _changed.notify_all()
         try:
-            _changed.wait_for(lambda: number in _now.answers or not _is_answered(cell))
-            if number not in _now.answers:
+            _changed.wait_for(lambda: number in _state.answers or not _can_be_answered(cell))
+            if number not in _state.answers:
                 raise guest.ToolError(
                     "the cell ended before this call was answered: check whether it had an effect before you make it again"
                 )
-            return _now.answers.pop(number)
+            return _state.answers.pop(number)
         finally:
-            _now.open.pop(number, None)
+            _state.open.pop(number, None)
 
 
-def _is_answered(cell: ThreadedCell) -> bool:
-    return cell is _now.cell and cell.outcome is None and not _now.interrupted
+def _can_be_answered(cell: ThreadedCell) -> bool:
+    return cell is _state.cell and cell.outcome is None and not _state.interrupted
 
 
 def _wake() -> None:

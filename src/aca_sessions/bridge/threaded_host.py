@@ -31,10 +31,10 @@ from . import codec, host
 _GUEST = "bridge.threaded_guest"
 # Ordered so that no module imports a later one.
 _MODULES = (
-    *("sandbox.wire", "sandbox.guest.place", "sandbox.guest.notebook.collected", "sandbox.guest.notebook.loop"),
+    *("sandbox.wire", "sandbox.guest.folders", "sandbox.guest.notebook.cell_output", "sandbox.guest.notebook.loop"),
     *("sandbox.guest.notebook.tracebacks", "bridge.codec", "bridge.guest", _GUEST),
 )
-_LACKING = {
+_MISSING = {
     "python": "its sessions have a Python older than 3.9",
     "ipython": "its sessions have no IPython",
     "threads": "its sessions cannot start threads",
@@ -78,7 +78,7 @@ async def send_modules(session: Session) -> str:
         lack = answer(result)
     except (ExecutionError, ServiceError):
         return "its sessions cannot load the modules that cells with host calls need"
-    return "" if lack is None else _LACKING.get(str(lack), "its sessions lack something that cells with host calls need")
+    return "" if lack is None else _MISSING.get(str(lack), "its sessions lack something that cells with host calls need")
 
 
 async def _send(session: Session) -> CodeExecutionResult:
@@ -127,8 +127,8 @@ class Report:
     outcome: Outcome | None = None
 
 
-class Exchange:
-    """A runner of cells with host calls, for one session at an endpoint without events. It runs one cell at a time."""
+class ThreadedRunner:
+    """Runs the cells of one session that make host calls, at an endpoint without events. One cell runs at a time."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -171,7 +171,7 @@ class Clock:
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
-        self._began = self._met = now()
+        self._began = self._counted_at = now()
         self._used = self._computed = 0.0
 
     @property
@@ -188,8 +188,8 @@ class Clock:
         """
         now = self._now()
         busy = computed - self._computed if computed is not None else 0.0
-        self._used += max(ran, min(busy, now - self._met))
-        self._met, self._computed = now, self._computed if computed is None else computed
+        self._used += max(ran, min(busy, now - self._counted_at))
+        self._counted_at, self._computed = now, self._computed if computed is None else computed
 
 
 class _Cell:
@@ -225,33 +225,33 @@ class _Cell:
         return replace(result, duration=time.perf_counter() - started)
 
     async def _run(self, code: str) -> CodeExecutionResult:
-        now = await self._begun(code)
-        while now.stage == "runs" and self._clock.used < self._timeout:
-            self._take(now)
-            await self._until_answered()
+        report = await self._start_cell(code)
+        while report.stage == "runs" and self._clock.used < self._timeout:
+            self._answer_calls(report)
+            await self._wait_for_answer()
             wait = 0.0 if self._open else min(self._wait, max(self._timeout - self._clock.used, 0.0))
             self._wait = min(self._wait * 2, _LONGEST_WAIT)
-            now = self._going_on(await self._met(wait=wait))
-        overran = now.stage == "runs"
+            report = self._require_known_cell(await self._meet(wait=wait))
+        overran = report.stage == "runs"
         if overran:
-            now = await self._interrupted()
-        if now.outcome is None:
-            raise _EndedError(CodeError("TimeoutError", f"{self._ran_longer}; {_STILL_RUNS}"), _RUNS_ON)
-        return self._result(now.outcome, overran=overran)
+            report = await self._interrupt()
+        if report.outcome is None:
+            raise _EndedError(CodeError("TimeoutError", f"{self._too_long}; {_STILL_RUNS}"), _RUNS_ON)
+        return self._result(report.outcome, overran=overran)
 
-    async def _begun(self, code: str) -> Report:
+    async def _start_cell(self, code: str) -> Report:
         """Start the cell and return the first report. If the session lacks the modules for meetings, send them and start it again."""
-        now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
-        if now.stage == "no module":
+        report = await self._meet(begin=code, wait=min(_FIRST_WAIT, self._timeout))
+        if report.stage == "no module":
             lacking = await send_modules(self._session)
             if lacking:
                 raise _EndedError(CodeError("NotSupportedError", f"the cell was not run: {lacking}. {_ELSEWHERE}"), State())
-            now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
-        return self._going_on(now)
+            report = await self._meet(begin=code, wait=min(_FIRST_WAIT, self._timeout))
+        return self._require_known_cell(report)
 
-    def _take(self, now: Report) -> None:
+    def _answer_calls(self, report: Report) -> None:
         """Start to answer the new calls in a report. If too many calls are open, skip the rest: the next report repeats them."""
-        for number, text in now.calls:
+        for number, text in report.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
             if number > self._latest:
@@ -259,7 +259,7 @@ class _Cell:
                 self._open[number] = self._tasks.own(self._calls.answer(self._session, text))
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
-    async def _until_answered(self) -> None:
+    async def _wait_for_answer(self) -> None:
         """Wait for an open call to be answered, but only for a short time: the cell may end or make more calls meanwhile."""
         if not self._open:
             return
@@ -267,18 +267,18 @@ class _Cell:
         self._pause = _FIRST_PAUSE if done else min(self._pause * 2, _LONGEST_PAUSE)
         for number, answering in [*self._open.items()]:
             if answering.done():
-                self._answers[number] = _answer_of(answering)
+                self._answers[number] = _get_answer(answering)
                 del self._open[number]
 
-    async def _interrupted(self) -> Report:
-        now = Report("runs")
+    async def _interrupt(self) -> Report:
+        report = Report("runs")
         for _ in range(_INTERRUPTS):
-            now = self._going_on(await self._met(interrupt=True, wait=_INTERRUPT_WAIT))
-            if now.stage == "over":
+            report = self._require_known_cell(await self._meet(interrupt=True, wait=_INTERRUPT_WAIT))
+            if report.stage == "over":
                 break
-        return now
+        return report
 
-    async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
+    async def _meet(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
         """Hold a meeting and return its report. If none comes, try again without the cell's source, so that the cell cannot run twice.
 
         The session waits at most `wait` seconds for calls or for the cell's end. Raise _EndedError if no try returned a report, or if the
@@ -289,9 +289,9 @@ class _Cell:
             await asyncio.sleep(pause)
             try:
                 # Only the first try, which has no pause before it, sends the cell.
-                now = await self._asked(begin if not pause else None, interrupt=interrupt, wait=wait)
-                if begin is None or not pause or now.stage in ("runs", "over"):
-                    return now
+                report = await self._send_meeting(begin if not pause else None, interrupt=interrupt, wait=wait)
+                if begin is None or not pause or report.stage in ("runs", "over"):
+                    return report
                 state = _LOST if self._is_gone else state  # the cell may have run
                 break
             except _SilentError as silent:
@@ -302,31 +302,31 @@ class _Cell:
                     raise
             if state.kind == "lost":
                 break
-        raise self._ended(state)
+        raise self._make_ended_error(state)
 
-    async def _asked(self, begin: str | None, *, interrupt: bool, wait: float) -> Report:
-        bringing = self._to_bring()
-        said: dict[str, object] = {"cell": self._id, "begin": begin, "interrupt": interrupt, "wait": wait}
-        now = await self._exchanged({**said, "answers": bringing, "known": [*self._open, *self._answers]}, wait)
-        for number in bringing:
+    async def _send_meeting(self, begin: str | None, *, interrupt: bool, wait: float) -> Report:
+        answers = self._select_answers()
+        request: dict[str, object] = {"cell": self._id, "begin": begin, "interrupt": interrupt, "wait": wait}
+        report = await self._exchange_report({**request, "answers": answers, "known": [*self._open, *self._answers]}, wait)
+        for number in answers:
             self._answers.pop(number, None)
-        return now
+        return report
 
-    def _to_bring(self) -> dict[int, str]:
+    def _select_answers(self) -> dict[int, str]:
         """Return the answers to deliver in the next meeting, by number of their call.
 
         They have at most 8 Mi characters together. A longer answer is delivered alone. All stay in `_answers` until the meeting has
         returned a report, so that a lost reply loses none.
         """
-        bringing, size = dict[int, str](), 0
+        answers, size = dict[int, str](), 0
         for number, text in self._answers.items():
-            if not bringing or size + len(text) <= _MOST_DELIVERED:
-                bringing[number] = text
+            if not answers or size + len(text) <= _MOST_DELIVERED:
+                answers[number] = text
                 size += len(text)
-        return bringing
+        return answers
 
-    async def _exchanged(self, said: dict[str, object], wait: float) -> Report:
-        text, files = host.encode(json.dumps(said))
+    async def _exchange_report(self, request: dict[str, object], wait: float) -> Report:
+        text, files = host.encode(json.dumps(request))
         for name, data in files.items():
             await self._session.upload_file(name, data)
         self._is_sent = True
@@ -335,28 +335,28 @@ class _Cell:
         result = await self._session._run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"
-        rest, line = _split(result.stdout, marker)
+        rest, line = _split_stdout(result.stdout, marker)
         self._written = (self._written + rest)[:_MOST_WRITTEN]
         # The stderr of a meeting that failed is its own traceback, not the cell's output.
         self._complained = (self._complained + result.stderr * result.success)[:_MOST_WRITTEN]
         try:
-            now = await _read(self._session, line) if line is not None else None
+            report = await _read_report(self._session, line) if line is not None else None
         except ACASessionsError:
-            now = None
+            report = None
         # While calls were open at the start, the clock stood still. If new calls came, only the time until they came counts.
-        ran = 0.0 if stood_still else elapsed if now is None or not now.calls else min(max(now.waited, _LEAST), elapsed)
-        self._clock.count(ran, now.computed if now is not None else None)
-        if now is None:
+        ran = 0.0 if stood_still else elapsed if report is None or not report.calls else min(max(report.waited, _LEAST), elapsed)
+        self._clock.count(ran, report.computed if report is not None else None)
+        if report is None:
             raise _SilentError(NO_REPLY if result.state.kind == "kept" or line is not None else result.state)
-        return now
+        return report
 
-    def _going_on(self, now: Report) -> Report:
-        """Return `now` unchanged. Raise _EndedError if it reports that the session no longer knows the cell: the interpreter was lost."""
-        if now.stage in ("unknown", "no module"):
-            raise self._ended(_LOST)
-        return now
+    def _require_known_cell(self, report: Report) -> Report:
+        """Return `report` unchanged. Raise _EndedError if the session does not know the cell, because its interpreter was lost."""
+        if report.stage in ("unknown", "no module"):
+            raise self._make_ended_error(_LOST)
+        return report
 
-    def _ended(self, state: State) -> _EndedError:
+    def _make_ended_error(self, state: State) -> _EndedError:
         if state.kind == "lost":
             return _EndedError(
                 CodeError(
@@ -369,13 +369,13 @@ class _Cell:
         )
 
     @property
-    def _ran_longer(self) -> str:
+    def _too_long(self) -> str:
         return f"the cell ran longer than {self._timeout:g} s"
 
     def _result(self, outcome: Outcome, *, overran: bool) -> CodeExecutionResult:
         error, stderr = outcome.error, outcome.stderr + self._complained
         if overran:
-            error = CodeError("TimeoutError", f"{self._ran_longer} and was interrupted; its variables are kept")
+            error = CodeError("TimeoutError", f"{self._too_long} and was interrupted; its variables are kept")
         if error is not None:
             stderr = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part)
         return CodeExecutionResult(
@@ -396,10 +396,10 @@ class _Cell:
     async def _try_to_interrupt(self) -> None:
         with contextlib.suppress(ACASessionsError, TimeoutError, _EndedError):
             async with asyncio.timeout(_CANCEL_SECONDS):
-                await self._met(interrupt=True, wait=_INTERRUPT_WAIT)
+                await self._meet(interrupt=True, wait=_INTERRUPT_WAIT)
 
 
-def _answer_of(answering: "asyncio.Task[str]") -> str:
+def _get_answer(answering: "asyncio.Task[str]") -> str:
     """Return the answer to a call whose task has ended, or an error as the answer if the task was cancelled or failed."""
     if answering.cancelled() or answering.exception() is not None:
         return json.dumps(
@@ -416,7 +416,7 @@ def _answer_of(answering: "asyncio.Task[str]") -> str:
 # What follows validates what a session reports of its cell: guest code can forge any of it.
 
 
-def _split(stdout: str, marker: str) -> tuple[str, str | None]:
+def _split_stdout(stdout: str, marker: str) -> tuple[str, str | None]:
     """Split the stdout of a meeting. Return the text without the report, and the report's line without the `marker` before it.
 
     The line is None if there is no marker.
@@ -428,90 +428,90 @@ def _split(stdout: str, marker: str) -> tuple[str, str | None]:
     return before + after, line
 
 
-async def _read(session: Session, line: str) -> Report:
+async def _read_report(session: Session, line: str) -> Report:
     """Return the report in `line`, or in the file that `line` names. Raise ServiceError if the report is not valid."""
     try:
-        said = json.loads(line)
-        match said:
+        data = json.loads(line)
+        match data:
             case {"file": str(name)} if codec.FILE.fullmatch(name):
-                said = json.loads(await _content(session, name))
+                data = json.loads(await _download_report(session, name))
     except (ValueError, RecursionError):
-        raise _unreadable() from None  # the cause quotes what the session reported
-    return _report(said)
+        raise _unreadable_error() from None  # the cause quotes what the session reported
+    return _parse_report(data)
 
 
-async def _content(session: Session, name: str) -> str:
+async def _download_report(session: Session, name: str) -> str:
     sizes = {file.name: file.size for file in await session.list_files()}
     if sizes.get(name, 0) > _MOST_REPORT:
-        raise _unreadable()
+        raise _unreadable_error()
     data = await session.download_file(name)
     await session.delete_file(name)
     return data.decode("utf-8", "replace")
 
 
-def _report(said: object) -> Report:
-    match said:
+def _parse_report(data: object) -> Report:
+    match data:
         case {"cell": "runs", "calls": [*calls], "waited": float(waited), "computed": float(computed)}:
-            return Report("runs", tuple(_call(one) for one in calls[:_MOST_CALLS]), waited, computed)
+            return Report("runs", tuple(_parse_call(one) for one in calls[:_MOST_CALLS]), waited, computed)
         case {"cell": "over", "result": dict(result)}:
-            return Report("over", outcome=_outcome(result))
+            return Report("over", outcome=_parse_outcome(result))
         case {"cell": "unknown" | "no module" as stage}:
             return Report(stage)
-    raise _unreadable()
+    raise _unreadable_error()
 
 
-def _call(one: object) -> tuple[int, str]:
+def _parse_call(one: object) -> tuple[int, str]:
     match one:
         case [int(number), str(text)] if type(number) is int and 0 < number < _LARGEST_NUMBER and len(text) <= _MOST_CALL:
             return number, text
-    raise _unreadable()
+    raise _unreadable_error()
 
 
-def _outcome(result: dict[str, Any]) -> Outcome:
+def _parse_outcome(result: dict[str, Any]) -> Outcome:
     match result:
         case {"stdout": str(stdout), "stderr": str(stderr), "value": value, "text": text, "error": error, "displays": [*displays]}:
             return Outcome(
-                stdout=_text(stdout),
-                stderr=_text(stderr),
-                value=_value(value),
-                text=None if text is None else _text(text),
-                error=None if error is None else _error(error),
-                displays=tuple(_display(one) for one in displays[:_MOST_DISPLAYS]),
+                stdout=_parse_text(stdout),
+                stderr=_parse_text(stderr),
+                value=_parse_value(value),
+                text=None if text is None else _parse_text(text),
+                error=None if error is None else _parse_error(error),
+                displays=tuple(_parse_display(one) for one in displays[:_MOST_DISPLAYS]),
             )
-    raise _unreadable()
+    raise _unreadable_error()
 
 
-def _value(value: object) -> Scalar:
+def _parse_value(value: object) -> Scalar:
     match value:
         case None | bool() | int() | float():
             return value
-    return _text(value)
+    return _parse_text(value)
 
 
-def _error(error: object) -> CodeError:
+def _parse_error(error: object) -> CodeError:
     match error:
         case [name, message, traceback]:
-            return CodeError(_text(name), _text(message), _text(traceback))
-    raise _unreadable()
+            return CodeError(_parse_text(name), _parse_text(message), _parse_text(traceback))
+    raise _unreadable_error()
 
 
-def _display(one: object) -> Display:
+def _parse_display(one: object) -> Display:
     match one:
         case [dict(data), None | str() as name] if all(isinstance(form, str) for form in data.values()):
-            return Display({_clean(mime): _clean(form) for mime, form in data.items()}, name)
-    raise _unreadable()
+            return Display({_escape_surrogates(mime): _escape_surrogates(form) for mime, form in data.items()}, name)
+    raise _unreadable_error()
 
 
-def _text(text: object) -> str:
+def _parse_text(text: object) -> str:
     if not isinstance(text, str) or len(text) > _MOST_RESULT_TEXT:
-        raise _unreadable()
-    return _clean(text)
+        raise _unreadable_error()
+    return _escape_surrogates(text)
 
 
-def _clean(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """Replace lone surrogates, which JSON can hold and UTF-8 cannot encode, by escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _unreadable() -> ServiceError:
+def _unreadable_error() -> ServiceError:
     return ServiceError(200, "Unreadable", "the session returned an unreadable report: reset it, or use another session")

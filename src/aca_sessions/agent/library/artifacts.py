@@ -147,7 +147,7 @@ def _encode(data: Any) -> tuple[Form, bytes]:
         return "bytes", bytes(data)
     try:
         if codec.is_table(data):
-            return "table", bytes(host.stored_table(data))
+            return "table", bytes(host.encode_table(data))
         return "json", json.dumps(data, default=_refuse, indent=1).encode()
     except InvalidArgumentError:
         raise

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..wire import Command, Extend, Finished, Fork, Ping, Run, Started, WarmUp
 from . import snapshots, threads
-from .link import Link, flush_streams, interrupts, put_back_streams
+from .folders import session_folders
+from .link import Link, flush_streams, interrupts, restore_streams
 from .notebook import commands, modules
-from .place import place
 
 if TYPE_CHECKING:
     from .notebook.shell import Shell
@@ -22,12 +22,12 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
     snapshots.reseed()
     gc.enable()
     os.environ.clear()
-    os.environ.update(_environment() | (_by_proxy(*proxy) if proxy else {}))
-    interrupts.listen()
-    snapshots.begin()
+    os.environ.update(_environment() | (_proxy_variables(*proxy) if proxy else {}))
+    interrupts.install_handler()
+    snapshots.count_own_sockets()
     own_pid = os.getpid()
     for cell in link.cells(shell.loop_runner):
-        snapshots.stay_in_data()
+        snapshots.leave_deleted_folder()
         if isinstance(cell, Fork):
             finished = snapshots.fork(cell, link, shell)
             if finished is None:
@@ -37,7 +37,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
             finished = _run(cell, link, shell)
         snapshots.remember_folder()
         flush_streams()
-        put_back_streams()
+        restore_streams()
         if os.getpid() != own_pid:
             os._exit(0)  # a child of os.fork() in a cell, which ran on to the cell's end: only the parent sends the result
         link.send(finished)
@@ -48,9 +48,9 @@ def _run(cell: Run | Command | WarmUp | Ping | Extend, link: Link, shell: Shell)
         threads.go_on()
         return shell.run(cell, link.send, link.ask)
     if isinstance(cell, Command):
-        return commands.run(cell, link.send)
+        return commands.run_command(cell, link.send)
     if isinstance(cell, Extend):
-        return modules.extend(cell, link.send)
+        return modules.use_packages(cell, link.send)
     link.send(Started(cell.execution))
     if isinstance(cell, WarmUp):
         shell.warm_up()
@@ -58,10 +58,10 @@ def _run(cell: Run | Command | WarmUp | Ping | Extend, link: Link, shell: Shell)
 
 
 def _environment() -> dict[str, str]:
-    own = place.temporary
+    own = session_folders.temporary
     return {
         "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": place.data,
+        "HOME": session_folders.data,
         "USER": "user",
         "LOGNAME": "user",
         "SHELL": "/bin/bash",
@@ -83,7 +83,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _by_proxy(host: str, port: int) -> dict[str, str]:
+def _proxy_variables(host: str, port: int) -> dict[str, str]:
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     variables = dict.fromkeys(names, f"http://{host}:{port}") | {"NO_PROXY": "localhost,127.0.0.1,::1"}
     return variables | {name.lower(): value for name, value in variables.items()}

@@ -25,10 +25,10 @@ from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, 
 from .notebook.loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
-_MOST_BROUGHT = 4  # descriptors with one message
+_MAX_DESCRIPTORS = 4  # descriptors with one message
 _PIPE_SIZE = 1 << 20
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
-_taken_over: dict[str, TextIO] = {}
+_own_streams: dict[str, TextIO] = {}
 
 
 class AnswerError(Exception):
@@ -38,35 +38,35 @@ class AnswerError(Exception):
 class Link:
     """The session's connection to the host. Any thread can send frames through a pipe; cells and answers come through a socket.
 
-    A forked process loses the connection. If it is a checkpoint or branch, `take_over` gives it another.
+    A forked process loses the connection. If it is a checkpoint or branch, `reconnect` gives it another.
     """
 
-    def __init__(self, connection: socket.socket, said: int) -> None:
-        """Receive cells and answers from the socket `connection`. Write frames to `said`, the write end of a pipe."""
+    def __init__(self, connection: socket.socket, frame_pipe: int) -> None:
+        """Receive cells and answers from the socket `connection`. Write frames to `frame_pipe`, the write end of a pipe."""
         connection.set_inheritable(False)
         self._connection = connection
-        self._said = said
+        self._said = frame_pipe
         self._sending = threading.Lock()
         self._frames = Frames(_MAX_FROM_HOST)
         self._inbox: list[Message] = []
-        self._brought: list[int] = []
+        self._descriptors: list[int] = []
         self._arrived = threading.Condition()
         self._being_read = self._ended = False
         self._numbers = itertools.count(1)
         self._awaited: set[int] = set()
-        self._woken: Callable[[], None] = lambda: None
+        self._wake_loop: Callable[[], None] = lambda: None
         self._incoming = select.poll()
         self._incoming.register(connection, select.POLLIN)
-        os.register_at_fork(after_in_child=self._lose)  # a fork that a cell makes must not act as a second interpreter
+        os.register_at_fork(after_in_child=self._disconnect)  # a fork that a cell makes must not act as a second interpreter
 
     def send(self, message: Message) -> None:
         """Send one whole frame to the host. Do nothing in a process that lost the link, such as a child of os.fork() in a cell."""
         data = memoryview(frame(message))
-        with interrupts.held(), self._sending:
+        with interrupts.delayed(), self._sending:
             while data and self._said >= 0:
                 data = data[os.write(self._said, data) :]
 
-    def _lose(self) -> None:
+    def _disconnect(self) -> None:
         with contextlib.suppress(OSError):  # a cell may have closed the descriptors
             self._connection.close()
             os.close(self._said)
@@ -74,26 +74,26 @@ class Link:
         self._ended = True
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
-    def take_over(self, connection: socket.socket, said: int) -> None:
+    def reconnect(self, connection: socket.socket, frame_pipe: int) -> None:
         """Use another socket and another pipe, because this process is a fork (a checkpoint or branch) that runs its own cells."""
         connection.set_inheritable(False)
-        os.set_inheritable(said, False)
-        self._connection, self._said = connection, said
+        os.set_inheritable(frame_pipe, False)
+        self._connection, self._said = connection, frame_pipe
         self._frames, self._inbox, self._ended = Frames(_MAX_FROM_HOST), [], False
         self._incoming = select.poll()
         self._incoming.register(connection, select.POLLIN)
 
-    def take_brought(self) -> list[int]:
-        """Return the descriptors that the host sent along with its messages since the last call of this method."""
-        brought, self._brought = self._brought, []
-        return brought
+    def take_descriptors(self) -> list[int]:
+        """Return the file descriptors that the host sent with its messages since the last call of this method."""
+        received, self._descriptors = self._descriptors, []
+        return received
 
     def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
         """Yield the cells to run until the host closes the link. Between cells, run the asyncio tasks that cells left unfinished."""
-        self._woken = loop.wake
+        self._wake_loop = loop.wake
         while True:
             if not self._inbox and not self._ended:
-                loop.go_on_until(self._connection.fileno())
+                loop.run_until_readable(self._connection.fileno())
             cell = self._next(lambda message: not isinstance(message, Answer))
             if cell is None:
                 return
@@ -139,18 +139,18 @@ class Link:
     def _read(self) -> None:
         """Wait for data from the host and put the messages in it into the inbox. The caller must hold the lock `_arrived`."""
         # The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
-        with interrupts.held():
+        with interrupts.delayed():
             self._being_read = True
             self._arrived.release()
             try:
-                with interrupts.let_through():
+                with interrupts.not_delayed():
                     self._incoming.poll()
-                data, brought, _, _ = socket.recv_fds(self._connection, 1 << 16, _MOST_BROUGHT, socket.MSG_CMSG_CLOEXEC)
-                self._brought += brought
-                self._inbox += filter(self._is_wanted, map(_decoded, self._frames.feed(data)))
+                data, received, _, _ = socket.recv_fds(self._connection, 1 << 16, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+                self._descriptors += received
+                self._inbox += filter(self._is_wanted, map(_decode, self._frames.feed(data)))
                 self._ended = not data
                 if threading.current_thread() is not threading.main_thread():
-                    self._woken()
+                    self._wake_loop()
             finally:
                 self._arrived.acquire()
                 self._being_read = False
@@ -161,7 +161,7 @@ class Link:
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
-def _decoded(payload: bytes) -> Message:
+def _decode(payload: bytes) -> Message:
     message: Message = decode(payload, Run, Command, WarmUp, Ping, Extend, Fork, Answer)
     return message
 
@@ -170,24 +170,24 @@ class _Interrupts:
     """The handler of SIGINT. It decides when a SIGINT raises KeyboardInterrupt, always in the main thread."""
 
     def __init__(self) -> None:
-        self._allowed = False
-        self._held = False
-        self._pending = False
+        self._is_allowed = False
+        self._is_delayed = False
+        self._is_pending = False
 
-    def listen(self) -> None:
+    def install_handler(self) -> None:
         signal.signal(signal.SIGINT, self._handle)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
         """Allow interrupts during the `with` block, in which a cell runs. Interrupts outside of it are dropped."""
-        self._allowed = True
+        self._is_allowed = True
         try:
             yield
         finally:
-            self._allowed = self._pending = False
+            self._is_allowed = self._is_pending = False
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def delayed(self) -> Iterator[None]:
         """Delay interrupts to the end of the `with` block, then raise KeyboardInterrupt if one came.
 
         Do nothing outside of the main thread, because only the main thread is interrupted.
@@ -195,38 +195,38 @@ class _Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        outer, self._held = self._held, True
+        outer, self._is_delayed = self._is_delayed, True
         try:
             yield
         finally:
-            self._held = outer
-        if self._pending and not outer:
-            self._pending = False
+            self._is_delayed = outer
+        if self._is_pending and not outer:
+            self._is_pending = False
             raise KeyboardInterrupt
 
     @contextmanager
-    def let_through(self) -> Iterator[None]:
-        """Allow interrupts during the `with` block, although a `held` block surrounds it.
+    def not_delayed(self) -> Iterator[None]:
+        """Allow interrupts during the `with` block, although a `delayed` block surrounds it.
 
         If an interrupt was delayed already, raise KeyboardInterrupt now.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        outer, self._held = self._held, False
+        outer, self._is_delayed = self._is_delayed, False
         try:
-            if self._pending:
-                self._pending = False
+            if self._is_pending:
+                self._is_pending = False
                 raise KeyboardInterrupt
             yield
         finally:
-            self._held = outer
+            self._is_delayed = outer
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self._allowed:
+        if not self._is_allowed:
             return
-        if self._held:
-            self._pending = True
+        if self._is_delayed:
+            self._is_pending = True
             return
         raise KeyboardInterrupt
 
@@ -234,7 +234,7 @@ class _Interrupts:
 interrupts = _Interrupts()
 
 
-def take_over_streams() -> tuple[int, int]:
+def replace_streams() -> tuple[int, int]:
     """Replace descriptors 1 and 2 by new pipes, and descriptor 0 by /dev/null. Return the read ends for stdout and stderr."""
     # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
     nothing = os.open("/dev/null", os.O_RDONLY)
@@ -242,7 +242,7 @@ def take_over_streams() -> tuple[int, int]:
     os.close(nothing)
     read_ends = (_pipe_at(1), _pipe_at(2))
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    put_back_streams()
+    restore_streams()
     syscalls.set_line_buffered()
     return read_ends
 
@@ -255,16 +255,16 @@ def flush_streams() -> None:
     syscalls.flush_c_streams()
 
 
-def put_back_streams() -> None:
+def restore_streams() -> None:
     """Set sys.stdout and sys.stderr to the session's own streams, in case a cell replaced or closed them."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         # Their `write` is replaced while a cell runs on in a thread (bridge/threaded_guest.py): leave that in place.
-        if name in _taken_over and "write" in vars(_taken_over[name]):
+        if name in _own_streams and "write" in vars(_own_streams[name]):
             continue
-        if name not in _taken_over or _taken_over[name].closed:
-            _taken_over[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        setattr(sys, name, _taken_over[name])
-        setattr(sys, f"__{name}__", _taken_over[name])
+        if name not in _own_streams or _own_streams[name].closed:
+            _own_streams[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, _own_streams[name])
+        setattr(sys, f"__{name}__", _own_streams[name])
 
 
 def _pipe_at(descriptor: int) -> int:

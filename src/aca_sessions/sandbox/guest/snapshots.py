@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 from ..wire import Finished, Fork
 from . import threads
+from .folders import session_folders
 from .link import Link
-from .place import place
 
 if TYPE_CHECKING:
     from .notebook.shell import Shell
 
-_ENDS = 4  # the host sends the socket, the frames' pipe, stdout and stderr
+_DESCRIPTORS_RECEIVED = 4  # the host sends the socket, the frames' pipe, stdout and stderr
 _children: set[int] = set()
 _folder: str | None = None
 _own_sockets = 0
@@ -43,29 +43,30 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
 
 def _fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
-    _collect_dead()
-    ends = link.take_brought()
+    _reap_children()
+    ends = link.take_descriptors()
     try:
-        refused = _in_the_way(shell) if len(ends) == _ENDS else "the session has no descriptor left for a fork: close some files"
+        is_complete = len(ends) == _DESCRIPTORS_RECEIVED
+        refused = _find_obstacle(shell) if is_complete else "the session has no descriptor left for a fork: close some files"
         if refused:
-            return _finished(request, error=refused)
-        positions = _positions()  # before the fork, because the parent may move them afterwards
-        left = _left_behind(shell, brought=1, reopened=len(positions))
+            return _make_result(request, error=refused)
+        positions = _read_offsets()  # before the fork, because the parent may move them afterwards
+        left = _describe_losses(shell, received=1, reopened=len(positions))
         drawn = random.getstate()
         pid = os.fork()
         if pid == 0:
-            _begin(ends, link, shell)
+            _become_independent(ends, link, shell)
             _reopen(positions)
             reseed() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
             return None
     except OSError as error:
         too_many = "it has as many processes as it may have: end some, or reset it"
-        return _finished(request, error=f"the session cannot be forked: {too_many if error.errno == errno.EAGAIN else error.strerror}")
+        return _make_result(request, error=f"the session cannot be forked: {too_many if error.errno == errno.EAGAIN else error.strerror}")
     finally:
         for end in ends:
             os.close(end)
     _children.add(pid)
-    return _finished(request, pid, "\n".join(left))
+    return _make_result(request, pid, "\n".join(left))
 
 
 def reseed() -> None:
@@ -76,48 +77,48 @@ def reseed() -> None:
     tempfile._name_sequence = None  # type: ignore[attr-defined]
 
 
-def begin() -> None:
+def count_own_sockets() -> None:
     """Count the sockets that are open now as the interpreter's own, so that results of `fork` do not report them as the user's."""
     global _own_sockets
     with contextlib.suppress(OSError):  # without namespaces /proc cannot be read, and the session is not forked either
-        _own_sockets = _open_things()[0]
+        _own_sockets = _count_open()[0]
 
 
-def stay_in_data() -> None:
+def leave_deleted_folder() -> None:
     """If the current folder was deleted, change to the folder that now has its path, or else to /mnt/data."""
     # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()
     except OSError:
         with contextlib.suppress(OSError):
-            os.chdir(place.data)
+            os.chdir(session_folders.data)
         with contextlib.suppress(OSError):
-            os.chdir(_folder or place.data)
+            os.chdir(_folder or session_folders.data)
 
 
 def remember_folder() -> None:
-    """Store the path of the current folder at the end of a cell, for `stay_in_data`."""
+    """Store the path of the current folder at the end of a cell, for `leave_deleted_folder`."""
     global _folder
     with contextlib.suppress(OSError):
         _folder = os.getcwd()
 
 
-def _begin(ends: list[int], link: Link, shell: Shell) -> None:
+def _become_independent(ends: list[int], link: Link, shell: Shell) -> None:
     """Make this process, a new fork, an independent interpreter without the parent's child processes and event loop.
 
     `ends` are descriptors that the host sent: a socket for cells, and pipes for frames, stdout and stderr.
     """
-    connection, said, stdout, stderr = ends
+    connection, frame_pipe, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    link.take_over(socket.socket(fileno=os.dup(connection)), os.dup(said))
+    link.reconnect(socket.socket(fileno=os.dup(connection)), os.dup(frame_pipe))
     _children.clear()
     shell.loop_runner.abandon()
     threads.renew_locks()
 
 
-def _in_the_way(shell: Shell) -> str | None:
+def _find_obstacle(shell: Shell) -> str | None:
     """Return why the interpreter cannot be forked now, or None if it can be."""
     # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
     if running := threads.lasting(shell.loop_runner) or threads.others():  # the second did not end in time
@@ -131,32 +132,32 @@ def _in_the_way(shell: Shell) -> str | None:
     return None
 
 
-def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
+def _describe_losses(shell: Shell, *, received: int, reopened: int) -> list[str]:
     """Return a line for each kind of thing that a fork made now would lack or would share with its parent.
 
-    Leave out `brought` sockets, which came with the request, and `reopened` files, which the fork opens again.
+    Leave out `received` sockets, which came with the request, and `reopened` files, which the fork opens again.
     """
-    # `brought` sockets came with the request, and the fork opens `reopened` files again.
-    sockets, files = _open_things()
+    # `received` sockets came with the request, and the fork opens `reopened` files again.
+    sockets, files = _count_open()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         started = [pid for pid in map(int, children.read().split()) if pid not in _children]
     told = {
         "unfinished asyncio tasks": shell.loop_runner.unfinished(),
         "processes that were started": len(started),
-        "open sockets, which are shared": sockets - brought - shell.loop_runner.sockets,
+        "open sockets, which are shared": sockets - received - shell.loop_runner.sockets,
         "open files, whose position is shared": files - reopened,
     }
     return [f"{count} {what}" for what, count in told.items() if count]
 
 
-def _positions() -> dict[int, int]:
+def _read_offsets() -> dict[int, int]:
     """Return the read/write offset of each open file in /mnt/data that a fork can reopen, by descriptor."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             path = f"/proc/self/fd/{name}"
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.data}/"):
+            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{session_folders.data}/"):
                 continue
             with open(f"/proc/self/fdinfo/{name}") as told:
                 if "lock:" not in told.read():  # a lock belongs to the open file description, which another open does not share (flock(2))
@@ -175,24 +176,24 @@ def _reopen(positions: dict[int, int]) -> None:
             os.close(own)
 
 
-def _open_things() -> tuple[int, int]:
+def _count_open() -> tuple[int, int]:
     """Return how many sockets and how many files of the user this process has open."""
     sockets = files = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{name}")
             sockets += target.startswith("socket:")
-            files += target.startswith((place.data, "/tmp/"))
+            files += target.startswith((session_folders.data, "/tmp/"))
     return sockets - _own_sockets, files
 
 
-def _collect_dead() -> None:
+def _reap_children() -> None:
     for child in [*_children]:
         with contextlib.suppress(ChildProcessError):
             if os.waitpid(child, os.WNOHANG)[0]:
                 _children.discard(child)
 
 
-def _finished(request: Fork, number: int | None = None, left: str = "", error: str | None = None) -> Finished:
+def _make_result(request: Fork, number: int | None = None, left: str = "", error: str | None = None) -> Finished:
     name = "SnapshotError" if error else None
     return Finished(request.execution, number, left, name, error or "", "", [], [])

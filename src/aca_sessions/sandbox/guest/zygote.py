@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, NoReturn, Union
 from .. import syscalls
 from ..syscalls import Namespace
 from ..wire import Done, DropTree, MakeTree, Message, Ping, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
-from .isolation import bare, confine, root
-from .isolation.bare import Bare
-from .isolation.namespaces import Namespaced
-from .isolation.root import RefusalError, part
+from .isolation import confine, no_namespaces, root
+from .isolation.namespaces import NamespaceIsolation
+from .isolation.no_namespaces import NoNamespaceIsolation
+from .isolation.root import RefusalError, isolation_step
 
 if TYPE_CHECKING:
     from .notebook.shell import Shell
 
-World = Union[Bare, Namespaced]
+Isolation = Union[NoNamespaceIsolation, NamespaceIsolation]
 
-_BROUGHT = {ShowTree: 1, Spawn: 2}  # how many descriptors come with a request
-_GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
+_DESCRIPTOR_COUNTS = {ShowTree: 1, Spawn: 2}  # how many descriptors come with a request
+_EXEC_CODE = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import continue_after_exec; continue_after_exec()"
 
 
 def main() -> None:
@@ -48,26 +48,26 @@ def main() -> None:
         _check_kernel()
         source = f"/proc/self/fd/{code}"
         if plan.base:
-            home, world = f"{plan.base}/code", _without_namespaces(plan, source)
+            home, isolation = f"{plan.base}/code", _prepare_without_namespaces(plan, source)
         else:
-            home, world = root.GUEST_CODE, str(_settle(plan, source))
-        program = root.image_python(plan.python) if plan.image else _own_program()
+            home, isolation = root.GUEST_CODE, str(_prepare_namespaces(plan, source))
+        program = root.find_image_python(plan.python) if plan.image else _own_program()
         os.close(code)
-        _begin_again(program, (control.fileno(), host), home, [world, *plan.preload])
+        _exec_python(program, (control.fileno(), host), home, [isolation, *plan.preload])
     except RefusalError as refusal:
-        control.send(encode(refusal.told))
+        control.send(encode(refusal.report))
         sys.exit(1)
 
 
 def _check_kernel() -> None:
-    with part("Landlock"):
+    with isolation_step("Landlock"):
         if syscalls.landlock_version() == 0:
             raise OSError(errno.ENOSYS, "this kernel has no Landlock")
-    with part("seccomp"):
+    with isolation_step("seccomp"):
         syscalls.check_filters()
 
 
-def go_on() -> None:
+def continue_after_exec() -> None:
     """Add the packages of the sessions' Python environment to the import path, then serve the host.
 
     The Python that `main` execs calls this function.
@@ -77,15 +77,15 @@ def go_on() -> None:
     control, host = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (control, host):
         os.set_inheritable(descriptor, False)
-    world, preload = _world(sys.argv[3], sys.argv[4:])
+    isolation, preload = _create_isolation(sys.argv[3], sys.argv[4:])
     code = sys.path.pop()
     site.main()
-    root.add_supply()
+    root.add_host_ipython()
     sys.path.append(code)  # last, behind the environment's packages
-    preload_and_serve(socket.socket(fileno=control), host, world, preload)
+    preload_and_serve(socket.socket(fileno=control), host, isolation, preload)
 
 
-def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
+def preload_and_serve(control: socket.socket, host: int, isolation: Isolation, preload: list[str]) -> None:
     """Build the shell, then fork a session on each request, until the host ends.
 
     `control` is the socket of requests and replies, `host` a pidfd of the host. The modules `preload` are imported before any session is
@@ -102,7 +102,7 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
         control.send(encode(Refused(part, 0, str(error))))
         sys.exit(1)
     own = os.getpid()
-    world.settle()
+    isolation.unmount_tmp()
     gc.collect()
     gc.disable()
     # A collection in a session would otherwise write to, and so copy, every page of the zygote. Measured: 27 MB a session (3.11).
@@ -111,23 +111,23 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
     _allow_many_descriptors()
     control.send(encode(Done()))
     try:
-        _Forking(control, world, shell).serve(host)
+        _RequestLoop(control, isolation, shell).serve(host)
     finally:
         if os.getpid() == own:
-            world.end()
+            isolation.end_sessions()
 
 
-def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return the object that operates on sessions, and `rest` unchanged.
+def _create_isolation(first: str, rest: list[str]) -> tuple[Isolation, list[str]]:
+    """Return the object that makes and isolates sessions, and `rest` unchanged.
 
-    `first` is either the number of a descriptor for `Namespaced`, or the JSON that `bare.told_by` returned for `Bare`.
+    `first` is the number of a descriptor for `NamespaceIsolation`, or the JSON text for `NoNamespaceIsolation.from_json`.
     """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
         syscalls.set_dumpable(False)  # no other process of this user may read or trace this one from now on
-        return Namespaced(int(first)), rest
-    return Bare.told(first), rest
+        return NamespaceIsolation(int(first)), rest
+    return NoNamespaceIsolation.from_json(first), rest
 
 
 def _allow_many_descriptors() -> None:
@@ -137,10 +137,10 @@ def _allow_many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class _Forking:
-    def __init__(self, control: socket.socket, world: World, shell: Shell) -> None:
+class _RequestLoop:
+    def __init__(self, control: socket.socket, isolation: Isolation, shell: Shell) -> None:
         self._control = control
-        self._world = world
+        self._isolation = isolation
         self._shell = shell
 
     def serve(self, host: int) -> None:
@@ -178,16 +178,17 @@ class _Forking:
             self._control.send(encode(refused))
 
     def _carry_out(self, request: Message, descriptors: list[int]) -> list[int]:
-        if len(descriptors) != _BROUGHT.get(type(request), 0):  # the kernel drops descriptors if this process has no free one (unix(7))
+        # The kernel drops descriptors if this process has no free one (unix(7)).
+        if len(descriptors) != _DESCRIPTOR_COUNTS.get(type(request), 0):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if isinstance(request, MakeTree):
-            return [self._world.make_tree(request)]
+            return [self._isolation.make_workspace(request)]
         if isinstance(request, Spawn):
             return [self._spawn(request, descriptors)]
         if isinstance(request, DropTree):
-            self._world.drop_tree(request.tree)
+            self._isolation.remove_workspace(request.tree)
         elif isinstance(request, ShowTree):
-            self._world.show_tree(request.tree, descriptors[0])
+            self._isolation.mount_workspace(request.tree, descriptors[0])
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
@@ -196,28 +197,28 @@ class _Forking:
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
             if isinstance(request, MakeTree):
-                self._world.drop_tree(request.tree)
+                self._isolation.remove_workspace(request.tree)
             raise  # a spawned session needs no undoing: it ends when the host closes the link
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
         connection, report = descriptors
-        pid = self._world.fork(request.tree)
+        pid = self._isolation.fork(request.tree)
         if pid == 0:
             self._become_session(request, connection, report)
-        self._world.remember(request.tree, pid)
+        self._isolation.record_init(request.tree, pid)
         return os.pidfd_open(pid)
 
     def _become_session(self, request: Spawn, connection: int, report: int) -> NoReturn:
         try:
             from .isolation import init
 
-            confine.close_all_but(connection, report)
-            init.main(request, self._world, connection, report, self._shell)
+            confine.close_other_descriptors(connection, report)
+            init.main(request, self._isolation, connection, report, self._shell)
         finally:
             os._exit(70)
 
 
-def _settle(plan: Plan, code: str) -> int:
+def _prepare_namespaces(plan: Plan, code: str) -> int:
     """Leave the host's namespaces and enter the template root. Return a descriptor of the new pid namespace.
 
     This function forks and returns only in the zygote, the first process of that namespace. The zygote's ancestors wait for its end, then
@@ -225,12 +226,12 @@ def _settle(plan: Plan, code: str) -> int:
     """
     os.umask(0o022)
     _limit_all_sessions(plan.processes)
-    base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
-    with part("root folder"):
+    base = _build_as_root(plan, code) if plan.uid_count else _build_as_user(plan, code)
+    with isolation_step("root folder"):
         namespace = root.enter(base)
-    with part("limits"):
-        _share_inotify()
-    with part("host name"):  # once, so that a refusal is reported at the start; each session gets a copy of the namespace
+    with isolation_step("limits"):
+        _limit_inotify()
+    with isolation_step("host name"):  # once, so that a refusal is reported at the start; each session gets a copy of the namespace
         syscalls.unshare(Namespace.UTS)
         syscalls.set_host_name(b"session")
     os.set_inheritable(namespace, True)
@@ -249,7 +250,7 @@ def _limit_all_sessions(processes: int) -> None:
         resource.setrlimit(resource.RLIMIT_SIGPENDING, (hard // 2, hard // 2))
 
 
-def _share_inotify() -> None:
+def _limit_inotify() -> None:
     """Limit all sessions together to half of the user's inotify instances and watches, so that the other half is left to the host."""
     # The kernel counts those of the namespaces below as the user's, too.
     for name in ("instances", "watches"):
@@ -257,86 +258,86 @@ def _share_inotify() -> None:
             confine.write_file(f"/proc/sys/user/max_inotify_{name}", str(int(most.read()) // 2))
 
 
-def _as_root(plan: Plan, code: str) -> str:
+def _build_as_root(plan: Plan, code: str) -> str:
     """Build the template root as the host's root user, then continue without privileges in a new process.
 
     Return, in that process, the folder over which the template root is mounted.
     """
-    with part("mount namespace"):
+    with isolation_step("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
-    with part("root folder"):  # first, because the Python environment may lie in a folder that only root of the host can enter
+    with isolation_step("root folder"):  # first, because the Python environment may lie in a folder that only root of the host can enter
         base = root.build(plan, code)
         os.chdir(base)
-    told, mapped = os.pipe(), os.pipe()  # child: "I have a user namespace"; parent: "its ids are mapped"
+    created, mapped = os.pipe(), os.pipe()  # child: "I have a user namespace"; parent: "its ids are mapped"
     child = os.fork()
     if child:
-        _map_and_wait(plan, child, told, mapped)
+        _map_and_wait(plan, child, created, mapped)
     syscalls.die_with_parent()
-    _become(plan.first_uid)
+    _change_user(plan.first_uid)
     syscalls.die_with_parent()  # again: a change of user clears it (prctl(2), PR_SET_PDEATHSIG)
-    with part("user namespace"):
+    with isolation_step("user namespace"):
         syscalls.unshare(Namespace.USER)
-    os.write(told[1], b"u")
+    os.write(created[1], b"u")
     os.close(mapped[1])
     if not os.read(mapped[0], 1):
         sys.exit(1)
-    for descriptor in (*told, mapped[0]):
+    for descriptor in (*created, mapped[0]):
         os.close(descriptor)
-    with part("user namespace"):  # AppArmor may let a user namespace be created and then forbid everything in it
+    with isolation_step("user namespace"):  # AppArmor may let a user namespace be created and then forbid everything in it
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     syscalls.die_with_parent()
-    with part("mount and pid namespaces"):
+    with isolation_step("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)
     _fork_first_process()
     return base
 
 
-def _is_root_outside() -> bool:
+def _is_host_root() -> bool:
     with open("/proc/self/uid_map") as lines:
         return any(line.split()[:2] == ["0", "0"] for line in lines)
 
 
-def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
+def _map_and_wait(plan: Plan, child: int, created: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
     """Map the ids of the child's user namespace, then wait until the child ends, and exit.
 
-    The child writes to the pipe `told` when its namespace exists. This process writes to the pipe `mapped` when the ids are mapped.
+    The child writes to the pipe `created` when its namespace exists. This process writes to the pipe `mapped` when the ids are mapped.
     """
     # The kernel lets only a process that is root on the host map more than one id.
-    os.close(told[1])
+    os.close(created[1])
     try:
-        if not os.read(told[0], 1):
+        if not os.read(created[0], 1):
             sys.exit(1)  # the child sent the reason
-        with part("uid range"):
+        with isolation_step("uid range"):
             for name in ("uid_map", "gid_map"):
                 confine.write_file(f"/proc/{child}/{name}", f"0 {plan.first_uid} {plan.uid_count}")
-        _become(plan.first_uid)
+        _change_user(plan.first_uid)
         os.write(mapped[1], b"m")
     except BaseException:
         os.close(mapped[1])
         os.waitpid(child, 0)
         raise
-    _wait_for(child)
+    _wait_and_exit(child)
 
 
-def _as_user(plan: Plan, code: str) -> str:
+def _build_as_user(plan: Plan, code: str) -> str:
     uid, gid = os.getuid(), os.getgid()
-    real_root = uid == 0 and _is_root_outside()
-    with part("user namespace"):
+    real_root = uid == 0 and _is_host_root()
+    with isolation_step("user namespace"):
         syscalls.unshare(Namespace.USER)
-    with part("uid"):
+    with isolation_step("uid"):
         if real_root:
             raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root of the host")
-    with part("user namespace"):
+    with isolation_step("user namespace"):
         confine.map_ids(0, uid, gid)
-    with part("mount and pid namespaces"):
+    with isolation_step("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)
     _fork_first_process()
-    with part("root folder"):
+    with isolation_step("root folder"):
         return root.build(plan, code)
 
 
-def _become(uid: int) -> None:
+def _change_user(uid: int) -> None:
     """Change this process to the user `uid`, as which no other process of the host runs.
 
     Keep the process dumpable, so that this user owns its files in /proc.
@@ -352,41 +353,41 @@ def _become(uid: int) -> None:
 def _fork_first_process() -> None:
     child = os.fork()
     if child:
-        _wait_for(child)
+        _wait_and_exit(child)
     syscalls.die_with_parent()
 
 
-def _wait_for(child: int) -> NoReturn:
-    confine.close_all_but()
+def _wait_and_exit(child: int) -> NoReturn:
+    confine.close_other_descriptors()
     os.waitpid(child, 0)
     os._exit(0)
 
 
-def _without_namespaces(plan: Plan, code: str) -> str:
+def _prepare_without_namespaces(plan: Plan, code: str) -> str:
     """Check that the host can run sessions without namespaces, and copy the guest's code below `plan.base`.
 
-    Return the arguments of `Bare` as JSON text.
+    Return the arguments of `NoNamespaceIsolation` as JSON text.
     """
     os.umask(0o022)
-    bare.check(plan)
-    with part("sessions' folder"):
+    no_namespaces.check_host(plan)
+    with isolation_step("sessions' folder"):
         root.copy_code(Path(code), Path(plan.base, "code"))
         os.environ |= dict.fromkeys(("HOME", "IPYTHONDIR", "MPLCONFIGDIR"), plan.base)
-    return bare.told_by(plan)
+    return no_namespaces.encode_arguments(plan)
 
 
 def _own_program() -> str:
     return sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
 
 
-def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Exec the Python `program`, which imports this module from the folder `code` and calls `go_on`.
+def _exec_python(program: str, descriptors: Sequence[int], code: str, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by the Python `program`, which imports this module from the folder `code` and calls `continue_after_exec`.
 
-    Its arguments are `descriptors`, then `told`.
+    The program's arguments are the numbers of `descriptors`, then `arguments`. The descriptors stay open.
     """
     # The kernel remembers how a running program was found: without this, /proc/self/exe leads to its file through the host's own mount.
     # On an unprivileged host the sessions' user may own that file, and could change its mode there.
-    with part("Python inside the root"):
+    with isolation_step("Python inside the root"):
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
-        os.execv(program, [program, "-I", "-S", "-B", "-c", _GO_ON.format(code), *map(str, descriptors), *told])  # noqa: S606
+        os.execv(program, [program, "-I", "-S", "-B", "-c", _EXEC_CODE.format(code), *map(str, descriptors), *arguments])  # noqa: S606

@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from ... import syscalls
 from ...syscalls import Mount, Namespace
 from ...wire import Spawn
-from ..place import DATA
+from ..folders import DATA
 from . import root, seccomp
-from .root import part
+from .root import isolation_step
 
 GUEST_ID = 1000
 FIRST_POSSIBLE_UID = 20_000
@@ -72,20 +72,20 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
     namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, which names the step, if a step fails.
     """
     own_network = spawn.network != "host"
-    with part("mount, network, ipc, uts and cgroup namespaces"):
+    with isolation_step("mount, network, ipc, uts and cgroup namespaces"):
         syscalls.unshare(
             Namespace.MOUNT | Namespace.UTS | Namespace.IPC | Namespace.CGROUP | (Namespace.NETWORK if own_network else Namespace(0))
         )
     if own_network:
-        with part("loopback"):
+        with isolation_step("loopback"):
             _raise_loopback()
-    with part("session mounts"):
+    with isolation_step("session mounts"):
         _mount_session(spawn)
-    with part("session user namespace"):
+    with isolation_step("session user namespace"):
         _become_guest(uid)
 
 
-def limit(spawn: Spawn, *, processes: int | None = None) -> None:
+def set_limits(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
     `processes`, if given, replaces `spawn.processes`. It is needed if the session shares its user with others, because the kernel counts
@@ -107,15 +107,15 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
         resource.setrlimit(name, (bound, bound))
 
 
-def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
+def drop_privileges(*, memory_is_counted: bool = False, barriers: seccomp.Barriers = seccomp.NAMESPACES) -> None:
     """Drop all capabilities, forbid new privileges and install the seccomp filter. None of it can be undone.
 
-    `memory_is_counted` means that a control group counts the session's memory. `walls` are the barriers that the session has besides the
+    `memory_is_counted` means that a control group counts the session's memory. `barriers` are the barriers that the session has besides the
     filter.
     """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
-    syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted, walls=walls))
+    syscalls.install_filter(seccomp.build_filter(memory_is_counted=memory_is_counted, barriers=barriers))
 
 
 def lock_down(spawn: Spawn) -> int:
@@ -123,14 +123,14 @@ def lock_down(spawn: Spawn) -> int:
 
     Raise RefusalError if the host refuses a step.
     """
-    with part("limits"):
-        limit(spawn)
-    with part("no_new_privs"):
+    with isolation_step("limits"):
+        set_limits(spawn)
+    with isolation_step("no_new_privs"):
         syscalls.no_new_privileges()
-    with part("Landlock"):
+    with isolation_step("Landlock"):
         version = restrict_files()
-    with part("capabilities and seccomp"):
-        give_up_power(memory_is_counted=spawn.memory_is_counted)
+    with isolation_step("capabilities and seccomp"):
+        drop_privileges(memory_is_counted=spawn.memory_is_counted)
     return version
 
 
@@ -152,14 +152,14 @@ def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = W
     return version
 
 
-def keep_signals_inside() -> None:
+def restrict_signals() -> None:
     """Let this process, and all that it starts from now on, signal only each other. Needs Landlock version 6 or newer."""
     ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
     syscalls.landlock_enforce(ruleset)
     os.close(ruleset)
 
 
-def close_all_but(*kept: int) -> None:
+def close_other_descriptors(*kept: int) -> None:
     """Close every descriptor above 2 except those in `kept`."""
     # os.closerange of Python 3.9, or of one that was built with an old C library, calls close() for each number up to the limit, which may
     # be a billion. It also leaves descriptors above a limit that was lowered.

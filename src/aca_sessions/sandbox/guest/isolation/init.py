@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ... import syscalls
 from ...wire import ALLOCATION, BROKEN_EXIT, MOST_PARTS, REPORT, Ready, Refused, Spawn, frame
-from ..place import place
+from ..folders import session_folders
 from . import confine
-from .root import RefusalError, part
+from .root import RefusalError, isolation_step
 
 if TYPE_CHECKING:
     from ..notebook.shell import Shell
-    from .bare import Bare
-    from .namespaces import Namespaced
+    from .namespaces import NamespaceIsolation
+    from .no_namespaces import NoNamespaceIsolation
 
-    World = Bare | Namespaced
+    Isolation = NoNamespaceIsolation | NamespaceIsolation
 
 
 PROXY = ("127.0.0.1", 3128)
@@ -26,7 +26,7 @@ _NETLINK_SOCK_DIAG = 4
 _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a request
 
 
-def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
+def main(spawn: Spawn, isolation: "Isolation", connection: int, report: int, shell: "Shell") -> NoReturn:
     """Turn this process, a new fork of the zygote, into the first process of a session.
 
     Confine it, start the interpreter as its child, then reap dead processes. The host sends cells on the socket `connection`. On the socket
@@ -40,29 +40,29 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
         # root of the cgroup namespace.
         if not link.recv(1):
             os._exit(0)
-        world.enter(spawn)
-        of_the_network = [_listen_for_proxy()] if spawn.network == "allow" else []
-        if world.own_network(spawn) and not spawn.memory_is_counted:
-            of_the_network += _list_of_sockets()
+        isolation.enter(spawn)
+        network_descriptors = [_listen_for_proxy()] if spawn.network == "allow" else []
+        if isolation.has_own_network(spawn) and not spawn.memory_is_counted:
+            network_descriptors += _open_sock_diag()
         interpreter = os.fork()
         if interpreter == 0:
             os.close(report)
-            _interpret(spawn, world, link, of_the_network, shell)
+            _run_interpreter(spawn, isolation, link, network_descriptors, shell)
     except RefusalError as refusal:
-        link.sendall(frame(refusal.told))
+        link.sendall(frame(refusal.report))
         os._exit(1)
     link.close()
-    _reap(world, report)
+    _reap(isolation, report)
 
 
-def _reap(world: "World", report: int) -> NoReturn:
+def _reap(isolation: "Isolation", report: int) -> NoReturn:
     """Report dead processes to the host and carry out its requests to allocate memory. Exit when the session has no other process."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    confine.close_all_but(report)
+    confine.close_other_descriptors(report)
     host = socket.socket(fileno=report)
     host.setblocking(False)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
-    world.begin_to_reap()
+    isolation.prepare_to_reap()
     while True:
         _report_deaths(host)
         _answer_requests(host)
@@ -117,7 +117,7 @@ def _listen_for_proxy() -> int:
     return listener.detach()
 
 
-def _list_of_sockets() -> "list[int]":
+def _open_sock_diag() -> "list[int]":
     """Open a sock_diag(7) socket, which tells the host how much memory the session's sockets use.
 
     Return [descriptor], or [] if the kernel lacks sock_diag.
@@ -128,28 +128,30 @@ def _list_of_sockets() -> "list[int]":
     return []
 
 
-def _interpret(spawn: Spawn, world: "World", link: socket.socket, of_the_network: "list[int]", shell: "Shell") -> NoReturn:
+def _run_interpreter(
+    spawn: Spawn, isolation: "Isolation", link: socket.socket, network_descriptors: "list[int]", shell: "Shell"
+) -> NoReturn:
     try:
         from .. import cells
-        from ..link import Link, take_over_streams
-        from ..notebook.modules import settle
+        from ..link import Link, replace_streams
+        from ..notebook.modules import set_import_path
 
         os.setsid()
-        os.chdir(place.data)
-        settle()
-        shell.remember(spawn.history)
-        outputs = take_over_streams()
+        os.chdir(session_folders.data)
+        set_import_path()
+        shell.set_history_size(spawn.history)
+        outputs = replace_streams()
         own = os.pidfd_open(os.getpid())
-        frames, said = os.pipe()
-        version = world.lock_down(spawn)
-        brought = [own, frames, *outputs, *world.processes(), *of_the_network]
-        with part("session"):  # fails if other sessions of this user have too many descriptors in flight
-            socket.send_fds(link, [frame(Ready(version))], brought)
-        for descriptor in brought:
+        frame_reader, frame_pipe = os.pipe()
+        version = isolation.lock_down(spawn)
+        descriptors = [own, frame_reader, *outputs, *isolation.open_proc(), *network_descriptors]
+        with isolation_step("session"):  # fails if other sessions of this user have too many descriptors in flight
+            socket.send_fds(link, [frame(Ready(version))], descriptors)
+        for descriptor in descriptors:
             os.close(descriptor)
-        cells.serve(Link(link, said), shell, proxy=PROXY if spawn.network == "allow" else None)
+        cells.serve(Link(link, frame_pipe), shell, proxy=PROXY if spawn.network == "allow" else None)
     except RefusalError as refusal:
-        link.sendall(frame(refusal.told))
+        link.sendall(frame(refusal.report))
     except Exception as error:  # not a traceback on stderr: that is the pipe for cells' output by now, and would not be read
         link.sendall(frame(Refused("session", getattr(error, "errno", None) or 0, f"{type(error).__name__}: {error}"[:1000])))
     finally:

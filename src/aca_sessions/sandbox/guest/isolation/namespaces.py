@@ -6,29 +6,29 @@ import os
 from ... import syscalls
 from ...syscalls import Mount, Namespace
 from ...wire import MakeTree, Spawn
-from ..place import DATA
+from ..folders import DATA
 from . import confine, root
 
 
-class Namespaced:
-    """The zygote's operations on sessions, for a host that provides namespaces. `Bare` has the same methods."""
+class NamespaceIsolation:
+    """Starts, isolates and ends sessions on a host with namespaces. `NoNamespaceIsolation` has the same methods."""
 
     def __init__(self, pid_namespace: int) -> None:
         """Store a descriptor of the zygote's own pid namespace. The zygote returns to it after it has forked a session into a new one."""
         self._pid_namespace = pid_namespace
 
-    def own_network(self, spawn: Spawn) -> bool:
+    def has_own_network(self, spawn: Spawn) -> bool:
         """Return whether the session gets a network namespace of its own."""
         return spawn.network != "host"
 
-    def settle(self) -> None:
+    def unmount_tmp(self) -> None:
         """Unmount the zygote's /tmp. All libraries are loaded, so the zygote needs no folder to write to any more."""
         syscalls.unmount("/tmp")
 
-    def remember(self, tree: int, init: int) -> None:
+    def record_init(self, workspace: int, init: int) -> None:
         """Do nothing: the kernel kills a session's other processes when its first one ends."""
 
-    def make_tree(self, request: MakeTree) -> int:
+    def make_workspace(self, request: MakeTree) -> int:
         """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of its folder."""
         folder, owner = _folder(request.tree), _owner(request.owner)
         options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
@@ -41,20 +41,20 @@ class Namespaced:
             on_failure.pop_all()
         return descriptor
 
-    def drop_tree(self, tree: int) -> None:
+    def remove_workspace(self, workspace: int) -> None:
         """Unmount a workspace. The kernel frees its memory when the last process that uses it has ended."""
-        syscalls.unmount(_folder(tree))
-        os.rmdir(_folder(tree))
+        syscalls.unmount(_folder(workspace))
+        os.rmdir(_folder(workspace))
 
-    def show_tree(self, tree: int, init: int) -> None:
-        """Mount the workspace `tree` at /mnt/data of a running session, in place of its present workspace.
+    def mount_workspace(self, workspace: int, init: int) -> None:
+        """Mount `workspace` at /mnt/data of a running session, in place of its present workspace.
 
         `init` is a pidfd of the session's first process.
         """
         with contextlib.ExitStack() as afterwards:
             own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             afterwards.callback(os.close, own)
-            copy = syscalls.open_tree(_folder(tree))
+            copy = syscalls.open_tree(_folder(workspace))
             afterwards.callback(os.close, copy)
             # The zygote's user namespace owns the session's mount namespace and the session has no capability in it. So the zygote can
             # exchange the mount and the session cannot. Measured: 0.09-0.33 ms, against 4-5 ms by a forked helper.
@@ -65,12 +65,12 @@ class Namespaced:
             finally:
                 _return_to(own, Namespace.MOUNT)
 
-    def fork(self, tree: int) -> int:
+    def fork(self, workspace: int) -> int:
         """Fork the first process of a session into a new pid namespace. Return its pid, or 0 in the child.
 
-        `tree` is not used here; `Bare.fork` needs it.
+        `workspace` is not used here; `NoNamespaceIsolation.fork` needs it.
         """
-        del tree
+        del workspace
         syscalls.unshare(Namespace.PID)
         pid = -1
         try:
@@ -88,18 +88,18 @@ class Namespaced:
         """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force."""
         return confine.lock_down(spawn)
 
-    def processes(self) -> list[int]:
-        """Return a list of one descriptor: of the session's /proc, which shows the host this session's processes and no others."""
+    def open_proc(self) -> list[int]:
+        """Open the session's /proc for the host, which reads in it the processes of this session only. Return a list of its descriptor."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
-    def begin_to_reap(self) -> None:
+    def prepare_to_reap(self) -> None:
         """Drop the privileges of a session's first process (this one). Forbid the session to trace it or read its memory."""
         # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
         # kills the whole session when its first process ends.
         syscalls.set_dumpable(False)
-        confine.give_up_power()
+        confine.drop_privileges()
 
-    def end(self) -> None:
+    def end_sessions(self) -> None:
         """Do nothing, because the zygote is the first process of its pid namespace: the kernel kills all sessions when the zygote ends."""
 
 
@@ -110,12 +110,12 @@ def _return_to(own: int, kind: Namespace) -> None:
         os._exit(70)  # this zygote cannot serve another session; the host starts a new one
 
 
-def _folder(tree: int) -> str:
-    return f"{root.SESSIONS}/{tree}"
+def _folder(workspace: int) -> str:
+    return f"{root.SESSIONS}/{workspace}"
 
 
-def _owner(tree: int) -> int:
-    return tree if _distinct_uids() else 0
+def _owner(workspace: int) -> int:
+    return workspace if _distinct_uids() else 0
 
 
 def _distinct_uids() -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from ... import syscalls
 from ...syscalls import Mount
 from ...wire import SUPPLY, SUPPLY_NEEDS, Plan, Refused
-from ..place import DATA
+from ..folders import DATA
 
 GUEST_CODE = "/.guest"
 CHILDREN = "children"  # a folder in GUEST_CODE: modules for the Python programs that a session starts
@@ -95,16 +95,16 @@ sys.stderr.write('\\n'.join(lacks))
 class RefusalError(Exception):
     """A step of the isolation failed, because this machine or the container image does not provide what the step needs.
 
-    `told` is the `Refused` message that reports this to the host process.
+    `report` is the `Refused` message that reports this to the host process.
     """
 
     def __init__(self, part: str, error: OSError) -> None:
         super().__init__(part)
-        self.told = Refused(part, error.errno or 0, str(error.strerror or error))
+        self.report = Refused(part, error.errno or 0, str(error.strerror or error))
 
 
 @contextmanager
-def part(name: str) -> Iterator[None]:
+def isolation_step(name: str) -> Iterator[None]:
     """Convert an OSError in the `with` block to a RefusalError, which names `name` as the failed part of the isolation."""
     try:
         yield
@@ -132,7 +132,7 @@ def build(plan: Plan, code: str) -> str:
     _add_devices(base)
     for target, source in plan.roots.items():
         _add_environment(base, target, source)
-    _add_other_names(base)
+    _link_sandbox(base)
     for target, source in plan.mounts.items():
         bind(source, base + target, writable=target in plan.writable)
     copy_code(Path(code), Path(base + GUEST_CODE))
@@ -147,7 +147,7 @@ def enter(base: str) -> int:
     syscalls.mount(".", ".", None, Mount.BIND | Mount.RECURSIVE)
     os.chdir(base)
     # The kernel lets a session mount its own /proc only while a complete /proc is visible (mount_namespaces(7), "fully visible").
-    with part("proc"):
+    with isolation_step("proc"):
         syscalls.mount("proc", "proc", "proc", Mount.NO_SUID | Mount.NO_DEVICES | Mount.NO_EXEC)
     pid_namespace = os.open("proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.mount("tmpfs", f".{SESSIONS}", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, "size=1m,mode=700,nr_inodes=64k")
@@ -187,7 +187,7 @@ def _add_system(base: str) -> None:
             bind(f"/{name}", f"{base}/{name}")
 
 
-def _add_other_names(base: str) -> None:
+def _link_sandbox(base: str) -> None:
     """Create the link /sandbox to /mnt/data in the root at `base`, because code that was written for other tools uses that name."""
     if not os.path.lexists(f"{base}/sandbox"):  # the host's Python may lie there
         os.symlink(DATA, f"{base}/sandbox")
@@ -291,7 +291,7 @@ def _link_settings(target: str, source: str) -> None:
         os.symlink(os.readlink(path) if os.path.islink(path) else f"{_IMAGE_SETTINGS}/{name}", f"{target}/{name}")
 
 
-def image_python(named: str) -> str:
+def find_image_python(named: str) -> str:
     """Return the path of the image's Python: `named`, or one in the usual places if `named` is "".
 
     Must be called inside the image's root. Raise RefusalError if the image lacks something that sessions need. The message lists everything
@@ -299,28 +299,30 @@ def image_python(named: str) -> str:
     """
     program = next((path for path in (named,) * bool(named) or _SOUGHT if os.path.exists(path)), "")
     if not program:
-        raise _refused(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
+        raise _report_missing(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
     try:
-        command = [program, "-I", "-S", "-B", "-c", _CHECK, *_supply()]
+        command = [program, "-I", "-S", "-B", "-c", _CHECK, *_find_host_ipython()]
         check = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise _refused(f"a Python that starts within {_CHECK_SECONDS} s: {program} did not") from error
+        raise _report_missing(f"a Python that starts within {_CHECK_SECONDS} s: {program} did not") from error
     except OSError as error:
         other = " (is it for another processor, or a script?)" if error.errno == errno.ENOEXEC else ""
-        raise _refused(f"a Python that starts: {program}: {error.strerror}{other}") from error
+        raise _report_missing(f"a Python that starts: {program}: {error.strerror}{other}") from error
     missing = check.stderr.decode(errors="replace").strip().splitlines()
     if check.returncode or missing:
-        raise _refused(", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode} and no message")
+        raise _report_missing(
+            ", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode} and no message"
+        )
     return program
 
 
-def add_supply() -> None:
+def add_host_ipython() -> None:
     """Append `SUPPLY`, the folder with the host's IPython, to `sys.path`, if the image has no IPython and this folder exists."""
     if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
         sys.path.append(SUPPLY)
 
 
-def _supply() -> tuple[str, str]:
+def _find_host_ipython() -> tuple[str, str]:
     try:
         with open(f"{SUPPLY}/{SUPPLY_NEEDS}") as needs:
             return SUPPLY, needs.read()
@@ -328,5 +330,5 @@ def _supply() -> tuple[str, str]:
         return "", ""
 
 
-def _refused(missing: str) -> RefusalError:
+def _report_missing(missing: str) -> RefusalError:
     return RefusalError(_IMAGE_PART, OSError(errno.ENOENT, missing))

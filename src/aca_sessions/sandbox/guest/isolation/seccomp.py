@@ -146,7 +146,7 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 
 @dataclass(frozen=True)
-class Walls:
+class Barriers:
     """The barriers between a session and the host besides the seccomp filter. For each missing one, the filter refuses more calls."""
 
     namespaces: bool = False
@@ -155,38 +155,35 @@ class Walls:
     network: bool = False  # it may use a network: its own, or the host's
 
 
-NAMESPACES = Walls(namespaces=True, own_user=True, own_signals=True, network=True)
+NAMESPACES = Barriers(namespaces=True, own_user=True, own_signals=True, network=True)
 
 
-def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = NAMESPACES) -> bytes:
+def build_filter(memory_is_counted: bool, machine: str = MACHINE, *, barriers: Barriers = NAMESPACES) -> bytes:
     """Return the seccomp filter: the bytes of an array of BPF instructions.
 
     `memory_is_counted` means that a control group counts the session's memory. Only then is memfd_create allowed.
     """
-    numbers = allowed(machine)
+    numbers = list_allowed_calls(machine)
     if not memory_is_counted:
         del numbers[_ESCAPES_ADDRESS_SPACE_LIMIT]
-    for name in _needing_more(walls):
+    for name in _refused_without_barriers(barriers):
         numbers.pop(name, None)
     rules = [*_prologue(machine)]
-    for name, body in _argument_rules(walls).items():
+    for name, body in _argument_rules(barriers).items():
         if name in numbers:
             rules += _rule(numbers.pop(name), body)
-    rules += [*_other_refusals(machine), *_allow_ranges(numbers.values())]
+    rules += [*_refuse_with_other_errors(machine), *_allow_ranges(numbers.values())]
     rules += [_jump(_AT_LEAST, _FIRST_MODERN, 0, 1), _refuse(errno.ENOSYS), _refuse(errno.EPERM)]
     return b"".join(rules)
 
 
-def allowed(machine: str = MACHINE) -> dict[str, int]:
+def list_allowed_calls(machine: str = MACHINE) -> dict[str, int]:
     """Return a dict from the name of each allowed system call to its number on one processor architecture."""
     return _numbers(_BOTH, machine) | (_named(_X86_64_ONLY) if machine == "x86_64" else {})
 
 
-def refused_otherwise(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return a dict of the system calls that are listed to fail with an errno other than EPERM.
-
-    It maps the name of each call to its number and that errno.
-    """
+def list_other_errors(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
+    """Return the system calls that fail with an errno other than EPERM: a dict from the name to the number and the errno."""
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -207,55 +204,52 @@ def _prologue(machine: str) -> Iterator[bytes]:
         yield _refuse(errno.ENOSYS)
 
 
-def _needing_more(walls: Walls) -> list[str]:
-    """Return the names of the system calls that must be refused because a barrier in `walls` is missing."""
-    by_user = ((walls.own_user, _CHANGES_WITHOUT_OPENING), (walls.own_signals, _SIGNALS))
-    needed = ((walls.namespaces, _WATCHES), (walls.network, _CONNECTS), *by_user)
+def _refused_without_barriers(barriers: Barriers) -> list[str]:
+    """Return the names of the system calls that must be refused because a barrier is missing (false in `barriers`)."""
+    by_user = ((barriers.own_user, _CHANGES_WITHOUT_OPENING), (barriers.own_signals, _SIGNALS))
+    needed = ((barriers.namespaces, _WATCHES), (barriers.network, _CONNECTS), *by_user)
     return [name for there, names in needed if not there for name in names]
 
 
-def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
-    """Return a dict of the system calls whose arguments are checked.
-
-    It maps the name of each call to the instructions that allow or refuse it.
-    """
+def _argument_rules(barriers: Barriers) -> dict[str, list[bytes]]:
+    """Return a dict from the name of each system call whose arguments are checked to the instructions that check them."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
-        **{name: _no_other_bits(argument, FLAGS["message"].values()) for name, argument in messages.items()},
-        "mmap": _no_bit(3, _MAP_HUGETLB),  # no session is charged for the host's pool of huge pages
-        **{name: _one_of(_argument(argument), COMMANDS[name].values()) for name, argument in commands.items()},
-        "clone": _no_other_bits(0, FLAGS["clone"].values()),
-        "memfd_create": _no_other_bits(1, FLAGS["memfd_create"].values()),
+        **{name: _allow_only_bits(argument, FLAGS["message"].values()) for name, argument in messages.items()},
+        "mmap": _refuse_bits(3, _MAP_HUGETLB),  # no session is charged for the host's pool of huge pages
+        **{name: _allow_only_values(_argument(argument), COMMANDS[name].values()) for name, argument in commands.items()},
+        "clone": _allow_only_bits(0, FLAGS["clone"].values()),
+        "memfd_create": _allow_only_bits(1, FLAGS["memfd_create"].values()),
         "socket": _socket_check(FAMILIES.values(), TYPES.values()),
         # The kernel creates a socket of any family before it finds that the family has no pairs.
         "socketpair": _socket_check((FAMILIES["AF_UNIX"],), TYPES.values()),
-        "mknodat": _one_of(_masked(2, _FILE_TYPE), (_FIFO,)),
-        "mknod": _one_of(_masked(1, _FILE_TYPE), (_FIFO,)),
+        "mknodat": _allow_only_values(_masked(2, _FILE_TYPE), (_FIFO,)),
+        "mknod": _allow_only_values(_masked(1, _FILE_TYPE), (_FIFO,)),
     }
-    if not walls.namespaces:
-        checks |= _bare_checks(checks, walls)
+    if not barriers.namespaces:
+        checks |= _checks_without_namespaces(checks, barriers)
     rules = {name: [*check, _return(_ALLOW)] for name, check in checks.items()}
-    if not walls.namespaces:
+    if not barriers.namespaces:
         rules |= {name: [_refuse(errno.EOPNOTSUPP)] for name in _READS_ATTRIBUTES}
-    return rules | {"setsockopt": _by_level(), "getsockopt": _by_level()}
+    return rules | {"setsockopt": _check_socket_options(), "getsockopt": _check_socket_options()}
 
 
-def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
+def _checks_without_namespaces(checks: dict[str, list[bytes]], barriers: Barriers) -> dict[str, list[bytes]]:
     """Return a dict of stricter checks for a session without namespaces, from the name of each system call to its instructions.
 
     They keep the session from Unix sockets and processes of the host, as namespaces would. `checks` are the checks for all sessions.
     """
-    internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
-    itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
+    internet = [family for name, family in FAMILIES.items() if barriers.network and name != "AF_UNIX"]
+    itself = {name: _allow_only_values(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
     controls = [COMMANDS["ioctl"][name] for name in _HARMLESS_CONTROLS]
     return {
         **itself,
-        "setpriority": _one_of(_argument(0), (_PRIO_PROCESS,)) + _one_of(_argument(1), (0,)),
+        "setpriority": _allow_only_values(_argument(0), (_PRIO_PROCESS,)) + _allow_only_values(_argument(1), (0,)),
         "socket": _socket_check(internet, TYPES.values()),
         # Only a stream is bound to its other end: a datagram may be sent to any socket that has a path.
         "socketpair": _socket_check((FAMILIES["AF_UNIX"],), (_STREAM,)),
-        "ioctl": _one_of(_argument(1), controls, errno.ENOTTY),
+        "ioctl": _allow_only_values(_argument(1), controls, errno.ENOTTY),
     }
 
 
@@ -264,27 +258,27 @@ def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
     # In a network namespace internet sockets end at the session's own loopback. Vsock belongs to no namespace. The type is checked as well:
     # protocol 0 means what the type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
     return [
-        *_one_of(_argument(0), families, errno.EAFNOSUPPORT),
-        *_one_of(_masked(1, _SOCKET_TYPE), types, errno.ESOCKTNOSUPPORT),
-        *_one_of(_argument(2), PROTOCOLS.values(), errno.EPROTONOSUPPORT),
+        *_allow_only_values(_argument(0), families, errno.EAFNOSUPPORT),
+        *_allow_only_values(_masked(1, _SOCKET_TYPE), types, errno.ESOCKTNOSUPPORT),
+        *_allow_only_values(_argument(2), PROTOCOLS.values(), errno.EPROTONOSUPPORT),
     ]
 
 
-def _by_level() -> list[bytes]:
-    """Return the instructions for getsockopt and setsockopt, which allow only the options in `OPTIONS`."""
+def _check_socket_options() -> list[bytes]:
+    """Return the instructions that check getsockopt and setsockopt. Only the options in `OPTIONS` are allowed."""
     # The level is tested first, because the same number means another option at another level.
     rule = _argument(1)
     for (_, level), options in OPTIONS.items():
-        rule += _rule(level, [*_one_of(_argument(2), options.values()), _return(_ALLOW)])
+        rule += _rule(level, [*_allow_only_values(_argument(2), options.values()), _return(_ALLOW)])
     return [*rule, _refuse(errno.EPERM)]
 
 
-def _other_refusals(machine: str) -> Iterator[bytes]:
-    for number, error in refused_otherwise(machine).values():
+def _refuse_with_other_errors(machine: str) -> Iterator[bytes]:
+    for number, error in list_other_errors(machine).values():
         yield from _rule(number, [_refuse(error)])
 
 
-def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
+def _allow_only_values(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
     """Return instructions that refuse a system call, unless the value that the instructions `load` load is one of `values`.
 
     `otherwise` is the errno of the refusal.
@@ -294,11 +288,11 @@ def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPE
     return [*load, *tests, _refuse(otherwise)]
 
 
-def _no_other_bits(argument: int, bits: Iterable[int]) -> list[bytes]:
-    return _no_bit(argument, ~sum(bits) & 0xFFFFFFFF)
+def _allow_only_bits(argument: int, bits: Iterable[int]) -> list[bytes]:
+    return _refuse_bits(argument, ~sum(bits) & 0xFFFFFFFF)
 
 
-def _no_bit(argument: int, bits: int) -> list[bytes]:
+def _refuse_bits(argument: int, bits: int) -> list[bytes]:
     return [*_argument(argument), _jump(_ANY_BIT, bits, 0, 1), _refuse(errno.EPERM)]
 
 

@@ -26,7 +26,7 @@ from ...wire import (
     VariableChangeKind,
     VariableRow,
 )
-from ..place import place
+from ..folders import session_folders
 
 _MOST_LISTED = 2000  # files that are listed before and after each cell
 _HIDDEN = (".upload-", ".call-", "__pycache__")
@@ -38,7 +38,7 @@ _LONGEST_NAME, _LONGEST_TYPE = 1000, 100
 _SHORT = 4096  # characters of a text that is compared by value
 _PLAIN = frozenset(map(id, (int, float, bool, complex, type(None))))
 _SIZED = (bytes, bytearray, list, tuple, dict, set, frozenset)
-_FOREIGN = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"), ("polars", "DataFrame"), ("polars", "Series"))
+_LIBRARY_TYPES = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"), ("polars", "DataFrame"), ("polars", "Series"))
 _ABSENT, _OTHER = object(), object()
 # `kind.__name__` could run code of the user's metaclass. The name can be of a subclass of `str` with methods of the user's.
 _name_of_type = type.__dict__["__name__"].__get__
@@ -80,7 +80,7 @@ def file_changes(before: Listing | None, after: Listing | None) -> list[FileRow]
 
 def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
     try:
-        with os.scandir(f"{place.data}/{folder}") as entries:
+        with os.scandir(f"{session_folders.data}/{folder}") as entries:
             return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if not entry.name.startswith(_HIDDEN)]
     except OSError:
         return []
@@ -95,7 +95,7 @@ def list_processes() -> list[ProcessRow]:
     if len(pids) <= 2:
         return []
     own = (_INIT, os.getpid())
-    found = [told for pid in sorted(pids) if pid not in own and (told := _process(pid))]
+    found = [row for pid in sorted(pids) if pid not in own and (row := _process(pid))]
     return found[:MOST_PROCESSES]  # the host removes those of branches, and then shortens the list
 
 
@@ -109,8 +109,8 @@ def _process(pid: int) -> ProcessRow | None:
     return None if text[end] in "ZX" else (pid, name)
 
 
-class Variables:
-    """The variables of a session as they were at the last call of `changes`.
+class VariableTracker:
+    """Finds which variables of a session changed since the last call of `changes`.
 
     Old numbers and short texts are kept alive. Otherwise a new one could get the address of an old one, and the change would be missed.
     """
@@ -120,11 +120,11 @@ class Variables:
         self._hidden: Mapping[Any, Any] = {}
         self._keys: list[str] = []
         self._ids: list[int] = []
-        self._knows = False
+        self._is_compared = False
         self._visible: dict[str, object] = {}
         self._sizes = _Sizes()
 
-    def of(self, names: dict[Any, Any], hidden: Mapping[Any, Any]) -> None:
+    def watch(self, names: dict[Any, Any], hidden: Mapping[Any, Any]) -> None:
         """Watch the variables in `names`. A name that has the same value in `hidden` belongs to IPython and is ignored."""
         self._names, self._hidden = names, hidden
 
@@ -132,18 +132,18 @@ class Variables:
         """Return the changes since the last call. Return none at the first call, or if there are over 3,000 names to compare."""
         names = self._names.copy()  # threads of the user may add variables meanwhile
         if len(names) > _MOST_COMPARED:
-            self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
+            self._is_compared, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
             return []
         # Names that begin with "_" are not the user's. IPython keeps two for each cell: without them this is three times as fast.
         now = {name: value for name, value in names.items() if type(name) is str and name[:1] != "_"}
-        measures = _measures()
-        changed = self._reconsider([*dict.fromkeys([*self._rebound(now), *self._sizes.different(now)])], now, measures)
-        knew, self._knows = self._knows, True
+        measures = _find_measures()
+        changed = self._classify([*dict.fromkeys([*self._find_rebound(now), *self._sizes.find_changed(now)])], now, measures)
+        knew, self._is_compared = self._is_compared, True
         # A longer name comes from code alone, and some of these would not fit into a frame.
         changed = [(kind, name) for kind, name in changed if len(name) <= _LONGEST_NAME]
-        return [_variable(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
+        return [_describe_change(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
 
-    def _rebound(self, now: dict[str, Any]) -> list[str]:
+    def _find_rebound(self, now: dict[str, Any]) -> list[str]:
         """Return the names that are new or deleted, or whose value is another object than at the last call."""
         keys, ids = list(now), list(map(id, now.values()))
         old_keys, old_ids = self._keys, self._ids
@@ -155,25 +155,25 @@ class Variables:
         moved = [name for name, number in zip(keys, ids) if before.get(name) != number]
         return moved + [name for name in self._visible if name not in now]
 
-    def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
+    def _classify(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
         """Return those of `names` that have changed, each with its kind of change. Store the present state of all `names`.
 
-        `now` holds the present variables by name. `measures` is a result of `_measures`.
+        `now` holds the present variables by name. `measures` is a result of `_find_measures`.
         """
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
-            was, look = self._visible.pop(name, _ABSENT), self._look(name, value)
+            was, look = self._visible.pop(name, _ABSENT), self._comparable(name, value)
             self._sizes.forget(name)
             if look is not _ABSENT:
                 self._visible[name] = look
-                self._sizes.know(name, value, measures)
+                self._sizes.store(name, value, measures)
             kind: VariableChangeKind = "added" if was is _ABSENT else "deleted" if look is _ABSENT else "changed"
             if look is _OTHER or was != look:
                 found[kind].append((kind, name))
         return [*found["added"], *found["changed"], *found["deleted"]]
 
-    def _look(self, name: str, value: Any) -> object:
+    def _comparable(self, name: str, value: Any) -> object:
         """Return what to compare for a variable: type and value of a number or short text, and `_OTHER` for other values.
 
         Return `_ABSENT` if the variable is not the user's.
@@ -186,7 +186,7 @@ class Variables:
         return _OTHER
 
 
-def _variable(change: VariableChangeKind, name: str, value: Any, measures: Measures) -> VariableRow:
+def _describe_change(change: VariableChangeKind, name: str, value: Any, measures: Measures) -> VariableRow:
     if change == "deleted":
         return change, 0, [], "", name
     kind = type(value)
@@ -197,7 +197,7 @@ def _variable(change: VariableChangeKind, name: str, value: Any, measures: Measu
 
 
 class _Sizes:
-    """The last known length or shape of each variable that can change in place. `different` returns the names whose size changed.
+    """The last known length or shape of each variable that can change in place. `find_changed` returns the names whose size changed.
 
     Types are compared by their addresses, because `==` on a type could run code of the user.
     """
@@ -207,7 +207,7 @@ class _Sizes:
         self._plain: tuple[list[str], list[int], list[int]] | None = None
         self._shaped: list[str] = []
 
-    def know(self, name: str, value: Any, measures: Measures) -> None:
+    def store(self, name: str, value: Any, measures: Measures) -> None:
         measure = measures.get(id(type(value)))
         if measure is not None:
             self._known[name] = id(type(value)), measure, measure(value)
@@ -217,7 +217,7 @@ class _Sizes:
         if self._known.pop(name, None) is not None:
             self._plain = None
 
-    def different(self, now: dict[str, Any]) -> list[str]:
+    def find_changed(self, now: dict[str, Any]) -> list[str]:
         if self._plain is None:
             plain = [(name, kind, size) for name, (kind, measure, size) in self._known.items() if measure is len]
             self._plain = [name for name, _, _ in plain], [kind for _, kind, _ in plain], [size for _, _, size in plain]
@@ -234,13 +234,13 @@ class _Sizes:
         return id(type(value)) != kind or bool(measure(value) != size)
 
 
-def _measures() -> Measures:
+def _find_measures() -> Measures:
     """Return a dict from the address of each measurable type to the function that returns the length or shape of its values.
 
     It contains no type whose methods the user could define.
     """
     measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
-    for module, name in _FOREIGN:
+    for module, name in _LIBRARY_TYPES:
         loaded = sys.modules.get(module)
         kind = vars(loaded).get(name) if type(loaded) is ModuleType else None
         if type(kind) is type:
@@ -262,7 +262,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _size(value: Any) -> int:
     """Return how many bytes of memory a value takes, without the contents of a container. Return 0 if it cannot be measured."""
     kind = type(value)
-    measure = _measures().get(id(kind))
+    measure = _find_measures().get(id(kind))
     if id(kind) in _PLAIN or kind is str or kind is range or measure is len:
         return sys.getsizeof(value)
     if measure is None:

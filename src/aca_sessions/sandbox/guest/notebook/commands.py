@@ -14,8 +14,8 @@ from collections.abc import Callable
 from IPython.core.inputtransformer2 import TransformerManager
 
 from ...wire import Command, Finished, Message, Started
+from ..folders import session_folders
 from ..link import interrupts
-from ..place import place
 from . import changes
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -24,7 +24,7 @@ _BY_SIGNAL = 128  # a shell reports a death by signal N as 128 + N
 _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:install|add|sync)\b")
 
 
-def run(command: Command, send: Callable[[Message], None]) -> Finished:
+def run_command(command: Command, send: Callable[[Message], None]) -> Finished:
     """Run a program and return its result, whose value is the exit code.
 
     `send` sends a message to the host. An interrupt kills the program's process group. The error of the result is then KeyboardInterrupt.
@@ -44,7 +44,7 @@ def run(command: Command, send: Callable[[Message], None]) -> Finished:
 
 def _exit_code(command: Command) -> int:
     try:
-        process = subprocess.Popen(command.arguments, stdin=subprocess.PIPE, cwd=place.data, start_new_session=True)
+        process = subprocess.Popen(command.arguments, stdin=subprocess.PIPE, cwd=session_folders.data, start_new_session=True)
     except OSError as error:
         os.write(2, f"{command.arguments[0]}: {error.strerror}\n".encode())
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
@@ -58,7 +58,7 @@ def _exit_code(command: Command) -> int:
     return process.returncode if process.returncode >= 0 else _BY_SIGNAL - process.returncode
 
 
-class Syntax(TransformerManager):
+class CellTransformer(TransformerManager):
     """The transformer of IPython's syntax in cells, such as `%pwd`, `!ls` and `str?`."""
 
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]

@@ -40,14 +40,14 @@ _TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 
-class Hook(DisplayHook):
+class ValueHook(DisplayHook):
     """IPython's display hook, which stores a cell's last value for the result instead of printing it."""
 
     def start_displayhook(self) -> None: ...
     def write_output_prompt(self) -> None: ...
     def finish_displayhook(self) -> None: ...
 
-    stock: ClassVar[dict[type, Any]] = {}  # the printers of plain types in an unchanged shell
+    stock_printers: ClassVar[dict[type, Any]] = {}  # the printers of plain types in an unchanged shell
 
     def __call__(self, result: Any = None) -> None:
         # A notebook shows nothing for None, but Azure distinguishes `x` from `print(x)` and `x = None`.
@@ -74,11 +74,11 @@ class Hook(DisplayHook):
         display = self.shell.display_formatter
         plain = display.formatters["text/plain"]
         taught = any(kind in one.type_printers or object in one.type_printers for one in display.formatters.values() if one is not plain)
-        own_way = plain.type_printers.get(kind) is not self.stock.get(kind) or plain.float_format != "%r" or not plain.pprint
+        own_way = plain.type_printers.get(kind) is not self.stock_printers.get(kind) or plain.float_format != "%r" or not plain.pprint
         return bool(taught or own_way or display.ipython_display_formatter.type_printers)
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
-        self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
+        self.shell.collected.store_value(self.shell.displayhook.exec_result, format_dict)
 
     def cull_cache(self) -> None:
         """Remove the oldest values from `Out`, to make room for another. IPython's own method would print a warning."""
@@ -94,7 +94,7 @@ class Publisher(DisplayPublisher):
     def publish(self, data: dict[str, Any], metadata: object = None, **options: Any) -> None:
         name = (options.get("transient") or {}).get("display_id")
         bundle = complete_chart(data)
-        self.shell.collected.take_display(bundle, None if name is None else str(name), update=bool(options.get("update")))
+        self.shell.collected.add_display(bundle, None if name is None else str(name), update=bool(options.get("update")))
 
     def clear_output(self, wait: bool = False) -> None:
         self.shell.collected.clear(wait)
@@ -104,7 +104,7 @@ class Formatter(DisplayFormatter):
     """IPython's formatter, with the forms that this module adds. If one form of a value fails, its error is printed on stderr."""
 
     def format(self, obj: Any, include: object = None, exclude: object = None) -> Bundle:
-        with self.parent.showing():
+        with self.parent.redirect_errors():
             if (chart := self._chart(obj)) is not None:
                 return chart, {}
             data, metadata = super().format(obj, include, exclude)
@@ -134,7 +134,7 @@ class PlainText(PlainTextFormatter):
                 return str(value)
             if type(value).__module__ == "matplotlib.figure" and hasattr(value, "get_axes"):
                 return _describe_figure(value)
-        with self.parent.parent.showing(False):  # fail the cell: without its text a value has nothing to show
+        with self.parent.parent.redirect_errors(False):  # fail the cell: without its text a value has nothing to show
             return super().__call__(value)  # type: ignore[no-any-return]
 
 
@@ -152,10 +152,10 @@ def _describe_figure(figure: Any) -> str:
 
 def chart_forms(value: Any) -> dict[str, Any] | None:
     """Return the forms of a chart of plotly or altair, by MIME type, or None for any other value."""
-    if _is_a(value, "plotly.basedatatypes", "BaseFigure"):
+    if _is_instance(value, "plotly.basedatatypes", "BaseFigure"):
         return complete_chart({PLOTLY: json.loads(value.to_json())})
-    if _is_a(value, "altair", "TopLevelMixin"):
-        return _of_altair(value)
+    if _is_instance(value, "altair", "TopLevelMixin"):
+        return _altair_forms(value)
     return None
 
 
@@ -173,7 +173,7 @@ def complete_chart(data: dict[str, Any]) -> dict[str, Any]:
         return data
 
 
-def _of_altair(chart: Any) -> dict[str, Any]:
+def _altair_forms(chart: Any) -> dict[str, Any]:
     altair = sys.modules["altair"]
     spec = chart.to_dict()
     version = str(altair.SCHEMA_VERSION).partition(".")[0]
@@ -184,7 +184,7 @@ def _of_altair(chart: Any) -> dict[str, Any]:
         return data | {"text/html": chart.to_html()}
 
 
-def _is_a(value: Any, module: str, name: str) -> bool:
+def _is_instance(value: Any, module: str, name: str) -> bool:
     known = vars(sys.modules[module]).get(name) if module in sys.modules else None
     return isinstance(known, type) and issubclass(type(value), known)
 
@@ -215,14 +215,14 @@ def table_forms(value: Any) -> dict[str, Any]:
     kind = type(value)
     try:
         if kind is _class("pandas", "DataFrame"):
-            return _within_budget(_of_pandas(value))
+            return _encode_table(_pandas_table(value))
         if kind is _class("pandas", "Series"):
             frame = value.to_frame()
-            return {"text/html": frame._repr_html_()} | _within_budget(_of_pandas(frame))
+            return {"text/html": frame._repr_html_()} | _encode_table(_pandas_table(frame))
         if kind is _class("polars", "DataFrame"):
-            return _within_budget(_of_polars(value))
+            return _encode_table(_polars_table(value))
         if kind is _class("polars", "Series"):
-            return _within_budget(_of_polars(value.to_frame()))
+            return _encode_table(_polars_table(value.to_frame()))
     except Exception as error:
         print(f"cannot convert a table to {TABLE} ({type(error).__name__}): it is shown without that form", file=sys.stderr)
     return {}
@@ -233,24 +233,24 @@ def _class(module: str, name: str) -> object:
     return vars(loaded).get(name, table_forms) if type(loaded) is ModuleType else table_forms
 
 
-def _of_pandas(frame: Any) -> dict[str, Any]:
+def _pandas_table(frame: Any) -> dict[str, Any]:
     sample = frame.iloc[:_ROWS, :_COLUMNS]
     columns = [(_label(name), dtype) for name, dtype in zip(sample.columns, sample.dtypes)]
     fields = [{"name": name, "type": _TYPES.get(getattr(dtype, "kind", ""), "string"), "dtype": str(dtype)} for name, dtype in columns]
     values = [sample.iloc[:, place].tolist() for place in range(sample.shape[1])]
     index = {"name": "index", "type": _TYPES.get(getattr(frame.index.dtype, "kind", ""), "string"), "dtype": str(frame.index.dtype)}
-    *fields, index = _named_apart([*fields, index])  # the index is last to take a name: a column may be called `index`
+    *fields, index = _make_names_unique([*fields, index])  # the index is last to take a name: a column may be called `index`
     return _resource([index, *fields], [sample.index.tolist(), *values], frame.shape)
 
 
-def _of_polars(frame: Any) -> dict[str, Any]:
+def _polars_table(frame: Any) -> dict[str, Any]:
     sample = frame[:_ROWS, :_COLUMNS]
-    fields = [{"name": _label(name), "type": _type_of_polars(dtype), "dtype": str(dtype)} for name, dtype in sample.schema.items()]
+    fields = [{"name": _label(name), "type": _polars_type(dtype), "dtype": str(dtype)} for name, dtype in sample.schema.items()]
     values = [sample.to_series(place).to_list() for place in range(sample.shape[1])]
-    return _resource(_named_apart(fields), values, frame.shape)  # long names are cut, so they may be equal
+    return _resource(_make_names_unique(fields), values, frame.shape)  # long names are cut, so they may be equal
 
 
-def _type_of_polars(dtype: Any) -> str:
+def _polars_type(dtype: Any) -> str:
     if dtype.is_integer() or dtype.is_float():
         return "integer" if dtype.is_integer() else "number"
     return {"Boolean": "boolean", "Date": "date", "Time": "time", "Duration": "duration"}.get(
@@ -258,7 +258,7 @@ def _type_of_polars(dtype: Any) -> str:
     )
 
 
-def _named_apart(fields: list[dict[str, str]]) -> list[dict[str, str]]:
+def _make_names_unique(fields: list[dict[str, str]]) -> list[dict[str, str]]:
     """Give all fields different names: append a number to a name that is taken, and keep the real name as `title`."""
     taken = {field["name"] for field in fields}
     named: dict[str, dict[str, str]] = {}
@@ -279,7 +279,7 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
     return told | {"rowCount": int(shape[0]), "columnCount": int(shape[1])}
 
 
-def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
+def _encode_table(resource: dict[str, Any]) -> dict[str, str]:
     """Return a table as JSON text, by MIME type. Leave out the last rows if the text would be too long.
 
     Return {} if the text is too long even without rows.

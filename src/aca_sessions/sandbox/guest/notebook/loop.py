@@ -11,13 +11,13 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-_NEEDED = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
-_BROUGHT = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")  # would fail inside a running loop
+_STARTS_TASKS = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
+_RUNS_OWN_LOOP = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")  # would fail inside a running loop
 
 
-def is_needed(code: str) -> bool:
+def needs_loop(code: str) -> bool:
     """Return whether a cell without `await` must run inside the event loop, because it starts tasks and runs no loop of its own."""
-    return bool(_NEEDED.search(code)) and not _BROUGHT.search(code)
+    return bool(_STARTS_TASKS.search(code)) and not _RUNS_OWN_LOOP.search(code)
 
 
 class Loop:
@@ -43,7 +43,7 @@ class Loop:
                 self._loop.run_until_complete(task)
             raise
 
-    def go_on_until(self, descriptor: int) -> None:
+    def run_until_readable(self, descriptor: int) -> None:
         """Run unfinished tasks of cells until the descriptor is readable, `wake` is called, or a task raises SystemExit."""
         if self._loop is None or self._loop.is_closed():
             return
@@ -61,7 +61,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """Make `go_on_until` return, because a message has come. Any thread may call this. Cells that await are not interrupted."""
+        """Make `run_until_readable` return, because a message has come. Any thread may call this. Cells that await are not interrupted."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):
@@ -102,7 +102,7 @@ class Loop:
         """Return how many tasks of the loop are unfinished."""
         return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Close the loop. The zygote calls this before the first fork, because all sessions would share the loop's epoll descriptor."""
         if self._loop is not None:
             self._loop.close()

@@ -33,9 +33,9 @@ from typing import NoReturn
 from IPython.extensions.autoreload import superreload
 
 from ...wire import Extend, Finished, Message, Started
+from ..folders import session_folders
 from ..isolation import root
 from ..link import interrupts
-from ..place import place
 from . import changes
 
 _OWN_CODE = str(Path(__file__).parents[4])
@@ -47,7 +47,7 @@ Stamp = tuple[int, int, int, int]
 
 
 @dataclass
-class _Loaded:
+class _LoadedModule:
     path: str
     stamp: Stamp
     digest: bytes
@@ -69,9 +69,9 @@ class _Loaded:
             return False  # deleted, for example: the imported module stays
 
 
-_loaded: dict[str, _Loaded] = {}
+_loaded_modules: dict[str, _LoadedModule] = {}
 _finders: dict[str, FileFinder] = {}  # of the session's own folders
-_shown: list[str] = []  # the folders of packages on the import path
+_package_folders: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
@@ -86,19 +86,19 @@ class _Loader(SourceFileLoader):
         stamp = _stamp(path)
         data = super().get_data(path)
         if sys._getframe(2).f_code.co_name == "exec_module":  # otherwise the source is read, for example by inspect, and not imported
-            _note(self.name, _Loaded(path, stamp, _digest(data), is_recent=_is_recent(stamp)))
+            _record_import(self.name, _LoadedModule(path, stamp, _digest(data), is_recent=_is_recent(stamp)))
             linecache.cache.pop(path, None)
         return data
 
 
-def settle() -> None:
+def set_import_path() -> None:
     """Put the workspace first on the import path. Put its folder `.packages`, where a session may install packages, last."""
     sys.path_hooks.insert(0, _finder)
-    sys.path.insert(0, place.data)
-    sys.path.append(f"{place.data}/.packages")
+    sys.path.insert(0, session_folders.data)
+    sys.path.append(f"{session_folders.data}/.packages")
 
 
-def forget_listings() -> None:
+def clear_listings() -> None:
     """Clear the cached listings of folders in the workspace, so that a module that was just written is found."""
     for finder in [*_finders.values()]:
         finder.invalidate_caches()
@@ -106,26 +106,26 @@ def forget_listings() -> None:
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
     """Reload the imported modules whose files have changed. If one fails, keep its old definitions and pass the error to `show_error`."""
-    for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
-        module = sys.modules.get(name) or _loaded[name].module
+    for name in [name for name, loaded in _loaded_modules.items() if loaded.has_changed()]:
+        module = sys.modules.get(name) or _loaded_modules[name].module
         if module is None:  # the user removed it from sys.modules
-            del _loaded[name]
+            del _loaded_modules[name]
             continue
         try:
             sys.modules[name] = module
-            _import_again(name, module)
-            _loaded[name].module = None
+            _reimport(name, module)
+            _loaded_modules[name].module = None
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             sys.modules.pop(name, None)  # so that the next `import` fails as well instead of returning the old module
-            _loaded[name].module = module
+            _loaded_modules[name].module = module
             show_error(error)
-            file = os.path.relpath(_loaded[name].path, place.data)
+            file = os.path.relpath(_loaded_modules[name].path, session_folders.data)
             print(f"{file} has changed and cannot be imported, so what it defined earlier stays: correct the file", file=sys.stderr)
 
 
-def _import_again(name: str, module: ModuleType) -> None:
+def _reimport(name: str, module: ModuleType) -> None:
     before = dict(vars(module))
     try:
         superreload(module, importlib.reload, {})  # type: ignore[no-untyped-call]
@@ -137,19 +137,19 @@ def _import_again(name: str, module: ModuleType) -> None:
         vars(module).setdefault(submodule.rpartition(".")[2], sys.modules[submodule])
 
 
-def _note(name: str, loaded: _Loaded) -> None:
+def _record_import(name: str, loaded: _LoadedModule) -> None:
     """Record a module that is being imported, before the modules that import it, so that it is reloaded before them."""
-    waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
-    if name in _loaded:
-        loaded.module = _loaded[name].module
-    if name in _loaded or not waiting:
-        _loaded[name] = loaded
+    waiting = [one for one in _loaded_modules if one != name and _is_being_imported(one)]
+    if name in _loaded_modules:
+        loaded.module = _loaded_modules[name].module
+    if name in _loaded_modules or not waiting:
+        _loaded_modules[name] = loaded
         return
-    first = [*_loaded].index(waiting[0])
-    later = [*_loaded.items()][first:]
+    first = [*_loaded_modules].index(waiting[0])
+    later = [*_loaded_modules.items()][first:]
     for one, _ in later:
-        del _loaded[one]
-    _loaded.update({name: loaded, **dict(later)})
+        del _loaded_modules[one]
+    _loaded_modules.update({name: loaded, **dict(later)})
 
 
 def _is_being_imported(name: str) -> bool:
@@ -165,7 +165,7 @@ def _finder(path: str) -> FileFinder:
 
 
 def _is_own(path: str) -> bool:
-    return (path == place.data or path.startswith(f"{place.data}/")) and not any(part in path for part in _INSTALLED)
+    return (path == session_folders.data or path.startswith(f"{session_folders.data}/")) and not any(part in path for part in _INSTALLED)
 
 
 def _stamp(path: str) -> Stamp:
@@ -181,44 +181,44 @@ def _digest(source: bytes) -> bytes:
     return hashlib.blake2b(source, digest_size=16).digest()
 
 
-def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in `extend.paths` importable, in place of those of earlier requests. Return the result of the request.
+def use_packages(request: Extend, send: Callable[[Message], None]) -> Finished:
+    """Make the packages in `request.paths` importable, in place of those of earlier requests. Return the result of the request.
 
-    `send` is called with the message `Started` for the host. If a module of `extend.replaced` is loaded already, the result has an error
+    `send` is called with the message `Started` for the host. If a module of `request.replaced` is loaded already, the result has an error
     and nothing changes.
     """
-    loaded = [name for name in extend.replaced if name in sys.modules]
+    loaded = [name for name in request.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)
         message = f"{names} is loaded in another version: reset the session, then install it before it is imported"
-        return _finished(extend, "PackageConflictError", message)
-    if not all(os.access(path, os.R_OK | os.X_OK) for path in extend.paths):
+        return _make_result(request, "PackageConflictError", message)
+    if not all(os.access(path, os.R_OK | os.X_OK) for path in request.paths):
         message = "sessions cannot read the folder of packages: name one in ACASessions:Packages:CacheFolder that every user may enter"
-        return _finished(extend, "PackageCacheError", message)
+        return _make_result(request, "PackageCacheError", message)
     try:
         with interrupts.allowed():
-            send(Started(extend.execution))
-            _put_on_path(extend.paths)
+            send(Started(request.execution))
+            _set_package_folders(request.paths)
     except BaseException as error:
-        return _finished(extend, type(error).__name__, f"cannot add the packages to the session: {error}")
-    return _finished(extend, None, "")
+        return _make_result(request, type(error).__name__, f"cannot add the packages to the session: {error}")
+    return _make_result(request, None, "")
 
 
-def _put_on_path(paths: Sequence[str]) -> None:
+def _set_package_folders(paths: Sequence[str]) -> None:
     """Make `paths` the folders of packages for this interpreter and for programs that cells start. Drop the folders of earlier calls."""
     own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
-    sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
+    sys.path[:] = [path for path in sys.path if path not in own and not (path in _package_folders and path not in paths)]
     for path in paths:
-        if path not in _shown:
+        if path not in _package_folders:
             site.addsitedir(path)  # runs code of .pth files, which must happen inside the session and never on the host
     sys.path.extend(own)
     importlib.invalidate_caches()
-    _show_to_programs(paths)
-    _shown[:] = paths
+    _set_program_paths(paths)
+    _package_folders[:] = paths
 
 
-def _show_to_programs(paths: Sequence[str]) -> None:
-    earlier = {f"{path}/bin" for path in _shown}
+def _set_program_paths(paths: Sequence[str]) -> None:
+    earlier = {f"{path}/bin" for path in _package_folders}
     kept = [path for path in os.environ.get("PATH", "").split(os.pathsep) if path not in earlier]
     os.environ["PATH"] = os.pathsep.join([*kept, *(f"{path}/bin" for path in paths)])
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHILDREN]
@@ -226,5 +226,5 @@ def _show_to_programs(paths: Sequence[str]) -> None:
     os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)  # children/sitecustomize.py reads it
 
 
-def _finished(extend: Extend, name: str | None, message: str) -> Finished:
-    return Finished(extend.execution, None, None, name, message, "", [], changes.list_processes())
+def _make_result(request: Extend, name: str | None, message: str) -> Finished:
+    return Finished(request.execution, None, None, name, message, "", [], changes.list_processes())

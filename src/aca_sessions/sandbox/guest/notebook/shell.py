@@ -19,13 +19,13 @@ from IPython.core import pylabtools
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from ....bridge.guest import ToolError, provide_names, refuse_call
+from ....bridge.guest import ToolError, define_names, refuse_call
 from ...wire import Finished, Message, Run, Started
+from ..folders import session_folders
 from ..link import AnswerError, flush_streams, interrupts
-from ..place import place
 from . import changes, commands, loop, modules, tracebacks
-from .collected import Collected, clip, no_late_displays
-from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
+from .cell_output import CellOutput, clip, new_late_displays
+from .displays import PLAIN_TYPES, Formatter, PlainText, Publisher, ValueHook
 
 _MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
@@ -48,21 +48,21 @@ def _refuse_input(execution: str, about: str, text: str) -> str:
 class Shell(InteractiveShell):
     """An IPython shell whose values, displays and errors go to the host."""
 
-    displayhook_class = Hook
+    displayhook_class = ValueHook
     display_pub_class = Publisher
     compiler_class = tracebacks.Compiler
     compile: tracebacks.Compiler
     InteractiveTB: Any
 
     def __init__(self, **options: Any) -> None:
-        self._late = no_late_displays()
-        self._variables = changes.Variables()
+        self._late = new_late_displays()
+        self._tracker = changes.VariableTracker()
         self.last_command = commands.ShellCommand()
-        self._is_showing = False
-        super().__init__(input_transformer_manager=commands.Syntax(), **options)
-        self._variables.of(self.user_ns, self.user_ns_hidden)
+        self._prints_errors = False
+        super().__init__(input_transformer_manager=commands.CellTransformer(), **options)
+        self._tracker.watch(self.user_ns, self.user_ns_hidden)
         # First in the list: the inline backend's callback shows the figures that are open at a cell's end.
-        self.events.callbacks["post_execute"].insert(0, self._code_has_run)
+        self.events.callbacks["post_execute"].insert(0, self._mark_code_finished)
 
     def init_display_formatter(self) -> None:
         self.display_formatter = Formatter(parent=self)
@@ -70,7 +70,7 @@ class Shell(InteractiveShell):
 
     def init_traceback_handlers(self, custom_exceptions: Any) -> None:
         super().init_traceback_handlers(custom_exceptions)
-        tracebacks.shorten(self.InteractiveTB)
+        tracebacks.shorten_tracebacks(self.InteractiveTB)
 
     def system(self, command: str) -> None:
         """Run a `!` command of a cell, which writes directly to the session's stdout and stderr.
@@ -85,9 +85,9 @@ class Shell(InteractiveShell):
         `send` sends a message to the host. `ask` sends a question of the cell to the host and returns the answer, like `Link.ask`.
         """
         self._cell, self._ask = cell, ask
-        provide_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
-        self.collected = Collected(cell.execution, send, self._late)
-        modules.forget_listings()
+        define_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
+        self.collected = CellOutput(cell.execution, send, self._late)
+        modules.clear_listings()
         self.compile.begin_cell()
         self.last_command = commands.ShellCommand()
         before = changes.list_files()
@@ -102,10 +102,10 @@ class Shell(InteractiveShell):
         except KeyboardInterrupt as interrupt:
             error = interrupt
         if error is not None and self.collected.error is None:
-            self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
+            self.collected.store_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
         self._forget_oldest_inputs()
         files = changes.file_changes(before, changes.list_files())
-        return self.collected.finished(files, changes.list_processes(), self._variables.changes())
+        return self.collected.finish(files, changes.list_processes(), self._tracker.changes())
 
     def _send_call(self, text: str) -> str:
         """Send a tool call to the host and return the answer, both as JSON text. Raise ToolError if the host does not answer."""
@@ -136,38 +136,39 @@ class Shell(InteractiveShell):
             raise EOFError(str(refused)) from None
 
     @contextlib.contextmanager
-    def showing(self, several: bool = True) -> Iterator[None]:
-        """Choose where to show errors while IPython shows an object in the `with` block.
+    def redirect_errors(self, has_other_forms: bool = True) -> Iterator[None]:
+        """Choose where errors go that IPython meets while it formats an object in the `with` block.
 
-        If `several` is true, the object has other forms, which may succeed: print its errors on stderr. Otherwise make them the cell's
-        error.
+        Print them on stderr if `has_other_forms` is true, because another form of the object may succeed. Otherwise store them as the
+        cell's error.
         """
-        outer, self._is_showing = self._is_showing, several
+        outer, self._prints_errors = self._prints_errors, has_other_forms
         try:
             yield
         finally:
-            self._is_showing = outer
+            self._prints_errors = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
         """Show a traceback without the frames of this package at its end, such as that of the SIGINT handler."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
-        tracebacks.explain(value)
-        tracebacks.cut_own(traceback)
-        if tracebacks.holds_group(value) and not options.get("exception_only"):
-            self._showtraceback(etype, value, [tracebacks.native(value, traceback)])
+        tracebacks.explain_missing_folder(value)
+        tracebacks.cut_own_frames(traceback)
+        if tracebacks.has_group(value) and not options.get("exception_only"):
+            self._showtraceback(etype, value, [tracebacks.format_natively(value, traceback)])
         else:
             self.InteractiveTB.chained = 0
-            if tracebacks.is_long(value):  # IPython searches the chain for groups by recursion, and would report its own RecursionError
+            # IPython searches the chain for groups by recursion, and would report its own RecursionError.
+            if tracebacks.is_long_chain(value):
                 self._showtraceback(etype, value, self.InteractiveTB.structured_traceback(etype, value, traceback))
             else:
                 super().showtraceback((etype, value, traceback), *arguments, **options)
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         text = self.InteractiveTB.stb2text(stb)
-        if self._is_showing:
+        if self._prints_errors:
             print(text, file=sys.stderr)
         else:
-            self.collected.take_error(evalue, text)
+            self.collected.store_error(evalue, text)
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
         """Return an error as `%notebook` saves it, with the traceback that was shown. IPython 9 would format it a second time."""
@@ -191,16 +192,16 @@ class Shell(InteractiveShell):
         return await super().run_code(*arguments, **options)
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
-        if loop.is_needed(raw_cell):
+        if loop.needs_loop(raw_cell):
             return True
         return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
 
     def _show_import_error(self, error: BaseException) -> None:
         """Print on stderr why a changed module cannot be imported, with a traceback that begins in the workspace's code."""
         traceback = error.__traceback__
-        while traceback is not None and not traceback.tb_frame.f_code.co_filename.startswith(place.data):
+        while traceback is not None and not traceback.tb_frame.f_code.co_filename.startswith(session_folders.data):
             traceback = traceback.tb_next
-        with self.showing():
+        with self.redirect_errors():
             self.showtraceback((type(error), error, traceback), tb_offset=0)
 
     @contextlib.contextmanager
@@ -212,25 +213,25 @@ class Shell(InteractiveShell):
         """Do nothing, because a session has no window to draw in."""
 
     def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
-        """Run cells so that code is loaded and memory is touched before a user's first cell. Then remove the variables they defined."""
+        """Run `cells` to load code and touch memory before a user's first cell. Then remove the variables that they defined."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
                 self.run(Run("", code, []), lambda _message: None)
         flush_streams()
         self.reset(new_session=True)
         self.execution_count = 1
-        self._variables.changes()
+        self._tracker.changes()
 
     def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
         """Clear the variables. `%reset` calls this method."""
         super().reset(new_session, aggressive)
         self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
 
-    def remember(self, cells: int) -> None:
+    def set_history_size(self, cells: int) -> None:
         """Set how many cells' inputs `In` keeps, and how many values `Out` keeps."""
         self.displayhook.cache_size = cells
 
-    def _code_has_run(self) -> None:
+    def _mark_code_finished(self) -> None:
         self.collected.code_has_run = True
 
     def ask_exit(self) -> None:
@@ -265,9 +266,9 @@ def build_shell(preload: list[str]) -> Shell:
     formatters = shell.display_formatter.formatters
     formatters["text/plain"] = plain = PlainText(parent=shell.display_formatter)
     printers: dict[Any, Any] = plain.type_printers
-    Hook.stock = {kind: printers.get(kind) for kind in PLAIN_TYPES}
+    ValueHook.stock_printers = {kind: printers.get(kind) for kind in PLAIN_TYPES}
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
-    own_loop.forget()
+    own_loop.close()
     # IPython's own would read a terminal.
     builtins.input = shell.read_line
     getpass.getpass = shell.read_secret

@@ -15,7 +15,7 @@ from IPython.core import ultratb
 from IPython.core.compilerop import CachingCompiler
 from stack_data.core import RepeatedFrames
 
-from ..place import DATA, place
+from ..folders import DATA, session_folders
 
 _HERE = os.path.dirname(__file__)
 # The folder `aca_sessions`, which holds the bridge as well. Modules that are sent as text are all in one folder.
@@ -50,7 +50,7 @@ class Compiler(CachingCompiler):
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
 
-class Skipped(RepeatedFrames):
+class SkippedFrames(RepeatedFrames):
     """The frames that a shortened traceback leaves out at one place."""
 
     @property
@@ -66,7 +66,7 @@ class NotShownError(Exception):
     """A placeholder for the errors in the middle of a long chain of exceptions, which are not shown."""
 
 
-def shorten(formatting: Any) -> None:
+def shorten_tracebacks(formatting: Any) -> None:
     """Change IPython's formatter `formatting` so that it leaves out frames of long tracebacks and errors of long chains.
 
     Of the frames at one line, the first two and the last one are kept. If more than 40 frames are left, only the first 20 and the last 20
@@ -89,7 +89,7 @@ def shorten(formatting: Any) -> None:
         formatting.chained += 1
         if formatting.chained != _MOST_CHAINED or cause is None:
             return cause
-        rest = list(chain(cause[1]))
+        rest = list(walk_chain(cause[1]))
         if len(rest) == 1:
             return cause
         left_out = NotShownError(f"{len(rest) - 1} more errors are not shown here, each raised while another was handled")
@@ -100,7 +100,7 @@ def shorten(formatting: Any) -> None:
     formatting.get_records, formatting.get_parts_of_chained_exception = get_records, get_cause
 
 
-def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
+def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, SkippedFrames]]:
     """Return a copy of a traceback with at most 40 frames, and a dict from a frame to the frames left out after it."""
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
@@ -110,22 +110,22 @@ def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType,
     if len(steps) <= _MOST_FRAMES:
         return traceback, {}
     keys = [(step.tb_frame.f_code, step.tb_lineno) for step in steps]
-    places: dict[Any, list[int]] = {}
-    for place_of, key in enumerate(keys):
-        places.setdefault(key, []).append(place_of)
-    kept = sorted({number for found in places.values() for number in (*found[:2], found[-1])})
+    indexes: dict[Any, list[int]] = {}
+    for index, key in enumerate(keys):
+        indexes.setdefault(key, []).append(index)
+    kept = sorted({number for found in indexes.values() for number in (*found[:2], found[-1])})
     if len(kept) > _MOST_FRAMES:
         kept = kept[: _MOST_FRAMES // 2] + kept[-_MOST_FRAMES // 2 :]
     short, skipped = None, {}
     for number, following in zip(reversed(kept), reversed([*kept[1:], len(steps)])):
         step = steps[number]
         if following > number + 1:
-            skipped[step.tb_frame] = Skipped([one.tb_frame for one in steps[number + 1 : following]], keys[number + 1 : following])
+            skipped[step.tb_frame] = SkippedFrames([one.tb_frame for one in steps[number + 1 : following]], keys[number + 1 : following])
         short = TracebackType(short, step.tb_frame, step.tb_lasti, step.tb_lineno)
     return short or traceback, skipped
 
 
-def cut_own(traceback: TracebackType | None) -> None:
+def cut_own_frames(traceback: TracebackType | None) -> None:
     """Remove the frames of this package at the end of a traceback, in place. Do nothing if all frames are of this package."""
     last_of_others = None
     while traceback is not None:
@@ -136,28 +136,30 @@ def cut_own(traceback: TracebackType | None) -> None:
         last_of_others.tb_next = None
 
 
-def explain(error: BaseException) -> None:
+def explain_missing_folder(error: BaseException) -> None:
     """Add a note to an error about a path in /mnt/data, if this session has no such folder: the note names the folder to use."""
     # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
     sought = str(getattr(error, "filename", None) or "")
-    if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
-        error.add_note(f"There is no {DATA} in this session: its files are in the working directory, {place.data}. Use relative names.")
+    if session_folders.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
+        error.add_note(
+            f"There is no {DATA} in this session: its files are in the working directory, {session_folders.data}. Use relative names."
+        )
 
 
-def holds_group(error: BaseException | None) -> bool:
+def has_group(error: BaseException | None) -> bool:
     """Return whether an error, or one in its chain of causes and contexts, is an exception group.
 
     IPython prints such a chain without calling the shell's methods.
     """
-    return any(isinstance(one, _GROUP) for one in chain(error))
+    return any(isinstance(one, _GROUP) for one in walk_chain(error))
 
 
-def is_long(error: BaseException | None) -> bool:
-    """Return whether the chain of an error has more errors than `shorten` shows."""
-    return any(number >= _MOST_CHAINED for number, _ in enumerate(chain(error)))
+def is_long_chain(error: BaseException | None) -> bool:
+    """Return whether the chain of an error has more errors than `shorten_tracebacks` shows."""
+    return any(number >= _MOST_CHAINED for number, _ in enumerate(walk_chain(error)))
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
+def walk_chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, then its cause or context, and so on along the chain, but no error twice."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -166,7 +168,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def native(error: BaseException, traceback: TracebackType | None) -> str:
+def format_natively(error: BaseException, traceback: TracebackType | None) -> str:
     """Format an error as Python itself does, beginning with the first frame of the user's code."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((_IPYTHON, _OWN_CODE)):
         traceback = traceback.tb_next

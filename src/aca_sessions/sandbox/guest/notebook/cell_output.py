@@ -20,23 +20,23 @@ _MAX_TYPES = 50  # of one display
 _MAX_LATE = 1 << 20  # characters of a display that comes when no cell runs
 _MAX_NAME = 200  # characters of the name of a display, of a type of its content, and of a class of errors
 _MAX_INTEGER_BITS = 4096
-_LEFT = "the debugger was left, or had nothing to read: print what you want to see instead"
+_DEBUGGER_ENDED = "the debugger was left, or had nothing to read: print what you want to see instead"
 
-Late = deque[dict[str, str]]
+LateDisplays = deque[dict[str, str]]
 
 
-def no_late_displays() -> Late:
+def new_late_displays() -> LateDisplays:
     """Return an empty queue for displays that come when no cell runs. The queue keeps the last 100."""
     return deque(maxlen=100)
 
 
-class Collected:
-    """What one cell has shown so far. Displays are sent to the host at once; value and error are kept for the result.
+class CellOutput:
+    """The displays, value and error of one cell. Displays are sent to the host at once; value and error are kept for the result.
 
     A thread or task of an earlier cell may display something when no cell runs. Such a display is shown by the next cell.
     """
 
-    def __init__(self, execution: str, send: Callable[[Message], None], late: Late) -> None:
+    def __init__(self, execution: str, send: Callable[[Message], None], late: LateDisplays) -> None:
         self.execution = execution
         self.value: Scalar = None
         self.text: str | None = None
@@ -47,21 +47,21 @@ class Collected:
         self._late = late
         self._pid = os.getpid()
         self._turn = threading.RLock()  # reentrant: a finalizer may show something in the middle of a send
-        self._finished = False
+        self._is_finished = False
         self._clear_first = False
         self._sizes: list[int] = []
-        self._places: dict[str, int] = {}  # of the latest display of each name
+        self._display_positions: dict[str, int] = {}  # of the latest display of each name
         self._images: set[bytes] = set()
 
-    def take_value(self, result: Any, formats: dict[str, Any]) -> None:
+    def store_value(self, result: Any, formats: dict[str, Any]) -> None:
         """Store the value of the cell's last expression. Display it if `formats` (its forms by MIME type) has more than text."""
         self.text = clip(str(formats.get("text/plain", "")))
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
         if formats.keys() - {"text/plain"}:
-            self.take_display(formats)
+            self.add_display(formats)
 
-    def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
+    def add_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
         """Send a display to the host, or keep it for the next cell if this cell has ended. `data` holds its forms by MIME type.
 
         Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end. If `update` is true, replace the
@@ -69,48 +69,48 @@ class Collected:
         """
         if os.getpid() != self._pid:
             return  # a fork that a cell made has no link to the host
-        sendable = {str(mime): _sendable(content) for mime, content in data.items()}
+        sendable = {str(mime): _encode_form(content) for mime, content in data.items()}
         with self._turn:
-            if self._finished:
-                self._late.append(_small(sendable))
-            elif not self._is_seen_already(sendable):
-                self._show(sendable, name and name[:_MAX_NAME], update)
+            if self._is_finished:
+                self._late.append(_limit_late_display(sendable))
+            elif not self._is_shown_again(sendable):
+                self._send_display(sendable, name and name[:_MAX_NAME], update)
 
     def show_late(self) -> None:
         """Show the displays that came when no cell ran, as displays of this cell."""
         while self._late:
-            self.take_display(self._late.popleft())
+            self.add_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
         """Remove the displays of this cell at once, or if `wait` is true, when its next display comes.
 
         Do nothing after the cell has finished, or in a forked process.
         """
-        if os.getpid() != self._pid or self._finished:
+        if os.getpid() != self._pid or self._is_finished:
             return
         with self._turn:
             self._clear_first = wait
             if not wait:
                 self._clear()
 
-    def take_error(self, error: BaseException, traceback: str) -> None:
+    def store_error(self, error: BaseException, traceback: str) -> None:
         """Store the error with which the cell ended, and its formatted traceback. Cut the middle out of long texts."""
         try:
             message = str(error)
         except Exception as broken:
             message = f"<{type(broken).__name__} while reading the message>"
         if type(error).__name__ == "BdbQuit" and not message:
-            message, traceback = _LEFT, f"BdbQuit: {_LEFT}"
+            message, traceback = _DEBUGGER_ENDED, f"BdbQuit: {_DEBUGGER_ENDED}"
         self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
 
-    def finished(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
+    def finish(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
         """Return the cell's result. Displays that come after this call are kept for the next cell."""
         with self._turn:
-            self._finished = True
+            self._is_finished = True
         name, message, traceback = self.error or (None, "", "")
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
-    def _is_seen_already(self, data: dict[str, str]) -> bool:
+    def _is_shown_again(self, data: dict[str, str]) -> bool:
         """Return whether a display is a figure that matplotlib shows again after the cell's code has ended.
 
         `data` holds the display's forms by MIME type. A figure that is shown for the first time is remembered by its PNG image.
@@ -124,26 +124,26 @@ class Collected:
         self._images.add(image)
         return False
 
-    def _show(self, data: dict[str, str], name: str | None, update: bool) -> None:
+    def _send_display(self, data: dict[str, str], name: str | None, update: bool) -> None:
         if self._clear_first:
             self._clear()
-        place = self._places.get(name) if name and update else None
-        if place is None and len(self._sizes) >= _MAX_DISPLAYS:
+        position = self._display_positions.get(name) if name and update else None
+        if position is None and len(self._sizes) >= _MAX_DISPLAYS:
             return
-        data = self._within_budget(data, place)
-        if place is None:
-            place, update = len(self._sizes), False
+        data = self._limit_display(data, position)
+        if position is None:
+            position, update = len(self._sizes), False
             self._sizes.append(0)
-        self._sizes[place] = sum(map(len, data.values()))
+        self._sizes[position] = sum(map(len, data.values()))
         if name:
-            self._places[name] = place
+            self._display_positions[name] = position
         self._send(Shown(self.execution, data, name, update))
 
-    def _within_budget(self, data: dict[str, str], place: int | None) -> dict[str, str]:
-        if place is None and len(self._sizes) == _MAX_DISPLAYS - 1:
+    def _limit_display(self, data: dict[str, str], position: int | None) -> dict[str, str]:
+        if position is None and len(self._sizes) == _MAX_DISPLAYS - 1:
             return {"text/plain": f"[further displays were dropped: a cell may show {_MAX_DISPLAYS}]"}
-        room = _MAX_DISPLAYED - sum(self._sizes) + (self._sizes[place] if place is not None else 0)
-        lighter = _lighter(data, room)
+        room = _MAX_DISPLAYED - sum(self._sizes) + (self._sizes[position] if position is not None else 0)
+        lighter = _drop_large_forms(data, room)
         if not lighter or len(data) > _MAX_TYPES or max(map(len, data), default=0) > _MAX_NAME:
             size = sum(map(len, data.values()))
             return {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
@@ -152,7 +152,7 @@ class Collected:
     def _clear(self) -> None:
         self._clear_first = False
         self._sizes.clear()
-        self._places.clear()
+        self._display_positions.clear()
         self._images.clear()
         self._send(Cleared(self.execution))
 
@@ -165,7 +165,7 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
 
 
-def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
+def _drop_large_forms(data: dict[str, str], room: int) -> dict[str, str]:
     """Drop the largest forms of a display until it has at most `room` characters. Return {} if only plain text would be left."""
     if sum(map(len, data.values())) <= room:
         return data
@@ -175,7 +175,7 @@ def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
     return {} if kept.keys() <= {"text/plain"} else kept
 
 
-def _small(data: dict[str, str]) -> dict[str, str]:
+def _limit_late_display(data: dict[str, str]) -> dict[str, str]:
     size = sum(map(len, data.values()))
     return data if size <= _MAX_LATE else {"text/plain": f"[a display of {size} characters was dropped: no cell ran when it came]"}
 
@@ -191,7 +191,7 @@ def _scalar(value: Any) -> Scalar:
     return clip(value) if type(value) is str else None
 
 
-def _sendable(content: Any) -> str:
+def _encode_form(content: Any) -> str:
     """Return one form of a display as text: text unchanged, bytes in base64, other objects as JSON if possible, else by `str`."""
     if isinstance(content, str):
         return content

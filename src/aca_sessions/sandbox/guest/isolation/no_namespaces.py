@@ -19,51 +19,51 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ... import syscalls
 from ...wire import MakeTree, Plan, Spawn
-from ..place import place
+from ..folders import session_folders
 from . import confine, root, seccomp
-from .root import part
+from .root import isolation_step
 
 if TYPE_CHECKING:
     from typing import Self
 
 _DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
-_TRIES = 2000  # with a pause of 1 ms each: a killed process disappears a moment later
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+_KILL_TRIES = 2000  # with a pause of 1 ms each: a killed process disappears a moment later
+_SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 # Landlock before version 3 does not forbid to truncate a file that may only be read.
 _FIRST_WITH_TRUNCATE, _FIRST_WITH_SCOPES = 3, 6
-_LOOKS = 3  # consecutive scans that must find nothing
+_EMPTY_SCANS = 3  # consecutive scans that must find nothing
 _AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank (proc_pid_stat(5))
 
 
-def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
+def kill_descendants(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
     """Kill every descendant of the process `ancestor`, except its children in `spared` and their descendants."""
     # One scan may miss a process whose parent ends meanwhile. Several in a row do not.
     quiet = 0
-    while quiet < _LOOKS:
-        quiet = 0 if _end_those_seen(ancestor, spared) else quiet + 1
+    while quiet < _EMPTY_SCANS:
+        quiet = 0 if _kill_listed_descendants(ancestor, spared) else quiet + 1
 
 
-def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stop (SIGSTOP) all descendants of `ancestor` except the `spared` ones, then kill them. Return whether any was found.
+def _kill_listed_descendants(ancestor: int, spared: frozenset[int]) -> bool:
+    """Stop (SIGSTOP), then kill all descendants of `ancestor` except the `spared` ones. Return whether there were any.
 
     `spared` are children of `ancestor`. Their descendants are spared too.
     """
     stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
-    while new := _below(ancestor, spared) - stopped:
+    while new := _list_descendants(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)
         stopped |= new
     _signal_all(stopped, signal.SIGKILL)
     return bool(stopped)
 
 
-def threads_of(uid: int) -> int:
+def count_threads(uid: int) -> int:
     """Return how many threads the user `uid` has on this host. The kernel counts all of them against the user's RLIMIT_NPROC."""
-    return sum(_threads(pid) for pid in _pids() if _owner(pid) == uid)
+    return sum(_count_process_threads(pid) for pid in _list_pids() if _find_owner(pid) == uid)
 
 
-def others_of(uid: int) -> bool:
+def has_other_processes(uid: int) -> bool:
     """Return whether the user `uid` has a living process other than the calling one."""
-    return any(_is_alive(pid, uid) for pid in _pids() if pid != os.getpid())
+    return any(_is_alive(pid, uid) for pid in _list_pids() if pid != os.getpid())
 
 
 def _is_alive(pid: int, uid: int) -> bool:
@@ -76,10 +76,10 @@ def _is_alive(pid: int, uid: int) -> bool:
     return "Uid" in lines and int(lines["Uid"].split()[0]) == uid and lines["State"].split()[0] not in "ZX"
 
 
-def _below(ancestor: int, spared: frozenset[int]) -> set[int]:
+def _list_descendants(ancestor: int, spared: frozenset[int]) -> set[int]:
     children: dict[int, list[int]] = {}
-    for pid in _pids():
-        parent = _parent(pid)
+    for pid in _list_pids():
+        parent = _find_parent(pid)
         if parent is not None:
             children.setdefault(parent, []).append(pid)
     found: set[int] = set()
@@ -91,7 +91,7 @@ def _below(ancestor: int, spared: frozenset[int]) -> set[int]:
     return found
 
 
-def _parent(pid: int) -> int | None:
+def _find_parent(pid: int) -> int | None:
     """Return the pid of a process's parent, or None if the process has ended or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:
@@ -102,18 +102,18 @@ def _parent(pid: int) -> int | None:
     return None if state in "ZX" else int(parent)
 
 
-def _pids() -> list[int]:
+def _list_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def _owner(pid: int) -> int | None:
+def _find_owner(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
 
 
-def _threads(pid: int) -> int:
+def _count_process_threads(pid: int) -> int:
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
@@ -126,45 +126,45 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def check(plan: Plan) -> None:
+def check_host(plan: Plan) -> None:
     """Check that this host can start and isolate sessions without namespaces under `plan`. Raise RefusalError if it cannot."""
-    with part("uid"):
+    with isolation_step("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root")
-    with part("capabilities"):
-        if not _may(plan.first_uid, "/", os.F_OK):
+    with isolation_step("capabilities"):
+        if not _can_access(plan.first_uid, "/", os.F_OK):
             raise PermissionError(errno.EPERM, "this root may not become another user: CAP_SETUID and CAP_SETGID are missing")
-    with part("Landlock"):
+    with isolation_step("Landlock"):
         if syscalls.landlock_version() < _FIRST_WITH_TRUNCATE and not plan.first_uid:
             raise OSError(
                 errno.ENOSYS,
                 f"version 3 (Linux 6.2) or newer is needed if sessions run as this user, got version {syscalls.landlock_version()}",
             )
-    with part("Python environment"):
+    with isolation_step("Python environment"):
         for path in set(plan.roots.values()):
-            if not _may(plan.first_uid, path, os.R_OK):
+            if not _can_access(plan.first_uid, path, os.R_OK):
                 raise PermissionError(errno.EACCES, f"the user that sessions run as must be able to read {path}, and cannot")
 
 
-def told_by(plan: Plan) -> str:
-    """Return the arguments of `Bare` for a plan as JSON text. The zygote passes the text to the Python that it execs."""
-    # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
-    packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
+def encode_arguments(plan: Plan) -> str:
+    """Return the arguments of `NoNamespaceIsolation` for a plan as JSON text. The zygote passes the text to the Python that it execs."""
+    # Folders that the sessions' users may not enter are left out. `modules.use_packages` reports it when one is needed.
+    packages = [path for path in plan.mounts.values() if _can_access(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
-def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
+def _list_readable_paths(environment: Iterable[str], code: str) -> tuple[str, ...]:
     """Return the existing paths that sessions may read besides their own folders, with symbolic links resolved.
 
     `environment` holds the paths of the Python environment and of mounted folders. `code` is the folder with the guest's code.
     """
     settings = [f"/etc/{name}" for name in root.SETTINGS]
-    paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
+    paths = {os.path.realpath(path) for path in (*_SYSTEM_FOLDERS, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
 
 
-class Bare:
-    """The zygote's operations on sessions, for a host without namespaces. `Namespaced` has the same methods."""
+class NoNamespaceIsolation:
+    """Starts, isolates and ends sessions on a host without namespaces. `NamespaceIsolation` has the same methods."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
         """Make this process the parent of sessions' orphaned processes, so that it can find and kill them.
@@ -176,26 +176,26 @@ class Bare:
         """
         self._base = base
         self._first_uid = first_uid
-        self._paths = _readable(environment, f"{base}/code")
+        self._paths = _list_readable_paths(environment, f"{base}/code")
         self._inits: dict[int, int] = {}
         self._zygote = os.getpid()
         self._init = 0
-        self._reaches_its_own_only = bool(first_uid)
+        self._signals_only_session = bool(first_uid)
         syscalls.adopt_orphans()
 
     @classmethod
-    def told(cls, text: str) -> Self:
-        """Create a `Bare` from the text that `told_by` returned."""
+    def from_json(cls, text: str) -> Self:
+        """Create a `NoNamespaceIsolation` from the text that `encode_arguments` returned."""
         return cls(**json.loads(text))
 
-    def own_network(self, spawn: Spawn) -> bool:
+    def has_own_network(self, spawn: Spawn) -> bool:
         """Return False, because without namespaces no session has a network of its own."""
         return False
 
-    def settle(self) -> None:
-        """Do nothing: without namespaces the zygote has no /tmp of its own to unmount."""
+    def unmount_tmp(self) -> None:
+        """Do nothing, because without namespaces the zygote has no /tmp of its own."""
 
-    def make_tree(self, request: MakeTree) -> int:
+    def make_workspace(self, request: MakeTree) -> int:
         """Create a workspace: a new folder on the host with empty folders `data` and `tmp`. Return a descriptor of `data`."""
         folder, uid = self._folder(request.tree), self._uid(request.owner)
         os.mkdir(folder, 0o711)
@@ -205,22 +205,22 @@ class Bare:
                 os.chown(f"{folder}/{name}", uid, uid)
         return os.open(f"{folder}/data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def show_tree(self, tree: int, init: int) -> None:
+    def mount_workspace(self, workspace: int, init: int) -> None:
         """Raise OSError (EOPNOTSUPP): without a mount namespace, another workspace cannot be mounted at the session's path."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    def drop_tree(self, tree: int) -> None:
-        """Remove the workspace `tree`. Before that, kill the processes that its session left running."""
-        self._sweep(tree)
-        _remove(self._folder(tree))
+    def remove_workspace(self, workspace: int) -> None:
+        """Remove `workspace`. Before that, kill the processes that its session left running."""
+        self._kill_leftovers(workspace)
+        _remove_folder(self._folder(workspace))
 
-    def fork(self, tree: int) -> int:
-        """Fork the first process of a session in the workspace `tree`. Return its pid, or 0 in the child.
+    def fork(self, workspace: int) -> int:
+        """Fork the first process of a session in `workspace`. Return its pid, or 0 in the child.
 
         Before that, kill the processes that an earlier session in this workspace left running.
         """
-        if tree in self._inits.values():
-            self._sweep(tree)
+        if workspace in self._inits.values():
+            self._kill_leftovers(workspace)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
@@ -228,91 +228,95 @@ class Bare:
         uid = self._uid(spawn.owner)
         if uid:
             syscalls.drop_bounding_set()
-            _become(uid)
+            _change_user(uid)
         # After the change of user, which clears the parent-death signal (prctl(2)).
-        _end_with(self._zygote, signal.SIGTERM)
+        _die_with_parent(self._zygote, signal.SIGTERM)
         self._init = os.getpid()
         if not uid:
-            self._reaches_its_own_only = _reaches_nobody_else(self._zygote)
+            self._signals_only_session = _restrict_signals(self._zygote)
         syscalls.adopt_orphans()
         folder = self._folder(spawn.tree)
-        place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
+        session_folders.data, session_folders.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
         """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force."""
-        _end_with(self._init, signal.SIGKILL)
+        _die_with_parent(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
-        with part("limits"):
-            confine.limit(spawn, processes=spawn.processes + (0 if own_user else threads_of(os.getuid())))
-        with part("no_new_privs"):
+        with isolation_step("limits"):
+            confine.set_limits(spawn, processes=spawn.processes + (0 if own_user else count_threads(os.getuid())))
+        with isolation_step("no_new_privs"):
             syscalls.no_new_privileges()
-        with part("Landlock"):
-            version = confine.restrict_files(self._paths, (place.data, place.temporary, *_DEVICES), tcp=spawn.network == "host")
-        walls = seccomp.Walls(own_user=own_user, own_signals=own_user or version >= _FIRST_WITH_SCOPES, network=spawn.network == "host")
-        with part("capabilities and seccomp"):
-            confine.give_up_power(memory_is_counted=spawn.memory_is_counted, walls=walls)
+        with isolation_step("Landlock"):
+            version = confine.restrict_files(
+                self._paths, (session_folders.data, session_folders.temporary, *_DEVICES), tcp=spawn.network == "host"
+            )
+        barriers = seccomp.Barriers(
+            own_user=own_user, own_signals=own_user or version >= _FIRST_WITH_SCOPES, network=spawn.network == "host"
+        )
+        with isolation_step("capabilities and seccomp"):
+            confine.drop_privileges(memory_is_counted=spawn.memory_is_counted, barriers=barriers)
         return version
 
-    def processes(self) -> list[int]:
+    def open_proc(self) -> list[int]:
         """Return an empty list, because without a pid namespace a session has no /proc of its own that the host could read."""
         return []
 
-    def begin_to_reap(self) -> None:
-        """Prepare this process, a session's first, to reap dead processes: let SIGTERM end the whole session, and drop privileges."""
+    def prepare_to_reap(self) -> None:
+        """Make SIGTERM end the whole session, and drop the privileges of this process, which then reaps the session's dead processes."""
         # The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
-        confine.give_up_power()
+        confine.drop_privileges()
 
-    def end(self) -> None:
+    def end_sessions(self) -> None:
         """Kill all sessions' processes, then remove their folders."""
-        for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
-            _kill_all_of(uid)
-        end_all_below(os.getpid())
-        _remove(self._base)
+        for uid in {self._uid(workspace) for workspace in self._inits.values()} - {0}:
+            _kill_user_processes(uid)
+        kill_descendants(os.getpid())
+        _remove_folder(self._base)
 
-    def remember(self, tree: int, init: int) -> None:
-        """Store the pid `init` of a session's first process, so that `_sweep` does not kill it as an orphan of another session."""
-        self._inits[init] = tree
+    def record_init(self, workspace: int, init: int) -> None:
+        """Store the pid `init` of a session's first process, so that `_kill_leftovers` does not kill it as an orphan of another session."""
+        self._inits[init] = workspace
 
-    def _folder(self, tree: int) -> str:
-        return f"{self._base}/{tree}"
+    def _folder(self, workspace: int) -> str:
+        return f"{self._base}/{workspace}"
 
-    def _uid(self, tree: int) -> int:
-        return self._first_uid + tree if self._first_uid else 0
+    def _uid(self, workspace: int) -> int:
+        return self._first_uid + workspace if self._first_uid else 0
 
-    def _sweep(self, tree: int) -> None:
-        self._inits = {init: of for init, of in self._inits.items() if of != tree}
+    def _kill_leftovers(self, workspace: int) -> None:
+        self._inits = {init: of for init, of in self._inits.items() if of != workspace}
         if self._first_uid:
-            _kill_all_of(self._uid(tree))
+            _kill_user_processes(self._uid(workspace))
             return
-        end_all_below(os.getpid(), frozenset(self._inits))
+        kill_descendants(os.getpid(), frozenset(self._inits))
 
     def _end_session(self) -> NoReturn:
         """Kill every process of the session, wait until all have ended, then exit."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
-            if self._reaches_its_own_only:
+            if self._signals_only_session:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     # Every process that this one may signal, except itself: all of its session at once (kill(2)).
                     os.kill(-1, signal.SIGKILL)
             else:
-                end_all_below(os.getpid())
+                kill_descendants(os.getpid())
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
                 os._exit(0)
 
 
-def _reaches_nobody_else(other: int) -> bool:
-    """Forbid this process, and all that it starts from now on, to signal other processes, if the kernel's Landlock can do that.
+def _restrict_signals(other: int) -> bool:
+    """Forbid this process, and all that it starts from now on, to signal any other process, if Landlock can do that.
 
-    Return whether this process is now unable to signal the process `other`.
+    Return whether it worked: whether this process can no longer signal the process `other`.
     """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False
-    with part("Landlock"):
+    with isolation_step("Landlock"):
         syscalls.no_new_privileges()
-        confine.keep_signals_inside()
+        confine.restrict_signals()
     try:
         os.kill(other, 0)
     except PermissionError:
@@ -320,44 +324,44 @@ def _reaches_nobody_else(other: int) -> bool:
     return False
 
 
-def _end_with(parent: int, number: signal.Signals) -> None:
+def _die_with_parent(parent: int, number: signal.Signals) -> None:
     """Ask the kernel to send the signal `number` to this process when its parent ends. Exit now if `parent` has ended already."""
     syscalls.die_with_parent(number)
     if os.getppid() != parent:
         os._exit(70)
 
 
-def _become(uid: int) -> None:
+def _change_user(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 
 
-def _may(uid: int, path: str, mode: int) -> bool:
+def _can_access(uid: int, path: str, mode: int) -> bool:
     """Return whether the user `uid`, or the current user if it is 0, may access a path. `mode` is as for os.access."""
     child = os.fork()  # a child, because a change of user cannot be undone
     if child == 0:
         try:
             if uid:
-                _become(uid)
+                _change_user(uid)
             os._exit(0 if os.access(path, mode) else 1)
         finally:
             os._exit(1)
     return os.waitpid(child, 0)[1] == 0
 
 
-def _kill_all_of(uid: int) -> None:
+def _kill_user_processes(uid: int) -> None:
     if uid < confine.FIRST_POSSIBLE_UID:
         raise ValueError(f"the uid of a session must be at least {confine.FIRST_POSSIBLE_UID}, got {uid}")
     # As that user, who can signal no other user's processes: a mistake here harms no other process of the host.
     child = os.fork()
     if child == 0:
         try:
-            _become(uid)
-            for _ in range(_TRIES):
+            _change_user(uid)
+            for _ in range(_KILL_TRIES):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)  # all at once, except itself: a killed process cannot fork
-                if not others_of(uid):
+                if not has_other_processes(uid):
                     break
                 time.sleep(0.001)
         finally:
@@ -366,7 +370,7 @@ def _kill_all_of(uid: int) -> None:
         os.waitpid(child, 0)
 
 
-def _remove(folder: str) -> None:
+def _remove_folder(folder: str) -> None:
     # Programs and not shutil: nested folders may be deeper than Python's recursion goes, and neither program follows a link. A session may
     # have taken the rights from a folder; root needs none.
     if os.getuid():

@@ -6,9 +6,9 @@ DATA = "/mnt/data"
 
 
 @dataclass
-class _Place:
+class _Folders:
     data: str = DATA
     temporary: str = "/tmp"
 
 
-place = _Place()
+session_folders = _Folders()
