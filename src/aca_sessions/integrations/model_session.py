@@ -274,15 +274,11 @@ class ModelSession:
         is_of_the_host = result.error is not None and result.error.name in _OF_THE_HOST
         return self._result(replace(result, hint=_GO_ON if is_of_the_host else ""))
 
-    def can_install(self) -> bool:
-        """Return whether the model may install packages."""
-        return self._can_install
-
-    def about_network(self) -> str:
+    def _about_network(self) -> str:
         """Return a sentence about the session's network, for the descriptions of tools, or '' if its network is not known."""
         return network_sentence(self._source.access)
 
-    def about_install(self) -> str:
+    def _about_install(self) -> str:
         """Return a sentence about where packages come from, for the descriptions of tools, or '' if that is not known."""
         return install_sentence(self._source.access)
 
@@ -346,8 +342,8 @@ class _ModelFunction(Generic[Function]):
         if session is None:
             return self._function
         if self._installs:
-            return MethodType(_described(self._function, session.about_install(), is_offered=session.can_install()), session)
-        return MethodType(_described(self._function, session.about_network(), is_offered=True), session)
+            return MethodType(_described(self._function, session._about_install(), is_offered=session._can_install), session)
+        return MethodType(_described(self._function, session._about_network(), is_offered=True), session)
 
 
 def model_function(function: Function) -> Function:
