@@ -467,6 +467,8 @@ class SessionInfo:
         leased_since: When its current lease began.
         memory: The bytes of memory that it and its branches use together. Known only from servers with extensions.
         running: The id of the execution that runs in it. Known only from servers with extensions.
+        name: The name that somebody gave it, for people. Known only from servers with extensions.
+        cells: How many cells it was sent. Known only from servers with extensions.
     """
 
     session_id: str
@@ -477,3 +479,5 @@ class SessionInfo:
     leased_since: datetime | None = None
     memory: int | None = None
     running: str | None = None
+    name: str | None = None
+    cells: int | None = None

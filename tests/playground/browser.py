@@ -56,13 +56,13 @@ class Browser:
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
-    def open(self, address: str, **device: object) -> "Page":
-        """Open a tab in a context of its own."""
-        context = self.send("Target.createBrowserContext")["browserContextId"]
+    def open(self, address: str, beside: "Page | None" = None, **device: object) -> "Page":
+        """Open a tab in a context of its own, or beside another tab, which shares its storage with it."""
+        context = beside.context if beside is not None else self.send("Target.createBrowserContext")["browserContextId"]
         self.send("Browser.setDownloadBehavior", behavior="allow", browserContextId=context, downloadPath=str(self.downloads))
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(self, session, target)
+        page = Page(self, session, target, context)
         page.size(**({"width": 1280, "height": 800} | device))
         page.go(address)
         return page
@@ -93,9 +93,9 @@ class Browser:
 class Page:
     """One tab, used as a person does: keys, clicks, and what is visible."""
 
-    def __init__(self, browser: Browser, session: str, target: str) -> None:
+    def __init__(self, browser: Browser, session: str, target: str, context: str) -> None:
         """Record what the page logs."""
-        self._browser, self._session, self._target = browser, session, target
+        self._browser, self._session, self._target, self.context = browser, session, target, context
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.send(f"{domain}.enable")
 
@@ -153,6 +153,24 @@ class Page:
         common = {"key": key, "code": key, "modifiers": modifiers, "windowsVirtualKeyCode": code}
         self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def styles_in_frame(self, selector: str, *names: str) -> list[str]:
+        """Return computed styles of an element in the page's first frame. It has a process of its own, and no script can look into it."""
+        targets = self._browser.send("Target.getTargets")["targetInfos"]
+        frame = next(one for one in targets if one["type"] == "iframe" and one["browserContextId"] == self.context)["targetId"]
+        session = self._browser.send("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
+        for domain in ("DOM", "CSS"):
+            self._browser.send(f"{domain}.enable", session)
+        root = self._browser.send("DOM.getDocument", session)["root"]["nodeId"]
+        node = self._browser.send("DOM.querySelector", session, nodeId=root, selector=selector)["nodeId"]
+        styles = self._browser.send("CSS.getComputedStyleForNode", session, nodeId=node)["computedStyle"]
+        return [next(style["value"] for style in styles if style["name"] == name) for name in names]
+
+    def reload(self) -> None:
+        """Load the page anew, and wait until its old document is gone."""
+        self.evaluate("globalThis.isOld = true")
+        self.send("Page.reload")
+        self.wait("globalThis.isOld === undefined && document.readyState === 'complete'")
 
     def drop(self, file: Path, selector: str) -> None:
         """Drag a file from the desktop onto an element."""

@@ -43,6 +43,11 @@ def snippet(name: str, *arguments: "str | int") -> str:
     return _CELL.format(source=source_of(name), name=name, arguments=arguments)
 
 
+def is_snippet(code: str) -> bool:
+    """Return whether a cell calls a snippet: a client sent it for itself."""
+    return code.startswith(_CELL.partition("{")[0])
+
+
 @cache
 def source_of(name: str) -> str:
     """Return the source text of a snippet and of everything at the top level of this module that it uses, in the order of this module."""
@@ -65,14 +70,18 @@ def source_of(name: str) -> str:
     return "\n".join(ast.get_source_segment(text, statement) or "" for statement in statements if statement in used)
 
 
-def variables(user: dict) -> None:
-    """Print at most 500 of the user's variables as JSON, sorted by name, without running code of the user's classes."""
+def variables(user: dict, classes: bool = True) -> None:
+    """Print at most 500 of the user's variables as JSON, sorted by name, without running code of the user's classes.
+
+    `classes` is whether variables that are classes are among them.
+    """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     hidden = shell.user_ns_hidden if shell is not None else {}
     user = user.copy()  # threads of the user may add variables meanwhile
     names = [name for name in user if type(name) is str and not name.startswith("_")]
     names = [name for name in names if not (name in hidden and hidden[name] is user[name])]
-    described = [_describe(name, user[name]) for name in sorted(names) if not issubclass(type(user[name]), ModuleType)]
+    left_out = (ModuleType,) if classes else (ModuleType, type)
+    described = [_describe(name, user[name]) for name in sorted(names) if not issubclass(type(user[name]), left_out)]
     print(json.dumps(described[:500]))
 
 

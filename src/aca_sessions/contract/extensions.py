@@ -31,13 +31,14 @@ from ..models import (
 from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages")
+OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages", "history", "names")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
 ANSWERED_HEADER = "x-aca-sessions-answered"  # the kinds of questions of a cell that its caller answers
 TRANSACTIONAL_HEADER = "x-aca-sessions-transactional"
+NUMBER_HEADER = "x-aca-sessions-number"  # of a cell in the history of its session
 CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session
 
 RICH_MEMBER = "acaSessions"
@@ -55,6 +56,8 @@ CHECKPOINT_PATH = "session/checkpoints/{id}"
 ROLLBACK_PATH = "session/rollback"
 BRANCHES_PATH = "session/branches"
 PACKAGES_PATH = "session/packages"
+HISTORY_PATH = "session/history"
+NAME_PATH = "session/name"
 HEALTH_PATH = "health"
 ISOLATION_PATH = "isolation"
 
@@ -63,6 +66,7 @@ MAX_INSTALL_SECONDS = 3600.0
 QUESTIONS = ("input", "call")
 _MOST_BRANCHES = 64
 _LONGEST_NAME = 256
+_LONGEST_SESSION_NAME = 64
 
 
 # --- results ---
@@ -324,8 +328,51 @@ def _types(body: object, *names: str) -> str:
     return " and ".join(shown)
 
 
+def decode_session_name(body: object) -> str | None:
+    """Return the name that people give a session, without spaces around it, or None to take the name away.
+
+    Raise ProblemError for a name with control characters, line breaks or marks that change the direction of text: it could look like
+    another session's.
+    """
+    match body:
+        case {"name": None}:
+            return None
+        case {"name": str(name)} if (bare := name.strip()) and len(bare) <= _LONGEST_SESSION_NAME and bare.isprintable():
+            return bare
+    name = body.get("name") if isinstance(body, Mapping) else body
+    got = type_name(name) if not isinstance(name, str) else f"{len(name)} characters, of which some cannot be shown"
+    if isinstance(name, str) and (name.isprintable() or not name.strip()):
+        got = f"{len(name)} characters" if name.strip() else "nothing"
+    raise invalid(f"'name' must be null or 1 to {_LONGEST_SESSION_NAME} printable characters, got {got}")
+
+
 def _is_identifier(name: object) -> bool:
     return isinstance(name, str) and IDENTIFIER.fullmatch(name) is not None
+
+
+# --- the history of a session ---
+
+
+def encode_past_cell(number: int, code: str, events: Sequence[Event], *, transactional: bool) -> dict[str, object]:
+    """Return a cell of a session's history as JSON, without its execution. `events` is what it put out, in order."""
+    return {"number": number, "code": code, "transactional": transactional, EVENTS_MEMBER: [_encode_event(event) for event in events]}
+
+
+def encode_history(cells: Sequence[Mapping[str, object]], record: Record, *, accepted: int, gone: int) -> dict[str, object]:
+    """Return a page of a session's history as JSON.
+
+    Args:
+        cells: Cells in the order in which they were sent.
+        record: The ledger's entries.
+        accepted: How many cells the session was sent.
+        gone: How many results of these are not kept any more.
+    """
+    return {"cells": [*cells], "ledger": encode_record(record), "accepted": accepted, "gone": gone}
+
+
+def encode_questions(latest: int, open: Sequence[int]) -> dict[str, object]:
+    """Return the questions of the running cell as JSON: the number of the latest one, and those that wait for replies."""
+    return {"questions": {"latest": latest, "open": [*open]}}
 
 
 # --- packages ---
@@ -403,13 +450,15 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Encode as JSON what a session does now: whether it is active, its memory, and the id of the execution that runs.
+    """Encode as JSON what a session does now: whether it is active, its memory, the id of the execution that runs, its name and cells.
 
     `idle` is the number of seconds since its last use. It is sent in place of a time, because the clocks of client and server may differ.
     """
-    return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
+    live = {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
+    return live | {"name": session.name, "cells": session.cells}
 
 
 def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """Return a copy of a session's description, with what `encode_live` encoded: its activity, memory and running execution."""
-    return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])
+    """Return a copy of a session's description, with what `encode_live` encoded: its activity, memory, execution, name and cells."""
+    live = replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])
+    return replace(live, name=body.get("name"), cells=body.get("cells"))  # earlier servers send neither

@@ -13,7 +13,7 @@ from ..contract.records import ProblemError, invalid
 from ..contract.versions import Version
 from ..hosting import Hosting
 from .executions import RunningExecution
-from .routing import Routes, addressed, check_route, checked_identifier, read_json
+from .routing import Routes, addressed, after_of, check_route, checked_identifier, read_json
 from .sessions import Sessions
 
 _OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
@@ -120,7 +120,7 @@ class CellRoutes:
         """
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
-        return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))
+        return await self._page(request, version, execution, after_of(request))
 
     async def reply(self, request: Request) -> Response:
         """Pass the caller's reply on to a cell that waits for it, in `input()` or in a call of a host's tool.
@@ -131,8 +131,8 @@ class CellRoutes:
         execution = self._find(identifier, request.path_params["id"])
         number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
         await execution.session.executions.answer(execution, number, text)
-        after = request.query_params.get("after")
-        return JSONResponse({}) if after is None else await self._page(request, version, execution, _after(after))
+        has_after = "after" in request.query_params
+        return await self._page(request, version, execution, after_of(request)) if has_after else JSONResponse({})
 
     def _find(self, identifier: str, id: str) -> RunningExecution:
         session = self._sessions.find(identifier)
@@ -147,7 +147,9 @@ class CellRoutes:
         return JSONResponse(body)
 
     def _respond(self, request: Request, version: Version, execution: RunningExecution) -> Response:
-        response = JSONResponse(self._encode(request, version, execution), headers={flat.OPERATION_HEADER: execution.id})
+        number = {} if self._hosting.plain else {extensions.NUMBER_HEADER: str(execution.number)}
+        headers = {flat.OPERATION_HEADER: execution.id, **number}
+        response = JSONResponse(self._encode(request, version, execution), headers=headers)
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]
             response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
@@ -163,12 +165,6 @@ class CellRoutes:
             return shell.encode_execution(fetched, limit)
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
         return version.dialect.encode_execution(fetched, limit, rich=rich)
-
-
-def _after(text: str) -> int:
-    if not text.isdecimal() or len(text) > 18:
-        raise invalid(f"'after' must be the number of an event or 0, got {text!r:.80}: send the 'after' of the previous response")
-    return int(text)
 
 
 def _wait(text: str) -> float:

@@ -11,10 +11,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from .. import telemetry
+from ..client.snippets import is_snippet
 from ..contract.extensions import QUESTIONS
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
-from ..ledger import with_state
+from ..ledger import state_between, with_state
 from ..lifetime import Tasks, log_failure
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Event
 from ..sandbox.sandbox import Sandbox
@@ -95,6 +96,11 @@ class Events:
             found.insert(0, Event(kind="skipped", text=dropped))
         return found, max(number, self._last)
 
+    def kept(self) -> list[Event]:
+        """Return all events that are kept, for a reader that is not a caller. If some were dropped, an event `skipped` comes first."""
+        dropped = self._dropped()
+        return [*([Event(kind="skipped", text=dropped)] if dropped else []), *self._events]
+
     @property
     def _last(self) -> int:
         return self._first + len(self._events) - 1
@@ -146,6 +152,9 @@ def _size_of(display: Display | None) -> int:
 
 # How many results a session keeps, and their size in bytes.
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
+_PAST_CELLS, _PAST_BYTES = 500, 16 << 20  # in its history, fetched or not
+_ASKED = ("reset", "rollback")  # causes of entries of a ledger that a caller asked for, unless they were made while a cell ran
+_HISTORY_BYTES = 8 << 20  # of one response
 _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
 _REMEMBERED_IDS = 10_000
 _TRIES = 3
@@ -160,6 +169,7 @@ class RunningExecution:
 
     def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
+        self.number = 0  # in the history, from 1 on; 0 for a cell that a client sent for itself
         self.session = session
         self.call = call
         self.cancelled = asyncio.Event()
@@ -172,6 +182,7 @@ class RunningExecution:
         self.size = len(call.code)  # about as many characters as are kept
         self.fetched = False
         self.start = self.end = session.ledger.position
+        self.previous = self.start  # the position at which the previous cell of the history ended, once this one has
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
         self._position = session.ledger.fetched
 
@@ -225,6 +236,10 @@ class Executions:
         self._forgotten: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
         # Of the results that are kept, and of those that were fetched: their number, and their size.
         self._kept = self._kept_size = self._fetched = self._fetched_size = 0
+        self.accepted = 0  # cells, without those that clients sent for themselves
+        self._past: OrderedDict[int, RunningExecution] = OrderedDict()  # the history: those that have ended, by their numbers
+        self._past_size = 0
+        self._history_end = session.ledger.fetched  # the position at which the latest cell of the history ended
         self._journaled = session.ledger.position
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
@@ -248,6 +263,9 @@ class Executions:
         if id in self._known or id in self._forgotten:
             return self.find(id)
         execution = self._known[id] = self._unfinished[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
+        if not is_snippet(call.code):
+            self.accepted += 1
+            execution.number = self.accepted
         self._tasks.start(self._run(execution))
         return execution
 
@@ -260,6 +278,33 @@ class Executions:
         if execution is None:
             raise no_execution(id)
         return execution
+
+    def history(self, after: int) -> tuple[list[RunningExecution], int]:
+        """Return executions after a number, in the order of their numbers, and how many of all are not kept any more.
+
+        Return at most about 8 MB of them, but at least one. Reading them does not count as fetching a result.
+        """
+        kept = self._past | {one.number: one for one in self._unfinished.values() if one.number}
+        found, size = [], 0
+        for number in sorted(number for number in kept if number > after):
+            found.append(kept[number])
+            size += kept[number].size
+            if size > _HISTORY_BYTES:
+                break
+        return found, self.accepted - len(kept)
+
+    def result_in_history(self, execution: RunningExecution) -> CodeExecutionResult | None:
+        """Return an execution's result, whose state covers the time since the previous cell of the history ended.
+
+        Resets and rollbacks between the two cells were asked for: whoever reads the history sees them in the ledger's entries.
+        """
+        result = execution.result
+        if result is None or result.state == NO_REPLY:
+            return result
+        _, record = self._session.ledger.seen_from(None, execution.start, execution.end, otherwise=execution.previous)
+        asked = {entry.position for entry in record.entries if entry.cause in _ASKED and entry.position <= execution.start}
+        state = state_between(record.entries, execution.previous, execution.end, asked=asked)
+        return with_state(result, state, record=record)
 
     def interrupt(self, execution: RunningExecution) -> None:
         """Interrupt the cell of an execution, or keep the cell from starting. Do nothing if the cell has ended.
@@ -282,6 +327,15 @@ class Executions:
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
             raise ProblemError(409, "QuestionNotOpen", said)
+
+    async def questions(self) -> tuple[int, list[int]]:
+        """Return the number of the latest question of the running cell, and the numbers of those for whose replies it waits."""
+        running = self.running
+        if running is None:
+            return 0, []
+        latest = max((event.number for event in running.events.kept()), default=0)
+        interpreter = (await self._session.sandbox()).running
+        return latest, interpreter.open_questions(running.id) if interpreter is not None else []
 
     async def finish(self) -> None:
         """Wait until all executions of the session have their results."""
@@ -328,6 +382,8 @@ class Executions:
         The recorded state includes losses that happened between the previous execution and this one.
         """
         del self._unfinished[execution.id]
+        if execution.number:
+            self._note_past(execution)
         result = execution.result
         if result is not None:
             if result.state != NO_REPLY and self._journaled < execution.start:
@@ -343,6 +399,17 @@ class Executions:
             self._forget(execution, fetched=False, oldest=self._kept > _KEPT_RESULTS)
         self._kept += 1
         self._kept_size += execution.size
+
+    def _note_past(self, execution: RunningExecution) -> None:
+        """Add an execution to the history. Drop the oldest or the largest ones, which may still be fetched by their ids."""
+        execution.previous = self._history_end
+        self._history_end = execution.end
+        while self._past and (len(self._past) >= _PAST_CELLS or self._past_size + execution.size > _PAST_BYTES):
+            oldest = len(self._past) >= _PAST_CELLS
+            gone = next(iter(self._past)) if oldest else max(self._past, key=lambda number: self._past[number].size)
+            self._past_size -= self._past.pop(gone).size
+        self._past[execution.number] = execution
+        self._past_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
         """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if the result was dropped already."""

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..contract.flat import GUID_HEADER, parse
-from ..contract.records import IDENTIFIER, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem
+from ..contract.records import IDENTIFIER, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem, invalid
 from ..contract.versions import VERSIONS, Version
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..lifetime import log_failure
@@ -132,6 +132,14 @@ def skip_of(request: Request) -> int:
         said = f"'skip' must be a whole number of at most 9 digits, got {skip!r:.80}"
         raise ProblemError(400, "SessionRequestValidationFailed", said)
     return int(skip)
+
+
+def after_of(request: Request) -> int:
+    """Return the query's `after`: the number after which a page begins, by default 0. Raise ProblemError (400) if it is not a number."""
+    text = request.query_params.get("after", "0")
+    if not text.isdecimal() or len(text) > 18:
+        raise invalid(f"'after' must be the number of an event or 0, got {text!r:.80}: send the 'after' of the previous response")
+    return int(text)
 
 
 def check_version(request: Request, version: str) -> None:

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import extensions, flat
-from ..contract.records import ProblemError
+from ..contract.records import Execution, ProblemError
 from ..contract.versions import VERSIONS
 from ..hosting import METRICS_PATH, Hosting
 from ..ledger import format_position
 from ..models import SessionInfo
 from ..sandbox.sandbox import Sandbox
-from .routing import Routes, addressed, check_has_sessions, note, read_json, skip_of
+from .routing import Routes, addressed, after_of, check_has_sessions, note, read_json, skip_of
 from .sessions import HostedSession, Sessions
 
 LIVE_PATH, READY_PATH = "livez", "readyz"
@@ -43,6 +43,8 @@ class SessionRoutes:
             (READY_PATH, "GET", self.ready),
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
             *([] if self._hosting.metrics is None else [(METRICS_PATH, "GET", self.metrics)]),
+            *([] if self._hosting.plain else [(extensions.NAME_PATH, "PUT", self.rename)]),
+            *([] if self._hosting.plain or self._hosting.shell else [(extensions.HISTORY_PATH, "GET", self.history)]),
             ("session", "GET", self.session),
             ("session", "DELETE", self.delete_session),
             ("listSessions", "GET", self.list_sessions),
@@ -107,6 +109,34 @@ class SessionRoutes:
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
         shown = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
         return JSONResponse({"sessions": shown})
+
+    async def rename(self, request: Request) -> Response:
+        """Set the name that people see of a session, or take it away. Its identifier stays the same. The latest name is in force."""
+        name = extensions.decode_session_name(await read_json(request, _MAX_REQUEST))
+        session = self._sessions.find(addressed(request, plain=False)[1])
+        session.name = name
+        return JSONResponse({"name": name})
+
+    async def history(self, request: Request) -> Response:
+        """Return cells of a session after the number `after`, each with its source, events and result, and the ledger's entries.
+
+        Results that are read here do not count as fetched.
+        """
+        version, identifier = addressed(request, plain=False)
+        session = self._sessions.find(identifier)
+        executions = session.executions
+        found, gone = executions.history(after_of(request))
+        cells = []
+        for one in found:
+            result = executions.result_in_history(one)
+            seen = Execution(id=one.id, identifier=identifier, status=one.status, asynchronous=one.call.asynchronous, result=result)
+            events = one.events.kept() if one.done.is_set() else ()
+            cell = extensions.encode_past_cell(one.number, one.call.code, events, transactional=one.call.transactional)
+            cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, rich=True)
+            cells.append(cell)
+        everything = session.ledger.record(0, session.ledger.position, session.ledger.position)
+        body = extensions.encode_history(cells, everything, accepted=executions.accepted, gone=gone)
+        return JSONResponse(body | extensions.encode_questions(*await executions.questions()))
 
     async def metadata(self, request: Request) -> Response:
         """Return the Python version and the packages of sessions. A server with extensions adds the isolation report."""

@@ -65,6 +65,7 @@ class HostedSession:
         self.ledger = ledger
         self.has_state = False  # whether anything would be lost with it
         self.ended = False
+        self.name: str | None = None  # that people gave it
         self.executions = Executions(self, default_timeout, journal=journal)
         self.created = self.last_used = datetime.now(UTC)
         self.etag = uuid.uuid4().hex
@@ -342,6 +343,8 @@ class Sessions:
             is_active=session.in_use,
             memory=session.memory.used() if session.memory is not None else None,
             running=running.id if (running := session.executions.running) is not None else None,
+            name=session.name,
+            cells=session.executions.accepted,
         )
 
     def sessions_use(self) -> telemetry.Use:

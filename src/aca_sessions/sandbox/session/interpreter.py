@@ -292,6 +292,11 @@ class Interpreter:
         self._send_answer(wire.Answer(number, text is not None, _FAILED if text is None else text))
         return True
 
+    def open_questions(self, execution: str) -> list[int]:
+        """Return the numbers of the questions that the running cell waits for, or none if another cell runs."""
+        cell = self._cell
+        return sorted(cell.open) if cell is not None and cell.execution == execution else []
+
     def _send_answer(self, answer: wire.Answer) -> None:
         self._channel.send(answer)
 

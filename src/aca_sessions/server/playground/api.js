@@ -1,4 +1,4 @@
-/** The server's HTTP API. The key is kept in this module's memory, and nowhere else. */
+/** The server's HTTP API. */
 
 const VERSION = "2025-10-02-preview";
 const HERE = new URL("./", location.href);

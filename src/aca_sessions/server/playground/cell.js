@@ -2,25 +2,31 @@
 
 import { Problem } from "./api.js";
 import { button, element, span } from "./dom.js";
-import { interrupt, reply } from "./execution.js";
+import { interrupt, reply, resultOf } from "./execution.js";
 import { highlighted } from "./highlight.js";
 import { Output } from "./output.js";
 import { verdict } from "./verdict.js";
 
+const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
+const PIP_FAILED = /^ERROR: |cannot install packages/m;
+
 /** A cell that this page or another client sent. */
 export class Cell {
-  constructor(session, source, { edit = null, transactional = false } = {}) {
+  constructor(session, source, { edit, transactional = false }) {
     this.session = session;
+    this.source = source;
     this.id = "";
+    this.result = null;
+    this.questions = { latest: 0, open: [] }; // those that were asked before this page followed the cell
     this.output = new Output();
-    const code = source === null ? "A cell that was started elsewhere" : element("pre", {}, element("code", {}, ...highlighted(source)));
-    const again = source !== null && edit ? button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" }) : "";
+    const code = element("pre", {}, element("code", {}, ...highlighted(source)));
+    const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, "Waiting …");
     this.element = element(
       "li",
       { class: "cell", "aria-busy": "true" },
-      element("div", { class: source === null ? "source elsewhere" : "source" }, code, element("div", { class: "of-cell" }, mark, again)),
+      element("div", { class: "source" }, code, element("div", { class: "of-cell" }, mark, again)),
       this.output.element,
       this.status,
     );
@@ -29,20 +35,44 @@ export class Cell {
   /** Show the result of `work`, which passes events to a reader. `looks` returns whether the page is visible. Show refusals of the server as errors. */
   async live(work, looks) {
     const clock = this.startClock();
-    const answer = (number, text) => reply(this.session, this.id, number, text);
     try {
-      const result = await work({ hear: (event) => this.output.show(event, answer), looks });
-      this.output.finish(result);
-      this.status.replaceWith(verdict(result));
-      return result;
+      return this.end(await work({ hear: (event) => this.hear(event), looks }));
     } catch (problem) {
       const told = problem instanceof Problem ? "The cell was not run" : "This page failed, whatever the cell did";
-      this.status.replaceWith(element("p", { class: "verdict bad" }, `${told}: ${problem.message}.`));
+      this.status.replaceWith(element("p", { class: "verdict bad" }, `${told}: ${problem.message.replace(/\.$/, "")}.`));
       return null;
     } finally {
       clearInterval(clock);
       this.element.removeAttribute("aria-busy");
     }
+  }
+
+  /** Show a cell of the server's history that has ended. */
+  restore({ events, execution }) {
+    for (const event of events) {
+      if (event.kind === "input") this.output.write("stdout", "\n"); // its answer is not kept
+      else this.output.show(event, null);
+    }
+    this.end(resultOf(execution));
+    this.element.removeAttribute("aria-busy");
+  }
+
+  hear(event) {
+    const isAnswered = event.kind === "input" && event.number <= this.questions.latest && !this.questions.open.includes(event.number);
+    if (!isAnswered) this.output.show(event, (number, text) => reply(this.session, this.id, number, text));
+  }
+
+  end(result) {
+    this.result = result;
+    this.output.finish(result);
+    this.status.replaceWith(verdict(result, this.whyNotGood(result)));
+    return result;
+  }
+
+  /** A cell goes on after a `%pip` that failed, unless that is its last line: so only its output tells. */
+  whyNotGood(result) {
+    const failed = PIP.test(this.source) && this.output.parts.some(({ kind, text }) => kind === "stderr" && PIP_FAILED.test(text));
+    return failed && !result.error ? "pip failed" : "";
   }
 
   /** Interrupts it. */

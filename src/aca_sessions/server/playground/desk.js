@@ -2,14 +2,19 @@
 
 import { asked, forgetLife } from "./api.js";
 import { Completion } from "./completion.js";
-import { byId, button, enable, randomName } from "./dom.js";
+import { byId, button, enable, forgetRefusal, refuse } from "./dom.js";
 import { Editor } from "./editor.js";
-import { listFiles, showFiles, takeDrops, upload } from "./files.js";
+import { listFiles, save, showFiles, takeDrops, upload } from "./files.js";
+import { newIdentifier, whyNotNamed } from "./names.js";
+import { fileName, notebook } from "./notebook.js";
 import { SessionList, endSession, listSessions, showCheckpoints, showVariables } from "./panels.js";
+import { remember, remembered } from "./tab.js";
 import { stateText } from "./verdict.js";
 import { Workspace } from "./workspace.js";
 
 const LOOK_EVERY = 4000; // milliseconds
+const NEAR_THE_END = 60; // pixels: a reader there sees what is added
+const WITHOUT_CLASSES = 0;
 const PLAIN = "This server has Azure's API and nothing more (serve --plain).";
 const WITHOUT_NAMESPACES = "Sessions without namespaces cannot be kept and gone back to.";
 
@@ -18,18 +23,23 @@ export class Desk {
   constructor(offers) {
     this.offers = offers;
     this.level = "";
+    this.isCutOff = false; // whether the server did not answer
+    this.listed = [];
     this.workspaces = new Map();
-    const end = (name) => this.doing(() => this.end(name));
-    this.sessions = new SessionList(byId("sessions"), { select: (name) => this.select(name), end });
+    const end = (id, made) => this.doing(() => this.end(id), made);
+    this.sessions = new SessionList(byId("sessions"), { select: (id) => this.select(id), end });
     const completion = new Completion(byId("source"), byId("completions"), (text, cursor) => this.completed(text, cursor));
     this.editor = new Editor(byId("source"), byId("mirror"), completion, (source) => this.run(source));
   }
 
-  /** Shows the sessions, and a new one to begin with. */
+  /** Shows the sessions: the one that this tab had, or a new one to begin with. */
   async open() {
     this.connectTools();
+    this.connectName();
     this.connectFiles();
-    await this.select(randomName("page-"));
+    this.followTheEnd();
+    const { session, given = null, ended = false } = remembered();
+    await this.select(session ?? this.newIdentifier("page-"), { given, ended });
     this.editor.area.focus();
     setInterval(() => document.hidden || this.refreshSessions(), LOOK_EVERY);
     if (this.offers("isolation")) await this.doing(() => this.learnIsolation());
@@ -41,23 +51,33 @@ export class Desk {
       checkpoint: () => this.current.checkpoint(),
       undo: () => this.current.rollBack(null, { usedUp: true }),
       branch: () => this.branch(),
+      export: () => this.export(),
     };
-    for (const [id, act] of Object.entries(tools)) byId(id).addEventListener("click", () => this.doing(act));
-    const reset = button("Reset", () => this.doing(() => this.current.reset(this.offers("reset"))), { id: "reset", sure: "Really reset" });
+    for (const [id, act] of Object.entries(tools)) byId(id).addEventListener("click", () => this.doing(act, byId(id)));
+    const act = (made) => this.doing(() => this.current.reset(this.offers("reset")), made);
+    const reset = button("Reset", act, { id: "reset", sure: "Really reset" });
     reset.dataset.title = byId("reset").dataset.title;
     byId("reset").replaceWith(reset);
     byId("run").addEventListener("click", () => this.editor.submit());
     byId("new-session").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.select(byId("new-name").value.trim() || randomName("page-"));
-      byId("new-name").value = "";
-      this.editor.area.focus();
+      this.doing(() => this.begin(byId("new-name").value.trim()), byId("new-name"));
     });
     for (const id of ["files-panel", "variables-panel", "checkpoints-panel"]) byId(id).addEventListener("toggle", () => this.refreshPanels());
   }
 
+  connectName() {
+    byId("rename").addEventListener("click", () => this.openName());
+    byId("rename-cancel").addEventListener("click", () => this.closeName());
+    byId("rename-form").addEventListener("keydown", (event) => event.key === "Escape" && this.closeName());
+    byId("rename-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.doing(() => this.rename(byId("rename-to").value.trim()), byId("rename-to"));
+    });
+  }
+
   connectFiles() {
-    const take = (files) => this.doing(() => this.upload(files));
+    const take = (files) => this.doing(() => this.upload(files), byId("upload"));
     takeDrops(document.body, take); // wherever: else the browser would leave the page for the file
     byId("upload").addEventListener("change", async (event) => {
       await take([...event.target.files]);
@@ -65,23 +85,39 @@ export class Desk {
     });
   }
 
-  /** Do something that may be refused, and show why. Then update the panels. */
-  async doing(act) {
-    byId("problem").textContent = "";
-    try {
-      await act();
-    } catch (problem) {
-      this.fail(problem);
-    }
-    await this.refresh();
+  /** Keeps the end of the transcript in view while it grows, for a reader who is there. */
+  followTheEnd() {
+    const transcript = byId("transcript");
+    let isThere = true;
+    const look = () => (isThere = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < NEAR_THE_END);
+    transcript.addEventListener("scroll", look);
+    this.growth = new ResizeObserver(() => isThere && this.scrollDown());
   }
 
-  fail(problem) {
-    byId("problem").textContent = problem.status === 401 ? "The server does not take the key any more." : problem.message;
+  /** Do something that may be refused, and show why beside `made`, which caused it. Then update the panels. */
+  async doing(act, made = null) {
+    byId("problem").textContent = "";
+    forgetRefusal();
+    let problem = null;
+    try {
+      await act();
+    } catch (caught) {
+      problem = caught;
+    }
+    await this.refresh();
+    if (!problem) return;
+    this.fail(problem, made);
+    if (made) this.refreshPanels().then(() => made.isConnected || this.fail(problem)); // a file that is gone takes its button with it
+  }
+
+  fail(problem, made = null) {
+    const text = problem.status === 401 ? "The server does not take the key any more." : problem.message;
+    if (!refuse(made, text)) byId("problem").textContent = text;
   }
 
   async run(source) {
     byId("problem").textContent = "";
+    forgetRefusal();
     await this.current.run(source, byId("transactional").checked && !byId("transactional").disabled);
   }
 
@@ -91,32 +127,82 @@ export class Desk {
     return this.current.asked("complete", text, cursor).catch((problem) => this.fail(problem));
   }
 
+  /** Turns to a new session of this name, or to the live one whose identifier somebody knows. */
+  async begin(name) {
+    const known = this.listed.find(({ id }) => id === name);
+    const whyNot = whyNotNamed(name);
+    if (whyNot && !known) throw new Error(whyNot);
+    byId("new-name").value = "";
+    await this.select(known?.id ?? this.newIdentifier("page-"), { given: known ? null : name || null });
+    this.editor.area.focus();
+  }
+
   async branch() {
-    const [from, name] = [this.current, randomName("branch-")];
-    await from.branch(name);
+    const [from, id] = [this.current, this.newIdentifier("branch-")];
+    await from.branch(id);
     from.tell("A branch goes on from here.");
-    await this.select(name);
+    await this.select(id);
     this.current.tell("This session goes on from where another was.");
+  }
+
+  newIdentifier(prefix) {
+    const names = this.listed.map(({ name }) => name);
+    return newIdentifier(prefix, names);
   }
 
   async upload(files) {
     this.announce(`Uploading ${files.length === 1 ? files[0].name : `${files.length} files`}`);
-    for (const file of files) await upload(this.current.name, file);
+    for (const file of files) await upload(this.current.id, file);
     this.announce("Uploaded");
   }
 
-  /** Turns to a session, whether the server has it already or not. */
-  async select(name) {
-    if (!this.workspaces.has(name)) this.workspaces.set(name, this.made(name));
-    this.current = this.workspaces.get(name);
-    byId("transcript").replaceChildren(this.current.element);
-    this.scrollDown();
-    await this.refresh(true);
+  export() {
+    const { all, gone, name } = this.current;
+    const text = JSON.stringify(notebook(all, gone), null, 1);
+    save(new Blob([text], { type: "application/x-ipynb+json" }), fileName(name));
+    this.announce("The notebook was downloaded");
   }
 
-  made(name) {
+  openName() {
+    byId("rename-form").hidden = false;
+    byId("rename").hidden = byId("session-name").hidden = true;
+    byId("rename-to").value = this.current.name;
+    byId("rename-to").select();
+  }
+
+  closeName() {
+    if (byId("rename-form").hidden) return;
+    forgetRefusal();
+    const hadFocus = byId("rename-form").contains(document.activeElement);
+    byId("rename-form").hidden = true;
+    byId("rename").hidden = byId("session-name").hidden = false;
+    if (hadFocus) byId("rename").focus();
+  }
+
+  async rename(name) {
+    const whyNot = whyNotNamed(name);
+    if (whyNot) throw new Error(whyNot);
+    await this.current.rename(name);
+    this.closeName();
+    this.announce(`The session is called ${this.current.name}`);
+  }
+
+  /** Turns to a session, whether the server has it already or not. */
+  async select(id, { given = null, ended = false } = {}) {
+    if (!this.workspaces.has(id)) this.workspaces.set(id, this.made(id, given, ended));
+    this.closeName();
+    this.current = this.workspaces.get(id);
+    byId("transcript").replaceChildren(this.current.element);
+    this.growth.disconnect();
+    this.growth.observe(this.current.element);
+    this.scrollDown();
+    await this.refresh();
+    this.current.element.querySelector(".ask input")?.focus();
+  }
+
+  made(id, given, ended) {
     const edit = (source) => this.editor.edit(source);
-    const made = new Workspace(name, { edit, onChange: (workspace, result) => this.changed(workspace, result) });
+    const made = new Workspace(id, { edit, given, ended, onChange: (workspace, result) => this.changed(workspace, result) });
     made.refreshPanels = coalesced(() => this.loadPanels(made));
     return made;
   }
@@ -124,33 +210,49 @@ export class Desk {
   async changed(workspace, result) {
     if (result) this.announce(`The cell has ${result.error ? "failed" : "ended"}. State ${stateText(result.state)}.`);
     if (workspace !== this.current) return;
-    this.scrollDown();
+    if (!result) this.scrollDown(); // a cell began
     await this.refresh();
   }
 
-  async end(name) {
-    await endSession(name);
-    forgetLife(name);
-    this.workspaces.delete(name);
-    if (this.current.name === name) await this.select(randomName("page-"));
+  async end(id) {
+    await endSession(id);
+    forgetLife(id);
+    this.workspaces.delete(id);
+    if (this.current.id === id) await this.select(this.newIdentifier("page-"));
   }
 
-  async refresh(atOnce = false) {
+  async refresh() {
     this.showTools();
-    await this.refreshSessions(atOnce);
+    await this.refreshSessions();
     this.refreshPanels(); // which may wait for a cell to end
     this.showTools();
   }
 
-  async refreshSessions(atOnce = false) {
+  async refreshSessions() {
     const workspace = this.current;
-    const sessions = await listSessions().catch((problem) => this.fail(problem));
-    if (!sessions || workspace !== this.current) return;
-    const own = sessions.find((one) => one.name === workspace.name);
-    workspace.begun = Boolean(own) || workspace.cells.length > 0;
-    this.sessions.show(sessions, workspace.name, { ended: workspace.known.size > 0 });
+    const sessions = await listSessions().catch((problem) => {
+      this.isCutOff = true;
+      this.fail(problem);
+    });
+    if (!sessions) return;
+    if (this.isCutOff) [this.isCutOff, byId("problem").textContent] = [false, ""];
+    this.listed = sessions;
+    const live = new Map(sessions.map((one) => [one.id, one]));
+    for (const one of this.workspaces.values()) one.update(live.get(one.id) ?? null);
+    if (workspace !== this.current) return;
+    this.showSessions();
+    await workspace.giveName().catch((problem) => this.fail(problem, byId("rename")));
+    await workspace.catchUp().catch((problem) => this.fail(problem));
+    this.editor.remember(workspace.all.map(({ source }) => source));
+    if (workspace === this.current) this.showSessions();
+  }
+
+  showSessions() {
+    const { id, name, given, ended } = this.current;
+    this.sessions.show(this.listed.map((one) => (one.id === id ? { ...one, name } : one)), this.current);
+    byId("session-name").textContent = name;
+    remember({ session: id, given, ended: ended || this.current.begun });
     this.showTools();
-    workspace.notice(own?.running, atOnce).catch((problem) => this.fail(problem));
   }
 
   /** Asks nothing of a session that has not begun, and so begins none; of one at work, it waits for the end of the cell. */
@@ -165,8 +267,8 @@ export class Desk {
       if (workspace === this.current) show(found);
     };
     const lists = [
-      told("files-panel", () => listFiles(workspace.name), (files) => this.showFiles(workspace, files)),
-      told("variables-panel", () => workspace.asked("variables"), (variables) => showVariables(byId("variables"), variables)),
+      told("files-panel", () => listFiles(workspace.id), (files) => this.showFiles(workspace, files)),
+      told("variables-panel", () => workspace.asked("variables", WITHOUT_CLASSES), (variables) => showVariables(byId("variables"), variables)),
       told("checkpoints-panel", () => this.whyNoTimeTravel() || workspace.loadCheckpoints(), () => this.showCheckpoints(workspace)),
     ];
     for (const ended of await Promise.allSettled(lists)) if (ended.reason) this.fail(ended.reason);
@@ -174,18 +276,18 @@ export class Desk {
   }
 
   showFiles(workspace, files) {
-    showFiles(byId("files"), workspace.name, files, { changed: () => this.refresh(), failed: (problem) => this.fail(problem) });
+    showFiles(byId("files"), workspace.id, files, (act, made) => this.doing(act, made));
   }
 
   showCheckpoints(workspace) {
-    const goBack = (id) => this.doing(() => workspace.rollBack(id));
-    const drop = (id) => this.doing(() => workspace.drop(id));
-    showCheckpoints(byId("checkpoints"), workspace.checkpoints, { whyNot: this.whyNoTimeTravel(), goBack, drop });
+    const goBack = (id, made) => this.doing(() => workspace.rollBack(id), made);
+    const drop = (id, made) => this.doing(() => workspace.drop(id), made);
+    showCheckpoints(byId("checkpoints"), workspace.id, workspace.checkpoints, { whyNot: this.whyNoTimeTravel(), goBack, drop });
   }
 
   /** Enable each tool, or show why it cannot be used. */
   showTools() {
-    const { cells, begun, checkpoints } = this.current;
+    const { all, cells, begun, live, checkpoints } = this.current;
     const noTravel = this.whyNoTimeTravel();
     const notBegun = begun ? "" : "The session begins with its first cell.";
     enable(byId("interrupt"), (this.offers("interrupt") ? "" : PLAIN) || (cells.length ? "" : "No cell runs."));
@@ -193,6 +295,8 @@ export class Desk {
     enable(byId("checkpoint"), noTravel || notBegun);
     enable(byId("undo"), noTravel || (checkpoints.length ? "" : "There is no checkpoint."));
     enable(byId("branch"), noTravel || notBegun);
+    enable(byId("rename"), live && !this.offers("names") ? PLAIN : "");
+    enable(byId("export"), all.length ? "" : "There is no cell yet.");
     enable(byId("transactional"), noTravel);
     byId("limits").hidden = noTravel === "";
     const missing = this.offers("interrupt") ? "Checkpoint, Undo and Branch" : "Interrupt, Checkpoint, Undo and Branch";

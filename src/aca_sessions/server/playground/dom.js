@@ -18,14 +18,15 @@ export const byId = (id) => document.getElementById(id);
 /** A button; one that destroys something asks once more, in its own place. */
 export function button(label, act, { sure = "", ...attributes } = {}) {
   const made = element("button", { type: "button", ...attributes }, label);
-  made.addEventListener("click", () => (sure ? confirmIn(made, label, sure, act) : act()));
+  made.addEventListener("click", () => (sure ? confirmIn(made, label, sure, act) : act(made)));
   return made;
 }
 
 function confirmIn(made, label, sure, act) {
   if (made.textContent === sure) {
     made.textContent = label;
-    act();
+    made.classList.remove("sure");
+    act(made);
     return;
   }
   made.textContent = sure;
@@ -35,6 +36,51 @@ function confirmIn(made, label, sure, act) {
     made.classList.remove("sure");
   };
   made.addEventListener("blur", forget, { once: true });
+}
+
+let refusal = null; // the one that is shown
+
+/** Shows, beside the button that caused it, why something was not done. The next thing that is done takes it away. */
+export function refuse(made, message) {
+  forgetRefusal();
+  const place = made?.isConnected && made.closest("[role=group], form, li, .upload, section");
+  if (!place?.checkVisibility()) return false;
+  refusal = element("p", { class: "refusal", role: "alert" }, message);
+  place.append(refusal);
+  const left = made.offsetLeft - place.firstElementChild.offsetLeft;
+  if (place.getAttribute("role") === "group") refusal.style.paddingLeft = `${Math.max(0, Math.min(left, place.clientWidth - 280))}px`;
+  refusal.scrollIntoView({ block: "nearest" });
+  return true;
+}
+
+/** Takes the refusal away. */
+export function forgetRefusal() {
+  refusal?.remove();
+  refusal = null;
+}
+
+/** A list of keys and makers of items. An item whose key was there before stays the same element: what is focused or refused in it stays. */
+export function showList(holder, wanted) {
+  const list = holder.querySelector(":scope > ul") ?? element("ul", { class: "plain" });
+  if (!list.isConnected) holder.replaceChildren(list);
+  const there = new Map([...list.children].map((item) => [item.dataset.key, item]));
+  const made = wanted.map(([key, make]) => {
+    const item = there.get(key) ?? make();
+    item.dataset.key = key;
+    return item;
+  });
+  arrange(list, made);
+}
+
+/** Puts items into a list, in their order. What has the focus keeps it though it is moved; where its item has gone, the neighbour gets it. */
+export function arrange(list, items) {
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  const place = focused && [...list.children].findIndex((item) => item.contains(focused));
+  for (const item of [...list.children]) if (!items.includes(item)) item.remove();
+  items.forEach((item, at) => list.children[at] === item || list.insertBefore(item, list.children[at] ?? null));
+  if (!focused || document.activeElement === focused) return;
+  const near = items[Math.min(place, items.length - 1)]?.querySelector("button") ?? list.closest("details")?.querySelector("summary");
+  (focused.isConnected ? focused : near)?.focus({ preventScroll: true });
 }
 
 /** A button that can be used, or that shows why not: in its title, and in its description for screen readers. */

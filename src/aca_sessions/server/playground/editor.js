@@ -32,6 +32,14 @@ export class Editor {
     this.run(source);
   }
 
+  /** Takes the sources of earlier cells for its history. */
+  remember(sources) {
+    const isAtEnd = this.place === this.history.length;
+    const known = new Set(this.history);
+    this.history.unshift(...sources.filter((source) => !known.has(source)));
+    if (isAtEnd) this.place = this.history.length;
+  }
+
   /** Another text in the place of this one. */
   replaceAll(text) {
     this.area.value = text;

@@ -7,15 +7,15 @@ const LONGEST_POLL = 25; // seconds
 const UNWATCHED_POLL = 1000; // milliseconds; browsers have six connections to a server, and one that waits takes one
 const OUTPUT_LIMIT = 1 << 20;
 const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between repeated requests
-export const OWN = "page-own-"; // begins the ids of cells that no user wrote
+const OWN = "page-own-"; // begins the ids of cells that no user wrote
 const UNTOLD = { kind: "untold", reason: null, consequence: "this endpoint does not say what happened to the variables" };
 const NO_REPLY = { kind: "unknown", reason: "no reply", consequence: "variables and files may have changed: look at one before you rely on it" };
 const CRASH = { kind: "lost", reason: "crash", consequence: "variables from before are gone, files are kept" };
 const EXPIRED = { kind: "lost", reason: "expired", consequence: "variables and files from before are gone" };
 
 
-/** Run a cell and return its result. `reader` gets its events, and `onStarted` its id. */
-export async function run(session, code, { transactional, reader, onStarted }) {
+/** Run a cell and return its result. `reader` gets its events, `onStarted` its id, and `onNumbered` its place in the session's history. */
+export async function run(session, code, { transactional, reader, onStarted, onNumbered }) {
   const id = randomName("page-");
   onStarted(id);
   const headers = { "operation-id": id, "x-aca-sessions-answered": "input", ...since(session) };
@@ -23,6 +23,7 @@ export async function run(session, code, { transactional, reader, onStarted }) {
   let lost = null;
   try {
     const answer = await request("POST", "executions", { session, headers, json: call(code, "Asynchronous") });
+    onNumbered(Number(answer.headers.get("x-aca-sessions-number")));
     lost = beganAnew(session, answer) ? EXPIRED : null;
   } catch (problem) {
     if (problem.status !== 0) throw problem; // refused: it did not run
@@ -38,7 +39,7 @@ export async function follow(session, id, reader) {
     return offers("events") ? await followed(session, id, reader) : await polled(session, id);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    return { ...NOTHING, error: `Whether the cell ran is not known: ${problem.message}`, state: NO_REPLY };
+    return { ...NOTHING, error: hostError(`Whether the cell ran is not known: ${problem.message}`), state: NO_REPLY };
   }
 }
 
@@ -111,12 +112,21 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 
 const NOTHING = { seconds: 0, stdout: "", text: null, displays: [], error: null, files: [], variables: [], processes: [], state: UNTOLD };
 
-function resultOf(record) {
+/** An error without a traceback. */
+const hostError = (message) => ({ name: "", message, title: message, traceback: message });
+
+/** The result of an execution that has ended, from the server's answer. */
+export function resultOf(record) {
   const rich = record.acaSessions;
   if (!rich) return { ...NOTHING, seconds: (record.result.executionTimeInMilliseconds ?? 0) / 1000, ...plainResult(record) };
-  const error = rich.error && (rich.error.traceback || [rich.error.name, rich.error.message].filter(Boolean).join(": "));
+  const error = rich.error && errorOf(rich.error);
   const { duration: seconds, stdout, text, displays, files, variables, processes, state, ledger } = rich;
   return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error };
+}
+
+function errorOf({ name, message, traceback }) {
+  const title = [name, message].filter(Boolean).join(": ");
+  return { name, message, title, traceback: traceback || title };
 }
 
 /** Decode Azure's own body. Only its texts for a time-out or a crash show what happened to the variables. */
@@ -124,8 +134,10 @@ function plainResult({ status, result }) {
   const value = result.executionResult;
   const image = value?.type === "image" ? [{ [`image/${value.format}`]: value.base64_data }] : [];
   const text = image.length || value === "" || value === null || value === undefined ? null : String(value);
-  const error = status === "Succeeded" ? null : result.stderr || "The cell failed";
-  return { stdout: result.stdout ?? "", warnings: error ? "" : result.stderr, text, displays: image, error, state: plainState(error ?? "") };
+  const failed = status === "Succeeded" ? "" : result.stderr || "The cell failed";
+  const [, name, message] = failed.trimEnd().split("\n").at(-1).match(/^([\w.]+)(?:: (.*))?$/) ?? [null, "Error", failed];
+  const error = failed ? { name, message: message ?? "", title: "", traceback: failed } : null;
+  return { stdout: result.stdout ?? "", warnings: failed ? "" : result.stderr, text, displays: image, error, state: plainState(failed) };
 }
 
 function plainState(stderr) {

@@ -1,7 +1,7 @@
 /** The files of a session: listed, dropped here, downloaded, deleted. */
 
 import { asked, request } from "./api.js";
-import { button, element, shownName, size } from "./dom.js";
+import { button, element, showList, shownName, size } from "./dom.js";
 
 const MOST = 300;
 
@@ -18,15 +18,16 @@ export async function upload(session, file) {
   await request("POST", "files", { session, body: form });
 }
 
-/** The list of files, each with what may be done to it. */
-export function showFiles(holder, session, files, { changed, failed }) {
+/** The list of files, each with what may be done to it by `doing`. */
+export function showFiles(holder, session, files, doing) {
   if (!files.length) {
     holder.replaceChildren(element("p", { class: "empty" }, "No files yet. Drop some here."));
     return;
   }
-  const rows = files.slice(0, MOST).map((file) => fileRow(session, file, changed, failed));
-  if (files.length > MOST) rows.push(element("li", { class: "note" }, `and ${files.length - MOST} more`));
-  holder.replaceChildren(element("ul", { class: "plain" }, ...rows));
+  const rows = files.slice(0, MOST).map((file) => [JSON.stringify([session, file.folder, file.name, file.sizeInBytes]), () => fileRow(session, file, doing)]);
+  const more = files.length - MOST;
+  if (more > 0) rows.push([`${more}`, () => element("li", { class: "note" }, `and ${more} more`)]);
+  showList(holder, rows);
 }
 
 /** Whatever is dropped onto an element is uploaded. */
@@ -48,17 +49,17 @@ export function takeDrops(target, take) {
   });
 }
 
-function fileRow(session, file, changed, failed) {
+function fileRow(session, file, doing) {
   const path = shownName(file.folder ? `${file.folder}/${file.name}` : file.name);
-  const get = () => download(session, file).catch(failed);
-  const remove = () => request("DELETE", `files/${encodeURIComponent(file.name)}`, at(session, file)).then(changed, failed);
+  const get = () => download(session, file);
+  const remove = () => request("DELETE", `files/${encodeURIComponent(file.name)}`, at(session, file));
   return element(
     "li",
     { class: "row" },
     element("span", { class: "name", title: path }, path),
     element("span", { class: "facts" }, size(file.sizeInBytes)),
-    button("Download", get, { class: "quiet", "aria-label": `Download ${path}` }),
-    button("Delete", remove, { sure: "Delete it", class: "quiet", "aria-label": `Delete ${path}` }),
+    button("Download", (made) => doing(get, made), { class: "quiet", "aria-label": `Download ${path}` }),
+    button("Delete", (made) => doing(remove, made), { sure: "Delete it", class: "quiet", "aria-label": `Delete ${path}` }),
   );
 }
 
@@ -66,7 +67,12 @@ const at = (session, file) => ({ session, query: file.folder ? { path: file.fold
 
 async function download(session, file) {
   const answer = await request("GET", `files/${encodeURIComponent(file.name)}/content`, at(session, file));
-  const address = URL.createObjectURL(await answer.blob());
-  element("a", { href: address, download: file.name }).click();
+  save(await answer.blob(), file.name);
+}
+
+/** Hands a file to the reader's browser. */
+export function save(blob, name) {
+  const address = URL.createObjectURL(blob);
+  element("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

@@ -1,17 +1,23 @@
 /** HTML that code of a session made: cleaned, and in a frame without scripts, whose origin is its own. The one place where text becomes HTML. */
 
+import { part } from "./api.js";
 import { cleaned } from "./clean.js";
 import { element } from "./dom.js";
 import { shown } from "./terminal.js";
 
 const policy = globalThis.trustedTypes?.createPolicy("sandboxed-frame", { createHTML: (html) => html }) ?? { createHTML: (html) => html };
-const STYLE = new URL("playground/frame.css", new URL("./", location.href)).href;
-const HEAD = `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><link rel="stylesheet" href="${STYLE}">`;
+// The style is written into the frame: its origin is `null`, which the server refuses. The page's policy permits this very text, by its hash.
+const STYLE = await part("frame.css");
+const HEAD = `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><style>${STYLE}</style>`;
+
+/** HTML that runs and loads nothing, as text. */
+export const safeHtml = (html) => cleaned(html, policy);
+
 const [ROW, LINE, PICTURE, LEAST, MOST] = [29, 24, 220, 44, 380]; // pixels
 
 /** A frame that shows some HTML, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
 export function framed(html, text) {
-  const clean = cleaned(html, policy);
+  const clean = safeHtml(html);
   const note = /<script\b/i.test(html) ? element("p", { class: "note" }, "Scripts of this output do not run here.") : "";
   if (!/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim()) return element("div", {}, shown(text, "value"), note);
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });

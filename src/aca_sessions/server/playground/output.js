@@ -2,11 +2,13 @@
 
 import { wellFormed } from "./clean.js";
 import { element } from "./dom.js";
+import { failure } from "./failure.js";
 import { framed } from "./frame.js";
 import { Terminal, shown } from "./terminal.js";
 
 const IMAGES = ["image/png", "image/jpeg", "image/gif"];
 const SOURCES = ["text/markdown", "text/latex", "application/json", "application/javascript", "text/plain"];
+const MOST_KEPT = 400_000; // characters of a stream that a notebook gets; the oldest go first
 const BASE64 = /^[A-Za-z0-9+/=\s]+$/;
 
 /** The output below one cell. */
@@ -33,13 +35,20 @@ export class Output {
       result.displays.forEach((data) => this.display(data, null));
     }
     if (result.warnings) this.write("stderr", result.warnings);
-    if (result.text && result.text !== result.displays.at(-1)?.["text/plain"]) this.add(shown(result.text, "value"));
-    if (result.error) this.add(shown(result.error.replace(/^-{10,}\n/, ""), "error"));
+    if (result.text && result.text !== result.displays.at(-1)?.["text/plain"]) {
+      this.add(shown(result.text, "value"));
+      this.parts.push({ kind: "value", text: result.text });
+    }
+    if (result.error) {
+      this.add(failure(result.error));
+      this.parts.push({ kind: "error", error: result.error });
+    }
   }
 
   /** Takes everything back. */
   clear() {
     this.element.replaceChildren();
+    this.parts = []; // the same for a notebook
     this.named = new Map();
     this.stream = null;
     this.isEmpty = true;
@@ -52,15 +61,22 @@ export class Output {
       this.stream = stream;
     }
     this.stream.write(text);
+    if (this.parts.at(-1)?.kind !== kind) this.parts.push({ kind, text: "" });
+    this.parts.at(-1).text = (this.parts.at(-1).text + text).slice(-MOST_KEPT);
   }
 
   /** A display of a name that came before takes its place. */
   display(data, name) {
     const made = element("div", { class: "display" }, rendered(data));
     const earlier = name && this.named.get(name);
-    if (earlier) earlier.replaceWith(made);
-    else this.add(made);
-    if (name) this.named.set(name, made);
+    const part = earlier?.part ?? { kind: "display" };
+    part.data = data;
+    if (earlier) earlier.made.replaceWith(made);
+    else {
+      this.add(made);
+      this.parts.push(part);
+    }
+    if (name) this.named.set(name, { made, part });
   }
 
   add(child) {
@@ -87,6 +103,7 @@ export class Output {
     this.add(form);
     this.stream = stream; // the answer goes on where the prompt ends
     field.focus();
+    form.scrollIntoView({ block: "nearest" });
   }
 }
 

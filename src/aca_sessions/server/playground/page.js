@@ -3,6 +3,7 @@
 import { offers, signIn, signOut } from "./api.js";
 import { Desk } from "./desk.js";
 import { byId } from "./dom.js";
+import { forget, remember, remembered } from "./tab.js";
 
 /** A key behind `#key=` never reaches the server. It is taken, and leaves the address bar before anything else is done. */
 function keyOfTheAddress() {
@@ -15,7 +16,11 @@ async function tryKey(key, refused) {
   const problem = byId("key-problem");
   problem.textContent = "";
   try {
-    if (await signIn(key)) return true;
+    if (await signIn(key)) {
+      remember({ key });
+      return true;
+    }
+    forget();
     problem.textContent = refused;
   } catch (error) {
     problem.textContent = error.message;
@@ -32,6 +37,7 @@ function knock() {
     if (await tryKey(key, "The server does not take this key.")) enter();
     else byId("key").select();
   });
+  byId("key").value = remembered().key ?? ""; // where the server did not answer: to be tried again
   byId("key").focus();
 }
 
@@ -42,6 +48,7 @@ function enter() {
   byId("leave").hidden = false;
   byId("leave").addEventListener("click", () => {
     signOut();
+    forget();
     location.reload();
   });
   new Desk(offers).open();
@@ -49,5 +56,8 @@ function enter() {
 
 byId("place").textContent = location.host;
 const given = keyOfTheAddress();
-if (await tryKey(given ?? "", given === null ? "" : "The server does not take the key of this address.")) enter();
+const kept = remembered().key;
+const REFUSED = "The server does not take the key";
+const refused = given !== null ? `${REFUSED} of this address.` : kept ? `${REFUSED} that this tab had.` : "";
+if (await tryKey(given ?? kept ?? "", refused)) enter();
 else knock();

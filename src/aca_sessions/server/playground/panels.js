@@ -1,7 +1,8 @@
 /** What is beside the cells: sessions, variables, checkpoints. */
 
 import { asked, request } from "./api.js";
-import { button, element, size, span } from "./dom.js";
+import { arrange, button, element, showList, size, span } from "./dom.js";
+import { wordsOf } from "./names.js";
 import { called } from "./workspace.js";
 
 const MOST = 200;
@@ -13,7 +14,7 @@ export async function listSessions() {
   for (;;) {
     const before = found.size;
     const page = (await asked("GET", "listSessions", { query: before ? { skip: before } : {} })).sessions;
-    for (const one of page) found.set(one.identifier, { name: one.identifier, ...(one.acaSessions ?? unknownState(one)) });
+    for (const one of page) found.set(one.identifier, described(one));
     if (page.length < PAGE || found.size === before) break;
   }
   return [...found.values()].reverse();
@@ -21,6 +22,11 @@ export async function listSessions() {
 
 /** Ends a session, with its variables and files. */
 export const endSession = (name) => request("DELETE", "session", { session: name });
+
+function described({ identifier: id, createdAt: created, ...one }) {
+  const { name: given = null, cells = 0, ...live } = one.acaSessions ?? unknownState(one);
+  return { id, created, given, cells, name: given ?? wordsOf(id), ...live };
+}
 
 function unknownState(one) {
   const idle = (Date.now() - Date.parse(one.lastAccessedAt)) / 1000;
@@ -37,40 +43,39 @@ export class SessionList {
   }
 
   /** Shows the sessions, the current one first where it has not begun, or has ended meanwhile. */
-  show(sessions, current, { ended }) {
-    const there = sessions.some((one) => one.name === current);
-    const all = (there ? sessions : [{ name: current, absent: ended ? "ended" : "not begun" }, ...sessions]).slice(0, MOST);
-    for (const name of this.items.keys()) if (!all.some((one) => one.name === name)) this.forget(name);
-    for (const one of all) this.item(one.name).update(one, one.name === current);
+  show(sessions, current) {
+    const there = sessions.some((one) => one.id === current.id);
+    const absent = { id: current.id, name: current.name, absent: current.ended ? "ended" : "not begun" };
+    const all = (there ? sessions : [absent, ...sessions]).slice(0, MOST);
+    const ids = new Set(all.map((one) => one.id));
+    for (const id of this.items.keys()) if (!ids.has(id)) this.items.delete(id);
+    for (const one of all) this.item(one.id).update(one, one.id === current.id);
     const rest = sessions.length - MOST;
     this.more.textContent = rest > 0 ? `and ${rest} more` : "";
-    const wanted = [...all.map((one) => this.items.get(one.name).element), this.more];
-    wanted.forEach((item, place) => this.list.children[place] === item || this.list.insertBefore(item, this.list.children[place] ?? null));
+    arrange(this.list, [...all.map((one) => this.items.get(one.id).element), this.more]);
   }
 
-  item(name) {
-    if (!this.items.has(name)) this.items.set(name, new SessionItem(name, this.acts));
-    return this.items.get(name);
-  }
-
-  forget(name) {
-    this.items.get(name).element.remove();
-    this.items.delete(name);
+  item(id) {
+    if (!this.items.has(id)) this.items.set(id, new SessionItem(id, this.acts));
+    return this.items.get(id);
   }
 }
 
 class SessionItem {
-  constructor(name, { select, end }) {
+  constructor(id, { select, end }) {
+    this.name = element("span", { class: "name" });
     this.state = element("span");
     this.facts = element("span", { class: "facts" });
-    const parts = [element("span", { class: "name" }, name), this.state, this.facts];
-    this.choice = element("button", { type: "button", class: "session", "data-name": name, title: name, click: () => select(name) }, ...parts);
-    this.ending = button("End", () => end(name), { sure: "End it", class: "quiet", "aria-label": `End session ${name}` });
+    this.choice = button("", () => select(id), { class: "session" });
+    this.choice.append(this.name, this.state, this.facts);
+    this.ending = button("End", (made) => end(id, made), { sure: "End it", class: "quiet" });
     this.element = element("li", {}, this.choice, this.ending);
   }
 
   update(one, isCurrent) {
     const state = one.absent ?? stateOf(one);
+    this.name.textContent = this.choice.title = this.choice.dataset.name = one.name;
+    this.ending.setAttribute("aria-label", `End session ${one.name}`);
     this.state.textContent = state;
     this.state.className = `state-of-session ${state.replace(" ", "-")}`;
     const used = one.idle < 2 ? "just now" : `${span(one.idle)} ago`;
@@ -101,13 +106,12 @@ function variableRow({ name, type, shape, size: bytes, text }) {
 }
 
 /** What a session can go back to, the latest first; or why it cannot. */
-export function showCheckpoints(holder, checkpoints, { whyNot, goBack, drop }) {
+export function showCheckpoints(holder, session, checkpoints, { whyNot, goBack, drop }) {
   if (!checkpoints.length) {
     holder.replaceChildren(element("p", { class: "empty" }, whyNot || "None yet. A checkpoint keeps variables and files, to go back to."));
     return;
   }
-  const items = [...checkpoints].reverse().map((one) => checkpointItem(one, goBack, drop));
-  holder.replaceChildren(element("ul", { class: "plain" }, ...items));
+  showList(holder, [...checkpoints].reverse().map((one) => [JSON.stringify([session, one.id]), () => checkpointItem(one, goBack, drop)]));
 }
 
 function checkpointItem(one, goBack, drop) {
@@ -117,7 +121,7 @@ function checkpointItem(one, goBack, drop) {
     { class: "row" },
     element("span", { class: "name" }, called(one)),
     element("span", { class: "facts" }, `${taken} · ${size(one.size)} of files`),
-    button("Go back", () => goBack(one.id), { sure: "Go back now", class: "quiet", "aria-label": `Go back to checkpoint ${called(one)}` }),
-    button("Drop", () => drop(one.id), { class: "quiet", "aria-label": `Drop checkpoint ${called(one)}` }),
+    button("Go back", (made) => goBack(one.id, made), { sure: "Go back now", class: "quiet", "aria-label": `Go back to checkpoint ${called(one)}` }),
+    button("Drop", (made) => drop(one.id, made), { class: "quiet", "aria-label": `Drop checkpoint ${called(one)}` }),
   );
 }

@@ -78,6 +78,9 @@ export class Terminal {
   }
 }
 
+/** A text without colours and other codes. */
+export const plain = (text) => text.replace(CODES, "");
+
 /** A text of a traceback or the like, all at once. */
 export function shown(text, kind) {
   const terminal = new Terminal(kind);

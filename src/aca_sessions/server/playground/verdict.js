@@ -4,11 +4,11 @@ import { element, shownName, size, span } from "./dom.js";
 
 const MOST_NAMED = 8;
 
-/** The line below a cell. */
-export function verdict(result) {
+/** The line below a cell. `failed` names what failed in a cell that went on. */
+export function verdict(result, failed = "") {
   const { kind } = result.state;
-  const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error ? "warn" : "good";
-  const outcome = `${result.error ? "Failed" : "Done"} in ${span(result.seconds)}`;
+  const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error || failed ? "warn" : "good";
+  const outcome = `${result.error ? "Failed" : "Done"} in ${span(result.seconds)}${failed && `, but ${failed}`}`;
   const changes = [...result.variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
   const more = changes.length > MOST_NAMED ? [`and ${changes.length - MOST_NAMED} more`] : [];
   return element(

@@ -1,53 +1,162 @@
 /** One session as this page knows it: its cells on the page, what runs, and what it can go back to. */
 
-import { asked, moveTo, request } from "./api.js";
+import { asked, moveTo, offers, request } from "./api.js";
 import { Cell, notice } from "./cell.js";
 import { element } from "./dom.js";
-import { OWN, follow, ownCell, run } from "./execution.js";
-import { told } from "./verdict.js";
+import { follow, ownCell, run } from "./execution.js";
+import { wordsOf } from "./names.js";
+
+const RESET = "Reset: the variables are gone, the files are kept.";
+const BRANCHED = "This session goes on from where another was.";
+const taken = (checkpoint) => `Checkpoint ${checkpoint} is taken.`;
+const wentBack = (checkpoint) => `Back at checkpoint ${checkpoint}: variables and files are as they were then.`;
+// How an entry of the session's ledger is told, if somebody asked for it.
+const TOLD = {
+  reset: ({ cause }) => cause === "reset" && RESET,
+  checkpoint: ({ checkpoint }) => checkpoint && taken(`#${checkpoint}`),
+  rolled_back: ({ cause, checkpoint }) => cause === "rollback" && wentBack(`#${checkpoint}`),
+  branched: () => BRANCHED,
+};
 
 /** A session's part of the page. `onChange` hears when a cell began or ended. */
 export class Workspace {
-  constructor(name, { edit, onChange }) {
-    this.name = name;
-    this.begun = false; // whether the server has it
+  constructor(id, { edit, onChange, given = null, ended = false }) {
+    this.id = id;
+    this.given = given; // the name that somebody gave it
+    this.isGivenHere = given !== null; // and that the server does not know yet
+    this.live = null; // what the server lists of it, or nothing
+    this.ended = ended; // whether it was live before
     this.edit = edit;
     this.onChange = onChange;
-    this.element = element("ol", { class: "cells", "aria-label": "Cells" });
+    this.list = element("ol", { class: "cells", "aria-label": "Cells" });
+    this.nothing = element("p", { class: "empty" });
+    this.element = element("div", {}, this.list, this.nothing);
+    this.all = []; // cells on the page
     this.cells = []; // those that run or wait, in their order
-    this.known = new Set();
-    this.suspected = "";
+    this.known = new Map(); // by their ids
+    this.numbers = new Set(); // of own cells in the server's history, behind `seen`
+    this.seen = 0; // how far this page knows that history
+    this.between = []; // entries of the ledger that are to be told
+    this.isFollowed = false; // whether this page knows the ledger by its own results
+    this.gone = 0; // cells that the server does not keep any more
     this.checkpoints = [];
+    this.explain();
+  }
+
+  /** What people call it. */
+  get name() {
+    return this.given ?? wordsOf(this.id);
+  }
+
+  /** Whether the server has it, as far as is known. */
+  get begun() {
+    return this.live !== null || this.cells.length > 0;
   }
 
   /** Run a cell. Return its result, or null if the server refused it. */
   async run(source, transactional) {
-    const cell = new Cell(this.name, source, { edit: this.edit, transactional });
+    const cell = new Cell(this.id, source, { edit: this.edit, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
-    return this.shown(cell, (reader) => run(this.name, source, { transactional, reader, onStarted }));
+    const onNumbered = (number) => this.numbered(number);
+    return this.shown(cell, (reader) => run(this.id, source, { transactional, reader, onStarted, onNumbered }));
   }
 
-  /** Follow a cell that another client started, once it was seen twice: most end before that. */
-  async notice(id, atOnce) {
-    if (!id || this.known.has(id) || id.startsWith(OWN)) return;
-    if (!atOnce && this.suspected !== id) {
-      this.suspected = id;
-      return;
+  /** Takes in what the server lists of the session: nothing, if it is not live. */
+  update(live) {
+    if (live && live.created !== this.live?.created) this.beginLife(live);
+    this.ended = !live && (this.ended || this.live !== null);
+    this.live = live;
+    if (live && !this.isGivenHere) this.given = live.given;
+    this.explain();
+  }
+
+  /** Another life under the same identifier has a history of its own, and no name yet. */
+  beginLife(live) {
+    [this.seen, this.gone] = [0, 0];
+    this.numbers.clear();
+    this.isGivenHere = this.given !== null && live.given === null;
+  }
+
+  /** Shows the cells that the server has and this page does not: those of before, and of other clients. */
+  async catchUp() {
+    if (this.isCatchingUp || !offers("history")) return;
+    this.isCatchingUp = true;
+    try {
+      while (this.live && this.seen < this.live.cells) {
+        const { created } = this.live;
+        const page = await asked("GET", "session/history", { session: this.id, query: { after: this.seen } });
+        if (this.live?.created !== created) continue;
+        this.seen = page.cells.at(-1)?.number ?? page.accepted;
+        this.gone = page.gone;
+        this.take(page);
+      }
+    } catch (problem) {
+      if (problem.status !== 400) throw problem; // 400: the session has ended meanwhile
+    } finally {
+      this.isCatchingUp = false;
+      this.explain();
     }
-    const cell = new Cell(this.name, null);
-    this.startedAs(cell, id);
-    await this.shown(cell, (reader) => follow(this.name, id, reader));
+  }
+
+  /** A page of the history; with what happened between its cells, where the page shows nothing yet. */
+  take({ cells, ledger, questions, accepted }) {
+    if (this.list.childElementCount === 0) this.between = ledger.entries.filter((entry) => TOLD[entry.kind]?.(entry));
+    let last = 0;
+    for (const past of cells) {
+      if (this.known.has(past.execution.id)) continue;
+      const { start = Infinity, end = Infinity } = past.execution.acaSessions?.ledger ?? {};
+      last = Math.max(last, this.tellUntil(start), end < Infinity ? end : 0);
+      while (this.between[0]?.position <= end) this.between.shift(); // what happened in the cell is in its result
+      this.takeCell(past, questions);
+    }
+    if (this.seen >= accepted) last = Math.max(last, this.tellUntil(Infinity));
+    if (last && !this.isFollowed) moveTo(this.id, ledger.id, last);
+    this.isFollowed ||= this.seen >= accepted;
+  }
+
+  /** Tells what happened up to a position of the ledger, and returns the position of the last of it. */
+  tellUntil(position) {
+    let told = 0;
+    while (this.between[0]?.position <= position) {
+      const entry = this.between.shift();
+      this.tell(TOLD[entry.kind](entry), entry.kind === "rolled_back" ? "warn" : "plain");
+      told = entry.position;
+    }
+    return told;
+  }
+
+  takeCell(past, questions) {
+    const cell = new Cell(this.id, past.code, { edit: this.edit, transactional: past.transactional });
+    this.startedAs(cell, past.execution.id);
+    if (past.execution.acaSessions) {
+      this.all.push(cell);
+      this.list.append(cell.element);
+      cell.restore(past);
+    } else {
+      cell.questions = questions;
+      const { isFollowed } = this; // a cell that runs has no position yet
+      this.shown(cell, (reader) => follow(this.id, cell.id, reader));
+      this.isFollowed = isFollowed;
+    }
   }
 
   startedAs(cell, id) {
     cell.id = id;
-    this.known.add(id);
+    this.known.set(id, cell);
+  }
+
+  /** An own cell has its place in the history: what is before it was of others. */
+  numbered(number) {
+    if (number) this.numbers.add(number);
+    while (this.numbers.delete(this.seen + 1)) this.seen += 1;
   }
 
   async shown(cell, work) {
-    this.begun = true;
+    this.isFollowed = true;
     this.cells.push(cell);
-    this.element.append(cell.element);
+    this.all.push(cell);
+    this.list.append(cell.element);
+    this.explain();
     this.onChange(this, null);
     const looks = () => this.cells[0] === cell && this.element.isConnected && !document.hidden;
     const result = await cell.live(work, looks);
@@ -58,56 +167,80 @@ export class Workspace {
 
   /** A line between the cells. */
   tell(text, mood) {
-    this.element.append(notice(text, mood));
+    this.list.append(notice(text, mood));
+    this.explain();
+  }
+
+  /** What stands in the place of cells, if there are none. A live session is never said to have run nothing: others may have used it. */
+  explain() {
+    const kept = this.live?.cells === 0 ? "No cell was sent to it yet." : "What ran in it before is not kept by this server.";
+    const known = this.live?.cells > this.seen ? "Its cells are being loaded." : kept;
+    const absent = this.ended ? "This session has ended. The next cell begins it anew." : "Nothing has run yet. Write Python below: the session begins with its first cell.";
+    const leftOut = `${this.gone === 1 ? "One cell is" : `${this.gone} cells are`} not shown: the server keeps the latest, and drops large ones first.`;
+    if (this.list.childElementCount === 0) this.nothing.textContent = this.live ? `This session is live. ${known}` : absent;
+    else this.nothing.textContent = this.gone ? leftOut : "";
   }
 
   /** Runs a cell of the page's own and returns its answer. A loss that it detects is reported with the user's next cell. */
   async asked(name, ...values) {
-    const [answer] = await ownCell(this.name, name, ...values);
+    const [answer] = await ownCell(this.id, name, ...values);
     return answer;
+  }
+
+  /** Gives it another name, or takes the name away. One that is not live yet gets it when it begins. */
+  async rename(name) {
+    if (this.live) this.given = (await asked("PUT", "session/name", { session: this.id, json: { name: name || null } })).name;
+    else [this.given, this.isGivenHere] = [name || null, Boolean(name)];
+  }
+
+  /** Tells the server the name that the session was given before it began. */
+  async giveName() {
+    if (!this.isGivenHere || !this.live || !offers("names")) return;
+    this.isGivenHere = false;
+    if (this.live.given === null) await this.rename(this.given);
   }
 
   /** Begins anew, with the files as they are; where the endpoint has no reset, by a cell that clears the variables. */
   async reset(canReset) {
     if (canReset) {
-      const entry = await asked("POST", "session/reset", { session: this.name });
-      moveTo(this.name, entry.ledger, entry.position);
+      const entry = await asked("POST", "session/reset", { session: this.id });
+      moveTo(this.id, entry.ledger, entry.position);
     } else await this.asked("reset");
     this.checkpoints = [];
-    this.tell("Reset: the variables are gone, the files are kept.");
+    this.tell(RESET);
   }
 
   /** Keeps the session as it is now. */
   async checkpoint() {
-    const kept = await asked("POST", "session/checkpoints", { session: this.name, json: { name: null } });
+    const kept = await asked("POST", "session/checkpoints", { session: this.id, json: { name: null } });
     const left = kept.leftBehind.length ? ` Left behind: ${kept.leftBehind.join(", ")}.` : "";
-    this.tell(`Checkpoint ${called(kept)} is taken.${left}`);
+    this.tell(taken(called(kept)) + left);
     await this.loadCheckpoints();
   }
 
   /** Goes back to a checkpoint, or to the latest; one that is used up is dropped. */
   async rollBack(id, { usedUp = false } = {}) {
-    const reached = await asked("POST", "session/rollback", { session: this.name, json: { id } });
-    moveTo(this.name, reached.ledger, reached.position);
+    const reached = await asked("POST", "session/rollback", { session: this.id, json: { id } });
+    moveTo(this.id, reached.ledger, reached.position);
     if (usedUp) await this.drop(reached.id);
-    this.tell(`Back at checkpoint ${called(reached)}: variables and files are as they were then.`, "warn");
+    this.tell(wentBack(called(reached)), "warn");
     await this.loadCheckpoints();
   }
 
   /** Lets go of a checkpoint. */
   async drop(id) {
-    await request("DELETE", `session/checkpoints/${encodeURIComponent(id)}`, { session: this.name });
+    await request("DELETE", `session/checkpoints/${encodeURIComponent(id)}`, { session: this.id });
     await this.loadCheckpoints();
   }
 
   /** Another session that goes on from here. */
-  async branch(name) {
-    await request("POST", "session/branches", { session: this.name, json: { identifiers: [name], reseed: true } });
+  async branch(id) {
+    await request("POST", "session/branches", { session: this.id, json: { identifiers: [id], reseed: true } });
   }
 
   /** Learns what it can go back to. */
   async loadCheckpoints() {
-    this.checkpoints = (await asked("GET", "session/checkpoints", { session: this.name })).value;
+    this.checkpoints = (await asked("GET", "session/checkpoints", { session: this.id })).value;
   }
 }
 

@@ -1,0 +1,112 @@
+"""Test what a server tells of a session's past: its cells, their outputs and what happened between them; and the session's name."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from aca_sessions.client.snippets import snippet
+
+pytestmark = pytest.mark.slow
+RICH = {"x-aca-sessions-rich": "1"}
+
+
+async def run(http: httpx.AsyncClient, code: str, **headers: str) -> dict[str, object]:
+    answer = await http.post("/executions", json={"code": code}, headers=RICH | headers)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json()["acaSessions"])
+
+
+async def history(http: httpx.AsyncClient, after: int = 0) -> dict[str, object]:
+    return dict((await http.get("/session/history", params={"after": after})).json())
+
+
+async def test_the_history_has_all_cells_in_order_but_not_those_of_clients(http: httpx.AsyncClient) -> None:
+    for number in range(12):
+        await run(http, f"print('out', {number})\n{number}")
+        await run(http, snippet("variables"))
+    told = await history(http)
+    cells = told["cells"]
+    assert [cell["number"] for cell in cells] == [*range(1, 13)]
+    assert cells[7]["code"] == "print('out', 7)\n7"
+    assert cells[7]["execution"]["acaSessions"]["text"] == "7"
+    assert cells[7]["execution"]["acaSessions"]["stdout"] == "out 7\n"
+    assert (told["accepted"], told["gone"]) == (12, 0)
+    assert [cell["number"] for cell in (await history(http, 10))["cells"]] == [11, 12]
+    live = (await http.get("/listSessions", headers=RICH)).json()["sessions"][0]["acaSessions"]
+    assert live["cells"] == 12
+
+
+async def test_output_is_in_the_history_as_it_came_and_a_running_cell_is_in_it(http: httpx.AsyncClient) -> None:
+    body = {"code": "print('first')\ndisplay('second')\nprint('third')\ninput('Who? ')", "executionType": "Asynchronous"}
+    started = await http.post("/executions", json=body, headers=RICH | {"x-aca-sessions-answered": "input", "operation-id": "asks"})
+    assert started.headers["x-aca-sessions-number"] == "1"
+    after, asked = 0, []
+    while not asked:
+        page = (await http.get("/executions/asks/events", params={"after": after})).json()
+        after, asked = page["after"], [event for event in page["events"] if event["kind"] == "input"]
+    told = await history(http)
+    assert (told["cells"][0]["execution"]["status"], told["cells"][0]["events"]) == ("Running", [])
+    assert told["questions"] == {"latest": asked[0]["number"], "open": [asked[0]["number"]]}
+    await http.post("/executions/asks/replies", json={"number": asked[0]["number"], "text": "Ada"})
+    while (await history(http))["cells"][0]["execution"]["status"] == "Running":
+        await asyncio.sleep(0.01)
+    told = await history(http)
+    kinds = [event["kind"] for event in told["cells"][0]["events"]]
+    assert (kinds[:3], kinds[-1]) == (["stdout", "display", "stdout"], "input")
+    assert told["questions"] == {"latest": 0, "open": []}
+
+
+async def test_the_history_tells_a_loss_once_and_does_not_report_it_in_a_callers_place(http: httpx.AsyncClient) -> None:
+    await run(http, "x = 1")
+    await run(http, "import os; os._exit(3)")
+    await run(http, "1")
+    await http.post("/session/reset")
+    await run(http, "2")
+    states = [cell["execution"]["acaSessions"]["state"] for cell in (await history(http))["cells"]]
+    assert [(state["kind"], state["reason"]) for state in states] == [("kept", None), ("lost", "exit"), ("kept", None), ("kept", None)]
+    kinds = [entry["kind"] for entry in (await history(http))["ledger"]["entries"]]
+    assert "reset" in kinds
+    await http.post("/executions", json={"code": "os = __import__('os'); os._exit(1)", "executionType": "Asynchronous"}, headers=RICH)
+    while (await history(http))["cells"][-1]["execution"]["status"] != "Failed":
+        await asyncio.sleep(0.01)
+    assert (await run(http, "3"))["state"]["kind"] == "lost"
+
+
+@pytest.mark.long
+async def test_a_history_that_is_too_large_says_what_is_gone(http: httpx.AsyncClient) -> None:
+    await run(http, "'small'")
+    for number in range(3):
+        await run(http, f"{number}  # {'x' * (7 << 20)}")
+    await run(http, "'last'")
+    told = await history(http)
+    assert (told["accepted"], told["gone"], len(told["cells"])) == (5, 1, 3)
+    assert [cell["number"] for cell in (await history(http, told["cells"][-1]["number"]))["cells"]] == [5]
+
+
+async def test_neither_a_history_nor_a_name_begins_a_session_and_a_history_begins_after_a_number(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/session/history")).status_code == 400
+    assert (await http.put("/session/name", json={"name": "mine"})).status_code == 400
+    assert (await http.get("/listSessions")).json()["sessions"] == []
+    await run(http, "1")
+    for after in ("-1", "x", "9" * 19, "1.5"):
+        refused = await http.get("/session/history", params={"after": after})
+        assert (refused.status_code, "'after' must be" in refused.text) == (400, True), after
+
+
+async def test_a_session_is_renamed_and_keeps_its_identifier(http: httpx.AsyncClient) -> None:
+    await run(http, "x = 1")
+    names = {"  Überblick 1 ": "Überblick 1", "a" * 64: "a" * 64, "日本": "日本"}
+    for given, shown in names.items():
+        assert (await http.put("/session/name", json={"name": given})).json() == {"name": shown}
+        listed = (await http.get("/listSessions", headers=RICH)).json()["sessions"]
+        assert [(one["identifier"], one["acaSessions"]["name"]) for one in listed] == [("test", shown)]
+    assert "name" not in (await http.get("/listSessions")).text
+    for name in ("", "  ", "a" * 65, "a\nb", "a\x1b[31m", "a\u202eb", "a\u2028b", "\ud800", 5, ["a"], True):
+        refused = await http.put("/session/name", content=json.dumps({"name": name}))
+        assert (refused.status_code, "'name' must be null or 1 to 64 printable characters" in refused.text) == (400, True), name
+    assert (await http.put("/session/name", content=b"[]")).status_code == 400
+    await http.put("/session/name", json={"name": None})
+    assert (await http.get("/listSessions", headers=RICH)).json()["sessions"][0]["acaSessions"]["name"] is None
+    assert (await run(http, "x"))["text"] == "1"
