@@ -130,6 +130,8 @@ def test_a_session_that_another_client_drives_shows_its_cells(playground: Playgr
             query = {"api-version": "2025-10-02-preview", "identifier": "an-agent's"}
             assert http.post("/executions", params=query, json={"code": code}).status_code == 200
 
+        query = {"api-version": "2025-10-02-preview", "identifier": "a-session-with-a-file"}
+        assert http.post("/files", params=query, files={"file": ("a.txt", b"1")}).status_code == 200
         send("print('from elsewhere')\n6 * 7")
         page.click("#new-name")
         page.write("an-agent's")
@@ -143,7 +145,10 @@ def test_a_session_that_another_client_drives_shows_its_cells(playground: Playgr
         send("'meanwhile'")
         page.wait("document.querySelectorAll('.cell').length === 3")
         assert "'meanwhile'" in page.text(".cell:last-child")
-        assert "Nothing has run yet" not in page.text("body")
+        page.click("#new-name")
+        page.write("a-session-with-a-file")
+        page.press("Enter")
+        page.wait("document.querySelector('.empty')?.innerText === 'This session is live. No cell was sent to it yet.'")
 
 
 def test_a_session_is_renamed_in_every_tab_and_keeps_its_identifier(playground: Playground, browser: Browser, server: Server) -> None:

@@ -191,6 +191,7 @@ export class Desk {
   async select(id, { given = null, ended = false } = {}) {
     if (!this.workspaces.has(id)) this.workspaces.set(id, this.made(id, given, ended));
     this.closeName();
+    forgetRefusal();
     this.current = this.workspaces.get(id);
     byId("transcript").replaceChildren(this.current.element);
     this.growth.disconnect();

@@ -30,7 +30,7 @@ export class Workspace {
     this.onChange = onChange;
     this.list = element("ol", { class: "cells", "aria-label": "Cells" });
     this.nothing = element("p", { class: "empty" });
-    this.element = element("div", {}, this.list, this.nothing);
+    this.element = element("div", {}, this.nothing, this.list);
     this.all = []; // cells on the page
     this.cells = []; // those that run or wait, in their order
     this.known = new Map(); // by their ids
