@@ -18,7 +18,7 @@ _FLAGS = (
 )
 _KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40, "Backspace": 8}
 _MODIFIERS = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
-_WAIT = 30_000  # milliseconds
+_WAIT = 120_000  # milliseconds
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: sudo apt install chromium")
 

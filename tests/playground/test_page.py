@@ -403,6 +403,8 @@ def test_a_plain_server_shows_what_it_does_not_support(browser: Browser) -> None
         assert "ZeroDivisionError" in playground.run("1 / 0")
         playground.run("import os; os._exit(1)")
         assert playground.state() == "lost: crash"
+        page.reload()
+        page.wait("document.querySelector('.empty')?.innerText.startsWith('This session is live. What ran in it before is not kept')")
 
 
 @pytest.mark.usefixtures("light")

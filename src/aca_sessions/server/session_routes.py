@@ -130,7 +130,7 @@ class SessionRoutes:
         for one in found:
             result = executions.result_in_history(one)
             seen = Execution(id=one.id, identifier=identifier, status=one.status, asynchronous=one.call.asynchronous, result=result)
-            events = one.events.kept() if one.done.is_set() else ()
+            events = one.events.kept() if one.done.is_set() else []
             cell = extensions.encode_past_cell(one.number, one.call.code, events, transactional=one.call.transactional)
             cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, rich=True)
             cells.append(cell)

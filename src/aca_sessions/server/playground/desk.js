@@ -91,6 +91,7 @@ export class Desk {
     let isThere = true;
     const look = () => (isThere = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < NEAR_THE_END);
     transcript.addEventListener("scroll", look);
+    transcript.addEventListener("click", (event) => event.target.closest("summary") && (isThere = false)); // what is unfolded stays in view
     this.growth = new ResizeObserver(() => isThere && this.scrollDown());
   }
 

@@ -44,7 +44,7 @@ let refusal = null; // the one that is shown
 export function refuse(made, message) {
   forgetRefusal();
   const place = made?.isConnected && made.closest("[role=group], form, li, .upload, section");
-  if (!place?.checkVisibility()) return false;
+  if (!place || place.checkVisibility?.() === false) return false;
   refusal = element("p", { class: "refusal", role: "alert" }, message);
   place.append(refusal);
   const left = made.offsetLeft - place.firstElementChild.offsetLeft;

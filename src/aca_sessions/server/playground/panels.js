@@ -24,7 +24,7 @@ export async function listSessions() {
 export const endSession = (name) => request("DELETE", "session", { session: name });
 
 function described({ identifier: id, createdAt: created, ...one }) {
-  const { name: given = null, cells = 0, ...live } = one.acaSessions ?? unknownState(one);
+  const { name: given = null, cells = null, ...live } = one.acaSessions ?? unknownState(one);
   return { id, created, given, cells, name: given ?? wordsOf(id), ...live };
 }
 
