@@ -197,6 +197,7 @@ export class Desk {
     byId("transcript").replaceChildren(this.current.element);
     this.growth.disconnect();
     this.growth.observe(this.current.element);
+    this.growth.observe(byId("transcript")); // which a refusal above it makes smaller
     this.scrollDown();
     await this.refresh();
     this.current.element.querySelector(".ask input")?.focus();
