@@ -337,7 +337,7 @@ def decode_session_name(body: object) -> str | None:
     match body:
         case {"name": None}:
             return None
-        case {"name": str(name)} if (bare := name.strip()) and len(bare) <= _LONGEST_SESSION_NAME and bare.isprintable():
+        case {"name": str(given)} if (bare := given.strip()) and len(bare) <= _LONGEST_SESSION_NAME and bare.isprintable():
             return bare
     name = body.get("name") if isinstance(body, Mapping) else body
     got = type_name(name) if not isinstance(name, str) else f"{len(name)} characters, of which some cannot be shown"
@@ -454,7 +454,12 @@ def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
 
     `idle` is the number of seconds since its last use. It is sent in place of a time, because the clocks of client and server may differ.
     """
-    live = {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
+    live: dict[str, object] = {
+        "active": session.is_active,
+        "idle": round(max(0.0, idle), 1),
+        "memory": session.memory,
+        "running": session.running,
+    }
     return live | {"name": session.name, "cells": session.cells}
 
 
