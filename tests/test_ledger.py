@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aca_sessions.ledger import Delivered, Ledger, state_between, summarized
+from aca_sessions.ledger import CallerPosition, Ledger, state_between, summarize
 from aca_sessions.models import CodeError, CodeExecutionResult, Entry, State
 
 LOST = {"variables": "lost", "processes": "ended"}
@@ -75,18 +75,18 @@ def test_the_reason_is_that_of_the_variables_if_both_parts_changed() -> None:
 
 def test_a_callers_own_reset_is_not_reported_to_it_and_makes_earlier_losses_irrelevant() -> None:
     ledger = ledger_of(died(), ("reset", {"cause": "reset", **LOST}))
-    assert state_between(ledger.record(0, 2, 2).entries, 0, 2, asked={2}) == State()
+    assert state_between(ledger.record(0, 2, 2).entries, 0, 2, requested={2}) == State()
 
 
 def test_a_callers_own_reset_does_not_hide_that_files_were_lost() -> None:
     ledger = ledger_of(("ended", {"cause": "crash", "variables": "lost", "files": "lost"}), ("reset", {"cause": "reset", **LOST}))
-    state = state_between(ledger.record(0, 2, 2).entries, 0, 2, asked={2})
+    state = state_between(ledger.record(0, 2, 2).entries, 0, 2, requested={2})
     assert (state.variables, state.files) == ("kept", "lost")
 
 
 def test_the_reason_after_a_callers_own_reset_is_that_of_the_files() -> None:
     ledger = ledger_of(rolled_back(0, cause="rollback", checkpoint="1"), died(), ("reset", {"cause": "reset", **LOST}))
-    state = state_between(ledger.record(0, 3, 3).entries, 0, 3, asked={3})
+    state = state_between(ledger.record(0, 3, 3).entries, 0, 3, requested={3})
     assert (state.variables, state.files, state.reason) == ("kept", "rolled_back", "rollback")
 
 
@@ -96,14 +96,14 @@ def test_a_record_starts_no_later_than_its_execution() -> None:
 
 
 def test_a_position_of_another_ledger_means_a_lost_session() -> None:
-    state, record = ledger_of(("started", {})).seen_from("0123:7", 0, 1)
+    state, record = ledger_of(("started", {})).state_and_record("0123:7", 0, 1)
     assert (state, record.since) == (State("lost", "lost", "ended", "expired"), 0)
 
 
 @pytest.mark.parametrize("text", ["", ":", "x", "x:", ":1", "{id}:-1", "{id}:1e3", "{id}:" + "9" * 400])
 def test_a_position_that_cannot_be_parsed_belongs_to_another_ledger(text: str) -> None:
     ledger = ledger_of(("started", {}))
-    assert ledger.seen_from(text.format(id=ledger.id), 0, 1)[0].kind == "lost"
+    assert ledger.state_and_record(text.format(id=ledger.id), 0, 1)[0].kind == "lost"
 
 
 EFFECTS = st.sampled_from([("started", {}), died("exit"), died("memory"), ("reset", {"cause": "reset", **LOST})])
@@ -112,7 +112,7 @@ EFFECTS = st.sampled_from([("started", {}), died("exit"), died("memory"), ("rese
 @given(st.lists(EFFECTS, min_size=1, max_size=300), st.integers(1, 100))
 def test_a_summary_has_the_effect_of_its_entries(entries: list, most: int) -> None:
     whole = [Entry(position, kind, **effects) for position, (kind, effects) in enumerate(entries, 1)]
-    short = summarized(whole, most)
+    short = summarize(whole, most)
     assert len(short) <= most + 1
     assert state_between(short, 0, len(whole)) == state_between(whole, 0, len(whole))
 
@@ -130,7 +130,7 @@ def result_at(ledger: Ledger, since: int, start: int) -> CodeExecutionResult:
 
 
 def test_a_loss_is_reported_until_a_result_was_delivered() -> None:
-    ledger, caller = ledger_of(("started", {})), Delivered()
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
     peeking = replace(caller)  # a cell of the client, or a call that was cancelled
@@ -140,17 +140,17 @@ def test_a_loss_is_reported_until_a_result_was_delivered() -> None:
 
 
 def test_a_delivery_that_failed_is_repeated() -> None:
-    ledger, caller = ledger_of(("started", {})), Delivered()
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
     told = caller.deliver(result_at(ledger, 1, 2))
     assert told.record is not None
-    caller.go_back(told.record)
+    caller.undo_delivery(told.record)
     assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
 
 
 def test_an_older_result_that_arrives_late_reports_its_own_time_only() -> None:
-    ledger, caller = ledger_of(("started", {})), Delivered()
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
     early = result_at(ledger, 0, 1)
     ledger.append("died", cause="exit", **LOST)
     caller.deliver(result_at(ledger, 0, 2))
@@ -159,7 +159,7 @@ def test_an_older_result_that_arrives_late_reports_its_own_time_only() -> None:
 
 
 def test_a_result_that_arrives_late_still_reports_what_its_own_cell_lost() -> None:
-    ledger, caller = ledger_of(("started", {})), Delivered()
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
     died = result_at(ledger, 1, 1)
@@ -168,15 +168,15 @@ def test_a_result_that_arrives_late_still_reports_what_its_own_cell_lost() -> No
 
 
 def test_a_reset_while_a_cell_ran_is_reported_in_its_result() -> None:
-    ledger, caller = ledger_of(("started", {})), Delivered()
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
     caller.deliver(result_at(ledger, 0, 1))
     entry = ledger.append("reset", cause="reset", **LOST)
-    caller.note_asked(ledger.id, entry.position)
+    caller.add_requested(ledger.id, entry.position)
     assert str(caller.deliver(result_at(ledger, 1, 1)).state) == "lost: reset"
 
 
 def test_the_text_of_an_error_follows_the_delivered_state() -> None:
-    ledger, caller = ledger_of(("started", {})), Delivered()
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
     error = CodeError("TimeoutError", "the cell ran longer than 1 s and was interrupted; variables and files are kept")

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 import aca_sessions
-from aca_sessions.lifetime import caller
+from aca_sessions.lifetime import find_calling_line
 
 PACKAGE = Path(aca_sessions.__file__).parent
 
 
 @pytest.mark.parametrize("file", [f"{PACKAGE}_x/program.py", "/home/user/my_contextlib.py"])
 def test_a_program_whose_path_resembles_ours_is_the_callers(file: str) -> None:
-    scope = {"caller": caller}
-    exec(compile("\nline = caller()", file, "exec"), scope)
+    scope = {"find_calling_line": find_calling_line}
+    exec(compile("\nline = find_calling_line()", file, "exec"), scope)
     assert (scope["line"].file, scope["line"].number) == (file, 2)
 
 
 def test_a_line_of_this_package_is_not_the_callers() -> None:
-    scope = {"caller": caller}
-    exec(compile("\nline = caller()", str(PACKAGE / "client" / "program.py"), "exec"), scope)
+    scope = {"find_calling_line": find_calling_line}
+    exec(compile("\nline = find_calling_line()", str(PACKAGE / "client" / "program.py"), "exec"), scope)
     assert scope["line"].file == __file__

@@ -18,7 +18,7 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import VERSIONS
 from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
-from .lifetime import Owner
+from .lifetime import OwnerProcess
 from .models import Access
 from .settings import PackagesSettings, Settings
 
@@ -116,11 +116,11 @@ class Opening(Generic[Opened]):
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
         self._open_on = open_on
         self._stack = Stack()
-        self._owner = Owner()
+        self._owner = OwnerProcess()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Opened:
-        self._owner, self._loop = Owner(), asyncio.get_running_loop()
+        self._owner, self._loop = OwnerProcess(), asyncio.get_running_loop()
         try:
             return await self._open_on(self._stack)
         except BaseException:
@@ -133,7 +133,7 @@ class Opening(Generic[Opened]):
         Do nothing in a forked process.
         """
         loop = self._loop
-        if not self._owner.is_here:
+        if not self._owner.is_current:
             self._stack.pop_all()
         elif loop is None or loop is asyncio.get_running_loop():
             await self._stack.aclose()

@@ -25,7 +25,7 @@ from .client.replay import ReplayReport, replay
 from .client.session import Session
 from .connect import Opening, open_interpreter, open_pool
 from .errors import ACASessionsError
-from .lifetime import Owner, caller
+from .lifetime import OwnerProcess, find_calling_line
 from .models import CodeExecutionResult, Event, Prompt
 from .settings import Settings
 
@@ -112,7 +112,7 @@ class LiveCell:
             transactional: Undo the cell if it fails.
             sanitize: Take the code out of Markdown fences.
         """
-        self._owner = Owner("the cell")
+        self._owner = OwnerProcess("the cell")
         self._portal = portal
         self._session = session
         self._on_input = on_input
@@ -242,11 +242,11 @@ class InteractiveSession:
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
         self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
         self._timeout = timeout
-        self._made_at = caller()
+        self._made_at = find_calling_line()
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, Session] | None = None
         self._running: set[Future[Any]] = set()
-        self._owner = Owner("the session")
+        self._owner = OwnerProcess("the session")
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
@@ -277,14 +277,14 @@ class InteractiveSession:
             with ExitStack() as stack:
                 portal = stack.enter_context(LoopThread())
                 session = stack.enter_context(portal.wrap_async_context_manager(self._opening()))
-                self._opened, self._owner = (portal, session), Owner("the session")
+                self._opened, self._owner = (portal, session), OwnerProcess("the session")
                 self._stack = stack.pop_all()
         return self
 
     def close(self) -> None:
         """End the session and interrupt cells that run in other threads. A session from `join` stays. Do nothing in a forked process."""
         self._opened = None
-        if not self._owner.is_here:
+        if not self._owner.is_current:
             self._running.clear()
             self._stack.pop_all()
             return
@@ -420,7 +420,7 @@ class InteractiveSession:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_opened", None) is not None and self._owner.is_here:
+        if getattr(self, "_opened", None) is not None and self._owner.is_current:
             self._made_at.warn_unclosed(repr(self), "with", source=self)
             self.close()
 

@@ -41,12 +41,12 @@ class Ledger:
         entry = Entry(self.position, kind, **effects)
         self._entries.append(entry)
         if len(self._entries) > _KEPT:
-            self._entries = summarized(self._entries, _KEPT // 2)
+            self._entries = summarize(self._entries, _KEPT // 2)
         return entry
 
     def between(self, since: int, until: int) -> State:
         """Return what happened to the session after position `since`, up to position `until`."""
-        return _UNCHANGED if since >= self.position else state_between(self._after(since), since, until)
+        return _UNCHANGED if since >= self.position else state_between(self._entries_after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
         """Return the entries that a client lacks up to position `end`, if it knows the ledger up to position `since`.
@@ -54,10 +54,10 @@ class Ledger:
         The execution began at position `start`. Entries after `start` are included even if the client knows them.
         """
         since = min(since, start)
-        entries = [entry for entry in self._after(since) if entry.position <= end]
-        return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
+        entries = [entry for entry in self._entries_after(since) if entry.position <= end]
+        return Record(self.id, since, start, end, tuple(summarize(entries, _SENT)))
 
-    def seen_from(self, since: str | None, start: int, end: int, *, otherwise: int = 0) -> tuple[State, Record]:
+    def state_and_record(self, since: str | None, start: int, end: int, *, default: int = 0) -> tuple[State, Record]:
         """Return the state and the record of an execution, for a caller that knows the ledger up to a position.
 
         Args:
@@ -65,9 +65,9 @@ class Ledger:
                 Then the state is that variables and files were lost, with the reason `expired`.
             start: The position at which the execution began.
             end: The position at which the execution ended.
-            otherwise: The caller's position if `since` is None.
+            default: The caller's position if `since` is None.
         """
-        known: int | None = otherwise
+        known: int | None = default
         if since is not None:
             name, _, number = since.partition(":")
             # A position in another ledger: the session that the caller knew is gone.
@@ -75,124 +75,127 @@ class Ledger:
         if known is not None and known >= self.position == start:  # nothing happened since
             return _UNCHANGED, Record(self.id, start, start, end)
         record = self.record(known or 0, start, end)
-        return state_between(record.entries, record.since, end, first=_EXPIRED if known is None else None), record
+        return state_between(record.entries, record.since, end, unreported=_EXPIRED if known is None else None), record
 
     def contains(self, kind: str, since: int) -> bool:
         """Return whether there is an entry of this kind after position `since`."""
-        return any(entry.kind == kind for entry in self._after(since))
+        return any(entry.kind == kind for entry in self._entries_after(since))
 
-    def _after(self, since: int) -> list[Entry]:
+    def _entries_after(self, since: int) -> list[Entry]:
         return self._entries[bisect_right(self._entries, since, key=attrgetter("position")) :]
 
 
 @dataclass(slots=True)
-class Delivered:
-    """The position up to which one caller knows a session's ledger. Only results that are delivered to the caller move it.
+class CallerPosition:
+    """The number of the last ledger entry that one caller has received. The ledger lists what happened to a session.
 
-    `asked` are the positions of resets and rollbacks that the caller asked for, which are not reported to it. `first` is a state at
-    `position` that was not reported yet. A branch inherits such a state from the session that it continues.
+    Only results that reach the caller change it. `requested` has the numbers of the resets and rollbacks that the caller asked for, which
+    are not reported to it. `unreported` is what happened up to `position` and was not reported yet. A branch begins with such a state, from
+    the session that it continues.
     """
 
     ledger: str | None = None
     position: int = 0
-    first: State = field(default_factory=State)
-    asked: frozenset[int] = frozenset()
+    unreported: State = field(default_factory=State)
+    requested: frozenset[int] = frozenset()
 
     @classmethod
-    def parsed(cls, since: str, first: State) -> "Delivered":
-        """Create the object from a position in the server's format, `ledger:number`. `first` is the unreported state at that position."""
+    def parse(cls, since: str, unreported: State) -> "CallerPosition":
+        """Parse a position in the server's format, `ledger:number`. `unreported` is what happened up to it and was not reported yet."""
         ledger, _, position = since.partition(":")
-        return cls(ledger, int(position), first)
+        return cls(ledger, int(position), unreported)
 
-    def state_of(self, record: Record) -> State:
-        """Return what happened to the session between this position and the record's end.
+    def state_after(self, record: Record) -> State:
+        """Return what happened to the session from this position to the end of an execution's record.
 
-        If the execution began before this position, start from where it began instead. If nothing was delivered to the caller yet, first
-        move this position to the record's `since`.
+        If the execution began before this position, start from where it began. If the caller has received no result yet, first set this
+        position to the beginning of the record.
         """
         if self.ledger is None:  # nothing was known before the first record
             self.ledger, self.position = record.ledger, record.since
         if record.ledger != self.ledger:  # another server answered: it does not have the session that the caller knew
-            return state_between(record.entries, record.since, record.end, first=_EXPIRED)
+            return state_between(record.entries, record.since, record.end, unreported=_EXPIRED)
         since = min(self.position, record.start)
-        first = self.first if since == self.position else None
-        return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
+        unreported = self.unreported if since == self.position else None
+        return state_between(record.entries, since, record.end, unreported=unreported, requested=self._requested_before(record))
 
-    def _asked_before(self, record: Record) -> frozenset[int]:
+    def _requested_before(self, record: Record) -> frozenset[int]:
         """Return the positions of the resets and rollbacks that the caller asked for before the record's execution began.
 
-        Those that it asked for during the execution are left out, so that they are reported.
+        The result reports those that the caller asked for during the execution.
         """
-        return frozenset(position for position in self.asked if position <= record.start)
+        return frozenset(position for position in self.requested if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return a result with the state for this caller, and mark its record as known. Return a result without a record unchanged."""
+        """Return the result with what happened since this position as its state, and move the position to the end of its record.
+
+        Return a result without a record unchanged.
+        """
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
             return result
         state, news = _UNCHANGED, record.entries
-        if record.entries or record.ledger != self.ledger or self.first != _UNCHANGED:
-            state = self.state_of(record)
+        if record.entries or record.ledger != self.ledger or self.unreported != _UNCHANGED:
+            state = self.state_after(record)
             known = min(self.position, record.start) if record.ledger == self.ledger else record.since
-            asked = self._asked_before(record)
-            news = tuple(entry for entry in record.entries if entry.position > known and entry.position not in asked)
+            requested = self._requested_before(record)
+            news = tuple(entry for entry in record.entries if entry.position > known and entry.position not in requested)
         self.advance(record)
         if state != result.state or result.error is not None:  # an error of the host has the state in its message
             result = with_state(result, state)
         return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move this position to the end of a delivered record.
+        """Move this position to the end of a record that the caller receives.
 
-        In the same ledger never move it back, because results may arrive out of order.
+        In the same ledger, never move it back, because results may arrive out of order.
         """
         if record.ledger != self.ledger or record.end >= self.position:
-            self.ledger, self.position, self.first = record.ledger, record.end, _UNCHANGED
-            if self.asked:
-                self.asked = frozenset(position for position in self.asked if position > record.end)
+            self.ledger, self.position, self.unreported = record.ledger, record.end, _UNCHANGED
+            if self.requested:
+                self.requested = frozenset(position for position in self.requested if position > record.end)
 
-    def go_back(self, record: Record) -> None:
-        """Move this position back to the start of a record that did not reach the caller.
-
-        The next result then reports the entries of the record again.
-        """
+    def undo_delivery(self, record: Record) -> None:
+        """Move this position back to the start of a record that did not reach the caller, so that the next result reports it again."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 
-    def note_asked(self, ledger: str, position: int) -> None:
-        """Record that the caller asked for the entry at a position (a reset or rollback), so that it is not reported to the caller."""
+    def add_requested(self, ledger: str, position: int) -> None:
+        """Remember that the caller asked for the reset or rollback that a ledger has at `position`, so that no result reports it to it."""
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
-            self.asked |= {position}
+            self.requested |= {position}
 
 
 def format_position(ledger: str, position: int) -> str:
-    """Return a position as `ledger:number`, the format in which clients name it."""
+    """Format a position in a ledger as `ledger:number`, as clients send it. `ledger` is the ledger's id."""
     return f"{ledger}:{position}"
 
 
-def state_between(entries: Iterable[Entry], since: int, until: int, *, first: State | None = None, asked: Collection[int] = ()) -> State:
-    """Return what happened between two positions, seen by a caller who knows the session as it was at `since`.
+def state_between(
+    entries: Iterable[Entry], since: int, until: int, *, unreported: State | None = None, requested: Collection[int] = ()
+) -> State:
+    """Return what happened to a session between two positions of its ledger, as a caller must be told who knows what happened before.
 
     Args:
-        entries: A ledger's entries, in order.
-        since: The position that the caller knows.
-        until: The position whose state is returned.
-        first: The state at `since` that was not reported yet.
-        asked: Positions of entries that the caller asked for: its own resets and rollbacks are not reported to it.
+        entries: The ledger's entries, in order.
+        since: The number of the last entry that the caller knows.
+        until: The number of the last entry to include.
+        unreported: The state at `since` that was not reported yet.
+        requested: Positions of entries that the caller asked for: its own resets and rollbacks are not reported to it.
     """
-    states = [(since, first or _UNCHANGED)]
+    states = [(since, unreported or _UNCHANGED)]
     for entry in entries:
         if since < entry.position <= until:
-            states.append((entry.position, _after(entry, states, entry.position in asked)))
+            states.append((entry.position, _apply_entry(entry, states, entry.position in requested)))
     return states[-1][1]
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return a result with `state` and the fields in `others`.
+    """Return a copy of a result with another `state`, and with the fields in `others`.
 
-    If the host made the cell's error, its message ends with a phrase about the old state. Replace that by the phrase about `state`, also in
+    If the host ended the cell, the error's message ends with a phrase about the old state. Replace it by the phrase about `state`, also in
     stderr.
     """
     error = result.error
@@ -203,37 +206,37 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
     return replace(result, state=state, error=updated, stderr=result.stderr.removesuffix(str(error)) + str(updated), **others)
 
 
-def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
-    """Return the state of a session after one more ledger entry.
+def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool) -> State:
+    """Return what happened to a session so far, including one more ledger entry.
 
     A rollback does not undo a loss of variables or files before its checkpoint: that loss is still reported.
 
     Args:
         entry: The entry.
-        states: The earlier states, each with the position at which it began.
-        asked: Whether the caller asked for what the entry records, so that it is not reported.
+        states: What had happened after each earlier entry, with the entry's number.
+        requested: Whether the caller asked for what the entry records, so that it is not reported.
     """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
     state = now
     if entry.variables == "rolled_back":
-        state = _with_reason(replace(state, variables=_returned(past.variables, asked)), past, entry)
+        state = _add_rollback_reason(replace(state, variables=_state_after_rollback(past.variables, requested)), past, entry)
     elif entry.variables != "kept":
-        reason = _reason_for_files(states) if asked else entry.cause
-        state = replace(state, variables="kept" if asked else entry.variables, reason=reason, checkpoint=None)
+        reason = _find_reason_for_files(states) if requested else entry.cause
+        state = replace(state, variables="kept" if requested else entry.variables, reason=reason, checkpoint=None)
     if entry.files != "kept":
-        files = _returned(past.files, asked) if entry.files == "rolled_back" else "kept" if asked else entry.files
+        files = _state_after_rollback(past.files, requested) if entry.files == "rolled_back" else "kept" if requested else entry.files
         # What happened to the variables is reported first.
         reason = state.reason if state.variables != "kept" else entry.cause
         state = replace(state, files=files, reason=reason)
     if entry.cut_off:
         state = replace(state, cut_off=entry.cut_off)
     if entry.processes != "kept":
-        state = replace(state, processes="kept" if asked else entry.processes)
+        state = replace(state, processes="kept" if requested else entry.processes)
     return replace(state, reason=None, checkpoint=None) if state.kind == "kept" else state
 
 
-def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
+def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:
     """Return why the files of a session are in their present state, or None if there is no reason.
 
     This becomes the reason of the whole state if there is nothing to report about the variables.
@@ -246,26 +249,26 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
     return reason
 
 
-def _returned(past: Any, asked: bool) -> Any:
-    """Return what to report of the variables, or of the files, after a rollback.
+def _state_after_rollback(past: Any, requested: bool) -> Any:
+    """Return what to report about the variables, or about the files, after a rollback.
 
-    `past` is their state at the checkpoint: if they were lost by then, they are reported as lost. `asked` is whether the caller asked for
-    the rollback.
+    `past` is what had happened to them before the checkpoint: if they were lost, the loss is reported. `requested` is whether the caller
+    asked for the rollback, which is not reported then.
     """
-    return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
+    return past if past in ("lost", "unknown") else "kept" if requested and past == "kept" else "rolled_back"
 
 
-def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Return `state`, which is that after a rollback, with a reason and a checkpoint.
+def _add_rollback_reason(state: State, past: State, entry: Entry) -> State:
+    """Return a copy of `state` with the reason and the checkpoint of a rollback, which `entry` records.
 
-    They are those of the rollback's `entry`. But if `past`, the state at the checkpoint, has something to report, they are those of `past`.
+    If something was lost before the checkpoint, return the reason and the checkpoint of that loss, which `past` has.
     """
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)
 
 
-def summarized(entries: list[Entry], most: int) -> list[Entry]:
+def summarize(entries: list[Entry], most: int) -> list[Entry]:
     """Return the last `most` entries, preceded by one summary entry that has the same effect as all older ones.
 
     If there are no older ones, return the entries unchanged.

@@ -22,7 +22,7 @@ _logger = logging.getLogger("aca_sessions")
 Result = TypeVar("Result")
 
 
-class Owner:
+class OwnerProcess:
     """Remembers the process that created an object. If a forked process uses the object, `check` raises an error.
 
     A forked process gets copies of its parent's descriptors, but none of its threads. If it used the object, it would wait forever, take
@@ -37,7 +37,7 @@ class Owner:
         self._process = os.getpid()
 
     @property
-    def is_here(self) -> bool:
+    def is_current(self) -> bool:
         """Return whether this process is the recorded one. If it is not, closing the object must do nothing."""
         return os.getpid() == self._process
 
@@ -54,7 +54,7 @@ _SKIPPED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SourceLine:
     """A line in the user's program that created an object."""
 
     file: str
@@ -70,7 +70,7 @@ class Line:
         warnings.warn_explicit(message, ResourceWarning, self.file, self.number, source=source)
 
 
-def caller() -> Line:
+def find_calling_line() -> SourceLine:
     """Return the line of the user's program that called this package, to name it in warnings.
 
     It is the innermost line of the call stack that is neither in this package nor in contextlib.
@@ -78,7 +78,7 @@ def caller() -> Line:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back
-    return Line(frame.f_code.co_filename, frame.f_lineno)
+    return SourceLine(frame.f_code.co_filename, frame.f_lineno)
 
 
 class Tasks:
@@ -98,13 +98,13 @@ class Tasks:
         task.add_done_callback(_log_failure)
         return task
 
-    async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+    async def run_shielded(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine to its end, even if the caller is cancelled. Return its result.
 
         Otherwise a cancelled caller would leak something that is half opened or half closed.
         """
-        task = self.own(work)
-        task.add_done_callback(_look_at)
+        task = self.start_awaited(work)
+        task.add_done_callback(_mark_retrieved)
         return await asyncio.shield(task)
 
     async def finish(self) -> None:
@@ -118,7 +118,7 @@ class Tasks:
             task.cancel()
         await self.finish()
 
-    def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+    def start_awaited(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Start a coroutine in the background. A failure is not logged, so the caller must await the task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -126,14 +126,14 @@ class Tasks:
         return task
 
 
-async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
+async def run_in_thread(work: Callable[..., Result], *arguments: object) -> Result:
     """Run a function in a worker thread. Return or raise only when the function has ended, even if the caller is cancelled.
 
     A task that asyncio cancels leaves anyio's `run_sync` at once, while the thread continues. The task could then close a descriptor that
     the thread uses, and the next file that is opened could get the same number.
     """
     running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
-    running.add_done_callback(_look_at)
+    running.add_done_callback(_mark_retrieved)
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:
@@ -145,7 +145,7 @@ async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
     return running.result()
 
 
-async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
+async def create_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
     """Call `make` in a worker thread and return the object that it makes.
 
     If the caller is cancelled, the thread continues, then calls `undo` with the object.
@@ -192,7 +192,7 @@ class _Handover(Generic[Result]):
             self._undo(one)
 
 
-def _look_at(task: "asyncio.Task[Any]") -> None:
+def _mark_retrieved(task: "asyncio.Task[Any]") -> None:
     """Mark a task's exception as retrieved, so that asyncio does not log it. A caller that awaits the task still gets the exception."""
     if not task.cancelled():
         task.exception()

@@ -34,7 +34,7 @@ from .connect import open_pool
 from .errors import ACASessionsError, ExecutionError
 from .guest_text import Screen, for_terminal, printable, shown_caption, shown_name
 from .interactive import InteractiveSession, LiveCell, LoopThread, handling_ctrl_c
-from .lifetime import Owner
+from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
 from .rendering import Html, state_note, trusted
 from .transfer import checked_name, pass_in, pass_out
@@ -286,13 +286,13 @@ class SessionMagics(Magics):
             portal = self._stack.enter_context(LoopThread())
             opening: AbstractContextManager[SessionPool] = portal.wrap_async_context_manager(open_pool())
             self._opened = portal, self._stack.enter_context(opening)
-            atexit.register(_close_here, self._stack, Owner())
+            atexit.register(_close_here, self._stack, OwnerProcess())
         return self._opened
 
 
-def _close_here(stack: ExitStack, owner: Owner) -> None:
+def _close_here(stack: ExitStack, owner: OwnerProcess) -> None:
     """Close the stack if this process opened it. A forked process lacks the event loop's thread and would wait forever."""
-    if owner.is_here:
+    if owner.is_current:
         stack.close()
 
 

@@ -100,7 +100,7 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
 def executed(current: Span, result: CodeExecutionResult) -> None:
     """Record on the span `current` and in the metrics how a cell ended: success, state, duration, sizes.
 
-    The result must come from `Delivered.deliver`, because that sets the state to what this caller has not received before.
+    The result must come from `CallerPosition.deliver`, because that sets the state to what this caller has not received before.
     """
     verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)

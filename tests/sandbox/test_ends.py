@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from aca_sessions.errors import GuestDiedError, IsolationError
-from aca_sessions.lifetime import _Handover, made_in_thread
+from aca_sessions.lifetime import _Handover, create_in_thread
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.limits.watchdog import Watchdog
 from aca_sessions.sandbox.policy import Limits
@@ -54,7 +54,7 @@ def test_what_a_thread_makes_for_an_ended_loop_is_undone() -> None:
         ended[0].send(b"x")
 
     async def leave_it() -> None:
-        asyncio.get_running_loop().task = asyncio.create_task(made_in_thread(make, undo))
+        asyncio.get_running_loop().task = asyncio.create_task(create_in_thread(make, undo))
         await asyncio.get_running_loop().sock_recv(_unblocked(begun[1]), 1)
 
     asyncio.run(leave_it())

@@ -256,7 +256,7 @@ class _Cell:
                 break
             if number > self._latest:
                 self._latest = number
-                self._open[number] = self._tasks.own(self._calls.answer(self._session, text))
+                self._open[number] = self._tasks.start_awaited(self._calls.answer(self._session, text))
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _wait_for_answer(self) -> None:
@@ -391,7 +391,7 @@ class _Cell:
         """Interrupt the cell after `run` failed or was cancelled. Finish even if cancelled again, and ignore errors."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
-                await self._tasks.to_its_end(self._try_to_interrupt())
+                await self._tasks.run_shielded(self._try_to_interrupt())
 
     async def _try_to_interrupt(self) -> None:
         with contextlib.suppress(ACASessionsError, TimeoutError, _EndedError):

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from ..ledger import Delivered, Ledger, format_position
+from ..ledger import CallerPosition, Ledger, format_position
 from ..models import CodeExecutionResult
 
 _REMEMBERED = 10_000
@@ -67,7 +67,9 @@ class Continuity:
         self._clock = clock
         self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
-    async def execute(self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: Delivered) -> CodeExecutionResult:
+    async def execute(
+        self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: CallerPosition
+    ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, and return its result. The result's record has the ledger entries that `caller` lacks.
 
         Check the session's marker first if the session may have been replaced. Check it again afterwards if the response names another
@@ -83,7 +85,7 @@ class Continuity:
             await self._look_if_in_doubt(session_id)
         return self._recorded(result, known, start, caller)
 
-    def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
+    def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: CallerPosition) -> CodeExecutionResult:
         """Complete the result of a user's cell that was sent in several snippets, and return it.
 
         If the result reports a loss that the ledger does not have yet, record the loss. Then add the ledger entries that `caller` lacks to
@@ -96,7 +98,7 @@ class Continuity:
             self.note_lost(session_id, result.state.reason, with_files=False)
         return self._recorded(result, known, start, caller)
 
-    def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
+    def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: CallerPosition) -> CodeExecutionResult:
         """Return a copy of a result with the ledger entries that `caller` lacks, as its record.
 
         A result with the state `unknown` gets no record. So the next result reports these entries.

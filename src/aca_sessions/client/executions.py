@@ -17,7 +17,7 @@ from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
 from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
-from ..ledger import Delivered
+from ..ledger import CallerPosition
 from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event, Prompt
 from .http import SessionsHttpClient, decoded
@@ -123,7 +123,7 @@ class Execution:
         if self._on_call is None:
             return await self._page(after)
         if len(asked) == 1 and not calls:
-            answering = calls.own(self._on_call(asked[0].text))
+            answering = calls.start_awaited(self._on_call(asked[0].text))
             await asyncio.wait({answering}, timeout=_AT_ONCE)
             if answering.done() and not answering.cancelled() and answering.exception() is None:
                 return await self._reply_and_read(asked[0].number, answering.result(), after)
@@ -217,13 +217,13 @@ class Executions:
         self._dialect = version.dialect
         self._tasks = Tasks()
 
-    async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
+    async def run(self, session_id: str, call: ExecutionCall, caller: CallerPosition | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
         `caller` is a position in the session's ledger (the list of what happened to the session). The result's state reports what happened
         since.
         """
-        caller = caller or Delivered()
+        caller = caller or CallerPosition()
         id = str(uuid.uuid4())
         try:
             record = await self._send(session_id, id, call, caller, asynchronous=(call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS)
@@ -234,7 +234,7 @@ class Executions:
             raise
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
-    async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
+    async def start(self, session_id: str, call: ExecutionCall, caller: CallerPosition) -> Execution:
         """Start a cell in the background and return a handle to its execution.
 
         Raise NotSupportedError if the api-version has no asynchronous executions, which continue without a waiting request.
@@ -247,7 +247,7 @@ class Executions:
             raise
         return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
 
-    def followed(self, session_id: str, id: str, caller: Delivered) -> Execution:
+    def followed(self, session_id: str, id: str, caller: CallerPosition) -> Execution:
         """Create a handle to an execution that this or another client started earlier, without sending a request."""
         return Execution(
             id=id,
@@ -275,13 +275,13 @@ class Executions:
         Try for at most 10 s, even if the caller is cancelled again.
         """
         with contextlib.suppress(asyncio.CancelledError):
-            await self._tasks.to_its_end(_try_to_cancel(execution))
+            await self._tasks.run_shielded(_try_to_cancel(execution))
 
     async def close(self) -> None:
         """Wait for the interrupts that `cancel_quietly` has started."""
         await self._tasks.finish()
 
-    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
+    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: CallerPosition, *, asynchronous: bool) -> Record:
         """Send a cell once and return its execution, which has a result if the cell has ended already.
 
         A cell that may have run is never sent again. If the response is lost, ask for the execution by `id`, which the client chose. Raise
@@ -310,7 +310,7 @@ class Executions:
             return await self._after_lost_answer(session_id, id, caller)
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
-    async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
+    async def _after_lost_answer(self, session_id: str, id: str, caller: CallerPosition) -> Record:
         """Ask for an execution of which the first response was lost. If that fails, return one with the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
@@ -319,7 +319,7 @@ class Executions:
         except ACASessionsError as error:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
-    async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
+    async def _poll(self, session_id: str, id: str, caller: CallerPosition) -> Record:
         """Ask for an execution until it has a result. If a request fails, return one whose result has the state `unknown`."""
         wait = _FIRST_POLL
         try:
@@ -330,12 +330,12 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
         return record
 
-    async def _ask(self, session_id: str, id: str, caller: Delivered) -> Record:
+    async def _ask(self, session_id: str, id: str, caller: CallerPosition) -> Record:
         path = f"{self._dialect.EXECUTE_PATH}/{id}"
         response = await self._http.request("GET", path, identifier=session_id, headers=rich(caller))
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
-    async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
+    async def _page(self, session_id: str, id: str, after: int, caller: CallerPosition) -> Page:
         """Return the events after event number `after`, the number of the last one, and the result once there is one.
 
         If the endpoint has no events, poll for the result and make the events from it.
@@ -357,7 +357,7 @@ class Executions:
         result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
         return found, last, replace(result, session_id=session_id) if result else None
 
-    async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
+    async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: CallerPosition) -> Page:
         """Send a reply and return the next events in one request. If it fails, only ask for the events, so that no reply is sent twice."""
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
@@ -377,7 +377,7 @@ class Executions:
                 raise
 
 
-def rich(caller: Delivered) -> dict[str, str]:
+def rich(caller: CallerPosition) -> dict[str, str]:
     """Return the headers of a request for a result with this project's extensions.
 
     They also have the position in the session's ledger that `caller` has, so that the server sends the entries after it.

@@ -15,7 +15,7 @@ import httpx
 from ..contract import extensions, flat
 from ..contract.records import API_VERSION, UNBEGUN, decode_problem, retry_after
 from ..errors import CertificateError, NotSupportedError, ServiceUnavailableError
-from ..lifetime import Owner
+from ..lifetime import OwnerProcess
 from .arguments import checked_session_id
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
@@ -53,7 +53,7 @@ class SessionsHttpClient:
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
         self._base = str(client.base_url).rstrip("/") + "/"
-        self._owner = Owner("the connection to this endpoint")
+        self._owner = OwnerProcess("the connection to this endpoint")
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
         self._patience_seconds = patience
@@ -182,7 +182,7 @@ class SessionsHttpClient:
 
     async def close(self) -> None:
         """Close the connections. Do nothing in a forked process, because the connections belong to its parent."""
-        if self._owner.is_here:
+        if self._owner.is_current:
             await self._client.aclose()
 
     async def __aenter__(self) -> Self:

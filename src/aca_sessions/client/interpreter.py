@@ -13,7 +13,7 @@ from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
 from ..contract.versions import VERSIONS
 from ..errors import ACASessionsError, NotFoundError, NotSupportedError
-from ..ledger import Delivered
+from ..ledger import CallerPosition
 from ..lifetime import Tasks
 from ..models import Checkpoint, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, Record, RemoteFile, SessionInfo
 from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, refusal
@@ -52,7 +52,7 @@ class CodeInterpreter:
         self._executions = Executions(http, self._version)
         self._files = SessionFiles(http, self._version)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
-        self._delivered: OrderedDict[str, Delivered] = OrderedDict()
+        self._delivered: OrderedDict[str, CallerPosition] = OrderedDict()
         http.on_session = self._continuity.seen
 
     @overload
@@ -78,7 +78,7 @@ class CodeInterpreter:
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
         return await self._execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
 
-    async def _execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
+    async def _execute_for(self, caller: CallerPosition, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
         `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
@@ -97,7 +97,7 @@ class CodeInterpreter:
         return result
 
     async def _execute_snippet(
-        self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
+        self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: CallerPosition | None = None
     ) -> CodeExecutionResult:
         """Run a snippet, a cell that the client sends for one of its own features, and return its result.
 
@@ -117,7 +117,7 @@ class CodeInterpreter:
         return caller.deliver(await self._execute(session_id, call, caller))
 
     async def _execute_by(
-        self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
+        self, session_id: str, caller: CallerPosition, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, which sends the cell in several snippets, and return its result.
 
@@ -129,14 +129,14 @@ class CodeInterpreter:
         result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
         return self._deliver(session_id, caller, result)
 
-    def _caller(self, session_id: str) -> Delivered:
+    def _caller(self, session_id: str) -> CallerPosition:
         """Create a position in a session's ledger for a new caller, after all results that this client has delivered for the session.
 
         Results for this caller report only what happened later.
         """
         return replace(self._delivered_of(session_id))
 
-    def _deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
+    def _deliver(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result with the state for `caller`: what happened to the session since the last result that the caller received.
 
         Also move the caller's position in the ledger to the end of this result. Call this right before returning the result to the caller,
@@ -147,16 +147,16 @@ class CodeInterpreter:
             all_callers.advance(result.record)
         return delivered
 
-    def _take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
+    def _take_back(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> None:
         """Undo `deliver` for a result that did not reach its caller, so that the caller's next result reports the same losses again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
-                one.go_back(result.record)
+                one.undo_delivery(result.record)
 
-    def _delivered_of(self, session_id: str) -> Delivered:
+    def _delivered_of(self, session_id: str) -> CallerPosition:
         delivered = self._delivered.get(session_id)
         if delivered is None:
-            delivered = self._delivered[session_id] = Delivered()
+            delivered = self._delivered[session_id] = CallerPosition()
             if len(self._delivered) > _REMEMBERED:
                 self._delivered.popitem(last=False)
         self._delivered.move_to_end(session_id)
@@ -207,7 +207,7 @@ class CodeInterpreter:
         """Delete a file in the session's /mnt/data."""
         await self._files.delete(session_id, name)
 
-    async def reset(self, session_id: str, *, caller: Delivered | None = None) -> None:
+    async def reset(self, session_id: str, *, caller: CallerPosition | None = None) -> None:
         """Clear a session's variables and keep its files.
 
         Our own server starts a fresh interpreter, even while a cell runs. Other endpoints run a cell that clears the variables.
@@ -219,14 +219,14 @@ class CodeInterpreter:
             entry = await self._continuity.reset(session_id, lambda mark: snippet("reset", mark))
         self._note_asked(session_id, caller, *entry)
 
-    def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
+    def _note_asked(self, session_id: str, caller: CallerPosition | None, ledger: str, position: int) -> None:
         """Remember which entry of a session's ledger is a reset or rollback that the caller asked for. No result reports it to that caller.
 
         `ledger` is the ledger's id, `position` the number of the entry.
         """
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
-                one.note_asked(ledger, position)
+                one.add_requested(ledger, position)
 
     async def start(
         self,
@@ -238,7 +238,7 @@ class CodeInterpreter:
         on_input: AnswerInput | None = None,
         transactional: bool = False,
         on_call: AnswerCall | None = None,
-        caller: Delivered | None = None,
+        caller: CallerPosition | None = None,
     ) -> Execution:
         """Start a cell in the background and return a handle to its execution.
 
@@ -267,14 +267,14 @@ class CodeInterpreter:
         if on_call is not None:
             await self._http.require("events", "answer host calls")
         if not await self._http.offers("events"):
-            execution = in_background(session_id, self._tasks.own(self._execute(session_id, call, caller)))
+            execution = in_background(session_id, self._tasks.start_awaited(self._execute(session_id, call, caller)))
             return execution.amending(partial(self._deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call, caller)
         return execution.answering(on_input, on_call).amending(partial(self._deliver, session_id, caller))
 
     def execution(
-        self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
+        self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: CallerPosition | None = None
     ) -> Execution:
         """Create a handle to an execution that this or another client started earlier, without sending a request.
 
@@ -353,7 +353,7 @@ class CodeInterpreter:
         """Return a session's checkpoints, the oldest first."""
         return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
 
-    async def _roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
+    async def _roll_back(self, session_id: str, caller: CallerPosition, *, id: str | None, name: str | None) -> Checkpoint:
         """Roll a session back to the checkpoint with this name or id, or to the latest one if both are None. Return the checkpoint.
 
         Args:
@@ -372,7 +372,7 @@ class CodeInterpreter:
         await self._request_timeline("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
 
     async def _branch(
-        self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
+        self, session_id: str, identifiers: Sequence[str], caller: CallerPosition, *, reseed: bool
     ) -> tuple[Record, dict[str, str]]:
         """Create branches of a session, one for each of `identifiers`. Either all are created, or none.
 
@@ -491,7 +491,7 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
+    async def _execute(self, session_id: str, call: ExecutionCall, caller: CallerPosition) -> CodeExecutionResult:
         """Run a cell and return its result, with a record of what happened to the session.
 
         `Continuity` makes the record if the endpoint keeps none.

@@ -19,7 +19,7 @@ from typing import Literal, Self
 
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
-from ..lifetime import Owner, Tasks, caller
+from ..lifetime import OwnerProcess, Tasks, find_calling_line
 from ..models import Access, SessionInfo
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
@@ -249,8 +249,8 @@ class SessionPool:
         self.access = access or Access()
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
-        self._owner = Owner("the pool")
-        self._made_at = caller()
+        self._owner = OwnerProcess("the pool")
+        self._made_at = find_calling_line()
         self._interpreter = interpreter
         self._leases = Leases(max_concurrent_sessions, timedelta(seconds=session_timeout))
         self._look_every = min(_LOOK_FOR_IDLE_EVERY, session_timeout)
@@ -320,7 +320,7 @@ class SessionPool:
         await self._release(session_id)
 
     async def _release(self, lease: Granted | str) -> None:
-        if not self._owner.is_here:
+        if not self._owner.is_current:
             return
         session_id = lease if isinstance(lease, str) else lease.session_id
         ended = self._leases.release(lease)
@@ -363,7 +363,7 @@ class SessionPool:
 
         Do nothing in a forked process, because the sessions belong to its parent.
         """
-        if not self._owner.is_here:
+        if not self._owner.is_current:
             return
         self._closed = True
         if self._expiring is not None:
@@ -387,7 +387,7 @@ class SessionPool:
         return f"<SessionPool {state}>"
 
     def __del__(self) -> None:
-        if self._expiring is not None and not self._closed and self._owner.is_here:
+        if self._expiring is not None and not self._closed and self._owner.is_current:
             self._made_at.warn_unclosed(repr(self), "async with", source=self)
 
     async def __aenter__(self) -> Self:

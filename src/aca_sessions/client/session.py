@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import ExecutionError, InvalidArgumentError, NotFoundError, NotSupportedError, ServiceError
-from ..ledger import Delivered
+from ..ledger import CallerPosition
 from ..models import (
     Checkpoint,
     CodeExecutionRequest,
@@ -95,7 +95,7 @@ class Session:
         return self.history.end(number, await self._interpreter._execute_by(self.session_id, self._caller, partial(run, text)))
 
     async def _run_snippet(
-        self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
+        self, name: str, *arguments: str | int, timeout: float | None = None, caller: CallerPosition | None = None
     ) -> CodeExecutionResult:
         """Run a snippet, a cell that the client sends for one of its own features, and return its result.
 
@@ -110,7 +110,7 @@ class Session:
         caller = caller or replace(self._caller)
         return await self._interpreter._execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
-    def _new_caller(self) -> Delivered:
+    def _new_caller(self) -> CallerPosition:
         """Return a copy of this object's position in the session's ledger (the list of what happened to the session).
 
         Pass it as `caller` to a series of `run_snippet` calls. Each result of the series then reports what happened since the one before.
@@ -318,7 +318,7 @@ class Session:
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:
             branch.history = self.history.copy()
-            branch._caller = Delivered.parsed(positions[branch.session_id], first=self._caller.state_of(origin_record))
+            branch._caller = CallerPosition.parse(positions[branch.session_id], unreported=self._caller.state_after(origin_record))
         return branches
 
     async def variables(self) -> list[Variable]:

@@ -22,7 +22,7 @@ from ..client.pool import SessionPool
 from ..connect import access_of, open_pool
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotSupportedError
 from ..hints import Remedies, hint, install_sentence, network_sentence
-from ..lifetime import Line, Owner, caller
+from ..lifetime import OwnerProcess, SourceLine, find_calling_line
 from ..models import CodeError, CodeExecutionResult, RemoteFile
 from ..settings import Settings
 
@@ -228,7 +228,7 @@ class ModelSession:
         self._max_output = max_output
         self._timeout = checked_timeout(timeout)
         self._can_install = self._source.access.can_install if install_packages is None else install_packages
-        self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
+        self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, find_calling_line())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
         """Write the files, run the cell and return its result. Mistakes of the model do not raise: they become results with an error."""
@@ -428,20 +428,20 @@ class _Source:
         self.access = pool.access if pool is not None else access_of(self._settings or Settings())
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
-        self._owner = Owner()
+        self._owner = OwnerProcess()
         self.is_open = False  # whether the pool was opened here
 
     async def open(self) -> SessionPool:
         async with self._opening:  # calls of one turn may arrive together
             if self.pool is None:
                 self.pool = await self._stack.enter_async_context(open_pool(self._settings))
-                self.is_open, self._owner = True, Owner()
+                self.is_open, self._owner = True, OwnerProcess()
             return self.pool
 
     @property
     def is_forgotten(self) -> bool:
         """Return whether a pool that this object opened in this process is still open. If so, dropping the object causes a warning."""
-        return self.is_open and self._owner.is_here
+        return self.is_open and self._owner.is_current
 
     async def close(self) -> None:
         if self.is_open:
@@ -471,6 +471,6 @@ def _limited(settings: Settings, limits: Mapping[str, int]) -> Settings:
     return limited
 
 
-def _warn_if_open(source: _Source, what: str, made_at: Line) -> None:
+def _warn_if_open(source: _Source, what: str, made_at: SourceLine) -> None:
     if source.is_forgotten:
         made_at.warn_unclosed(f"a {what}", "async with")

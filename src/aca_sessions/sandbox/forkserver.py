@@ -25,7 +25,7 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from ..errors import ConfigurationError, GuestDiedError, IsolationError
-from ..lifetime import Owner
+from ..lifetime import OwnerProcess
 from . import environment, wire
 from .hosts import IMAGE, lines_for_image, remedy_for
 from .images import images
@@ -143,7 +143,7 @@ class ForkServer:
 
     def __init__(self, policy: Policy) -> None:
         """Start the zygote, the fork server's process. Do not wait: the first request waits until the zygote is ready."""
-        self._owner = Owner("the fork server")
+        self._owner = OwnerProcess("the fork server")
         self._lock = threading.Lock()
         self._workspaces_lock = threading.Lock()
         self._workspaces: set[Workspace] = set()
@@ -221,7 +221,7 @@ class ForkServer:
 
         Do nothing in a forked process.
         """
-        if not self._owner.is_here:
+        if not self._owner.is_current:
             return  # shutting down the socket here would shut it down for the parent
         with self._sharing:
             self._users -= 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
-from ..lifetime import in_thread
+from ..lifetime import run_in_thread
 from .limits.capacity import capacity
 from .limits.watchdog import private_memory
 from .policy import Limits, Policy
@@ -98,7 +98,7 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         sandbox = await sandboxes.open()
         try:
             interpreter = await sandbox.interpreter()
-            idle = max(sandbox.memory.used(), await in_thread(private_memory, host_pid(interpreter.runtime.init)))
+            idle = max(sandbox.memory.used(), await run_in_thread(private_memory, host_pid(interpreter.runtime.init)))
             findings = (
                 Finding("sessions that fit", True, capacity(policy, idle)),
                 *_check_from_outside(interpreter, policy),

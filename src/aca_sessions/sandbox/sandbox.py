@@ -9,7 +9,7 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
-from ..lifetime import Tasks, made_in_thread
+from ..lifetime import Tasks, create_in_thread
 from ..models import CodeExecutionResult, RemoteFile, RunningProcess
 from .forkserver import ForkServer, limiter
 from .limits.memory import MemoryLimit
@@ -92,7 +92,7 @@ class Sandbox:
         """
         if self.running is not None and self.running.alive and not self._turn.locked():
             return self.running
-        return await self._tasks.to_its_end(self._ensure_interpreter())
+        return await self._tasks.run_shielded(self._ensure_interpreter())
 
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
         """Write a file into the workspace, and return its description. Create `folder` if it is missing.
@@ -112,7 +112,7 @@ class Sandbox:
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
         """Make a checkpoint of the variables and files. Raise SnapshotError with the reason if that is impossible."""
         try:
-            return await self._tasks.to_its_end(self._take_checkpoint(name))
+            return await self._tasks.run_shielded(self._take_checkpoint(name))
         except CellNotSentError as error:
             raise SnapshotError(
                 "cannot take the checkpoint, because the session was reset or its interpreter ended first: take it again"
@@ -124,7 +124,7 @@ class Sandbox:
         Return the checkpoint, and the position in the ledger of the entry about the rollback. The checkpoint remains. Raise SnapshotError
         if it does not exist or cannot be restored.
         """
-        return await self._tasks.to_its_end(self._roll_back_to(id, name))
+        return await self._tasks.run_shielded(self._roll_back_to(id, name))
 
     async def checkpoints(self) -> list[SessionCheckpoint]:
         """Return the checkpoints that users can roll back to, the oldest first. Leave out those that transactional cells make."""
@@ -145,11 +145,11 @@ class Sandbox:
             return await self._execute_transactional(run)
         result = await run(await self.interpreter())
         if result.state.variables == "lost":
-            await self._tasks.to_its_end(self._replace_dead())
+            await self._tasks.run_shielded(self._replace_dead())
         return result
 
     async def _execute_transactional(self, run: Run) -> CodeExecutionResult:
-        checkpoint = await self._tasks.to_its_end(self._take_checkpoint(None, hidden=True))
+        checkpoint = await self._tasks.run_shielded(self._take_checkpoint(None, hidden=True))
         result = None
         try:
             result = await run(await self.interpreter())
@@ -157,7 +157,7 @@ class Sandbox:
             if result is None or result.success:  # the cell was not started, or it succeeded
                 self._checkpoints.remove_hidden(checkpoint)
         if not result.success:
-            undone = await self._tasks.to_its_end(self._undo(checkpoint, result.state.reason))
+            undone = await self._tasks.run_shielded(self._undo(checkpoint, result.state.reason))
             result = replace(result, variables=(), files=(), processes=()) if undone else result
         return result
 
@@ -187,7 +187,7 @@ class Sandbox:
         Both sandboxes share the limits, and their cells take turns. If `reseed` is False, both draw the same random numbers. Raise
         SnapshotError if copying is impossible.
         """
-        return await self._tasks.to_its_end(self._branch(reseed))
+        return await self._tasks.run_shielded(self._branch(reseed))
 
     async def warm_up(self) -> None:
         """Start the interpreter and make it touch the memory that cells need, so that the first cell is fast."""
@@ -198,13 +198,13 @@ class Sandbox:
 
         Return the position in the ledger of the entry about the reset.
         """
-        return await self._tasks.to_its_end(self._reset())
+        return await self._tasks.run_shielded(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
         """End every process and free the memory. The results of unfinished cells name `cause`. Do nothing if closed already."""
         if not self._closed:
             self._closed = True
-            await self._tasks.to_its_end(self._end(cause))
+            await self._tasks.run_shielded(self._end(cause))
 
     async def fork_server_answers(self) -> bool:
         """Ping the fork server, and return whether it is alive. Unlike `usable`, this notices a death at once."""
@@ -360,7 +360,9 @@ class Sandbox:
     async def _branch(self, reseed: bool) -> "Sandbox":
         live = await self.interpreter()
         server, limits = self._fork_server, self._limits
-        workspace = await made_in_thread(lambda: server.make_workspace(limits, user=self._workspace.user), server.drop_workspace, limiter())
+        workspace = await create_in_thread(
+            lambda: server.make_workspace(limits, user=self._workspace.user), server.drop_workspace, limiter()
+        )
         options = {"memory": self.memory, "proxy": self._proxy, "packages": self._all_packages, "memory_users": self._memory_users}
         branch = self._on_branch(Sandbox(server, workspace, limits, **options))  # type: ignore[arg-type]
         try:
@@ -390,7 +392,7 @@ class Sandbox:
             return self.running
 
     async def _start_interpreter(self) -> Interpreter:
-        spawned = await made_in_thread(lambda: self._fork_server.spawn(self._workspace, self._limits), SpawnedSession.close, limiter())
+        spawned = await create_in_thread(lambda: self._fork_server.spawn(self._workspace, self._limits), SpawnedSession.close, limiter())
         interpreter = await start(
             spawned,
             self._limits,

@@ -16,7 +16,7 @@ from typing import Self
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
-from ..lifetime import Tasks, in_thread, made_in_thread
+from ..lifetime import Tasks, create_in_thread, run_in_thread
 from . import environment
 from .forkserver import ForkServer, limiter
 from .images import images
@@ -116,7 +116,7 @@ class Sandboxes:
         if self.policy.image is not None:
             image = await self._image_python()
             return image.version, [*image.packages.items()]
-        found = await in_thread(environment.survey, self.policy.python or sys.executable)
+        found = await run_in_thread(environment.survey, self.policy.python or sys.executable)
         return found.version, found.packages
 
     async def start(self) -> None:
@@ -127,7 +127,7 @@ class Sandboxes:
             self.policy = replace(self.policy, image=await to_thread.run_sync(images.root_of, self.policy.image))
         fork_server = await _shared_fork_server(replace(self.policy, preload=self.policy.preload or ()))
         if self.alive:  # another one began meanwhile
-            await self._tasks.to_its_end(to_thread.run_sync(fork_server.release, limiter=limiter()))
+            await self._tasks.run_shielded(to_thread.run_sync(fork_server.release, limiter=limiter()))
             return
         self._use_fork_server(fork_server)
         if self.policy.preload is None and (self._preloading is None or self._preloading.done()):
@@ -163,8 +163,8 @@ class Sandboxes:
             sandbox = self._spares.popleft()
             if sandbox.usable and sandbox.running is not None and sandbox.running.alive:
                 return sandbox
-            await self._tasks.to_its_end(sandbox.close())
-        forking = self._tasks.own(self._fork())
+            await self._tasks.run_shielded(sandbox.close())
+        forking = self._tasks.start_awaited(self._fork())
         try:
             return await asyncio.shield(forking)
         except asyncio.CancelledError:  # it is forked anyway, and no caller would close it
@@ -225,9 +225,9 @@ class Sandboxes:
 
     async def _start_heavy_and_wait(self, modules: tuple[str, ...]) -> ForkServer:
         """Start a fork server that imports `modules`, and return it once it is ready. Release it if it fails to start."""
-        heavy = await self._starting.to_its_end(self._start_heavy(modules))
+        heavy = await self._starting.run_shielded(self._start_heavy(modules))
         try:
-            await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
+            await self._tasks.run_shielded(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
         except ACASessionsError:
             self._starting_heavy = None
             self._tasks.start(to_thread.run_sync(heavy.release, limiter=limiter()))
@@ -236,7 +236,7 @@ class Sandboxes:
 
     async def _worth_preloading(self) -> tuple[str, ...]:
         if self.policy.image is None:
-            return await in_thread(environment.worth_preloading, self.policy.python or sys.executable)
+            return await run_in_thread(environment.worth_preloading, self.policy.python or sys.executable)
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
@@ -250,7 +250,7 @@ class Sandboxes:
                 interpreter = await sandbox.interpreter()
                 self._image_description = ImagePython.parse((await interpreter.run("environment", ASK, _IMAGE_SECONDS)).stdout)
             finally:
-                await self._tasks.to_its_end(sandbox.close())
+                await self._tasks.run_shielded(sandbox.close())
         return self._image_description
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
@@ -260,7 +260,7 @@ class Sandboxes:
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits
         server = generation.fork_server
-        workspace, memory = await made_in_thread(lambda: server.make_session_resources(limits), server.drop_session_resources, limiter())
+        workspace, memory = await create_in_thread(lambda: server.make_session_resources(limits), server.drop_session_resources, limiter())
         return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=self._proxy, packages=self._packages))
 
     def _refill(self) -> None:
@@ -272,7 +272,7 @@ class Sandboxes:
         try:
             await asyncio.sleep(_REFILL_AFTER)
             while len(self._spares) < self.policy.spares and self.alive:
-                await self._tasks.to_its_end(self._add_spare())
+                await self._tasks.run_shielded(self._add_spare())
                 await asyncio.sleep(_REFILL_PACE)
         except ACASessionsError as error:
             _logger.info("no session is kept ready: %s", type(error).__name__)
@@ -311,4 +311,4 @@ async def _close_when_forked(forking: "asyncio.Task[Sandbox]") -> None:
 
 
 async def _shared_fork_server(policy: Policy) -> ForkServer:
-    return await made_in_thread(lambda: ForkServer.shared(policy), ForkServer.release, limiter())
+    return await create_in_thread(lambda: ForkServer.shared(policy), ForkServer.release, limiter())

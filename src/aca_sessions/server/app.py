@@ -19,7 +19,7 @@ from ..contract.records import ProblemError
 from ..contract.versions import VERSIONS
 from ..errors import ConfigurationError
 from ..hosting import Hosting
-from ..lifetime import Owner
+from ..lifetime import OwnerProcess
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
@@ -68,7 +68,7 @@ class Service:
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
-        self._owner = Owner("the server")
+        self._owner = OwnerProcess("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
         subjects = (CellRoutes, SessionRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute)
         named = [route for subject in subjects for route in subject(sessions, hosting).table()]

@@ -196,7 +196,7 @@ class RunningExecution:
         session, result = self.session, self.result
         if result is not None:
             if result.state != NO_REPLY:
-                state, record = session.ledger.seen_from(since, self.start, self.end, otherwise=self._position)
+                state, record = session.ledger.state_and_record(since, self.start, self.end, default=self._position)
                 result = with_state(result, state, record=record)
             session.ledger.fetched = max(session.ledger.fetched, self.end)
             if not self.fetched:
@@ -301,9 +301,9 @@ class Executions:
         result = execution.result
         if result is None or result.state == NO_REPLY:
             return result
-        _, record = self._session.ledger.seen_from(None, execution.start, execution.end, otherwise=execution.previous)
+        _, record = self._session.ledger.state_and_record(None, execution.start, execution.end, default=execution.previous)
         asked = {entry.position for entry in record.entries if entry.cause in _ASKED and entry.position <= execution.start}
-        state = state_between(record.entries, execution.previous, execution.end, asked=asked)
+        state = state_between(record.entries, execution.previous, execution.end, requested=asked)
         return with_state(result, state, record=record)
 
     def interrupt(self, execution: RunningExecution) -> None:
@@ -346,7 +346,7 @@ class Executions:
 
         Cells and these calls run one at a time, in the order of their requests. If the caller is cancelled, the call of `act` continues.
         """
-        return await self._tasks.to_its_end(self._in_turn(act))
+        return await self._tasks.run_shielded(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
         """Schedule `act` to be called with the session's sandbox when no cell runs, and return without waiting.

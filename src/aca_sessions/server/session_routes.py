@@ -305,7 +305,9 @@ class TimelineRoutes:
                 session.executions.later_in_turn(lambda _sandbox: self._sessions.take_back(branches))
                 raise
         here = session.ledger.position
-        _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here, otherwise=session.ledger.fetched)
+        _, record = session.ledger.state_and_record(
+            request.headers.get(extensions.SINCE_HEADER), here, here, default=session.ledger.fetched
+        )
         positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
         return JSONResponse(extensions.encode_branched(record, positions))
 

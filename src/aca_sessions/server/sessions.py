@@ -196,7 +196,7 @@ class Sessions:
         After a failed check, the next call runs it again.
         """
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
-            self._isolation = self._tasks.own(examine(self._sandboxes))
+            self._isolation = self._tasks.start_awaited(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
@@ -308,7 +308,7 @@ class Sessions:
                 opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
                 self._drop(session, "deleted", cause=None)
-            await self._tasks.to_its_end(session.close())
+            await self._tasks.run_shielded(session.close())
 
     async def take_back(self, branches: Sequence[HostedSession]) -> None:
         """End the branches that were created for a request that was cancelled. No caller knows of them, so no caller would end them.
@@ -327,7 +327,7 @@ class Sessions:
         self._drop(session, "deleted", cause=cause)
         if cause == "terminated":  # an end on purpose is not reported to clients that come later
             session.ledger.fetched = session.ledger.position
-        await self._tasks.to_its_end(session.close(cause))
+        await self._tasks.run_shielded(session.close(cause))
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
         """Return the descriptions of at most `count` sessions, after leaving out the first `skip`. The least recently used come first."""
@@ -393,7 +393,7 @@ class Sessions:
         ledger = self._ledgers.pop(identifier, None) or Ledger()
 
         def open_sandbox() -> "asyncio.Task[Sandbox]":
-            return self._tasks.own(self._open(ledger))
+            return self._tasks.start_awaited(self._open(ledger))
 
         session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, open_again=open_sandbox)
         self._starting.add(session)

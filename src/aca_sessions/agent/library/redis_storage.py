@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...errors import ConfigurationError, StorageError
-from ...lifetime import made_in_thread
+from ...lifetime import create_in_thread
 from .storage import Kind, checked_name
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class RedisStorage:
         if not isinstance(self._redis, BlockingRedis):
             return bool(await self._asked(lambda _: lock.acquire()))
         with _errors():  # a lock that the thread acquires after the caller was cancelled is released
-            return bool(await made_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
+            return bool(await create_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
     async def _asked(self, command: Callable[[Any], Any]) -> Any:
         """Call `command` with the client and return the answer of Redis. Call a blocking client in a thread.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ...errors import InvalidArgumentError, StorageError
-from ...lifetime import made_in_thread
+from ...lifetime import create_in_thread
 
 if TYPE_CHECKING:
     from .search import Embed
@@ -214,7 +214,7 @@ def _try_to_lock(descriptor: int) -> bool:
 async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
     """Call `lock` in a thread and return the descriptor that it returns. If the caller is cancelled meanwhile, release the lock."""
     try:
-        return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
+        return await create_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
     except OSError as error:
         raise _storage_error("locked", error) from error
 

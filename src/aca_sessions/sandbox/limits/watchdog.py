@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from ...lifetime import Tasks, in_thread
+from ...lifetime import Tasks, run_in_thread
 from ..hosts import NO_CGROUPS
 from ..policy import Limits, Together
 from .capacity import is_shortage, with_reserve
@@ -190,8 +190,8 @@ class Watchdog:
         """
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
-            self._shared = await in_thread(_estimate_memory, init)
-            self._unlisted = await in_thread(memory.missing) if memory is not None else ["all"]
+            self._shared = await run_in_thread(_estimate_memory, init)
+            self._unlisted = await run_in_thread(memory.missing) if memory is not None else ["all"]
         except BaseException:
             if memory is not None:
                 memory.close()
@@ -240,7 +240,7 @@ class Watchdog:
 
     async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
         try:
-            while not await in_thread(self._measure_and_check, init, sockets):
+            while not await run_in_thread(self._measure_and_check, init, sockets):
                 await self._pause()
             kill()
         finally:

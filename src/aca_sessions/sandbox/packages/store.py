@@ -249,7 +249,7 @@ class SessionPackages:
             raise PackageError(
                 "TimeoutError", f"cannot fetch the packages within {timeout:g} s: nothing was installed, so raise timeout or install fewer"
             ) from error
-        return await self._tasks.to_its_end(self._add(package_set, wanted))
+        return await self._tasks.run_shielded(self._add(package_set, wanted))
 
     async def _add(self, package_set: LockedPackageSet | None, wanted: dict[str, Requirement]) -> CodeExecutionResult:
         if package_set is None:
@@ -273,7 +273,7 @@ class SessionPackages:
         versions, environment = self._versions, await self._packages.environment()
         for name in sorted(names - versions.keys()):
             raise PackageError("PackageNotFoundError", _explain_missing(name, environment))
-        return await self._tasks.to_its_end(self._remove(names, versions))
+        return await self._tasks.run_shielded(self._remove(names, versions))
 
     async def _remove(self, names: set[str], versions: dict[str, str]) -> CodeExecutionResult:
         result = await self._replace_sets(await self._without(names), ())

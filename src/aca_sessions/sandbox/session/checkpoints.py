@@ -95,7 +95,7 @@ class Checkpoints:
         )
         files = Files(workspace, self._files.room)
         most, allocate = self._limits.checkpoint_files, live.runtime.allocate
-        copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=most, allocate=allocate)))
+        copying = self._tasks.start_awaited(to_thread.run_sync(lambda: copies.copy(self._files, files, most=most, allocate=allocate)))
         try:  # forked while the files are copied
             interpreter, left = await fork(live, self._workspace, self._limits)
         except BaseException:
@@ -145,7 +145,7 @@ class Checkpoints:
         """Remove a checkpoint and end its interpreter. Do nothing if the checkpoint was removed already."""
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
-            await self._tasks.to_its_end(self._end(checkpoint))
+            await self._tasks.run_shielded(self._end(checkpoint))
 
     def remove_hidden(self, checkpoint: SessionCheckpoint, *, is_in_use: bool = False) -> None:
         """Remove a hidden checkpoint, which was taken for a transactional cell, in the background. Do nothing if it was removed already.

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from ...errors import GuestDiedError, SnapshotError
-from ...lifetime import made_in_thread
+from ...lifetime import create_in_thread
 from ...models import CodeExecutionResult, Event, RunningProcess
 from .. import wire
 from ..forkserver import refusal_error
@@ -515,7 +515,7 @@ async def fork(interpreter: Interpreter, workspace: Workspace, limits: Limits, *
             "checkpoints and branches need namespaces, which this session does not have: set ACASessions:Sandbox:Isolation to full"
         )
     with explained_shortage("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
-        ends = await made_in_thread(lambda: ForkDescriptors(workspace.owner), ForkDescriptors.close)
+        ends = await create_in_thread(lambda: ForkDescriptors(workspace.owner), ForkDescriptors.close)
         on_failure.callback(ends.close)  # a fork whose link is closed ends
         number, left = await interpreter.fork(ends.guest_ends, reseed=reseed)
         ends.close_guest_ends()

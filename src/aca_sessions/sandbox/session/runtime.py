@@ -21,7 +21,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from ...errors import ACASessionsError, GuestDiedError, IsolationError
-from ...lifetime import Owner, Tasks
+from ...lifetime import OwnerProcess, Tasks
 from ...models import RunningProcess
 from ..forkserver import limiter
 from ..hosts import remedy_for
@@ -61,7 +61,7 @@ class SharedRuntime:
         `workspace` is the number of the workspace at /mnt/data at first. `mount` mounts another one there: it is called with the pidfd of
         the first process and the number of the workspace.
         """
-        self._owner = Owner()
+        self._owner = OwnerProcess()
         self.init = spawned.init
         self.has_namespaces = spawned.namespaces
         self.memory = memory
@@ -187,7 +187,7 @@ class SharedRuntime:
             if self._idle_timer is not None:
                 self._cancel_idle_timer()
             if self._processes_lock.locked() or (self._processes is not None and self._processes.active_workspace != workspace):
-                await self._tasks.to_its_end(self._mount_workspace(workspace))
+                await self._tasks.run_shielded(self._mount_workspace(workspace))
             try:
                 yield
             finally:  # without an await, so that a fork made in this turn is added before another turn begins
@@ -203,7 +203,7 @@ class SharedRuntime:
         """
         async with self._cell_lock:
             self._cancel_idle_timer()
-            await self._tasks.to_its_end(self._stop_all())
+            await self._tasks.run_shielded(self._stop_all())
             try:
                 yield
             finally:
@@ -211,7 +211,7 @@ class SharedRuntime:
 
     def kill(self, reason: str) -> None:
         """Kill all processes of the session and its branches. Record the reason, unless an earlier one is recorded."""
-        if not self._owner.is_here:  # in a forked process, a garbage collector may call this
+        if not self._owner.is_current:  # in a forked process, a garbage collector may call this
             return
         self.killed_for = self.killed_for or reason
         if not self._closed:
@@ -223,7 +223,7 @@ class SharedRuntime:
 
         Orphans that it started are killed with the last interpreter of their workspace, or by `end_processes`.
         """
-        if not self._owner.is_here:
+        if not self._owner.is_current:
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGSTOP)  # so that it starts no other meanwhile
@@ -240,7 +240,7 @@ class SharedRuntime:
 
     async def end_processes(self, workspace: int) -> KillResult:
         """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which ended, and which still live."""
-        return await self._tasks.to_its_end(self._end_processes(workspace))
+        return await self._tasks.run_shielded(self._end_processes(workspace))
 
     async def unregister(self, session_pid: int) -> None:
         """Remove a dead interpreter. If it was the last one of its workspace, kill the other processes of that workspace.
@@ -252,7 +252,7 @@ class SharedRuntime:
             return
         if self._interpreters:
             if interpreter is not None:
-                await self._tasks.to_its_end(self._remove_interpreter(session_pid, interpreter.workspace))
+                await self._tasks.run_shielded(self._remove_interpreter(session_pid, interpreter.workspace))
             return
         self.kill("killed")
         try:
