@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aca_sessions.contract import flat
 from aca_sessions.contract.records import (
-    Execution,
-    ExecutionCall,
+    ExecutionRequest,
+    ExecutionResponse,
     MalformedBodyError,
     ProblemError,
     decode_problem,
@@ -42,7 +42,7 @@ VARIABLES = st.builds(
 )
 SHOWN = st.dictionaries(st.sampled_from(["text/plain", "text/html"]), TEXT, min_size=1)
 CALLS = st.builds(
-    ExecutionCall,
+    ExecutionRequest,
     code=TEXT.filter(str.strip),
     asynchronous=st.booleans(),
     timeout=st.none() | st.integers(1, 220),
@@ -80,15 +80,15 @@ def through_json(body: object) -> object:
 
 
 @given(CALLS)
-def test_a_call_survives_encoding_and_decoding(call: ExecutionCall) -> None:
-    assert flat.decode_call(through_json(flat.encode_call(call))) == call
+def test_a_call_survives_encoding_and_decoding(call: ExecutionRequest) -> None:
+    assert flat.decode_request(through_json(flat.encode_request(call))) == call
 
 
 @given(RESULTS, st.booleans())
 def test_a_rich_result_survives_encoding_and_decoding(result: CodeExecutionResult, asynchronous: bool) -> None:
     status = "Succeeded" if result.success else "Failed"
-    execution = Execution(id="e", identifier="s", status=status, asynchronous=asynchronous, result=result)
-    assert flat.decode_execution(through_json(flat.encode_execution(execution, 10, rich=True))) == execution
+    execution = ExecutionResponse(id="e", identifier="s", status=status, asynchronous=asynchronous, result=result)
+    assert flat.decode_execution(through_json(flat.encode_execution(execution, 10, full=True))) == execution
 
 
 @given(FILES)
@@ -103,13 +103,13 @@ def test_a_session_survives_encoding_and_decoding(moment: datetime) -> None:
 
 
 def test_a_running_execution_has_no_result() -> None:
-    running = Execution(id="e", identifier="s", status="Running", asynchronous=True)
-    assert flat.decode_execution(flat.encode_execution(running, 10, rich=True)) == running
+    running = ExecutionResponse(id="e", identifier="s", status="Running", asynchronous=True)
+    assert flat.decode_execution(flat.encode_execution(running, 10, full=True)) == running
 
 
 def plain(result: CodeExecutionResult) -> dict:
     status = "Succeeded" if result.success else "Failed"
-    return flat.encode_execution(Execution(id="e", identifier="s", status=status, result=result), 4096, rich=False)
+    return flat.encode_execution(ExecutionResponse(id="e", identifier="s", status=status, result=result), 4096, full=False)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_recorded_execution_is_read() -> None:
 
 def test_a_recorded_execution_is_what_the_server_would_encode() -> None:
     recorded = golden("execution")
-    said = flat.encode_execution(flat.decode_execution(recorded), 4096, rich=False)
+    said = flat.encode_execution(flat.decode_execution(recorded), 4096, full=False)
     assert said == recorded
 
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aca_sessions.contract import nested
-from aca_sessions.contract.records import Execution, ExecutionCall, ProblemError
+from aca_sessions.contract.records import ExecutionRequest, ExecutionResponse, ProblemError
 from aca_sessions.models import CodeExecutionResult, RemoteFile
 
 from .test_flat import FILES, RESULTS, TEXT, through_json
 
 GOLDEN = Path(__file__).parent / "golden"
-CALLS = st.builds(ExecutionCall, code=TEXT.filter(str.strip), timeout=st.none() | st.integers(1, 220))
+CALLS = st.builds(ExecutionRequest, code=TEXT.filter(str.strip), timeout=st.none() | st.integers(1, 220))
 
 
 def golden(name: str) -> dict:
@@ -22,14 +22,14 @@ def golden(name: str) -> dict:
 
 
 @given(CALLS)
-def test_a_call_survives_encoding_and_decoding(call: ExecutionCall) -> None:
-    assert nested.decode_call(through_json(nested.encode_call(call))) == call
+def test_a_call_survives_encoding_and_decoding(call: ExecutionRequest) -> None:
+    assert nested.decode_request(through_json(nested.encode_request(call))) == call
 
 
 @given(RESULTS)
 def test_a_rich_result_survives_encoding_and_decoding(result: CodeExecutionResult) -> None:
-    execution = Execution(id="e", identifier="s", status="Succeeded" if result.success else "Failed", result=result)
-    body = through_json(nested.encode_execution(execution, 10, rich=True))
+    execution = ExecutionResponse(id="e", identifier="s", status="Succeeded" if result.success else "Failed", result=result)
+    body = through_json(nested.encode_execution(execution, 10, full=True))
     assert nested.decode_execution(body, id="e", identifier="s") == execution
 
 
@@ -42,7 +42,7 @@ def test_a_recorded_execution_is_what_the_server_would_encode() -> None:
     recorded = golden("nested_execution")
     execution = nested.decode_execution(recorded, id="e", identifier="s")
     assert (execution.result.stdout, execution.result.value, execution.result.duration) == ("hi\n", None, 0.008)
-    assert nested.encode_execution(execution, 4096, rich=False) == recorded
+    assert nested.encode_execution(execution, 4096, full=False) == recorded
 
 
 def test_a_recorded_listing_is_what_the_server_would_encode() -> None:
@@ -65,4 +65,4 @@ def test_a_file_name_is_read_without_its_path() -> None:
 )
 def test_a_bad_body_is_refused(body: object) -> None:
     with pytest.raises(ProblemError):
-        nested.decode_call(body)
+        nested.decode_request(body)

@@ -110,9 +110,9 @@ async def test_shared_packages_can_be_neither_changed_nor_listed(session: Sessio
 async def test_a_requirement_can_only_name_a_package(interpreter: CodeInterpreter, requirement: str) -> None:
     """What names a package names nothing else: options, files, addresses, variables and further lines are refused from every caller."""
     http: SessionsHttpClient = interpreter._http
-    body = extensions.encode_installation([requirement], 60)
+    body = extensions.encode_install_request([requirement], 60)
     answer = await http.request("POST", extensions.PACKAGES_PATH, identifier="s", json=body)
-    result = extensions.decode_outcome(answer.json())
+    result = extensions.decode_package_result(answer.json())
     assert result.error is not None
     assert result.error.name == "InvalidRequirementError"
     assert "root:" not in str(result)

@@ -15,7 +15,7 @@ from ..client.http import SessionsHttpClient, decoded
 from ..client.interpreter import CodeInterpreter
 from ..connect import open_http, open_interpreter
 from ..contract import flat
-from ..contract.records import ExecutionCall
+from ..contract.records import ExecutionRequest
 from ..errors import ACASessionsError, ServiceError
 from ..settings import Settings
 
@@ -195,7 +195,7 @@ async def _file(http: SessionsHttpClient, session: str) -> Observation:
 
 
 async def _asynchronous(http: SessionsHttpClient, session: str) -> Observation:
-    call = flat.encode_call(ExecutionCall(code="import time; time.sleep(1)", asynchronous=True))
+    call = flat.encode_request(ExecutionRequest(code="import time; time.sleep(1)", asynchronous=True))
     answer = await http.request("POST", "executions", identifier=session, json=call)
     observed = [
         answer.status_code,
@@ -212,7 +212,7 @@ async def _ended(http: SessionsHttpClient, session: str) -> Observation:
 
 
 async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int = 4096) -> tuple[object, dict[str, object]]:
-    call = flat.encode_call(ExecutionCall(code=code, output_limit=limit, timeout=60))
+    call = flat.encode_request(ExecutionRequest(code=code, output_limit=limit, timeout=60))
     body = decoded(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
     if not isinstance(result := body.get("result"), dict):
         raise ACASessionsError(

@@ -18,7 +18,7 @@ from ..client.executions import Execution
 from ..client.interpreter import CodeInterpreter
 from ..client.session import Session
 from ..connect import access_of, open_interpreter
-from ..contract.extensions import encode_rich
+from ..contract.extensions import encode_full_result
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import Screen, printable, shown_name
 from ..hints import Remedies, hint
@@ -41,7 +41,13 @@ def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
 
 def show_json(result: CodeExecutionResult) -> None:
     """Print a result as one line of JSON."""
-    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state), "hint": result.hint}
+    shown = {
+        "success": result.success,
+        "duration": result.duration,
+        **encode_full_result(result),
+        "state": str(result.state),
+        "hint": result.hint,
+    }
     print(json.dumps(shown), flush=True)
 
 

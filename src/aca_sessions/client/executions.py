@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any
 
 from ..contract import extensions, flat
-from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
-from ..contract.records import Execution as Record
+from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionRequest, ExecutionResponse
 from ..contract.versions import Version
 from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
 from ..ledger import CallerPosition
@@ -217,7 +216,7 @@ class Executions:
         self._dialect = version.dialect
         self._tasks = Tasks()
 
-    async def run(self, session_id: str, call: ExecutionCall, caller: CallerPosition | None = None) -> CodeExecutionResult:
+    async def run(self, session_id: str, call: ExecutionRequest, caller: CallerPosition | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
         `caller` is a position in the session's ledger (the list of what happened to the session). The result's state reports what happened
@@ -234,7 +233,7 @@ class Executions:
             raise
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
-    async def start(self, session_id: str, call: ExecutionCall, caller: CallerPosition) -> Execution:
+    async def start(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> Execution:
         """Start a cell in the background and return a handle to its execution.
 
         Raise NotSupportedError if the api-version has no asynchronous executions, which continue without a waiting request.
@@ -281,7 +280,9 @@ class Executions:
         """Wait for the interrupts that `cancel_quietly` has started."""
         await self._tasks.finish()
 
-    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: CallerPosition, *, asynchronous: bool) -> Record:
+    async def _send(
+        self, session_id: str, id: str, call: ExecutionRequest, caller: CallerPosition, *, asynchronous: bool
+    ) -> ExecutionResponse:
         """Send a cell once and return its execution, which has a result if the cell has ended already.
 
         A cell that may have run is never sent again. If the response is lost, ask for the execution by `id`, which the client chose. Raise
@@ -300,7 +301,7 @@ class Executions:
             headers[extensions.ANSWERED_HEADER] = ", ".join(call.answered)
         if call.transactional:
             headers[extensions.TRANSACTIONAL_HEADER] = "1"
-        path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
+        path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_request(call)
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
@@ -310,16 +311,16 @@ class Executions:
             return await self._after_lost_answer(session_id, id, caller)
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
-    async def _after_lost_answer(self, session_id: str, id: str, caller: CallerPosition) -> Record:
+    async def _after_lost_answer(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
         """Ask for an execution of which the first response was lost. If that fails, return one with the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
             return await self._ask(session_id, id, caller)
         except ACASessionsError as error:
-            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
+            return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
-    async def _poll(self, session_id: str, id: str, caller: CallerPosition) -> Record:
+    async def _poll(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
         """Ask for an execution until it has a result. If a request fails, return one whose result has the state `unknown`."""
         wait = _FIRST_POLL
         try:
@@ -327,10 +328,10 @@ class Executions:
                 await asyncio.sleep(wait)
                 wait = min(wait * 1.5, _SLOWEST_POLL)
         except (ServiceUnavailableError, ServiceError) as error:
-            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
+            return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
         return record
 
-    async def _ask(self, session_id: str, id: str, caller: CallerPosition) -> Record:
+    async def _ask(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
         path = f"{self._dialect.EXECUTE_PATH}/{id}"
         response = await self._http.request("GET", path, identifier=session_id, headers=rich(caller))
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))

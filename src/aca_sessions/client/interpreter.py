@@ -10,7 +10,7 @@ from typing import Self, overload
 
 from .. import telemetry
 from ..contract import extensions, flat
-from ..contract.records import ExecutionCall
+from ..contract.records import ExecutionRequest
 from ..contract.versions import VERSIONS
 from ..errors import ACASessionsError, NotFoundError, NotSupportedError
 from ..ledger import CallerPosition
@@ -91,7 +91,7 @@ class CodeInterpreter:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
-            call = ExecutionCall(code=text, timeout=request.timeout, transactional=request.transactional)
+            call = ExecutionRequest(code=text, timeout=request.timeout, transactional=request.transactional)
             result = self._deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
             telemetry.executed(span, result)
         return result
@@ -113,7 +113,7 @@ class CodeInterpreter:
         """
         checked_session_id(session_id)
         caller = caller or replace(self._delivered_of(session_id))
-        call = ExecutionCall(code=snippet(name, *arguments), timeout=timeout)
+        call = ExecutionRequest(code=snippet(name, *arguments), timeout=timeout)
         return caller.deliver(await self._execute(session_id, call, caller))
 
     async def _execute_by(
@@ -263,7 +263,7 @@ class CodeInterpreter:
             return ended(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
         text = take_out_of_fences(code) if sanitize else code
         answered = _answered(on_input, on_call)
-        call = ExecutionCall(code=text, timeout=timeout, answered=answered, transactional=transactional)
+        call = ExecutionRequest(code=text, timeout=timeout, answered=answered, transactional=transactional)
         if on_call is not None:
             await self._http.require("events", "answer host calls")
         if not await self._http.offers("events"):
@@ -316,10 +316,10 @@ class CodeInterpreter:
                 "POST",
                 extensions.PACKAGES_PATH,
                 identifier=session_id,
-                json=extensions.encode_installation(requirements, timeout),
+                json=extensions.encode_install_request(requirements, timeout),
                 timeout=timeout + _INSTALL_MARGIN,
             )
-        return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
+        return replace(decoded(response, extensions.decode_package_result), session_id=session_id)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
         """Uninstall packages that were installed in a session and return the result.
@@ -330,7 +330,7 @@ class CodeInterpreter:
         await self._http.require("packages", "uninstall packages")
         path = extensions.PACKAGES_PATH
         response = await self._http.request("DELETE", path, identifier=session_id, query=query, timeout=_INSTALL_MARGIN)
-        return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
+        return replace(decoded(response, extensions.decode_package_result), session_id=session_id)
 
     async def packages(self, session_id: str) -> list[Package]:
         """Return the packages that were installed in a session, in addition to those of its environment.
@@ -382,7 +382,7 @@ class CodeInterpreter:
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:
             response = await self._request_timeline("POST", extensions.BRANCHES_PATH, session_id, body, rich(caller))
-            return decoded(response, extensions.decode_branched)
+            return decoded(response, extensions.decode_branch_response)
         # A cancelled call, or one whose answer was lost, may have made the branches. No caller knows of them, so they are ended.
         except BaseException:
             self._tasks.start(self._end_branches(session_id, identifiers))
@@ -491,7 +491,7 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute(self, session_id: str, call: ExecutionCall, caller: CallerPosition) -> CodeExecutionResult:
+    async def _execute(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> CodeExecutionResult:
         """Run a cell and return its result, with a record of what happened to the session.
 
         `Continuity` makes the record if the endpoint keeps none.
@@ -503,7 +503,7 @@ class CodeInterpreter:
         return await self._continuity.execute(session_id, lambda: self._executions.run(session_id, call), caller)
 
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
-        return await self._executions.run(session_id, ExecutionCall(code=code))
+        return await self._executions.run(session_id, ExecutionRequest(code=code))
 
 
 def _answered(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:

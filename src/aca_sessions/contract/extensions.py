@@ -72,7 +72,7 @@ _LONGEST_SESSION_NAME = 64
 # --- results ---
 
 
-def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
+def encode_full_result(result: CodeExecutionResult) -> dict[str, object]:
     """Encode all members of a result as JSON.
 
     The server sends this in place of Azure's form of the result, and not beside it, so that no stream or image is sent twice.
@@ -105,8 +105,8 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
     return body
 
 
-def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
-    """Decode a result that `encode_rich` encoded. The body does not name the session, so the result gets `session_id`."""
+def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
+    """Decode a result that `encode_full_result` encoded. The body does not name the session, so the result gets `session_id`."""
     value, state, error, record = body.get("value"), body["state"], body.get("error"), body.get("ledger")
     shown = body.get("displays", ())
     displays, files, processes, variables = [], [], [], []
@@ -175,7 +175,7 @@ def decode_events(body: Body) -> tuple[list[Event], int]:
     return [_decode_event(event) for event in cast(list[Body], body[EVENTS_MEMBER])], cast(int, body[NEXT_MEMBER])
 
 
-def decode_answered(header: str) -> tuple[str, ...]:
+def decode_answered_kinds(header: str) -> tuple[str, ...]:
     """Parse the header in which a client lists the kinds of a cell's questions that it answers: `input`, `call` or both.
 
     `input` is a prompt of `input()`, `call` a call of a host's tool. Ignore unknown kinds.
@@ -201,7 +201,7 @@ def decode_reply(body: object) -> tuple[int, str | None]:
     expected = (
         "the reply must be an object with 'number', a whole number above 0, and 'text', which is null or text without lone surrogates"
     )
-    raise invalid(f"{expected}, got {_types(body, 'number', 'text')}")
+    raise invalid(f"{expected}, got {_describe_members(body, 'number', 'text')}")
 
 
 def _encode_event(event: Event) -> dict[str, object]:
@@ -264,7 +264,7 @@ def decode_checkpoints(body: Body) -> list[Checkpoint]:
     return [decode_checkpoint(one) for one in cast(list[Body], body["value"])]
 
 
-def decode_name(body: object, key: str) -> str | None:
+def decode_checkpoint_name(body: object, key: str) -> str | None:
     """Return a checkpoint's name or id from the member `key` of a body, or None if the member is absent or null.
 
     Raise ProblemError if it is not valid.
@@ -277,7 +277,7 @@ def decode_name(body: object, key: str) -> str | None:
     raise invalid(f"'{key}' must be null, or text of 1 to {_LONGEST_NAME} characters without lone surrogates, got {got}")
 
 
-def decode_branches(body: object) -> tuple[list[str], bool]:
+def decode_branch_request(body: object) -> tuple[list[str], bool]:
     """Parse a request to branch a session.
 
     Return the identifiers of the sessions to create, and whether each of them gets new random seeds. Raise ProblemError for an invalid
@@ -288,10 +288,10 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
             if len({*names}) == len(names):
                 return names, reseed
     expected = f"'identifiers' must be a list of 1 to {_MOST_BRANCHES} different session identifiers, and 'reseed' must be true or false"
-    raise invalid(f"{expected}, got {_types(body, 'identifiers', 'reseed')}")
+    raise invalid(f"{expected}, got {_describe_members(body, 'identifiers', 'reseed')}")
 
 
-def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
+def encode_branch_response(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
     """Encode the response to a request to branch a session.
 
     Args:
@@ -301,12 +301,12 @@ def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, o
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
 
-def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
-    """Decode the original session's record, and the position of each branch's ledger, from `encode_branched`."""
+def decode_branch_response(body: Body) -> tuple[Record, dict[str, str]]:
+    """Decode the original session's record, and the position of each branch's ledger, from `encode_branch_response`."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 
-def _types(body: object, *names: str) -> str:
+def _describe_members(body: object, *names: str) -> str:
     """Describe the members `names` of an invalid body for an error message.
 
     Show numbers by value, and anything else by type only, because the value may be secret.
@@ -378,29 +378,29 @@ def encode_questions(latest: int, open: Sequence[int]) -> dict[str, object]:
 # --- packages ---
 
 
-def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
+def encode_install_request(requirements: Sequence[str], timeout: float) -> dict[str, object]:
     """Encode a request to install packages. `timeout` is in seconds."""
     return {"requirements": [*requirements], "timeout": timeout}
 
 
-def decode_installation(body: object) -> tuple[list[str], float]:
+def decode_install_request(body: object) -> tuple[list[str], float]:
     """Return the requirements and the timeout in seconds of a request to install packages. Raise ProblemError for any other body."""
     match body:
         case {"requirements": [*requirements], "timeout": int() | float() as timeout} if all(isinstance(one, str) for one in requirements):
             if 0 < timeout <= MAX_INSTALL_SECONDS and not isinstance(timeout, bool):
                 return requirements, timeout
     timed = f"'timeout' must be a number of seconds above 0 and up to {MAX_INSTALL_SECONDS:g}"
-    raise invalid(f"'requirements' must be a list of texts, and {timed}, got {_types(body, 'requirements', 'timeout')}")
+    raise invalid(f"'requirements' must be a list of texts, and {timed}, got {_describe_members(body, 'requirements', 'timeout')}")
 
 
-def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """Encode the result of installing or uninstalling packages as JSON, as `encode_rich` does for the result of a cell."""
-    return {RICH_MEMBER: encode_rich(result)}
+def encode_package_result(result: CodeExecutionResult) -> dict[str, object]:
+    """Encode the result of installing or uninstalling packages as JSON, as `encode_full_result` does for the result of a cell."""
+    return {RICH_MEMBER: encode_full_result(result)}
 
 
-def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
-    """Decode the result of installing or uninstalling packages from `encode_outcome`."""
-    return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]))
+def decode_package_result(body: Mapping[str, object]) -> CodeExecutionResult:
+    """Decode the result of installing or uninstalling packages from `encode_package_result`."""
+    return decode_full_result(cast(Mapping[str, object], body[RICH_MEMBER]))
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
@@ -449,7 +449,7 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
     return {**level, **cast(Mapping[str, str], body["parts"]), **missing}
 
 
-def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
+def encode_activity(session: SessionInfo, idle: float) -> dict[str, object]:
     """Encode as JSON what a session does now: whether it is active, its memory, the id of the execution that runs, its name and cells.
 
     `idle` is the number of seconds since its last use. It is sent in place of a time, because the clocks of client and server may differ.
@@ -463,7 +463,7 @@ def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
     return live | {"name": session.name, "cells": session.cells}
 
 
-def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """Return a copy of a session's description, with what `encode_live` encoded: its activity, memory, execution, name and cells."""
+def decode_activity(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
+    """Return a copy of a session's description, with what `encode_activity` encoded: its activity, memory, execution, name and cells."""
     live = replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])
     return replace(live, name=body.get("name"), cells=body.get("cells"))  # earlier servers send neither

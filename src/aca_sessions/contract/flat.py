@@ -15,14 +15,14 @@ from typing import cast
 from urllib.parse import quote
 
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, RemoteFile, Scalar, SessionInfo, State
-from .extensions import RICH_MEMBER, decode_live, decode_rich, encode_rich
+from .extensions import RICH_MEMBER, decode_activity, decode_full_result, encode_full_result
 from .records import (
     MAX_ASYNCHRONOUS_SECONDS,
     MAX_SYNCHRONOUS_SECONDS,
     PROPERTIES_MISSING,
     Body,
-    Execution,
-    ExecutionCall,
+    ExecutionRequest,
+    ExecutionResponse,
     MalformedBodyError,
     ProblemError,
     Status,
@@ -50,7 +50,7 @@ def content_path(name: str) -> str:
     return f"files/{quote(name, safe='')}/content"
 
 
-def content_named(path: str) -> str | None:
+def parse_content_path(path: str) -> str | None:
     """Parse a content path, `NAME/content` relative to `files/`, and return NAME. Return None for other paths."""
     return path.removesuffix("/content") if path.endswith("/content") else None
 
@@ -58,7 +58,7 @@ def content_named(path: str) -> str | None:
 # --- the client's half ---
 
 
-def encode_call(call: ExecutionCall) -> dict[str, object]:
+def encode_request(call: ExecutionRequest) -> dict[str, object]:
     """Encode a request to run a cell."""
     body: dict[str, object] = {
         "codeInputType": "Inline",
@@ -71,19 +71,21 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
     return body
 
 
-def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
+def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> ExecutionResponse:
     """Return the execution that a response describes, with its result if it has finished.
 
     `id` and `identifier` are ignored, because the body has both. The dialect `nested` needs them.
     """
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
-    if rich := body.get(RICH_MEMBER):
-        result = decode_rich(cast(Body, rich), identifier)
+    if full := body.get(RICH_MEMBER):
+        result = decode_full_result(cast(Body, full), identifier)
     elif status in ("Succeeded", "Failed", "Canceled"):
         content = cast(Body, body.get("result") or {})
         result = decode_result(content, content.get("executionResult"), identifier, success=status == "Succeeded")
-    return Execution(id=id, identifier=identifier, status=status, asynchronous=body.get("executionType") == "Asynchronous", result=result)
+    return ExecutionResponse(
+        id=id, identifier=identifier, status=status, asynchronous=body.get("executionType") == "Asynchronous", result=result
+    )
 
 
 def decode_file(body: Body) -> RemoteFile:
@@ -115,7 +117,7 @@ def decode_sessions(body: Body) -> list[SessionInfo]:
 
 
 def decode_session(body: Body) -> SessionInfo:
-    """Decode the description of a session, with what the session does now if the server sent that (see `encode_live`)."""
+    """Decode the description of a session, with what the session does now if the server sent that (see `encode_activity`)."""
     expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
     session = SessionInfo(
         session_id=str(body["identifier"]),
@@ -123,31 +125,31 @@ def decode_session(body: Body) -> SessionInfo:
         last_used=decode_time(str(body["lastAccessedAt"])),
         expires=decode_time(str(expires)) if expires else None,
     )
-    return decode_live(cast(Body, live), session) if live else session
+    return decode_activity(cast(Body, live), session) if live else session
 
 
 # --- the server's half ---
 
 
-def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
+def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
     """Parse a request to run a cell. Raise ProblemError if the body is invalid.
 
     If `lenient` is true, accept the `properties` envelope of older versions too, which az CLI and some samples still send.
     """
-    body = checked_object(body)
+    body = require_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
-        body = checked_object(body["properties"])
+        body = require_object(body["properties"])
     if "properties" in body:
         said = "in this api-version 'code' and the other properties must be in the body itself, got 'properties' around them: leave it out"
         raise ProblemError(400, PROPERTIES_MISSING, said)
     asynchronous, timeout, output_limit = decode_limits(body)
-    return ExecutionCall(code=decode_code(body), asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
+    return ExecutionRequest(code=decode_code(body), asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
 
-def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
+def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]:
     """Encode an execution in Azure's form, with stdout and stderr cut at `output_limit` characters each.
 
-    If `rich` is true, encode the result by `encode_rich` instead, which cuts nothing.
+    If `full` is true, encode the result by `encode_full_result` instead, which cuts nothing.
     """
     body: dict[str, object] = {
         "$id": "1",
@@ -159,8 +161,8 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     result = execution.result
     if result is None:
         return body | {"result": None}
-    if rich:
-        return body | {RICH_MEMBER: encode_rich(result)}
+    if full:
+        return body | {RICH_MEMBER: encode_full_result(result)}
     body["result"] = {
         "$id": "2",
         "stdout": result.stdout[:output_limit],
@@ -357,7 +359,7 @@ def decode_time(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
 
 
-def parse(content: bytes) -> object:
+def parse_json(content: bytes) -> object:
     """Parse the JSON body of a request. Raise MalformedBodyError with the position of the mistake, counted from 0 as .NET does."""
     if not content:
         raise MalformedBodyError("", "A non-empty request body is required.")
@@ -373,15 +375,15 @@ def parse(content: bytes) -> object:
         raise MalformedBodyError("$", message) from None
 
 
-def checked_object(body: object, least: str = "'code'") -> Body:
+def require_object(body: object, members: str = "'code'") -> Body:
     """Return a request's body unchanged if it is a JSON object with at least one member.
 
-    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty; the message names the members in `least`.
+    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty. Its message says to send `members`.
     """
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
     if not body:
-        raise ProblemError(400, PROPERTIES_MISSING, f"the body must have properties, got an empty object: send at least {least}")
+        raise ProblemError(400, PROPERTIES_MISSING, f"the body must have properties, got an empty object: send at least {members}")
     return body
 
 
@@ -391,7 +393,7 @@ def decode_code(body: Body, name: str = "code") -> str:
     Raise ProblemError if it is missing or not valid. Blank text is valid and does nothing: AutoGen's executor sends two line ends after a
     restart.
     """
-    kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
+    kind = decode_choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
     if not isinstance(code, str):
         raise invalid(f"'{name}' must be text, got {'nothing' if code is None else type_name(code)}")
@@ -409,20 +411,20 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Parse what a request to run a cell says about its limits.
+    """Return three options of a request to run a cell. Raise ProblemError if one of them is invalid.
 
-    Return whether the request is asynchronous, the timeout in seconds or None, and how many characters of stdout and of stderr to send.
-    Raise ProblemError if one of them is invalid.
+    They are: whether the response must not wait for the cell's end, the time limit in seconds or None, and how many characters of stdout
+    and of stderr to send.
     """
-    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
-    timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
-    limit = number(body, "outputStreamsMaxLength", 1 << 30)
+    asynchronous = decode_choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
+    timeout = decode_number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
+    limit = decode_number(body, "outputStreamsMaxLength", 1 << 30)
     if limit is not None and limit != int(limit):
         raise invalid(f"'outputStreamsMaxLength' must be a whole number, got {limit:g}")
     return asynchronous, timeout, 4096 if limit is None else int(limit)
 
 
-def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
+def decode_choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
     """Return the text in the member `name` of a body in lower case, or the first of `choices` if the member is absent.
 
     Raise ProblemError if the text is not among `choices`.
@@ -435,7 +437,7 @@ def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
     return value.lower()
 
 
-def number(body: Body, name: str, most: float) -> float | None:
+def decode_number(body: Body, name: str, most: float) -> float | None:
     """Return the number in the member `name` of a body, or None if the member is absent.
 
     Raise ProblemError unless the number is above 0 and at most `most`.

@@ -48,7 +48,7 @@ TOOLS = [
 ]
 
 
-def encode_answer(id: object, result: Mapping[str, object]) -> dict[str, object]:
+def encode_response(id: object, result: Mapping[str, object]) -> dict[str, object]:
     """Encode the JSON-RPC response to a request that succeeded."""
     return {"jsonrpc": "2.0", "id": id, "result": result}
 
@@ -58,12 +58,12 @@ def encode_error(id: object, code: int, message: str) -> dict[str, object]:
     return {"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}
 
 
-def encode_launched(identifier: str) -> dict[str, object]:
+def encode_launch_result(identifier: str) -> dict[str, object]:
     """Encode the result of the MCP tool that starts a session, with the new session's `identifier`."""
     return _encode_content({"environmentId": identifier}, f"environmentId: {identifier}")
 
 
-def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
+def encode_tool_result(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
     """Encode the result of an MCP tool that ran Python code, or a shell command if `command` is true."""
     content: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
     content |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
@@ -71,7 +71,7 @@ def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, objec
     return _encode_content(content, "\n".join(str(part).rstrip("\n") for part in shown if part)) | {"isError": not result.success}
 
 
-def encode_refused(message: str) -> dict[str, object]:
+def encode_tool_error(message: str) -> dict[str, object]:
     """Encode the result of a call of an MCP tool that was refused. `message` gives the reason, for the model to read."""
     return {"content": [{"type": "text", "text": message}], "isError": True}
 

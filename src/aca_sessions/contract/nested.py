@@ -9,9 +9,19 @@ from typing import cast
 from urllib.parse import quote
 
 from ..models import CodeExecutionResult, RemoteFile
-from .extensions import RICH_MEMBER, decode_rich, encode_rich
-from .flat import checked_object, choice, decode_code, decode_result, decode_time, encode_stderr, encode_time, encode_value, number
-from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Body, Execution, ExecutionCall, ProblemError, type_name
+from .extensions import RICH_MEMBER, decode_full_result, encode_full_result
+from .flat import (
+    decode_choice,
+    decode_code,
+    decode_number,
+    decode_result,
+    decode_time,
+    encode_stderr,
+    encode_time,
+    encode_value,
+    require_object,
+)
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Body, ExecutionRequest, ExecutionResponse, ProblemError, type_name
 
 EXECUTE_PATH = "code/execute"
 UPLOAD_PATH = "files/upload"
@@ -24,7 +34,7 @@ def content_path(name: str) -> str:
     return f"files/content/{quote(name, safe='')}"
 
 
-def content_named(path: str) -> str | None:
+def parse_content_path(path: str) -> str | None:
     """Parse a content path, `content/NAME` relative to `files/`, and return NAME. Return None for other paths."""
     return path.removeprefix("content/") if path.startswith("content/") else None
 
@@ -32,7 +42,7 @@ def content_named(path: str) -> str | None:
 # --- the client's half ---
 
 
-def encode_call(call: ExecutionCall) -> dict[str, object]:
+def encode_request(call: ExecutionRequest) -> dict[str, object]:
     """Encode a request to run a cell.
 
     Ignore `call.asynchronous` and `call.output_limit`, because the api-versions before 2024-10-02-preview have no such options.
@@ -43,15 +53,15 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
     return {"properties": properties}
 
 
-def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
+def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> ExecutionResponse:
     """Decode a finished execution. `id` and `identifier` become those of the execution, because the body has no ids."""
     properties = cast(Body, body["properties"])
     success = properties["status"] == "Success"
-    if rich := body.get(RICH_MEMBER):
-        result = decode_rich(cast(Body, rich), identifier)
+    if full := body.get(RICH_MEMBER):
+        result = decode_full_result(cast(Body, full), identifier)
     else:
         result = decode_result(properties, properties.get("result"), identifier, success=success)
-    return Execution(id=id, identifier=identifier, status="Succeeded" if success else "Failed", result=result)
+    return ExecutionResponse(id=id, identifier=identifier, status="Succeeded" if success else "Failed", result=result)
 
 
 def decode_upload(body: Body) -> RemoteFile:
@@ -75,37 +85,37 @@ def _decode_file(properties: Body) -> RemoteFile:
 # --- the server's half ---
 
 
-def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
+def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
     """Parse a request to run a cell. Raise ProblemError if the body is invalid.
 
     `lenient` has no effect. In the dialect `flat` it allows the `properties` envelope, which is always required here.
     """
     del lenient
     properties = _properties(body, "'code'")
-    choice(properties, "executionType", ("synchronous",))
-    return ExecutionCall(code=decode_code(properties), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
+    decode_choice(properties, "executionType", ("synchronous",))
+    return ExecutionRequest(code=decode_code(properties), timeout=decode_number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
 
 
-def _properties(body: object, least: str) -> Body:
+def _properties(body: object, members: str) -> Body:
     """Return the object `properties` of a request's body.
 
-    Raise ProblemError if there is no such object. The message names the members that it must have, which are given in `least`.
+    Raise ProblemError if there is no such object. Its message says that the object must have `members`.
     """
-    properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
+    properties = require_object(body, f"an object 'properties' with {members}").get("properties")
     if not isinstance(properties, Mapping):
         got = "nothing" if properties is None else type_name(properties)
-        raise ProblemError(400, PROPERTIES_MISSING, f"'properties' must be an object with {least}, got {got}")
+        raise ProblemError(400, PROPERTIES_MISSING, f"'properties' must be an object with {members}, got {got}")
     return properties
 
 
-def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
+def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]:
     """Encode a finished execution in Azure's form, with stdout and stderr cut at `output_limit` characters each.
 
-    If `rich` is true, encode the result by `encode_rich` instead, which cuts nothing.
+    If `full` is true, encode the result by `encode_full_result` instead, which cuts nothing.
     """
     result = execution.result or CodeExecutionResult()
-    if rich:
-        return {"$id": "1", "properties": {"$id": "2", "status": _status(result)}, RICH_MEMBER: encode_rich(result)}
+    if full:
+        return {"$id": "1", "properties": {"$id": "2", "status": _status(result)}, RICH_MEMBER: encode_full_result(result)}
     return {"$id": "1", "properties": {"$id": "2", **_encode_properties(result, output_limit)}}
 
 
@@ -144,19 +154,19 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 # --- the routes `python/*` of the private preview, which some clients still send. Only the server uses them ---
 
 
-def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
+def decode_legacy_request(body: object) -> tuple[ExecutionRequest, str | None]:
     """Parse a request to run a cell, in the format of Azure's private preview. Raise ProblemError if the body is invalid.
 
     Return the request, and the identifier of the session if the body has one.
     """
     properties = _properties(body, "'pythonCode'")
     identifier = properties.get("identifier")
-    timeout = number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
-    call = ExecutionCall(code=decode_code(properties, "pythonCode"), timeout=timeout)
+    timeout = decode_number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
+    call = ExecutionRequest(code=decode_code(properties, "pythonCode"), timeout=timeout)
     return call, identifier if isinstance(identifier, str) else None
 
 
-def encode_legacy_execution(execution: Execution, output_limit: int) -> dict[str, object]:
+def encode_legacy_execution(execution: ExecutionResponse, output_limit: int) -> dict[str, object]:
     """Encode a finished execution as Azure's private preview does: the members of the result without an envelope."""
     return {"$id": "1", **_encode_properties(execution.result or CodeExecutionResult(), output_limit)}
 

@@ -41,7 +41,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutionCall:
+class ExecutionRequest:
     """A request to run a cell, or a command if `command` is set.
 
     `timeout` is in seconds; None means the endpoint's default. `output_limit` is the number of characters at which each stream is cut if
@@ -58,8 +58,8 @@ class ExecutionCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """One run of a cell on the server, as a response describes it. `result` is None until the run has finished."""
+class ExecutionResponse:
+    """A response of the server about an execution (one run of a cell). `result` is None until the execution has ended."""
 
     id: str
     identifier: str

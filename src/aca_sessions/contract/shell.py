@@ -4,24 +4,24 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..models import CodeExecutionResult
-from .flat import checked_object, decode_limits, encode_stderr
-from .records import Command, Execution, ExecutionCall, ProblemError, invalid, is_well_formed, type_name
+from .flat import decode_limits, encode_stderr, require_object
+from .records import Command, ExecutionRequest, ExecutionResponse, ProblemError, invalid, is_well_formed, type_name
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
 
 
-def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall:
+def decode_request(body: object, *, version: str, supported: bool) -> ExecutionRequest:
     """Parse a request to run a command.
 
     Raise ProblemError if the body is invalid, or if `supported` is false because the api-version `version` has no shell pools.
     """
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
-    body = checked_object(body, "'shellCommand' or 'execCommandAndArgs'")
+    body = require_object(body, "'shellCommand' or 'execCommandAndArgs'")
     asynchronous, timeout, output_limit = decode_limits(body)
     command = decode_command(body)
-    return ExecutionCall(code="", command=command, asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
+    return ExecutionRequest(code="", command=command, asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
 
 def decode_command(body: Mapping[str, object]) -> Command:
@@ -49,7 +49,7 @@ def exit_code(result: CodeExecutionResult) -> str:
     return _NO_EXIT_CODE if result.error is not None else str(result.value)
 
 
-def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
+def encode_execution(execution: ExecutionResponse, output_limit: int) -> dict[str, object]:
     """Encode the execution of a command in Azure's form. Once the command has ended, `status` is its exit code."""
     body: dict[str, object] = {"id": execution.id, "identifier": execution.identifier}
     result = execution.result

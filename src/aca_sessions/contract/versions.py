@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..models import RemoteFile
 from . import flat, nested
-from .records import Body, Execution, ExecutionCall, ProblemError
+from .records import Body, ExecutionRequest, ExecutionResponse, ProblemError
 
 
 class Dialect(Protocol):
@@ -21,13 +21,13 @@ class Dialect(Protocol):
     DELETED: dict[str, object] | None
 
     def content_path(self, name: str) -> str: ...  # noqa: D102 - each is described where it is written
-    def content_named(self, path: str) -> str | None: ...  # noqa: D102
-    def encode_call(self, call: ExecutionCall) -> dict[str, object]: ...  # noqa: D102
-    def decode_execution(self, body: Body, *, id: str = "", identifier: str = "") -> Execution: ...  # noqa: D102
+    def parse_content_path(self, path: str) -> str | None: ...  # noqa: D102
+    def encode_request(self, call: ExecutionRequest) -> dict[str, object]: ...  # noqa: D102
+    def decode_execution(self, body: Body, *, id: str = "", identifier: str = "") -> ExecutionResponse: ...  # noqa: D102
     def decode_upload(self, body: Body) -> RemoteFile: ...  # noqa: D102
     def decode_files(self, body: Body) -> list[RemoteFile]: ...  # noqa: D102
-    def decode_call(self, body: object, *, lenient: bool = False) -> ExecutionCall: ...  # noqa: D102
-    def encode_execution(self, execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]: ...  # noqa: D102
+    def decode_request(self, body: object, *, lenient: bool = False) -> ExecutionRequest: ...  # noqa: D102
+    def encode_execution(self, execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]: ...  # noqa: D102
     def encode_upload(self, file: RemoteFile) -> dict[str, object]: ...  # noqa: D102
     def encode_file(self, file: RemoteFile) -> dict[str, object]: ...  # noqa: D102
     def encode_files(self, files: list[RemoteFile]) -> dict[str, object]: ...  # noqa: D102

@@ -51,12 +51,12 @@ class CellRoutes:
         check_route(request, version.dialect.EXECUTE_PATH)
         body = await read_json(request, self._hosting.max_request)
         if self._hosting.shell:
-            call = shell.decode_call(body, version=version.name, supported=version.has_sessions)
+            call = shell.decode_request(body, version=version.name, supported=version.has_sessions)
         else:
-            call = version.dialect.decode_call(body, lenient=self._hosting.lenient)
+            call = version.dialect.decode_request(body, lenient=self._hosting.lenient)
         if not self._hosting.plain:
             if kinds := request.headers.get(extensions.ANSWERED_HEADER):
-                call = replace(call, answered=extensions.decode_answered(kinds))
+                call = replace(call, answered=extensions.decode_answered_kinds(kinds))
             if request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1":
                 call = replace(call, transactional=True)
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
@@ -106,7 +106,7 @@ class CellRoutes:
         """Run a cell and return its result, in the format of Azure's private preview."""
         if self._hosting.shell:
             raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
-        call, named = nested.decode_legacy_call(await read_json(request, self._hosting.max_request))
+        call, named = nested.decode_legacy_request(await read_json(request, self._hosting.max_request))
         identifier = checked_identifier(request.query_params.get("identifier") or named or "")
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         request.state.session = execution.session
@@ -163,8 +163,8 @@ class CellRoutes:
         fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
         if execution.call.command is not None:
             return shell.encode_execution(fetched, limit)
-        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        return version.dialect.encode_execution(fetched, limit, rich=rich)
+        full = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        return version.dialect.encode_execution(fetched, limit, full=full)
 
 
 def _wait(text: str) -> float:

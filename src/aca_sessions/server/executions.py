@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .. import telemetry
 from ..client.snippets import is_snippet
 from ..contract.extensions import QUESTIONS
-from ..contract.records import Execution, ExecutionCall, ProblemError, Status
+from ..contract.records import ExecutionRequest, ExecutionResponse, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..ledger import state_between, with_state
 from ..lifetime import Tasks, log_failure
@@ -167,7 +167,7 @@ class RunningExecution:
     `start` and `end` are the positions in the session's ledger (the list of what happened to the session) before and after the cell.
     """
 
-    def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
+    def __init__(self, id: str, session: "HostedSession", call: ExecutionRequest, *, cancelled: bool) -> None:
         self.id = id
         self.number = 0  # in the history, from 1 on; 0 for a cell that a client sent for itself
         self.session = session
@@ -186,7 +186,7 @@ class RunningExecution:
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
         self._position = session.ledger.fetched
 
-    def fetch(self, since: str | None = None) -> Execution:
+    def fetch(self, since: str | None = None) -> ExecutionResponse:
         """Return the execution as it is now, to send it to a caller. If it has a result, count the result as fetched.
 
         The result's state reports what happened to the session after `since`, the position in the ledger up to which the caller knows it.
@@ -202,7 +202,9 @@ class RunningExecution:
             if not self.fetched:
                 self.fetched = True
                 session.executions.note_fetched(self)
-        return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
+        return ExecutionResponse(
+            id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result
+        )
 
     def finish(self, result: CodeExecutionResult) -> None:
         """Store the result and wake the callers that wait for it.
@@ -254,7 +256,7 @@ class Executions:
         """Return the execution that runs now, or None."""
         return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
-    def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
+    def start(self, id: str, call: ExecutionRequest, *, cancelled: bool) -> RunningExecution:
         """Accept a cell and return its execution, which runs in the background when its turn comes. If `cancelled` is true, it never runs.
 
         If there was an execution with this id already, start nothing, so that no cell runs twice. Then return that execution, or raise

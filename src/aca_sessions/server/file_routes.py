@@ -76,7 +76,7 @@ class FileRoutes:
         """
         version, _ = addressed(request, plain=self._hosting.plain)
         path = request.path_params["name"]
-        content = version.dialect.content_named(path)
+        content = version.dialect.parse_content_path(path)
         if content is not None:
             return await self._download(request, content)
         async with self._file(request, path) as (files, folder, name):

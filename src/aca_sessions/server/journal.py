@@ -19,7 +19,7 @@ from functools import lru_cache
 from starlette.types import Scope
 
 from .. import telemetry
-from ..contract.records import ExecutionCall, ProblemError
+from ..contract.records import ExecutionRequest, ProblemError
 from ..errors import ConfigurationError
 from ..hosting import KNOWS_KEY, Hosting
 from ..models import CodeExecutionResult
@@ -152,7 +152,7 @@ class Journal:
         caller = _caller.get() if reason == "deleted" else Caller()
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)}, caller)
 
-    def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
+    def cell_ended(self, identifier: str, call: ExecutionRequest, result: CodeExecutionResult) -> None:
         """Write to the audit log how a cell ended: outcome, state, sizes, duration; and its code if `audit_code` is set."""
         sizes = {"code_length": len(call.code), "stdout_length": len(result.stdout), "stderr_length": len(result.stderr)}
         verdict = {"outcome": telemetry.outcome(result), "state": result.state.kind, "reason": result.state.reason}

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import flat, mcp, shell
-from ..contract.records import DRAINING, ExecutionCall, ProblemError, type_name
+from ..contract.records import DRAINING, ExecutionRequest, ProblemError, type_name
 from ..hosting import Hosting
 from ..models import CodeExecutionResult
 from .routing import Routes, checked_identifier, read_json
@@ -48,11 +48,11 @@ class McpRoute:
         id = message["id"]
         match message["method"]:
             case "initialize":
-                return mcp.encode_answer(id, mcp.INITIALIZED)
+                return mcp.encode_response(id, mcp.INITIALIZED)
             case "ping":
-                return mcp.encode_answer(id, {})
+                return mcp.encode_response(id, {})
             case "tools/list":
-                return mcp.encode_answer(id, {"tools": mcp.TOOLS})
+                return mcp.encode_response(id, {"tools": mcp.TOOLS})
             case "tools/call":
                 return await self._called(id, message.get("params"))
         said = f"'method' must be initialize, ping, tools/list or tools/call, got {message['method']!r:.80}"
@@ -66,27 +66,27 @@ class McpRoute:
             said = f"'params' must be an object with a 'name' of {', '.join(_TOOLS)}, and with an object 'arguments', got {got}"
             return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, said)
         try:
-            return mcp.encode_answer(id, await self._use(str(name), arguments))
+            return mcp.encode_response(id, await self._use(str(name), arguments))
         except ProblemError as problem:
             if problem.code == DRAINING:
                 raise  # a proxy passes the request on to the server that has the environment
-            return mcp.encode_answer(id, mcp.encode_refused(problem.message))
+            return mcp.encode_response(id, mcp.encode_tool_error(problem.message))
 
     async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
         match tool:
             case mcp.RUN_PYTHON:
-                return await self._run(arguments, ExecutionCall(code=flat.decode_code(arguments, "pythonCode")))
+                return await self._run(arguments, ExecutionRequest(code=flat.decode_code(arguments, "pythonCode")))
             case mcp.RUN_COMMAND:
-                return await self._run(arguments, ExecutionCall(code="", command=shell.decode_command(arguments)))
+                return await self._run(arguments, ExecutionRequest(code="", command=shell.decode_command(arguments)))
         return await self._launch()
 
     async def _launch(self) -> dict[str, object]:
         session = self._sessions.get(str(uuid.uuid4()))
         with session.used():
             await session.sandbox()
-        return mcp.encode_launched(session.identifier)
+        return mcp.encode_launch_result(session.identifier)
 
-    async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
+    async def _run(self, arguments: Mapping[str, object], call: ExecutionRequest) -> dict[str, object]:
         """Run a cell or command in the existing session that `arguments` name, and return its result for MCP.
 
         Raise ProblemError if there is no such session. A new session in its place would hide from the model that the session has ended.
@@ -95,4 +95,4 @@ class McpRoute:
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         await execution.done.wait()
-        return mcp.encode_ran(execution.fetch().result or CodeExecutionResult(), command=call.command is not None)
+        return mcp.encode_tool_result(execution.fetch().result or CodeExecutionResult(), command=call.command is not None)

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..contract.flat import GUID_HEADER, parse
+from ..contract.flat import GUID_HEADER, parse_json
 from ..contract.records import IDENTIFIER, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem, invalid
 from ..contract.versions import VERSIONS, Version
 from ..errors import GuestDiedError, IsolationError, SnapshotError
@@ -193,7 +193,7 @@ async def read_json(request: Request, most: int, *, default: bytes = b"") -> obj
         if received > most:
             raise too_large(most)
         chunks.append(chunk)
-    return parse(b"".join(chunks) or default)
+    return parse_json(b"".join(chunks) or default)
 
 
 def too_large(most: int) -> ProblemError:

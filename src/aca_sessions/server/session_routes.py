@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import extensions, flat
-from ..contract.records import Execution, ProblemError
+from ..contract.records import ExecutionResponse, ProblemError
 from ..contract.versions import VERSIONS
 from ..hosting import METRICS_PATH, Hosting
 from ..ledger import format_position
@@ -106,8 +106,8 @@ class SessionRoutes:
     async def list_sessions(self, request: Request) -> Response:
         """Return a page of at most 300 sessions of this server, beginning at the query's `skip`."""
         check_has_sessions(request)
-        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        shown = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
+        full = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        shown = [flat.encode_session(info) | (_live(info) if full else {}) for info in self._sessions.infos(skip_of(request))]
         return JSONResponse({"sessions": shown})
 
     async def rename(self, request: Request) -> Response:
@@ -129,10 +129,10 @@ class SessionRoutes:
         cells = []
         for one in found:
             result = executions.result_in_history(one)
-            seen = Execution(id=one.id, identifier=identifier, status=one.status, asynchronous=one.call.asynchronous, result=result)
+            seen = ExecutionResponse(id=one.id, identifier=identifier, status=one.status, asynchronous=one.call.asynchronous, result=result)
             events = one.events.kept() if one.done.is_set() else []
             cell = extensions.encode_past_cell(one.number, one.call.code, events, transactional=one.call.transactional)
-            cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, rich=True)
+            cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, full=True)
             cells.append(cell)
         everything = session.ledger.record(0, session.ledger.position, session.ledger.position)
         body = extensions.encode_history(cells, everything, accepted=executions.accepted, gone=gone)
@@ -178,7 +178,7 @@ class SessionRoutes:
 
 
 def _live(info: SessionInfo) -> dict[str, object]:
-    return {extensions.RICH_MEMBER: extensions.encode_live(info, (datetime.now(UTC) - info.last_used).total_seconds())}
+    return {extensions.RICH_MEMBER: extensions.encode_activity(info, (datetime.now(UTC) - info.last_used).total_seconds())}
 
 
 class PackageRoutes:
@@ -202,14 +202,14 @@ class PackageRoutes:
 
     async def install(self, request: Request) -> Response:
         """Install packages in a session, except those that it has already. Return the outcome in the form of a cell's result."""
-        requirements, timeout = extensions.decode_installation(await read_json(request, _MAX_REQUEST))
+        requirements, timeout = extensions.decode_install_request(await read_json(request, _MAX_REQUEST))
         session = self._session(request)
         with session.used():
             sandbox = await session.sandbox()
             session.has_state = True
             result = await sandbox.packages.install(requirements, timeout=timeout)
         note(request, "install", requirements=len(requirements), success=result.success)
-        return JSONResponse(extensions.encode_outcome(result))
+        return JSONResponse(extensions.encode_package_result(result))
 
     async def uninstall(self, request: Request) -> Response:
         """Remove packages that were installed in a session. Return the outcome in the form of a cell's result."""
@@ -219,7 +219,7 @@ class PackageRoutes:
             sandbox = await session.sandbox()
             result = await sandbox.packages.uninstall(names)
         note(request, "uninstall", requirements=len(names), success=result.success)
-        return JSONResponse(extensions.encode_outcome(result))
+        return JSONResponse(extensions.encode_package_result(result))
 
     def _session(self, request: Request) -> HostedSession:
         _, identifier = addressed(request, plain=False)
@@ -252,7 +252,7 @@ class TimelineRoutes:
 
     async def take(self, request: Request) -> Response:
         """Take a checkpoint of a session and return its description."""
-        name = extensions.decode_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
+        name = extensions.decode_checkpoint_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
         session = self._session(request)
         with session.used():
             checkpoint = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
@@ -278,7 +278,7 @@ class TimelineRoutes:
         The response also has the position of the entry for this rollback in the session's ledger, the list of what happened to it.
         """
         asked = await read_json(request, _MAX_REQUEST, default=b"{}")
-        id, name = extensions.decode_name(asked, "id"), extensions.decode_name(asked, "name")
+        id, name = extensions.decode_checkpoint_name(asked, "id"), extensions.decode_checkpoint_name(asked, "name")
         session = self._session(request)
         with session.used():
             checkpoint, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
@@ -291,7 +291,7 @@ class TimelineRoutes:
         Return the position at which the ledger of each new session begins, and the part of the existing session's ledger that the caller
         lacks. A ledger is the list of what happened to a session.
         """
-        identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
+        identifiers, reseed = extensions.decode_branch_request(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
         branches: list[HostedSession] = []
 
@@ -309,7 +309,7 @@ class TimelineRoutes:
             request.headers.get(extensions.SINCE_HEADER), here, here, default=session.ledger.fetched
         )
         positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
-        return JSONResponse(extensions.encode_branched(record, positions))
+        return JSONResponse(extensions.encode_branch_response(record, positions))
 
     def _session(self, request: Request) -> HostedSession:
         session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])

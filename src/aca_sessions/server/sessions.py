@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 from weakref import WeakSet
 
 from .. import telemetry
-from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionCall, ProblemError
+from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
 from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
@@ -225,7 +225,7 @@ class Sessions:
             raise ProblemError(400, NO_SESSION, said)
         return session
 
-    def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
+    def execute(self, identifier: str, id: str, call: ExecutionRequest) -> RunningExecution:
         """Accept a cell for a session, and return its execution. `id` is the id of the execution.
 
         If `interrupt` was called with this id already, the cell never starts.
