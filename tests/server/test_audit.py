@@ -14,7 +14,7 @@ import pytest
 from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import KNOWS_KEY, Hosting
-from aca_sessions.server.journal import AuditLog, Journal, called_by
+from aca_sessions.server.journal import AuditLog, Journal, current_request
 from aca_sessions.server.routing import problem_of
 
 POLICY = Policy(preload=(), spares=0)
@@ -91,13 +91,14 @@ async def test_a_refusal_is_logged_with_its_code_and_route(file: Path, events: E
 def test_events_have_the_key_and_the_address_of_the_request_that_caused_them(file: Path, events: Events) -> None:
     journal = Journal(Hosting(audit=str(file)))
     request = {"type": "http", "client": ("::ffff:192.0.2.1", 1), "state": {KNOWS_KEY: "key"}}
-    with called_by(request):
-        journal.session_began("mine")
-        journal.refused(problem_of(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
-        journal.session_ended("theirs", "expired", 1.0)  # to make room for mine
-        journal.session_ended("mine", "deleted", 1.0)
-    with called_by({"type": "http", "client": ("somebody's text", 1)}):
-        journal.session_began("mine")
+    token = current_request.set(request)
+    journal.session_began("mine")
+    journal.refused(problem_of(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
+    journal.session_ended("theirs", "expired", 1.0)  # to make room for mine
+    journal.session_ended("mine", "deleted", 1.0)
+    current_request.set({"type": "http", "client": ("a text of a proxy", 1)})
+    journal.session_began("mine")
+    current_request.reset(token)
     journal.session_ended("mine", "closed", 1.0)
     journal.close()
     begun, refusal, expired, deleted, unknown, closed = events()

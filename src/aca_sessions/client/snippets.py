@@ -33,6 +33,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 _CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])({{}})"
+CELL_PREFIX = _CELL.partition("{")[0]  # begins each cell that a client sent for itself
 
 
 def snippet(name: str, *arguments: "str | int") -> str:
@@ -41,11 +42,6 @@ def snippet(name: str, *arguments: "str | int") -> str:
     The cell is one expression whose value is None, so it shows nothing and sets no name.
     """
     return _CELL.format(source=source_of(name), name=name, arguments=arguments)
-
-
-def is_snippet(code: str) -> bool:
-    """Return whether a cell calls a snippet: a client sent it for itself."""
-    return code.startswith(_CELL.partition("{")[0])
 
 
 @cache

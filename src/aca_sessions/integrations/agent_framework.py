@@ -24,7 +24,7 @@ def execute_tool(session: ModelSession) -> FunctionTool:
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
         return await session.run(code)
 
-    return tool(execute_python, description=f"{_EXECUTE} {session._about_network()}".rstrip(), result_parser=_contents)
+    return tool(execute_python, description=f"{_EXECUTE} {session._about_network}".rstrip(), result_parser=_contents)
 
 
 def install_tool(session: ModelSession) -> FunctionTool:
@@ -33,7 +33,7 @@ def install_tool(session: ModelSession) -> FunctionTool:
     async def install_packages(packages: Annotated[list[str], PACKAGES]) -> CodeExecutionResult:
         return await session.install(packages)
 
-    return tool(install_packages, description=f"{_INSTALL} {session._about_install()}".rstrip(), result_parser=_contents)
+    return tool(install_packages, description=f"{_INSTALL} {session._about_install}".rstrip(), result_parser=_contents)
 
 
 class PythonSessionProvider(ContextProvider):

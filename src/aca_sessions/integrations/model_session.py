@@ -227,7 +227,9 @@ class ModelSession:
         self._owns_session = session_id is None
         self._max_output = max_output
         self._timeout = checked_timeout(timeout)
-        self._can_install = self._source.access.can_install if install_packages is None else install_packages
+        access = self._source.access
+        self._can_install = access.can_install if install_packages is None else install_packages
+        self._about_network, self._about_install = network_sentence(access), install_sentence(access)  # end the descriptions of tools
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, find_calling_line())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
@@ -274,14 +276,6 @@ class ModelSession:
         is_of_the_host = result.error is not None and result.error.name in _OF_THE_HOST
         return self._result(replace(result, hint=_GO_ON if is_of_the_host else ""))
 
-    def _about_network(self) -> str:
-        """Return a sentence about the session's network, for the descriptions of tools, or '' if its network is not known."""
-        return network_sentence(self._source.access)
-
-    def _about_install(self) -> str:
-        """Return a sentence about where packages come from, for the descriptions of tools, or '' if that is not known."""
-        return install_sentence(self._source.access)
-
     def for_session(self, session_id: str) -> Self:
         """Return an object for another session of the same pool, for example one for each conversation of a server.
 
@@ -326,7 +320,7 @@ class ModelSession:
 
     def _result(self, result: CodeExecutionResult, *, hinted: bool = False) -> CodeExecutionResult:
         values = dict(zip(_FIELDS, _values(result), strict=True))
-        if hinted:
+        if hinted and (result.error or result.stderr or result.stdout):
             values["hint"] = hint(result, self._source.access, _WITH_INSTALL if self._can_install else _WITHOUT_INSTALL)
         return self._result_type(**{**values, "session_id": self._session_id, "max_output": self._max_output})
 
@@ -342,8 +336,8 @@ class _ModelFunction(Generic[Function]):
         if session is None:
             return self._function
         if self._installs:
-            return MethodType(_described(self._function, session._about_install(), is_offered=session._can_install), session)
-        return MethodType(_described(self._function, session._about_network(), is_offered=True), session)
+            return MethodType(_described(self._function, session._about_install, is_offered=session._can_install), session)
+        return MethodType(_described(self._function, session._about_network, is_offered=True), session)
 
 
 def model_function(function: Function) -> Function:

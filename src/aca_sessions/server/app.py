@@ -23,7 +23,7 @@ from ..lifetime import OwnerProcess
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
-from .journal import called_by
+from .journal import current_request
 from .mcp_route import McpRoute
 from .page_routes import page_routes
 from .routing import answering, problem_answer
@@ -111,8 +111,9 @@ class Service:
         await self._sessions.close()
 
     def _refuse(self, problem: ProblemError, scope: Scope) -> Response:
-        with called_by(scope):
-            self._sessions.journal.refused(problem, "any")
+        token = current_request.set(scope)
+        self._sessions.journal.refused(problem, "any")
+        current_request.reset(token)
         response = problem_answer(problem)
         response.headers.update(self._headers)
         return response

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from .. import telemetry
-from ..client.snippets import is_snippet
+from ..client.snippets import CELL_PREFIX
 from ..contract.extensions import QUESTIONS
 from ..contract.records import ExecutionRequest, ExecutionResponse, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
@@ -265,7 +265,7 @@ class Executions:
         if id in self._known or id in self._forgotten:
             return self.find(id)
         execution = self._known[id] = self._unfinished[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
-        if not is_snippet(call.code):
+        if not call.code.startswith(CELL_PREFIX):
             self.accepted += 1
             execution.number = self.accepted
         self._tasks.start(self._run(execution))

@@ -9,8 +9,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -117,17 +116,13 @@ class Caller:
     key: str | None = field(default=None, repr=False)
 
 
-_caller: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 - it cannot be changed
+# The ASGI scope of the request that is handled, also in the tasks that it starts. It is read only when an event is written.
+current_request: ContextVar[Scope | None] = ContextVar("current_request", default=None)
 
 
-@contextmanager
-def called_by(scope: Scope) -> Iterator[None]:
-    """Name the sender of a request in the events of the `with` block, and of the tasks that it starts."""
-    token = _caller.set(Caller(client_address(scope), scope.get("state", {}).get(KNOWS_KEY)))
-    try:
-        yield
-    finally:
-        _caller.reset(token)
+def _current_caller() -> Caller:
+    scope = current_request.get()
+    return Caller(client_address(scope), scope.get("state", {}).get(KNOWS_KEY)) if scope else Caller()
 
 
 class Journal:
@@ -149,7 +144,7 @@ class Journal:
         """Record the end of a session: its reason, and how many seconds the session lasted."""
         telemetry.session_ended(reason)
         # Unless the reason is "deleted", the request that is being handled belongs to somebody else, or there is none.
-        caller = _caller.get() if reason == "deleted" else Caller()
+        caller = _current_caller() if reason == "deleted" else Caller()
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)}, caller)
 
     def cell_ended(self, identifier: str, call: ExecutionRequest, result: CodeExecutionResult) -> None:
@@ -179,7 +174,7 @@ class Journal:
         """
         if problem.code in telemetry.REFUSALS:
             telemetry.refused(problem.code)
-        self._refusals.write(problem, route, _caller.get().address)
+        self._refusals.write(problem, route, _current_caller().address)
         if self._audit is not None and (left_out := self._audited.admit()) is not None:
             fields = {"status": problem.status, "code": problem.code, "route": route}
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
@@ -193,7 +188,7 @@ class Journal:
 
     def _write(self, event: str, identifier: str | None, fields: Mapping[str, object], caller: Caller | None = None) -> None:
         if self._audit is not None:
-            caller = caller or _caller.get()
+            caller = caller or _current_caller()
             key = _fingerprint(caller.key) if caller.key else None
             session = telemetry.hashed(identifier) if identifier else None
             self._audit.write(event, key=key, client=caller.address, session=session, **fields)

@@ -18,7 +18,7 @@ from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
 from ..telemetry import hashed
-from .journal import Journal, called_by
+from .journal import Journal, current_request
 
 _UNEXPECTED = "InternalError"
 _NO_FILE = "the session has no file at this path: list its files to see those that it has"
@@ -219,8 +219,11 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
     path, method, handler = route
 
     async def answer(request: Request) -> Response:
-        with called_by(request.scope):
+        token = current_request.set(request.scope)
+        try:
             return await answer_caller(request)
+        finally:
+            current_request.reset(token)
 
     async def answer_caller(request: Request) -> Response:
         started = time.perf_counter()
