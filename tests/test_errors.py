@@ -9,7 +9,7 @@ import pytest
 
 from aca_sessions import errors
 from aca_sessions.contract.records import decode_problem, encode_problem
-from aca_sessions.server.routing import _BY_ERRNO, problem_of
+from aca_sessions.server.routing import _BY_ERRNO, to_problem
 
 from .conftest import ROOT
 
@@ -91,7 +91,7 @@ def test_a_code_is_raised_as_the_page_says(row: list[str]) -> None:
 def test_errors_of_the_sandbox_have_the_status_on_the_page() -> None:
     shown = {tuple(names(code)): int(status) for status, code, *_ in rows("What a server answers")}
     for error in (errors.SnapshotError("x"), errors.GuestDiedError("x"), errors.IsolationError("a", "b", "c"), RuntimeError("x")):
-        problem = problem_of(error)
+        problem = to_problem(error)
         assert shown[(problem.code,)] == problem.status
 
 

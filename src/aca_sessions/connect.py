@@ -269,10 +269,10 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
     async def open_on(stack: Stack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
-        from .server.app import check_is_alone
+        from .server.app import check_single_worker
 
         if alone:
-            check_is_alone()
+            check_single_worker()
         options = settings or Settings()
         chosen = policy or policy_of(options)
         # /mnt/data cannot be private without a mount, and translating paths would not reach C libraries.

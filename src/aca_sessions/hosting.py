@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-KNOWS_KEY = "knows_key"  # in the state of a request that had an accepted key: that key
+ACCEPTED_KEY = "knows_key"  # in the state of a request that had an accepted key: that key
 METRICS_PATH = "metrics"
 Keys = Callable[[], Sequence[str]]  # returns the keys that are accepted now
 EVENTS = "aca_sessions.server"  # the logger of `log_event`
@@ -18,11 +18,11 @@ def log_event(event: str, **fields: object) -> None:
     The level is INFO, so that only a program which asks for it gets lines about an embedded server. The fields must not hold secrets, or
     text that a caller or a session chose.
     """
-    shown = "".join(f" {name}={_shown(value)}" for name, value in fields.items() if value is not None)
+    shown = "".join(f" {name}={_format_value(value)}" for name, value in fields.items() if value is not None)
     _logger.info("%s%s", event, shown, extra={"event": event, "fields": fields})
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return json.dumps(text) if not text or set(text) & set(' "=') else text
 

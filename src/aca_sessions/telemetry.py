@@ -19,19 +19,19 @@ _meter = metrics.get_meter("aca_sessions")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240)
 
 
-def _seconds(name: str, description: str) -> Histogram:
+def _create_histogram(name: str, description: str) -> Histogram:
     return _meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
 
 
 _executions = _meter.create_counter("aca_sessions.executions", description="Cells, by success and state")
-_execution_seconds = _seconds("aca_sessions.execution.duration", "How long cells took, as their callers see it")
-acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
+_execution_seconds = _create_histogram("aca_sessions.execution.duration", "How long cells took, as their callers see it")
+acquire_seconds = _create_histogram("aca_sessions.acquire.duration", "How long callers waited for a session")
 leases = _meter.create_up_down_counter("aca_sessions.leases", description="Leases of sessions now")
 
 _live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}", "Sessions that live in this process")
 _active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")
-_start_seconds = _seconds("aca_sessions.server.start.duration", "How long sessions waited for an interpreter")
-_cell_seconds = _seconds("aca_sessions.server.execution.duration", "How long cells ran, by how they ended")
+_start_seconds = _create_histogram("aca_sessions.server.start.duration", "How long sessions waited for an interpreter")
+_cell_seconds = _create_histogram("aca_sessions.server.execution.duration", "How long cells ran, by how they ended")
 _losses = _meter.create_counter("aca_sessions.server.losses", "{loss}", "Deaths of interpreters, and sessions that expired, by the reason")
 _refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit or a check refused, by the reason")
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
@@ -46,36 +46,36 @@ REFUSALS = (
     "HostNotAllowed",
     "OriginNotAllowed",
 )
-_REASONS = ("memory", "killed", "exit", "crash", "expired")
+_LOSS_REASONS = ("memory", "killed", "exit", "crash", "expired")
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """How much of something a server uses now, and its limit."""
+class Usage:
+    """How much of a resource a server uses now, and its limit."""
 
     used: int
     limit: int
 
 
-class Host(Protocol):
-    """A server that can report what it uses now, beside the limits."""
+class MeasuredServer(Protocol):
+    """The interface of a server whose use of resources, and the limits on it, are reported as metrics."""
 
-    def sessions_use(self) -> Use: ...  # noqa: D102
+    def session_usage(self) -> Usage: ...  # noqa: D102
     # Sessions whose first interpreter has not started yet.
-    def starting_use(self) -> Use: ...  # noqa: D102
+    def starting_usage(self) -> Usage: ...  # noqa: D102
     # Bytes of all sessions and their files.
-    def memory_use(self) -> Use: ...  # noqa: D102
+    def memory_usage(self) -> Usage: ...  # noqa: D102
     # File descriptors of this process.
-    def descriptors_use(self) -> Use: ...  # noqa: D102
+    def descriptor_usage(self) -> Usage: ...  # noqa: D102
     # Return whether the server refuses new sessions because it is about to stop.
     @property
     def draining(self) -> bool: ...  # noqa: D102
 
 
-_hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
+_servers: "weakref.WeakSet[MeasuredServer]" = weakref.WeakSet()
 
 
-def hashed(name: str) -> str:
+def hash_name(name: str) -> str:
     """Return the first 12 hex digits of a session name's SHA-256. The name itself is secret, because it gives access to the session."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
@@ -86,7 +86,7 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no program has set up tracing
         yield trace.INVALID_SPAN
         return
-    known = {"session.hash": hashed(session_id)} if session_id is not None else {}
+    known = {"session.hash": hash_name(session_id)} if session_id is not None else {}
     with _tracer.start_as_current_span(
         f"aca_sessions.{step}", attributes={**known, **attributes}, record_exception=False, set_status_on_exception=False
     ) as current:
@@ -97,10 +97,10 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
             raise
 
 
-def executed(current: Span, result: CodeExecutionResult) -> None:
+def record_client_execution(current: Span, result: CodeExecutionResult) -> None:
     """Record on the span `current` and in the metrics how a cell ended: success, state, duration, sizes.
 
-    The result must come from `CallerPosition.deliver`, because that sets the state to what this caller has not received before.
+    The caller must first limit the result's state to what this caller has not received before, so that no loss is counted twice.
     """
     verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
@@ -109,59 +109,71 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
     current.set_attributes({**verdict, **sizes, "duration": result.duration, "state.reason": result.state.reason or ""})
 
 
-def serving(host: Host) -> None:
-    """Include a server in the metrics of use and limits as long as it exists. Add 0 to counters."""
-    _hosts.add(host)
-    # Start at zero, so that exporters show the series before the first event.
+def observe_server(server: MeasuredServer) -> None:
+    """Report a server's use and limits in the metrics, for as long as the server object exists.
+
+    Also add 0 to the counters, so that exporters show them before the first event.
+    """
+    _servers.add(server)
     _audit_lost.add(0)
-    for reason in _REASONS:
+    for reason in _LOSS_REASONS:
         _losses.add(0, {"reason": reason})
     for code in REFUSALS:
         _refusals.add(0, {"error.type": code})
 
 
-def _observe(read: Callable[[Host], int], _: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(sum(read(host) for host in list(_hosts)))]
+def _observe(read: Callable[[MeasuredServer], int], _: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(sum(read(server) for server in list(_servers)))]
 
 
-def _observe_process(read: Callable[[Host], int], _: CallbackOptions) -> Iterable[Observation]:
+def _observe_process(read: Callable[[MeasuredServer], int], _: CallbackOptions) -> Iterable[Observation]:
     # All servers of a process share its descriptors.
-    return [Observation(max((read(host) for host in list(_hosts)), default=0))]
+    return [Observation(max((read(server) for server in list(_servers)), default=0))]
 
 
-def _gauge(name: str, unit: str, description: str, read: Callable[[Host], int], observe: Callable[..., Iterable[Observation]]) -> None:
+def _create_gauge(
+    name: str, unit: str, description: str, read: Callable[[MeasuredServer], int], observe: Callable[..., Iterable[Observation]]
+) -> None:
     _meter.create_observable_gauge(f"aca_sessions.server.{name}", [partial(observe, read)], unit, description)
 
 
-_gauge("sessions.limit", "{session}", "The most sessions that may live", lambda host: host.sessions_use().limit, _observe)
-_gauge("starting.usage", "{session}", "Sessions that wait for their first interpreter", lambda host: host.starting_use().used, _observe)
-_gauge("starting.limit", "{session}", "The most sessions that may wait for it", lambda host: host.starting_use().limit, _observe)
-_gauge("memory.usage", "By", "Memory of all sessions and their files", lambda host: host.memory_use().used, _observe)
-_gauge("memory.limit", "By", "The most memory of all sessions together", lambda host: host.memory_use().limit, _observe_process)
-_gauge("descriptors.usage", "{descriptor}", "Open descriptors", lambda host: host.descriptors_use().used, _observe_process)
-_gauge("descriptors.limit", "{descriptor}", "The most descriptors", lambda host: host.descriptors_use().limit, _observe_process)
-_gauge("draining", "{server}", "Servers that refuse new sessions because they are about to stop", lambda host: host.draining, _observe)
+_create_gauge("sessions.limit", "{session}", "The most sessions that may live", lambda server: server.session_usage().limit, _observe)
+_create_gauge(
+    "starting.usage", "{session}", "Sessions that wait for their first interpreter", lambda server: server.starting_usage().used, _observe
+)
+_create_gauge(
+    "starting.limit", "{session}", "The most sessions that may wait for it", lambda server: server.starting_usage().limit, _observe
+)
+_create_gauge("memory.usage", "By", "Memory of all sessions and their files", lambda server: server.memory_usage().used, _observe)
+_create_gauge(
+    "memory.limit", "By", "The most memory of all sessions together", lambda server: server.memory_usage().limit, _observe_process
+)
+_create_gauge("descriptors.usage", "{descriptor}", "Open descriptors", lambda server: server.descriptor_usage().used, _observe_process)
+_create_gauge("descriptors.limit", "{descriptor}", "The most descriptors", lambda server: server.descriptor_usage().limit, _observe_process)
+_create_gauge(
+    "draining", "{server}", "Servers that refuse new sessions because they are about to stop", lambda server: server.draining, _observe
+)
 
 
-def session_began() -> None:
+def count_session_start() -> None:
     """Count a new session of a server."""
     _live.add(1)
 
 
-def session_ended(reason: str) -> None:
+def count_session_end(reason: str) -> None:
     """Count the end of a session of a server. If the reason is `expired`, also count a loss of state."""
     _live.add(-1)
     if reason == "expired":
         _losses.add(1, {"reason": reason})
 
 
-def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
+def record_interpreter_start(start: Literal["warm", "cold"], seconds: float) -> None:
     """Record how many seconds a session waited for its interpreter. A warm interpreter was kept ready; a cold one was forked on demand."""
     _start_seconds.record(seconds, {"start": start})
 
 
 @contextmanager
-def cell_running() -> Iterator[None]:
+def count_active_cell() -> Iterator[None]:
     """Count a cell as active during the `with` block."""
     _active.add(1)
     try:
@@ -170,19 +182,21 @@ def cell_running() -> Iterator[None]:
         _active.add(-1)
 
 
-def cell_ended(result: CodeExecutionResult) -> None:
+def record_server_execution(result: CodeExecutionResult) -> None:
     """Record an execution's duration and outcome on the server.
 
     A death of the interpreter counts as a loss of state even if a checkpoint restored the session.
     """
-    _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
+    _cell_seconds.record(
+        result.duration, {"outcome": "succeeded" if result.error is None else outcome_of(result), "state": result.state.kind}
+    )
     reason = (result.state.reason or "").partition(",")[0]
-    # `session_ended` counts expiries.
-    if reason in _REASONS and reason != "expired":
+    # `count_session_end` counts expiries.
+    if reason in _LOSS_REASONS and reason != "expired":
         _losses.add(1, {"reason": reason})
 
 
-def outcome(result: CodeExecutionResult) -> Outcome:
+def outcome_of(result: CodeExecutionResult) -> Outcome:
     """Return how an execution ended: `succeeded`, `failed`, `interrupted` or `timed_out`."""
     if result.error is None:
         return "succeeded"
@@ -192,11 +206,11 @@ def outcome(result: CodeExecutionResult) -> Outcome:
     return "interrupted" if result.error.name == "KeyboardInterrupt" else "failed"
 
 
-def refused(code: str) -> None:
+def count_refusal(code: str) -> None:
     """Count a request that the server refused. `code` is one of `REFUSALS`."""
     _refusals.add(1, {"error.type": code})
 
 
-def audit_lost() -> None:
+def count_lost_audit_event() -> None:
     """Count an event that the audit log could not write."""
     _audit_lost.add(1)

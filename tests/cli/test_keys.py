@@ -108,7 +108,7 @@ async def test_each_key_of_the_file_is_accepted_until_it_is_removed(file: Path) 
         return PlainTextResponse("", problem.status)
 
     keys = api_keys(Namespace(api_key_file=file, api_key=None))
-    app = Guard(PlainTextResponse("in"), Hosting(api_keys=keys, metrics_key="numbers"), refuse=refuse, probes=frozenset({"/livez"}))
+    app = Guard(PlainTextResponse("in"), Hosting(api_keys=keys, metrics_key="numbers"), refuse=refuse, probe_paths=frozenset({"/livez"}))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any") as client:
 
         async def status(key: str, path: str = "/files") -> int:

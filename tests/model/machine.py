@@ -127,7 +127,7 @@ class Machine:
 
     def unfinished(self, name: str) -> int:
         session = self.hosted(name)
-        return session.executions.unfinished if session is not None else 0
+        return session.executions.unfinished_count if session is not None else 0
 
 
 async def until(check: Callable[[], bool]) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.hosting import KNOWS_KEY, Hosting
+from aca_sessions.hosting import ACCEPTED_KEY, Hosting
 from aca_sessions.server.journal import AuditLog, Journal, current_request
-from aca_sessions.server.routing import problem_of
+from aca_sessions.server.routing import to_problem
 
 POLICY = Policy(preload=(), spares=0)
 Events = Callable[[], list[dict[str, object]]]
@@ -90,16 +90,16 @@ async def test_a_refusal_is_logged_with_its_code_and_route(file: Path, events: E
 
 def test_events_have_the_key_and_the_address_of_the_request_that_caused_them(file: Path, events: Events) -> None:
     journal = Journal(Hosting(audit=str(file)))
-    request = {"type": "http", "client": ("::ffff:192.0.2.1", 1), "state": {KNOWS_KEY: "key"}}
+    request = {"type": "http", "client": ("::ffff:192.0.2.1", 1), "state": {ACCEPTED_KEY: "key"}}
     token = current_request.set(request)
-    journal.session_began("mine")
-    journal.refused(problem_of(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
-    journal.session_ended("theirs", "expired", 1.0)  # to make room for mine
-    journal.session_ended("mine", "deleted", 1.0)
+    journal.record_session_start("mine")
+    journal.record_refusal(to_problem(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
+    journal.record_session_end("theirs", "expired", 1.0)  # to make room for mine
+    journal.record_session_end("mine", "deleted", 1.0)
     current_request.set({"type": "http", "client": ("a text of a proxy", 1)})
-    journal.session_began("mine")
+    journal.record_session_start("mine")
     current_request.reset(token)
-    journal.session_ended("mine", "closed", 1.0)
+    journal.record_session_end("mine", "closed", 1.0)
     journal.close()
     begun, refusal, expired, deleted, unknown, closed = events()
     assert (refusal["status"], refusal["code"]) == (403, "FileNotAccessible")

@@ -27,7 +27,7 @@ async def draining() -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
     """A draining server with one session."""
     async with open_server() as app, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.post("/executions", params=MINE, json=CELL)).status_code == 200
-        app.take_no_more()
+        app.refuse_new_sessions()
         yield app, client
 
 
@@ -77,7 +77,7 @@ async def test_probes_need_no_key_and_only_readiness_ends_with_the_drain() -> No
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://10.0.0.1") as client,
     ):
         before = [await client.get(path) for path in ("/livez", "/readyz", "/health")]
-        app.take_no_more()
+        app.refuse_new_sessions()
         after = [await client.get(path) for path in ("/livez", "/readyz")]
     assert [(answer.status_code, answer.json()) for answer in before[:2]] == [(200, {"status": "alive"}), (200, {"status": "healthy"})]
     assert [(answer.status_code, answer.json()) for answer in after] == [(200, {"status": "alive"}), (503, {"status": "draining"})]

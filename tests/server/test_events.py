@@ -14,19 +14,19 @@ async def test_unread_pieces_of_one_stream_are_joined() -> None:
     events = Events()
     for text in ("a", "b"):
         events.add(Event(kind="stdout", text=text))
-    assert await events.after(0, within=0) == ([Event(kind="stdout", text="ab")], 1)
+    assert await events.read_after(0, within=0) == ([Event(kind="stdout", text="ab")], 1)
     events.add(Event(kind="stdout", text="c"))
-    assert await events.after(1, within=0) == ([Event(kind="stdout", text="c")], 2)
-    assert (await events.after(0, within=0))[0] == [Event(kind="stdout", text="ab"), Event(kind="stdout", text="c")]
+    assert await events.read_after(1, within=0) == ([Event(kind="stdout", text="c")], 2)
+    assert (await events.read_after(0, within=0))[0] == [Event(kind="stdout", text="ab"), Event(kind="stdout", text="c")]
 
 
 async def test_the_oldest_output_is_dropped_first_and_the_drop_is_reported() -> None:
     events = Events()
     for number in range(100):
         events.add(Event(kind="stdout", text=str(number % 10) * 100_000))
-    found, last = await events.after(0, within=0)
+    found, last = await events.read_after(0, within=0)
     assert (found[0].kind, last) == ("skipped", 100)
-    assert events.written + events.shown < 5_000_000
+    assert events.text_size + events.display_size < 5_000_000
 
 
 def shown(content: str, name: str | None = None) -> Event:
@@ -37,31 +37,31 @@ async def test_another_state_of_a_display_replaces_an_unread_one() -> None:
     events, written = Events(), Event(kind="stdout", text="x")
     for event in (shown("1", "bar"), written, shown("2", "bar"), shown("a"), shown("3", "bar")):
         events.add(event)
-    assert await events.after(0, within=0) == ([shown("3", "bar"), written, shown("a")], 3)
+    assert await events.read_after(0, within=0) == ([shown("3", "bar"), written, shown("a")], 3)
     events.add(shown("4", "bar"))
     events.add(shown("5", "bar"))
-    assert await events.after(3, within=0) == ([shown("5", "bar")], 4)
-    assert (await events.after(0, within=0))[0] == [shown("3", "bar"), written, shown("a"), shown("5", "bar")]
+    assert await events.read_after(3, within=0) == ([shown("5", "bar")], 4)
+    assert (await events.read_after(0, within=0))[0] == [shown("3", "bar"), written, shown("a"), shown("5", "bar")]
 
 
 async def test_a_display_after_a_clear_replaces_none_before_it() -> None:
     events, clear = Events(), Event(kind="clear")
     for event in (shown("1", "bar"), clear, clear, shown("2", "bar")):
         events.add(event)
-    assert (await events.after(0, within=0))[0] == [shown("1", "bar"), clear, shown("2", "bar")]
+    assert (await events.read_after(0, within=0))[0] == [shown("1", "bar"), clear, shown("2", "bar")]
 
 
 async def test_the_oldest_of_too_many_displays_are_dropped_and_the_drop_is_reported() -> None:
     events = Events()
     for number in range(100):
         events.add(shown(str(number % 10) * 1_000_000, str(number)))
-        await events.after(number, within=0)
-    found, last = await events.after(0, within=0)
+        await events.read_after(number, within=0)
+    found, last = await events.read_after(0, within=0)
     assert (found[0].kind, found[-1], last) == ("skipped", shown("9" * 1_000_000, "99"), 100)
     assert found[0].text.startswith("67 displays")
-    assert events.written + events.shown < 34_000_000
+    assert events.text_size + events.display_size < 34_000_000
     events.add(shown("x" * 40_000_000))
-    assert (await events.after(100, within=0))[0] == [shown("x" * 40_000_000)]
+    assert (await events.read_after(100, within=0))[0] == [shown("x" * 40_000_000)]
 
 
 async def test_a_slow_reader_gets_the_number_of_dropped_characters_and_displays() -> None:
@@ -69,18 +69,18 @@ async def test_a_slow_reader_gets_the_number_of_dropped_characters_and_displays(
     for _ in range(40):
         events.add(Event(kind="stdout", text="x" * 70_000))
         events.add(shown("y" * 1_000_000))
-    (skipped, *_), _ = await events.after(0, within=0)
+    (skipped, *_), _ = await events.read_after(0, within=0)
     assert skipped.text.startswith("490000 characters of output and 7 displays")
 
 
 async def test_a_wait_for_events_ends_at_its_timeout() -> None:
-    assert await Events().after(0, within=0.01) == ([], 0)
+    assert await Events().read_after(0, within=0.01) == ([], 0)
 
 
 async def test_the_end_wakes_waiting_readers() -> None:
     events = Events()
     events.close()
-    assert await events.after(0, within=60) == ([], 0)
+    assert await events.read_after(0, within=60) == ([], 0)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from ..errors import ServiceError
-from ..hosting import KNOWS_KEY
+from ..hosting import ACCEPTED_KEY
 
 _MOST = 4096
 _SHARE = 4  # connections get a quarter of this process's descriptors: each session takes ten, each transfer one
@@ -279,7 +279,7 @@ class Connection(H11Protocol):
     @property
     def knows_key(self) -> bool:
         """Return whether the connection's latest request had the API key."""
-        return self.scope is not None and KNOWS_KEY in self.scope.get("state", {})
+        return self.scope is not None and ACCEPTED_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Store this protocol in the connection's slot."""

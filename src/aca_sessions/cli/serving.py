@@ -73,7 +73,7 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
             tls = certificate(options.tls_dir, options.host) if options.tls else None
             draining, starting = None, Tasks()
             if options.drain_seconds:
-                draining = Draining(service.take_no_more, lambda: service.session_count, options.drain_seconds)
+                draining = Draining(service.refuse_new_sessions, lambda: service.session_count, options.drain_seconds)
 
             def greet() -> None:
                 if welcome:
@@ -121,8 +121,8 @@ def _open_in_browser(folder: Path, address: str) -> None:
 class Draining:
     """The period after a first SIGTERM in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
 
-    def __init__(self, take_no_more: Callable[[], None], session_count: Callable[[], int], seconds: float) -> None:
-        self._take_no_more = take_no_more
+    def __init__(self, refuse_new_sessions: Callable[[], None], session_count: Callable[[], int], seconds: float) -> None:
+        self._refuse_new_sessions = refuse_new_sessions
         self._session_count = session_count
         self._seconds = seconds
         self._ends: float | None = None
@@ -132,7 +132,7 @@ class Draining:
         if self._ends is not None:
             return False
         self._ends = time.monotonic() + self._seconds
-        self._take_no_more()
+        self._refuse_new_sessions()
         log_event("draining", sessions=self._session_count(), seconds=self._seconds)
         return True
 

@@ -93,7 +93,7 @@ class CodeInterpreter:
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
             call = ExecutionRequest(code=text, timeout=request.timeout, transactional=request.transactional)
             result = self._deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
-            telemetry.executed(span, result)
+            telemetry.record_client_execution(span, result)
         return result
 
     async def _execute_snippet(

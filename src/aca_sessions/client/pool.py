@@ -415,7 +415,9 @@ class SessionPool:
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         leased.sort(key=lambda one: one[1], reverse=True)
-        longest = ", ".join(f"{telemetry.hashed(name)} for {since.total_seconds():.1f} s" for name, since in leased[:_NAMED_IN_A_MESSAGE])
+        longest = ", ".join(
+            f"{telemetry.hash_name(name)} for {since.total_seconds():.1f} s" for name, since in leased[:_NAMED_IN_A_MESSAGE]
+        )
         count = f"{len(leased)} of {self._leases.limit}"
         return (
             f"no session became free within {self._acquire_timeout:g} s: {count} are leased, longest {longest}; "

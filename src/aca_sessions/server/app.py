@@ -26,17 +26,17 @@ from .guard import Guard
 from .journal import current_request
 from .mcp_route import McpRoute
 from .page_routes import page_routes
-from .routing import answering, problem_answer
-from .session_routes import LIVE_PATH, READY_PATH, PackageRoutes, SessionRoutes, TimelineRoutes
+from .routing import build_route, problem_response
+from .session_routes import LIVE_PATH, READY_PATH, CheckpointRoutes, PackageRoutes, SessionRoutes
 from .sessions import Sessions
 
 
-def check_is_alone() -> None:
+def check_single_worker() -> None:
     """Raise ConfigurationError if this process is one of several workers, because each would have sessions of its own.
 
     The number of workers is in WEB_CONCURRENCY, or in the option `--workers` of uvicorn or gunicorn.
     """
-    asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
+    asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _worker_count(sys.argv)}
     for name, count in asked.items():
         if count.isdecimal() and int(count) > 1:
             raise ConfigurationError(
@@ -45,7 +45,7 @@ def check_is_alone() -> None:
             )
 
 
-def _workers(command: list[str]) -> str:
+def _worker_count(command: list[str]) -> str:
     """Return the number of workers in the command line of a process that uvicorn or gunicorn started as a worker.
 
     Return "" if the command line has no number, or this process is no such worker. A worker has the command line of its parent, because
@@ -70,24 +70,24 @@ class Service:
         self._sessions = sessions
         self._owner = OwnerProcess("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        subjects = (CellRoutes, SessionRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute)
-        named = [route for subject in subjects for route in subject(sessions, hosting).table()]
-        routes = [answering(route, self._headers, sessions.journal) for route in named]
-        page = [answering(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
-        problems: Any = {HTTPException: self._answer_http_problem}
+        subjects = (CellRoutes, SessionRoutes, CheckpointRoutes, FileRoutes, PackageRoutes, McpRoute)
+        named = [route for subject in subjects for route in subject(sessions, hosting).routes()]
+        routes = [build_route(route, self._headers, sessions.journal) for route in named]
+        page = [build_route(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
+        problems: Any = {HTTPException: self._respond_to_http_exception}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes), *page], exception_handlers=problems)
         guarded = hosting.accepted_keys or hosting.allowed_hosts
         # The health check and the page hold no data, so they need no key.
         open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})
-        probes = frozenset({f"/{LIVE_PATH}", f"/{READY_PATH}"})
-        self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths, probes=probes) if guarded else app
+        probe_paths = frozenset({f"/{LIVE_PATH}", f"/{READY_PATH}"})
+        self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths, probe_paths=probe_paths) if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to one ASGI request. Raise ForkedProcessError in a process that was forked from the server."""
         self._owner.check()
         await self._app(scope, receive, send)
 
-    def take_no_more(self) -> None:
+    def refuse_new_sessions(self) -> None:
         """Refuse requests that would open a new session, from now on. Existing sessions are still served."""
         self._sessions.draining = True
 
@@ -106,19 +106,19 @@ class Service:
 
         If a cell has not ended by then, its result gives the reason why it was cut short.
         """
-        self.take_no_more()
+        self.refuse_new_sessions()
         await self._sessions.finish(within)
         await self._sessions.close()
 
     def _refuse(self, problem: ProblemError, scope: Scope) -> Response:
         token = current_request.set(scope)
-        self._sessions.journal.refused(problem, "any")
+        self._sessions.journal.record_refusal(problem, "any")
         current_request.reset(token)
-        response = problem_answer(problem)
+        response = problem_response(problem)
         response.headers.update(self._headers)
         return response
 
-    async def _answer_http_problem(self, _request: Request, error: HTTPException) -> Response:
-        response = problem_answer(error)
+    async def _respond_to_http_exception(self, _request: Request, error: HTTPException) -> Response:
+        response = problem_response(error)
         response.headers.update(self._headers)
         return response

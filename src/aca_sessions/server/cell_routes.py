@@ -13,7 +13,7 @@ from ..contract.records import ProblemError, invalid
 from ..contract.versions import Version
 from ..hosting import Hosting
 from .executions import RunningExecution
-from .routing import Routes, addressed, after_of, check_route, checked_identifier, read_json
+from .routing import Routes, check_identifier, check_route, read_address, read_after_number, read_json
 from .sessions import Sessions
 
 _OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
@@ -27,12 +27,12 @@ class CellRoutes:
         self._sessions = sessions
         self._hosting = hosting
 
-    def table(self) -> Routes:
+    def routes(self) -> Routes:
         """Return the routes of cells: those of Azure's API, and the extensions if the server offers them."""
         routes: Routes = [
             ("executions", "POST", self.execute),
             ("code/execute", "POST", self.execute),
-            ("executions/{id}", "GET", self.execution),
+            ("executions/{id}", "GET", self.get_execution),
             ("python/execute", "POST", self.legacy_execute),
         ]
         if not self._hosting.plain:
@@ -40,14 +40,14 @@ class CellRoutes:
                 (extensions.INTERRUPT_PATH, "POST", self.interrupt),
                 (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
                 (extensions.RESET_PATH, "POST", self.reset),
-                (extensions.EVENTS_PATH, "GET", self.events),
+                (extensions.EVENTS_PATH, "GET", self.get_events),
                 (extensions.REPLIES_PATH, "POST", self.reply),
             ]
         return routes
 
     async def execute(self, request: Request) -> Response:
         """Run a cell and return its execution. Wait until the cell has ended, unless the request is asynchronous."""
-        version, identifier = addressed(request, plain=self._hosting.plain)
+        version, identifier = read_address(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         body = await read_json(request, self._hosting.max_request)
         if self._hosting.shell:
@@ -68,24 +68,24 @@ class CellRoutes:
             await execution.done.wait()
         return self._respond(request, version, execution)
 
-    async def execution(self, request: Request) -> Response:
+    async def get_execution(self, request: Request) -> Response:
         """Return an execution as it is now, with its result if it has ended."""
-        version, identifier = addressed(request, plain=self._hosting.plain)
+        version, identifier = read_address(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH, whole=False)
-        return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
+        return self._respond(request, version, self._sessions.find_execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
         """Interrupt the cell of an execution, or keep the cell from starting.
 
         Respond at once. The execution's result, which comes later, shows whether the interrupt stopped the cell.
         """
-        _, identifier = addressed(request, plain=False)
+        _, identifier = read_address(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
 
     async def interrupt_session(self, request: Request) -> Response:
         """Interrupt the execution that runs in a session, if there is one."""
-        _, identifier = addressed(request, plain=False)
+        _, identifier = read_address(request, plain=False)
         executions = self._sessions.find(identifier).executions
         if executions.running is not None:  # those that wait for their turn are left alone
             executions.interrupt(executions.running)
@@ -96,9 +96,9 @@ class CellRoutes:
 
         Return the position of the entry for this reset in the session's ledger, the list of what happened to it.
         """
-        _, identifier = addressed(request, plain=False)
+        _, identifier = read_address(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
-        with session.used():
+        with session.keep_in_use():
             position = await (await session.sandbox()).reset()
         return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
@@ -107,55 +107,55 @@ class CellRoutes:
         if self._hosting.shell:
             raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
         call, named = nested.decode_legacy_request(await read_json(request, self._hosting.max_request))
-        identifier = checked_identifier(request.query_params.get("identifier") or named or "")
+        identifier = check_identifier(request.query_params.get("identifier") or named or "")
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         request.state.session = execution.session
         await execution.done.wait()
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
-    async def events(self, request: Request) -> Response:
+    async def get_events(self, request: Request) -> Response:
         """Return a cell's events after the event whose number is the query's `after`, and the cell's result if it has ended.
 
         If there is no such event yet, wait for one, at most the query's `wait` seconds.
         """
-        version, identifier = addressed(request, plain=False)
-        execution = self._find(identifier, request.path_params["id"])
-        return await self._page(request, version, execution, after_of(request))
+        version, identifier = read_address(request, plain=False)
+        execution = self._find_execution(identifier, request.path_params["id"])
+        return await self._events_response(request, version, execution, read_after_number(request))
 
     async def reply(self, request: Request) -> Response:
         """Pass the caller's reply on to a cell that waits for it, in `input()` or in a call of a host's tool.
 
         If the query has `after`, respond as `events` does. Otherwise the response is empty.
         """
-        version, identifier = addressed(request, plain=False)
-        execution = self._find(identifier, request.path_params["id"])
+        version, identifier = read_address(request, plain=False)
+        execution = self._find_execution(identifier, request.path_params["id"])
         number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
-        await execution.session.executions.answer(execution, number, text)
+        await execution.session.executions.send_reply(execution, number, text)
         has_after = "after" in request.query_params
-        return await self._page(request, version, execution, after_of(request)) if has_after else JSONResponse({})
+        return await self._events_response(request, version, execution, read_after_number(request)) if has_after else JSONResponse({})
 
-    def _find(self, identifier: str, id: str) -> RunningExecution:
+    def _find_execution(self, identifier: str, id: str) -> RunningExecution:
         session = self._sessions.find(identifier)
         session.touch()
         return session.executions.find(id)
 
-    async def _page(self, request: Request, version: Version, execution: RunningExecution, after: int) -> Response:
-        found, last = await execution.events.after(after, within=_wait(request.query_params.get("wait", "")))
+    async def _events_response(self, request: Request, version: Version, execution: RunningExecution, after: int) -> Response:
+        found, last = await execution.events.read_after(after, within=_parse_wait(request.query_params.get("wait", "")))
         body = extensions.encode_events(found, last)
         if execution.events.closed:
-            body[extensions.EXECUTION_MEMBER] = self._encode(request, version, execution)
+            body[extensions.EXECUTION_MEMBER] = self._encode_execution(request, version, execution)
         return JSONResponse(body)
 
     def _respond(self, request: Request, version: Version, execution: RunningExecution) -> Response:
         number = {} if self._hosting.plain else {extensions.NUMBER_HEADER: str(execution.number)}
         headers = {flat.OPERATION_HEADER: execution.id, **number}
-        response = JSONResponse(self._encode(request, version, execution), headers=headers)
+        response = JSONResponse(self._encode_execution(request, version, execution), headers=headers)
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]
             response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
         return response
 
-    def _encode(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
+    def _encode_execution(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
         """Encode an execution as the body of a response, in the format of an api-version or of shell pools.
 
         If the execution has a result, count the result as fetched, so that it may be dropped earlier than others.
@@ -167,7 +167,7 @@ class CellRoutes:
         return version.dialect.encode_execution(fetched, limit, full=full)
 
 
-def _wait(text: str) -> float:
+def _parse_wait(text: str) -> float:
     try:
         seconds = float(text or extensions.LONGEST_POLL)
     except ValueError:

@@ -26,10 +26,10 @@ from .journal import Journal
 if TYPE_CHECKING:
     from .sessions import HostedSession
 
-_MOST_KEPT = 4 << 20  # characters of text
-_MOST_SHOWN = 32 << 20  # characters of displays: as much as may be part of one cell's result
-_MOST_MERGED = 64 << 10
-_EACH = 64
+_MAX_TEXT = 4 << 20  # characters of text
+_MAX_DISPLAYS = 32 << 20  # characters of displays: as much as may be part of one cell's result
+_MAX_MERGED = 64 << 10
+_EVENT_OVERHEAD = 64
 
 
 class Events:
@@ -37,12 +37,12 @@ class Events:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
-        self._first = 1
+        self._first_number = 1
         self._read_to = 0
-        self.written = self.shown = 0  # about how many characters of text and of displays are kept
-        self._skipped = self._skipped_displays = 0
+        self.text_size = self.display_size = 0  # about how many characters of text and of displays are kept
+        self._skipped_characters = self._skipped_displays = 0
         self._questions: list[Event] = []  # that were dropped before they were read
-        self._named: dict[str, int] = {}  # the number of the latest display of each name
+        self._display_numbers: dict[str, int] = {}  # the number of the latest display of each name
         self._changed = asyncio.Event()
         self.closed = False
 
@@ -52,20 +52,20 @@ class Events:
         If the latest event is of the same stream and no reader has it yet, append the text to that event. If an event with a display of the
         same name has not been read yet, replace that event.
         """
-        place = self._place_of(event)
+        place = self._find_unread_index(event)
         if place is None:
             self._events.append(event)
             place = len(self._events) - 1
         else:
-            self._count(self._events[place], -1)
+            self._add_to_sizes(self._events[place], -1)
             event = replace(event, text=self._events[place].text + event.text)
             self._events[place] = event
-        self._count(event, 1)
+        self._add_to_sizes(event, 1)
         if event.kind == "clear":
-            self._named.clear()
-        if name := _name_of(event):
-            self._named[name] = self._first + place
-        while (self.written > _MOST_KEPT or self.shown > _MOST_SHOWN) and len(self._events) > 1:
+            self._display_numbers.clear()
+        if name := _display_name(event):
+            self._display_numbers[name] = self._first_number + place
+        while (self.text_size > _MAX_TEXT or self.display_size > _MAX_DISPLAYS) and len(self._events) > 1:
             self._drop_oldest()
         self._changed.set()
 
@@ -74,7 +74,7 @@ class Events:
         self.closed = True
         self._changed.set()
 
-    async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
+    async def read_after(self, number: int, *, within: float) -> tuple[list[Event], int]:
         """Return the events after event number `number`, and the number of the latest event.
 
         If there are no such events yet, wait for one, at most `within` seconds. If some were dropped before they were read, the list begins
@@ -84,67 +84,67 @@ class Events:
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while self._last <= number and not self.closed:
+                while self._last_number <= number and not self.closed:
                     self._changed.clear()
                     await self._changed.wait()
-        start = max(0, number + 1 - self._first)
+        start = max(0, number + 1 - self._first_number)
         found = [*self._events][start:]
-        self._read_to = max(self._read_to, self._last)
+        self._read_to = max(self._read_to, self._last_number)
         questions, self._questions = self._questions, []
         found = questions + found
-        if number + 1 < self._first and (dropped := self._dropped()):
+        if number + 1 < self._first_number and (dropped := self._describe_dropped()):
             found.insert(0, Event(kind="skipped", text=dropped))
-        return found, max(number, self._last)
+        return found, max(number, self._last_number)
 
-    def kept(self) -> list[Event]:
+    def read_all(self) -> list[Event]:
         """Return all events that are kept, for a reader that is not a caller. If some were dropped, an event `skipped` comes first."""
-        dropped = self._dropped()
+        dropped = self._describe_dropped()
         return [*([Event(kind="skipped", text=dropped)] if dropped else []), *self._events]
 
     @property
-    def _last(self) -> int:
-        return self._first + len(self._events) - 1
+    def _last_number(self) -> int:
+        return self._first_number + len(self._events) - 1
 
-    def _place_of(self, event: Event) -> int | None:
+    def _find_unread_index(self, event: Event) -> int | None:
         """Return the index in `_events` of the unread event that `event` continues or replaces. Return None if there is none."""
-        number = self._named.get(_name_of(event) or "")
-        if number is None and self._events and _continues(self._events[-1], event):
-            number = self._last
-        return None if number is None or number <= self._read_to else number - self._first
+        number = self._display_numbers.get(_display_name(event) or "")
+        if number is None and self._events and _is_continuation(self._events[-1], event):
+            number = self._last_number
+        return None if number is None or number <= self._read_to else number - self._first_number
 
-    def _count(self, event: Event, sign: int) -> None:
-        self.written += sign * (len(event.text) + _EACH)
-        self.shown += sign * _size_of(event.display)
+    def _add_to_sizes(self, event: Event, sign: int) -> None:
+        self.text_size += sign * (len(event.text) + _EVENT_OVERHEAD)
+        self.display_size += sign * _display_size(event.display)
 
     def _drop_oldest(self) -> None:
         oldest = self._events.popleft()
-        self._first += 1
-        self._count(oldest, -1)
-        if oldest.kind in QUESTIONS and self._first - 1 > self._read_to:
+        self._first_number += 1
+        self._add_to_sizes(oldest, -1)
+        if oldest.kind in QUESTIONS and self._first_number - 1 > self._read_to:
             self._questions.append(oldest)  # the cell waits for its reply; the sandbox limits how many can be open
         else:
-            self._skipped += len(oldest.text)
+            self._skipped_characters += len(oldest.text)
             self._skipped_displays += oldest.display is not None
-            if self._named.get(_name_of(oldest) or "") == self._first - 1:
-                del self._named[_name_of(oldest) or ""]
+            if self._display_numbers.get(_display_name(oldest) or "") == self._first_number - 1:
+                del self._display_numbers[_display_name(oldest) or ""]
 
-    def _dropped(self) -> str:
-        parts = [f"{self._skipped} characters of output"] * bool(self._skipped)
+    def _describe_dropped(self) -> str:
+        parts = [f"{self._skipped_characters} characters of output"] * bool(self._skipped_characters)
         parts += [f"{self._skipped_displays} displays (the result has those that the cell ended with)"] * bool(self._skipped_displays)
         return f"{' and '.join(parts)} were dropped before they were read" if parts else ""
 
 
-def _continues(earlier: Event, event: Event) -> bool:
+def _is_continuation(earlier: Event, event: Event) -> bool:
     if earlier.kind != event.kind:
         return False
-    return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MOST_MERGED)
+    return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MAX_MERGED)
 
 
-def _name_of(event: Event) -> str | None:
+def _display_name(event: Event) -> str | None:
     return event.display.name if event.display is not None else None
 
 
-def _size_of(display: Display | None) -> int:
+def _display_size(display: Display | None) -> int:
     if display is None:
         return 0
     return sum(len(kind) + len(form) for kind, form in display.data.items() if isinstance(form, str))
@@ -157,7 +157,7 @@ _ASKED = ("reset", "rollback")  # causes of entries of a ledger that a caller as
 _HISTORY_BYTES = 8 << 20  # of one response
 _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
 _REMEMBERED_IDS = 10_000
-_TRIES = 3
+_MAX_TRIES = 3
 Answer = TypeVar("Answer")
 
 
@@ -180,11 +180,11 @@ class RunningExecution:
         self.events = Events()
         self.result: CodeExecutionResult | None = None
         self.size = len(call.code)  # about as many characters as are kept
-        self.fetched = False
+        self.was_fetched = False
         self.start = self.end = session.ledger.position
         self.previous = self.start  # the position at which the previous cell of the history ended, once this one has
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
-        self._position = session.ledger.fetched
+        self._default_since = session.ledger.fetched
 
     def fetch(self, since: str | None = None) -> ExecutionResponse:
         """Return the execution as it is now, to send it to a caller. If it has a result, count the result as fetched.
@@ -196,12 +196,12 @@ class RunningExecution:
         session, result = self.session, self.result
         if result is not None:
             if result.state != NO_REPLY:
-                state, record = session.ledger.state_and_record(since, self.start, self.end, default=self._position)
+                state, record = session.ledger.state_and_record(since, self.start, self.end, default=self._default_since)
                 result = with_state(result, state, record=record)
             session.ledger.fetched = max(session.ledger.fetched, self.end)
-            if not self.fetched:
-                self.fetched = True
-                session.executions.note_fetched(self)
+            if not self.was_fetched:
+                self.was_fetched = True
+                session.executions.count_fetched(self)
         return ExecutionResponse(
             id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result
         )
@@ -219,9 +219,9 @@ class RunningExecution:
         else:
             self.result = with_state(result, ledger.between(self.start, self.end), session_id=self.session.identifier)
         self.status = "Succeeded" if result.error is None else "Failed"
-        self.size += len(result.stdout) + len(result.stderr) + self.events.written + self.events.shown
+        self.size += len(result.stdout) + len(result.stderr) + self.events.text_size + self.events.display_size
         for display in result.displays:
-            self.size += _size_of(display)
+            self.size += _display_size(display)
         self.events.close()
         self.done.set()
 
@@ -233,21 +233,21 @@ class Executions:
         self._session = session
         self._default_timeout = default_timeout
         self._journal = journal
-        self._known: OrderedDict[str, RunningExecution] = OrderedDict()
+        self._by_id: OrderedDict[str, RunningExecution] = OrderedDict()
         self._unfinished: dict[str, RunningExecution] = {}
-        self._forgotten: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
+        self._dropped_ids: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
         # Of the results that are kept, and of those that were fetched: their number, and their size.
-        self._kept = self._kept_size = self._fetched = self._fetched_size = 0
+        self._kept_count = self._kept_size = self._fetched_count = self._fetched_size = 0
         self.accepted = 0  # cells, without those that clients sent for themselves
         self._past: OrderedDict[int, RunningExecution] = OrderedDict()  # the history: those that have ended, by their numbers
         self._past_size = 0
         self._history_end = session.ledger.fetched  # the position at which the latest cell of the history ended
-        self._journaled = session.ledger.position
+        self._recorded_position = session.ledger.position
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
 
     @property
-    def unfinished(self) -> int:
+    def unfinished_count(self) -> int:
         """Return how many executions run or wait for their turn."""
         return len(self._unfinished)
 
@@ -262,9 +262,9 @@ class Executions:
         If there was an execution with this id already, start nothing, so that no cell runs twice. Then return that execution, or raise
         ProblemError (410) if its result was dropped.
         """
-        if id in self._known or id in self._forgotten:
+        if id in self._by_id or id in self._dropped_ids:
             return self.find(id)
-        execution = self._known[id] = self._unfinished[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
+        execution = self._by_id[id] = self._unfinished[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
         if not call.code.startswith(CELL_PREFIX):
             self.accepted += 1
             execution.number = self.accepted
@@ -273,12 +273,12 @@ class Executions:
 
     def find(self, id: str) -> RunningExecution:
         """Return the execution with the given id. Raise ProblemError: 410 if its result was dropped, 404 if the id is unknown."""
-        if id in self._forgotten:
+        if id in self._dropped_ids:
             said = "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id"
             raise ProblemError(410, "ExecutionResultGone", said)
-        execution = self._known.get(id)
+        execution = self._by_id.get(id)
         if execution is None:
-            raise no_execution(id)
+            raise unknown_execution(id)
         return execution
 
     def history(self, after: int) -> tuple[list[RunningExecution], int]:
@@ -317,7 +317,7 @@ class Executions:
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
-    async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
+    async def send_reply(self, execution: RunningExecution, number: int, text: str | None) -> None:
         """Send a reply to a cell that waits for one, in `input()` or in a host call. Raise ProblemError (409) if it does not wait any more.
 
         Args:
@@ -335,7 +335,7 @@ class Executions:
         running = self.running
         if running is None:
             return 0, []
-        latest = max((event.number for event in running.events.kept()), default=0)
+        latest = max((event.number for event in running.events.read_all()), default=0)
         interpreter = (await self._session.sandbox()).running
         return latest, interpreter.open_questions(running.id) if interpreter is not None else []
 
@@ -343,42 +343,44 @@ class Executions:
         """Wait until all executions of the session have their results."""
         await self._tasks.finish()
 
-    async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Wait until no cell runs, call `act` with the session's sandbox and return the result of `act`.
+    async def run_in_turn(self, action: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
+        """Wait until no cell runs, call `action` with the session's sandbox and return the result of `action`.
 
-        Cells and these calls run one at a time, in the order of their requests. If the caller is cancelled, the call of `act` continues.
+        Cells and these calls run one at a time, in the order of their requests. If the caller is cancelled, the call of `action` continues.
         """
-        return await self._tasks.run_shielded(self._in_turn(act))
+        return await self._tasks.run_shielded(self._call_in_turn(action))
 
-    def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Schedule `act` to be called with the session's sandbox when no cell runs, and return without waiting.
+    def schedule_in_turn(self, action: Callable[[Sandbox], Awaitable[object]]) -> None:
+        """Schedule `action` to be called with the session's sandbox when no cell runs, and return without waiting.
 
-        Use this instead of `in_turn` after a caller was cancelled, because it could not wait.
+        Use this instead of `run_in_turn` after a caller was cancelled, because it could not wait.
         """
-        self._tasks.start(self._in_turn(act))
+        self._tasks.start(self._call_in_turn(action))
 
-    async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
+    async def _call_in_turn(self, action: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
         async with self._turn:
-            return await act(await self._session.sandbox())
+            return await action(await self._session.sandbox())
 
     async def _run(self, execution: RunningExecution) -> None:
         try:
             async with self._turn:
                 execution.start = self._session.ledger.position
-                with telemetry.cell_running():
-                    execution.finish(await self._result(execution))
+                with telemetry.count_active_cell():
+                    execution.finish(await self._run_with_retries(execution))
         except Exception as error:
             id = log_failure("an execution has no result", error)
-            failed = _no_result(f"the server failed while it made this result: its log has the cause under the id {id}")
+            failed = _interpreter_died(f"the server failed while it made this result: its log has the cause under the id {id}")
             execution.finish(replace(failed, state=NO_REPLY))
         finally:
             if not execution.done.is_set():
                 execution.finish(
-                    _no_result("the server was stopped before the cell ended: run it again at another server, or once this one is back")
+                    _interpreter_died(
+                        "the server was stopped before the cell ended: run it again at another server, or once this one is back"
+                    )
                 )
-            self._note_finished(execution)
+            self._record_finished(execution)
 
-    def _note_finished(self, execution: RunningExecution) -> None:
+    def _record_finished(self, execution: RunningExecution) -> None:
         """Record a finished execution in the metrics and the audit log, and drop old or large results of the session.
 
         The recorded state includes losses that happened between the previous execution and this one.
@@ -388,18 +390,18 @@ class Executions:
             self._note_past(execution)
         result = execution.result
         if result is not None:
-            if result.state != NO_REPLY and self._journaled < execution.start:
-                result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
-            self._journaled = max(self._journaled, execution.end)
-            telemetry.cell_ended(result)
-            if self._journal.writes:
-                self._journal.cell_ended(self._session.identifier, execution.call, result)
+            if result.state != NO_REPLY and self._recorded_position < execution.start:
+                result = replace(result, state=self._session.ledger.between(self._recorded_position, execution.end))
+            self._recorded_position = max(self._recorded_position, execution.end)
+            telemetry.record_server_execution(result)
+            if self._journal.has_audit_log:
+                self._journal.record_cell(self._session.identifier, execution.call, result)
         # The latest result is not fetched yet and is always kept, because its response may be lost: so it is counted behind the limits.
-        while self._fetched > _FETCHED_RESULTS or self._fetched_size > _FETCHED_BYTES:
-            self._forget(execution, fetched=True, oldest=self._fetched > _FETCHED_RESULTS)
-        while self._kept > _KEPT_RESULTS or self._kept_size > _KEPT_BYTES:
-            self._forget(execution, fetched=False, oldest=self._kept > _KEPT_RESULTS)
-        self._kept += 1
+        while self._fetched_count > _FETCHED_RESULTS or self._fetched_size > _FETCHED_BYTES:
+            self._drop_result(execution, fetched=True, oldest=self._fetched_count > _FETCHED_RESULTS)
+        while self._kept_count > _KEPT_RESULTS or self._kept_size > _KEPT_BYTES:
+            self._drop_result(execution, fetched=False, oldest=self._kept_count > _KEPT_RESULTS)
+        self._kept_count += 1
         self._kept_size += execution.size
 
     def _note_past(self, execution: RunningExecution) -> None:
@@ -413,13 +415,13 @@ class Executions:
         self._past[execution.number] = execution
         self._past_size += execution.size
 
-    def note_fetched(self, execution: RunningExecution) -> None:
+    def count_fetched(self, execution: RunningExecution) -> None:
         """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if the result was dropped already."""
-        if execution.id in self._known:
-            self._fetched += 1
+        if execution.id in self._by_id:
+            self._fetched_count += 1
             self._fetched_size += execution.size
 
-    def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
+    def _drop_result(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
         """Drop the result of one ended execution and remember the execution's id.
 
         Args:
@@ -427,20 +429,20 @@ class Executions:
             fetched: Whether to choose only among results that were fetched.
             oldest: Whether to drop the oldest result, instead of the largest.
         """
-        kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
+        kept = (one for one in self._by_id.values() if one.done.is_set() and one is not latest and (one.was_fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
-        del self._known[gone.id]
-        self._kept -= 1
+        del self._by_id[gone.id]
+        self._kept_count -= 1
         self._kept_size -= gone.size
-        self._fetched -= gone.fetched
-        self._fetched_size -= gone.size * gone.fetched
-        self._forgotten[gone.id] = None
-        if len(self._forgotten) > _REMEMBERED_IDS:
-            self._forgotten.popitem(last=False)
+        self._fetched_count -= gone.was_fetched
+        self._fetched_size -= gone.size * gone.was_fetched
+        self._dropped_ids[gone.id] = None
+        if len(self._dropped_ids) > _REMEMBERED_IDS:
+            self._dropped_ids.popitem(last=False)
 
-    async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
+    async def _run_with_retries(self, execution: RunningExecution) -> CodeExecutionResult:
         try:
-            for _ in range(_TRIES - 1):
+            for _ in range(_MAX_TRIES - 1):
                 with contextlib.suppress(CellNotSentError):  # a reset or a death of the interpreter came first
                     return await self._execute(execution)
             return await self._execute(execution)
@@ -450,7 +452,7 @@ class Executions:
             refused = CodeError("SnapshotError", f"the cell was not run: {error}")
             return CodeExecutionResult(error=refused, stderr=str(refused))
         except (GuestDiedError, IsolationError) as error:
-            return _no_result(str(error))
+            return _interpreter_died(str(error))
 
     async def _execute(self, execution: RunningExecution) -> CodeExecutionResult:
         sandbox = await self._session.sandbox()
@@ -461,7 +463,7 @@ class Executions:
             raise CellNotStartedError
         execution.status = "Running"
         self._session.has_state = True
-        return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
+        return await sandbox.execute(partial(self._run_in_interpreter, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
         """Start the session's interpreter and return the sandbox in which it runs.
@@ -472,15 +474,15 @@ class Executions:
         try:
             await sandbox.interpreter()
         except GuestDiedError:
-            if not await self._session.renew():
+            if not await self._session.replace_dead_sandbox():
                 sandbox.record_lost_workspace()
                 raise
             sandbox = await self._session.sandbox()
             await sandbox.interpreter()
-        telemetry.interpreter_started("cold", time.perf_counter() - started)
+        telemetry.record_interpreter_start("cold", time.perf_counter() - started)
         return sandbox
 
-    async def _run_in(self, execution: RunningExecution, interpreter: Interpreter) -> CodeExecutionResult:
+    async def _run_in_interpreter(self, execution: RunningExecution, interpreter: Interpreter) -> CodeExecutionResult:
         call, timeout, is_cancelled = execution.call, execution.call.timeout or self._default_timeout, execution.cancelled.is_set
         tell = execution.events.add if call.asynchronous else None
         if call.command is not None:
@@ -494,11 +496,11 @@ class Executions:
             await interpreter.interrupt(execution.id)
 
 
-def no_execution(id: str) -> ProblemError:
+def unknown_execution(id: str) -> ProblemError:
     """Return the error (404) for an execution id that the session does not have."""
     said = f"this session has no execution {id!r:.140}: check its id and the session's identifier"
     return ProblemError(404, "ExecutionNotFound", said)
 
 
-def _no_result(message: str) -> CodeExecutionResult:
+def _interpreter_died(message: str) -> CodeExecutionResult:
     return CodeExecutionResult(error=CodeError("InterpreterDied", message), stderr=f"InterpreterDied: {message}")

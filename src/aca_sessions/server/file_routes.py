@@ -21,7 +21,18 @@ from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.session.files import Files, OpenFile
-from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, problem_of, range_of, too_large, wants_whole
+from .routing import (
+    Routes,
+    check_identifier,
+    check_if_match,
+    check_route,
+    is_range_outdated,
+    read_address,
+    read_range,
+    set_audit_event,
+    to_problem,
+    too_large_problem,
+)
 from .sessions import Sessions
 
 _BINARY = "application/octet-stream"
@@ -29,8 +40,8 @@ _FORM_MARGIN = 1 << 16
 _BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
 _FIRST_LINE = 204  # bytes: the longest match of _BOUNDARY
 _CHUNK = 1 << 18
-_AHEAD = 8 << 20  # bytes; this package's client asks for parts of that size
-_MOST_AHEAD = 8  # responses at the same time that are read completely before they begin, each of up to 8 MB
+_MAX_PART_IN_MEMORY = 8 << 20  # bytes; this package's client asks for parts of that size
+_MAX_PARTS_IN_MEMORY = 8  # responses at the same time that are read completely before they begin, each of up to 8 MB
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -40,65 +51,65 @@ class FileRoutes:
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._hosting = hosting
-        self._downloads = Downloads()
+        self._downloads = DownloadReader()
 
-    def table(self) -> Routes:
+    def routes(self) -> Routes:
         """Return the routes of files. All of them are part of Azure's API."""
         return [
             ("files", "GET", self.list_files),
             ("files", "POST", self.upload_file),
             ("files/upload", "POST", self.upload_file),
-            ("files/{name:path}", "GET", self.file),
+            ("files/{name:path}", "GET", self.get_file),
             ("files/{name:path}", "DELETE", self.delete_file),
             ("python/uploadFile", "POST", self.legacy_upload),
-            ("python/files", "GET", self.legacy_files),
+            ("python/files", "GET", self.legacy_list_files),
             ("python/downloadFile", "GET", self.legacy_download),
         ]
 
     async def list_files(self, request: Request) -> Response:
         """Return the files in a folder of a session. If the query has `recursive=true`, include the files in its subfolders."""
-        version, _ = addressed(request, plain=self._hosting.plain)
+        version, _ = read_address(request, plain=self._hosting.plain)
         recursive = request.query_params.get("recursive", "").lower() == "true"
-        async with self._files(request) as (files, folder):
+        async with self._open_files(request) as (files, folder):
             found = await to_thread.run_sync(lambda: files.listing(folder, recursive=recursive))
         return JSONResponse(version.dialect.encode_files(found))
 
     async def upload_file(self, request: Request) -> Response:
         """Write the uploaded file of a form to a session, and return the file's description."""
-        version, _ = addressed(request, plain=self._hosting.plain)
+        version, _ = read_address(request, plain=self._hosting.plain)
         check_route(request, version.dialect.UPLOAD_PATH)
-        return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
+        return JSONResponse(version.dialect.encode_upload(await self._store_upload(request)))
 
-    async def file(self, request: Request) -> Response:
+    async def get_file(self, request: Request) -> Response:
         """Return a file's content or its description, depending on the path.
 
         Both have one route, because older api-versions serve contents at `files/content/NAME` and later ones at `files/NAME/content`.
         """
-        version, _ = addressed(request, plain=self._hosting.plain)
+        version, _ = read_address(request, plain=self._hosting.plain)
         path = request.path_params["name"]
         content = version.dialect.parse_content_path(path)
         if content is not None:
             return await self._download(request, content)
-        async with self._file(request, path) as (files, folder, name):
+        async with self._locate_file(request, path) as (files, folder, name):
             file = await to_thread.run_sync(files.describe, name, folder)
         return JSONResponse(version.dialect.encode_file(file))
 
     async def delete_file(self, request: Request) -> Response:
         """Delete a file of a session."""
-        version, _ = addressed(request, plain=self._hosting.plain)
-        async with self._file(request, request.path_params["name"]) as (files, folder, name):
+        version, _ = read_address(request, plain=self._hosting.plain)
+        async with self._locate_file(request, request.path_params["name"]) as (files, folder, name):
             await to_thread.run_sync(files.delete, name, folder)
-        note(request, "delete")
+        set_audit_event(request, "delete")
         deleted = version.dialect.DELETED
         return Response(status_code=204) if deleted is None else JSONResponse(deleted)
 
     async def legacy_upload(self, request: Request) -> Response:
         """Write the uploaded file of a form to a session, and return its description, in the format of Azure's private preview."""
-        return JSONResponse(nested.encode_legacy_files([await self._uploaded(request)]))
+        return JSONResponse(nested.encode_legacy_files([await self._store_upload(request)]))
 
-    async def legacy_files(self, request: Request) -> Response:
+    async def legacy_list_files(self, request: Request) -> Response:
         """Return the files in a folder of a session, in the format of Azure's private preview."""
-        async with self._files(request) as (files, folder):
+        async with self._open_files(request) as (files, folder):
             return JSONResponse(nested.encode_legacy_files(await to_thread.run_sync(files.listing, folder)))
 
     async def legacy_download(self, request: Request) -> Response:
@@ -111,55 +122,55 @@ class FileRoutes:
         A server without extensions (`plain`) ignores Range, If-Range and If-Match.
         """
         plain = self._hosting.plain
-        start, length = (0, None) if plain else range_of(request)
+        start, length = (0, None) if plain else read_range(request)
         is_part = (start, length) != (0, None)
-        async with AsyncExitStack() as held:
-            files, folder, name = await held.enter_async_context(self._file(request, path))
+        async with AsyncExitStack() as resources:
+            files, folder, name = await resources.enter_async_context(self._locate_file(request, path))
             reading = await to_thread.run_sync(files.open, name, folder)
-            held.push_async_callback(close, reading)
+            resources.push_async_callback(close_file, reading)
             exact = is_part or (not plain and "if-match" in request.headers)
-            download = await self._downloads.begin(reading, start, length, exact=exact, held=held)
+            download = await self._downloads.prepare(reading, start, length, exact=exact, resources=resources)
             if not plain:
-                check_version(request, download.version)
-            if is_part and wants_whole(request, download.version):
+                check_if_match(request, download.version)
+            if is_part and is_range_outdated(request, download.version):
                 start, length = 0, None
-                download = await self._downloads.begin(reading, start, length, exact=False, held=held)
-            note(request, "download", bytes=download.length)
-            status, headers = _described(start, length, download, reading.size)
+                download = await self._downloads.prepare(reading, start, length, exact=False, resources=resources)
+            set_audit_event(request, "download", bytes=download.length)
+            status, headers = _status_and_headers(start, length, download, reading.size)
             if not plain:
                 headers["etag"] = download.version
-            return Sending(download.chunks, status, headers, media_type=_BINARY, held=held.pop_all())
+            return OwningResponse(download.chunks, status, headers, media_type=_BINARY, resources=resources.pop_all())
 
-    async def _uploaded(self, request: Request) -> RemoteFile:
-        async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._sandbox(request) as (sandbox, folder):
+    async def _store_upload(self, request: Request) -> RemoteFile:
+        async with open_upload(request, self._hosting.max_upload) as (name, chunks), self._open_sandbox(request) as (sandbox, folder):
             request.state.session.has_state = True
             file = await sandbox.write(name, chunks, folder)
-        note(request, "upload", bytes=file.size)
+        set_audit_event(request, "upload", bytes=file.size)
         return file
 
     @asynccontextmanager
-    async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
+    async def _open_files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
         """Yield the files of the session that the request names, and the folder in the query's `path`.
 
         The session is in use during the `with` block.
         """
-        async with self._sandbox(request) as (sandbox, folder):
+        async with self._open_sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
     @asynccontextmanager
-    async def _sandbox(self, request: Request) -> AsyncIterator[tuple[Sandbox, str]]:
-        identifier = checked_identifier(request.query_params.get("identifier", ""))
+    async def _open_sandbox(self, request: Request) -> AsyncIterator[tuple[Sandbox, str]]:
+        identifier = check_identifier(request.query_params.get("identifier", ""))
         session = request.state.session = self._sessions.get(identifier)
-        with session.used():
+        with session.keep_in_use():
             yield await session.sandbox(), request.query_params.get("path", "")
 
     @asynccontextmanager
-    async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
+    async def _locate_file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
         """Yield the files of the session that the request names, and the folder and the name of the file at `path`.
 
         `path` is relative to the query's `path`.
         """
-        async with self._files(request) as (files, folder):
+        async with self._open_files(request) as (files, folder):
             try:
                 below, name = split_path(path)
             except ValueError as error:
@@ -167,32 +178,32 @@ class FileRoutes:
             try:
                 yield files, "/".join(filter(None, (folder, below))), name
             except OSError as error:
-                problem = problem_of(error)
+                problem = to_problem(error)
                 if problem.status == 500:
                     raise  # not about this file
                 raise ProblemError(problem.status, problem.code, f"{path!r:.80}: {problem.message}") from error
 
 
 @asynccontextmanager
-async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
+async def open_upload(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
     """Parse a request's form. Yield the uploaded file's name, and an iterator of its content for use within the `with` block.
 
     Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
     """
-    labelled = await _labelled(_limited(request, most + _FORM_MARGIN, most))
-    async with _kept_on_disk(labelled) as form:
+    labelled = await _with_form_type(_with_body_limit(request, most + _FORM_MARGIN, most))
+    async with _parse_form(labelled) as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             got = "one without a file name" if upload is not None else "no such part"
             said = f"the form must have a part 'file' with a file name, got {got}: send the file as multipart/form-data"
             raise ProblemError(400, "SessionRequestValidationFailed", said)
         if (upload.size or 0) > most:
-            raise too_large(most)
+            raise too_large_problem(most)
         yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
 
 
 @asynccontextmanager
-async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
+async def _parse_form(request: Request) -> AsyncIterator[FormData]:
     """Parse a request's form and yield it for a `with` block. starlette keeps a large file in the host's temporary folder.
 
     If the host's disk is full, or the folder cannot be written, the error says that the fault is the host's and not the session's.
@@ -204,14 +215,14 @@ async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
             "cannot keep an upload in this host's folder for temporary files (%s): free some disk there, or set TMPDIR to another folder",
             error.strerror,
         )
-        raise _host_problem(error) from error
+        raise _host_disk_problem(error) from error
     try:
         yield form
     finally:
         await form.close()
 
 
-def _host_problem(error: OSError) -> ProblemError:
+def _host_disk_problem(error: OSError) -> ProblemError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ProblemError(
             507, "HostStorageFull", "the disk of the server's host is full, not the session's: its operator must free space"
@@ -220,7 +231,7 @@ def _host_problem(error: OSError) -> ProblemError:
     return ProblemError(500, "HostStorageUnavailable", said)
 
 
-async def _labelled(request: Request) -> Request:
+async def _with_form_type(request: Request) -> Request:
     """Return the request with a content type that fits its body: that of a form if the body begins like a form, otherwise none.
 
     Keep a content type that is that of a form. Others cannot be trusted, because Semantic Kernel's tool sends its forms as JSON once it has
@@ -244,7 +255,7 @@ async def _labelled(request: Request) -> Request:
     return Request({**request.scope, "headers": headers}, receive)
 
 
-def _limited(request: Request, most: int, shown: int) -> Request:
+def _with_body_limit(request: Request, most: int, shown: int) -> Request:
     """Return the request with a limit on its body: reading more than `most` bytes raises ProblemError (413).
 
     `shown` is the limit that the error names, for the file without the rest of the form. The received bytes are counted too, because a
@@ -252,7 +263,7 @@ def _limited(request: Request, most: int, shown: int) -> Request:
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
-        raise too_large(shown)
+        raise too_large_problem(shown)
     received = 0
 
     async def receive() -> Message:
@@ -260,7 +271,7 @@ def _limited(request: Request, most: int, shown: int) -> Request:
         message = await request.receive()
         received += len(message.get("body", b""))
         if received > most:
-            raise too_large(shown)
+            raise too_large_problem(shown)
         return message
 
     return Request(request.scope, receive)
@@ -275,7 +286,7 @@ class Download:
     version: str
 
 
-class Downloads:
+class DownloadReader:
     """A reader of file parts for all downloads of a server. It limits how many large parts are held in memory.
 
     A part of up to 8 MiB is read as a whole before the headers are sent, so that the entity tag in the headers fits the content. Larger
@@ -284,9 +295,9 @@ class Downloads:
     """
 
     def __init__(self) -> None:
-        self._ahead = 0
+        self._parts_in_memory = 0
 
-    async def begin(self, reading: OpenFile, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
+    async def prepare(self, reading: OpenFile, start: int, length: int | None, *, exact: bool, resources: AsyncExitStack) -> Download:
         """Prepare to send a part of a file. A small part is read at once.
 
         Args:
@@ -295,24 +306,24 @@ class Downloads:
             length: How many bytes, or None for all that follow.
             exact: Whether the client may join this part with others of the same version. If so, the response breaks off if the file
                 changes. If not, the client gets what the file holds when it is read, and a large part has a weak tag.
-            held: The stack that is closed when everything is sent.
+            resources: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)
         length = left if length is None else min(length, left)
-        if length > _CHUNK and (length > _AHEAD or self._ahead >= _MOST_AHEAD):
+        if length > _CHUNK and (length > _MAX_PART_IN_MEMORY or self._parts_in_memory >= _MAX_PARTS_IN_MEMORY):
             reading.is_settled = reading.is_settled and exact
             return Download(_chunks(reading, start, length), length, reading.version)
         if length > _CHUNK:
-            self._ahead += 1
-            held.callback(self._give_back)
+            self._parts_in_memory += 1
+            resources.callback(self._release_part)
         data = await to_thread.run_sync(reading.chunk, start, length)
-        return Download(_sliced(data), len(data), reading.version)
+        return Download(_split(data), len(data), reading.version)
 
-    def _give_back(self) -> None:
-        self._ahead -= 1
+    def _release_part(self) -> None:
+        self._parts_in_memory -= 1
 
 
-def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
+def _status_and_headers(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
     headers = {"content-length": str(download.length)}
     if size == 0 or (length is None and start == 0):
         return 200, headers
@@ -321,22 +332,22 @@ def _described(start: int, length: int | None, download: Download, size: int) ->
     return 206, headers | {"content-range": f"bytes {start}-{start + download.length - 1}/{size}"}
 
 
-class Sending(StreamingResponse):
+class OwningResponse(StreamingResponse):
     """A streaming response that owns a stack of resources, and closes it when the response is sent or its client has gone."""
 
     def __init__(
-        self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, held: AsyncExitStack
+        self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, resources: AsyncExitStack
     ) -> None:
         super().__init__(chunks, status, headers, media_type)
-        self._held = held
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, then close the stack."""
-        async with self._held:
+        async with self._resources:
             await super().__call__(scope, receive, send)
 
 
-async def close(reading: OpenFile) -> None:
+async def close_file(reading: OpenFile) -> None:
     """Close a file in a thread, because closing the last descriptor of a deleted file frees all its memory, which takes time."""
     with CancelScope(shield=True):
         await to_thread.run_sync(reading.close)
@@ -356,6 +367,6 @@ async def _chunks(reading: OpenFile, start: int, length: int) -> AsyncIterator[b
         start += len(data)
 
 
-async def _sliced(data: bytes) -> AsyncIterator[bytes]:
+async def _split(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), _CHUNK):
         yield data[start : start + _CHUNK]

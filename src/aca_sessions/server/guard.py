@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import mcp
 from ..contract.records import ProblemError
-from ..hosting import KNOWS_KEY, METRICS_PATH, Hosting, log_event
+from ..hosting import ACCEPTED_KEY, METRICS_PATH, Hosting, log_event
 
 
 class Guard:
@@ -33,7 +33,7 @@ class Guard:
         *,
         refuse: Callable[[ProblemError, Scope], Response],
         open_paths: frozenset[str] = frozenset(),
-        probes: frozenset[str] = frozenset(),
+        probe_paths: frozenset[str] = frozenset(),
     ) -> None:
         """Wrap an application.
 
@@ -42,12 +42,12 @@ class Guard:
             hosting: The keys and the allowed hosts. If it has no key, requests need none; if it has no hosts, all are allowed.
             refuse: Returns the response to a request that is refused.
             open_paths: Paths that hold no data and need no key. Host and Origin are checked all the same.
-            probes: Paths that tell one bit. Nothing is checked: load balancers ask by addresses that no list of hosts can name.
+            probe_paths: Paths of health probes. They are not checked, because load balancers use addresses that no list of hosts has.
         """
         self._app = app
         self._refuse = refuse
         self._open_paths = open_paths
-        self._probes = probes
+        self._probe_paths = probe_paths
         self._keys = hosting.accepted_keys
         self._metrics_key = hosting.metrics_key
         self._allowed_hosts = frozenset(name.lower() for name in hosting.allowed_hosts)
@@ -60,13 +60,13 @@ class Guard:
 
     def _check(self, scope: Scope) -> ProblemError | None:
         headers, path = Headers(scope=scope), scope["path"]
-        if path in self._probes:
+        if path in self._probe_paths:
             return None
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._allows(f"//{host}"):
+        if not self._is_allowed_host(f"//{host}"):
             said = f"the Host header must name a host of this server, got {host!r:.80}: start the server with --allowed-host to accept it"
             return ProblemError(403, "HostNotAllowed", said)
-        if origin is not None and not self._allows(origin):
+        if origin is not None and not self._is_allowed_host(origin):
             said = (
                 f"the Origin header must name a host of this server, got {origin!r:.80}: start the server with --allowed-host to accept it"
             )
@@ -82,10 +82,10 @@ class Guard:
         if not known:
             said = f"the request must have this server's key: send it in the header Authorization as 'Bearer KEY', or in {mcp.KEY_HEADER}"
             return ProblemError(401, "Unauthorized", said)
-        scope.setdefault("state", {})[KNOWS_KEY] = known[0]
+        scope.setdefault("state", {})[ACCEPTED_KEY] = known[0]
         return None
 
-    def _allows(self, address: str) -> bool:
+    def _is_allowed_host(self, address: str) -> bool:
         try:
             return not self._allowed_hosts or urlsplit(address).hostname in self._allowed_hosts
         except ValueError:  # brackets that enclose no IPv6 address
@@ -102,7 +102,7 @@ class Throttle:
         self.left_out = 0  # lines since the latest one that was admitted
 
     def admit(self) -> int | None:
-        """Return how many lines were left out since the latest one that was not, or None if this line must be left out."""
+        """Count a line. Return None if it must be left out, otherwise how many lines were left out since the last one that was not."""
         now = time.monotonic()
         if now >= self._ends:
             self._ends, self._count = now + self._seconds, 0

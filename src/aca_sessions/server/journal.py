@@ -20,7 +20,7 @@ from starlette.types import Scope
 from .. import telemetry
 from ..contract.records import ExecutionRequest, ProblemError
 from ..errors import ConfigurationError
-from ..hosting import KNOWS_KEY, Hosting
+from ..hosting import ACCEPTED_KEY, Hosting
 from ..models import CodeExecutionResult
 from .guard import RefusalLog, Throttle, client_address
 
@@ -37,10 +37,10 @@ class AuditLog:
     def __init__(self, path: str) -> None:
         """Open the file, or create it. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
         self._path = path
-        self._torn = False
-        self._lost = 0
+        self._has_partial_line = False
+        self._lost_count = 0
         try:
-            self._file = self._opened()
+            self._file = self._open()
         except OSError as error:
             raise ConfigurationError(f"ACASessions:Audit:File: {path} cannot be written ({error.strerror}): name another file") from error
         found = os.fstat(self._file)
@@ -55,16 +55,16 @@ class AuditLog:
         If the file cannot be written, raise nothing: the next event that is written has the number of lost events in `lost_before`. Of
         several failures in a row, only the first goes to the server's own log.
         """
-        if self._lost:
-            fields["lost_before"] = self._lost
+        if self._lost_count:
+            fields["lost_before"] = self._lost_count
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         line = json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
         try:
             self._append(line)
         except OSError as error:
-            self._lose(error)
+            self._count_lost(error)
         else:
-            self._lost = 0
+            self._lost_count = 0
 
     def close(self) -> None:
         """Close the file."""
@@ -76,16 +76,16 @@ class AuditLog:
         If a full disk cut off the previous line, end that line first.
         """
         self._reopen_if_moved()
-        whole = b"\n" + line if self._torn else line
+        whole = b"\n" + line if self._has_partial_line else line
         written = os.write(self._file, whole)
-        self._torn = written < len(whole) and (written > 0 or self._torn)
+        self._has_partial_line = written < len(whole) and (written > 0 or self._has_partial_line)
         if written < len(whole):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _lose(self, error: OSError) -> None:
-        self._lost += 1
-        telemetry.audit_lost()
-        if self._lost == 1:
+    def _count_lost(self, error: OSError) -> None:
+        self._lost_count += 1
+        telemetry.count_lost_audit_event()
+        if self._lost_count == 1:
             _logger.error(
                 "cannot write to the audit log %s (%s): events are lost until it can be written again", self._path, error.strerror
             )
@@ -96,16 +96,16 @@ class AuditLog:
         except FileNotFoundError:
             there = None
         if there is None or not os.path.samestat(there, os.fstat(self._file)):
-            moved, self._file = self._file, self._opened()
-            self._torn = False
+            moved, self._file = self._file, self._open()
+            self._has_partial_line = False
             os.close(moved)
 
-    def _opened(self) -> int:
+    def _open(self) -> int:
         # O_NONBLOCK: if the path is a FIFO, neither a missing nor a slow reader can block the server (fifo(7)).
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
 
 
-_AUDITED = 20, 1.0  # refusals, and the seconds in which there may be so many
+_AUDITED_REFUSALS = 20, 1.0  # refusals, and the seconds in which there may be so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ current_request: ContextVar[Scope | None] = ContextVar("current_request", defaul
 
 def _current_caller() -> Caller:
     scope = current_request.get()
-    return Caller(client_address(scope), scope.get("state", {}).get(KNOWS_KEY)) if scope else Caller()
+    return Caller(client_address(scope), scope.get("state", {}).get(ACCEPTED_KEY)) if scope else Caller()
 
 
 class Journal:
@@ -130,39 +130,39 @@ class Journal:
 
     def __init__(self, hosting: Hosting) -> None:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
-        self.writes = self._audit is not None
+        self.has_audit_log = self._audit is not None
         self._with_code = hosting.audit_code
-        self._audited = Throttle(*_AUDITED)
-        self._refusals = RefusalLog()
+        self._refusal_throttle = Throttle(*_AUDITED_REFUSALS)
+        self._refusal_log = RefusalLog()
 
-    def session_began(self, identifier: str) -> None:
+    def record_session_start(self, identifier: str) -> None:
         """Record the start of a session."""
-        telemetry.session_began()
+        telemetry.count_session_start()
         self._write("session_begun", identifier, {})
 
-    def session_ended(self, identifier: str, reason: str, seconds: float) -> None:
+    def record_session_end(self, identifier: str, reason: str, seconds: float) -> None:
         """Record the end of a session: its reason, and how many seconds the session lasted."""
-        telemetry.session_ended(reason)
+        telemetry.count_session_end(reason)
         # Unless the reason is "deleted", the request that is being handled belongs to somebody else, or there is none.
         caller = _current_caller() if reason == "deleted" else Caller()
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)}, caller)
 
-    def cell_ended(self, identifier: str, call: ExecutionRequest, result: CodeExecutionResult) -> None:
+    def record_cell(self, identifier: str, call: ExecutionRequest, result: CodeExecutionResult) -> None:
         """Write to the audit log how a cell ended: outcome, state, sizes, duration; and its code if `audit_code` is set."""
         sizes = {"code_length": len(call.code), "stdout_length": len(result.stdout), "stderr_length": len(result.stderr)}
-        verdict = {"outcome": telemetry.outcome(result), "state": result.state.kind, "reason": result.state.reason}
+        verdict = {"outcome": telemetry.outcome_of(result), "state": result.state.kind, "reason": result.state.reason}
         code = {"code": call.code} if self._with_code else {}
         shown = {"displays": len(result.displays), "seconds": round(result.duration, 6)}
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
-    def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
+    def record_request(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
         """Write an event about a successful request that ran no cell, such as an upload, to the audit log.
 
         `fields` are written with the event, and so is `seconds`, the duration of the request.
         """
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
-    def refused(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
+    def record_refusal(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
         """Record a refused request: count it in the metrics, and write it to the log and to the audit log.
 
         At most 20 refusals a second are written to the audit log. The next one that is written tells how many were left out.
@@ -173,15 +173,15 @@ class Journal:
             identifier: The session's, which is written as a hash.
         """
         if problem.code in telemetry.REFUSALS:
-            telemetry.refused(problem.code)
-        self._refusals.write(problem, route, _current_caller().address)
-        if self._audit is not None and (left_out := self._audited.admit()) is not None:
+            telemetry.count_refusal(problem.code)
+        self._refusal_log.write(problem, route, _current_caller().address)
+        if self._audit is not None and (left_out := self._refusal_throttle.admit()) is not None:
             fields = {"status": problem.status, "code": problem.code, "route": route}
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
 
     def close(self) -> None:
         """Close the audit log, and log how many refusals were left out."""
-        self._refusals.close()
+        self._refusal_log.close()
         if self._audit is not None:
             self._audit.close()
             self._audit = None
@@ -190,7 +190,7 @@ class Journal:
         if self._audit is not None:
             caller = caller or _current_caller()
             key = _fingerprint(caller.key) if caller.key else None
-            session = telemetry.hashed(identifier) if identifier else None
+            session = telemetry.hash_name(identifier) if identifier else None
             self._audit.write(event, key=key, client=caller.address, session=session, **fields)
 
 

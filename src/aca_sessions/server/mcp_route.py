@@ -13,7 +13,7 @@ from ..contract import flat, mcp, shell
 from ..contract.records import DRAINING, ExecutionRequest, ProblemError, type_name
 from ..hosting import Hosting
 from ..models import CodeExecutionResult
-from .routing import Routes, checked_identifier, read_json
+from .routing import Routes, check_identifier, read_json
 from .sessions import Sessions
 
 _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
@@ -27,24 +27,24 @@ class McpRoute:
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
-        self._most = hosting.max_request
+        self._max_request = hosting.max_request
 
-    def table(self) -> Routes:
+    def routes(self) -> Routes:
         """Return the only route of the MCP endpoint, which is a POST."""
-        return [(mcp.PATH, "POST", self.answer)]
+        return [(mcp.PATH, "POST", self.handle)]
 
-    async def answer(self, request: Request) -> Response:
+    async def handle(self, request: Request) -> Response:
         """Respond to one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
-        message = await read_json(request, self._most)
+        message = await read_json(request, self._max_request)
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
             got = f"an object with {type_name(message.get('method'))} there" if isinstance(message, Mapping) else type_name(message)
             said = f"the body must be a JSON-RPC request, an object with text in 'method', got {got}"
             return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, said), 400)
         if "id" not in message:
             return Response(status_code=202)
-        return JSONResponse(await self._answered(message))
+        return JSONResponse(await self._respond(message))
 
-    async def _answered(self, message: Mapping[str, object]) -> dict[str, object]:
+    async def _respond(self, message: Mapping[str, object]) -> dict[str, object]:
         id = message["id"]
         match message["method"]:
             case "initialize":
@@ -54,11 +54,11 @@ class McpRoute:
             case "tools/list":
                 return mcp.encode_response(id, {"tools": mcp.TOOLS})
             case "tools/call":
-                return await self._called(id, message.get("params"))
+                return await self._call_tool(id, message.get("params"))
         said = f"'method' must be initialize, ping, tools/list or tools/call, got {message['method']!r:.80}"
         return mcp.encode_error(id, mcp.UNKNOWN_METHOD, said)
 
-    async def _called(self, id: object, params: object) -> dict[str, object]:
+    async def _call_tool(self, id: object, params: object) -> dict[str, object]:
         name = params.get("name") if isinstance(params, Mapping) else None
         arguments = params.get("arguments") or {} if isinstance(params, Mapping) else None
         if name not in _TOOLS or not isinstance(arguments, Mapping):
@@ -66,32 +66,32 @@ class McpRoute:
             said = f"'params' must be an object with a 'name' of {', '.join(_TOOLS)}, and with an object 'arguments', got {got}"
             return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, said)
         try:
-            return mcp.encode_response(id, await self._use(str(name), arguments))
+            return mcp.encode_response(id, await self._run_tool(str(name), arguments))
         except ProblemError as problem:
             if problem.code == DRAINING:
                 raise  # a proxy passes the request on to the server that has the environment
             return mcp.encode_response(id, mcp.encode_tool_error(problem.message))
 
-    async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
+    async def _run_tool(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
         match tool:
             case mcp.RUN_PYTHON:
-                return await self._run(arguments, ExecutionRequest(code=flat.decode_code(arguments, "pythonCode")))
+                return await self._run_cell(arguments, ExecutionRequest(code=flat.decode_code(arguments, "pythonCode")))
             case mcp.RUN_COMMAND:
-                return await self._run(arguments, ExecutionRequest(code="", command=shell.decode_command(arguments)))
-        return await self._launch()
+                return await self._run_cell(arguments, ExecutionRequest(code="", command=shell.decode_command(arguments)))
+        return await self._launch_environment()
 
-    async def _launch(self) -> dict[str, object]:
+    async def _launch_environment(self) -> dict[str, object]:
         session = self._sessions.get(str(uuid.uuid4()))
-        with session.used():
+        with session.keep_in_use():
             await session.sandbox()
         return mcp.encode_launch_result(session.identifier)
 
-    async def _run(self, arguments: Mapping[str, object], call: ExecutionRequest) -> dict[str, object]:
+    async def _run_cell(self, arguments: Mapping[str, object], call: ExecutionRequest) -> dict[str, object]:
         """Run a cell or command in the existing session that `arguments` name, and return its result for MCP.
 
         Raise ProblemError if there is no such session. A new session in its place would hide from the model that the session has ended.
         """
-        identifier = checked_identifier(str(arguments.get("environmentId", "")), name="environmentId")
+        identifier = check_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         await execution.done.wait()

@@ -46,13 +46,13 @@ def page_routes() -> Routes:
     A snippet is code that the page runs in a session.
     """
     folder = files(__package__) / "playground"
-    parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _type(part.name)}
+    parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _media_type(part.name)}
     parts |= {f"playground/snippets/{name}.py": source_of(name).encode() for name in _SNIPPETS}
     page = parts.pop("playground/page.html")
     headers = _HEADERS | {"content-security-policy": _policy(parts["playground/frame.css"])}
     return [
-        ("", "GET", _answering(page, _TYPES[".html"], headers)),
-        *((path, "GET", _answering(part, _type(path), headers)) for path, part in parts.items()),
+        ("", "GET", _content_handler(page, _TYPES[".html"], headers)),
+        *((path, "GET", _content_handler(part, _media_type(path), headers)) for path, part in parts.items()),
     ]
 
 
@@ -66,12 +66,12 @@ def _policy(style: bytes) -> str:
     return "; ".join(f"{name} {value}" for name, value in policy.items())
 
 
-def _answering(content: bytes, kind: str, headers: dict[str, str]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(_request: Request) -> Response:
-        return Response(content, media_type=kind, headers=headers)
+def _content_handler(content: bytes, media_type: str, headers: dict[str, str]) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(_request: Request) -> Response:
+        return Response(content, media_type=media_type, headers=headers)
 
-    return answer
+    return handle
 
 
-def _type(name: str) -> str:
+def _media_type(name: str) -> str:
     return _TYPES.get(PurePosixPath(name).suffix, "")

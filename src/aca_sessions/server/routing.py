@@ -17,7 +17,7 @@ from ..contract.versions import VERSIONS, Version
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
-from ..telemetry import hashed
+from ..telemetry import hash_name
 from .journal import Journal, current_request
 
 _UNEXPECTED = "InternalError"
@@ -52,7 +52,7 @@ _BY_ERRNO = {
 }
 
 
-def problem_of(error: Exception) -> ProblemError:
+def to_problem(error: Exception) -> ProblemError:
     """Convert an exception that a handler raised to the ProblemError that is sent to the client. Unexpected exceptions become a 500."""
     match error:
         case ProblemError():
@@ -79,17 +79,17 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
-def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
+def read_address(request: Request, *, plain: bool) -> tuple[Version, str]:
     """Return the api-version and the session identifier in a request's query. Raise ProblemError (400) if one is invalid.
 
     If `plain` is true, accept only identifiers that Azure accepts.
     """
     version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
-    return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
+    return version, check_identifier(request.query_params.get("identifier", ""), allowed)
 
 
-def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *, name: str = "identifier") -> str:
+def check_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *, name: str = "identifier") -> str:
     """Return a session identifier unchanged. Raise ProblemError (400) unless it matches the regular expression `allowed` as a whole.
 
     `name` is the name of the parameter, for the error's message.
@@ -122,7 +122,7 @@ def check_route(request: Request, path: str, *, whole: bool = True) -> None:
         raise ProblemError(404, "NotFound", f"this api-version has this request at {path}: use that path, or another api-version")
 
 
-def skip_of(request: Request) -> int:
+def read_skip(request: Request) -> int:
     """Return the query's `skip`: how many sessions come before a page of a list, by default 0.
 
     Raise ProblemError (400) if it is not a number.
@@ -134,7 +134,7 @@ def skip_of(request: Request) -> int:
     return int(skip)
 
 
-def after_of(request: Request) -> int:
+def read_after_number(request: Request) -> int:
     """Return the query's `after`: the number after which a page begins, by default 0. Raise ProblemError (400) if it is not a number."""
     text = request.query_params.get("after", "0")
     if not text.isdecimal() or len(text) > 18:
@@ -142,31 +142,30 @@ def after_of(request: Request) -> int:
     return int(text)
 
 
-def check_version(request: Request, version: str) -> None:
+def check_if_match(request: Request, version: str) -> None:
     """Raise ProblemError (412) if the request has an If-Match header without the entity tag `version` of the file.
 
     A weak entity tag never matches.
     """
     wanted = request.headers.get("if-match")
-    if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
+    if wanted is not None and wanted.strip() != "*" and not _matches_tag(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
-def wants_whole(request: Request, version: str) -> bool:
-    """Return whether to send the whole file instead of the requested part.
+def is_range_outdated(request: Request, version: str) -> bool:
+    """Return whether the request's If-Range header lacks the file's current entity tag, `version`.
 
-    This is so if the request's If-Range header does not have the entity tag `version`: the parts that the client has are of an older
-    version.
+    Then the parts that the client has are of an older version, so the whole file must be sent instead of the requested part.
     """
     wanted = request.headers.get("if-range")
-    return wanted is not None and not _matches(wanted, version)
+    return wanted is not None and not _matches_tag(wanted, version)
 
 
-def _matches(wanted: str, version: str) -> bool:
+def _matches_tag(wanted: str, version: str) -> bool:
     return not version.startswith("W/") and version in (tag.strip() for tag in wanted.split(","))
 
 
-def range_of(request: Request) -> tuple[int, int | None]:
+def read_range(request: Request) -> tuple[int, int | None]:
     """Return the first byte and the number of bytes of the part of a file that a request's Range header names.
 
     The number is None if the part extends to the end of the file. Return (0, None), the whole file, if there is no Range header, or it has
@@ -186,30 +185,30 @@ async def read_json(request: Request, most: int, *, default: bytes = b"") -> obj
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
-        raise too_large(most)
+        raise too_large_problem(most)
     chunks, received = [], 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > most:
-            raise too_large(most)
+            raise too_large_problem(most)
         chunks.append(chunk)
     return parse_json(b"".join(chunks) or default)
 
 
-def too_large(most: int) -> ProblemError:
+def too_large_problem(most: int) -> ProblemError:
     """Return the error (413) for a request that has more than `most` bytes."""
     return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes, got more: send less at once")
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-Named = tuple[str, str, Handler]  # path, method, handler
-Routes = list[Named]
+RouteSpec = tuple[str, str, Handler]  # path, method, handler
+Routes = list[RouteSpec]
 
 _logger = logging.getLogger("aca_sessions")
 _access = logging.getLogger("aca_sessions.access")
 
 
-def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
+def build_route(route: RouteSpec, headers: dict[str, str], journal: Journal) -> Route:
     """Build starlette's route for a handler of requests.
 
     If the handler raises an exception, send an error response and record it in the journal. Add `headers` to each response. If the handler
@@ -218,61 +217,61 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
     path, method, handler = route
 
-    async def answer(request: Request) -> Response:
+    async def endpoint(request: Request) -> Response:
         token = current_request.set(request.scope)
         try:
-            return await answer_caller(request)
+            return await handle(request)
         finally:
             current_request.reset(token)
 
-    async def answer_caller(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         started = time.perf_counter()
         try:
             response = await handler(request)
         except ClientDisconnect:
             response = Response(status_code=400)  # the client has gone and does not read it
         except Exception as error:
-            problem = problem_of(error)
-            journal.refused(problem, f"{method} {path}", request.query_params.get("identifier"))
-            response = problem_answer(error)
+            problem = to_problem(error)
+            journal.record_refusal(problem, f"{method} {path}", request.query_params.get("identifier"))
+            response = problem_response(error)
         response.headers.update(headers)
         seconds = time.perf_counter() - started
-        session, noted = getattr(request.state, "session", None), getattr(request.state, "noted", None)
+        session, audit_event = getattr(request.state, "session", None), getattr(request.state, "audit_event", None)
         if session is not None:
             # Azure sends these with each response about a session. Only the first one marks it as new.
             response.headers[GUID_HEADER] = session.etag
             response.headers["x-ms-new-allocation"] = str(session.is_new).lower()
             session.is_new = False
-            if noted is not None:
-                journal.noted(noted[0], session.identifier, seconds, noted[1])
+            if audit_event is not None:
+                journal.record_request(audit_event[0], session.identifier, seconds, audit_event[1])
         if _access.isEnabledFor(logging.DEBUG):
             # The pattern of the route but not its path: identifiers are secrets, and names of files may be.
             name = request.query_params.get("identifier")
-            shown = hashed(name) if name else "-"
+            shown = hash_name(name) if name else "-"
             _access.debug("%s /%s %s session %s %.0f ms", request.method, path, response.status_code, shown, seconds * 1000)
         return response
 
-    return Route(f"/{path}", answer, methods=[method])
+    return Route(f"/{path}", endpoint, methods=[method])
 
 
-def note(request: Request, event: str, **fields: object) -> None:
+def set_audit_event(request: Request, event: str, **fields: object) -> None:
     """Store what a handler did with a session, for the audit log. It is written only if the request succeeds.
 
     `event` is the name in the log, such as `upload`; `fields` are further values.
     """
-    request.state.noted = (event, fields)
+    request.state.audit_event = (event, fields)
 
 
-def problem_answer(error: Exception) -> Response:
+def problem_response(error: Exception) -> Response:
     """Return the error response for an exception that a handler raised, in Azure's format. Log it if the status is 500."""
-    problem = problem_of(error)
+    problem = to_problem(error)
     if problem.status == 500:
         id = log_failure("a request failed", error)
         if problem.code == _UNEXPECTED:
             problem = ProblemError(500, _UNEXPECTED, f"{problem.message}: its log has the cause under the id {id}")
-    asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in UNBEGUN else {}
+    retry_headers = {"retry-after": "1"} if problem.status == 429 or problem.code in UNBEGUN else {}
     if isinstance(problem, MalformedBodyError):  # Azure refuses these before the service, so they have no error code
         body = encode_problem(problem)
         _logger.debug("a body was refused as malformed, trace %s", body["traceId"])
         return JSONResponse(body, problem.status, media_type="application/problem+json")
-    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code} | asked_later)
+    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code} | retry_headers)

@@ -14,7 +14,7 @@ from ..hosting import METRICS_PATH, Hosting
 from ..ledger import format_position
 from ..models import SessionInfo
 from ..sandbox.sandbox import Sandbox
-from .routing import Routes, addressed, after_of, check_has_sessions, note, read_json, skip_of
+from .routing import Routes, check_has_sessions, read_address, read_after_number, read_json, read_skip, set_audit_event
 from .sessions import HostedSession, Sessions
 
 LIVE_PATH, READY_PATH = "livez", "readyz"
@@ -32,7 +32,7 @@ class SessionRoutes:
         self._sessions = sessions
         self._hosting = hosting
 
-    def table(self) -> Routes:
+    def routes(self) -> Routes:
         """Return the routes of sessions: those of Azure's API, the health check and the probes.
 
         Add the isolation report and the metrics, if the server offers them.
@@ -45,12 +45,12 @@ class SessionRoutes:
             *([] if self._hosting.metrics is None else [(METRICS_PATH, "GET", self.metrics)]),
             *([] if self._hosting.plain else [(extensions.NAME_PATH, "PUT", self.rename)]),
             *([] if self._hosting.plain or self._hosting.shell else [(extensions.HISTORY_PATH, "GET", self.history)]),
-            ("session", "GET", self.session),
+            ("session", "GET", self.get_session),
             ("session", "DELETE", self.delete_session),
             ("listSessions", "GET", self.list_sessions),
             ("metadata", "GET", self.metadata),
-            (".management/getSession", "POST", self.managed_session),
-            (".management/listSessions", "POST", self.managed_sessions),
+            (".management/getSession", "POST", self.get_managed_session),
+            (".management/listSessions", "POST", self.list_managed_sessions),
             (".management/stopSession", "POST", self.stop_session),
         ]
 
@@ -64,7 +64,7 @@ class SessionRoutes:
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def live(self, _request: Request) -> Response:
-        """Return 200, which says that this process handles requests. It is not to be restarted for draining."""
+        """Return 200 as long as this process handles requests. Draining does not change that, so that nothing restarts it then."""
         return JSONResponse({"status": "alive"})
 
     async def ready(self, _request: Request) -> Response:
@@ -85,13 +85,13 @@ class SessionRoutes:
             raise ProblemError(404, "NotFound", "this server has no metrics: start it with --metrics")
         return Response(await to_thread.run_sync(self._hosting.metrics), media_type=_PROMETHEUS)
 
-    async def session(self, request: Request) -> Response:
+    async def get_session(self, request: Request) -> Response:
         """Return the description of a session.
 
         The request does not restart the session's cool-down, the time without use after which it ends.
         """
-        session = self._sessions.find(self._addressed(request))
-        return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
+        session = self._sessions.find(self._read_identifier(request))
+        return JSONResponse(flat.encode_session(self._sessions.describe(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
         """End a session. Callers that continue to use it find the cause in the state of their next result.
@@ -100,20 +100,22 @@ class SessionRoutes:
         is `terminated`.
         """
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
-        await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
+        await self._sessions.delete(self._read_identifier(request), "expired" if expired else "terminated")
         return Response(status_code=204)
 
     async def list_sessions(self, request: Request) -> Response:
         """Return a page of at most 300 sessions of this server, beginning at the query's `skip`."""
         check_has_sessions(request)
         full = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        shown = [flat.encode_session(info) | (_live(info) if full else {}) for info in self._sessions.infos(skip_of(request))]
+        shown = [
+            flat.encode_session(info) | (_encode_live(info) if full else {}) for info in self._sessions.describe_page(read_skip(request))
+        ]
         return JSONResponse({"sessions": shown})
 
     async def rename(self, request: Request) -> Response:
         """Set the name that people see of a session, or take it away. Its identifier stays the same. The latest name is in force."""
         name = extensions.decode_session_name(await read_json(request, _MAX_REQUEST))
-        session = self._sessions.find(addressed(request, plain=False)[1])
+        session = self._sessions.find(read_address(request, plain=False)[1])
         session.name = name
         return JSONResponse({"name": name})
 
@@ -122,15 +124,15 @@ class SessionRoutes:
 
         Results that are read here do not count as fetched.
         """
-        version, identifier = addressed(request, plain=False)
+        version, identifier = read_address(request, plain=False)
         session = self._sessions.find(identifier)
         executions = session.executions
-        found, gone = executions.history(after_of(request))
+        found, gone = executions.history(read_after_number(request))
         cells = []
         for one in found:
             result = executions.result_in_history(one)
             seen = ExecutionResponse(id=one.id, identifier=identifier, status=one.status, asynchronous=one.call.asynchronous, result=result)
-            events = one.events.kept() if one.done.is_set() else []
+            events = one.events.read_all() if one.done.is_set() else []
             cell = extensions.encode_past_cell(one.number, one.call.code, events, transactional=one.call.transactional)
             cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, full=True)
             cells.append(cell)
@@ -146,16 +148,16 @@ class SessionRoutes:
             body[extensions.RICH_MEMBER] = {"isolation": await self._isolation()}
         return JSONResponse(body)
 
-    async def managed_session(self, request: Request) -> Response:
+    async def get_managed_session(self, request: Request) -> Response:
         """Return the description of a session, in the format of Azure's management API."""
-        session = self._sessions.find(addressed(request, plain=self._hosting.plain)[1])
-        return JSONResponse(flat.encode_managed_session(self._sessions.info(session)))
+        session = self._sessions.find(read_address(request, plain=self._hosting.plain)[1])
+        return JSONResponse(flat.encode_managed_session(self._sessions.describe(session)))
 
-    async def managed_sessions(self, request: Request) -> Response:
+    async def list_managed_sessions(self, request: Request) -> Response:
         """Return a page of the server's sessions, in the format of Azure's management API."""
         _ = VERSIONS[request.query_params.get("api-version", "")]  # raises for an api-version that is not served
-        skip = skip_of(request)
-        infos, total = self._sessions.infos(skip), len(self._sessions)
+        skip = read_skip(request)
+        infos, total = self._sessions.describe_page(skip), len(self._sessions)
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
@@ -163,7 +165,7 @@ class SessionRoutes:
 
         Azure has this request only for sessions of custom containers. Other sessions are deleted.
         """
-        addressed(request, plain=self._hosting.plain)
+        read_address(request, plain=self._hosting.plain)
         said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
         raise ProblemError(400, "SessionRequestNotSupported", said)
 
@@ -172,12 +174,12 @@ class SessionRoutes:
         parts, missing = ({one.name: one.how for one in report.findings if one.enforced is enforced} for enforced in (True, False))
         return extensions.encode_isolation(report.level, parts, missing)
 
-    def _addressed(self, request: Request) -> str:
+    def _read_identifier(self, request: Request) -> str:
         check_has_sessions(request)
-        return addressed(request, plain=self._hosting.plain)[1]
+        return read_address(request, plain=self._hosting.plain)[1]
 
 
-def _live(info: SessionInfo) -> dict[str, object]:
+def _encode_live(info: SessionInfo) -> dict[str, object]:
     return {extensions.RICH_MEMBER: extensions.encode_activity(info, (datetime.now(UTC) - info.last_used).total_seconds())}
 
 
@@ -188,14 +190,14 @@ class PackageRoutes:
         self._sessions = sessions
         self._hosting = hosting
 
-    def table(self) -> Routes:
+    def routes(self) -> Routes:
         """Return the routes of packages, all of them extensions. A server without extensions (`plain`) has none."""
         path = extensions.PACKAGES_PATH
         if self._hosting.plain:
             return []
-        return [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
+        return [(path, "GET", self.list_packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
 
-    async def packages(self, request: Request) -> Response:
+    async def list_packages(self, request: Request) -> Response:
         """Return the names and versions of the packages that were installed in a session."""
         sandbox = await self._session(request).sandbox()
         return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
@@ -204,38 +206,38 @@ class PackageRoutes:
         """Install packages in a session, except those that it has already. Return the outcome in the form of a cell's result."""
         requirements, timeout = extensions.decode_install_request(await read_json(request, _MAX_REQUEST))
         session = self._session(request)
-        with session.used():
+        with session.keep_in_use():
             sandbox = await session.sandbox()
             session.has_state = True
             result = await sandbox.packages.install(requirements, timeout=timeout)
-        note(request, "install", requirements=len(requirements), success=result.success)
+        set_audit_event(request, "install", requirements=len(requirements), success=result.success)
         return JSONResponse(extensions.encode_package_result(result))
 
     async def uninstall(self, request: Request) -> Response:
         """Remove packages that were installed in a session. Return the outcome in the form of a cell's result."""
         names = request.query_params.get("names", "").split(",")
         session = self._session(request)
-        with session.used():
+        with session.keep_in_use():
             sandbox = await session.sandbox()
             result = await sandbox.packages.uninstall(names)
-        note(request, "uninstall", requirements=len(names), success=result.success)
+        set_audit_event(request, "uninstall", requirements=len(names), success=result.success)
         return JSONResponse(extensions.encode_package_result(result))
 
     def _session(self, request: Request) -> HostedSession:
-        _, identifier = addressed(request, plain=False)
+        _, identifier = read_address(request, plain=False)
         session = self._sessions.get(identifier)
         request.state.session = session
         return session
 
 
-class TimelineRoutes:
+class CheckpointRoutes:
     """The handlers of requests about checkpoints, rollbacks and branches, for the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._plain = hosting.plain or hosting.shell
 
-    def table(self) -> Routes:
+    def routes(self) -> Routes:
         """Return the routes of checkpoints, rollbacks and branches, all of them extensions.
 
         A server without extensions (`plain`) and a pool of shells have none.
@@ -243,33 +245,33 @@ class TimelineRoutes:
         if self._plain:
             return []
         return [
-            (extensions.CHECKPOINTS_PATH, "POST", self.take),
-            (extensions.CHECKPOINTS_PATH, "GET", self.list),
-            (extensions.CHECKPOINT_PATH, "DELETE", self.drop),
+            (extensions.CHECKPOINTS_PATH, "POST", self.take_checkpoint),
+            (extensions.CHECKPOINTS_PATH, "GET", self.list_checkpoints),
+            (extensions.CHECKPOINT_PATH, "DELETE", self.drop_checkpoint),
             (extensions.ROLLBACK_PATH, "POST", self.roll_back),
             (extensions.BRANCHES_PATH, "POST", self.branch),
         ]
 
-    async def take(self, request: Request) -> Response:
+    async def take_checkpoint(self, request: Request) -> Response:
         """Take a checkpoint of a session and return its description."""
         name = extensions.decode_checkpoint_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
         session = self._session(request)
-        with session.used():
-            checkpoint = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
+        with session.keep_in_use():
+            checkpoint = await session.executions.run_in_turn(lambda sandbox: sandbox.checkpoint(name))
         return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()))
 
-    async def list(self, request: Request) -> Response:
+    async def list_checkpoints(self, request: Request) -> Response:
         """Return the checkpoints of a session, the oldest first."""
         session = self._session(request)
-        with session.used():
-            checkpoints = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
+        with session.keep_in_use():
+            checkpoints = await session.executions.run_in_turn(lambda sandbox: sandbox.checkpoints())
         return JSONResponse(extensions.encode_checkpoints([checkpoint.describe() for checkpoint in checkpoints]))
 
-    async def drop(self, request: Request) -> Response:
+    async def drop_checkpoint(self, request: Request) -> Response:
         """Remove a checkpoint of a session."""
         session, id = self._session(request), request.path_params["id"]
-        with session.used():
-            await session.executions.in_turn(lambda sandbox: sandbox.forget(id))
+        with session.keep_in_use():
+            await session.executions.run_in_turn(lambda sandbox: sandbox.forget(id))
         return Response(status_code=204)
 
     async def roll_back(self, request: Request) -> Response:
@@ -280,8 +282,8 @@ class TimelineRoutes:
         asked = await read_json(request, _MAX_REQUEST, default=b"{}")
         id, name = extensions.decode_checkpoint_name(asked, "id"), extensions.decode_checkpoint_name(asked, "name")
         session = self._session(request)
-        with session.used():
-            checkpoint, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
+        with session.keep_in_use():
+            checkpoint, position = await session.executions.run_in_turn(lambda sandbox: sandbox.roll_back(id, name))
         body = extensions.encode_checkpoint(checkpoint.describe())
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
@@ -295,14 +297,14 @@ class TimelineRoutes:
         session = self._session(request)
         branches: list[HostedSession] = []
 
-        async def act(sandbox: Sandbox) -> None:
+        async def create_branches(sandbox: Sandbox) -> None:
             branches.extend(await self._sessions.branch(sandbox, identifiers, reseed=reseed))
 
-        with session.used():
+        with session.keep_in_use():
             try:
-                await session.executions.in_turn(act)
+                await session.executions.run_in_turn(create_branches)
             except asyncio.CancelledError:  # they are made anyway, and no caller would end them
-                session.executions.later_in_turn(lambda _sandbox: self._sessions.take_back(branches))
+                session.executions.schedule_in_turn(lambda _sandbox: self._sessions.end_branches(branches))
                 raise
         here = session.ledger.position
         _, record = session.ledger.state_and_record(
@@ -312,5 +314,5 @@ class TimelineRoutes:
         return JSONResponse(extensions.encode_branch_response(record, positions))
 
     def _session(self, request: Request) -> HostedSession:
-        session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])
+        session = request.state.session = self._sessions.get(read_address(request, plain=False)[1])
         return session

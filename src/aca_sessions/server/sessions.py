@@ -28,11 +28,11 @@ from ..sandbox.limits.memory import MemoryLimit
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
-from .executions import Executions, RunningExecution, no_execution
+from .executions import Executions, RunningExecution, unknown_execution
 from .journal import Journal
 
 _FULL = "SessionsCountExceedsLimit"
-_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
+_MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
 _REAP_EVERY = 5.0  # seconds
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -49,7 +49,7 @@ class HostedSession:
         default_timeout: float,
         *,
         journal: Journal,
-        open_again: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
+        reopen: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
         """Create a session whose sandbox is still being opened.
 
@@ -59,7 +59,7 @@ class HostedSession:
             opening: The sandbox, once it is open.
             default_timeout: The time limit of cells that have none of their own, in seconds.
             journal: Counts and logs what happens.
-            open_again: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
+            reopen: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
         """
         self.identifier = identifier
         self.ledger = ledger
@@ -70,34 +70,34 @@ class HostedSession:
         self.created = self.last_used = datetime.now(UTC)
         self.etag = uuid.uuid4().hex
         self.is_new = True  # until the first response about it
-        self._users = 0
+        self._user_count = 0
         self._opening = opening
-        self._open_again = open_again
+        self._reopen = reopen
 
     async def sandbox(self) -> Sandbox:
         """Wait until the sandbox is open and return it. If it could not be opened, raise the error."""
         # A caller that is cancelled must not cancel the opening for all.
         return await asyncio.shield(self._opening)
 
-    async def renew(self) -> bool:
+    async def replace_dead_sandbox(self) -> bool:
         """If the fork server died before the session had anything to lose, such as variables or files, open another sandbox for it.
 
         Return whether another sandbox was opened.
         """
-        if self.has_state or self._open_again is None:
+        if self.has_state or self._reopen is None:
             return False
         sandbox = await self.sandbox()
         # Both are checked again after the await: a cell or an end may have come meanwhile.
         if await sandbox.fork_server_answers() or self.has_state or self.ended:
             return False
-        self._opening = self._open_again()
+        self._opening = self._reopen()
         await sandbox.close()
         return True
 
     @property
     def in_use(self) -> bool:
         """Return whether a cell of the session runs or waits for its turn, or a request uses the session now."""
-        return self._users > 0 or self.executions.unfinished > 0
+        return self._user_count > 0 or self.executions.unfinished_count > 0
 
     @property
     def usable(self) -> bool:
@@ -120,27 +120,27 @@ class HostedSession:
         return self._opening.result().memory if there else None
 
     @contextmanager
-    def used(self) -> Iterator[None]:
+    def keep_in_use(self) -> Iterator[None]:
         """Keep the session in use during the `with` block.
 
         The session is then not ended, neither after its cool-down nor to make room for another.
         """
-        self._users += 1
+        self._user_count += 1
         self.touch()
         try:
             yield
         finally:
-            self._users -= 1
+            self._user_count -= 1
             self.touch()
 
     def touch(self) -> None:
         """Restart the session's cool-down, the time without use after which it ends."""
         self.last_used = datetime.now(UTC)
 
-    def note_lost(self) -> None:
-        """If the fork server died, record in the ledger, once, that the session's variables and files are lost.
+    def record_loss(self) -> None:
+        """If the fork server died, record once in the session's ledger that variables and files are lost.
 
-        Do nothing if the session had nothing to lose.
+        The ledger is the list of what happened to the session. Do nothing if the session had nothing to lose.
         """
         if self.has_state and self.memory is not None:
             self._opening.result().record_lost_workspace()
@@ -162,7 +162,7 @@ class Sessions:
         """Initialize a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
-        self._most_starting = hosting.max_starting
+        self._max_starting = hosting.max_starting
         self._plain = hosting.plain
         self._evicts = hosting.evicts and not hosting.plain  # Azure never ends one session to make room for another
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
@@ -172,7 +172,7 @@ class Sessions:
         self._starting: WeakSet[HostedSession] = WeakSet()  # pruned before it is counted: some have started meanwhile
         self._ledgers: OrderedDict[str, Ledger] = OrderedDict()  # of sessions that ended
         self._cancelled_early: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
-        self._since = datetime.now(UTC)
+        self._started = datetime.now(UTC)
         self.draining = False  # if set, new sessions are refused and existing ones are served
         self._tasks = Tasks()
         self._isolation: asyncio.Task[IsolationReport] | None = None
@@ -188,7 +188,7 @@ class Sessions:
 
     async def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
         """Return the Python version of sessions, the names and versions of their packages, and the time at which the server started."""
-        return (*await self._sandboxes.environment(), self._since)
+        return (*await self._sandboxes.environment(), self._started)
 
     async def isolation(self) -> IsolationReport:
         """Return the report on how sessions are isolated from this host. The first call runs the check; later calls reuse its report.
@@ -206,12 +206,12 @@ class Sessions:
         """
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
-            session.note_lost()
-            self._drop(session, "crash", cause=None)
+            session.record_loss()
+            self._remove(session, "crash", cause=None)
             self._tasks.start(session.close())
             session = None
         if session is None:
-            session = self._add(identifier)
+            session = self._create_session(identifier)
         self._sessions.move_to_end(identifier)
         session.last_used = datetime.now(UTC)
         return session
@@ -235,7 +235,7 @@ class Sessions:
             del self._cancelled_early[identifier, id]
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
-    def execution(self, identifier: str, id: str) -> RunningExecution:
+    def find_execution(self, identifier: str, id: str) -> RunningExecution:
         """Return an execution of a session by its id. Raise ProblemError: 410 if its result was dropped, 404 if it is unknown.
 
         If the session is unknown and the server drains, the status is 503, because another server may have the session.
@@ -243,7 +243,7 @@ class Sessions:
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
-            raise no_execution(id)
+            raise unknown_execution(id)
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
@@ -258,7 +258,7 @@ class Sessions:
                 return
         except ProblemError:
             pass
-        _remember(self._cancelled_early, (identifier, id), None)
+        _store_bounded(self._cancelled_early, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of `sandbox`, one for each identifier. Either all are created, or none.
@@ -275,7 +275,7 @@ class Sessions:
                     branch.ledger.checkpoint_numbers = sandbox.ledger.checkpoint_numbers
                     opened.set_result(branch)
             except BaseException:
-                await self._give_back(reserved)
+                await self._cancel_branches(reserved)
                 raise
         return [session for session, _ in reserved]
 
@@ -292,25 +292,25 @@ class Sessions:
                 session = HostedSession(identifier, Ledger(), opened, self._default_timeout, journal=self.journal)
                 session.has_state = True
                 session.ledger.append("branched")
-                reserved.append((self._keep(session), opened))
-                in_use.enter_context(session.used())
+                reserved.append((self._register(session), opened))
+                in_use.enter_context(session.keep_in_use())
         except ProblemError:
             for session, opened in reserved:
                 opened.cancel()
-                self._drop(session, "deleted", cause=None)
+                self._remove(session, "deleted", cause=None)
             raise
         return reserved
 
-    async def _give_back(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
+    async def _cancel_branches(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
         for session, opened in reserved:
             if not opened.done():
                 opened.set_exception(GuestDiedError("this branch was not made, because another of the same request failed: make new ones"))
                 opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
-                self._drop(session, "deleted", cause=None)
+                self._remove(session, "deleted", cause=None)
             await self._tasks.run_shielded(session.close())
 
-    async def take_back(self, branches: Sequence[HostedSession]) -> None:
+    async def end_branches(self, branches: Sequence[HostedSession]) -> None:
         """End the branches that were created for a request that was cancelled. No caller knows of them, so no caller would end them.
 
         Skip those that have ended already.
@@ -320,20 +320,21 @@ class Sessions:
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
         """End a session at its owner's request. Raise ProblemError (400) if there is no such session.
 
-        Callers that still use the session find `cause` in the state of their next result. But the cause "terminated" is an end on purpose,
-        so it is not reported to a caller that sends no position in the ledger.
+        The next result of a caller that still uses the session reports `cause`. But `terminated` is reported only to callers that send
+        their position in the session's ledger (the list of what happened to it), because the other callers may never have used this
+        session.
         """
         session = self.find(identifier)
-        self._drop(session, "deleted", cause=cause)
+        self._remove(session, "deleted", cause=cause)
         if cause == "terminated":  # an end on purpose is not reported to clients that come later
             session.ledger.fetched = session.ledger.position
         await self._tasks.run_shielded(session.close(cause))
 
-    def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
+    def describe_page(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
         """Return the descriptions of at most `count` sessions, after leaving out the first `skip`. The least recently used come first."""
-        return [self.info(session) for session in islice(self._sessions.values(), skip, skip + count)]
+        return [self.describe(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
-    def info(self, session: HostedSession) -> SessionInfo:
+    def describe(self, session: HostedSession) -> SessionInfo:
         """Return the description of a session: its times, whether it is in use, its memory in bytes, and which execution runs."""
         return SessionInfo(
             session_id=session.identifier,
@@ -347,26 +348,26 @@ class Sessions:
             cells=session.executions.accepted,
         )
 
-    def sessions_use(self) -> telemetry.Use:
+    def session_usage(self) -> telemetry.Usage:
         """Return how many sessions there are, and the most."""
-        return telemetry.Use(len(self), self.most)
+        return telemetry.Usage(len(self), self.most)
 
-    def starting_use(self) -> telemetry.Use:
+    def starting_usage(self) -> telemetry.Usage:
         """Return how many sessions wait for their first interpreter, and the most."""
-        return telemetry.Use(sum(session.is_starting for session in [*self._starting]), self._most_starting)
+        return telemetry.Usage(sum(session.is_starting for session in [*self._starting]), self._max_starting)
 
-    def memory_use(self) -> telemetry.Use:
+    def memory_usage(self) -> telemetry.Usage:
         """Return how many bytes all sessions and their files use now, and the most that they may use together.
 
         A memory counter that several branches share is added once.
         """
         counters = {session.memory for session in [*self._sessions.values()]}
         used = sum(memory.used() for memory in counters if memory is not None)
-        return telemetry.Use(used, memory_for_sessions(self._sandboxes.policy))
+        return telemetry.Usage(used, memory_for_sessions(self._sandboxes.policy))
 
-    def descriptors_use(self) -> telemetry.Use:
+    def descriptor_usage(self) -> telemetry.Usage:
         """Return how many descriptors this process has open, and the most."""
-        return telemetry.Use(open_descriptors(), descriptor_limit())
+        return telemetry.Usage(open_descriptors(), descriptor_limit())
 
     async def finish(self, within: float) -> None:
         """Wait until all executions of all sessions have results, at most `within` seconds."""
@@ -380,39 +381,39 @@ class Sessions:
         self._sandboxes.retire()
         sessions = [*self._sessions.values()]
         for session in sessions:
-            self._drop(session, "closed", cause="killed")
+            self._remove(session, "closed", cause="killed")
         await asyncio.gather(*(session.close() for session in sessions))
         await self._tasks.finish()
         self.journal.close()
 
-    def _add(self, identifier: str) -> HostedSession:
+    def _create_session(self, identifier: str) -> HostedSession:
         self._check_not_draining()
-        self._check_not_too_many_start()
+        self._check_starting_limit()
         self._check_descriptors()
         self._make_room()
         ledger = self._ledgers.pop(identifier, None) or Ledger()
 
         def open_sandbox() -> "asyncio.Task[Sandbox]":
-            return self._tasks.start_awaited(self._open(ledger))
+            return self._tasks.start_awaited(self._open_sandbox(ledger))
 
-        session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, open_again=open_sandbox)
+        session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, reopen=open_sandbox)
         self._starting.add(session)
-        return self._keep(session)
+        return self._register(session)
 
-    async def _open(self, ledger: Ledger) -> Sandbox:
+    async def _open_sandbox(self, ledger: Ledger) -> Sandbox:
         started = time.perf_counter()
         sandbox = await self._sandboxes.open()
         sandbox.ledger = ledger
         if sandbox.running is not None:
-            telemetry.interpreter_started("warm", time.perf_counter() - started)
+            telemetry.record_interpreter_start("warm", time.perf_counter() - started)
         return sandbox
 
-    def _keep(self, session: HostedSession) -> HostedSession:
+    def _register(self, session: HostedSession) -> HostedSession:
         self._sessions[session.identifier] = session
-        self.journal.session_began(session.identifier)
+        self.journal.record_session_start(session.identifier)
         return session
 
-    def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
+    def _remove(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
         """Remove a session from the server, but keep its ledger, the list of what happened to it. The caller must close the session.
 
         Args:
@@ -424,8 +425,8 @@ class Sessions:
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
             session.ledger.append("ended", cause=cause, variables="lost", files="lost", processes="ended")
-        _remember(self._ledgers, session.identifier, session.ledger)
-        self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
+        _store_bounded(self._ledgers, session.identifier, session.ledger)
+        self.journal.record_session_end(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _check_not_draining(self) -> None:
         """Raise ProblemError (503) if this server is about to stop, because another server behind the same proxy may have the session."""
@@ -434,10 +435,10 @@ class Sessions:
                 503, DRAINING, "this server is about to stop and accepts no new sessions: repeat the request, or use another server"
             )
 
-    def _check_not_too_many_start(self) -> None:
+    def _check_starting_limit(self) -> None:
         """Raise ProblemError (503) if too many sessions are starting. A limit is needed, because a fork server starts one at a time."""
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
-        if len(self._starting) >= self._most_starting:
+        if len(self._starting) >= self._max_starting:
             said = f"{len(self._starting)} new sessions wait for their start, which is this server's limit: try again in a second"
             raise ProblemError(503, TOO_MANY_STARTING, said)
 
@@ -469,19 +470,19 @@ class Sessions:
         return idle
 
     def _expire(self, session: HostedSession, cause: str) -> None:
-        self._drop(session, cause, cause=cause)
+        self._remove(session, cause, cause=cause)
         self._tasks.start(session.close(cause))
 
     async def __aenter__(self) -> Self:
-        telemetry.serving(self)
+        telemetry.observe_server(self)
         if self._cooldown is not None:
-            self._reaper = self._tasks.start(self._reap(self._cooldown))
+            self._reaper = self._tasks.start(self._expire_idle_sessions(self._cooldown))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _reap(self, cooldown: timedelta) -> None:
+    async def _expire_idle_sessions(self, cooldown: timedelta) -> None:
         while True:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown
@@ -489,7 +490,7 @@ class Sessions:
                 self._expire(session, "expired")
 
 
-def _remember(memory: "OrderedDict[Key, Value]", key: Key, value: Value) -> None:
+def _store_bounded(memory: "OrderedDict[Key, Value]", key: Key, value: Value) -> None:
     memory[key] = value
-    while len(memory) > _REMEMBERED:
+    while len(memory) > _MAX_REMEMBERED:
         memory.popitem(last=False)
