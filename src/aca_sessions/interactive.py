@@ -166,7 +166,7 @@ class LiveCell:
             while True:
                 event = self._events.get_nowait()
                 if isinstance(event, Event) and event.result is not None:
-                    self._portal.call(self._session._take_back, event.result)
+                    self._portal.call(self._session._undo_delivery, event.result)
 
     async def _follow(self, start: Callable[[], Coroutine[Any, Any, Execution]]) -> None:
         ended = False
@@ -180,7 +180,7 @@ class LiveCell:
                 self._events.put(event)
                 # The reader left before this was in the queue, so it did not take it back.
                 if self._left and event.result is not None:
-                    self._session._take_back(event.result)
+                    self._session._undo_delivery(event.result)
         except Exception as error:
             self._events.put(error)
         finally:
@@ -435,7 +435,7 @@ class InteractiveSession:
             return acting.result()
         except KeyboardInterrupt:
             if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
-                portal.call(session._take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
+                portal.call(session._undo_delivery, result)  # it arrived at the moment of the interrupt: the caller does not get it
             raise
         except CancelledError as error:
             raise ACASessionsError(

@@ -15,8 +15,8 @@ from importlib import metadata
 from keyword import iskeyword
 from uuid import uuid4
 
-from .client.answers import answer, names_of
 from .client.session import Session
+from .client.snippet_results import decode_names, parse_printed_json
 from .client.snippets import MOST_ARROW, MOST_JSON, frame_of, has_safe_types, is_frame, packed, plain_value
 from .errors import InvalidArgumentError
 from .guest_text import shown_caption
@@ -37,7 +37,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
     try:
         if not is_frame(value):
             return await session.run(f"{name} = {_literal(plain_value(value))}", sanitize=False)
-        arrow = _has_safe_pyarrow() and not names_of(answer(await session._run_snippet("missing", "pyarrow")))
+        arrow = _has_safe_pyarrow() and not decode_names(parse_printed_json(await session._run_snippet("missing", "pyarrow")))
         data = packed(value, arrow)
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, InvalidArgumentError):

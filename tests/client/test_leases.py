@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from aca_sessions.client.pool import Granted, Leases, Waiter
+from aca_sessions.client.pool import Lease, Leases, Waiter
 
 
 class Clock:
@@ -17,12 +17,12 @@ def leases(limit: int = 2, clock: Clock | None = None) -> Leases:
     return Leases(limit, timedelta(minutes=30), clock or Clock())
 
 
-def woken(into: list[Granted]):
+def woken(into: list[Lease]):
     return into.append
 
 
 def test_a_named_lease_is_granted_at_once() -> None:
-    assert leases().acquire("alice", woken([])) == Granted("alice")
+    assert leases().acquire("alice", woken([])) == Lease("alice")
 
 
 def test_an_anonymous_session_has_an_unguessable_name() -> None:
@@ -42,7 +42,7 @@ def test_the_limit_counts_leased_sessions() -> None:
 def test_leases_of_one_name_share_their_session() -> None:
     state = leases(limit=1)
     state.acquire("alice", woken([]))
-    assert state.acquire("alice", woken([])) == Granted("alice")
+    assert state.acquire("alice", woken([])) == Lease("alice")
     assert state.leased == 1
 
 
@@ -61,7 +61,7 @@ def test_no_caller_overtakes_the_queue() -> None:
     state = leases(limit=1)
     state.acquire("alice", woken([]))
     waiter = state.acquire("bob", woken([]))
-    state.give_up(waiter)
+    state.leave_queue(waiter)
     state.acquire("carol", woken([]))
     state.release("alice")
     assert isinstance(state.acquire("dave", woken([])), Waiter)
@@ -110,7 +110,7 @@ def test_a_waiter_that_was_granted_a_lease_and_leaves_passes_it_on() -> None:
     bob = state.acquire("bob", woken([]))
     state.acquire("carol", woken(order))
     state.release("alice")
-    state.give_up(bob)
+    state.leave_queue(bob)
     assert [granted.session_id for granted in order] == ["carol"]
 
 
@@ -127,7 +127,7 @@ def test_a_terminated_session_frees_its_place_for_the_next_waiter() -> None:
     first = state.acquire("alice", woken([]))
     state.acquire("bob", woken(order))
     assert state.terminate("alice") == ["alice"]
-    assert (order, state.release(first), state.leased) == ([Granted("bob")], None, 1)
+    assert (order, state.release(first), state.leased) == ([Lease("bob")], None, 1)
     assert [info.session_id for info in state.infos()] == ["bob"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from aca_sessions import open_pool
-from aca_sessions.client.pool import Granted, Leases, Waiter
+from aca_sessions.client.pool import Lease, Leases, Waiter
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ class LeasesMachine(RuleBasedStateMachine):
         self.terminated: list[object] = []
         self.seen_anonymous: set[str] = set()
 
-    def granted(self, wanted: str | None, granted: Granted) -> Granted:
+    def granted(self, wanted: str | None, granted: Lease) -> Lease:
         name = granted.session_id
         if wanted is None:
             assert name not in self.seen_anonymous, "an anonymous session was given out twice"
@@ -60,21 +60,21 @@ class LeasesMachine(RuleBasedStateMachine):
     def acquire(self, name: str | None) -> object:
         may = self.count[name] > 0 or (len(+self.count) < self.leases.limit and not self.queue)
         answer = self.leases.acquire(name, lambda _: None)
-        assert isinstance(answer, Granted) == may
+        assert isinstance(answer, Lease) == may
         if isinstance(answer, Waiter):
             self.queue.append(answer)
             return answer
         return self.granted(name, answer)
 
     @rule(lease=consumes(held))
-    def release_lease(self, lease: Granted | Waiter) -> None:
+    def release_lease(self, lease: Lease | Waiter) -> None:
         """Release a lease, or stop waiting for one, or return one that came meanwhile."""
         granted = lease.granted if isinstance(lease, Waiter) else lease
         if granted is None:
             self.queue.remove(lease)
-        elif not any(granted.held is held for held in self.terminated):
+        elif not any(granted.pooled is held for held in self.terminated):
             self.count[granted.session_id] -= 1
-        self.ended(self.leases.give_up(lease) if isinstance(lease, Waiter) else self.leases.release(lease) or [])
+        self.ended(self.leases.leave_queue(lease) if isinstance(lease, Waiter) else self.leases.release(lease) or [])
         self.after_change()
 
     @rule(name=NAMES)

@@ -9,7 +9,7 @@ import pytest
 
 from aca_sessions import Session, SessionPool, open_pool, replay
 from aca_sessions.client import history as notebook
-from aca_sessions.client.history import Deleted, History, Installed, Ran, Reset, Uploaded
+from aca_sessions.client.history import CellStep, DeleteStep, History, InstallStep, ResetStep, UploadStep
 from aca_sessions.errors import InvalidArgumentError
 
 from ..scenarios.endpoints import settings_of
@@ -125,7 +125,7 @@ async def test_resets_and_deletions_are_replayed(pool: SessionPool, session: Ses
     await session.delete_file("a.txt")
     await session.run("'x' in globals()")
     await session.run("import os; os.listdir()")
-    assert [type(step) for step in session.history.steps] == [Uploaded, Ran, Reset, Deleted, Ran, Ran]
+    assert [type(step) for step in session.history.steps] == [UploadStep, CellStep, ResetStep, DeleteStep, CellStep, CellStep]
     assert await again(pool, session.to_notebook()) == "3 of 3 cells came out the same"
 
 
@@ -159,7 +159,7 @@ async def test_streamed_cells_are_in_the_history(session: Session) -> None:
 
 async def test_the_history_holds_what_ran_and_drops_the_oldest(session: Session) -> None:
     for number in range(999):
-        session.history.note(Ran(str(number)))
+        session.history.add(CellStep(str(number)))
     for code in ("first", "second", "third"):
         await session.run(f"```python\n{code!r}\n```")
     codes = [cell.code for cell in session.history.cells]
@@ -171,18 +171,18 @@ async def test_the_history_holds_what_ran_and_drops_the_oldest(session: Session)
 async def test_the_history_is_bounded_in_bytes() -> None:
     kept = History()
     for _ in range(20):
-        kept.note(Uploaded("a", 4 << 20, "", b"x" * (4 << 20)))
+        kept.add(UploadStep("a", 4 << 20, "", b"x" * (4 << 20)))
     assert len(kept) == 8
 
 
 async def test_the_history_knows_a_bounded_number_of_checkpoints() -> None:
     kept = History()
     for number in range(1001):
-        kept.mark(str(number))
+        kept.mark_checkpoint(str(number))
     left_out = []
     for checkpoint in ("1", "0"):
-        kept.note(Ran("1"))
-        kept.go_back(checkpoint)
+        kept.add(CellStep("1"))
+        kept.drop_after(checkpoint)
         left_out.append((len(kept), kept.left_out))
     assert left_out == [(0, 0), (0, 1)]
 
@@ -216,8 +216,8 @@ async def test_a_replay_stops_when_the_session_cannot_be_reached() -> None:
 
 
 async def test_a_failed_install_is_reported_and_the_cells_are_run(session: Session) -> None:
-    session.history.note(Installed(("no-package-of-that-name-anywhere",)))
-    session.history.note(Ran("1"))
+    session.history.add(InstallStep(("no-package-of-that-name-anywhere",)))
+    session.history.add(CellStep("1"))
     written = session.to_notebook()
     nbformat.validate(nbformat.from_dict(written))
     report = await replay(written, session)

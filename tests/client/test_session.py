@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from aca_sessions import Session, SessionPool
-from aca_sessions.client.answers import answer
+from aca_sessions.client.snippet_results import parse_printed_json
 from aca_sessions.errors import ExecutionError
 
 pytestmark = pytest.mark.slow
@@ -114,4 +114,4 @@ async def test_an_unsupported_operation_raises_the_reason(pool: SessionPool) -> 
 async def test_an_index_whose_url_is_malformed_is_not_reached(session: Session) -> None:
     for url in ("no url", "http://[", "http://host:port/"):
         await session.run(f"import os; os.environ['PIP_INDEX_URL'] = {url!r}")
-        assert answer(await session._run_snippet("reach", "http://127.0.0.1:1/")) is False
+        assert parse_printed_json(await session._run_snippet("reach", "http://127.0.0.1:1/")) is False

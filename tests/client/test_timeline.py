@@ -412,7 +412,7 @@ async def test_reset_deletes_the_checkpoints(begun: Session) -> None:
 
 async def test_a_branch_needs_a_name_of_its_own(begun: Session) -> None:
     with pytest.raises(Exception, match="SessionExists"):
-        await begun._interpreter._branch(begun.session_id, [begun.session_id], begun._new_caller(), reseed=True)
+        await begun._interpreter._branch(begun.session_id, [begun.session_id], begun._copy_position(), reseed=True)
 
 
 @pytest.mark.slow

@@ -351,7 +351,7 @@ class Live:
         try:
             return await self._with_packages(result)
         except BaseException:
-            self.session._take_back(result)  # the caller does not get it, so what it reported must be reported again
+            self.session._undo_delivery(result)  # the caller does not get it, so what it reported must be reported again
             raise
 
     async def attempt(self, name: str, source: str) -> None:

@@ -20,9 +20,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from ..client.answers import answer
 from ..client.arguments import checked_timeout
 from ..client.session import Session
+from ..client.snippet_results import parse_printed_json
 from ..errors import ACASessionsError, ExecutionError, ServiceError, ServiceUnavailableError
 from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
@@ -75,7 +75,7 @@ async def send_modules(session: Session) -> str:
             result = await _send(session)
         if result.state.kind == "unknown":
             raise ServiceUnavailableError("the session gave no answer while it was prepared for host calls: try again", sent=True)
-        lack = answer(result)
+        lack = parse_printed_json(result)
     except (ExecutionError, ServiceError):
         return "its sessions cannot load the modules that cells with host calls need"
     return "" if lack is None else _MISSING.get(str(lack), "its sessions lack something that cells with host calls need")
@@ -142,7 +142,7 @@ class ThreadedRunner:
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
-            return await self._session._run_by(lambda source: _Cell(self._session, calls, seconds).run(source), code)
+            return await self._session._run_with(lambda source: _Cell(self._session, calls, seconds).run(source), code)
 
 
 class _EndedError(Exception):
@@ -199,7 +199,7 @@ class _Cell:
         self._session = session
         self._calls = calls
         self._timeout = timeout
-        self._caller = session._new_caller()
+        self._caller = session._copy_position()
         self._id = uuid.uuid4().hex
         self._is_sent = False
         self._is_gone = False  # whether the interpreter that ran the cell was lost

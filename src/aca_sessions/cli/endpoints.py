@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..client.http import SessionsHttpClient, decoded
+from ..client.http import SessionsHttpClient, decode_response
 from ..client.interpreter import CodeInterpreter
 from ..connect import open_http, open_interpreter
 from ..contract import flat
@@ -189,7 +189,7 @@ async def _unknown_file(http: SessionsHttpClient, session: str) -> Observation:
 
 
 async def _file(http: SessionsHttpClient, session: str) -> Observation:
-    shown = decoded(await http.request("POST", "files", identifier=session, file=("a b.txt", b"hello")), dict)
+    shown = decode_response(await http.request("POST", "files", identifier=session, file=("a b.txt", b"hello")), dict)
     observed = [shown.get("name"), shown.get("type"), shown.get("sizeInBytes"), shown.get("directory")]
     return Observation("an uploaded file: name, type, size, directory", ["a b.txt", "file", 5, ""], observed)
 
@@ -199,7 +199,7 @@ async def _asynchronous(http: SessionsHttpClient, session: str) -> Observation:
     answer = await http.request("POST", "executions", identifier=session, json=call)
     observed = [
         answer.status_code,
-        decoded(answer, dict).get("status") in ("NotStarted", "Running"),
+        decode_response(answer, dict).get("status") in ("NotStarted", "Running"),
         "operation-location" in answer.headers,
     ]
     return Observation("an asynchronous start: status, still running, has operation-location", [200, True, True], observed)
@@ -213,7 +213,7 @@ async def _ended(http: SessionsHttpClient, session: str) -> Observation:
 
 async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int = 4096) -> tuple[object, dict[str, object]]:
     call = flat.encode_request(ExecutionRequest(code=code, output_limit=limit, timeout=60))
-    body = decoded(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
+    body = decode_response(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
     if not isinstance(result := body.get("result"), dict):
         raise ACASessionsError(
             "expected a result in the response to an execution, got none: check that the Endpoint is a pool of Python code interpreters"

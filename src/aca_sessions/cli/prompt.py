@@ -15,7 +15,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import PygmentsLexer
 from pygments.lexers.python import PythonLexer
 
-from ..client.files import replacing
+from ..client.files import replace_file
 from ..errors import ACASessionsError, ConfigurationError
 from ..models import Completions
 from ..sandbox.policy import user_folder
@@ -169,6 +169,6 @@ def _file(path: Path) -> FileHistory:
         pass
     if len(content) > _MOST_HISTORY:
         latest = content[-_MOST_HISTORY // 2 :]
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(latest[latest.find(b"\n# ") + 1 :])
     return FileHistory(os.fspath(path))

@@ -39,7 +39,7 @@ def sanitize(code: str) -> str:
     """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
-    if ("```" in text or "~~~" in text) and (fenced := _fenced(text)) is not None:
+    if ("```" in text or "~~~" in text) and (fenced := _extract_fenced(text)) is not None:
         return textwrap.dedent(fenced)
     if quoted := _QUOTED.match(text):
         return quoted["code"]
@@ -47,7 +47,7 @@ def sanitize(code: str) -> str:
     return text[named.end() :] if named else text
 
 
-def _fenced(text: str) -> str | None:
+def _extract_fenced(text: str) -> str | None:
     """Return the code inside a Markdown fence around the whole text, or else inside the only fence.
 
     Return None if there is no fence or more than one, or if the text around the fence may be code.
@@ -58,10 +58,10 @@ def _fenced(text: str) -> str | None:
         # Python may begin with three tildes, and end with them in a comment. It has no backticks, and no line of tildes alone at its end.
         if rest.endswith(fence) and (fence[0] == "`" or rest.rpartition("\n")[2].strip() == fence):
             return rest.removesuffix(fence).rstrip(" \t").removesuffix("\n")
-    return _in_prose(text)
+    return _extract_only_block(text)
 
 
-def _in_prose(text: str) -> str | None:
+def _extract_only_block(text: str) -> str | None:
     """Return the code of the only fenced block in a text. If the fence is not closed, the block extends to the end of the text.
 
     Return None if there is no such block, or if the text around it may be code.
@@ -92,7 +92,7 @@ def _is_code(text: str) -> bool:
 
 
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
-_LONGEST_MOMENT, _MOST_BRANCHES = 256, 64
+_LONGEST_CHECKPOINT_NAME, _MOST_BRANCHES = 256, 64
 _SHORTEST_SALT = 16
 _NAME_IS = "a file name must be text such as 'data.csv' or 'folder/data.csv'"
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
@@ -215,11 +215,13 @@ def checked_data(data: object) -> bytes | Path:
     raise InvalidArgumentError(f"a file's content must be bytes, well-formed text or the Path of a file, got {kind}")
 
 
-def checked_moment(name: object) -> str | None:
+def checked_checkpoint_name(name: object) -> str | None:
     """Return a checkpoint's name or id unchanged if it is None or has 1 to 256 characters. Otherwise raise InvalidArgumentError."""
-    if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
+    if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_CHECKPOINT_NAME and _is_well_formed(name)):
         return name
-    raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
+    raise InvalidArgumentError(
+        f"a checkpoint's name must be 1 to {_LONGEST_CHECKPOINT_NAME} characters without lone surrogates, got {name!r:.80}"
+    )
 
 
 def checked_count(count: object) -> int:
@@ -238,11 +240,11 @@ def checked_requirements(requirements: Sequence[str]) -> None:
             # Without the value: an option such as --index-url may hold a password.
             raise InvalidArgumentError(
                 f"package {number} of {len(requirements)} must be one line of a requirements.txt such as 'humanize>=4', without options of "
-                f"pip, got {_kind_of(requirement)}"
+                f"pip, got {_describe_requirement(requirement)}"
             )
 
 
-def _kind_of(requirement: object) -> str:
+def _describe_requirement(requirement: object) -> str:
     """Describe an invalid requirement for an error message, without its text, which may hold a password."""
     if not isinstance(requirement, str):
         return type(requirement).__name__
@@ -272,7 +274,7 @@ def checked_install_timeout(timeout: object) -> None:
         )
 
 
-def refusal(code: object) -> CodeError | None:
+def invalid_code_error(code: object) -> CodeError | None:
     """Return an error if `code` cannot be run as a cell, because it is not a string or not well-formed Unicode. Otherwise return None.
 
     The caller puts the error into a result and does not raise it, because the model that sent the code reads results.

@@ -48,7 +48,7 @@ class AzureTokenProvider:
         self._scopes = tuple(scopes)
         self._refresh_before = refresh_before
         self._clock = clock
-        self._held: AccessToken | None = None
+        self._cached: AccessToken | None = None
         self._renewing = asyncio.Lock()
 
     async def get_token(self) -> str:
@@ -56,12 +56,12 @@ class AzureTokenProvider:
 
         Raise AuthenticationError if the credential gives no token and the cached one has expired.
         """
-        if self._held is None or self._due(self._held):
+        if self._cached is None or self._expires_soon(self._cached):
             # Callers that arrive during a renewal wait here, then find its token: hence the second check.
             async with self._renewing:
-                if self._held is None or self._due(self._held):
-                    self._held = await self._renew(self._held)
-        return self._held.token
+                if self._cached is None or self._expires_soon(self._cached):
+                    self._cached = await self._renew(self._cached)
+        return self._cached.token
 
     def clear_cache(self, refused: str | None = None) -> None:
         """Drop the cached token, so that the next request gets a new one.
@@ -69,13 +69,13 @@ class AzureTokenProvider:
         If `refused` is given, drop the cached token only if it is `refused`, the one that the service refused. Another call may have
         renewed it already.
         """
-        if self._held is not None and refused in (None, self._held.token):
-            self._held = None
+        if self._cached is not None and refused in (None, self._cached.token):
+            self._cached = None
 
-    def _due(self, held: "AccessToken") -> bool:
-        return held.expires_on - self._clock() <= self._refresh_before
+    def _expires_soon(self, cached: "AccessToken") -> bool:
+        return cached.expires_on - self._clock() <= self._refresh_before
 
-    async def _renew(self, held: "AccessToken | None") -> "AccessToken":
+    async def _renew(self, cached: "AccessToken | None") -> "AccessToken":
         try:
             if inspect.iscoroutinefunction(self._credential.get_token):
                 return await cast("AsyncTokenCredential", self._credential).get_token(*self._scopes)
@@ -83,8 +83,8 @@ class AzureTokenProvider:
             return await asyncio.to_thread(cast("TokenCredential", self._credential).get_token, *self._scopes)
         # Credentials raise exceptions of their own libraries; each of them means that there is no token.
         except Exception as error:
-            if held is not None and held.expires_on > self._clock():
-                return held
+            if cached is not None and cached.expires_on > self._clock():
+                return cached
             # The cause is not chained: its text may hold details of the credential.
             raise AuthenticationError(
                 f"cannot get a token for {', '.join(self._scopes)} ({type(error).__name__}): sign in (az login), or set "

@@ -19,7 +19,7 @@ from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, 
 from ..ledger import CallerPosition
 from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event, Prompt
-from .http import SessionsHttpClient, decoded
+from .http import SessionsHttpClient, decode_response
 
 AnswerInput = Callable[[Prompt], "str | Awaitable[str | None] | None"]
 AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
@@ -64,7 +64,7 @@ class Execution:
                     yield event
                 if result is not None:
                     break
-                page = await self._after_calls([event for event in events if event.kind == "call"], after, calls)
+                page = await self._answer_calls([event for event in events if event.kind == "call"], after, calls)
         finally:
             await calls.cancel()
         if result.error is not None:
@@ -113,7 +113,7 @@ class Execution:
     def _is_answered(self) -> bool:
         return self._on_input is not None or self._on_call is not None
 
-    async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
+    async def _answer_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
         """Answer the host calls in `asked` (calls of a cell to tools of the host), and return the events after event number `after`.
 
         If there is a single call and its answer is ready within 5 ms, one request sends the answer and gets the events. `calls` holds the
@@ -159,7 +159,7 @@ class Execution:
             raise
 
 
-def ended(result: CodeExecutionResult) -> Execution:
+def ended_execution(result: CodeExecutionResult) -> Execution:
     """Create the handle of an execution that has its result already."""
 
     async def page(_after: int) -> Page:
@@ -168,7 +168,7 @@ def ended(result: CodeExecutionResult) -> Execution:
     return Execution(id="", session_id=result.session_id, _page=page, _interrupt=_nothing)
 
 
-def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
+def background_execution(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
     """Create the handle of an execution whose result the task `running` returns. All events arrive when the task ends."""
 
     async def page(after: int) -> Page:
@@ -229,7 +229,7 @@ class Executions:
             while record.result is None:
                 record = await self._poll(session_id, record.id, caller)
         except asyncio.CancelledError:
-            await self.cancel_quietly(self.followed(session_id, id, caller))
+            await self.cancel_quietly(self.open_handle(session_id, id, caller))
             raise
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
@@ -242,11 +242,15 @@ class Executions:
         try:
             record = await self._send(session_id, id, call, caller, asynchronous=True)
         except asyncio.CancelledError:
-            await self.cancel_quietly(self.followed(session_id, id, caller))
+            await self.cancel_quietly(self.open_handle(session_id, id, caller))
             raise
-        return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
+        return (
+            self.open_handle(session_id, id, caller)
+            if record.result is None
+            else ended_execution(replace(record.result, session_id=session_id))
+        )
 
-    def followed(self, session_id: str, id: str, caller: CallerPosition) -> Execution:
+    def open_handle(self, session_id: str, id: str, caller: CallerPosition) -> Execution:
         """Create a handle to an execution that this or another client started earlier, without sending a request."""
         return Execution(
             id=id,
@@ -296,7 +300,7 @@ class Executions:
                 "2024-10-02-preview or later"
             )
         call = replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
-        headers = {flat.OPERATION_HEADER: id, **rich(caller)}
+        headers = {flat.OPERATION_HEADER: id, **extension_headers(caller)}
         if call.answered:
             headers[extensions.ANSWERED_HEADER] = ", ".join(call.answered)
         if call.transactional:
@@ -308,33 +312,33 @@ class Executions:
         except (ServiceUnavailableError, ServiceError) as error:
             if not _may_have_run(error):
                 raise
-            return await self._after_lost_answer(session_id, id, caller)
-        return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
+            return await self._recover_execution(session_id, id, caller)
+        return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
-    async def _after_lost_answer(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
+    async def _recover_execution(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
         """Ask for an execution of which the first response was lost. If that fails, return one with the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
-            return await self._ask(session_id, id, caller)
+            return await self._fetch(session_id, id, caller)
         except ACASessionsError as error:
-            return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
+            return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_no_reply_result(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
         """Ask for an execution until it has a result. If a request fails, return one whose result has the state `unknown`."""
         wait = _FIRST_POLL
         try:
-            while (record := await self._ask(session_id, id, caller)).result is None:
+            while (record := await self._fetch(session_id, id, caller)).result is None:
                 await asyncio.sleep(wait)
                 wait = min(wait * 1.5, _SLOWEST_POLL)
         except (ServiceUnavailableError, ServiceError) as error:
-            return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
+            return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_no_reply_result(session_id, error))
         return record
 
-    async def _ask(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
+    async def _fetch(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
         path = f"{self._dialect.EXECUTE_PATH}/{id}"
-        response = await self._http.request("GET", path, identifier=session_id, headers=rich(caller))
-        return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
+        response = await self._http.request("GET", path, identifier=session_id, headers=extension_headers(caller))
+        return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: CallerPosition) -> Page:
         """Return the events after event number `after`, the number of the last one, and the result once there is one.
@@ -343,14 +347,16 @@ class Executions:
         """
         try:
             if not await self._http.offers("events"):
-                result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
+                result = (await self._poll(session_id, id, caller)).result or _no_reply_result(session_id)
                 return ([] if after else events_of(result)), after, replace(result, session_id=session_id)
             query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
             path, wait = extensions.EVENTS_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
-            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=rich(caller), timeout=wait)
+            response = await self._http.request(
+                "GET", path, identifier=session_id, query=query, headers=extension_headers(caller), timeout=wait
+            )
         except (ServiceUnavailableError, ServiceError) as error:
-            return [], after, _lost_answer(session_id, error)
-        return decoded(response, partial(self._decode_page, session_id=session_id))
+            return [], after, _no_reply_result(session_id, error)
+        return decode_response(response, partial(self._decode_page, session_id=session_id))
 
     def _decode_page(self, body: dict[str, object], session_id: str) -> Page:
         found, last = extensions.decode_events(body)
@@ -363,11 +369,11 @@ class Executions:
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
-            headers = rich(caller)
+            headers = extension_headers(caller)
             response = await self._http.request("POST", path, identifier=session_id, query=query, headers=headers, json=reply, timeout=wait)
         except (ServiceUnavailableError, ServiceError):
             return await self._page(session_id, id, after, caller)
-        return decoded(response, partial(self._decode_page, session_id=session_id))
+        return decode_response(response, partial(self._decode_page, session_id=session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
         """Send the caller's reply to a question of a cell. Ignore a 409, which means that the cell does not wait for it any more."""
@@ -378,7 +384,7 @@ class Executions:
                 raise
 
 
-def rich(caller: CallerPosition) -> dict[str, str]:
+def extension_headers(caller: CallerPosition) -> dict[str, str]:
     """Return the headers of a request for a result with this project's extensions.
 
     They also have the position in the session's ledger that `caller` has, so that the server sends the entries after it.
@@ -402,7 +408,7 @@ def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
     return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 
-def _lost_answer(session_id: str, error: ACASessionsError | None = None) -> CodeExecutionResult:
+def _no_reply_result(session_id: str, error: ACASessionsError | None = None) -> CodeExecutionResult:
     # 410: the server knows that the execution ended, but has dropped its result.
     if isinstance(error, ServiceError) and error.status_code == _GONE:
         lost = CodeError("ResultGone", "the cell ran, but the server has dropped its result: fetch results sooner")

@@ -19,12 +19,12 @@ from ..errors import ServiceError
 from ..models import RemoteFile
 from .arguments import checked_data, checked_folder, checked_path
 from .executions import DEFAULT_WAIT
-from .history import Upload, Uploaded, step_of
-from .http import SessionsHttpClient, decoded
+from .history import RecordingFile, UploadStep, upload_step
+from .http import SessionsHttpClient, decode_response
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that replaces `path` when the `with` block succeeds. If the block fails, `path` stays as it was.
 
     The new file gets the permissions of the file that it replaces, otherwise default ones. If `path` is a device or a pipe, it is written
@@ -93,7 +93,7 @@ class _ChangedError(Exception):
     """The file changed during the download: a part is of another version than the earlier parts, or no longer exists."""
 
 
-async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
+async def read_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
     """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop all earlier parts.
 
     If the file changes, it is read again from the beginning. If it keeps changing, ServiceError (412, `FileChanged`) is raised after five
@@ -106,7 +106,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
     """
     for pause in (*(_PAUSES if restartable else ()), None):
         try:
-            async for offset, data in _one_version(read, ranged):
+            async for offset, data in _read_one_version(read, ranged):
                 yield offset, data
         except _ChangedError as error:
             if pause is not None:
@@ -118,13 +118,13 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
         return
 
 
-async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
+async def _read_one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
     """Yield the parts of one version of the file, each with its offset. Raise `_ChangedError` if the file changes meanwhile."""
-    first = await _unless_changed(read, 0 if ranged else None, None)
+    first = await _read_unless_changed(read, 0 if ranged else None, None)
     yield 0, first.data
     done = len(first.data)
     if done < first.size and first.version is None:
-        yield 0, (await _unless_changed(read, None, None)).data  # nothing would show that the next part is of another version
+        yield 0, (await _read_unless_changed(read, None, None)).data  # nothing would show that the next part is of another version
         return
     while done < first.size:
         part = await _next(read, done, first)
@@ -135,13 +135,13 @@ async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, byt
 async def _next(read: Read, offset: int, first: Part) -> Part:
     if first.version is None or first.version.startswith("W/"):
         raise _ChangedError  # a weak tag: code was at work on it, and no later part can match it
-    part = await _unless_changed(read, offset, first.version)
+    part = await _read_unless_changed(read, offset, first.version)
     if not part.data or (part.version, part.size) != (first.version, first.size):
         raise _ChangedError
     return part
 
 
-async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
+async def _read_unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
     """Read a part of a file by calling `read`.
 
     Raise `_ChangedError` if the endpoint responds that this version is gone (412), or that the file is shorter than `offset` now (416).
@@ -166,7 +166,7 @@ class SessionFiles:
         self._http = http
         self._dialect = version.dialect
 
-    async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
+    async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, UploadStep]:
         """Write a file into /mnt/data. Return the file's description, and the step that records the upload in the session's history.
 
         A file on this machine is read once, while it is sent. So the step describes exactly what was sent.
@@ -174,8 +174,8 @@ class SessionFiles:
         folder, name = checked_path(path)
         content = checked_data(data)
         with contextlib.ExitStack() as stack:
-            sent = stack.enter_context(Upload(content)) if isinstance(content, Path) else content
-            size = os.fstat(sent.fileno()).st_size if isinstance(sent, Upload) else len(sent)
+            sent = stack.enter_context(RecordingFile(content)) if isinstance(content, Path) else content
+            size = os.fstat(sent.fileno()).st_size if isinstance(sent, RecordingFile) else len(sent)
             with telemetry.span("upload", session_id, bytes=size):
                 response = await self._http.request(
                     "POST",
@@ -185,12 +185,12 @@ class SessionFiles:
                     file=(name, sent),
                     timeout=DEFAULT_WAIT,
                 )
-        return decoded(response, self._dialect.decode_upload), step_of(path, sent)
+        return decode_response(response, self._dialect.decode_upload), upload_step(path, sent)
 
     async def list(self, session_id: str, folder: str) -> list[RemoteFile]:
         """Return the files and folders directly in /mnt/data, or in a folder of it."""
         response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(checked_folder(folder)))
-        return decoded(response, self._dialect.decode_files)
+        return decode_response(response, self._dialect.decode_files)
 
     async def download(self, session_id: str, name: str) -> bytes:
         """Return a file's content. All of it is from one version of the file, even if the file changes during the download."""
@@ -208,7 +208,7 @@ class SessionFiles:
         held in memory.
         """
         size = 0
-        with replacing(path) as file:
+        with replace_file(path) as file:
             async for offset, data in self._parts(session_id, name, restartable=file.seekable()):
                 if offset == 0 and size:
                     file.seek(0)
@@ -224,7 +224,7 @@ class SessionFiles:
 
     async def _parts(self, session_id: str, name: str, *, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
         ranged = await self._http.offers("ranges")
-        async for part in in_parts(partial(self._read, session_id, name), ranged=ranged, restartable=restartable):
+        async for part in read_parts(partial(self._read, session_id, name), ranged=ranged, restartable=restartable):
             yield part
 
     async def _read(self, session_id: str, name: str, start: int | None, version: str | None) -> Part:

@@ -22,7 +22,7 @@ _LARGEST_FILE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class CellStep:
     """A step of the history: a cell as it was sent, and its result. The result is None while the cell runs, or if none arrived.
 
     `rolled_back` means that a rollback undid what the cell did to the variables.
@@ -34,7 +34,7 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
-class Uploaded:
+class UploadStep:
     """A step of the history: a file that the caller wrote to the session. `content` is None if the file is larger than 4 MB."""
 
     path: str
@@ -44,25 +44,25 @@ class Uploaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Deleted:
+class DeleteStep:
     """A step of the history: a file that the caller deleted from the session."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reset:
+class ResetStep:
     """A step of the history: a reset, requested by the caller, which cleared the variables."""
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstallStep:
     """A step of the history: an installation of packages, with the requirements as the caller wrote them."""
 
     requirements: tuple[str, ...]
 
 
-Step = Ran | Uploaded | Deleted | Reset | Installed
+Step = CellStep | UploadStep | DeleteStep | ResetStep | InstallStep
 
 
 class History:
@@ -81,23 +81,23 @@ class History:
         return tuple(self._steps.values())
 
     @property
-    def cells(self) -> tuple[Ran, ...]:
+    def cells(self) -> tuple[CellStep, ...]:
         """Return the cells among the steps, the oldest first."""
-        return tuple(step for step in self._steps.values() if isinstance(step, Ran))
+        return tuple(step for step in self._steps.values() if isinstance(step, CellStep))
 
-    def note(self, step: Step, number: int | None = None) -> int:
+    def add(self, step: Step, number: int | None = None) -> int:
         """Add a step and return its number. If `number` is given, replace the step that has this number."""
         if number is None:
             number = next(self._numbers)
         size = 0
         match step:
-            case Ran(code, result):
+            case CellStep(code, result):
                 size = len(code)
                 if result is not None:
                     size += len(result.stdout) + len(result.stderr) + len(result.text or "")
                     for display in result.displays:
                         size += sum(len(content) for content in display.data.values() if isinstance(content, str))
-            case Uploaded(content=bytes(content)):
+            case UploadStep(content=bytes(content)):
                 size = len(content)
         self._steps[number], self._sizes[number] = step, size
         # One step is always kept, however large.
@@ -107,14 +107,14 @@ class History:
             self.left_out += 1
         return number
 
-    def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
+    def set_result(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
         """Store the result in the step of its cell, which has the step number `number`, and return the result.
 
         If the result reports a rollback, mark the cells that the rollback undid.
         """
         known = self._steps.get(number)
-        if isinstance(known, Ran):
-            self.note(Ran(known.code, result, known.rolled_back), number)
+        if isinstance(known, CellStep):
+            self.add(CellStep(known.code, result, known.rolled_back), number)
         record = result.record
         for entry in record.entries if record is not None else ():
             if entry.variables == "rolled_back":
@@ -125,16 +125,16 @@ class History:
 
     def _undo_cells(self, after: int, before: int) -> None:
         for number, step in self._steps.items():
-            if after < number < before and isinstance(step, Ran):
+            if after < number < before and isinstance(step, CellStep):
                 self._steps[number] = replace(step, rolled_back=True)
 
-    def mark(self, checkpoint: str) -> None:
+    def mark_checkpoint(self, checkpoint: str) -> None:
         """Record that the checkpoint with the id `checkpoint` was taken after the latest step. Keep only the latest 1,000 records."""
         self._marks[checkpoint] = next(self._numbers)
         if len(self._marks) > _MOST_STEPS:
             del self._marks[next(iter(self._marks))]
 
-    def go_back(self, checkpoint: str) -> None:
+    def drop_after(self, checkpoint: str) -> None:
         """Drop the steps after a checkpoint, because a rollback to it undid them. `checkpoint` is its id.
 
         If this history has no record of the checkpoint (another `Session` object may have taken it), drop all steps. Then add one to
@@ -156,7 +156,7 @@ class History:
         return len(self._steps)
 
 
-class Upload(io.FileIO):
+class RecordingFile(io.FileIO):
     """A file that records what is read from it while it is sent: the size, the hash and, up to 4 MB, the content.
 
     So the history records what the session received, even if the file on this machine changes meanwhile.
@@ -181,14 +181,14 @@ class Upload(io.FileIO):
         return super().seek(offset, whence)
 
 
-def step_of(path: str, sent: bytes | Upload) -> Uploaded:
-    """Return the step that records an upload. Call this only after an `Upload` was sent, because it records what is read from it."""
+def upload_step(path: str, sent: bytes | RecordingFile) -> UploadStep:
+    """Return the step that records an upload. Call this only after an `RecordingFile` was sent, because it records what is read from it."""
     if isinstance(sent, bytes):
         content: bytes | bytearray = sent
         size, digest = len(sent), hashlib.sha256(sent)
     else:
         content, size, digest = sent.content, sent.size, sent.digest
-    return Uploaded(path, size, digest.hexdigest(), bytes(content) if size <= _LARGEST_FILE else None)
+    return UploadStep(path, size, digest.hexdigest(), bytes(content) if size <= _LARGEST_FILE else None)
 
 
 _METADATA = "aca_sessions"  # the key of what a notebook's own fields cannot hold
@@ -205,7 +205,7 @@ def to_notebook(history: History) -> dict[str, Any]:
     """Convert a history to a notebook (nbformat 4) and return the notebook as JSON values."""
     cells, count = [], 0
     for place, step in enumerate(history.steps):
-        count += isinstance(step, Ran)
+        count += isinstance(step, CellStep)
         cells.append({"id": f"step-{place}", **_cell(step, count)})
     metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}, _METADATA: {"left_out": history.left_out}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
@@ -219,9 +219,9 @@ def to_script(history: History) -> str:
     parts = []
     for step in history.steps:
         match step:
-            case Ran(rolled_back=True):
+            case CellStep(rolled_back=True):
                 continue
-            case Ran(code):
+            case CellStep(code):
                 parts.append(f"# %%\n{_as_python(code)}")
             case _:
                 parts.append(f"# %% [markdown]\n# {_described(step)}")
@@ -276,32 +276,32 @@ def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, An
 
 def _cell(step: Step, count: int) -> dict[str, Any]:
     match step:
-        case Ran(code=code, result=result):
+        case CellStep(code=code, result=result):
             noted: dict[str, object] = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
             noted |= {"rolled_back": True} if step.rolled_back else {}
             metadata = {_METADATA: noted} if noted else {}
             outputs = outputs_of(result, count) if result is not None else []
             ran = count if result is not None else None
             return {"cell_type": "code", "execution_count": ran, "metadata": metadata, "outputs": outputs, "source": code}
-        case Uploaded(path, size, sha256, content):
+        case UploadStep(path, size, sha256, content):
             upload: dict[str, object] = {"upload": path, "size": size, "sha256": sha256}
             attached = {} if content is None else {"attachments": {path: {_BINARY: base64.b64encode(content).decode()}}}
             return {"cell_type": "markdown", "metadata": {_METADATA: upload}, "source": _described(step), **attached}
-        case Deleted(path):
+        case DeleteStep(path):
             return {"cell_type": "markdown", "metadata": {_METADATA: {"delete": path}}, "source": _described(step)}
-        case Reset():
+        case ResetStep():
             return {"cell_type": "markdown", "metadata": {_METADATA: {"reset": True}}, "source": _described(step)}
-        case Installed(requirements):
+        case InstallStep(requirements):
             return {"cell_type": "markdown", "metadata": {_METADATA: {"install": list(requirements)}}, "source": _described(step)}
 
 
 def _described(step: Step) -> str:
     match step:
-        case Uploaded(path, size, _, content):
+        case UploadStep(path, size, _, content):
             return f"`{_inline(path)}` was uploaded: {size} bytes{'' if content is not None else ', not kept here'}."
-        case Deleted(path):
+        case DeleteStep(path):
             return f"`{_inline(path)}` was deleted."
-        case Installed(requirements):
+        case InstallStep(requirements):
             return f"Installed: `{_inline(' '.join(requirements))}`."
     return "The variables were cleared."
 
@@ -353,7 +353,7 @@ def _step(cell: object) -> tuple[Step, list[Output]] | None:
     """
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
-            return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
+            return CellStep(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
         case {"cell_type": "markdown", "metadata": {"aca_sessions": noted}, **rest}:
             return _step_of_metadata(noted, rest.get("attachments")), []
         case {"cell_type": "markdown" | "raw"}:
@@ -373,15 +373,15 @@ def _step_of_metadata(noted: object, attachments: object) -> Step:
     match noted:
         case {"upload": str(path), "size": int(size), "sha256": str(sha256)}:
             checked_path(path)
-            return Uploaded(path, size, sha256, _attached(attachments, path))
+            return UploadStep(path, size, sha256, _attached(attachments, path))
         case {"delete": str(path)}:
             checked_path(path)
-            return Deleted(path)
+            return DeleteStep(path)
         case {"reset": True}:
-            return Reset()
+            return ResetStep()
         case {"install": [*requirements]}:
             checked_requirements(tuple(requirements))
-            return Installed(tuple(requirements))
+            return InstallStep(tuple(requirements))
     raise InvalidArgumentError(f"its metadata {_METADATA!r} must be an upload, a deletion, a reset or an installation: remove the cell")
 
 

@@ -50,7 +50,7 @@ class SessionsHttpClient:
             request_timeout: Seconds to wait for a response, if the request has no timeout of its own.
             patience: For how many seconds after its first attempt a request may be retried.
         """
-        logging.getLogger("httpx").addFilter(_without_identifiers)
+        logging.getLogger("httpx").addFilter(_has_no_identifier)
         self._client = client
         self._base = str(client.base_url).rstrip("/") + "/"
         self._owner = OwnerProcess("the connection to this endpoint")
@@ -125,7 +125,7 @@ class SessionsHttpClient:
                         f"{url.host} sent no complete answer ({type(error).__name__}): {advice}", sent=True
                     ) from error
             else:
-                if response.is_success or not _is_refused_for_now(method, response):
+                if response.is_success or not _should_retry(method, response):
                     break
                 wished = retry_after(response.headers)
                 wait = wait if wished is None else wished
@@ -192,7 +192,7 @@ class SessionsHttpClient:
         await self.close()
 
 
-def _without_identifiers(record: logging.LogRecord) -> bool:
+def _has_no_identifier(record: logging.LogRecord) -> bool:
     """Return whether httpx may log a record: False, which drops the record, if the record has a session's identifier.
 
     httpx logs every URL, and the identifier in it gives access to the session.
@@ -237,7 +237,7 @@ def _certificate_advice(cause: ssl.SSLCertVerificationError, host: str) -> str:
     )
 
 
-def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
+def decode_response(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
     """Parse a response as a JSON object, pass the object to `decode`, and return what `decode` returns.
 
     Raise ServiceUnavailableError if the content is anything else, because then a proxy may have responded.
@@ -256,7 +256,7 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
     )
 
 
-def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
+def _should_retry(method: str, response: httpx.Response) -> bool:
     """Return whether to send a refused request again: the service did not begin to process it, or the request is a GET.
 
     If this project's server answers 429, or 503 with one of the codes of `UNBEGUN`, it did not begin. If a gateway answers 502, 503 or 504

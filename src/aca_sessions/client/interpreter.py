@@ -16,18 +16,18 @@ from ..errors import ACASessionsError, NotFoundError, NotSupportedError
 from ..ledger import CallerPosition
 from ..lifetime import Tasks
 from ..models import Checkpoint, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, Record, RemoteFile, SessionInfo
-from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, refusal
+from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, invalid_code_error
 from .arguments import sanitize as take_out_of_fences
-from .continuity import Continuity
-from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background, rich
+from .executions import AnswerCall, AnswerInput, Execution, Executions, background_execution, ended_execution, extension_headers
 from .files import SessionFiles
-from .history import Uploaded
-from .http import Response, SessionsHttpClient, decoded
+from .history import UploadStep
+from .http import Response, SessionsHttpClient, decode_response
+from .session_ledgers import SessionLedgers
 from .snippets import snippet
 
 INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
-_TIMELINE_SECONDS = 250.0  # a cell of up to 220 s may have to end first
+_CHECKPOINT_SECONDS = 250.0  # a cell of up to 220 s may have to end first
 _REMEMBERED = 10_000
 
 
@@ -51,9 +51,9 @@ class CodeInterpreter:
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)
         self._files = SessionFiles(http, self._version)
-        self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
+        self._ledgers = SessionLedgers(self._run_own_cell, verify_after=verify_after)
         self._delivered: OrderedDict[str, CallerPosition] = OrderedDict()
-        http.on_session = self._continuity.seen
+        http.on_session = self._ledgers.record_instance
 
     @overload
     async def execute(self, request: CodeExecutionRequest, /) -> CodeExecutionResult: ...
@@ -76,7 +76,7 @@ class CodeInterpreter:
         """
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
-        return await self._execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
+        return await self._execute_for(self._position_of(checked_session_id(request.session_id)), request)
 
     async def _execute_for(self, caller: CallerPosition, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
@@ -86,7 +86,7 @@ class CodeInterpreter:
         """
         if request.timeout is not None:
             checked_timeout(request.timeout)
-        refused = refusal(request.code)
+        refused = invalid_code_error(request.code)
         if refused is not None:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
@@ -112,11 +112,11 @@ class CodeInterpreter:
                 the last result that this client delivered for the session.
         """
         checked_session_id(session_id)
-        caller = caller or replace(self._delivered_of(session_id))
+        caller = caller or replace(self._position_of(session_id))
         call = ExecutionRequest(code=snippet(name, *arguments), timeout=timeout)
         return caller.deliver(await self._execute(session_id, call, caller))
 
-    async def _execute_by(
+    async def _execute_with(
         self, session_id: str, caller: CallerPosition, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, which sends the cell in several snippets, and return its result.
@@ -124,17 +124,17 @@ class CodeInterpreter:
         `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
         happened since.
         """
-        start = self._continuity.position(session_id)
+        start = self._ledgers.position_of(session_id)
         result = await run()
-        result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
+        result = self._ledgers.complete_result(session_id, replace(result, session_id=session_id), start, caller)
         return self._deliver(session_id, caller, result)
 
-    def _caller(self, session_id: str) -> CallerPosition:
+    def _new_position(self, session_id: str) -> CallerPosition:
         """Create a position in a session's ledger for a new caller, after all results that this client has delivered for the session.
 
         Results for this caller report only what happened later.
         """
-        return replace(self._delivered_of(session_id))
+        return replace(self._position_of(session_id))
 
     def _deliver(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result with the state for `caller`: what happened to the session since the last result that the caller received.
@@ -143,17 +143,17 @@ class CodeInterpreter:
         with no await in between. A caller that is cancelled in between would miss the state.
         """
         delivered = caller.deliver(result)
-        if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
+        if result.record is not None and (all_callers := self._position_of(session_id)) is not caller:
             all_callers.advance(result.record)
         return delivered
 
-    def _take_back(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> None:
+    def _undo_delivery(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> None:
         """Undo `deliver` for a result that did not reach its caller, so that the caller's next result reports the same losses again."""
-        for one in (caller, self._delivered_of(session_id)):
+        for one in (caller, self._position_of(session_id)):
             if result.record is not None:
                 one.undo_delivery(result.record)
 
-    def _delivered_of(self, session_id: str) -> CallerPosition:
+    def _position_of(self, session_id: str) -> CallerPosition:
         delivered = self._delivered.get(session_id)
         if delivered is None:
             delivered = self._delivered[session_id] = CallerPosition()
@@ -180,7 +180,7 @@ class CodeInterpreter:
             remote_file, _ = await self._upload(request, name, data)
         return remote_file
 
-    async def _upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
+    async def _upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, UploadStep]:
         """Write a file like `upload_file`. Return its description, and the upload as a step for the session's history."""
         return await self._files.upload(session_id, name, data)
 
@@ -214,17 +214,19 @@ class CodeInterpreter:
         """
         checked_session_id(session_id)
         if await self._http.offers("reset"):
-            entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
+            entry = decode_response(
+                await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position
+            )
         else:
-            entry = await self._continuity.reset(session_id, lambda mark: snippet("reset", mark))
-        self._note_asked(session_id, caller, *entry)
+            entry = await self._ledgers.reset(session_id, lambda mark: snippet("reset", mark))
+        self._add_requested(session_id, caller, *entry)
 
-    def _note_asked(self, session_id: str, caller: CallerPosition | None, ledger: str, position: int) -> None:
+    def _add_requested(self, session_id: str, caller: CallerPosition | None, ledger: str, position: int) -> None:
         """Remember which entry of a session's ledger is a reset or rollback that the caller asked for. No result reports it to that caller.
 
         `ledger` is the ledger's id, `position` the number of the entry.
         """
-        for one in (caller, self._delivered_of(session_id)):
+        for one in (caller, self._position_of(session_id)):
             if one is not None:
                 one.add_requested(ledger, position)
 
@@ -256,18 +258,18 @@ class CodeInterpreter:
                 the last result that this client delivered for the session.
         """
         checked_session_id(session_id)
-        caller = caller or self._delivered_of(session_id)
+        caller = caller or self._position_of(session_id)
         checked_timeout(timeout)
-        refused = refusal(code)
+        refused = invalid_code_error(code)
         if refused is not None:
-            return ended(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
+            return ended_execution(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
         text = take_out_of_fences(code) if sanitize else code
-        answered = _answered(on_input, on_call)
+        answered = _answered_kinds(on_input, on_call)
         call = ExecutionRequest(code=text, timeout=timeout, answered=answered, transactional=transactional)
         if on_call is not None:
             await self._http.require("events", "answer host calls")
         if not await self._http.offers("events"):
-            execution = in_background(session_id, self._tasks.start_awaited(self._execute(session_id, call, caller)))
+            execution = background_execution(session_id, self._tasks.start_awaited(self._execute(session_id, call, caller)))
             return execution.amending(partial(self._deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call, caller)
@@ -285,8 +287,8 @@ class CodeInterpreter:
             caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
                 the last result that this client delivered for the session.
         """
-        caller = caller or self._delivered_of(checked_session_id(session_id))
-        execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
+        caller = caller or self._position_of(checked_session_id(session_id))
+        execution = self._executions.open_handle(session_id, execution_id, caller).answering(on_input)
         return execution.amending(partial(self._deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
@@ -319,7 +321,7 @@ class CodeInterpreter:
                 json=extensions.encode_install_request(requirements, timeout),
                 timeout=timeout + _INSTALL_MARGIN,
             )
-        return replace(decoded(response, extensions.decode_package_result), session_id=session_id)
+        return replace(decode_response(response, extensions.decode_package_result), session_id=session_id)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
         """Uninstall packages that were installed in a session and return the result.
@@ -330,7 +332,7 @@ class CodeInterpreter:
         await self._http.require("packages", "uninstall packages")
         path = extensions.PACKAGES_PATH
         response = await self._http.request("DELETE", path, identifier=session_id, query=query, timeout=_INSTALL_MARGIN)
-        return replace(decoded(response, extensions.decode_package_result), session_id=session_id)
+        return replace(decode_response(response, extensions.decode_package_result), session_id=session_id)
 
     async def packages(self, session_id: str) -> list[Package]:
         """Return the packages that were installed in a session, in addition to those of its environment.
@@ -339,19 +341,21 @@ class CodeInterpreter:
         """
         await self._http.require("packages", "list installed packages")
         response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
-        return decoded(response, extensions.decode_packages)
+        return decode_response(response, extensions.decode_packages)
 
     async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
         """Take a checkpoint of a session and return it.
 
         Raise SnapshotError, which names the obstacle, if no checkpoint can be taken now.
         """
-        response = await self._request_timeline("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
-        return decoded(response, extensions.decode_checkpoint)
+        response = await self._request_checkpoints("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
+        return decode_response(response, extensions.decode_checkpoint)
 
     async def checkpoints(self, session_id: str) -> list[Checkpoint]:
         """Return a session's checkpoints, the oldest first."""
-        return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
+        return decode_response(
+            await self._request_checkpoints("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints
+        )
 
     async def _roll_back(self, session_id: str, caller: CallerPosition, *, id: str | None, name: str | None) -> Checkpoint:
         """Roll a session back to the checkpoint with this name or id, or to the latest one if both are None. Return the checkpoint.
@@ -362,14 +366,14 @@ class CodeInterpreter:
             id: The id of a checkpoint.
             name: The name of a checkpoint. If both match, the checkpoint with this name is used, not the one with the id.
         """
-        response = await self._request_timeline("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
-        reached = decoded(response, extensions.decode_checkpoint)
-        self._note_asked(session_id, caller, *decoded(response, extensions.decode_position))
+        response = await self._request_checkpoints("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
+        reached = decode_response(response, extensions.decode_checkpoint)
+        self._add_requested(session_id, caller, *decode_response(response, extensions.decode_position))
         return reached
 
     async def delete_checkpoint(self, session_id: str, id: str) -> None:
         """Remove a checkpoint of a session. The session itself stays as it is."""
-        await self._request_timeline("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
+        await self._request_checkpoints("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
 
     async def _branch(
         self, session_id: str, identifiers: Sequence[str], caller: CallerPosition, *, reseed: bool
@@ -381,8 +385,8 @@ class CodeInterpreter:
         """
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:
-            response = await self._request_timeline("POST", extensions.BRANCHES_PATH, session_id, body, rich(caller))
-            return decoded(response, extensions.decode_branch_response)
+            response = await self._request_checkpoints("POST", extensions.BRANCHES_PATH, session_id, body, extension_headers(caller))
+            return decode_response(response, extensions.decode_branch_response)
         # A cancelled call, or one whose answer was lost, may have made the branches. No caller knows of them, so they are ended.
         except BaseException:
             self._tasks.start(self._end_branches(session_id, identifiers))
@@ -396,11 +400,11 @@ class CodeInterpreter:
             with contextlib.suppress(ACASessionsError):
                 await self._http.request("DELETE", flat.SESSION_PATH, identifier=identifier)
 
-    async def _request_timeline(
+    async def _request_checkpoints(
         self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None
     ) -> Response:
         await self._http.require("checkpoint", "take checkpoints")
-        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
+        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_CHECKPOINT_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
         """Return the evidence for each part of the sessions' isolation from the host, keyed by the part's name.
@@ -410,7 +414,7 @@ class CodeInterpreter:
         """
         if not await self._http.offers("isolation"):
             return None
-        return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
+        return decode_response(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
         """Return whether the endpoint has an extension of Azure's API, given the extension's name, such as `checkpoint`."""
@@ -419,7 +423,7 @@ class CodeInterpreter:
     async def get_session(self, session_id: str) -> SessionInfo:
         """Return the service's description of a session. Raise NotFoundError if there is no such session."""
         self._require_sessions()
-        return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
+        return decode_response(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
         """End a session at the service.
@@ -438,9 +442,9 @@ class CodeInterpreter:
 
     def _note_ended(self, session_id: str, *, expired: bool) -> None:
         if expired:
-            self._continuity.note_lost(session_id, "expired", with_files=True)
+            self._ledgers.record_loss(session_id, "expired", with_files=True)
         else:
-            self._continuity.forget(session_id)
+            self._ledgers.record_end(session_id)
             self._delivered.pop(session_id, None)
 
     async def list_sessions(self) -> list[SessionInfo]:
@@ -456,7 +460,7 @@ class CodeInterpreter:
     async def _sessions_after(self, skip: int) -> dict[str, SessionInfo]:
         query, rich = {"skip": str(skip)} if skip else None, {extensions.RICH_REQUEST_HEADER: "1"}
         response = await self._http.request("GET", flat.SESSIONS_PATH, query=query, headers=rich)
-        return {info.session_id: info for info in decoded(response, flat.decode_sessions)}
+        return {info.session_id: info for info in decode_response(response, flat.decode_sessions)}
 
     @property
     def is_closed(self) -> bool:
@@ -494,18 +498,18 @@ class CodeInterpreter:
     async def _execute(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> CodeExecutionResult:
         """Run a cell and return its result, with a record of what happened to the session.
 
-        `Continuity` makes the record if the endpoint keeps none.
+        `SessionLedgers` makes the record if the endpoint keeps none.
         """
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):
             return await self._executions.run(session_id, call, caller)
-        return await self._continuity.execute(session_id, lambda: self._executions.run(session_id, call), caller)
+        return await self._ledgers.run_cell(session_id, lambda: self._executions.run(session_id, call), caller)
 
-    async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
+    async def _run_own_cell(self, session_id: str, code: str) -> CodeExecutionResult:
         return await self._executions.run(session_id, ExecutionRequest(code=code))
 
 
-def _answered(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:
+def _answered_kinds(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:
     answers = {"input": on_input, "call": on_call}
     return tuple(kind for kind, answer in answers.items() if answer is not None)

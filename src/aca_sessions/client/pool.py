@@ -34,7 +34,7 @@ DEFAULT_SESSIONS, DEFAULT_SESSION_SECONDS, DEFAULT_ACQUIRE_SECONDS = 10, 1800.0,
 
 
 @dataclass(slots=True)
-class _Held:
+class _PooledSession:
     named: bool
     created: datetime
     last_used: datetime
@@ -43,14 +43,14 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class Lease:
     """A lease: the right of a caller to use a session now. It ends with the session.
 
     If a session of the same name starts later, that one needs another lease.
     """
 
     session_id: str
-    held: _Held | None = field(default=None, compare=False, repr=False)
+    pooled: _PooledSession | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -58,8 +58,8 @@ class Waiter:
     """A caller that waits in the queue for a lease. `wake` is called with the lease, or with None if the pool is closed first."""
 
     session_id: str | None
-    wake: Callable[[Granted | None], None]
-    granted: Granted | None = field(default=None)
+    wake: Callable[[Lease | None], None]
+    granted: Lease | None = field(default=None)
 
 
 class Leases:
@@ -74,7 +74,7 @@ class Leases:
         self.leased = 0  # the number of leased sessions
         self._idle_timeout = idle_timeout
         self._clock = clock
-        self._sessions: dict[str, _Held] = {}
+        self._sessions: dict[str, _PooledSession] = {}
         self._waiting: deque[Waiter] = deque()
 
     @property
@@ -84,14 +84,14 @@ class Leases:
 
     def leases_of(self, session_id: str) -> int:
         """Return how many leases the session of this name has now."""
-        held = self._sessions.get(session_id)
-        return held.leases if held else 0
+        pooled = self._sessions.get(session_id)
+        return pooled.leases if pooled else 0
 
-    def knows(self, session_id: str) -> bool:
+    def has_session(self, session_id: str) -> bool:
         """Return whether the pool keeps a session of this name, leased or idle."""
         return session_id in self._sessions
 
-    def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
+    def acquire(self, session_id: str | None, wake: Callable[[Lease | None], None]) -> Lease | Waiter:
         """Return a lease, or add the caller to the queue and return a Waiter.
 
         Callers are served in order. A caller that names a leased session gets a further lease at once, because the limit counts sessions.
@@ -100,15 +100,15 @@ class Leases:
             session_id: The session's name, or None for a new anonymous session.
             wake: Called with the lease when a caller in the queue gets it, or with None if the pool is closed.
         """
-        held = self._sessions.get(session_id) if session_id is not None else None
+        pooled = self._sessions.get(session_id) if session_id is not None else None
         # A further lease of a leased session takes no room of the pool, so it need not wait behind others.
-        if (held is not None and held.leases) or (self.leased < self.limit and not self._waiting):
+        if (pooled is not None and pooled.leases) or (self.leased < self.limit and not self._waiting):
             return self._grant(session_id)
         waiter = Waiter(session_id, wake)
         self._waiting.append(waiter)
         return waiter
 
-    def give_up(self, waiter: Waiter) -> list[str]:
+    def leave_queue(self, waiter: Waiter) -> list[str]:
         """Remove a caller from the queue. If the caller was granted a lease meanwhile, release the lease.
 
         Return the names of the sessions that must be ended now.
@@ -119,23 +119,23 @@ class Leases:
             self._waiting.remove(waiter)
         return []
 
-    def release(self, lease: Granted | str) -> list[str] | None:
+    def release(self, lease: Lease | str) -> list[str] | None:
         """Release a lease, or one lease of the session with the given name.
 
         Return the names of the sessions that must be ended now, or None if there is no such lease any more. An anonymous session ends with
         its lease, so its state reaches no other caller.
         """
         session_id = lease if isinstance(lease, str) else lease.session_id
-        held = self._sessions.get(session_id)
-        if held is None or held.leases == 0 or (isinstance(lease, Granted) and held is not lease.held):
+        pooled = self._sessions.get(session_id)
+        if pooled is None or pooled.leases == 0 or (isinstance(lease, Lease) and pooled is not lease.pooled):
             return None
-        held.leases -= 1
-        held.last_used = self._clock()
+        pooled.leases -= 1
+        pooled.last_used = self._clock()
         ended = []
-        if held.leases == 0:
-            held.leased_since = None
+        if pooled.leases == 0:
+            pooled.leased_since = None
             self.leased -= 1
-            if not held.named:
+            if not pooled.named:
                 del self._sessions[session_id]
                 ended = [session_id]
         if self._waiting:
@@ -147,10 +147,10 @@ class Leases:
 
         Return a list of the session's name, because the caller must end the session now. Return [] if the pool does not keep it.
         """
-        held = self._sessions.pop(session_id, None)
-        if held is None:
+        pooled = self._sessions.pop(session_id, None)
+        if pooled is None:
             return []
-        self.leased -= held.leases > 0
+        self.leased -= pooled.leases > 0
         self._serve_queue()
         return [session_id]
 
@@ -161,8 +161,8 @@ class Leases:
         """
         before = self._clock() - self._idle_timeout
         idle = []
-        for name, held in self._sessions.items():
-            if held.leases == 0 and held.last_used <= before:
+        for name, pooled in self._sessions.items():
+            if pooled.leases == 0 and pooled.last_used <= before:
                 idle.append(name)
         for name in idle:
             del self._sessions[name]
@@ -184,24 +184,24 @@ class Leases:
         return [
             SessionInfo(
                 session_id=name,
-                created=held.created,
-                last_used=held.last_used,
-                expires=None if held.leases else held.last_used + self._idle_timeout,
-                is_active=held.leases > 0,
-                leased_since=held.leased_since,
+                created=pooled.created,
+                last_used=pooled.last_used,
+                expires=None if pooled.leases else pooled.last_used + self._idle_timeout,
+                is_active=pooled.leases > 0,
+                leased_since=pooled.leased_since,
             )
-            for name, held in self._sessions.items()
+            for name, pooled in self._sessions.items()
         ]
 
-    def _grant(self, session_id: str | None) -> Granted:
+    def _grant(self, session_id: str | None) -> Lease:
         name = session_id or str(uuid.uuid4())
         now = self._clock()
-        held = self._sessions.setdefault(name, _Held(session_id is not None, now, now))
-        self.leased += held.leases == 0
-        held.leases += 1
-        held.last_used = now
-        held.leased_since = held.leased_since or now
-        return Granted(name, held)
+        pooled = self._sessions.setdefault(name, _PooledSession(session_id is not None, now, now))
+        self.leased += pooled.leases == 0
+        pooled.leases += 1
+        pooled.last_used = now
+        pooled.leased_since = pooled.leased_since or now
+        return Lease(name, pooled)
 
     def _serve_queue(self) -> None:
         for waiter in [*self._waiting]:
@@ -280,7 +280,7 @@ class SessionPool:
         """
         return Session(self._interpreter, (await self._lease(session_id)).session_id)
 
-    async def _lease(self, session_id: str | None) -> Granted:
+    async def _lease(self, session_id: str | None) -> Lease:
         self._owner.check()
         if self._closed:
             raise PoolClosedError("the pool is closed: open a new one")
@@ -296,9 +296,9 @@ class SessionPool:
             self._end_expired(expired)
         started = time.perf_counter()
         with telemetry.span("acquire", session_id):
-            turn: asyncio.Future[Granted | None] = loop.create_future()
+            turn: asyncio.Future[Lease | None] = loop.create_future()
             answer = self._leases.acquire(session_id, partial(_wake, turn))
-            granted = answer if isinstance(answer, Granted) else await self._wait_for_turn(answer, turn)
+            granted = answer if isinstance(answer, Lease) else await self._wait_for_turn(answer, turn)
         telemetry.acquire_seconds.record(time.perf_counter() - started)
         # Wait until an earlier session of this name has ended: deleting it by name would delete the new one.
         if granted.session_id in self._ending:
@@ -319,7 +319,7 @@ class SessionPool:
         """
         await self._release(session_id)
 
-    async def _release(self, lease: Granted | str) -> None:
+    async def _release(self, lease: Lease | str) -> None:
         if not self._owner.is_current:
             return
         session_id = lease if isinstance(lease, str) else lease.session_id
@@ -330,7 +330,7 @@ class SessionPool:
                 self._on_event(PoolEvent("released", session_id))
         # The session was terminated meanwhile, and the holder of the lease may have started another one under the name. End that one,
         # unless it belongs to another caller by now.
-        elif isinstance(lease, Granted) and not self._closed and not self._leases.knows(session_id):
+        elif isinstance(lease, Lease) and not self._closed and not self._leases.has_session(session_id):
             ended = [session_id]
         if ended:
             await self._finish(self._end(ended))
@@ -396,13 +396,13 @@ class SessionPool:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _wait_for_turn(self, waiter: Waiter, turn: "asyncio.Future[Granted | None]") -> Granted:
+    async def _wait_for_turn(self, waiter: Waiter, turn: "asyncio.Future[Lease | None]") -> Lease:
         try:
             async with asyncio.timeout(self._acquire_timeout):
                 granted = await turn
         except BaseException as error:
             # The lease may have been granted in the same turn of the event loop: then it is released.
-            self._end(self._leases.give_up(waiter))
+            self._end(self._leases.leave_queue(waiter))
             if isinstance(error, TimeoutError):
                 raise PoolTimeoutError(self._timeout_message()) from error
             raise
@@ -449,7 +449,7 @@ class SessionPool:
         self._end(session_ids, expired=True)
 
 
-def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> None:
+def _wake(turn: "asyncio.Future[Lease | None]", granted: Lease | None) -> None:
     if not turn.done():
         turn.set_result(granted)
 

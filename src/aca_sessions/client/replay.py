@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
-from .history import Deleted, Installed, Output, Ran, Reset, Step, Uploaded, outputs_of, read_notebook
+from .history import CellStep, DeleteStep, InstallStep, Output, ResetStep, Step, UploadStep, outputs_of, read_notebook
 from .session import Session
 
 _VARYING = (  # what differs between two runs and means nothing: addresses of objects, names of cells in tracebacks
@@ -83,34 +83,34 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
     missing: list[str] = []
     for place, (step, outputs) in enumerate(steps):
         try:
-            if isinstance(step, Ran):
-                cells.append(await _replayed(step, outputs, len(cells) + 1, session=session, timeout=timeout))
+            if isinstance(step, CellStep):
+                cells.append(await _replay_cell(step, outputs, len(cells) + 1, session=session, timeout=timeout))
             else:
-                missing += await _redone(step, session)
+                missing += await _repeat_step(step, session)
         except ACASessionsError as error:
             cells += _not_run((step for step, _ in steps[place:]), len(cells), str(error))
             break
     return ReplayReport(tuple(cells), tuple(missing))
 
 
-async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
+async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep, session: Session) -> list[str]:
     """Repeat a step of the history that is not a cell. Return descriptions of what could not be repeated."""
     match step:
-        case Uploaded(path, _, sha256, content):
+        case UploadStep(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
                 return [f"{path}, which the notebook does not hold"]
             await session.upload_file(path, content)
-        case Deleted(path):
+        case DeleteStep(path):
             with contextlib.suppress(NotFoundError):
                 await session.delete_file(path)
-        case Reset():
+        case ResetStep():
             await session.reset()
-        case Installed(requirements):
-            return await _installed(requirements, session)
+        case InstallStep(requirements):
+            return await _repeat_installation(requirements, session)
     return []
 
 
-async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
+async def _repeat_installation(requirements: tuple[str, ...], session: Session) -> list[str]:
     """Install the packages that a step of the history installed. If that fails, return the requirements with the error.
 
     The replay continues, because cells that need the packages will fail themselves.
@@ -122,24 +122,24 @@ async def _installed(requirements: tuple[str, ...], session: Session) -> list[st
     return [] if result.success else [f"{' '.join(requirements)}: {result.error}"]
 
 
-async def _replayed(step: Ran, outputs: list[Output], number: int, *, session: Session, timeout: float | None) -> ReplayedCell:
+async def _replay_cell(step: CellStep, outputs: list[Output], number: int, *, session: Session, timeout: float | None) -> ReplayedCell:
     if step.rolled_back:
         return ReplayedCell(number, "same", ("it was rolled back, and is not run again",))
     if not step.code.strip():
         return ReplayedCell(number, "same")
     result = await session.run(step.code, timeout=timeout, sanitize=False)
-    before, after = _outcome(outputs), _outcome(outputs_of(result))
+    before, after = _comparable_parts(outputs), _comparable_parts(outputs_of(result))
     differences = tuple(f"{part} was {_short(before[part])}, is {_short(after[part])}" for part in before if before[part] != after[part])
     verdict: Verdict = "same" if not differences else "error differs" if before["error"] != after["error"] else "output differs"
     return ReplayedCell(number, verdict, differences)
 
 
 def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
-    cells = [step for step in steps if isinstance(step, Ran)]
+    cells = [step for step in steps if isinstance(step, CellStep)]
     return [ReplayedCell(done + place, "not run", (why,)) for place, _ in enumerate(cells, 1)]
 
 
-def _outcome(outputs: Iterable[Output]) -> Outcome:
+def _comparable_parts(outputs: Iterable[Output]) -> Outcome:
     """Return those parts of a cell's outputs that are compared.
 
     `stdout` and `stderr` are texts, `shown` is a list with the value and the displays, and `error` is the name and message or None.
@@ -150,20 +150,20 @@ def _outcome(outputs: Iterable[Output]) -> Outcome:
     for output in outputs:
         match output:
             case {"output_type": "stream", "name": str(name), "text": str(text)}:
-                written[name] += _steady(text)
+                written[name] += _mask_varying_text(text)
             case {"output_type": "error", "ename": name, "evalue": value}:
-                error = f"{name}: {_steady(value)}"
+                error = f"{name}: {_mask_varying_text(value)}"
             case {"data": data}:
-                shown.append(_reduced(data))
+                shown.append(_describe_output(data))
     return {**{name: text.strip("\n") for name, text in written.items()}, "shown": shown, "error": error}
 
 
-def _reduced(data: Mapping[str, Any]) -> str:
+def _describe_output(data: Mapping[str, Any]) -> str:
     for mime in _IMAGES:
         if mime in data:
-            return f"{mime} {_drawn_size(data[mime])}".rstrip()
+            return f"{mime} {_png_size(data[mime])}".rstrip()
     contents = {mime: _as_text(mime, content) for mime, content in data.items()}
-    return _steady(contents.get("text/plain") or " ".join(f"{mime} {contents[mime]}" for mime in sorted(contents)))
+    return _mask_varying_text(contents.get("text/plain") or " ".join(f"{mime} {contents[mime]}" for mime in sorted(contents)))
 
 
 def _as_text(mime: str, content: object) -> str:
@@ -171,7 +171,7 @@ def _as_text(mime: str, content: object) -> str:
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 
-def _drawn_size(content: object) -> str:
+def _png_size(content: object) -> str:
     """Return the size of a base64-encoded PNG in pixels, as `640x480`, or '' for anything else."""
     try:
         # The first 24 bytes of a PNG are its signature and the header chunk with width and height (PNG specification, 5.2 and 11.2.2).
@@ -181,7 +181,7 @@ def _drawn_size(content: object) -> str:
     return "{}x{}".format(*struct.unpack(">II", head[16:])) if head.startswith(_PNG) and len(head) == 24 else ""
 
 
-def _steady(text: str) -> str:
+def _mask_varying_text(text: str) -> str:
     """Replace what differs in each run by fixed texts: the addresses of objects, and the names of cells in tracebacks."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)

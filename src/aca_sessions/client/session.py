@@ -25,12 +25,20 @@ from ..models import (
     SessionHealth,
     Variable,
 )
-from .answers import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
-from .arguments import checked_count, checked_moment, checked_requirements, refusal
+from .arguments import checked_checkpoint_name, checked_count, checked_requirements, invalid_code_error
 from .arguments import sanitize as take_out_of_fences
 from .executions import AnswerCall, AnswerInput, Execution
-from .history import Deleted, History, Installed, Ran, Reset, to_notebook, to_script
+from .history import CellStep, DeleteStep, History, InstallStep, ResetStep, to_notebook, to_script
 from .interpreter import INSTALL_SECONDS, CodeInterpreter
+from .snippet_results import (
+    decode_command_result,
+    decode_completions,
+    decode_health,
+    decode_inspection,
+    decode_names,
+    decode_variables,
+    parse_printed_json,
+)
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _BRANCH = "~branch-"  # proxies that shard sessions by name hash only what stands before this: a branch is on its session's server
@@ -48,7 +56,7 @@ class Session:
         self._interpreter = interpreter
         self.session_id = session_id
         self.history = History()
-        self._caller = interpreter._caller(session_id)
+        self._caller = interpreter._new_position(session_id)
 
     async def run(
         self,
@@ -75,24 +83,24 @@ class Session:
         if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
         text = take_out_of_fences(code) if sanitize and isinstance(code, str) else code
-        number = self.history.note(Ran(str(text)))
+        number = self.history.add(CellStep(str(text)))
         request = CodeExecutionRequest(
             session_id=self.session_id, code=text, timeout=timeout, sanitize_input=False, transactional=transactional
         )
-        return self.history.end(number, await self._interpreter._execute_for(self._caller, request))
+        return self.history.set_result(number, await self._interpreter._execute_for(self._caller, request))
 
-    async def _run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
+    async def _run_with(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
         """Run a cell by calling `run`, which sends the cell in several snippets, and return its result. The history records the cell.
 
         `run` gets the code without Markdown fences. If `code` cannot be run as a cell, do not call `run`, and return a result with the
         error.
         """
-        refused = refusal(code)
+        refused = invalid_code_error(code)
         if refused is not None:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(code)
-        number = self.history.note(Ran(text))
-        return self.history.end(number, await self._interpreter._execute_by(self.session_id, self._caller, partial(run, text)))
+        number = self.history.add(CellStep(text))
+        return self.history.set_result(number, await self._interpreter._execute_with(self.session_id, self._caller, partial(run, text)))
 
     async def _run_snippet(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: CallerPosition | None = None
@@ -110,16 +118,16 @@ class Session:
         caller = caller or replace(self._caller)
         return await self._interpreter._execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
-    def _new_caller(self) -> CallerPosition:
+    def _copy_position(self) -> CallerPosition:
         """Return a copy of this object's position in the session's ledger (the list of what happened to the session).
 
         Pass it as `caller` to a series of `run_snippet` calls. Each result of the series then reports what happened since the one before.
         """
         return replace(self._caller)
 
-    def _take_back(self, result: CodeExecutionResult) -> None:
+    def _undo_delivery(self, result: CodeExecutionResult) -> None:
         """Undo the delivery of a result that did not reach the user, so that the next result reports the same losses again."""
-        self._interpreter._take_back(self.session_id, self._caller, result)
+        self._interpreter._undo_delivery(self.session_id, self._caller, result)
 
     async def start(
         self,
@@ -152,7 +160,7 @@ class Session:
             transactional=transactional,
             caller=self._caller,
         )
-        return execution.amending(partial(self.history.end, self.history.note(Ran(str(text)))))
+        return execution.amending(partial(self.history.set_result, self.history.add(CellStep(str(text)))))
 
     async def stream(
         self,
@@ -211,7 +219,7 @@ class Session:
             data: The content, or the Path of a file on this machine, which is sent without being read into memory whole.
         """
         remote_file, step = await self._interpreter._upload(self.session_id, name, data)
-        self.history.note(step)
+        self.history.add(step)
         return remote_file
 
     async def download_file(self, name: str) -> bytes:
@@ -236,7 +244,7 @@ class Session:
     async def delete_file(self, name: str) -> None:
         """Delete a file in /mnt/data."""
         await self._interpreter.delete_file(self.session_id, name)
-        self.history.note(Deleted(name))
+        self.history.add(DeleteStep(name))
 
     async def reset(self) -> None:
         """Clear the variables and keep the files.
@@ -245,7 +253,7 @@ class Session:
         Other endpoints run a cell that clears the variables, after the cell that runs now has ended.
         """
         await self._interpreter.reset(self.session_id, caller=self._caller)
-        self.history.note(Reset())
+        self.history.add(ResetStep())
 
     def to_notebook(self) -> dict[str, Any]:
         """Return what was done through this object as a notebook (nbformat 4): cells with outputs, and the files that were uploaded."""
@@ -268,8 +276,8 @@ class Session:
 
         Raise SnapshotError, which names the obstacle, if no checkpoint can be taken now.
         """
-        checkpoint = await self._interpreter.checkpoint(self.session_id, checked_moment(name))
-        self.history.mark(checkpoint.id)
+        checkpoint = await self._interpreter.checkpoint(self.session_id, checked_checkpoint_name(name))
+        self.history.mark_checkpoint(checkpoint.id)
         return checkpoint
 
     async def checkpoints(self) -> list[Checkpoint]:
@@ -286,10 +294,10 @@ class Session:
             checkpoint: A checkpoint, its name or its id, by default the latest. A text is looked up as a name first, then as an id.
         """
         by_id = isinstance(checkpoint, Checkpoint)
-        id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_moment(checkpoint)
+        id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_checkpoint_name(checkpoint)
         name = None if by_id else id
         reached = await self._interpreter._roll_back(self.session_id, self._caller, id=id, name=name)
-        self.history.go_back(reached.id)
+        self.history.drop_after(reached.id)
         return reached
 
     async def undo(self) -> Checkpoint:
@@ -323,18 +331,18 @@ class Session:
 
     async def variables(self) -> list[Variable]:
         """Return at most 500 of the user's variables, sorted by name, without modules."""
-        return variables_of(answer(await self._run_snippet("variables")))
+        return decode_variables(parse_printed_json(await self._run_snippet("variables")))
 
     async def complete(self, code: str, cursor: int, *, timeout: float | None = None) -> Completions:
         """Return IPython's completions of `code` at position `cursor`, counted in characters."""
-        return completions_of(answer(await self._run_snippet("complete", code, cursor, timeout=timeout)))
+        return decode_completions(parse_printed_json(await self._run_snippet("complete", code, cursor, timeout=timeout)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """Return what IPython shows about the name at position `cursor` of `code`, or None if the name is unknown.
 
         The position counts characters. A `detail` of 1 adds the source.
         """
-        return inspection_of(answer(await self._run_snippet("inspect", code, cursor, detail)))
+        return decode_inspection(parse_printed_json(await self._run_snippet("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """Return whether the session responds, and if it does, its memory, uptime, threads and processor time.
@@ -345,7 +353,7 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                measured = health_of(answer(await self._run_snippet("health")))
+                measured = decode_health(parse_printed_json(await self._run_snippet("health")))
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
@@ -356,7 +364,7 @@ class Session:
         if not isinstance(command, str) or not command.strip():
             got = "empty text" if isinstance(command, str) else type(command).__name__
             raise InvalidArgumentError(f"a command must be text for the shell, such as 'ls -la', got {got}")
-        return command_result_of(await self._run_snippet("command", command, timeout=timeout))
+        return decode_command_result(await self._run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """Install packages into the session and return the result. Requirements that are met already are skipped.
@@ -365,7 +373,7 @@ class Session:
         """
         result = await self._install(*requirements, timeout=timeout)
         if result.success:
-            self.history.note(Installed(requirements))
+            self.history.add(InstallStep(requirements))
         return result
 
     async def _install(self, *requirements: str, timeout: float) -> CodeExecutionResult:
@@ -397,7 +405,7 @@ class Session:
         """
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
-            missing = names_of(answer(await self._run_snippet("missing", *libraries)))
+            missing = decode_names(parse_printed_json(await self._run_snippet("missing", *libraries)))
             if not missing:
                 return CodeExecutionResult(session_id=self.session_id)
         return await self.install(*libraries)
@@ -411,7 +419,7 @@ class Session:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
-        return answer(await self._run_snippet("reach", _PACKAGE_INDEX)) is True
+        return parse_printed_json(await self._run_snippet("reach", _PACKAGE_INDEX)) is True
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: it gives access to the session

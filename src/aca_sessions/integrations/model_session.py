@@ -17,7 +17,7 @@ from types import MappingProxyType, MethodType
 from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast
 
 from ..client.arguments import checked_path, checked_timeout
-from ..client.files import replacing
+from ..client.files import replace_file
 from ..client.pool import SessionPool
 from ..connect import access_of, open_pool
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotSupportedError
@@ -41,7 +41,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
     path = _below(folder, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(data)
     except OSError as error:
         raise InvalidArgumentError(f"{path.name!r:.200} cannot be written: {error.strerror}") from error

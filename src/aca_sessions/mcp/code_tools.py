@@ -10,8 +10,8 @@ import anyio
 from mcp import types
 from pydantic import AnyUrl, Field
 
-from ..client.answers import command_result_of
 from ..client.session import Session
+from ..client.snippet_results import decode_command_result
 from ..client.snippets import snippet
 from ..errors import InvalidArgumentError, NotFoundError
 from ..guest_text import for_model, shown_name
@@ -174,7 +174,7 @@ async def run_script(
 
 
 async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, _collected: CollectedFiles) -> RanAnswer:
-    done = command_result_of(result)
+    done = decode_command_result(result)
     room = share(call.client.options.max_output, bool(done.stdout) + bool(done.stderr))
     printed = replace(result, stdout=done.stdout, stderr=done.stderr)
     if result.files:
@@ -227,7 +227,7 @@ async def run_cell(
         try:
             return await answer(result, await outputs.collect(session, named))
         except BaseException:
-            session._take_back(result)  # the client does not get it
+            session._undo_delivery(result)  # the client does not get it
             raise
 
 

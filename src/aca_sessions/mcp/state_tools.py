@@ -134,7 +134,7 @@ async def restart_kernel(call: Call, preserve_state: bool = False, session_id: S
             # A cell that fails is undone by a checkpoint of its own, which removes none of the user's as another checkpoint could.
             undone = await session.run("raise Exception", transactional=True)
             if undone.state.variables != "rolled_back":
-                session._take_back(undone)  # the user's next cell reports a loss again
+                session._undo_delivery(undone)  # the user's next cell reports a loss again
                 why = f"the session was not restarted, because its variables cannot be preserved: {undone.state}"
                 raise SnapshotError(f"{why}. To restart it without them, leave preserve_state out")
         else:

@@ -148,12 +148,12 @@ class MeaningIndex:
         wanted = [f"{name}: {text}" for name, text in texts.items()]
         if not wanted:
             return []
-        rows = self._rows if wanted == self._texts and self._rows is not None else await self._learn(wanted)
+        rows = self._rows if wanted == self._texts and self._rows is not None else await self._record_reported_loss(wanted)
         near = rows @ (await self._vectors([query]))[0]
         names = list(texts)
         return [names[place] for place in (-near).argsort(kind="stable")[: max(limit, 0)]]
 
-    async def _learn(self, wanted: list[str]) -> "np.ndarray":
+    async def _record_reported_loss(self, wanted: list[str]) -> "np.ndarray":
         import numpy as np
 
         known = self._known  # a local name, because a concurrent search may replace the attribute

@@ -27,14 +27,14 @@ _PRELUDE = f"""if {_NAME!r} not in __import__('builtins').__dict__:
     '/mnt/data' in __import__('sys').path or __import__('sys').path.insert(0, '/mnt/data')
     __import__('builtins').__dict__[{_NAME!r}] = {{mark!r}}
 __import__('builtins').__dict__[{_NAME!r}]"""
-# None would not count as an answer (see `_is_answer`), so a missing marker is the word 'none'.
+# None would not count as an answer (see `_is_marker`), so a missing marker is the word 'none'.
 _READ_MARK = f"__import__('builtins').__dict__.get('{_NAME}') or 'none'"
 
 Run = Callable[[str, str], Awaitable[CodeExecutionResult]]
 
 
 @dataclass(slots=True)
-class _Known:
+class _KnownSession:
     """What this client knows of one session.
 
     `mark` is the value of the session's marker variable when the client saw it last, or None.
@@ -48,7 +48,7 @@ class _Known:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Continuity:
+class SessionLedgers:
     """The ledgers of the 10,000 most recently used sessions of an endpoint. A ledger records what happened to a session, in order.
 
     A marker variable in each session shows whether it is still the same session, and not a new one under the same identifier.
@@ -65,9 +65,9 @@ class Continuity:
         self._run = run
         self._verify_after = verify_after
         self._clock = clock
-        self._sessions: OrderedDict[str, _Known] = OrderedDict()
+        self._sessions: OrderedDict[str, _KnownSession] = OrderedDict()
 
-    async def execute(
+    async def run_cell(
         self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: CallerPosition
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, and return its result. The result's record has the ledger entries that `caller` lacks.
@@ -75,30 +75,30 @@ class Continuity:
         Check the session's marker first if the session may have been replaced. Check it again afterwards if the response names another
         instance of the session than before.
         """
-        await self._look_if_in_doubt(session_id)
-        known = self._known(session_id)
+        await self._check_marker_if_needed(session_id)
+        known = self._session(session_id)
         start = known.ledger.position
         result = await run()
-        self._learn(known, result)
+        self._record_reported_loss(known, result)
         # The answer named another instance of the session: the cell may have run in a new, empty one.
         if known.replaced:
-            await self._look_if_in_doubt(session_id)
-        return self._recorded(result, known, start, caller)
+            await self._check_marker_if_needed(session_id)
+        return self._add_record(result, known, start, caller)
 
-    def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: CallerPosition) -> CodeExecutionResult:
+    def complete_result(self, session_id: str, result: CodeExecutionResult, start: int, caller: CallerPosition) -> CodeExecutionResult:
         """Complete the result of a user's cell that was sent in several snippets, and return it.
 
         If the result reports a loss that the ledger does not have yet, record the loss. Then add the ledger entries that `caller` lacks to
         the result. `start` is the ledger's position when the cell began.
         """
-        known = self._known(session_id)
+        known = self._session(session_id)
         if result.state.kind != "kept":
             known.last_verified = float("-inf")
         if result.state.kind == "lost" and known.ledger.between(start, known.ledger.position).variables != "lost":
-            self.note_lost(session_id, result.state.reason, with_files=False)
-        return self._recorded(result, known, start, caller)
+            self.record_loss(session_id, result.state.reason, with_files=False)
+        return self._add_record(result, known, start, caller)
 
-    def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: CallerPosition) -> CodeExecutionResult:
+    def _add_record(self, result: CodeExecutionResult, known: _KnownSession, start: int, caller: CallerPosition) -> CodeExecutionResult:
         """Return a copy of a result with the ledger entries that `caller` lacks, as its record.
 
         A result with the state `unknown` gets no record. So the next result reports these entries.
@@ -108,12 +108,12 @@ class Continuity:
         since = caller.position if caller.ledger == known.ledger.id else known.ledger.fetched
         return replace(result, record=known.ledger.record(since, start, known.ledger.position))
 
-    def note_lost(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
+    def record_loss(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
         """Record in the ledger that a session lost its variables, and its files too if `with_files` is true. `cause` is the reason.
 
         Do nothing if no marker is known: either the client has run no cell in the session, or it has recorded the loss already.
         """
-        known = self._known(session_id)
+        known = self._session(session_id)
         if known.mark is not None:
             files = "lost" if with_files else "kept"
             known.ledger.append("ended" if with_files else "died", cause=cause, variables="lost", files=files, processes="ended")
@@ -125,42 +125,42 @@ class Continuity:
         `clear` is called with a new value for the session's marker, which its cell must set. Return the ledger's id, and the position of
         the ledger's entry for this reset.
         """
-        await self._look_if_in_doubt(session_id)
-        known = self._known(session_id)
+        await self._check_marker_if_needed(session_id)
+        known = self._session(session_id)
         mark = f"{(known.mark or self._new_mark(known)).partition(':')[0]}:{known.ledger.position + 1}"
         (await self._run(session_id, clear(mark))).raise_for_error()
         known.mark = mark
         return known.ledger.id, known.ledger.append("reset", cause="reset", variables="lost").position
 
-    def position(self, session_id: str) -> int:
+    def position_of(self, session_id: str) -> int:
         """Return the position of the latest entry in a session's ledger."""
-        return self._known(session_id).ledger.position
+        return self._session(session_id).ledger.position
 
-    def seen(self, session_id: str, guid: str) -> None:
+    def record_instance(self, session_id: str, guid: str) -> None:
         """Remember which instance of a session responded, by its guid. If the guid changed, the next cell checks the marker first."""
-        known = self._known(session_id)
+        known = self._session(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
         known.guid = guid
 
-    def forget(self, session_id: str) -> None:
+    def record_end(self, session_id: str) -> None:
         """Record that a caller ended a session on purpose. Callers that have no result of the session yet get no report of a loss."""
         known = self._sessions.get(session_id)
         if known is not None:
-            self.note_lost(session_id, "terminated", with_files=True)
+            self.record_loss(session_id, "terminated", with_files=True)
             known.ledger.fetched = known.ledger.position
 
-    async def _look_if_in_doubt(self, session_id: str) -> None:
+    async def _check_marker_if_needed(self, session_id: str) -> None:
         """Check a session's marker if the session may have been replaced, or if this client has not used the session recently."""
-        known = self._known(session_id)
+        known = self._session(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:
             if known.mark is not None and not known.replaced and self._clock() - known.last_verified < self._verify_after:
                 return
-            found = await self._look(session_id, known)
+            found = await self._read_marker(session_id, known)
             if found is not None:
                 known.mark, known.replaced = found, False
 
-    async def _look(self, session_id: str, known: _Known) -> str | None:
+    async def _read_marker(self, session_id: str, known: _KnownSession) -> str | None:
         """Read the marker of a session and return it. Return None if the session does not respond.
 
         If the marker differs from the one that this client saw last, record in the ledger what happened. If the session has no marker, set
@@ -168,19 +168,19 @@ class Continuity:
         """
         if known.mark is not None:
             result = await self._run(session_id, _READ_MARK)
-            if not _is_answer(result):
+            if not _is_marker(result):
                 return None
             found = str(result.value)
             if found == known.mark:
                 return found
-            self._note_other(known, found)
+            self._record_marker_change(known, found)
             if found != "none":
                 return found
             known.mark = None
         result = await self._run(session_id, _PRELUDE.format(mark=self._new_mark(known)))
-        return str(result.value) if _is_answer(result) else None
+        return str(result.value) if _is_marker(result) else None
 
-    def _note_other(self, known: _Known, found: str) -> None:
+    def _record_marker_change(self, known: _KnownSession, found: str) -> None:
         """Record in the ledger why a session's marker changed.
 
         If the ledger's id in the marker is the same, another client reset the session. If not, the session expired and this is a new one.
@@ -190,10 +190,10 @@ class Continuity:
         else:
             known.ledger.append("ended", cause="expired", variables="lost", files="lost", processes="ended")
 
-    def _new_mark(self, known: _Known) -> str:
+    def _new_mark(self, known: _KnownSession) -> str:
         return format_position(uuid.uuid4().hex, known.ledger.position)
 
-    def _learn(self, known: _Known, result: CodeExecutionResult) -> None:
+    def _record_reported_loss(self, known: _KnownSession, result: CodeExecutionResult) -> None:
         """Record in the ledger the loss that a result reports, if any.
 
         If the result's state is not `kept`, make the next cell check the marker first.
@@ -203,16 +203,16 @@ class Continuity:
             known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
             known.mark = None
 
-    def _known(self, session_id: str) -> _Known:
+    def _session(self, session_id: str) -> _KnownSession:
         known = self._sessions.get(session_id)
         if known is None:
-            known = self._sessions[session_id] = _Known()
+            known = self._sessions[session_id] = _KnownSession()
             if len(self._sessions) > _REMEMBERED:
                 self._sessions.popitem(last=False)
         self._sessions.move_to_end(session_id)
         return known
 
 
-def _is_answer(result: CodeExecutionResult) -> bool:
+def _is_marker(result: CodeExecutionResult) -> bool:
     """Return whether a cell that reads the marker succeeded and returned a text. If not, as after a timeout, the marker is unknown."""
     return result.success and isinstance(result.value, str) and result.value != ""

@@ -10,7 +10,7 @@ from ..errors import ServiceError
 from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
-def answer(result: CodeExecutionResult) -> object:
+def parse_printed_json(result: CodeExecutionResult) -> object:
     """Return the JSON value in the last line that a snippet printed.
 
     Raise ExecutionError if the snippet's cell failed, and ServiceError if the line is not JSON.
@@ -22,21 +22,21 @@ def answer(result: CodeExecutionResult) -> object:
         raise _unreadable() from None
 
 
-def variables_of(content: object) -> list[Variable]:
+def decode_variables(content: object) -> list[Variable]:
     """Decode the parsed output of the snippet `variables`. Raise ServiceError if its shape is wrong."""
     if not isinstance(content, list):
         raise _unreadable()
     return [_variable(one) for one in content]
 
 
-def names_of(content: object) -> list[str]:
+def decode_names(content: object) -> list[str]:
     """Return the parsed output of a snippet unchanged if it is a list of strings. Otherwise raise ServiceError."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
 
 
-def health_of(content: object) -> dict[str, Any]:
+def decode_health(content: object) -> dict[str, Any]:
     """Decode the parsed output of the snippet `health` to keyword arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
@@ -44,7 +44,7 @@ def health_of(content: object) -> dict[str, Any]:
     raise _unreadable()
 
 
-def completions_of(content: object) -> Completions:
+def decode_completions(content: object) -> Completions:
     """Decode the parsed output of the snippet `complete`. Raise ServiceError if its shape is wrong."""
     match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
@@ -52,7 +52,7 @@ def completions_of(content: object) -> Completions:
     raise _unreadable()
 
 
-def inspection_of(content: object) -> str | None:
+def decode_inspection(content: object) -> str | None:
     """Decode the parsed output of the snippet `inspect`: return its text, or None for an unknown name.
 
     Raise ServiceError if its shape is wrong.
@@ -63,7 +63,7 @@ def inspection_of(content: object) -> str | None:
     raise _unreadable()
 
 
-def command_result_of(result: CodeExecutionResult) -> CommandResult:
+def decode_command_result(result: CodeExecutionResult) -> CommandResult:
     """Convert the result of the snippet `command` to a CommandResult.
 
     The last line that the snippet printed is the exit code. If its cell failed, the exit code is 1. Raise ServiceError if the line is not a
