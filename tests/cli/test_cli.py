@@ -399,7 +399,7 @@ async def test_a_stopped_server_reports_it_in_the_results_of_running_cells(tmp_p
             await asyncio.sleep(0.3)
             server.process.send_signal(signal.SIGTERM)
             result = await running
-        await asyncio.to_thread(server.process.wait, 60)  # a second SIGTERM, from the end of the block, would not wait
+        await asyncio.to_thread(server.process.wait, 120)  # a second SIGTERM, from the end of the block, would not wait
     assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
     assert server.process.returncode == 0
     assert "Traceback" not in server.rest[1]

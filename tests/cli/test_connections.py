@@ -24,7 +24,7 @@ SOON = ConnectionLimits(head=1.0, body=1.0, body_bytes=10, response=1.0)
 @pytest.mark.long
 async def test_a_cell_that_runs_longer_than_a_head_may_take_is_answered() -> None:
     async with serving(SOON) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
-        answer = await client.post("/executions", json=cell("import time; time.sleep(3); 6 * 7"), timeout=60)
+        answer = await client.post("/executions", json=cell("import time; time.sleep(3); 6 * 7"), timeout=120)
     assert answer.json()["result"]["executionResult"] == 42
 
 
@@ -99,7 +99,7 @@ async def test_a_request_beyond_the_limit_is_refused_until_a_place_is_free() -> 
 
         async def asked(code: str) -> httpx.Response:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
-                return await client.post("/executions", json=cell(code), timeout=60)
+                return await client.post("/executions", json=cell(code), timeout=120)
 
         waiting = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)"
         running = [asyncio.create_task(asked(waiting)) for _ in range(2)]

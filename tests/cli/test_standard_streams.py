@@ -29,7 +29,7 @@ ROWS = [
 
 def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     script = f'aca() {{ {COMMAND} "$@"; }}; {line}'
-    options = {"capture_output": True, "text": True, "timeout": 60, "env": os.environ | environment}
+    options = {"capture_output": True, "text": True, "timeout": 300, "env": os.environ | environment}
     return subprocess.run(["sh", "-c", script], check=False, **options)
 
 

@@ -151,7 +151,7 @@ async def test_two_parallel_closes_remove_no_reader_of_others(fork_server: ForkS
     asyncio.get_running_loop().add_reader(number, heard.set)
     await asyncio.wait(closing)
     os.write(other_end, b"x")
-    await asyncio.wait_for(heard.wait(), 10)
+    await asyncio.wait_for(heard.wait(), 120)
     asyncio.get_running_loop().remove_reader(number)
     for descriptor in (number, end, other_end):
         os.close(descriptor)

@@ -239,7 +239,7 @@ async def test_the_progress_of_an_install_can_be_followed(wheels: Path) -> None:
     told: list[str] = []
     async with Sandboxes(policy_of(wheels)) as sandboxes:
         sandbox = await sandboxes.open()
-        assert (await sandbox.packages.install(["beta"], timeout=60, on_progress=told.append)).success
+        assert (await sandbox.packages.install(["beta"], timeout=300, on_progress=told.append)).success
         await sandbox.close()
     assert told[0] == "resolving beta"
     assert "fetching alpha==2.0, beta==1.0" in told

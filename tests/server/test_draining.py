@@ -136,7 +136,7 @@ async def test_running_cells_get_five_seconds_more_after_the_drain(drain: tuple[
 @pytest.mark.slow
 async def test_an_idle_session_keeps_a_server_only_until_the_end_of_the_drain() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "1") as server:
-        httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
+        httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=120)
         begun = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(120) == 0
@@ -146,7 +146,7 @@ async def test_an_idle_session_keeps_a_server_only_until_the_end_of_the_drain() 
 @pytest.mark.slow
 def test_a_second_signal_stops_the_server_at_once() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "600") as server:
-        httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
+        httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=120)
         server.process.send_signal(signal.SIGTERM)
         while httpx.get(f"{server.endpoint}/health").json()["status"] != "draining":
             time.sleep(0.02)

@@ -9,6 +9,7 @@ import contextlib
 import getpass
 import importlib
 import io
+import logging
 import shlex
 import sys
 import warnings
@@ -258,6 +259,8 @@ def build_shell(preload: list[str]) -> Shell:
     config.InteractiveShell.cache_size = 1000
     config.InteractiveShell.banner1 = ""
     warnings.filterwarnings("ignore", message="To exit: use")
+    # On a busy machine the first figure's cell would report on stderr that matplotlib builds its font cache, which its caller cannot change.
+    logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "building the font cache" not in str(record.msg))
     vars(pylabtools).setdefault("backend2gui", {})  # matplotlib before 3.9 reads it, IPython since 9 lacks it
     shell = Shell.instance(config=config)
     # Since Python 3.12 this flag makes incomplete code raise an error of codeop's own, meant for prompts that read another line.
