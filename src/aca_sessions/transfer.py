@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from .client.session import Session
 from .client.snippet_results import decode_names, parse_printed_json
-from .client.snippets import MOST_ARROW, MOST_JSON, frame_of, has_safe_types, is_frame, packed, plain_value
+from .client.snippets import MOST_ARROW, MOST_JSON, decode_frame, encode_variable, has_safe_types, is_frame, plain_value
 from .errors import InvalidArgumentError
 from .guest_text import shown_caption
 from .models import CodeExecutionResult
@@ -37,15 +37,15 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
     try:
         if not is_frame(value):
             return await session.run(f"{name} = {_literal(plain_value(value))}", sanitize=False)
-        arrow = _has_safe_pyarrow() and not decode_names(parse_printed_json(await session._run_snippet("missing", "pyarrow")))
-        data = packed(value, arrow)
+        arrow = _has_safe_pyarrow() and not decode_names(parse_printed_json(await session._run_snippet("print_missing", "pyarrow")))
+        data = encode_variable(value, arrow)
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
     file = _new_file()
     await session._interpreter._upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
-    _succeeded(name, await session._run_snippet("take_variable", name, file))
+    _succeeded(name, await session._run_snippet("import_variable", name, file))
     return None
 
 
@@ -53,7 +53,7 @@ async def pass_out(session: Session, name: str) -> object:
     """Return the value of a session's variable. Raise InvalidArgumentError if it cannot be passed."""
     checked_name(name)
     file = _new_file()
-    _succeeded(name, await session._run_snippet("give_variable", name, file, int(_has_safe_pyarrow())))
+    _succeeded(name, await session._run_snippet("export_variable", name, file, int(_has_safe_pyarrow())))
     data = await _taken(session, name, file)
     try:
         return _unpacked(data)
@@ -107,7 +107,7 @@ def _unpacked(data: bytes) -> object:
     if form != b"json" or len(content) > MOST_JSON:
         raise ValueError
     read = json.loads(content)
-    return frame_of(read["frame"]) if "frame" in read else read["value"]
+    return decode_frame(read["frame"]) if "frame" in read else read["value"]
 
 
 def _has_safe_pyarrow() -> bool:

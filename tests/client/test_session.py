@@ -114,4 +114,4 @@ async def test_an_unsupported_operation_raises_the_reason(pool: SessionPool) -> 
 async def test_an_index_whose_url_is_malformed_is_not_reached(session: Session) -> None:
     for url in ("no url", "http://[", "http://host:port/"):
         await session.run(f"import os; os.environ['PIP_INDEX_URL'] = {url!r}")
-        assert parse_printed_json(await session._run_snippet("reach", "http://127.0.0.1:1/")) is False
+        assert parse_printed_json(await session._run_snippet("check_index", "http://127.0.0.1:1/")) is False

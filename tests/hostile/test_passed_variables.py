@@ -69,12 +69,12 @@ ARROW = """
 import io, sys
 sys.path.append(sys.argv[1])
 import pandas, pyarrow
-from aca_sessions.client.snippets import packed
+from aca_sessions.client.snippets import encode_variable
 from aca_sessions.transfer import _unpacked
 frame = pandas.DataFrame({"n": [1, 2], "t": ["a", None], "c": pandas.Categorical(["x", "y"])}, index=pandas.Index([5, 6], name="row"))
-data = packed(frame, True)
+data = encode_variable(frame, True)
 assert data.startswith(b"arrow"), data[:10]
-assert packed(pandas.DataFrame({"l": [[1]]}).map(str), True).startswith(b"arrow")
+assert encode_variable(pandas.DataFrame({"l": [[1]]}).map(str), True).startswith(b"arrow")
 pandas.testing.assert_frame_equal(_unpacked(data), frame, check_dtype=False)
 
 def stream(table, **options):

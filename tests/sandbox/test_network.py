@@ -372,7 +372,7 @@ async def test_a_session_that_reaches_an_index_may_use_it_directly(tmp_path: Pat
     with index_of(tmp_path / "wheels") as address:
         async with open_interpreter(policy=Policy(network=Network.host(), preload=(), spares=0)) as interpreter:
             await interpreter.execute("s", f"import os; os.environ['PIP_INDEX_URL'] = '{address}'")
-            assert (await interpreter._execute_snippet("s", "reach", "https://nowhere.invalid/")).stdout == "true\n"
+            assert (await interpreter._execute_snippet("s", "check_index", "https://nowhere.invalid/")).stdout == "true\n"
             assert (await interpreter._execute_snippet("s", "install", "tiny-package==1.0")).success
             assert (await interpreter.execute("s", "import tiny_package; tiny_package.answer")).value == 42
             failed = await interpreter._execute_snippet("s", "install", "no-such-package")

@@ -82,7 +82,7 @@ async def send_modules(session: Session) -> str:
 
 
 async def _send(session: Session) -> CodeExecutionResult:
-    return await session._run_snippet("place", _package(), _packed(), timeout=_SENDING_SECONDS)
+    return await session._run_snippet("create_modules", _package(), _packed(), timeout=_SENDING_SECONDS)
 
 
 @cache
@@ -332,7 +332,7 @@ class _Cell:
         self._is_sent = True
         marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
         module, limit = f"{_package()}.{_GUEST}", wait + _MARGIN
-        result = await self._session._run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
+        result = await self._session._run_snippet("pass_message", module, marker, text, timeout=limit, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"
         rest, line = _split_stdout(result.stdout, marker)

@@ -405,7 +405,7 @@ class Session:
         """
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
-            missing = decode_names(parse_printed_json(await self._run_snippet("missing", *libraries)))
+            missing = decode_names(parse_printed_json(await self._run_snippet("print_missing", *libraries)))
             if not missing:
                 return CodeExecutionResult(session_id=self.session_id)
         return await self.install(*libraries)
@@ -419,7 +419,7 @@ class Session:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
-        return parse_printed_json(await self._run_snippet("reach", _PACKAGE_INDEX)) is True
+        return parse_printed_json(await self._run_snippet("check_index", _PACKAGE_INDEX)) is True
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: it gives access to the session

@@ -2,7 +2,7 @@
 
 A snippet is a function of this module that takes the user's variables first. It runs in a session, also at Azure, and never on the host.
 `source_of` returns its text with the imports, constants and functions that it uses. The text needs only Python 3.9 and its standard
-library. A snippet prints its answer as one line of JSON, which `answers` decodes, and changes none of the user's names.
+library. A snippet prints its output as one line of JSON, which `snippet_results` decodes, and changes none of the user's names.
 """
 
 import ast
@@ -91,20 +91,20 @@ _module_of = type.__dict__["__module__"].__get__  # `kind.__module__` could run 
 
 def _describe(name: str, value: Any) -> dict:
     kind = type(value)
-    foreign = _is_foreign(kind)
-    shape = [int(side) for side in value.shape] if foreign and hasattr(value, "shape") else None
+    of_library = _is_library_type(kind)
+    shape = [int(side) for side in value.shape] if of_library and hasattr(value, "shape") else None
     if id(kind) in _SIZED:
         shape = [len(value)]
     text = _short.repr(value) if id(kind) in _PLAIN else ""
-    return {"name": name, "type": _name_of(kind), "shape": shape, "size": _size(value, foreign), "text": text}
+    return {"name": name, "type": _name_of(kind), "shape": shape, "size": _size(value, of_library), "text": text}
 
 
 def _name_of(kind: type) -> str:
-    """Return a type's name as a plain `str`, because methods of a user's subclass of `str` must not run."""
+    """Return a type's name as a plain `str`, so that no method of a user's own `str` subclass can run."""
     return "".join([type.__dict__["__name__"].__get__(kind)])
 
 
-def _is_foreign(kind: type) -> bool:
+def _is_library_type(kind: type) -> bool:
     """Return whether a type is of numpy, pandas or polars. A class can name any module, so the type must also be found in that module."""
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
@@ -113,20 +113,20 @@ def _is_foreign(kind: type) -> bool:
     return type(module) is ModuleType and vars(module).get(_name_of(kind)) is kind
 
 
-def _size(value: Any, foreign: bool) -> int:
+def _size(value: Any, of_library: bool) -> int:
     """Return a value's size in bytes, without the items of a container. Return 0 if a library's object cannot be measured."""
     try:
-        if foreign and hasattr(value, "memory_usage"):
+        if of_library and hasattr(value, "memory_usage"):
             used = value.memory_usage()
             return int(used.sum() if hasattr(used, "sum") else used)
-        if foreign and hasattr(value, "nbytes"):
+        if of_library and hasattr(value, "nbytes"):
             return int(value.nbytes)
     except Exception:
         return 0
     return sys.getsizeof(value) if id(type(value)) in _PLAIN else object.__sizeof__(value)
 
 
-class _Short(reprlib.Repr):
+class _SafeRepr(reprlib.Repr):
     """A `repr` that shows plain values, cut if they are long, and only the type of other objects."""
 
     repr_bytes = reprlib.Repr.repr_str  # it cuts before it makes the text
@@ -162,7 +162,7 @@ class _Short(reprlib.Repr):
         return f"{{{', '.join(items + ['...'] * (len(x) > self.maxdict))}}}"
 
 
-_short = _Short()
+_short = _SafeRepr()
 
 
 def complete(user: dict, code: str, cursor: int) -> None:
@@ -229,7 +229,7 @@ def command(user: dict, command: str) -> None:
     print("\n" + json.dumps(code))
 
 
-def script(user: dict, path: str, *arguments: str) -> None:
+def run_script(user: dict, path: str, *arguments: str) -> None:
     """Run a Python file in a process of its own, and print its exit code after its output. `path` is relative to /mnt/data."""
     # Otherwise what the session wrote before would come after the script's output.
     sys.stdout.flush()
@@ -267,17 +267,17 @@ _DTYPES = re.compile(
 )
 
 
-def give_variable(user: dict, name: str, file: str, arrow: int) -> None:
-    """Write a variable to a file in /mnt/data, which the client fetches. Use Arrow only if the client can read it."""
+def export_variable(user: dict, name: str, file: str, arrow: int) -> None:
+    """Write a variable to `file` in /mnt/data, which the client then downloads. `arrow` is 1 if the client can read Arrow, otherwise 0."""
     if name not in user:
         raise NameError(f"the session has no variable {name}")
-    data = packed(user[name], bool(arrow) and find_spec("pyarrow") is not None)
+    data = encode_variable(user[name], bool(arrow) and find_spec("pyarrow") is not None)
     with open(os.path.join(_workspace(), file), "wb") as out:
         out.write(data)
 
 
-def take_variable(user: dict, name: str, file: str) -> None:
-    """Set a variable to the DataFrame in a file that the client has written, and delete the file."""
+def import_variable(user: dict, name: str, file: str) -> None:
+    """Set a variable to the DataFrame in `file` in /mnt/data, which the client has uploaded, and delete the file."""
     path = os.path.join(_workspace(), file)
     with open(path, "rb") as sent:
         form, _, content = sent.read().partition(b"\n")
@@ -289,15 +289,15 @@ def take_variable(user: dict, name: str, file: str) -> None:
 
         user[name] = pyarrow.ipc.open_stream(content).read_pandas()
     else:
-        user[name] = frame_of(json.loads(content)["frame"])
+        user[name] = decode_frame(json.loads(content)["frame"])
 
 
 def _workspace() -> str:
     return "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
 
 
-def packed(value: Any, arrow: bool) -> bytes:
-    """Return a plain value or DataFrame as bytes: the name of their form, a line end, and the content.
+def encode_variable(value: Any, arrow: bool) -> bytes:
+    """Encode a plain value or a DataFrame as bytes: a line that names the format (`json` or `arrow`), and the content.
 
     Raise TypeError or ValueError if the value cannot be passed.
     """
@@ -305,12 +305,12 @@ def packed(value: Any, arrow: bool) -> bytes:
         if arrow:
             stream = _as_arrow(value)
             if stream is not None:
-                return _limited(b"arrow\n", stream, MOST_ARROW)
-        return _limited(b"json\n", json.dumps({"frame": _as_json(value)}).encode(), MOST_JSON)
-    return _limited(b"json\n", json.dumps({"value": plain_value(value)}).encode(), MOST_JSON)
+                return _join_form(b"arrow\n", stream, MOST_ARROW)
+        return _join_form(b"json\n", json.dumps({"frame": _as_json(value)}).encode(), MOST_JSON)
+    return _join_form(b"json\n", json.dumps({"value": plain_value(value)}).encode(), MOST_JSON)
 
 
-def _limited(form: bytes, content: bytes, limit: int) -> bytes:
+def _join_form(form: bytes, content: bytes, limit: int) -> bytes:
     if len(content) > limit:
         how = "write it to a file instead, or use pyarrow on both sides" if limit < MOST_ARROW else "write it to a file instead"
         raise ValueError(f"it must have at most {limit} bytes, got {len(content)}: {how}")
@@ -318,12 +318,12 @@ def _limited(form: bytes, content: bytes, limit: int) -> bytes:
 
 
 def is_frame(value: Any) -> bool:
-    """Return whether a value is a DataFrame of pandas, which is imported then."""
+    """Return whether a value is a pandas DataFrame. Do not import pandas for this: until it is imported, there are none."""
     return "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].DataFrame)
 
 
 def plain_value(value: Any, depth: int = 0) -> Any:
-    """Return a value of JSON, with numbers of numpy as Python's. Raise TypeError for values that JSON has not."""
+    """Return a value as JSON can hold it, with numpy's numbers as Python's. Raise TypeError for a value that JSON cannot hold."""
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
     if depth > _DEEPEST_VALUE:
@@ -345,33 +345,33 @@ def plain_value(value: Any, depth: int = 0) -> Any:
 
 
 def _as_json(frame: Any) -> dict:
-    """Return a DataFrame in values of JSON. Floats are exact, and times are counted in their unit."""
+    """Convert a DataFrame to values that JSON can hold. Floats keep their exact value. Times and durations become whole numbers."""
     index = frame.index
     counted = type(index).__name__ == "RangeIndex" and (index.start, index.step, index.name) == (0, 1, None)
     levels = [] if counted else [(index.names[level], index.get_level_values(level).to_series()) for level in range(index.nlevels)]
     columns = [(label, frame.iloc[:, place]) for place, label in enumerate(frame.columns)]
     return {
         "rows": len(frame),
-        "name": _label_of(frame.columns.name),
-        "index": [[_label_of(label), *_values_of(label, series)] for label, series in levels],
-        "columns": [[_label_of(label), *_values_of(label, series)] for label, series in columns],
+        "name": _plain_label(frame.columns.name),
+        "index": [[_plain_label(label), *_encode_column(label, series)] for label, series in levels],
+        "columns": [[_plain_label(label), *_encode_column(label, series)] for label, series in columns],
     }
 
 
-def _label_of(label: Any) -> Any:
+def _plain_label(label: Any) -> Any:
     label = label.item() if type(label).__module__ == "numpy" and hasattr(label, "item") else label
     if label is None or type(label) in (str, int, float, bool):
         return label
     raise TypeError(f"the columns of a DataFrame must be named by text or numbers, got a {type(label).__name__}: rename them")
 
 
-def _values_of(label: Any, series: Any) -> list:
+def _encode_column(label: Any, series: Any) -> list:
     dtype = str(series.dtype)
     if not _DTYPES.fullmatch(dtype):
         raise TypeError(f"the column {str(label)[:50]!r} has the type {dtype[:50]}, which cannot be passed: convert it to text or numbers")
     if dtype == "category":
         categories = series.cat.categories.to_series()
-        return [dtype, [series.cat.codes.tolist(), _values_of(label, categories), bool(series.cat.ordered)]]
+        return [dtype, [series.cat.codes.tolist(), _encode_column(label, categories), bool(series.cat.ordered)]]
     if dtype.startswith(("datetime64", "timedelta64")):
         series = series.dt.tz_convert("UTC").dt.tz_localize(None) if "," in dtype else series
         return [dtype, series.to_numpy().view("int64").tolist()]
@@ -383,25 +383,25 @@ def _values_of(label: Any, series: Any) -> list:
     return [dtype, [None if gone else plain_value(value) for gone, value in zip(series.isna(), series)]]
 
 
-def frame_of(content: Any) -> Any:
-    """Return the DataFrame that `packed` wrote as JSON. Raise an exception if the content is anything else."""
+def decode_frame(content: Any) -> Any:
+    """Return the DataFrame that `encode_variable` wrote as JSON. Raise an exception if the content is anything else."""
     import pandas
 
-    columns = [(label, _series_of(dtype, values)) for label, dtype, values in content["columns"]]
-    levels = [(label, _series_of(dtype, values)) for label, dtype, values in content["index"]]
+    columns = [(label, _decode_column(dtype, values)) for label, dtype, values in content["columns"]]
+    levels = [(label, _decode_column(dtype, values)) for label, dtype, values in content["index"]]
     rows = content["rows"]
     if type(rows) is not int or not 0 <= rows < 1 << 40 or any(len(series) != rows for _, series in columns + levels):
         raise ValueError("the columns of a table must have one length")
     frame = pandas.DataFrame(dict(enumerate(series for _, series in columns)), index=pandas.RangeIndex(rows))
-    frame.columns = pandas.Index([_label_of(label) for label, _ in columns], name=_label_of(content["name"]))
+    frame.columns = pandas.Index([_plain_label(label) for label, _ in columns], name=_plain_label(content["name"]))
     if len(levels) == 1:
-        frame.index = pandas.Index(levels[0][1], name=_label_of(levels[0][0]))
+        frame.index = pandas.Index(levels[0][1], name=_plain_label(levels[0][0]))
     elif levels:
-        frame.index = pandas.MultiIndex.from_arrays([series for _, series in levels], names=[_label_of(label) for label, _ in levels])
+        frame.index = pandas.MultiIndex.from_arrays([series for _, series in levels], names=[_plain_label(label) for label, _ in levels])
     return frame
 
 
-def _series_of(dtype: Any, values: Any) -> Any:
+def _decode_column(dtype: Any, values: Any) -> Any:
     import numpy
     import pandas
 
@@ -409,7 +409,7 @@ def _series_of(dtype: Any, values: Any) -> Any:
         raise ValueError("a column must have a known type and a list of values")
     if dtype == "category":
         codes, (kind, names), ordered = values
-        categories = pandas.Index(_series_of(kind, names))
+        categories = pandas.Index(_decode_column(kind, names))
         return pandas.Series(pandas.Categorical.from_codes(codes, categories=categories, ordered=bool(ordered)))
     if dtype.startswith(("datetime64", "timedelta64")):
         unit, _, zone = dtype.rstrip("]").partition(", ")
@@ -419,7 +419,7 @@ def _series_of(dtype: Any, values: Any) -> Any:
 
 
 def _as_arrow(frame: Any) -> Any:
-    """Return a DataFrame as an Arrow stream, or None if it has types that the other side does not accept."""
+    """Encode a DataFrame as an Arrow stream. Return None if it has column types that the receiver does not accept."""
     import pyarrow
 
     try:
@@ -435,7 +435,7 @@ def _as_arrow(frame: Any) -> Any:
 
 
 def has_safe_types(schema: Any) -> bool:
-    """Return whether each column has a type of which a value takes room in the file, so that a small file cannot be a large table."""
+    """Return whether all columns have types whose values all take space in the file. Otherwise a small file could hold a huge table."""
     from pyarrow import types
 
     def is_flat(kind: Any) -> bool:
@@ -445,15 +445,15 @@ def has_safe_types(schema: Any) -> bool:
     return all(is_flat(kind.value_type if types.is_dictionary(kind) else kind) for kind in schema.types)
 
 
-def missing(user: dict, *requirements: str) -> None:
-    """Print, as JSON, the requirements that are not met: packages that are not installed, or installed in another version."""
+def print_missing(user: dict, *requirements: str) -> None:
+    """Print, as a JSON list, those of the requirements that the installed packages do not meet."""
     print(json.dumps([requirement for requirement in requirements if not _is_met(requirement)]))
 
 
 def _is_met(requirement: str) -> bool:
-    """Return whether an installed package surely meets a requirement.
+    """Return whether an installed package meets a requirement.
 
-    Return False for a requirement with extras, because only a package index lists what extras need.
+    Return False for a requirement with extras, because it is not known which packages an extra needs.
     """
     try:
         from packaging.requirements import Requirement
@@ -465,7 +465,7 @@ def _is_met(requirement: str) -> bool:
         return False
 
 
-def reach(user: dict, url: str) -> None:
+def check_index(user: dict, url: str) -> None:
     """Print true if pip is installed and the package index answers, so that packages can be downloaded. Print false otherwise."""
     url = os.environ.get("PIP_INDEX_URL", url)
     try:
@@ -476,7 +476,7 @@ def reach(user: dict, url: str) -> None:
     print(json.dumps(reached))
 
 
-def workdir(user: dict, name: str) -> None:
+def show_workdir_as(user: dict, name: str) -> None:
     """Make `%pwd`, shells and `ls` show the working directory as `name`, a symbolic link to it. Do nothing if `name` is no such link.
 
     `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
@@ -496,21 +496,21 @@ def workdir(user: dict, name: str) -> None:
     user["get_ipython"]().register_magic_function(pwd, "line", "pwd")
 
 
-def place(user: dict, package: str, packed: str) -> None:
+def create_modules(user: dict, package: str, packed: str) -> None:
     """Create modules in the package named `package`, from `packed`: a compressed list of their names and sources.
 
     A module must come after those that it imports. Print null as JSON when all are created. If the session lacks something that they need,
     create none and print what is missing: "python", "ipython" or "threads".
     """
-    lack = _lacking()
+    lack = _find_lack()
     if lack is None:
         for name, source in json.loads(zlib.decompress(base64.b64decode(packed))):
-            _place(package, name, source)
+            _create_module(package, name, source)
     print(json.dumps(lack))
 
 
-def _lacking() -> "str | None":
-    """Return what the session lacks to run the modules of `place`: "python" (3.9 or later), "ipython" or "threads".
+def _find_lack() -> "str | None":
+    """Return what the session lacks to run the modules of `create_modules`: "python" (3.9 or later), "ipython" or "threads".
 
     Return None if the session has all three.
     """
@@ -528,10 +528,10 @@ def _lacking() -> "str | None":
     return None
 
 
-def _place(package: str, name: str, source: str) -> None:
+def _create_module(package: str, name: str, source: str) -> None:
     """Create one module, and the packages that contain it. If the module's code raises an exception, remove the module and raise it."""
     full = package + "." + name
-    above = _package_named(full.rpartition(".")[0])
+    above = _ensure_package(full.rpartition(".")[0])
     module = ModuleType(full)
     module.__package__ = above.__name__
     module.__file__ = "<" + package + ">/" + name.rpartition(".")[2] + ".py"
@@ -544,18 +544,18 @@ def _place(package: str, name: str, source: str) -> None:
     setattr(above, name.rpartition(".")[2], module)
 
 
-def _package_named(name: str) -> ModuleType:
+def _ensure_package(name: str) -> ModuleType:
     """Return the package with this full name. If it does not exist, create it and the packages that contain it."""
     if name not in sys.modules:
         sys.modules[name] = made = ModuleType(name)
         made.__path__ = []
         if "." in name:
-            setattr(_package_named(name.rpartition(".")[0]), name.rpartition(".")[2], made)
+            setattr(_ensure_package(name.rpartition(".")[0]), name.rpartition(".")[2], made)
     return sys.modules[name]
 
 
-def meet(user: dict, module: str, marker: str, message: str) -> None:
-    """Pass a message to a cell that runs in a thread, by calling the function `meet` of `module`, which `place` created.
+def pass_message(user: dict, module: str, marker: str, message: str) -> None:
+    """Pass a message to a cell that runs in a thread, by calling the function `meet` of `module`, which `create_modules` created.
 
     That function prints the cell's report as one line that begins with `marker`. If there is no such module, print a line that says so.
     """

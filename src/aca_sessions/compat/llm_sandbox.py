@@ -135,7 +135,7 @@ class _Session(InteractiveSession):
         return result
 
     def _prepare(self) -> None:
-        self._call(Session._run_snippet, "workdir", _WORKDIR)
+        self._call(Session._run_snippet, "show_workdir_as", _WORKDIR)
         self._is_prepared = True
 
 

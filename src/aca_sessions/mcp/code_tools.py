@@ -168,7 +168,7 @@ async def run_script(
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         found = await _find(session, checked(path))
-    cell = snippet("script", found, *(args or []))
+    cell = snippet("run_script", found, *(args or []))
     request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
     return await run_cell(call, named, request, partial(_answer_script, call, named))
 
