@@ -259,7 +259,7 @@ def build_shell(preload: list[str]) -> Shell:
     config.InteractiveShell.cache_size = 1000
     config.InteractiveShell.banner1 = ""
     warnings.filterwarnings("ignore", message="To exit: use")
-    # On a busy machine the first figure's cell would report on stderr that matplotlib builds its font cache, which its caller cannot change.
+    # On a busy machine, a first figure's cell would report on stderr that matplotlib builds its font cache.
     logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "building the font cache" not in str(record.msg))
     vars(pylabtools).setdefault("backend2gui", {})  # matplotlib before 3.9 reads it, IPython since 9 lacks it
     shell = Shell.instance(config=config)
