@@ -467,7 +467,7 @@ class SessionInfo:
         leased_since: When its current lease began.
         memory: The bytes of memory that it and its branches use together. Known only from servers with extensions.
         running: The id of the execution that runs in it. Known only from servers with extensions.
-        name: The name that somebody gave it, for people. Known only from servers with extensions.
+        name: The name for people that a user of the playground gave it. Known only from servers with extensions.
         cells: How many cells it was sent. Known only from servers with extensions.
     """
 

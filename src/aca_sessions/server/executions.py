@@ -298,7 +298,7 @@ class Executions:
     def result_in_history(self, execution: RunningExecution) -> CodeExecutionResult | None:
         """Return an execution's result, whose state covers the time since the previous cell of the history ended.
 
-        Resets and rollbacks between the two cells were asked for: whoever reads the history sees them in the ledger's entries.
+        Resets and rollbacks between the two cells were asked for: the history shows them in the ledger's entries.
         """
         result = execution.result
         if result is None or result.state == NO_REPLY:

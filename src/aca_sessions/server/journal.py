@@ -143,7 +143,7 @@ class Journal:
     def record_session_end(self, identifier: str, reason: str, seconds: float) -> None:
         """Record the end of a session: its reason, and how many seconds the session lasted."""
         telemetry.count_session_end(reason)
-        # Unless the reason is "deleted", the request that is being handled belongs to somebody else, or there is none.
+        # Unless the reason is "deleted", the request that is being handled belongs to another session, or there is none.
         caller = _current_caller() if reason == "deleted" else Caller()
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)}, caller)
 

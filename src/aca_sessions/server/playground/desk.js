@@ -128,7 +128,7 @@ export class Desk {
     return this.current.asked("complete", text, cursor).catch((problem) => this.fail(problem));
   }
 
-  /** Turns to a new session of this name, or to the live one whose identifier somebody knows. */
+  /** Turns to a new session of this name, or to the live one with that identifier. */
   async begin(name) {
     const known = this.listed.find(({ id }) => id === name);
     const whyNot = whyNotNamed(name);

@@ -23,7 +23,7 @@ export function wordsOf(identifier) {
   return `${KINDS[(hash >>> 8) % KINDS.length]} ${THINGS[(hash >>> 16) % THINGS.length]}`;
 }
 
-/** An identifier that nobody guesses, whose words are not in use. */
+/** An identifier that cannot be guessed, whose words are not in use. */
 export function newIdentifier(prefix, names) {
   for (let tries = 0; ; tries += 1) {
     const identifier = randomName(prefix);
