@@ -93,7 +93,7 @@ MAY_IMPORT |= {
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
     "redis": {"agent.library.redis_storage"},
-    "yaml": {"agent.tools.described"},
+    "yaml": {"agent.tools.yaml_files"},
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},

@@ -12,8 +12,8 @@ from functools import cache
 QUOTE = "(printed) "
 RESET = "\x1b[0m"
 
-_LONGEST_CAPTION = 200
-_LONGEST_HELD = 1000  # characters
+_MAX_CAPTION = 200
+_MAX_PENDING = 1000  # characters
 _PLAIN_NAME = re.compile(r"[\w.,/@%+=:~#-]+")
 _COLOUR = r"\x1b\[[\d;:]{0,64}m"
 _INVISIBLE = "\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef"
@@ -41,13 +41,13 @@ def shown_caption(text: str) -> str:
 
     Quote it with `repr` if a reader could mistake it for several items of a list, or for a line of the host.
     """
-    line = " ".join(text.split())[:_LONGEST_CAPTION]
+    line = " ".join(text.split())[:_MAX_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
 
 
 def printable(text: str, *, colours: bool = True) -> str:
     """Escape the control characters of a text, except tabs and line ends. Keep colours, or remove them if `colours` is false."""
-    return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escaped(found[0]), text)
+    return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escape(found[0]), text)
 
 
 def for_model(text: str) -> str:
@@ -75,8 +75,8 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self._held = ""  # may become a label or a control sequence together with the next piece
-        self._cut = ""  # was written by `flush` and may still become a label
+        self._pending = ""  # may become a label or a control sequence together with the next piece
+        self._flushed_end = ""  # was written by `flush` and may still become a label
         self._coloured = False
 
     def take(self, text: str) -> str:
@@ -84,56 +84,56 @@ class Screen:
 
         Hold back the end of the piece if it may be the beginning of a label of the host or of a control sequence.
         """
-        pending, before = self._held + text, ""
-        if self._cut:
-            whole = self._cut + pending
-            goes_on = (found := _unfinished().search(whole)) is not None and found.start() == 0
-            if goes_on and len(whole) <= _LONGEST_HELD:
-                self._held = pending
+        pending, before = self._pending + text, ""
+        if self._flushed_end:
+            whole = self._flushed_end + pending
+            goes_on = (found := _incomplete_end().search(whole)) is not None and found.start() == 0
+            if goes_on and len(whole) <= _MAX_PENDING:
+                self._pending = pending
                 return ""
             before = "\n" if goes_on or _terminal_label().match(whole) else ""
-            self._cut = ""
-        found = _unfinished().search(pending)
+            self._flushed_end = ""
+        found = _incomplete_end().search(pending)
         end = found.start() if found else len(pending)
-        self._held = pending[end:]
-        shown = before + self._safe(pending[:end])
-        return shown + QUOTE + self.flush() if len(self._held) > _LONGEST_HELD else shown
+        self._pending = pending[end:]
+        shown = before + self._make_safe(pending[:end])
+        return shown + QUOTE + self.flush() if len(self._pending) > _MAX_PENDING else shown
 
     def flush(self) -> str:
         """Return the text that `take` held back. Call this before other text is written, or when the cell waits for input."""
-        shown, self._held = self._safe(self._held), ""
-        found = _unfinished().search(self._cut + shown)
-        self._cut = found[0] if found else ""
+        shown, self._pending = self._make_safe(self._pending), ""
+        found = _incomplete_end().search(self._flushed_end + shown)
+        self._flushed_end = found[0] if found else ""
         return shown
 
     def reset(self) -> str:
         """Return the sequence that ends the colours of guest text, or '' if no colour is set. Call this before the host writes."""
-        coloured, self._coloured, self._cut = self._coloured, False, ""
+        coloured, self._coloured, self._flushed_end = self._coloured, False, ""
         return RESET if coloured else ""
 
-    def _safe(self, text: str) -> str:
+    def _make_safe(self, text: str) -> str:
         shown = printable(_terminal_label().sub(lambda found: QUOTE + found[0], text))
         self._coloured = self._coloured or "\x1b" in shown
         return shown
 
 
-def _escaped(control: str) -> str:
+def _escape(control: str) -> str:
     return control.encode("unicode_escape").decode()
 
 
-def _letters(label: str, gap: str) -> list[str]:
+def _letter_patterns(label: str, gap: str) -> list[str]:
     patterns = {"0": rf"\d(?:{gap}\d)*", " ": r"[^\S\r\n]+"}
     return [patterns.get(letter, re.escape(letter)) for letter in label]
 
 
-def _whole(labels: tuple[str, ...], gap: str) -> str:
-    return "|".join(gap.join(_letters(label, gap)) for label in labels)
+def _labels_pattern(labels: tuple[str, ...], gap: str) -> str:
+    return "|".join(gap.join(_letter_patterns(label, gap)) for label in labels)
 
 
-def _begun(label: str) -> str:
+def _incomplete_pattern(label: str) -> str:
     """Return a regular expression for the incomplete forms of a label of the host: its first letter, its first two letters, and so on."""
     pattern = ""
-    for letter in reversed(_letters(label, _GAP)[:-1]):
+    for letter in reversed(_letter_patterns(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
     return pattern.removesuffix("?")
 
@@ -144,19 +144,19 @@ _GAP = f"(?:{_COLOUR}|[{_INVISIBLE}])*"
 # The patterns are compiled at their first use: compiling takes longer than many cells.
 @cache
 def _terminal_label() -> re.Pattern[str]:
-    return re.compile(_whole(_TERMINAL_LABELS, _GAP), re.IGNORECASE)
+    return re.compile(_labels_pattern(_TERMINAL_LABELS, _GAP), re.IGNORECASE)
 
 
 @cache
-def _unfinished() -> re.Pattern[str]:
+def _incomplete_end() -> re.Pattern[str]:
     """Return a regular expression for an incomplete label of the host, or an incomplete control sequence, at the end of a text."""
-    labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
+    labels, sequence = "|".join(_incomplete_pattern(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 
 
 @cache
 def _model_label() -> re.Pattern[str]:
-    return re.compile(_whole(_MODEL_LABELS, f"[{_INVISIBLE}]*"), re.IGNORECASE)
+    return re.compile(_labels_pattern(_MODEL_LABELS, f"[{_INVISIBLE}]*"), re.IGNORECASE)
 
 
 @cache

@@ -17,10 +17,10 @@ from aca_sessions import AgentSession, SessionPool
 from aca_sessions.agent.approval import Approval
 from aca_sessions.agent.toolbox import ToolBox
 from aca_sessions.agent.tools.command import Option, Program
-from aca_sessions.agent.tools.described import tools_in, tools_of
 from aca_sessions.agent.tools.http import Endpoint, HttpApi
 from aca_sessions.agent.tools.mcp import McpServer
 from aca_sessions.agent.tools.tool import Parameter
+from aca_sessions.agent.tools.yaml_files import read_tools_file, read_tools_folder
 from aca_sessions.bridge.host import ToolFailedError
 from aca_sessions.errors import ConfigurationError
 
@@ -170,7 +170,7 @@ recipes:
 
 async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_path: Path) -> None:
     (tmp_path / "show.yaml").write_text(YAML.format(python=sys.executable))
-    async with AgentSession(pool, tools=tools_in(tmp_path)) as agent:
+    async with AgentSession(pool, tools=read_tools_folder(tmp_path)) as agent:
         assert (await agent.run("import json; json.loads(tools.show.post(url='x'))")).text == "['-q', '-XPOST', 'x']"
         assert (await agent.run("tools.show.list()")).text == "[{'name': 'post', 'description': 'Posts'}]"
         assert "takes no argument request" in str((await agent.run("tools.show.post(url='x', request='PUT')")).error)
@@ -195,7 +195,7 @@ async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_
 def test_an_error_in_a_description_names_its_place(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "tool.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=said):
-        tools_of(tmp_path / "tool.yaml")
+        read_tools_file(tmp_path / "tool.yaml")
 
 
 class _Api(http.server.BaseHTTPRequestHandler):
@@ -259,7 +259,7 @@ async def test_an_api_has_the_tags_and_the_time_limit_of_its_file_and_an_endpoin
     (tmp_path / "hub.yaml").write_text(
         f"{{name: hub, type: http, base_url: 'http://127.0.0.1', tags: [web], timeout: 5, endpoints: {endpoints}}}"
     )
-    (api,) = tools_in(tmp_path)
+    (api,) = read_tools_folder(tmp_path)
     assert isinstance(api, HttpApi)
     assert [(one.tags, one.seconds) for one in await api.open()] == [(("web",), 5), (("slow",), 90)]
     await api.close()
@@ -269,7 +269,7 @@ async def test_an_mcp_server_has_the_tags_and_the_time_limit_of_its_file(tmp_pat
     (tmp_path / "server.py").write_text(SILENT)
     command = f"command: {sys.executable}, args: [{tmp_path}/server.py]"
     (tmp_path / "silent.yaml").write_text(f"{{name: silent, type: mcp, {command}, tags: [quiet], timeout: 0.01}}")
-    (server,) = tools_in(tmp_path)
+    (server,) = read_tools_folder(tmp_path)
     assert isinstance(server, McpServer)
     toolbox = ToolBox(await server.open(), Approval(None))
     assert [one["tags"] for one in toolbox.list()] == [["quiet"]]
@@ -293,7 +293,7 @@ async def test_an_mcp_server_that_is_a_program_gives_its_tools(pool: SessionPool
     (tmp_path / "server.py").write_text(MCP)
     described = f"{{name: numbers, type: mcp, transport: stdio, command: {sys.executable}, args: [{tmp_path}/server.py]}}"
     (tmp_path / "numbers.yaml").write_text(described)
-    async with AgentSession(pool, tools=tools_of(tmp_path / "numbers.yaml")) as agent:
+    async with AgentSession(pool, tools=read_tools_file(tmp_path / "numbers.yaml")) as agent:
         assert (await agent.run("tools.numbers.add(2, b=40)")).value == 42
         assert "no such number" in str((await agent.run("tools.numbers.fail()")).error)
         assert "irreversible" in str((await agent.run("tools.numbers.wipe()")).error)

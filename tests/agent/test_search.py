@@ -9,7 +9,7 @@ import pytest
 from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
 
 from aca_sessions import AgentSession, SessionPool, tool
-from aca_sessions.agent.library.search import Index, MeaningIndex, words
+from aca_sessions.agent.library.search import MeaningIndex, WordIndex, words
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.integrations.semantic_kernel import embed_by
 
@@ -39,7 +39,7 @@ QUERIES = [(name, query) for name, (_, queries) in LABELLED.items() for query in
 
 
 def recall(at: int) -> float:
-    index = Index({name: text for name, (text, _) in LABELLED.items()})
+    index = WordIndex({name: text for name, (text, _) in LABELLED.items()})
     return sum(name in index.best(query, at) for name, query in QUERIES) / len(QUERIES)
 
 
@@ -50,12 +50,12 @@ def test_words_and_related_words_find_the_tool_that_was_meant(at: int, found: in
 
 @pytest.mark.parametrize("query", ["http get", "download a web page"])
 def test_fetching_from_a_url_is_found_by_words_that_it_does_not_share(query: str) -> None:
-    assert Index({"fetch_json": "Fetch and parse JSON from a URL"}).best(query, 5) == ["fetch_json"]
-    assert Index({name: text for name, (text, _) in LABELLED.items()}).best(query, 5)[0] == "fetch_json"
+    assert WordIndex({"fetch_json": "Fetch and parse JSON from a URL"}).best(query, 5) == ["fetch_json"]
+    assert WordIndex({name: text for name, (text, _) in LABELLED.items()}).best(query, 5)[0] == "fetch_json"
 
 
 def test_an_exact_word_counts_more_than_related_words() -> None:
-    assert Index({"a": "Load a picture", "b": "Load an image"}).best("image", 5) == ["b", "a"]
+    assert WordIndex({"a": "Load a picture", "b": "Load an image"}).best("image", 5) == ["b", "a"]
 
 
 def test_names_in_capitals_have_a_plural() -> None:

@@ -214,20 +214,20 @@ async def test_a_session_does_not_remove_what_its_owner_is_just_giving() -> None
 async def test_each_requirement_is_stored_once(storage: Storage) -> None:
     deps = Deps(storage)
     for package in ("pandas", "Humanize>=4", "pandas>=2"):
-        await deps.remember(package)
+        await deps.add(package)
     assert await deps.list() == ["Humanize>=4", "pandas>=2"]
-    assert [await deps.forget("humanize") for _ in range(2)] == [True, False]
+    assert [await deps.remove("humanize") for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("package", ["", "-r file", "a b", "--index-url=http://x", "../wheel.whl"])
 async def test_an_invalid_requirement_is_refused(storage: Storage, package: str) -> None:
     with pytest.raises(InvalidArgumentError, match="a dependency must be a requirement"):
-        await Deps(storage).remember(package)
+        await Deps(storage).add(package)
 
 
 async def test_locked_requirements_stay(storage: Storage) -> None:
     with pytest.raises(ACASessionsError, match="locked"):
-        await Deps(storage, locked=True).remember("pandas")
+        await Deps(storage, locked=True).add("pandas")
 
 
 async def test_files_are_readable_and_plain_python_files_are_skills(tmp_path: Path) -> None:

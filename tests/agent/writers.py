@@ -31,7 +31,7 @@ async def write(storage: Storage, who: str, rounds: int) -> None:
     artifacts, deps, skills = Artifacts(storage), Deps(storage), Skills(storage)
     for number in range(rounds):
         await artifacts.save("one", who * SIZE)
-        await deps.remember(f"{who}-{number}")
+        await deps.add(f"{who}-{number}")
         await skills.add("shared", SOURCE.format(who * SIZE)[:60_000] + "'")
 
 

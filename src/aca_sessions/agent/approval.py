@@ -43,34 +43,34 @@ class Records:
     """The records of the latest 10,000 calls. If their arguments take more than 64 MB in total, the oldest records lose their arguments."""
 
     def __init__(self) -> None:
-        self._whole: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
-        self._without: deque[CallRecord] = deque()  # the older ones, whose arguments were dropped
+        self._with_arguments: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
+        self._without_arguments: deque[CallRecord] = deque()  # the older ones, whose arguments were dropped
         self._size = 0
 
     def __iter__(self) -> Iterator[CallRecord]:
-        return iter([*self._without, *(record for record, _ in self._whole)])
+        return iter([*self._without_arguments, *(record for record, _ in self._with_arguments)])
 
     def __len__(self) -> int:
-        return len(self._without) + len(self._whole)
+        return len(self._without_arguments) + len(self._with_arguments)
 
     def append(self, record: CallRecord) -> None:
         """Add a record, and drop old records or their arguments if a limit is exceeded."""
-        sizes = {name: _size_of(argument) for name, argument in record.arguments.items()}
+        sizes = {name: _estimate_size(argument) for name, argument in record.arguments.items()}
         size = sum(filter(None, sizes.values()))
         if None in sizes.values():
             kept = {name: _TOO_MANY if sizes[name] is None else argument for name, argument in record.arguments.items()}
             record = replace(record, arguments=kept)
-        self._whole.append((record, size))
+        self._with_arguments.append((record, size))
         self._size += size
-        while self._size > _REMEMBERED_BYTES or len(self._whole) > _REMEMBERED:
-            oldest, size = self._whole.popleft()
+        while self._size > _REMEMBERED_BYTES or len(self._with_arguments) > _REMEMBERED:
+            oldest, size = self._with_arguments.popleft()
             self._size -= size
-            self._without.append(replace(oldest, arguments=dict.fromkeys(oldest.arguments, _DROPPED)))
+            self._without_arguments.append(replace(oldest, arguments=dict.fromkeys(oldest.arguments, _DROPPED)))
         while len(self) > _REMEMBERED:
-            self._without.popleft()
+            self._without_arguments.popleft()
 
 
-def _size_of(argument: object) -> int | None:
+def _estimate_size(argument: object) -> int | None:
     """Estimate how many bytes an argument takes. Return None if it has more than 10,000 values, which take too long to count."""
     size = looked_at = 0
     left = [argument]
@@ -109,12 +109,12 @@ class Reservation:
 
 
 @dataclass(slots=True)
-class _Used:
+class _BudgetUse:
     calls: int = 0
     seconds: float = 0.0
     size: int = 0
     running: list[Reservation] = field(default_factory=list)
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Approval:
@@ -131,7 +131,7 @@ class Approval:
         bools.
         """
         self._approve = approve
-        self._used: defaultdict[str, _Used] = defaultdict(_Used)
+        self._budget_uses: defaultdict[str, _BudgetUse] = defaultdict(_BudgetUse)
         self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
@@ -146,11 +146,11 @@ class Approval:
                 decisions[place] = "refused" if calls[place][0].effect == "irreversible" else "not asked"
         elif asked:
             shown = [Call(tool=tool.name, effect=tool.effect, arguments=arguments) for tool, arguments in (calls[place] for place in asked)]
-            for place, allowed in zip(asked, await self._asked(shown), strict=True):
+            for place, allowed in zip(asked, await self._ask_approval(shown), strict=True):
                 decisions[place] = "approved" if allowed else "refused"
         return decisions
 
-    async def _asked(self, calls: Sequence[Call]) -> list[bool]:
+    async def _ask_approval(self, calls: Sequence[Call]) -> list[bool]:
         """Call the approval function. Return for each call whether it is allowed.
 
         If the function returns one bool, that decides all calls. If it returns a sequence as long as `calls`, a call is allowed only if its
@@ -172,30 +172,30 @@ class Approval:
         Raise ToolFailedError if the budget is used up. Wait while the running calls could use up the remaining seconds. If the budget
         limits bytes, calls run one after another, because the size of a result is known only at the end of its call.
         """
-        used, budget = self._used[tool.name], tool.budget
+        used, budget = self._budget_uses[tool.name], tool.budget
         while True:
-            _check(tool, used)
+            _check_budget(tool, used)
             left = math.inf if budget.seconds is None else budget.seconds - used.seconds
             seconds = min(tool.seconds, left)
             fits = seconds <= left - sum(one.seconds for one in used.running)
             if not used.running or (fits and budget.size is None):
                 break
-            used.settled.clear()
-            await used.settled.wait()
+            used.released.clear()
+            await used.released.wait()
         used.calls += 1
         used.running.append(Reservation(seconds))
         return used.running[-1]
 
-    def settle(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
+    def release(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
         """Release the reservation of a call that has ended, and count its duration in seconds and the bytes of its result."""
-        used = self._used[tool.name]
+        used = self._budget_uses[tool.name]
         used.running.remove(reservation)
         used.seconds += seconds
         used.size += size
-        used.settled.set()
+        used.released.set()
 
 
-def _check(tool: Tool, used: _Used) -> None:
+def _check_budget(tool: Tool, used: _BudgetUse) -> None:
     budget = tool.budget
     limits = {"calls": (budget.calls, used.calls), "seconds": (budget.seconds, used.seconds), "bytes": (budget.size, used.size)}
     for name, (limit, spent) in limits.items():
@@ -215,7 +215,7 @@ def digest(text: str, files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def why_refused(tool: Tool) -> str:
+def refusal_message(tool: Tool) -> str:
     """Return the error message that a cell gets if its call of a tool was refused."""
     advice = "do without it, or ask the session's owner to allow it in AgentSession(approve=...)"
     return f"{tool.name} is {tool.effect} and was not allowed: {advice}"

@@ -71,16 +71,16 @@ class AgentSession:
             allow_runtime_deps: Whether dependencies can be added and removed.
         """
         self._pool = pool
-        self._given = list(tools)
+        self._given_tools = list(tools)
         self._approval = Approval(approve)
         self._embed = embed
         self._sync = sync_deps_on_start
         self._storage: Storage = MemoryStorage() if storage is None else storage
-        self._skills = Skills(self._storage, lambda name, source: self._live.attempt(name, source), embed)
+        self._skills = Skills(self._storage, lambda name, source: self._live.run_examples(name, source), embed)
         self._artifacts = Artifacts(self._storage)
         self._deps = Deps(self._storage, locked=not allow_runtime_deps)
         self._toolbox = ToolBox([], self._approval)  # until the start
-        self._opened: Live | None = None
+        self._leased: LeasedSession | None = None
         self._stack = AsyncExitStack()
         self._starting = asyncio.Lock()
 
@@ -96,11 +96,11 @@ class AgentSession:
             pool: The pool to lease from. By default a pool is opened from the settings.
             options: Further arguments of the constructor. `tools` are added to those of the folder.
         """
-        from .tools.described import tools_in
+        from .tools.yaml_files import read_tools_folder
 
         base = Path(path)
-        made = cls(pool, storage=FileStorage(base), tools=[*tools_in(base / "tools"), *options.pop("tools", ())], **options)
-        made._deps.begin_with(base / "requirements.txt")
+        made = cls(pool, storage=FileStorage(base), tools=[*read_tools_folder(base / "tools"), *options.pop("tools", ())], **options)
+        made._deps.set_initial_file(base / "requirements.txt")
         return made
 
     async def start(self) -> None:
@@ -109,27 +109,27 @@ class AgentSession:
         Raise NotSupportedError if there are tools, but cells at this endpoint cannot call them.
         """
         async with self._starting:
-            if self._opened is None:
+            if self._leased is None:
                 async with AsyncExitStack() as stack:
                     opened = await self._open(stack)
                     if self._sync:
                         await install(opened.session, await self.list_deps())
-                    self._opened, self._stack = opened, stack.pop_all()
+                    self._leased, self._stack = opened, stack.pop_all()
 
-    async def _open(self, stack: AsyncExitStack) -> "Live":
+    async def _open(self, stack: AsyncExitStack) -> "LeasedSession":
         pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool
-        live = await Live.of(pool, await stack.enter_async_context(pool.session()))
-        if self._given and live.why_no_tools:
+        live = await LeasedSession.create(pool, await stack.enter_async_context(pool.session()))
+        if self._given_tools and live.why_no_tools:
             said = f"this endpoint has no live executions, and {live.why_no_tools}, so cells cannot call tools"
             raise NotSupportedError(f"{said}: use the embedded default or aca-sessions serve, or give no tools")
-        self._toolbox = ToolBox(await _opened(self._given, stack), self._approval, self._embed)
-        live.answer_with(host_calls(self._toolbox, self._skills, self._artifacts, self._deps, live.packages))
+        self._toolbox = ToolBox(await _open_tools(self._given_tools, stack), self._approval, self._embed)
+        live.set_call_handlers(host_calls(self._toolbox, self._skills, self._artifacts, self._deps, live.packages))
         return live
 
     async def close(self) -> None:
         """Wait until a running `start` has ended, then end the session and close its tools. What was saved stays in the storage."""
         async with self._starting:
-            self._opened = None
+            self._leased = None
             await self._stack.aclose()
 
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
@@ -220,10 +220,10 @@ class AgentSession:
         Return a dict with the lists `installed`, `already_present` and `failed`, one of which has the package.
         """
         self._deps.check_unlocked()
-        told = await install(self._live.session, [package])
-        if not told["failed"]:
-            await self._deps.remember(package)
-        return told
+        outcome = await install(self._live.session, [package])
+        if not outcome["failed"]:
+            await self._deps.add(package)
+        return outcome
 
     async def remove_dep(self, package: str) -> dict[str, Any]:
         """Uninstall a package and remove its requirement from the storage.
@@ -231,7 +231,7 @@ class AgentSession:
         Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package, and the bool `removed_from_config`,
         which tells whether the storage had the package's requirement.
         """
-        configured = await self._deps.forget(package)
+        configured = await self._deps.remove(package)
         return await uninstall(self._live.session, package, configured=configured)
 
     async def sync_deps(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class AgentSession:
 
         Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
         """
-        async with self._tools() as toolbox:
+        async with self._open_toolbox() as toolbox:
             return toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
@@ -263,16 +263,16 @@ class AgentSession:
 
         Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
         """
-        async with self._tools() as toolbox:
+        async with self._open_toolbox() as toolbox:
             return await toolbox.search(query, limit)
 
     @asynccontextmanager
-    async def _tools(self) -> AsyncIterator[ToolBox]:
-        if self._opened is not None:
+    async def _open_toolbox(self) -> AsyncIterator[ToolBox]:
+        if self._leased is not None:
             yield self._toolbox
             return
         async with self._starting, AsyncExitStack() as stack:  # the lock keeps a concurrent `start` from opening the same servers
-            yield ToolBox(await _opened(self._given, stack), self._approval, self._embed)
+            yield ToolBox(await _open_tools(self._given_tools, stack), self._approval, self._embed)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -282,14 +282,14 @@ class AgentSession:
         await self.close()
 
     @property
-    def _live(self) -> "Live":
-        if self._opened is None:
+    def _live(self) -> "LeasedSession":
+        if self._leased is None:
             name = type(self).__name__
             raise ACASessionsError(f"the session is not started: use 'async with {name}(...) as session', or await start()")
-        return self._opened
+        return self._leased
 
 
-async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]:
+async def _open_tools(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]:
     tools: list[Tool] = []
     for one in given:
         if isinstance(one, Tool):
@@ -302,83 +302,84 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
     return tools
 
 
-class Live:
+class LeasedSession:
     """A leased session, the function that runs its cells, and the functions that answer its host calls (calls from a cell to the host)."""
 
-    def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
-        """Store a leased session and prepare to run its cells. Before `answer_with` is called, cells can make no host call.
+    def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_no_tools: str) -> None:
+        """Store a leased session and prepare to run its cells. Cells cannot make host calls before `set_call_handlers` is called.
 
-        `runner` returns a function that runs cells of a session. `why_not` is the reason why cells cannot call tools, or "" if they can.
+        `runner` returns a function that runs the cells of a session. `why_no_tools` is the reason why cells cannot call tools, or "" if
+        they can.
         """
         self.session = session
         self.capabilities = frozenset[str]()
-        self.why_no_tools = why_not
+        self.why_no_tools = why_no_tools
         self.packages = PackageChanges(session)
         self._pool = pool
-        self._calls = self._trial = HostCalls({})
+        self._calls = self._trial_calls = HostCalls({})
         self._runner = runner
         self._run = runner(session)
-        self._cells = 0
+        self._running_cells = 0
 
     @classmethod
-    async def of(cls, pool: SessionPool, session: Session) -> "Live":
-        """Create a `Live` for a session that was leased from a pool. Ask the session's endpoint which features it supports."""
-        runner, why_not = _follow, ""
+    async def create(cls, pool: SessionPool, session: Session) -> "LeasedSession":
+        """Create the object for a session that was leased from a pool. Ask the session's endpoint which features it supports."""
+        runner, why_no_tools = _run_with_events, ""
         if not await session.supports("events"):
-            why_not = await send_modules(session)
-            runner = _run_without_calls if why_not else _run_in_thread
-        live = cls(pool, session, runner=runner, why_not=why_not)
-        live.capabilities = await _capabilities(session, host_tools=not why_not)
+            why_no_tools = await send_modules(session)
+            runner = _run_without_calls if why_no_tools else _run_in_thread
+        live = cls(pool, session, runner=runner, why_no_tools=why_no_tools)
+        live.capabilities = await _find_capabilities(session, host_tools=not why_no_tools)
         return live
 
-    def answer_with(self, table: Mapping[str, CallHandler]) -> None:
+    def set_call_handlers(self, table: Mapping[str, CallHandler]) -> None:
         """Set the functions that answer host calls. From now on, cells can call every name in `table`, which maps names to functions.
 
         Examples of skills can make the same calls, except those that change the storage or packages, such as `artifacts.save`.
         """
         self._calls = HostCalls(table)
-        self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
+        self._trial_calls = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell. If no other cell runs afterwards, install and remove the packages that cells requested. Then return the result."""
-        self._cells += 1
+        self._running_cells += 1
         try:
             result = await self._run(self._calls, code, timeout)
         finally:
-            self._cells -= 1
-        if self._cells or not self.packages:
+            self._running_cells -= 1
+        if self._running_cells or not self.packages:
             return result
         try:
-            return await self._with_packages(result)
+            return await self._apply_package_changes(result)
         except BaseException:
             self.session._undo_delivery(result)  # the caller does not get it, so what it reported must be reported again
             raise
 
-    async def attempt(self, name: str, source: str) -> None:
+    async def run_examples(self, name: str, source: str) -> None:
         """Run the examples in a skill's docstring in another session, so that this session's variables stay as they are.
 
         Raise InvalidArgumentError if an example fails, and NotSupportedError if cells of this session cannot make host calls.
         """
         if self.why_no_tools:
             raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
-        async with self._elsewhere() as session:
-            result = await self._runner(session)(self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
+        async with self._open_trial_session() as session:
+            result = await self._runner(session)(self._trial_calls, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
         if result.error is not None:
             raise InvalidArgumentError(
                 f"the skill {name} was not saved: correct the examples in its docstring, which failed: {result.error}"
             )
 
-    async def _with_packages(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        note = await self.packages.carry_out()
+    async def _apply_package_changes(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        note = await self.packages.apply()
         return replace(result, stderr=result.stderr + note) if note else result
 
     @asynccontextmanager
-    async def _elsewhere(self) -> AsyncIterator[Session]:
+    async def _open_trial_session(self) -> AsyncIterator[Session]:
         """Yield another session in which the examples of a skill can run.
 
         It is a branch of this session if one can be made and no cell runs, otherwise a new session.
         """
-        if not self._cells and "checkpoint" in self.capabilities:
+        if not self._running_cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)
             except SnapshotError:
@@ -391,10 +392,10 @@ class Live:
             yield fresh
 
 
-def _follow(session: Session) -> Run:
+def _run_with_events(session: Session) -> Run:
     """Return a function that runs cells in a session and answers their host calls (calls from cells to the host).
 
-    These arrive as events.
+    The endpoint must send events while a cell runs, because host calls arrive as events.
     """
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
@@ -421,7 +422,7 @@ def _run_without_calls(session: Session) -> Run:
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 
-async def _capabilities(session: Session, *, host_tools: bool) -> frozenset[str]:
+async def _find_capabilities(session: Session, *, host_tools: bool) -> frozenset[str]:
     found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
     if host_tools:
         found.add("host_tools")

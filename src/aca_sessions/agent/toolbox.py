@@ -8,7 +8,7 @@ from typing import Any
 
 from ..bridge.host import CallHandler, ToolFailedError, encode, message_of
 from ..errors import ConfigurationError
-from .approval import Approval, CallRecord, Decision, digest, why_refused
+from .approval import Approval, CallRecord, Decision, digest, refusal_message
 from .library.artifacts import Artifacts
 from .library.dependencies import Deps, PackageChanges
 from .library.search import Embed, Search
@@ -36,18 +36,18 @@ class ToolBox:
             self._tools[tool.name] = tool
         self._approval = approval
         self._search = Search(embed)
-        self._search.over({tool.name: f"{tool.description} {' '.join(tool.tags)}" for tool in tools})
+        self._search.set_texts({tool.name: f"{tool.description} {' '.join(tool.tags)}" for tool in tools})
 
     def __len__(self) -> int:
         return len(self._tools)
 
     def list(self) -> Described:
         """Return all tools, each with name, description, tags, effect and signature."""
-        return [_told(tool) for tool in self._tools.values()]
+        return [_describe(tool) for tool in self._tools.values()]
 
     async def search(self, query: str, limit: int) -> Described:
         """Return the tools that match a query, the best first, at most `limit`."""
-        return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
+        return [_describe(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return a dict that describes a tool: its description, effect, parameters and `members`.
@@ -59,10 +59,14 @@ class ToolBox:
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
         if tool is None and not below:
             raise ToolFailedError(f"there is no tool {name[:100]}: see tools.list()")
-        told = {"name": name, "callable": tool is not None, "members": [self.describe(member) for member in below]}
+        described = {"name": name, "callable": tool is not None, "members": [self.describe(member) for member in below]}
         if tool is None:
-            return told | {"description": f"The tools of {name}.", "effect": "read", "parameters": []}
-        return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
+            return described | {"description": f"The tools of {name}.", "effect": "read", "parameters": []}
+        return described | {
+            "description": tool.description,
+            "effect": tool.effect,
+            "parameters": [one.to_dict() for one in tool.parameters],
+        }
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
         """Validate the arguments, ask for approval if the tool needs it, call the tool and return its result.
@@ -70,15 +74,15 @@ class ToolBox:
         Do not catch the tool's exceptions. Raise TypeError if the arguments do not match, and ToolFailedError if there is no such tool, the
         call is refused, or a limit is exceeded.
         """
-        return await self.make(self._checked(name, arguments), arguments)
+        return await self.call_validated(self._find_tool(name, arguments), arguments)
 
-    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
+    async def call_validated(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
         """Ask for approval of a tool call if the tool needs it, run the tool, record the call and return the result.
 
         The caller must have validated the arguments.
         """
         (decision,) = await self._approval.decide([(tool, arguments)])
-        return await self._made(tool, arguments, decision)
+        return await self._call_decided(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
         """Ask once for approval of several calls, then make the allowed ones.
@@ -86,24 +90,26 @@ class ToolBox:
         Return a dict for each call, with `value` or the message `error`. If a tool is unknown or an argument is wrong, raise
         ToolFailedError or TypeError, and make no call.
         """
-        checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
+        checked = [(self._find_tool(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
-        return [await self._outcome(tool, arguments, decision) for (tool, arguments), decision in zip(checked, decisions, strict=True)]
+        return [
+            await self._call_in_batch(tool, arguments, decision) for (tool, arguments), decision in zip(checked, decisions, strict=True)
+        ]
 
-    async def _outcome(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
+    async def _call_in_batch(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
         try:
-            return {"value": await self._made(tool, arguments, decision)}
+            return {"value": await self._call_decided(tool, arguments, decision)}
         except Exception as error:
             return {"error": message_of(error)}
 
-    def _checked(self, name: str, arguments: Mapping[str, Any]) -> Tool:
+    def _find_tool(self, name: str, arguments: Mapping[str, Any]) -> Tool:
         tool = self._tools.get(name)
         if tool is None:
             raise ToolFailedError(f"there is no tool {name[:100]}: see tools.list()")
         tool.check(arguments)
         return tool
 
-    async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
+    async def _call_decided(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
         """Run a tool unless the decision is `refused`. Return its result.
 
         Record the call even if it is refused, over budget, failed or cancelled.
@@ -111,7 +117,7 @@ class ToolBox:
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
-            raise ToolFailedError(why_refused(tool))
+            raise ToolFailedError(refusal_message(tool))
         try:
             reserved = await self._approval.reserve(tool)
         except ToolFailedError:
@@ -122,7 +128,7 @@ class ToolBox:
             raise
         started, error, text, files = time.perf_counter(), "cancelled", "", dict[str, bytes]()
         try:
-            value = await self._timed(tool, arguments, reserved.seconds)
+            value = await self._run_with_limit(tool, arguments, reserved.seconds)
             text, files = encode(value)
             error = ""
             return value
@@ -131,11 +137,11 @@ class ToolBox:
             raise
         finally:
             duration = time.perf_counter() - started
-            self._approval.settle(tool, reserved, seconds=duration, size=len(text) + sum(map(len, files.values())))
+            self._approval.release(tool, reserved, seconds=duration, size=len(text) + sum(map(len, files.values())))
             known = digest(text, files) if not error else None
             records.append(replace(record, duration=duration, digest=known, error=error or None))
 
-    async def _timed(self, tool: Tool, arguments: Mapping[str, Any], seconds: float) -> object:
+    async def _run_with_limit(self, tool: Tool, arguments: Mapping[str, Any], seconds: float) -> object:
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await tool.act(dict(arguments))
@@ -158,7 +164,7 @@ class ToolBox:
             ) from error
 
 
-def _told(tool: Tool) -> dict[str, Any]:
+def _describe(tool: Tool) -> dict[str, Any]:
     return {
         "name": tool.name,
         "description": tool.description,
@@ -173,44 +179,49 @@ def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Dep
 
     `toolbox` also approves `deps.add` and `deps.remove`. `changes` collects the packages to install and remove when no cell runs.
     """
-    return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, changes)}
+    return {
+        **_tool_handlers(toolbox),
+        **_skill_handlers(skills),
+        **_artifact_handlers(artifacts),
+        **_dependency_handlers(toolbox, deps, changes),
+    }
 
 
-def _tools(toolbox: ToolBox) -> dict[str, CallHandler]:
-    async def listed() -> object:
+def _tool_handlers(toolbox: ToolBox) -> dict[str, CallHandler]:
+    async def list_tools() -> object:
         return toolbox.list()
 
-    async def searched(query: str, limit: int) -> object:
-        return await toolbox.search(_text(query, "a query"), _count(limit))
+    async def search(query: str, limit: int) -> object:
+        return await toolbox.search(_check_text(query, "a query"), _check_limit(limit))
 
-    async def described(name: str) -> object:
-        return toolbox.describe(_text(name, "a tool's name"))
+    async def describe(name: str) -> object:
+        return toolbox.describe(_check_text(name, "a tool's name"))
 
-    async def called(name: str, arguments: object) -> object:
-        return await toolbox.call(_text(name, "a tool's name"), _named(arguments, "a tool's arguments"))
+    async def call(name: str, arguments: object) -> object:
+        return await toolbox.call(_check_text(name, "a tool's name"), _check_dict(arguments, "a tool's arguments"))
 
     async def batch(calls: object) -> object:
         match calls:
             case [*each]:
-                return await toolbox.batch([_call(one) for one in each])
+                return await toolbox.batch([_parse_call(one) for one in each])
         raise ToolFailedError(f"a batch must be a list of calls, got {type(calls).__name__}")
 
-    return {"tools.list": listed, "tools.search": searched, "tools.describe": described, "tools.call": called, "tools.batch": batch}
+    return {"tools.list": list_tools, "tools.search": search, "tools.describe": describe, "tools.call": call, "tools.batch": batch}
 
 
-def _skills(skills: Skills) -> dict[str, CallHandler]:
+def _skill_handlers(skills: Skills) -> dict[str, CallHandler]:
     async def create(name: str, source: str, description: str) -> object:
-        return await skills.add(name, source, _text(description, "a skill's description"), origin="session")
+        return await skills.add(name, source, _check_text(description, "a skill's description"), origin="session")
 
     async def delete(name: str) -> object:
         return await skills.remove(name, origin="session")
 
-    async def searched(query: str, limit: int) -> object:
-        return await skills.search(_text(query, "a query"), _count(limit))
+    async def search(query: str, limit: int) -> object:
+        return await skills.search(_check_text(query, "a query"), _check_limit(limit))
 
     return {
         "skills.create": create,
-        "skills.search": searched,
+        "skills.search": search,
         "skills.list": skills.list,
         "skills.get": skills.get,
         "skills.source": skills.source,
@@ -218,9 +229,11 @@ def _skills(skills: Skills) -> dict[str, CallHandler]:
     }
 
 
-def _artifacts(artifacts: Artifacts) -> dict[str, CallHandler]:
+def _artifact_handlers(artifacts: Artifacts) -> dict[str, CallHandler]:
     async def save(name: str, data: Any, description: str, metadata: object) -> object:
-        return await artifacts.save(name, data, description, None if metadata is None else dict(_named(metadata, "an artifact's metadata")))
+        return await artifacts.save(
+            name, data, description, None if metadata is None else dict(_check_dict(metadata, "an artifact's metadata"))
+        )
 
     return {
         "artifacts.list": artifacts.list,
@@ -230,24 +243,24 @@ def _artifacts(artifacts: Artifacts) -> dict[str, CallHandler]:
     }
 
 
-def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
+def _dependency_handlers(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
     """Return the functions that answer the host calls `deps.*`, by name.
 
-    They add packages to `changes`, which is carried out when no cell runs. `deps.add` and `deps.remove` need approval like calls of a tool,
-    because they change later sessions too. `deps.sync` needs none, because it installs only what was approved before.
+    They add packages to `changes`, which are installed or removed when no cell runs. `deps.add` and `deps.remove` need approval like calls
+    of a tool, because they change later sessions too. `deps.sync` needs none, because it installs only what was approved before.
     """
 
     async def add(arguments: dict[str, Any]) -> object:
         package = arguments["package"]
-        changes.add(await deps.remember(package, origin="session"))
+        changes.add(await deps.add(package, origin="session"))
         return {"installed": [], "already_present": [], "failed": [], "pending": [package]}
 
     async def remove(arguments: dict[str, Any]) -> object:
         package = arguments["package"]
-        configured, there = await deps.forget(package, origin="session"), await changes.is_installed(package)
+        configured, there = await deps.remove(package, origin="session"), await changes.is_installed(package)
         changes.remove(package)
-        told = {"removed": [], "not_found": [] if there else [package], "failed": [], "removed_from_config": configured}
-        return told | {"pending": [package] if there else []}
+        described = {"removed": [], "not_found": [] if there else [package], "failed": [], "removed_from_config": configured}
+        return described | {"pending": [package] if there else []}
 
     async def sync() -> object:
         wanted = await deps.list()
@@ -255,20 +268,25 @@ def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Ca
             changes.add(requirement)
         return {"installed": [], "already_present": [], "failed": [], "pending": wanted}
 
-    def decided(name: str, act: Callable[[dict[str, Any]], Awaitable[object]]) -> CallHandler:
+    def with_approval(name: str, act: Callable[[dict[str, Any]], Awaitable[object]]) -> CallHandler:
         tool = Tool(name=name, act=act, parameters=(Parameter(name="package", schema={"type": "string"}),))
 
         async def answer(package: object) -> object:
             deps.check_unlocked()
             tool.check({"package": package})
-            return await toolbox.make(tool, {"package": package})
+            return await toolbox.call_validated(tool, {"package": package})
 
         return answer
 
-    return {"deps.list": deps.list, "deps.add": decided("deps.add", add), "deps.remove": decided("deps.remove", remove), "deps.sync": sync}
+    return {
+        "deps.list": deps.list,
+        "deps.add": with_approval("deps.add", add),
+        "deps.remove": with_approval("deps.remove", remove),
+        "deps.sync": sync,
+    }
 
 
-def _call(one: object) -> tuple[str, Mapping[str, Any]]:
+def _parse_call(one: object) -> tuple[str, Mapping[str, Any]]:
     match one:
         case {"name": str(name), "arguments": dict(arguments)}:
             return name, arguments
@@ -277,19 +295,19 @@ def _call(one: object) -> tuple[str, Mapping[str, Any]]:
     raise ToolFailedError(f"each call of a batch must be {{'name': text, 'arguments': dict}}, got {str(got)[:200]}")
 
 
-def _named(arguments: object, what: str) -> Mapping[str, Any]:
+def _check_dict(arguments: object, what: str) -> Mapping[str, Any]:
     if not isinstance(arguments, dict):
         raise ToolFailedError(f"{what} must be a dict, got {type(arguments).__name__}")
     return arguments
 
 
-def _text(value: object, what: str) -> str:
+def _check_text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ToolFailedError(f"{what} must be text, got {type(value).__name__}")
     return value
 
 
-def _count(value: object) -> int:
+def _check_limit(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= 1000:
         raise ToolFailedError(f"a limit must be an integer between 0 and 1000, got {value!r:.20}")
     return value

@@ -52,7 +52,7 @@ class InteractiveSettings:
     poll_interval: float = 0.1
 
 
-class _OfContainers(TypedDict, total=False):
+class _IgnoredOptions(TypedDict, total=False):
     """The arguments of llm-sandbox about containers, images and its pool. They have no effect."""
 
     backend: Any
@@ -73,7 +73,7 @@ class _OfContainers(TypedDict, total=False):
     security_policy: Any
 
 
-class Options(_OfContainers, total=False):
+class Options(_IgnoredOptions, total=False):
     """The keyword arguments of a session: its settings, the libraries to install at the start, and other arguments of llm-sandbox."""
 
     kernel_type: KernelType | str
@@ -162,10 +162,10 @@ class InteractiveSandboxSession:
         if str(lang).lower() != "python":
             raise NotSupportedError(f"lang must be 'python', got {str(lang)!r:.80}: leave it out")
         given: dict[str, Any] = {**options}
-        self.settings = replace(interactive_settings or InteractiveSettings(), **_settings_among(given))
-        self._libraries = _list(given.pop("libraries", None))
+        self.settings = replace(interactive_settings or InteractiveSettings(), **_pop_settings(given))
+        self._libraries = _to_list(given.pop("libraries", None))
         limits = given.pop("execution_timeout", None), given.pop("default_timeout", None)
-        _refuse_unknown(given)
+        _check_options(given)
         self._session = _Session(type(self).__name__, _policy(self.settings), limits[0] or limits[1] or self.settings.timeout)
 
     def open(self) -> None:
@@ -199,17 +199,17 @@ class InteractiveSandboxSession:
             on_stdout: Called with each text that the cell writes to stdout.
             on_stderr: Called with each text that the cell writes to stderr.
         """
-        result = self._session.run(code, libraries=_list(libraries), timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr)
+        result = self._session.run(code, libraries=_to_list(libraries), timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr)
         return _console_output(result)
 
     def install(self, libraries: Sequence[str] | None = None) -> ConsoleOutput:
         """Install libraries and return the result."""
-        wanted = _list(libraries)
+        wanted = _to_list(libraries)
         return _console_output(self._session.install(*wanted)) if wanted else ConsoleOutput(exit_code=0, stdout="", stderr="")
 
     def execute_command(self, command: str, workdir: str | None = None) -> ConsoleOutput:
         """Run a command in the session's shell, in `workdir` if given, and return its result."""
-        folder = f"cd {_quoted(workdir)} && " if workdir else ""
+        folder = f"cd {_quote_for_shell(workdir)} && " if workdir else ""
         done = self._session.execute_command(_LS + folder + command)
         return ConsoleOutput(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
@@ -230,11 +230,11 @@ class InteractiveSandboxSession:
 
     def copy_to_runtime(self, src: str, dest: str) -> None:
         """Copy a file of this machine into the session."""
-        self._session.upload_file(_below_data(dest), Path(src))
+        self._session.upload_file(_to_data_path(dest), Path(src))
 
     def copy_from_runtime(self, src: str, dest: str) -> None:
         """Copy a file of the session to this machine."""
-        self._session.save_file(_below_data(src), Path(dest))
+        self._session.save_file(_to_data_path(src), Path(dest))
 
     def __enter__(self) -> "InteractiveSandboxSession":
         self.open()
@@ -272,13 +272,13 @@ class SandboxSession(InteractiveSandboxSession):
         return self
 
 
-def _settings_among(options: dict[str, Any]) -> dict[str, Any]:
+def _pop_settings(options: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(InteractiveSettings)}
     return {name: options.pop(name) for name in [*options] if name in names}
 
 
-def _refuse_unknown(options: dict[str, Any]) -> None:
-    unknown = sorted(options.keys() - _OfContainers.__annotations__.keys())
+def _check_options(options: dict[str, Any]) -> None:
+    unknown = sorted(options.keys() - _IgnoredOptions.__annotations__.keys())
     if unknown:
         raise TypeError(f"the session has no arguments {', '.join(unknown)[:200]}: leave them out, or correct their names")
     if options:
@@ -290,17 +290,17 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
 def _policy(settings: InteractiveSettings) -> Policy:
     KernelType(settings.kernel_type)
     limits = Limits(history=settings.history_size)
-    return Policy(limits=limits if settings.max_memory is None else replace(limits, memory=_bytes(settings.max_memory)), spares=0)
+    return Policy(limits=limits if settings.max_memory is None else replace(limits, memory=_parse_size(settings.max_memory)), spares=0)
 
 
-def _bytes(size: str | int) -> int:
+def _parse_size(size: str | int) -> int:
     parts = _SIZE.fullmatch(str(size).strip())
     if parts is None:
         raise InvalidArgumentError(f"max_memory must be a size such as '512MB' or '2GB', got {size!r:.80}")
     return int(float(parts[1]) * 1024 ** _POWERS[parts[2].upper()])
 
 
-def _list(libraries: Sequence[str] | str | None) -> list[str]:
+def _to_list(libraries: Sequence[str] | str | None) -> list[str]:
     return [libraries] if isinstance(libraries, str) else list(libraries or ())
 
 
@@ -311,7 +311,7 @@ def _console_output(result: CodeExecutionResult) -> ConsoleOutput:
     )
 
 
-def _below_data(path: str) -> str:
+def _to_data_path(path: str) -> str:
     for folder in (_WORKDIR, _DATA):
         if path.startswith(f"{folder}/"):
             return path.removeprefix(f"{folder}/")
@@ -320,5 +320,5 @@ def _below_data(path: str) -> str:
     return path
 
 
-def _quoted(path: str) -> str:
+def _quote_for_shell(path: str) -> str:
     return "'" + path.replace("'", "'\\''") + "'"

@@ -121,13 +121,13 @@ class Session(AgentSession):
         config = executor.config if executor is not None else SubprocessConfig()
         super().__init__(
             storage=storage,
-            tools=_tools_of(config),
+            tools=_read_tools(config),
             embed=embed,
             sync_deps_on_start=sync_deps_on_start,
             allow_runtime_deps=config.allow_runtime_deps,
         )
         self._timeout = (config.timeout if isinstance(config, ContainerConfig) else None) or config.default_timeout
-        self._configured = _requirements(config)
+        self._configured_deps = _read_requirements(config)
         self._backend = storage
 
     @classmethod
@@ -152,7 +152,7 @@ class Session(AgentSession):
         """Run a cell and return its result. A cell that takes too long is interrupted, and the next cell does not wait for it."""
         result = await super().run(code, timeout=self._timeout if timeout is None else timeout)
         return ExecutionResult(
-            value=_value(result),
+            value=_parse_value(result),
             stdout=result.stdout,
             error=None if result.error is None else str(result.error),
             execution_time_ms=result.duration * 1000,
@@ -168,23 +168,23 @@ class Session(AgentSession):
     async def list_deps(self) -> list[str]:
         """Return the requirements from the executor's configuration, and those in the storage."""
         kept = await super().list_deps()
-        return [*(one for one in self._configured if one not in kept), *kept]
+        return [*(one for one in self._configured_deps if one not in kept), *kept]
 
 
-def _tools_of(config: SubprocessConfig) -> list[Tool | ToolSource]:
-    from ..agent.tools.described import tools_in
+def _read_tools(config: SubprocessConfig) -> list[Tool | ToolSource]:
+    from ..agent.tools.yaml_files import read_tools_folder
 
-    return [] if config.tools_path is None else tools_in(Path(config.tools_path))
+    return [] if config.tools_path is None else read_tools_folder(Path(config.tools_path))
 
 
-def _requirements(config: SubprocessConfig) -> list[str]:
+def _read_requirements(config: SubprocessConfig) -> list[str]:
     if config.deps_file is None or not Path(config.deps_file).is_file():
         return [*config.deps]
     lines = (line.partition("#")[0].strip() for line in Path(config.deps_file).read_text().splitlines())
     return [*config.deps, *(line for line in lines if line)]
 
 
-def _value(result: CodeExecutionResult) -> Any:
+def _parse_value(result: CodeExecutionResult) -> Any:
     """Return the last value of a cell: the object itself if its text is a Python literal, as in py-code-mode; otherwise its text."""
     if result.text is None or not isinstance(result.value, str):
         return result.value

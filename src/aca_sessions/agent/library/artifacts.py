@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from ...bridge import codec, host
 from ...errors import InvalidArgumentError, StorageError
-from .storage import Storage, checked_name
+from .storage import Storage, check_name
 
 _ATTEMPTS = 5
 Described = list[dict[str, Any]]
 _MOST_DESCRIPTION = 64 << 10
 Form = Literal["text", "bytes", "json", "table"]
-_LOOSE: dict[str, Any] = {"description": "", "metadata": {}, "created_at": None, "content": None}
-_DESCRIBED = {*_LOOSE, "name", "form"}
+_DEFAULT_DESCRIPTION: dict[str, Any] = {"description": "", "metadata": {}, "created_at": None, "content": None}
+_DESCRIPTION_KEYS = {*_DEFAULT_DESCRIPTION, "name", "form"}
 
 
 class Artifacts:
@@ -25,8 +25,8 @@ class Artifacts:
 
     async def list(self) -> Described:
         """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
-        found = [await self._described(name) for name in await self._storage.names("artifacts")]
-        return [self._told(one) for one in found if one is not None]
+        found = [await self._read_description(name) for name in await self._storage.names("artifacts")]
+        return [self._describe(one) for one in found if one is not None]
 
     async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
         """Save text, bytes, JSON or a DataFrame under a name. Return its description. An artifact of the same name is replaced.
@@ -37,52 +37,54 @@ class Artifacts:
             description: What the artifact is.
             metadata: Further facts, which JSON can hold. Name, description and metadata have at most 64K characters together, as JSON.
         """
-        form, content = _encode(data)
-        place = f"{checked_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
+        form, content = _encode_data(data)
+        place = f"{check_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
         described = {
             "name": name,
-            "description": _text(description),
+            "description": _check_text(description),
             "metadata": metadata or {},
             "created_at": datetime.now(UTC).isoformat(),
             "form": form,
             "content": place,
         }
-        text = json.dumps(described, default=_refuse)
+        text = json.dumps(described, default=_reject_value)
         if len(text) > _MOST_DESCRIPTION:
             raise InvalidArgumentError(
                 f"an artifact's description and metadata must have at most {_MOST_DESCRIPTION} characters of JSON together, got {len(text)}"
             )
         await self._storage.write("content", place, content)
         async with self._storage.locked("artifacts"):
-            before = await self._described(name)
+            before = await self._read_description(name)
             await self._storage.write("artifacts", name, text.encode())
         if before is not None:
             await self._delete_content(before)
-        return self._told(described)
+        return self._describe(described)
 
     async def load(self, name: str) -> Any:
         """Return an artifact's data as it was saved. A table becomes a DataFrame.
 
         Raise InvalidArgumentError if no artifact has that name.
         """
-        form, content = await self._content(name)
-        return _decode(form, content)
+        form, content = await self._read_content(name)
+        return _decode_data(form, content)
 
     async def load_into_session(self, name: str) -> Any:
         """Return an artifact's data to send to a session.
 
         It is like `load`, but a table stays encoded (`codec.Table`), because the session decodes it.
         """
-        form, content = await self._content(name)
-        return codec.Table(content) if form == "table" else _decode(form, content)
+        form, content = await self._read_content(name)
+        return codec.Table(content) if form == "table" else _decode_data(form, content)
 
-    async def _content(self, name: str) -> tuple[Form, bytes]:
+    async def _read_content(self, name: str) -> tuple[Form, bytes]:
         for _ in range(_ATTEMPTS):
-            described = await self._described(name)
+            described = await self._read_description(name)
             if described is None:
-                raise InvalidArgumentError(f"there is no artifact {checked_name(name)}: see artifacts.list()")
-            loose = described["content"] is None
-            content = await self._storage.read("artifacts", name) if loose else await self._storage.read("content", described["content"])
+                raise InvalidArgumentError(f"there is no artifact {check_name(name)}: see artifacts.list()")
+            is_plain_file = described["content"] is None
+            content = (
+                await self._storage.read("artifacts", name) if is_plain_file else await self._storage.read("content", described["content"])
+            )
             if content is not None:  # otherwise it was replaced in between: read its description again
                 return described["form"], content
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
@@ -92,38 +94,40 @@ class Artifacts:
 
         This takes no lock, because a full Redis cannot grant one. Artifacts must still be deletable then, to make room.
         """
-        described = await self._described(name)
+        described = await self._read_description(name)
         await self._storage.delete("artifacts", name)
         if described is not None:
             await self._delete_content(described)
 
-    async def _described(self, name: str) -> dict[str, Any] | None:
+    async def _read_description(self, name: str) -> dict[str, Any] | None:
         """Return the description of an artifact, or None if it does not exist.
 
         Return a default description if the stored record was not written by `save`.
         """
         data = await self._storage.read("artifacts", name)
-        return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
+        return None if data is None else _parse_description(data) or {**_DEFAULT_DESCRIPTION, "name": name, "form": _guess_form(name, data)}
 
     async def _delete_content(self, described: dict[str, Any]) -> None:
         if described["content"] is not None:
             await self._storage.delete("content", described["content"])
 
-    def _told(self, described: dict[str, Any]) -> dict[str, Any]:
-        content, told = described["content"], {key: described[key] for key in ("name", "description", "metadata", "created_at")}
-        return told | {"path": self._storage.path("artifacts", told["name"]) if content is None else self._storage.path("content", content)}
+    def _describe(self, described: dict[str, Any]) -> dict[str, Any]:
+        content, fields = described["content"], {key: described[key] for key in ("name", "description", "metadata", "created_at")}
+        return fields | {
+            "path": self._storage.path("artifacts", fields["name"]) if content is None else self._storage.path("content", content)
+        }
 
 
-def _description(data: bytes) -> dict[str, Any] | None:
+def _parse_description(data: bytes) -> dict[str, Any] | None:
     """Parse the description in a record. Return None if the record was not written by `save`."""
     try:
-        told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
+        fields = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) and told.keys() == _DESCRIBED else None
+    return fields if isinstance(fields, dict) and fields.keys() == _DESCRIPTION_KEYS else None
 
 
-def _form(name: str, data: bytes) -> Form:
+def _guess_form(name: str, data: bytes) -> Form:
     if name.endswith(".parquet"):
         return "table"
     try:
@@ -138,7 +142,7 @@ def _form(name: str, data: bytes) -> Form:
     return "text"
 
 
-def _encode(data: Any) -> tuple[Form, bytes]:
+def _encode_data(data: Any) -> tuple[Form, bytes]:
     if isinstance(data, str):
         return "text", data.encode("utf-8", "backslashreplace")
     if isinstance(data, codec.Table):
@@ -148,7 +152,7 @@ def _encode(data: Any) -> tuple[Form, bytes]:
     try:
         if codec.is_table(data):
             return "table", bytes(host.encode_table(data))
-        return "json", json.dumps(data, default=_refuse, indent=1).encode()
+        return "json", json.dumps(data, default=_reject_value, indent=1).encode()
     except InvalidArgumentError:
         raise
     except TypeError as error:
@@ -159,7 +163,7 @@ def _encode(data: Any) -> tuple[Form, bytes]:
         raise InvalidArgumentError(f"an artifact's data cannot be saved as JSON: {error}") from error
 
 
-def _decode(form: Form, content: bytes) -> Any:
+def _decode_data(form: Form, content: bytes) -> Any:
     match form:
         case "text":
             return content.decode()
@@ -170,12 +174,12 @@ def _decode(form: Form, content: bytes) -> Any:
     return json.loads(content)
 
 
-def _refuse(value: object) -> object:
+def _reject_value(value: object) -> object:
     advice = "convert it to text, numbers, lists and dicts; bytes and DataFrames must be the whole data"
     raise InvalidArgumentError(f"a value of type {type(value).__name__} cannot be saved as JSON: {advice}")
 
 
-def _text(value: object) -> str:
+def _check_text(value: object) -> str:
     if not isinstance(value, str):
         raise InvalidArgumentError(f"an artifact's description must be text, got {type(value).__name__}")
     return value

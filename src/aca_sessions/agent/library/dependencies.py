@@ -23,73 +23,73 @@ class Deps:
     def __init__(self, storage: Storage, *, locked: bool = False) -> None:
         self._storage = storage
         self._locked = locked
-        self._first: Path | None = None
+        self._initial_file: Path | None = None
 
-    def begin_with(self, file: Path) -> None:
+    def set_initial_file(self, file: Path) -> None:
         """Use the lines of a file as requirements while the storage has none.
 
         The first change of a requirement copies the lines to the storage.
         """
-        self._first = file
+        self._initial_file = file
 
     async def list(self) -> Texts:
         """Return the requirements, in the order in which they were added."""
         data = await self._storage.read("deps", _RECORD)
         if data is not None:
             return [str(one) for one in json.loads(data)]
-        if self._first is None or not self._first.is_file():
+        if self._initial_file is None or not self._initial_file.is_file():
             return []
-        lines = (line.partition("#")[0].strip() for line in self._first.read_text().splitlines())
+        lines = (line.partition("#")[0].strip() for line in self._initial_file.read_text().splitlines())
         return [line for line in lines if line]
 
-    async def remember(self, package: str, *, origin: str = "host") -> str:
+    async def add(self, package: str, *, origin: str = "host") -> str:
         """Add a requirement, such as `pandas>=2`, and return it. It replaces an earlier requirement for the same package.
 
         `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if it is `session` and the host added the earlier
         requirement.
         """
         self.check_unlocked()
-        wanted = _name(package)
+        wanted = _parse_name(package)
         async with self._storage.locked("deps"):
-            before, by_sessions = await self.list(), await self._by_sessions()
+            before, by_sessions = await self.list(), await self._read_names_of_sessions()
             if origin == "host":
-                await self._note_by_sessions(by_sessions - {wanted})
+                await self._write_names_of_sessions(by_sessions - {wanted})
             elif package not in before:
-                self._check_is_of_sessions(wanted, before, by_sessions)
-            kept = [one for one in before if _name(one) != wanted]
+                self._check_added_by_session(wanted, before, by_sessions)
+            kept = [one for one in before if _parse_name(one) != wanted]
             await self._storage.write("deps", _RECORD, json.dumps([*kept, package], indent=1).encode())
             if origin != "host" and package not in before:  # last: if it fails, the requirement counts as the owner's
-                await self._note_by_sessions(by_sessions | {wanted})
+                await self._write_names_of_sessions(by_sessions | {wanted})
         return package
 
-    async def forget(self, package: str, *, origin: str = "host") -> bool:
+    async def remove(self, package: str, *, origin: str = "host") -> bool:
         """Remove a package's requirement. Return whether there was one. `package` is a name or a requirement such as `pandas>=2`.
 
         `origin` is who removes it, `host` or `session`. Raise InvalidArgumentError if it is `session` and the host added the requirement.
         """
         self.check_unlocked()
-        unwanted = _name(package)
+        unwanted = _parse_name(package)
         async with self._storage.locked("deps"):
-            before, by_sessions = await self.list(), await self._by_sessions()
+            before, by_sessions = await self.list(), await self._read_names_of_sessions()
             if origin != "host":
-                self._check_is_of_sessions(unwanted, before, by_sessions)
-            kept = [one for one in before if _name(one) != unwanted]
+                self._check_added_by_session(unwanted, before, by_sessions)
+            kept = [one for one in before if _parse_name(one) != unwanted]
             await self._storage.write("deps", _RECORD, json.dumps(kept, indent=1).encode())
-            await self._note_by_sessions(by_sessions - {unwanted})
+            await self._write_names_of_sessions(by_sessions - {unwanted})
         return len(kept) < len(before)
 
-    def _check_is_of_sessions(self, name: str, requirements: Texts, by_sessions: set[str]) -> None:
-        if name not in by_sessions and any(_name(one) == name for one in requirements):
+    def _check_added_by_session(self, name: str, requirements: Texts, by_sessions: set[str]) -> None:
+        if name not in by_sessions and any(_parse_name(one) == name for one in requirements):
             raise InvalidArgumentError(
                 f"{name} is a dependency that the session's owner added: code in a session cannot change or remove it, so ask the owner"
             )
 
-    async def _by_sessions(self) -> set[str]:
+    async def _read_names_of_sessions(self) -> set[str]:
         data = await self._storage.read("deps", _BY_SESSIONS)
         return set() if data is None else {str(one) for one in json.loads(data)}
 
-    async def _note_by_sessions(self, names: set[str]) -> None:
-        if names != await self._by_sessions():
+    async def _write_names_of_sessions(self, names: set[str]) -> None:
+        if names != await self._read_names_of_sessions():
             await self._storage.write("deps", _BY_SESSIONS, json.dumps(sorted(names)).encode())
 
     def check_unlocked(self) -> None:
@@ -99,49 +99,49 @@ class Deps:
 
 
 class PackageChanges:
-    """Collects the requests of cells to install or remove packages, until they are carried out.
+    """Collects the requests of cells to install or remove packages, until `apply` is called.
 
     The last request for each package counts.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._wanted: dict[str, str] = {}
-        self._unwanted: dict[str, str] = {}
+        self._to_install: dict[str, str] = {}
+        self._to_remove: dict[str, str] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._wanted or self._unwanted)
+        return bool(self._to_install or self._to_remove)
 
     def add(self, requirement: str) -> None:
         """Request that a package is installed. This cancels an earlier request to remove it."""
-        name = _name(requirement)
-        self._unwanted.pop(name, None)
-        self._wanted[name] = requirement
+        name = _parse_name(requirement)
+        self._to_remove.pop(name, None)
+        self._to_install[name] = requirement
 
     def remove(self, package: str) -> None:
         """Request that a package is removed. This cancels an earlier request to install it."""
-        name = _name(package)
-        self._wanted.pop(name, None)
-        self._unwanted[name] = package
+        name = _parse_name(package)
+        self._to_install.pop(name, None)
+        self._to_remove[name] = package
 
     async def is_installed(self, package: str) -> bool:
         """Return whether a package was installed into the session. Return False if the endpoint cannot list packages."""
         return await _is_installed(self._session, package)
 
-    async def carry_out(self) -> str:
+    async def apply(self) -> str:
         """Install and remove the requested packages, and clear the requests.
 
         Return a note for stderr about packages that failed, or "" if none did.
         """
-        wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
-        self._wanted, self._unwanted = {}, {}
+        wanted, unwanted = [*self._to_install.values()], [*self._to_remove.values()]
+        self._to_install, self._to_remove = {}, {}
         kept = [one for package in unwanted for one in (await uninstall(self._session, package, configured=True))["failed"]]
         note = f"deps: {', '.join(kept)} could not be uninstalled and can still be imported: call deps.remove() again\n" if kept else ""
         try:
-            told = await install(self._session, wanted)
+            outcome = await install(self._session, wanted)
         except NotSupportedError as error:
-            told = {"failed": wanted, "error": str(error)}
-        return note if not told["failed"] else f"{note}deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
+            outcome = {"failed": wanted, "error": str(error)}
+        return note if not outcome["failed"] else f"{note}deps: {', '.join(outcome['failed'])} could not be installed: {outcome['error']}\n"
 
 
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
@@ -149,18 +149,18 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 
     If a package failed, the dict also has `error`, the message of the last failure.
     """
-    told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
+    outcome: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
     for requirement in requirements:
-        before = await _installed(session)
+        before = await _list_installed(session)
         result = await session.install(requirement)
         if not result.success:
-            told["failed"].append(requirement)
-            told["error"] = str(result.error)
-        elif before is not None and await _installed(session) == before:
-            told["already_present"].append(requirement)
+            outcome["failed"].append(requirement)
+            outcome["error"] = str(result.error)
+        elif before is not None and await _list_installed(session) == before:
+            outcome["already_present"].append(requirement)
         else:
-            told["installed"].append(requirement)
-    return told
+            outcome["installed"].append(requirement)
+    return outcome
 
 
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
@@ -168,19 +168,19 @@ async def uninstall(session: Session, package: str, *, configured: bool) -> dict
 
     `configured` tells whether the storage had the package's requirement. The dict repeats it as `removed_from_config`.
     """
-    told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
+    outcome: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):
-        told["not_found"].append(package)
-        return told
-    told["removed" if (await session.uninstall(_name(package))).success else "failed"].append(package)
-    return told
+        outcome["not_found"].append(package)
+        return outcome
+    outcome["removed" if (await session.uninstall(_parse_name(package))).success else "failed"].append(package)
+    return outcome
 
 
 async def _is_installed(session: Session, package: str) -> bool:
-    return _name(package) in {canonicalize_name(one.partition(" ")[0]) for one in await _installed(session) or ()}
+    return _parse_name(package) in {canonicalize_name(one.partition(" ")[0]) for one in await _list_installed(session) or ()}
 
 
-async def _installed(session: Session) -> set[str] | None:
+async def _list_installed(session: Session) -> set[str] | None:
     """Return the packages that were installed into a session, as `name version`, or None if the endpoint cannot list them."""
     try:
         return {f"{package.name} {package.version}" for package in await session.packages()}
@@ -188,7 +188,7 @@ async def _installed(session: Session) -> set[str] | None:
         return None
 
 
-def _name(package: object) -> str:
+def _parse_name(package: object) -> str:
     try:
         return canonicalize_name(Requirement(str(package)).name)
     except InvalidRequirement:

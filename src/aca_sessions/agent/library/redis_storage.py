@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...errors import ConfigurationError, StorageError
 from ...lifetime import create_in_thread
-from .storage import Kind, checked_name
+from .storage import Kind, check_name
 
 if TYPE_CHECKING:
     from .search import Embed
@@ -51,21 +51,21 @@ class RedisStorage:
             raise ConfigurationError(f"RedisStorage must have either a URL or a client, got {got}: write {forms}")
         if redis is not None and redis.get_connection_kwargs().get("decode_responses"):
             raise ConfigurationError("the Redis client must return bytes: make it without decode_responses=True")
-        self._redis: Any = redis if url is None else _connected(url)
+        self._redis: Any = redis if url is None else _create_client(url)
         self._is_own = redis is None
         self._prefix = prefix
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """Return the data of a record, or None if there is no such record."""
-        field = checked_name(name)
-        return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
+        field = check_name(name)
+        return cast(bytes | None, await self._run_command(lambda redis: redis.hget(self._key(kind), field)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
         """Write a record, replacing an earlier one of the same name.
 
         Also replace the kind's stamp, a random text by which readers detect changes.
         """
-        field = checked_name(name)
+        field = check_name(name)
 
         def both(redis: Any) -> Any:
             commands = redis.pipeline(transaction=True)
@@ -73,14 +73,14 @@ class RedisStorage:
             commands.set(f"{self._key(kind)}:stamp", uuid.uuid4().hex)
             return commands.execute()
 
-        await self._asked(both)
+        await self._run_command(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
         """Delete a record. Return whether it existed.
 
         Also replace the stamp of its kind, by which readers detect changes. If Redis is too full for a new stamp, only remove the old one.
         """
-        field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
+        field, stamp = check_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
             commands = redis.pipeline(transaction=False)  # a full Redis refuses to queue any command of a transaction
@@ -89,21 +89,23 @@ class RedisStorage:
             commands.set(stamp, uuid.uuid4().hex)
             return commands.execute(raise_on_error=False)
 
-        _, deleted, _ = await self._asked(each)
+        _, deleted, _ = await self._run_command(each)
         if isinstance(deleted, RedisError):
             raise _storage_error(deleted)
         return bool(deleted)
 
     async def names(self, kind: Kind) -> list[str]:
         """Return the names of all records of a kind, sorted."""
-        return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
+        return sorted(
+            name.decode() for name in await self._run_command(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes)
+        )
 
     async def stamp(self, kind: Kind) -> str | None:
         """Return the stamp of a kind: a random text that is replaced whenever a record of the kind is written or deleted.
 
         Return None before the first change, or if Redis was too full to store a new stamp.
         """
-        drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
+        drawn = await self._run_command(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
     @asynccontextmanager
@@ -114,7 +116,7 @@ class RedisStorage:
         """
         options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
         lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
-        if not await self._acquired(lock):
+        if not await self._try_acquire(lock):
             raise StorageError(
                 f"cannot lock the storage of {kind} within {_PATIENCE_SECONDS:g} s, because another process uses it: try again or end it"
             )
@@ -122,7 +124,7 @@ class RedisStorage:
             yield
         finally:
             with contextlib.suppress(LockError, StorageError):
-                await self._asked(lambda _: lock.release())
+                await self._run_command(lambda _: lock.release())
 
     def path(self, kind: Kind, name: str) -> str:
         """Return the place of a record in Redis, for people: the key and the field, as `key/field`."""
@@ -135,7 +137,7 @@ class RedisStorage:
         """
         from .skills import SkillLibrary
 
-        return SkillLibrary(self._for_this_loop, embed)
+        return SkillLibrary(self._open_for_this_loop, embed)
 
     async def close(self) -> None:
         """Close the connections if this object was created with a URL. If it was created with a client, leave the client open."""
@@ -143,7 +145,7 @@ class RedisStorage:
             await self._redis.aclose()
 
     @asynccontextmanager
-    async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
+    async def _open_for_this_loop(self) -> AsyncIterator["RedisStorage"]:
         """Yield a storage that works in the current event loop.
 
         Connections of `redis.asyncio` work only in the event loop that opened them, so the yielded storage opens new ones. With a blocking
@@ -159,32 +161,32 @@ class RedisStorage:
     def _key(self, kind: Kind) -> str:
         return f"{self._prefix}:{kind}"
 
-    async def _acquired(self, lock: Any) -> bool:
+    async def _try_acquire(self, lock: Any) -> bool:
         if not isinstance(self._redis, BlockingRedis):
-            return bool(await self._asked(lambda _: lock.acquire()))
-        with _errors():  # a lock that the thread acquires after the caller was cancelled is released
+            return bool(await self._run_command(lambda _: lock.acquire()))
+        with _convert_errors():  # a lock that the thread acquires after the caller was cancelled is released
             return bool(await create_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
-    async def _asked(self, command: Callable[[Any], Any]) -> Any:
+    async def _run_command(self, command: Callable[[Any], Any]) -> Any:
         """Call `command` with the client and return the answer of Redis. Call a blocking client in a thread.
 
         Raise StorageError if Redis fails.
         """
-        with _errors():
+        with _convert_errors():
             if isinstance(self._redis, BlockingRedis):
                 return await asyncio.to_thread(command, self._redis)
             answer = command(self._redis)
             return await answer if inspect.isawaitable(answer) else answer
 
 
-def _connected(url: str) -> Redis:
+def _create_client(url: str) -> Redis:
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), _ATTEMPTS)
     limits: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": _ANSWER_SECONDS}
     return Redis.from_url(url, retry=retry, retry_on_error=[*_LOST], **limits)
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def _convert_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:

@@ -96,11 +96,11 @@ pdf document page
 """
 
 
-class Index:
+class WordIndex:
     """A search index that compares words. A word in the name of a text counts as much as three words in the text."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        """Index texts. The keys of `texts` are their names."""
+        """Build the index. The keys of `texts` are their names."""
         self._names = sorted(texts)  # texts with equal scores are sorted by name
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
@@ -139,7 +139,7 @@ class MeaningIndex:
     def __init__(self, embed: Embed) -> None:
         """Store `embed`, which returns a vector for each text. Searches call it only for the query and for texts that are new."""
         self._embed = embed
-        self._known: dict[str, np.ndarray] = {}
+        self._vector_of: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
         self._rows: np.ndarray | None = None
 
@@ -148,28 +148,28 @@ class MeaningIndex:
         wanted = [f"{name}: {text}" for name, text in texts.items()]
         if not wanted:
             return []
-        rows = self._rows if wanted == self._texts and self._rows is not None else await self._record_reported_loss(wanted)
-        near = rows @ (await self._vectors([query]))[0]
+        rows = self._rows if wanted == self._texts and self._rows is not None else await self._embed_texts(wanted)
+        near = rows @ (await self._compute_vectors([query]))[0]
         names = list(texts)
         return [names[place] for place in (-near).argsort(kind="stable")[: max(limit, 0)]]
 
-    async def _record_reported_loss(self, wanted: list[str]) -> "np.ndarray":
+    async def _embed_texts(self, wanted: list[str]) -> "np.ndarray":
         import numpy as np
 
-        known = self._known  # a local name, because a concurrent search may replace the attribute
+        known = self._vector_of  # a local name, because a concurrent search may replace the attribute
         new = [text for text in dict.fromkeys(wanted) if text not in known]
         for place in range(0, len(new), _AT_ONCE):
             some = new[place : place + _AT_ONCE]
-            known = known | dict(zip(some, await self._vectors(some), strict=True))
-        self._known = {text: known[text] for text in wanted}
+            known = known | dict(zip(some, await self._compute_vectors(some), strict=True))
+        self._vector_of = {text: known[text] for text in wanted}
         self._texts, self._rows = wanted, np.stack([known[text] for text in wanted])
         return self._rows
 
-    async def _vectors(self, texts: list[str]) -> "np.ndarray":
+    async def _compute_vectors(self, texts: list[str]) -> "np.ndarray":
         """Return the vectors of texts as rows, scaled to length one, so that the dot product of two is their similarity."""
         import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
 
-        answered = await _answer(self._embed, texts)
+        answered = await _call_embed(self._embed, texts)
         try:
             made = np.asarray(answered, dtype=float)
         except (ValueError, TypeError):
@@ -184,18 +184,18 @@ class MeaningIndex:
 
 
 class Search:
-    """A search by meaning if `embed` is given, else by words. Call `over` to set the texts to search."""
+    """A search in texts, by meaning if `embed` is given, otherwise by words. `set_texts` must be called first."""
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._texts: dict[str, str] = {}
-        self._words = Index({})
+        self._words = WordIndex({})
         self._meaning = MeaningIndex(embed) if embed else None
 
-    def over(self, texts: Mapping[str, str]) -> None:
+    def set_texts(self, texts: Mapping[str, str]) -> None:
         """Replace the texts to search. The keys are their names."""
         self._texts = dict(texts)
         if self._meaning is None:
-            self._words = Index(texts)
+            self._words = WordIndex(texts)
 
     async def best(self, query: str, limit: int) -> list[str]:
         """Return the names of the texts that match a query, the best first, at most `limit`."""
@@ -204,7 +204,7 @@ class Search:
         return await self._meaning.best(self._texts, query, limit)
 
 
-async def _answer(embed: Embed, texts: list[str]) -> Vectors:
+async def _call_embed(embed: Embed, texts: list[str]) -> Vectors:
     """Call `embed` with texts and return the vectors. If it is not async, call it in a thread, so that it does not block the event loop."""
     if inspect.iscoroutinefunction(embed) or inspect.iscoroutinefunction(getattr(embed, "__call__", None)):  # noqa: B004
         answered = embed(texts)

@@ -46,17 +46,17 @@ class Skill:
     @property
     def parameters(self) -> list[dict[str, Any]]:
         """Return the parameters of the skill's function `run`, each with `name`, `type`, `required` and `default`."""
-        return parameters(self.source)
+        return parse_parameters(self.source)
 
     @property
-    def searched(self) -> str:
+    def search_text(self) -> str:
         """Return the text of the skill in which searches look.
 
         It is the description, and the first paragraphs of the docstrings of `run` and of the module.
         """
-        return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
+        return "\n".join(dict.fromkeys([self.description, *_read_documentation(self.source)]))
 
-    def told(self, uses: int = 0) -> dict[str, Any]:
+    def describe(self, uses: int = 0) -> dict[str, Any]:
         """Return the skill as a dict without its source. `uses` is how often the skill was used."""
         return {
             "name": self.name,
@@ -70,35 +70,35 @@ class Skill:
         }
 
 
-Found = list[Skill]
+SkillList = list[Skill]
 
 
 class Skills:
     """The skills in a storage, for code with `await`."""
 
-    def __init__(self, storage: Storage, attempt: Try | None = None, embed: Embed | None = None) -> None:
+    def __init__(self, storage: Storage, try_examples: Try | None = None, embed: Embed | None = None) -> None:
         """Store the arguments. Nothing is read from the storage before another method is called.
 
         Args:
             storage: Where the skills are kept.
-            attempt: Runs the examples of a skill before it is saved, and raises if one fails. By default they are not run.
+            try_examples: Runs the examples of a skill before it is saved, and raises if one fails. By default they are not run.
             embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._storage = storage
-        self._attempt = attempt
+        self._try_examples = try_examples
         self._stamp: str | None = None
         self._all: dict[str, Skill] = {}
         self._search = Search(embed)
 
     async def list(self) -> Described:
         """Return all skills as dicts, sorted by name, without their sources."""
-        return [skill.told(await self._uses(skill.name)) for skill in (await self.all()).values()]
+        return [skill.describe(await self._read_use_count(skill.name)) for skill in (await self.all()).values()]
 
     async def search(self, query: str, limit: int = 5) -> Described:
         """Return the skills that match a query as dicts without their sources, the best first, at most `limit`."""
-        return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
+        return [skill.describe(await self._read_use_count(skill.name)) for skill in await self.best(query, limit)]
 
-    async def best(self, query: str, limit: int) -> "Found":
+    async def best(self, query: str, limit: int) -> "SkillList":
         """Return Skill objects that match a query, the best first, at most `limit`."""
         skills = await self.all()
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
@@ -106,7 +106,7 @@ class Skills:
     async def get(self, name: str) -> dict[str, Any] | None:
         """Return a skill as a dict with its source, or None if no skill has that name."""
         skill = await self._read(name)
-        return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
+        return None if skill is None else {**skill.describe(await self._read_use_count(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
         """Return a skill's source, and count one use of it if the storage is writable.
@@ -115,18 +115,18 @@ class Skills:
         """
         skill = await self._read(name)
         if skill is None:
-            raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
+            raise InvalidArgumentError(f"there is no skill {check_skill_name(name)}: see skills.list()")
         with contextlib.suppress(StorageError):
             await self._count_use(name)
         return skill.source
 
     async def _count_use(self, name: str) -> None:
         async with self._storage.locked("uses"):
-            used = {"uses": await self._uses(name) + 1, "last": time.time()}
+            used = {"uses": await self._read_use_count(name) + 1, "last": time.time()}
             await self._storage.write("uses", name, json.dumps(used).encode())
 
     async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
-        """Run the examples in a skill's docstring, if `attempt` was given, then save the skill. Return it as a dict with its source.
+        """Run the examples in a skill's docstring, if `try_examples` was given, then save the skill. Return it as a dict with its source.
 
         A skill of the same name is replaced, and its source is kept as an earlier one. Raise InvalidArgumentError if the name or the source
         is invalid, if an example fails, or if `origin` is `session` and the host saved the skill to be replaced.
@@ -137,17 +137,17 @@ class Skills:
             description: What the skill does. By default the first paragraph of the docstring.
             origin: Who saves it: `host` or `session`.
         """
-        documented = _documentation(source)
+        documented = _read_documentation(source)
         now = datetime.now(UTC).isoformat()
-        skill = Skill(name=checked(name), source=source, description=description or documented[0], origin=origin, created=now)
-        tested = await self._try(skill) if ">>>" in (ast.get_docstring(entry(source)) or "") else False
+        skill = Skill(name=check_skill_name(name), source=source, description=description or documented[0], origin=origin, created=now)
+        tested = await self._run_examples(skill) if ">>>" in (ast.get_docstring(parse_run(source)) or "") else False
         async with self._storage.locked("skills"):
             before = await self._read(name)
             _check_owner(before, origin)
             earlier = () if before is None else (before.source, *before.earlier)[:_KEPT_VERSIONS]
             skill = replace(skill, version=before.version + 1 if before else 1, earlier=earlier, tested=tested)
-            await self._storage.write("skills", name, _encode(skill))
-        return {**skill.told(), "source": skill.source}
+            await self._storage.write("skills", name, _encode_skill(skill))
+        return {**skill.describe(), "source": skill.source}
 
     async def remove(self, name: str, *, origin: str = "host") -> bool:
         """Remove a skill. Return whether it existed. Raise InvalidArgumentError if `origin` is `session` and the host saved the skill."""
@@ -157,18 +157,18 @@ class Skills:
             await self._storage.delete("uses", name)
             return await self._storage.delete("skills", name)
 
-    async def _try(self, skill: Skill) -> bool:
-        if self._attempt is None:
+    async def _run_examples(self, skill: Skill) -> bool:
+        if self._try_examples is None:
             return False
         try:
-            await self._attempt(skill.name, skill.source)
+            await self._try_examples(skill.name, skill.source)
         except NotSupportedError:
             return False
         return True
 
     async def _read(self, name: str) -> Skill | None:
-        data = await self._storage.read("skills", checked(name))
-        return None if data is None else _decode(name, data)
+        data = await self._storage.read("skills", check_skill_name(name))
+        return None if data is None else _decode_skill(name, data)
 
     async def all(self) -> dict[str, Skill]:
         """Return a dict of all skills by name, sorted. Read them again only if the storage has changed or cannot detect changes."""
@@ -176,16 +176,16 @@ class Skills:
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
             self._all = {skill.name: skill for skill in found if skill is not None}
-            self._search.over({skill.name: skill.searched for skill in self._all.values()})
+            self._search.set_texts({skill.name: skill.search_text for skill in self._all.values()})
             self._stamp = stamp
         return self._all
 
-    async def _uses(self, name: str) -> int:
+    async def _read_use_count(self, name: str) -> int:
         data = await self._storage.read("uses", name)
         return int(json.loads(data)["uses"]) if data else 0
 
 
-def checked(name: object) -> str:
+def check_skill_name(name: object) -> str:
     """Validate a skill's name and return it.
 
     Raise InvalidArgumentError if it is too long, is not a Python name, or is also a method of the object `skills` that cells use.
@@ -196,7 +196,7 @@ def checked(name: object) -> str:
     return str(name)
 
 
-def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+def parse_run(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     """Parse a skill's source and return the syntax tree of its function `run`.
 
     Raise InvalidArgumentError if it is invalid or has no `run`.
@@ -220,9 +220,9 @@ def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     raise InvalidArgumentError("a skill's source must define 'def run(...)' or 'async def run(...)' outside of any block")
 
 
-def parameters(source: str) -> list[dict[str, Any]]:
+def parse_parameters(source: str) -> list[dict[str, Any]]:
     """Return the parameters of `run` in a skill's source. Types and defaults are source text, because nothing is evaluated."""
-    given = entry(source).args
+    given = parse_run(source).args
     plain = [*given.posonlyargs, *given.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults)) + [*given.defaults]
     both = [*zip(plain, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
@@ -246,17 +246,17 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
         )
 
 
-def _documentation(source: str) -> tuple[str, ...]:
+def _read_documentation(source: str) -> tuple[str, ...]:
     """Return the first paragraphs of two docstrings in a skill's source: that of `run` and that of the module.
 
     Leave out empty ones. Return ("",) if both are empty.
     """
-    function = entry(source)
-    firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
+    function = parse_run(source)
+    firsts = [_first_paragraph(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
 
 
-def _first(documentation: str) -> str:
+def _first_paragraph(documentation: str) -> str:
     """Return the first paragraph of a docstring, without examples."""
     return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
 
@@ -265,29 +265,29 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in _OWN_NAMES and not keyword.iskeyword(name)
 
 
-def _encode(skill: Skill) -> bytes:
+def _encode_skill(skill: Skill) -> bytes:
     """Encode a skill as a Python file. The first line is a comment with the fields of the skill that are not in its source."""
     fields = ("description", "version", "origin", "created", "tested", "earlier")
     return f"{_HEADER}{json.dumps({name: getattr(skill, name) for name in fields})}\n{skill.source}".encode("utf-8", "backslashreplace")
 
 
-def _decode(name: str, data: bytes) -> Skill | None:
+def _decode_skill(name: str, data: bytes) -> Skill | None:
     """Decode a skill from a Python file. Return None if the file is invalid.
 
-    If it lacks the comment that `_encode` writes, the fields get defaults.
+    If it lacks the comment that `_encode_skill` writes, the fields get defaults.
     """
     first, _, source = data.decode("utf-8", "replace").partition("\n")
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     try:
         if first.startswith(_HEADER):
-            told = json.loads(first.removeprefix(_HEADER))
-            told["earlier"] = tuple(told["earlier"])
+            fields = json.loads(first.removeprefix(_HEADER))
+            fields["earlier"] = tuple(fields["earlier"])
         else:
             source = data.decode("utf-8", "replace")
-        description = _documentation(source)[0]
+        description = _read_documentation(source)[0]
     except (ValueError, TypeError, KeyError):
         return None
-    return Skill(name=name, source=source, **{**told, "description": told.get("description") or description})
+    return Skill(name=name, source=source, **{**fields, "description": fields.get("description") or description})
 
 
 Answer = TypeVar("Answer")
@@ -299,15 +299,15 @@ class SkillLibrary:
     Calls block the thread: if an event loop runs in it, all tasks of the loop, such as running cells, wait meanwhile.
     """
 
-    def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Store `opening`, which opens the storage. Each method call runs a new event loop and opens the storage in that loop.
+    def __init__(self, open_storage: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
+        """Store the arguments. Each method calls `open_storage` in a new event loop, to open the storage there.
 
         `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
-        self._opening = opening
+        self._open_storage = open_storage
         self._embed = embed
 
-    def list(self) -> Found:
+    def list(self) -> SkillList:
         """Return all skills, sorted by name."""
         return [*self._all().values()]
 
@@ -315,7 +315,7 @@ class SkillLibrary:
         """Return a skill, or None if no skill has that name."""
         return self._all().get(name)
 
-    def search(self, query: str, limit: int = 10) -> Found:
+    def search(self, query: str, limit: int = 10) -> SkillList:
         """Return the skills that match a query, the best first, at most `limit`."""
         return self._call(lambda skills: skills.best(query, limit))
 
@@ -358,10 +358,10 @@ class SkillLibrary:
         return self._call(lambda skills: skills.all())
 
     def _call(self, act: Callable[[Skills], Awaitable[Answer]]) -> Answer:
-        async def acted() -> Answer:
-            async with self._opening() as storage:
+        async def call() -> Answer:
+            async with self._open_storage() as storage:
                 return await act(Skills(storage, embed=self._embed))
 
         # In another thread: the caller's may have a running event loop, in which `asyncio.run` fails.
         with ThreadPoolExecutor(1, thread_name_prefix="aca-sessions-skills") as thread:
-            return thread.submit(asyncio.run, acted()).result()
+            return thread.submit(asyncio.run, call()).result()

@@ -64,7 +64,7 @@ class Storage(Protocol):
         ...
 
 
-def checked_name(name: object) -> str:
+def check_name(name: object) -> str:
     """Validate a record's name and return it. Raise InvalidArgumentError if it is invalid."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         allowed = "letters, digits, '_', '-', single '.' and spaces, begin with a letter, digit or '_', and not end with '.' or a space"
@@ -84,29 +84,29 @@ class FileStorage:
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """Return the content of a record's file, or None if there is no such file."""
-        return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
+        return await _run_in_thread("read", lambda: self._read(kind, check_name(name)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
         """Write a record's file. A concurrent reader gets the whole old or the whole new content.
 
         The data is written to a temporary file in the same folder, which is then renamed to the record's file.
         """
-        await _in_thread("written", lambda: self._write(kind, checked_name(name), data))
+        await _run_in_thread("written", lambda: self._write(kind, check_name(name), data))
 
     async def delete(self, kind: Kind, name: str) -> bool:
         """Delete the file of a record. Return whether it existed."""
-        return await _in_thread("deleted", lambda: self._delete(kind, checked_name(name)))
+        return await _run_in_thread("deleted", lambda: self._delete(kind, check_name(name)))
 
     async def names(self, kind: Kind) -> list[str]:
         """Return the names of all records of a kind, sorted."""
-        return await _in_thread("listed", lambda: self._names(kind))
+        return await _run_in_thread("listed", lambda: self._names(kind))
 
     async def stamp(self, kind: Kind) -> str | None:
         """Return the time when a file of this kind was last added, replaced or deleted, as text. Return "none" if the kind has no folder.
 
         Return None in the first 50 ms after a change, because a second change could get the same time.
         """
-        return await _in_thread("read", lambda: self._stamp(kind))
+        return await _run_in_thread("read", lambda: self._stamp(kind))
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
@@ -115,7 +115,7 @@ class FileStorage:
         The kernel releases the lock if the process that holds it ends. Without fcntl, as on Windows, nothing is locked.
         """
         deadline = time.monotonic() + _LOCK_SECONDS
-        while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
+        while (lock := await _lock_in_thread(lambda: self._lock(kind))) is None:
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"cannot lock the storage of {kind} within {_LOCK_SECONDS:g} s, because another process uses it: try again or end it"
@@ -211,7 +211,7 @@ def _try_to_lock(descriptor: int) -> bool:
     return True
 
 
-async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
+async def _lock_in_thread(lock: Callable[[], int | None]) -> int | None:
     """Call `lock` in a thread and return the descriptor that it returns. If the caller is cancelled meanwhile, release the lock."""
     try:
         return await create_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
@@ -219,7 +219,7 @@ async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
         raise _storage_error("locked", error) from error
 
 
-async def _in_thread(done: str, act: Callable[[], Result]) -> Result:
+async def _run_in_thread(done: str, act: Callable[[], Result]) -> Result:
     try:
         return await asyncio.to_thread(act)
     except OSError as error:
@@ -240,17 +240,17 @@ class MemoryStorage:
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """Return the data of a record, or None if there is no such record."""
-        return self._records[kind].get(checked_name(name))
+        return self._records[kind].get(check_name(name))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
         """Write a record, replacing an earlier one of the same name."""
-        self._records[kind][checked_name(name)] = data
+        self._records[kind][check_name(name)] = data
         self._changes += 1
 
     async def delete(self, kind: Kind, name: str) -> bool:
         """Delete a record. Return whether it existed."""
         self._changes += 1
-        return self._records[kind].pop(checked_name(name), None) is not None
+        return self._records[kind].pop(check_name(name), None) is not None
 
     async def names(self, kind: Kind) -> list[str]:
         """Return the names of all records of a kind, sorted."""

@@ -28,7 +28,7 @@ class Option:
     short: str = ""
     description: str = ""
 
-    def words(self, value: object) -> list[str]:
+    def to_arguments(self, value: object) -> list[str]:
         """Return the command-line arguments for this option: one for each item if `value` is a list, none if it is False.
 
         Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
@@ -37,13 +37,13 @@ class Option:
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
             return [flag] if value else []
-        words = [_word(one) for one in (value if isinstance(value, list) else [value])]
+        words = [_to_argument(one) for one in (value if isinstance(value, list) else [value])]
         # getopt(3) would take the next argument as the value, and that may be another option.
         if self.short and any(word in ("", "=") for word in words):
             raise ToolFailedError(f"{self.name} must not be empty or '=': the program would take the next argument as its value")
         return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
-    def parameter(self) -> Parameter:
+    def to_parameter(self) -> Parameter:
         """Return the parameter of a tool for this option."""
         return Parameter(name=self.name, schema={"type": self.type}, required=False, description=self.description)
 
@@ -77,10 +77,10 @@ class Program:
 
     def tools(self) -> list[Tool]:
         """Return a tool for the program itself, then one for each recipe, named `program.recipe`."""
-        return [self._tool(Recipe(name="")), *(self._tool(recipe) for recipe in self.recipes)]
+        return [self._build_tool(Recipe(name="")), *(self._build_tool(recipe) for recipe in self.recipes)]
 
-    def _tool(self, recipe: Recipe) -> Tool:
-        given = (*self.positional, *(option.parameter() for option in self.options))
+    def _build_tool(self, recipe: Recipe) -> Tool:
+        given = (*self.positional, *(option.to_parameter() for option in self.options))
         allowed = [one for one in given if one.name not in recipe.preset and (recipe.parameters is None or one.name in recipe.parameters)]
         return Tool(
             name=f"{self.name}.{recipe.name}" if recipe.name else self.name,
@@ -92,13 +92,13 @@ class Program:
             seconds=self.seconds,
         )
 
-    def words(self, arguments: Mapping[str, Any]) -> list[str]:
+    def command_line(self, arguments: Mapping[str, Any]) -> list[str]:
         """Return a call's command line. Raise ToolFailedError if a value has a wrong type, is too long, or could be read as an option."""
-        options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
-        values = self._positional(arguments)
+        options = [word for option in self.options if option.name in arguments for word in option.to_arguments(arguments[option.name])]
+        values = self._positional_values(arguments)
         plain = []
         for parameter, value in zip(self.positional, values, strict=False):
-            for word in map(_word, value if isinstance(value, list) else [value]):
+            for word in map(_to_argument, value if isinstance(value, list) else [value]):
                 if word.startswith("-"):
                     advice = "write the name of a file as './-name'"
                     raise ToolFailedError(f"{parameter.name} must not begin with '-', because it would be read as an option: {advice}")
@@ -109,7 +109,7 @@ class Program:
                 raise ToolFailedError(f"{told}, got {size} bytes: pass large data in a file")
         return [*self.command, *options, *plain]
 
-    def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
+    def _positional_values(self, arguments: Mapping[str, Any]) -> list[object]:
         """Return the values of positional arguments in order. Raise ToolFailedError if one is missing and a later one is given.
 
         Otherwise the program would read the later value as the missing one. The later value may come from the preset of a recipe.
@@ -127,7 +127,7 @@ class Program:
         return values
 
     async def _run(self, arguments: Mapping[str, Any]) -> str:
-        words = self.words(arguments)
+        words = self.command_line(arguments)
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
@@ -138,34 +138,36 @@ class Program:
                 f"{self.name} could not be started: {error.strerror}. Check the tool's command on the host, or pass less"
             ) from error
         try:
-            stdout, stderr = await asyncio.gather(_read(process.stdout, process, self.name), _read(process.stderr, process, self.name))
+            stdout, stderr = await asyncio.gather(
+                _read_output(process.stdout, process, self.name), _read_output(process.stderr, process, self.name)
+            )
             status = await process.wait()
         finally:
-            await _end(process)
+            await _end_process(process)
         if status:
             ended = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
             raise ToolFailedError(f"{self.name} {ended}: {(stderr or stdout).strip()[-2000:] or 'it wrote no output'}")
         return stdout
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end_process(process: asyncio.subprocess.Process) -> None:
     """Kill a program's process group if the program still runs, and wait for its end.
 
     Wait at most 2 s, because asyncio reports the end late if another process holds the pipes open.
     """
     if process.returncode is None:
-        _kill(process)
+        _kill_group(process)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ENDING_SECONDS):
                 await process.wait()
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+def _kill_group(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
+async def _read_output(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
     """Read an output stream of a program to its end and return its text.
 
     If it has more than 4 MB, kill the program and raise ToolFailedError. The excess is read too, because asyncio reports the end of a
@@ -177,13 +179,13 @@ async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess
         if size <= _MOST_OUTPUT:
             data += part
         else:
-            _kill(process)
+            _kill_group(process)
     if size > _MOST_OUTPUT:
         raise ToolFailedError(f"{name} wrote more than {_MOST_OUTPUT >> 20} MB of output and was killed: ask it for less")
     return data.decode("utf-8", "replace")
 
 
-def _word(value: object) -> str:
+def _to_argument(value: object) -> str:
     match value:
         case bool() | None | list() | dict():
             raise ToolFailedError(f"an argument of a program must be text or a number, got {type(value).__name__}")

@@ -9,11 +9,11 @@ from urllib.parse import quote
 import httpx
 
 from ...bridge.host import ToolFailedError
-from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, parameters_of
+from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, parameters_of_schema
 
-_PLACE = re.compile(r"\{(\w+)\}")
+_PATH_ARGUMENT = re.compile(r"\{(\w+)\}")
 _IN_THE_QUERY = {"GET", "HEAD", "DELETE"}
-_MOST_ANSWERED = 8 << 20
+_MAX_RESPONSE = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +32,15 @@ class Endpoint:
     tags: Sequence[str] = ()
     seconds: float = DEFAULT_SECONDS
 
-    def takes(self) -> tuple[Parameter, ...]:
+    def tool_parameters(self) -> tuple[Parameter, ...]:
         """Return the parameters of the endpoint's tool.
 
         Those in the path are required, the others only if they are described as `required`.
         """
-        in_path: dict[str, Any] = {name: {} for name in _PLACE.findall(self.path)}
+        in_path: dict[str, Any] = {name: {} for name in _PATH_ARGUMENT.findall(self.path)}
         properties = in_path | dict(self.parameters)
         required = [name for name, one in properties.items() if name in in_path or one.get("required")]
-        return parameters_of({"properties": properties, "required": required})
+        return parameters_of_schema({"properties": properties, "required": required})
 
 
 class HttpApi:
@@ -64,7 +64,7 @@ class HttpApi:
     async def open(self) -> list[Tool]:
         """Create the HTTP client. Return a tool for each endpoint."""
         self._client = httpx.AsyncClient(headers=self._headers, timeout=None)  # noqa: S113  a tool's own time limit holds
-        return [self._tool(endpoint) for endpoint in self._endpoints]
+        return [self._build_tool(endpoint) for endpoint in self._endpoints]
 
     async def close(self) -> None:
         """Close the HTTP client and its connections. Do nothing if it is not open."""
@@ -72,12 +72,12 @@ class HttpApi:
             await self._client.aclose()
             self._client = None
 
-    def _tool(self, endpoint: Endpoint) -> Tool:
+    def _build_tool(self, endpoint: Endpoint) -> Tool:
         return Tool(
             name=f"{self._name}.{endpoint.name}",
             act=lambda arguments: self._call(endpoint, arguments),
             description=endpoint.description,
-            parameters=endpoint.takes(),
+            parameters=endpoint.tool_parameters(),
             effect=endpoint.effect,
             tags=tuple(endpoint.tags),
             seconds=endpoint.seconds,
@@ -86,14 +86,14 @@ class HttpApi:
     async def _call(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> object:
         if self._client is None:
             raise ToolFailedError(f"the HTTP API {self._name} is closed: start its AgentSession again")
-        in_path = set(_PLACE.findall(endpoint.path))
-        path = _PLACE.sub(lambda place: _segment(place[1], arguments[place[1]]), endpoint.path)
+        in_path = set(_PATH_ARGUMENT.findall(endpoint.path))
+        path = _PATH_ARGUMENT.sub(lambda place: _quote_segment(place[1], arguments[place[1]]), endpoint.path)
         rest = {name: value for name, value in arguments.items() if name not in in_path}
         method = endpoint.method.upper()
         sent: dict[str, Any] = ({"params": rest} if method in _IN_THE_QUERY else {"json": rest}) if rest else {}
         try:
             async with self._client.stream(method, f"{self._base_url}{path}", **sent) as response:
-                return _content(response, await _body(response))
+                return _decode_content(response, await _read_body(response))
         except httpx.HTTPError as error:
             # Not chained: the cause quotes the URL.
             raise ToolFailedError(
@@ -101,16 +101,16 @@ class HttpApi:
             ) from None
 
 
-async def _body(response: httpx.Response) -> bytes:
+async def _read_body(response: httpx.Response) -> bytes:
     body = bytearray()
     async for part in response.aiter_bytes():
         body += part
-        if len(body) > _MOST_ANSWERED:
-            raise ToolFailedError(f"the answer is larger than {_MOST_ANSWERED >> 20} MB: ask for less")
+        if len(body) > _MAX_RESPONSE:
+            raise ToolFailedError(f"the answer is larger than {_MAX_RESPONSE >> 20} MB: ask for less")
     return bytes(body)
 
 
-def _content(response: httpx.Response, body: bytes) -> object:
+def _decode_content(response: httpx.Response, body: bytes) -> object:
     """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
     Raise ToolFailedError if the status is not a success. Redirects are not followed, because they would send values to another address.
@@ -125,7 +125,7 @@ def _content(response: httpx.Response, body: bytes) -> object:
     return body if text is None else text
 
 
-def _segment(name: str, value: object) -> str:
+def _quote_segment(name: str, value: object) -> str:
     """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots: even quoted, it would change the path."""
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:

@@ -12,7 +12,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from ...bridge.host import ToolFailedError
 from ...errors import ConfigurationError
-from .tool import DEFAULT_SECONDS, Effect, Tool, parameters_of
+from .tool import DEFAULT_SECONDS, Effect, Tool, parameters_of_schema
 
 _OPENING_SECONDS = 30.0
 
@@ -49,28 +49,28 @@ class McpServer:
             raise ConfigurationError(f"the MCP server {name} must have either a command or a url, got {got}: give one of them")
         self._name, self._effect, self._tags, self._seconds = name, effect, tuple(tags), seconds
         self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
-        self._ended = asyncio.Event()
+        self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
     async def open(self) -> list[Tool]:
         """Start the server or connect to it, and return its tools. Raise ConfigurationError if this fails or takes longer than 30 s."""
         ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
         # The task that entered the SDK's contexts must leave them (anyio's cancel scopes), so they have a task of their own.
-        self._ended = asyncio.Event()
+        self._closing = asyncio.Event()
         self._serving = asyncio.create_task(self._serve(ready))
         try:
             session, tools = await asyncio.wait_for(asyncio.shield(ready), _OPENING_SECONDS)
         except Exception as error:
             advice = "check that its command starts an MCP server" if self._url is None else "check its url and that the server runs"
             raise ConfigurationError(f"the MCP server {self._name} could not be opened ({type(error).__name__}): {advice}") from error
-        return [self._tool(session, told) for told in tools]
+        return [self._build_tool(session, listed) for listed in tools]
 
     async def close(self) -> None:
         """Close the connection, and end the server's program if `open` started one. Wait at most 30 s.
 
         Do nothing if the server is not open.
         """
-        self._ended.set()
+        self._closing.set()
         if self._serving is not None:
             serving, self._serving = self._serving, None
             await asyncio.wait({serving}, timeout=_OPENING_SECONDS)
@@ -78,17 +78,17 @@ class McpServer:
 
     async def _serve(self, ready: "asyncio.Future[Any]") -> None:
         try:
-            async with self._connected() as session:
+            async with self._connect() as session:
                 await session.initialize()
                 ready.set_result((session, (await session.list_tools()).tools))
-                await self._ended.wait()
+                await self._closing.wait()
         except BaseException as error:
             if ready.done():
                 return
             ready.set_exception(error if isinstance(error, Exception) else ConnectionError("cancelled"))
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[ClientSession]:
+    async def _connect(self) -> AsyncIterator[ClientSession]:
         async with AsyncExitStack() as stack:
             if self._url is not None:
                 read, write, _ = await stack.enter_async_context(streamable_http_client(self._url))
@@ -97,13 +97,13 @@ class McpServer:
                 read, write = await stack.enter_async_context(stdio_client(program))
             yield await stack.enter_async_context(ClientSession(read, write))
 
-    def _tool(self, session: ClientSession, told: types.Tool) -> Tool:
+    def _build_tool(self, session: ClientSession, listed: types.Tool) -> Tool:
         return Tool(
-            name=f"{self._name}.{told.name}",
-            act=lambda arguments: self._call(session, told.name, arguments),
-            description=told.description or "",
-            parameters=parameters_of(told.inputSchema),
-            effect=self._effect or _effect(told.annotations),
+            name=f"{self._name}.{listed.name}",
+            act=lambda arguments: self._call(session, listed.name, arguments),
+            description=listed.description or "",
+            parameters=parameters_of_schema(listed.inputSchema),
+            effect=self._effect or _claimed_effect(listed.annotations),
             tags=self._tags,
             seconds=self._seconds,
         )
@@ -113,7 +113,7 @@ class McpServer:
             result = await session.call_tool(name, arguments)
         except McpError as error:
             raise ToolFailedError(error.error.message) from error
-        parts = [_value(content) for content in result.content]
+        parts = [_decode_content(content) for content in result.content]
         if result.isError:
             raise ToolFailedError(
                 "\n".join(part for part in parts if isinstance(part, str))
@@ -125,14 +125,14 @@ class McpServer:
         return parts[0] if len(parts) == 1 else parts
 
 
-def _effect(hints: types.ToolAnnotations | None) -> Effect:
+def _claimed_effect(hints: types.ToolAnnotations | None) -> Effect:
     """Return the effect that a tool's annotations claim, or `write` without annotations. The server may claim anything."""
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"
 
 
-def _value(content: types.ContentBlock) -> object:
+def _decode_content(content: types.ContentBlock) -> object:
     match content:
         case types.TextContent(text=text):
             return text

@@ -51,7 +51,7 @@ class Parameter:
     default: object = None
     description: str = ""
 
-    def described(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return the parameter as a dict to send to the session. Of its schema, only `type` and `enum` are included."""
         told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
         return told | {"required": self.required, "default": self.default, "description": self.description}
@@ -84,7 +84,7 @@ class Tool:
     @property
     def signature(self) -> str:
         """Return the name of the tool and its parameters with types and defaults, in one line."""
-        return f"{self.name}({', '.join(map(_shown, self.parameters))})"
+        return f"{self.name}({', '.join(map(_format_parameter, self.parameters))})"
 
     def check(self, arguments: Mapping[str, object]) -> None:
         """Raise TypeError if the arguments of a call do not match the parameters of the tool."""
@@ -93,7 +93,7 @@ class Tool:
             raise TypeError(f"{self.name} takes no argument {', '.join(sorted(unknown))[:200]}: call it as {self.signature}")
         for name, parameter in known.items():
             if name in arguments:
-                check(arguments[name], parameter.schema, name)
+                check_value(arguments[name], parameter.schema, name)
             elif parameter.required:
                 raise TypeError(f"{self.name} needs {name}: call it as {self.signature}")
 
@@ -121,8 +121,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
         options: `name` (by default the function's), `effect`, `budget`, `tags`, and `seconds`, the time limit of a call.
     """
     if function is not None:
-        return _tool_of(function, options)
-    return lambda decorated: _tool_of(decorated, options)
+        return _build_tool(function, options)
+    return lambda decorated: _build_tool(decorated, options)
 
 
 class ToolSource(Protocol):
@@ -137,24 +137,24 @@ class ToolSource(Protocol):
         ...
 
 
-def check(value: object, schema: Mapping[str, Any], where: str) -> None:
+def check_value(value: object, schema: Mapping[str, Any], where: str) -> None:
     """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema.
 
     `where` names the value in messages.
     """
     if options := schema.get("anyOf"):
-        if not any(_fits(value, option, where) for option in options):
-            raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
+        if not any(_matches(value, option, where) for option in options):
+            raise TypeError(f"{where} must be {' or '.join(map(_format_schema, options))}, got {_format_value(value)}")
         return
-    kinds = _kinds(schema)
-    if (kinds and not any(_is_of(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"]):
-        raise TypeError(f"{where} must be {_expected(schema)}, got {_got(value)}")
+    kinds = _type_names(schema)
+    if (kinds and not any(_has_type(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"]):
+        raise TypeError(f"{where} must be {_format_schema(schema)}, got {_format_value(value)}")
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         for place, item in enumerate(value):
-            check(item, schema["items"], f"{where}[{place}]")
+            check_value(item, schema["items"], f"{where}[{place}]")
 
 
-def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
+def parameters_of_schema(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """Return a parameter for each property in the JSON schema of an object."""
     required = set(schema.get("required", ()))
     return tuple(
@@ -164,97 +164,97 @@ def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
     )
 
 
-def _kinds(schema: Mapping[str, Any]) -> tuple[str, ...]:
+def _type_names(schema: Mapping[str, Any]) -> tuple[str, ...]:
     kinds = schema.get("type", ())
     return (kinds,) if isinstance(kinds, str) else tuple(kinds)
 
 
-def _expected(schema: Mapping[str, Any]) -> str:
+def _format_schema(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return f"one of {', '.join(map(repr, schema['enum']))}"
-    return f"of type {' or '.join(_kinds(schema))}" if _kinds(schema) else "another value"
+    return f"of type {' or '.join(_type_names(schema))}" if _type_names(schema) else "another value"
 
 
-def _got(value: object) -> str:
+def _format_value(value: object) -> str:
     """Describe a value in a message: a short text or number by its repr, any other value by its type."""
     is_short = len(value) <= _SHORT if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 10**_SHORT
     return repr(value) if is_short else f"a {type(value).__name__}"
 
 
-def _fits(value: object, schema: Mapping[str, Any], where: str) -> bool:
+def _matches(value: object, schema: Mapping[str, Any], where: str) -> bool:
     try:
-        check(value, schema, where)
+        check_value(value, schema, where)
     except TypeError:
         return False
     return True
 
 
-def _is_of(value: object, kind: str) -> bool:
+def _has_type(value: object, kind: str) -> bool:
     if isinstance(value, bool) and kind in ("integer", "number"):
         return False
     return isinstance(value, _JSON_TYPES.get(kind, (object,)))
 
 
-def _shown(parameter: Parameter) -> str:
+def _format_parameter(parameter: Parameter) -> str:
     kind = parameter.schema.get("type")
     text = f"{parameter.name}: {kind}" if isinstance(kind, str) else parameter.name
     return text if parameter.required else f"{text} = {parameter.default!r}"
 
 
-def _tool_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
+def _build_tool(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
     name = str(options.get("name") or getattr(function, "__name__", ""))
     made = Tool(
         name=name,
-        act=lambda arguments: _called(function, arguments),
+        act=lambda arguments: _call_function(function, arguments),
         description=inspect.getdoc(function) or "",
-        parameters=tuple(_parameters_of_function(function)),
+        parameters=tuple(_read_parameters(function)),
         function=function,
     )
     changed = {key: value for key, value in options.items() if key != "name"}
     return replace(made, **{**changed, **({"tags": tuple(changed["tags"])} if "tags" in changed else {})})
 
 
-async def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
+async def _call_function(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
     """Call the function of a tool and return its result. A function that is not async runs in a thread, because it may block."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
-    answer = await asyncio.to_thread(_run, function, arguments)
+    answer = await asyncio.to_thread(_call_in_thread, function, arguments)
     return await answer if inspect.isawaitable(answer) else answer
 
 
-def _run(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
+def _call_in_thread(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
     try:
         return function(**arguments)
     except StopIteration as error:  # a future refuses StopIteration, so the caller would wait forever
         raise RuntimeError("the tool raised StopIteration: give next() a default, or raise another exception") from error
 
 
-def _parameters_of_function(function: Callable[..., Any]) -> list[Parameter]:
+def _read_parameters(function: Callable[..., Any]) -> list[Parameter]:
     hints, found = get_type_hints(function, include_extras=True), []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             told = f"the parameter {name} of the tool {function.__name__} must be one that callers can give by name"
             raise ConfigurationError(f"{told}, got a {parameter.kind.description} one: declare it without '*', '**' and '/'")
-        schema, description = _schema(hints.get(name, Any))
+        schema, description = _schema_of(hints.get(name, Any))
         required = parameter.default is parameter.empty
         default = None if required else parameter.default
         found.append(Parameter(name=name, schema=schema, required=required, default=default, description=description))
     return found
 
 
-def _schema(annotation: Any) -> tuple[dict[str, Any], str]:
+def _schema_of(annotation: Any) -> tuple[dict[str, Any], str]:
     """Return the JSON schema of an annotation, and its description: the text in `Annotated[..., "text"]`, or "" without one."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin is Annotated:
             texts = [part for part in arguments[1:] if isinstance(part, str)]
-            return _schema(arguments[0])[0], texts[0] if texts else ""
+            return _schema_of(arguments[0])[0], texts[0] if texts else ""
         case origin if origin is Literal:
             return {"enum": list(arguments)}, ""
         case origin if origin in (Union, types.UnionType):
-            return {"anyOf": [_schema(part)[0] for part in arguments]}, ""
+            return {"anyOf": [_schema_of(part)[0] for part in arguments]}, ""
         case origin if origin in (list, Sequence) and arguments:
-            return {"type": "array", "items": _schema(arguments[0])[0]}, ""
+            return {"type": "array", "items": _schema_of(arguments[0])[0]}, ""
         case origin if origin in (dict, Mapping):
             return {"type": "object"}, ""
     return ({"type": _TYPE_NAMES[annotation]} if annotation in _TYPE_NAMES else {}), ""

@@ -19,14 +19,14 @@ _KEYS = {
 }
 
 
-def tools_in(folder: Path) -> list[Tool | ToolSource]:
+def read_tools_folder(folder: Path) -> list[Tool | ToolSource]:
     """Return the tools of all YAML files in a folder, in the order of their names. Return an empty list if the folder does not exist."""
     if not folder.is_dir():
         return []
-    return [tool for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) for tool in tools_of(file)]
+    return [tool for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) for tool in read_tools_file(file)]
 
 
-def tools_of(file: Path) -> list[Tool | ToolSource]:
+def read_tools_file(file: Path) -> list[Tool | ToolSource]:
     """Return the tools of a YAML file. Raise ConfigurationError if the file is invalid. The message names the file and what is wrong."""
     try:
         described = yaml.safe_load(file.read_text())
@@ -43,7 +43,7 @@ def tools_of(file: Path) -> list[Tool | ToolSource]:
         expected = ", ".join(sorted(_KEYS[kind] | {"type"}))
         raise ConfigurationError(f"{file.name} has unknown keys: {', '.join(sorted(map(str, unknown)))}. Expected only {expected}")
     try:
-        return _made(kind, described)
+        return _build_tools(kind, described)
     except ConfigurationError as error:
         raise ConfigurationError(f"{file.name}: {error}") from error
     except KeyError as error:
@@ -52,68 +52,68 @@ def tools_of(file: Path) -> list[Tool | ToolSource]:
         raise ConfigurationError(f"{file.name} has a value of a wrong type or form: {error}") from error
 
 
-def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
+def _build_tools(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
     common: dict[str, Any] = {"tags": tuple(described.get("tags") or ()), "seconds": float(described.get("timeout", DEFAULT_SECONDS))}
     if kind == "program":
-        return [*_program(described, common).tools()]
+        return [*_parse_program(described, common).tools()]
     if kind == "http":
         from .http import Endpoint, HttpApi
 
         endpoints = [
-            Endpoint(**{**common, **one, "effect": _effect(one, "read" if one.get("method", "GET") == "GET" else "write")})
+            Endpoint(**{**common, **one, "effect": _parse_effect(one, "read" if one.get("method", "GET") == "GET" else "write")})
             for one in described["endpoints"]
         ]
-        return [HttpApi(described["name"], described["base_url"], endpoints, headers=_expanded(described.get("headers", {})))]
+        return [HttpApi(described["name"], described["base_url"], endpoints, headers=_expand_variables(described.get("headers", {})))]
     from .mcp import McpServer
 
     command = [described["command"], *described.get("args", ())] if "command" in described else None
-    url, environment, effect = described.get("url"), _expanded(described.get("env", {})), described.get("effect")
+    url, environment, effect = described.get("url"), _expand_variables(described.get("env", {})), described.get("effect")
     return [McpServer(described["name"], command=command, url=url, environment=environment, effect=effect, **common)]
 
 
-def _program(described: Mapping[str, Any], common: Mapping[str, Any]) -> Program:
+def _parse_program(described: Mapping[str, Any], common: Mapping[str, Any]) -> Program:
     schema, command = described.get("schema") or {}, described["command"]
     return Program(
         name=described["name"],
         command=shlex.split(command) if isinstance(command, str) else [str(word) for word in command],
         description=described.get("description", ""),
-        options=tuple(_option(name, one or {}) for name, one in (schema.get("options") or {}).items()),
-        positional=tuple(_positional(one) for one in schema.get("positional") or ()),
-        recipes=tuple(_recipe(name, one or {}) for name, one in (described.get("recipes") or {}).items()),
-        effect=_effect(described, "write"),
+        options=tuple(_parse_option(name, one or {}) for name, one in (schema.get("options") or {}).items()),
+        positional=tuple(_parse_positional(one) for one in schema.get("positional") or ()),
+        recipes=tuple(_parse_recipe(name, one or {}) for name, one in (described.get("recipes") or {}).items()),
+        effect=_parse_effect(described, "write"),
         **common,
     )
 
 
-def _option(name: str, told: Mapping[str, Any]) -> Option:
-    short = str(told.get("short", ""))
-    return Option(name=name, type=told.get("type", "string"), short=short, description=told.get("description", ""))
+def _parse_option(name: str, fields: Mapping[str, Any]) -> Option:
+    short = str(fields.get("short", ""))
+    return Option(name=name, type=fields.get("type", "string"), short=short, description=fields.get("description", ""))
 
 
-def _positional(told: Mapping[str, Any]) -> Parameter:
+def _parse_positional(fields: Mapping[str, Any]) -> Parameter:
     return Parameter(
-        name=told["name"],
-        schema={"type": told.get("type", "string")},
-        required=bool(told.get("required", False)),
-        description=told.get("description", ""),
+        name=fields["name"],
+        schema={"type": fields.get("type", "string")},
+        required=bool(fields.get("required", False)),
+        description=fields.get("description", ""),
     )
 
 
-def _recipe(name: str, told: Mapping[str, Any]) -> Recipe:
-    parameters = told.get("params")
-    preset = told.get("preset") or {}
+def _parse_recipe(name: str, fields: Mapping[str, Any]) -> Recipe:
+    parameters = fields.get("params")
+    preset = fields.get("preset") or {}
     return Recipe(
-        name=name, description=told.get("description", ""), preset=preset, parameters=None if parameters is None else tuple(parameters)
+        name=name, description=fields.get("description", ""), preset=preset, parameters=None if parameters is None else tuple(parameters)
     )
 
 
-def _effect(told: Mapping[str, Any], default: Effect) -> Effect:
-    effect = told.get("effect", default)
+def _parse_effect(fields: Mapping[str, Any], default: Effect) -> Effect:
+    effect = fields.get("effect", default)
     if effect not in EFFECTS:
         raise ConfigurationError(f"effect must be one of {', '.join(EFFECTS)}, got {effect!r:.40}")
     return cast(Effect, effect)
 
 
-def _expanded(values: Mapping[str, str]) -> dict[str, str]:
+def _expand_variables(values: Mapping[str, str]) -> dict[str, str]:
     """Return the values with `${NAME}` replaced by environment variables, so that no secret has to be in the file."""
     return {name: os.path.expandvars(value) for name, value in values.items()}
