@@ -107,10 +107,10 @@ def _package_source(options: PackagesSettings) -> "PackageSource":
 
 
 class Opening(Generic[Opened]):
-    """An `async with` block that opens one object, and at its end closes everything that was opened for the object, in reverse order.
+    """A context manager that opens a pool, client or server, and at the end of the block closes it and what was opened for it.
 
-    This is a class and not a generator, because the event loop closes a forgotten generator when the loop ends, while other objects still
-    use what the generator opened.
+    This is a class and not a generator. When an event loop ends, it closes forgotten generators, while other objects still use what such a
+    generator opened.
     """
 
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
@@ -140,7 +140,7 @@ class Opening(Generic[Opened]):
         elif loop.is_closed():
             self.abandon()
         elif loop.is_running():
-            await _close_there(self._stack, loop)
+            await _close_on_loop(self._stack, loop)
         else:
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
 
@@ -149,27 +149,25 @@ class Opening(Generic[Opened]):
 
         Use this if the event loop that started them is closed, because nothing can be awaited on it then.
         """
-        for end in reversed(self._stack.at_once):
+        for end in reversed(self._stack.sync_closers):
             end()
         self._stack.pop_all()
 
 
 class Stack(AsyncExitStack):
-    """The exit stack of an opened object, such as a pool or a server.
+    """The exit stack that closes an opened object, such as a pool or a server.
 
-    If its event loop is closed, nothing can be awaited. Then the functions in `at_once` can be called instead, to end the processes.
+    `sync_closers` are functions that end the object's processes without awaiting anything. They are called in place of `aclose` if the
+    object's event loop is closed.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.at_once: list[Callable[[], None]] = []
+        self.sync_closers: list[Callable[[], None]] = []
 
 
-async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a stack on its event loop, which runs in another thread.
-
-    If that takes over 10 s, raise PoolError; the loop then closes it later.
-    """
+async def _close_on_loop(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a stack on its event loop, which runs in another thread. If that takes more than 10 s, raise PoolError."""
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -216,7 +214,7 @@ def open_pool(
             on_event=on_event,
             access=access_of(chosen, policy),
         )
-        stack.at_once.append(pool._abandon)
+        stack.sync_closers.append(pool._abandon)
         return await stack.enter_async_context(pool)
 
     return Opening(open_on)
@@ -262,16 +260,18 @@ def open_server(
         policy: The policy of sessions, instead of that of the settings.
         hosting: How many sessions the server hosts, for how long and for whom.
     """
-    return _open_server(settings, policy, hosting, alone=True)
+    return _open_server(settings, policy, hosting, single_process=True)
 
 
-def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None", *, alone: bool) -> Opening["Service"]:
+def _open_server(
+    settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None", *, single_process: bool
+) -> Opening["Service"]:
     async def open_on(stack: Stack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
         from .server.app import check_single_worker
 
-        if alone:
+        if single_process:
             check_single_worker()
         options = settings or Settings()
         chosen = policy or policy_of(options)
@@ -283,7 +283,7 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
             )
         # Start the fork server first: it starts while the rest of the server is imported.
         sandboxes = await stack.enter_async_context(Sandboxes(chosen))
-        stack.at_once.append(sandboxes.abandon)
+        stack.sync_closers.append(sandboxes.abandon)
         from .server.app import Service
         from .server.sessions import Sessions
 
@@ -291,7 +291,7 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
         given = hosting or Hosting()
         host = replace(given, audit=given.audit or options.Audit.File, audit_code=given.audit_code or options.Audit.Code)
         sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
-        stack.at_once.append(sessions.journal.close)
+        stack.sync_closers.append(sessions.journal.close)
         return Service(await stack.enter_async_context(sessions), host)
 
     return Opening(open_on)
@@ -349,9 +349,9 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
     hosting = replace(hosting, max_starting=hosting.max_sessions)  # the callers are in this process and can wait
-    opening = _open_server(settings, policy, hosting, alone=False)
+    opening = _open_server(settings, policy, hosting, single_process=False)
     app = await stack.enter_async_context(opening)
-    stack.at_once.append(opening.abandon)
+    stack.sync_closers.append(opening.abandon)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 

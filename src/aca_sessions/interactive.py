@@ -69,7 +69,7 @@ class LoopThread:
 
 
 @contextmanager
-def handling_ctrl_c(handler: Callable[..., object]) -> Iterator[None]:
+def handle_ctrl_c(handler: Callable[..., object]) -> Iterator[None]:
     """Handle SIGINT by a function in a `with` block. Do nothing in threads other than the main one, because only that one gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -141,7 +141,7 @@ class LiveCell:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.cancel()
 
-        return handling_ctrl_c(interrupt)
+        return handle_ctrl_c(interrupt)
 
     def __iter__(self) -> Iterator[Event]:
         self._owner.check()
@@ -158,9 +158,9 @@ class LiveCell:
             self._left = result is None
             self.following.cancel()
             if self._left:
-                self._take_back_unread()
+                self._undo_unread_delivery()
 
-    def _take_back_unread(self) -> None:
+    def _undo_unread_delivery(self) -> None:
         """Mark a result that the caller did not read as not received, so that the next result reports lost variables and files again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
@@ -242,7 +242,7 @@ class InteractiveSession:
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
         self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
         self._timeout = timeout
-        self._made_at = find_calling_line()
+        self._created_at = find_calling_line()
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, Session] | None = None
         self._running: set[Future[Any]] = set()
@@ -265,7 +265,7 @@ class InteractiveSession:
         return joined
 
     @classmethod
-    def _over(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
+    def _wrap(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
         """Return an open object for a session that runs on the loop of a portal. Closing the object does not end the session."""
         opened = cls(timeout=timeout)
         opened._opened = portal, session
@@ -387,7 +387,7 @@ class InteractiveSession:
         portal, _ = self._live()
         branches = []
         for session in self._call(Session.branch, count, reseed=reseed):
-            branch = InteractiveSession._over(portal, session, timeout=self._timeout)
+            branch = InteractiveSession._wrap(portal, session, timeout=self._timeout)
             branch._stack.callback(portal.call, session.close)
             self._stack.callback(branch.close)
             branches.append(branch)
@@ -421,7 +421,7 @@ class InteractiveSession:
 
     def __del__(self) -> None:
         if getattr(self, "_opened", None) is not None and self._owner.is_current:
-            self._made_at.warn_unclosed(repr(self), "with", source=self)
+            self._created_at.warn_unclosed(repr(self), "with", source=self)
             self.close()
 
     def __repr__(self) -> str:

@@ -33,7 +33,7 @@ from .client.session import Session
 from .connect import open_pool
 from .errors import ACASessionsError, ExecutionError
 from .guest_text import Screen, for_terminal, printable, shown_caption, shown_name
-from .interactive import InteractiveSession, LiveCell, LoopThread, handling_ctrl_c
+from .interactive import InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
 from .rendering import Html, state_note, trusted
@@ -271,7 +271,7 @@ class SessionMagics(Magics):
 
         holding = portal.start_task_soon(hold)
         try:
-            session = InteractiveSession._over(portal, leased.result())
+            session = InteractiveSession._wrap(portal, leased.result())
             with contextlib.closing(session):
                 yield session
         except CellError:
@@ -462,7 +462,7 @@ class Shown:
         self._end()
         asked = f"the session asks: {' '.join(printable(prompt, colours=False).split())[-_LONGEST_PROMPT:]} "
         try:
-            with handling_ctrl_c(signal.default_int_handler):
+            with handle_ctrl_c(signal.default_int_handler):
                 return getpass.getpass(asked) if prompt.password else input(asked)
         except (EOFError, StdinNotImplementedError):
             return None

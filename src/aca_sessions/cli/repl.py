@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import printable, shown_caption, shown_name
-from ..interactive import InteractiveSession, LiveCell, handling_ctrl_c
+from ..interactive import InteractiveSession, LiveCell, handle_ctrl_c
 from ..models import Checkpoint, Completions, Prompt
 from .prompt import COMMANDS, EXITS, CellPrompt, open_history
 from .run import CellPrinter, save_images, show
@@ -166,7 +166,7 @@ def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
     Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell.
     """
     try:
-        with handling_ctrl_c(signal.default_int_handler):
+        with handle_ctrl_c(signal.default_int_handler):
             if cell.is_cancelled:  # by a Ctrl-C between the question and this block
                 return None
             text = printer.before_answer(prompt)

@@ -114,10 +114,10 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _answer_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Answer the host calls in `asked` (calls of a cell to tools of the host), and return the events after event number `after`.
+        """Start to answer the host calls in `asked` (calls of a cell to tools of the host), and return the next events.
 
-        If there is a single call and its answer is ready within 5 ms, one request sends the answer and gets the events. `calls` holds the
-        tasks that still answer calls.
+        `after` is the number of the last event so far. `calls` holds the tasks that answer earlier calls. If there is a single call and its
+        answer is ready within 5 ms, send the answer and get the events in one request.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -133,10 +133,7 @@ class Execution:
         return await self._page(after)
 
     async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
-        """Wait for the answer to a host call and send it.
-
-        If the caller's function fails, send None, because the cell would wait forever without an answer.
-        """
+        """Wait for the answer to a host call and send it. If computing it fails, send None, because the cell waits for an answer."""
         answer = None
         try:
             answer = await answering
@@ -316,7 +313,7 @@ class Executions:
         return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _recover_execution(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
-        """Ask for an execution of which the first response was lost. If that fails, return one with the state `unknown: no reply`."""
+        """Fetch an execution after the response to its first request was lost. If that fails too, return one with an unknown state."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
@@ -325,7 +322,7 @@ class Executions:
             return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_no_reply_result(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
-        """Ask for an execution until it has a result. If a request fails, return one whose result has the state `unknown`."""
+        """Fetch an execution again and again until it has a result. If a request fails, return one with an unknown state."""
         wait = _FIRST_POLL
         try:
             while (record := await self._fetch(session_id, id, caller)).result is None:
@@ -365,7 +362,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: CallerPosition) -> Page:
-        """Send a reply and return the next events in one request. If it fails, only ask for the events, so that no reply is sent twice."""
+        """Send a reply and get the next events in one request. If it fails, request only the events, so that no reply is sent twice."""
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -376,7 +373,7 @@ class Executions:
         return decode_response(response, partial(self._decode_page, session_id=session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
-        """Send the caller's reply to a question of a cell. Ignore a 409, which means that the cell does not wait for it any more."""
+        """Send the reply to a prompt or a host call of a cell. Ignore a 409: the cell no longer waits for a reply."""
         try:
             await self._http.request("POST", extensions.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:
@@ -385,10 +382,7 @@ class Executions:
 
 
 def extension_headers(caller: CallerPosition) -> dict[str, str]:
-    """Return the headers of a request for a result with this project's extensions.
-
-    They also have the position in the session's ledger that `caller` has, so that the server sends the entries after it.
-    """
+    """Return the headers that request a result with this project's extensions, and what happened to the session after `caller`."""
     if caller.ledger is None:
         return _RICH
     return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}

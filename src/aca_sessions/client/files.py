@@ -25,10 +25,10 @@ from .http import SessionsHttpClient, decode_response
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that replaces `path` when the `with` block succeeds. If the block fails, `path` stays as it was.
+    """Open a temporary file that replaces the file at `path` at the end of the `with` block. If the block fails, `path` stays as it was.
 
-    The new file gets the permissions of the file that it replaces, otherwise default ones. If `path` is a device or a pipe, it is written
-    to directly, so a block that fails may have written to it.
+    Keep the permissions of a file that exists at `path`. If `path` is a device or a pipe, open it directly: what a failed block wrote stays
+    written.
     """
     target = Path(os.path.realpath(path))  # a link stays a link: the file that it names is replaced
     earlier = _status(target)
@@ -94,10 +94,10 @@ class _ChangedError(Exception):
 
 
 async def read_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop all earlier parts.
+    """Download a file in parts: yield each part with its offset in bytes. At an offset of 0, the caller must drop all earlier parts.
 
-    If the file changes, it is read again from the beginning. If it keeps changing, ServiceError (412, `FileChanged`) is raised after five
-    attempts, or after the first if `restartable` is false.
+    If the file changes meanwhile, begin again. Raise ServiceError (412, `FileChanged`) after five attempts, or after the first if
+    `restartable` is false.
 
     Args:
         read: Returns the part at an offset, of the given version. An offset of None means the whole file, a version of None any version.
@@ -167,10 +167,7 @@ class SessionFiles:
         self._dialect = version.dialect
 
     async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, UploadStep]:
-        """Write a file into /mnt/data. Return the file's description, and the step that records the upload in the session's history.
-
-        A file on this machine is read once, while it is sent. So the step describes exactly what was sent.
-        """
+        """Write a file into /mnt/data. Return the file's description, and the step that records the upload in the session's history."""
         folder, name = checked_path(path)
         content = checked_data(data)
         with contextlib.ExitStack() as stack:

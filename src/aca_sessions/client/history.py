@@ -86,7 +86,7 @@ class History:
         return tuple(step for step in self._steps.values() if isinstance(step, CellStep))
 
     def add(self, step: Step, number: int | None = None) -> int:
-        """Add a step and return its number. If `number` is given, replace the step that has this number."""
+        """Add a step and return its number, or replace the step with the given number. Drop the oldest steps if there are too many."""
         if number is None:
             number = next(self._numbers)
         size = 0
@@ -108,7 +108,7 @@ class History:
         return number
 
     def set_result(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Store the result in the step of its cell, which has the step number `number`, and return the result.
+        """Store the result of a cell in its step, which has the number `number`, and return the result.
 
         If the result reports a rollback, mark the cells that the rollback undid.
         """
@@ -129,16 +129,15 @@ class History:
                 self._steps[number] = replace(step, rolled_back=True)
 
     def mark_checkpoint(self, checkpoint: str) -> None:
-        """Record that the checkpoint with the id `checkpoint` was taken after the latest step. Keep only the latest 1,000 records."""
+        """Remember that the checkpoint with the id `checkpoint` was taken after the latest step. Remember at most 1,000 checkpoints."""
         self._marks[checkpoint] = next(self._numbers)
         if len(self._marks) > _MOST_STEPS:
             del self._marks[next(iter(self._marks))]
 
     def drop_after(self, checkpoint: str) -> None:
-        """Drop the steps after a checkpoint, because a rollback to it undid them. `checkpoint` is its id.
+        """Drop the steps after the checkpoint with the id `checkpoint`, because a rollback to it undid them.
 
-        If this history has no record of the checkpoint (another `Session` object may have taken it), drop all steps. Then add one to
-        `left_out`, because the history has a gap.
+        If the checkpoint is unknown, because another `Session` object took it, drop all steps and count one as left out.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -157,9 +156,9 @@ class History:
 
 
 class RecordingFile(io.FileIO):
-    """A file that records what is read from it while it is sent: the size, the hash and, up to 4 MB, the content.
+    """A file to upload that records the size, the hash and the content (up to 4 MB) of what is read from it.
 
-    So the history records what the session received, even if the file on this machine changes meanwhile.
+    The history then has what the session received, even if the file on this machine changes during the upload.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,7 +181,7 @@ class RecordingFile(io.FileIO):
 
 
 def upload_step(path: str, sent: bytes | RecordingFile) -> UploadStep:
-    """Return the step that records an upload. Call this only after an `RecordingFile` was sent, because it records what is read from it."""
+    """Create the step of the history for an upload. `sent` must have been sent already, because a file records what is read from it."""
     if isinstance(sent, bytes):
         content: bytes | bytearray = sent
         size, digest = len(sent), hashlib.sha256(sent)

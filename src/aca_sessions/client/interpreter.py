@@ -130,17 +130,14 @@ class CodeInterpreter:
         return self._deliver(session_id, caller, result)
 
     def _new_position(self, session_id: str) -> CallerPosition:
-        """Create a position in a session's ledger for a new caller, after all results that this client has delivered for the session.
-
-        Results for this caller report only what happened later.
-        """
+        """Create a position in a session's ledger for a new caller. Its results report what happens after this client's last result."""
         return replace(self._position_of(session_id))
 
     def _deliver(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for `caller`: what happened to the session since the last result that the caller received.
+        """Return the result with its `state` set to what happened to the session since the last result that `caller` received.
 
-        Also move the caller's position in the ledger to the end of this result. Call this right before returning the result to the caller,
-        with no await in between. A caller that is cancelled in between would miss the state.
+        Also move the caller's position in the ledger to the end of this result. Return the result to the caller right after this, without
+        an await: a caller that is cancelled in between would miss the state.
         """
         delivered = caller.deliver(result)
         if result.record is not None and (all_callers := self._position_of(session_id)) is not caller:
@@ -148,7 +145,7 @@ class CodeInterpreter:
         return delivered
 
     def _undo_delivery(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> None:
-        """Undo `deliver` for a result that did not reach its caller, so that the caller's next result reports the same losses again."""
+        """Move the positions back that `_deliver` moved, because a result did not reach its caller. The next result reports the losses."""
         for one in (caller, self._position_of(session_id)):
             if result.record is not None:
                 one.undo_delivery(result.record)
@@ -222,9 +219,9 @@ class CodeInterpreter:
         self._add_requested(session_id, caller, *entry)
 
     def _add_requested(self, session_id: str, caller: CallerPosition | None, ledger: str, position: int) -> None:
-        """Remember which entry of a session's ledger is a reset or rollback that the caller asked for. No result reports it to that caller.
+        """Remember that the caller asked for a reset or rollback, so that none of its results reports it.
 
-        `ledger` is the ledger's id, `position` the number of the entry.
+        `ledger` is the id of the session's ledger, and `position` the number of its entry about the reset or rollback.
         """
         for one in (caller, self._position_of(session_id)):
             if one is not None:
@@ -496,10 +493,7 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> CodeExecutionResult:
-        """Run a cell and return its result, with a record of what happened to the session.
-
-        `SessionLedgers` makes the record if the endpoint keeps none.
-        """
+        """Run a cell and return its result with new entries of the session's ledger, which this client keeps if the endpoint does not."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

@@ -109,7 +109,7 @@ class Leases:
         return waiter
 
     def leave_queue(self, waiter: Waiter) -> list[str]:
-        """Remove a caller from the queue. If the caller was granted a lease meanwhile, release the lease.
+        """Remove a caller from the queue. If the caller has a lease already, release the lease.
 
         Return the names of the sessions that must be ended now.
         """
@@ -250,7 +250,7 @@ class SessionPool:
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
         self._owner = OwnerProcess("the pool")
-        self._made_at = find_calling_line()
+        self._created_at = find_calling_line()
         self._interpreter = interpreter
         self._leases = Leases(max_concurrent_sessions, timedelta(seconds=session_timeout))
         self._look_every = min(_LOOK_FOR_IDLE_EVERY, session_timeout)
@@ -376,7 +376,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def _abandon(self) -> None:
-        """Mark the pool as closed without ending its sessions. This is for a pool whose event loop is closed: nothing can be awaited.
+        """Mark a pool as closed whose event loop is closed already, so that its sessions cannot be ended.
 
         An embedded server, one that runs in this process, ends its sessions itself. Sessions at other endpoints expire.
         """
@@ -388,7 +388,7 @@ class SessionPool:
 
     def __del__(self) -> None:
         if self._expiring is not None and not self._closed and self._owner.is_current:
-            self._made_at.warn_unclosed(repr(self), "async with", source=self)
+            self._created_at.warn_unclosed(repr(self), "async with", source=self)
 
     async def __aenter__(self) -> Self:
         return self

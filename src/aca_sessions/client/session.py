@@ -121,12 +121,12 @@ class Session:
     def _copy_position(self) -> CallerPosition:
         """Return a copy of this object's position in the session's ledger (the list of what happened to the session).
 
-        Pass it as `caller` to a series of `run_snippet` calls. Each result of the series then reports what happened since the one before.
+        Pass it as `caller` to several calls of `_run_snippet`. Each result then reports what happened since the one before.
         """
         return replace(self._caller)
 
     def _undo_delivery(self, result: CodeExecutionResult) -> None:
-        """Undo the delivery of a result that did not reach the user, so that the next result reports the same losses again."""
+        """Treat a result as not received, because it did not reach the user. The next result then reports the same losses again."""
         self._interpreter._undo_delivery(self.session_id, self._caller, result)
 
     async def start(

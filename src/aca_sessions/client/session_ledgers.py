@@ -35,9 +35,9 @@ Run = Callable[[str, str], Awaitable[CodeExecutionResult]]
 
 @dataclass(slots=True)
 class _KnownSession:
-    """What this client knows of one session.
+    """What this client knows about one session.
 
-    `mark` is the value of the session's marker variable when the client saw it last, or None.
+    `mark` is the value that the session's marker variable had when the client last read it, or None.
     """
 
     mark: str | None = None
@@ -49,9 +49,9 @@ class _KnownSession:
 
 
 class SessionLedgers:
-    """The ledgers of the 10,000 most recently used sessions of an endpoint. A ledger records what happened to a session, in order.
+    """The ledgers of an endpoint's sessions, for the 10,000 that were used last. A ledger is the list of what happened to a session.
 
-    A marker variable in each session shows whether it is still the same session, and not a new one under the same identifier.
+    This client sets a marker variable in each session. If the variable is gone, the service has replaced the session by a new one.
     """
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,9 +70,9 @@ class SessionLedgers:
     async def run_cell(
         self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: CallerPosition
     ) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, and return its result. The result's record has the ledger entries that `caller` lacks.
+        """Run a user's cell by calling `run`, and return its result with the ledger entries that are new to `caller`.
 
-        Check the session's marker first if the session may have been replaced. Check it again afterwards if the response names another
+        First check whether the service has replaced the session, if that is possible. Check it once more if the response names another
         instance of the session than before.
         """
         await self._check_marker_if_needed(session_id)
@@ -86,10 +86,10 @@ class SessionLedgers:
         return self._add_record(result, known, start, caller)
 
     def complete_result(self, session_id: str, result: CodeExecutionResult, start: int, caller: CallerPosition) -> CodeExecutionResult:
-        """Complete the result of a user's cell that was sent in several snippets, and return it.
+        """Return the result of a user's cell, which was sent in several snippets, with the ledger entries that are new to `caller`.
 
-        If the result reports a loss that the ledger does not have yet, record the loss. Then add the ledger entries that `caller` lacks to
-        the result. `start` is the ledger's position when the cell began.
+        If the result reports a loss that the ledger does not have yet, record the loss first. `start` is the number of the ledger's latest
+        entry when the cell began.
         """
         known = self._session(session_id)
         if result.state.kind != "kept":
@@ -99,9 +99,9 @@ class SessionLedgers:
         return self._add_record(result, known, start, caller)
 
     def _add_record(self, result: CodeExecutionResult, known: _KnownSession, start: int, caller: CallerPosition) -> CodeExecutionResult:
-        """Return a copy of a result with the ledger entries that `caller` lacks, as its record.
+        """Return a copy of a result whose record has the ledger entries that are new to `caller`.
 
-        A result with the state `unknown` gets no record. So the next result reports these entries.
+        Return a result with the state `unknown` unchanged, so that the next result reports these entries.
         """
         if result.state.kind == "unknown":
             return result
@@ -109,9 +109,9 @@ class SessionLedgers:
         return replace(result, record=known.ledger.record(since, start, known.ledger.position))
 
     def record_loss(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
-        """Record in the ledger that a session lost its variables, and its files too if `with_files` is true. `cause` is the reason.
+        """Record in a session's ledger that its variables were lost, and its files too if `with_files` is true. `cause` is the reason.
 
-        Do nothing if no marker is known: either the client has run no cell in the session, or it has recorded the loss already.
+        Do nothing if this client has run no cell in the session, or has recorded the loss already.
         """
         known = self._session(session_id)
         if known.mark is not None:
@@ -120,10 +120,10 @@ class SessionLedgers:
             known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
-        """Clear a session's variables by running the cell that `clear` returns.
+        """Clear a session's variables by running the source text that `clear` returns.
 
-        `clear` is called with a new value for the session's marker, which its cell must set. Return the ledger's id, and the position of
-        the ledger's entry for this reset.
+        `clear` gets a new value for the session's marker variable, to which the source text must set it. Return the id of the session's
+        ledger, and the number of the entry that records this reset.
         """
         await self._check_marker_if_needed(session_id)
         known = self._session(session_id)
@@ -133,24 +133,24 @@ class SessionLedgers:
         return known.ledger.id, known.ledger.append("reset", cause="reset", variables="lost").position
 
     def position_of(self, session_id: str) -> int:
-        """Return the position of the latest entry in a session's ledger."""
+        """Return the number of the latest entry in a session's ledger."""
         return self._session(session_id).ledger.position
 
     def record_instance(self, session_id: str, guid: str) -> None:
-        """Remember which instance of a session responded, by its guid. If the guid changed, the next cell checks the marker first."""
+        """Remember which instance of a session responded, by its guid. If the guid changed, check the marker before the next cell."""
         known = self._session(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
         known.guid = guid
 
     def record_end(self, session_id: str) -> None:
-        """Record that a caller ended a session on purpose. Callers that have no result of the session yet get no report of a loss."""
+        """Record that a caller ended a session. Results for callers that begin to use the session after that do not report its loss."""
         known = self._sessions.get(session_id)
         if known is not None:
             self.record_loss(session_id, "terminated", with_files=True)
             known.ledger.fetched = known.ledger.position
 
     async def _check_marker_if_needed(self, session_id: str) -> None:
-        """Check a session's marker if the session may have been replaced, or if this client has not used the session recently."""
+        """Check a session's marker variable, unless it was checked recently and no response named another instance since then."""
         known = self._session(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:
@@ -161,10 +161,9 @@ class SessionLedgers:
                 known.mark, known.replaced = found, False
 
     async def _read_marker(self, session_id: str, known: _KnownSession) -> str | None:
-        """Read the marker of a session and return it. Return None if the session does not respond.
+        """Return the value of a session's marker variable, or None if the session does not respond. Set the variable if there is none.
 
-        If the marker differs from the one that this client saw last, record in the ledger what happened. If the session has no marker, set
-        one.
+        If the value differs from the one that this client read last, record the reason in the ledger.
         """
         if known.mark is not None:
             result = await self._run(session_id, _READ_MARK)
@@ -194,10 +193,7 @@ class SessionLedgers:
         return format_position(uuid.uuid4().hex, known.ledger.position)
 
     def _record_reported_loss(self, known: _KnownSession, result: CodeExecutionResult) -> None:
-        """Record in the ledger the loss that a result reports, if any.
-
-        If the result's state is not `kept`, make the next cell check the marker first.
-        """
+        """If a result reports a loss, record the loss in the ledger. If its state is not `kept`, check the marker before the next cell."""
         known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
@@ -214,5 +210,5 @@ class SessionLedgers:
 
 
 def _is_marker(result: CodeExecutionResult) -> bool:
-    """Return whether a cell that reads the marker succeeded and returned a text. If not, as after a timeout, the marker is unknown."""
+    """Return whether the result of a cell that reads the marker variable has its value. It has none after a timeout, for example."""
     return result.success and isinstance(result.value, str) and result.value != ""

@@ -11,7 +11,7 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def parse_printed_json(result: CodeExecutionResult) -> object:
-    """Return the JSON value in the last line that a snippet printed.
+    """Parse the last line that a snippet printed as JSON, and return its value.
 
     Raise ExecutionError if the snippet's cell failed, and ServiceError if the line is not JSON.
     """
@@ -30,7 +30,7 @@ def decode_variables(content: object) -> list[Variable]:
 
 
 def decode_names(content: object) -> list[str]:
-    """Return the parsed output of a snippet unchanged if it is a list of strings. Otherwise raise ServiceError."""
+    """Return the parsed output of a snippet unchanged if it is a list of strings. Raise ServiceError otherwise."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
