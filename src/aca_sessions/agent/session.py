@@ -418,7 +418,6 @@ def _run_in_thread(session: Session) -> Run:
 
 
 def _run_without_calls(session: Session) -> Run:
-    """Return a function that runs cells that cannot make host calls."""
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 

@@ -36,7 +36,7 @@ def check_single_worker() -> None:
 
     The number of workers is in WEB_CONCURRENCY, or in the option `--workers` of uvicorn or gunicorn.
     """
-    asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _worker_count(sys.argv)}
+    asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _read_worker_count(sys.argv)}
     for name, count in asked.items():
         if count.isdecimal() and int(count) > 1:
             raise ConfigurationError(
@@ -45,7 +45,7 @@ def check_single_worker() -> None:
             )
 
 
-def _worker_count(command: list[str]) -> str:
+def _read_worker_count(command: list[str]) -> str:
     """Return the number of workers in the command line of a process that uvicorn or gunicorn started as a worker.
 
     Return "" if the command line has no number, or this process is no such worker. A worker has the command line of its parent, because

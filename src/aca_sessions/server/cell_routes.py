@@ -125,7 +125,7 @@ class CellRoutes:
     async def reply(self, request: Request) -> Response:
         """Pass the caller's reply on to a cell that waits for it, in `input()` or in a call of a host's tool.
 
-        If the query has `after`, respond as `events` does. Otherwise the response is empty.
+        If the query has `after`, respond as `get_events` does. Otherwise the response is empty.
         """
         version, identifier = read_address(request, plain=False)
         execution = self._find_execution(identifier, request.path_params["id"])

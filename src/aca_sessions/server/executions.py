@@ -97,7 +97,10 @@ class Events:
         return found, max(number, self._last_number)
 
     def read_all(self) -> list[Event]:
-        """Return all events that are kept, for a reader that is not a caller. If some were dropped, an event `skipped` comes first."""
+        """Return all events that are still kept. If some were dropped, an event `skipped` comes first.
+
+        This does not mark events as read, so it has no effect on what `read_after` returns later.
+        """
         dropped = self._describe_dropped()
         return [*([Event(kind="skipped", text=dropped)] if dropped else []), *self._events]
 
@@ -152,9 +155,9 @@ def _display_size(display: Display | None) -> int:
 
 # How many results a session keeps, and their size in bytes.
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
-_PAST_CELLS, _PAST_BYTES = 500, 16 << 20  # in its history, fetched or not
-_ASKED = ("reset", "rollback")  # causes of entries of a ledger that a caller asked for, unless they were made while a cell ran
-_HISTORY_BYTES = 8 << 20  # of one response
+_HISTORY_CELLS, _HISTORY_BYTES = 500, 16 << 20  # in its history, fetched or not
+_REQUESTED_CAUSES = ("reset", "rollback")  # causes of entries of a ledger that a caller asked for, unless they were made while a cell ran
+_HISTORY_RESPONSE_BYTES = 8 << 20  # of one response
 _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
 _REMEMBERED_IDS = 10_000
 _MAX_TRIES = 3
@@ -182,7 +185,7 @@ class RunningExecution:
         self.size = len(call.code)  # about as many characters as are kept
         self.was_fetched = False
         self.start = self.end = session.ledger.position
-        self.previous = self.start  # the position at which the previous cell of the history ended, once this one has
+        self.previous_end = self.start  # the position at which the previous cell of the history ended, once this one has
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
         self._default_since = session.ledger.fetched
 
@@ -238,9 +241,9 @@ class Executions:
         self._dropped_ids: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
         # Of the results that are kept, and of those that were fetched: their number, and their size.
         self._kept_count = self._kept_size = self._fetched_count = self._fetched_size = 0
-        self.accepted = 0  # cells, without those that clients sent for themselves
-        self._past: OrderedDict[int, RunningExecution] = OrderedDict()  # the history: those that have ended, by their numbers
-        self._past_size = 0
+        self.accepted_count = 0  # cells, without those that clients sent for themselves
+        self._history: OrderedDict[int, RunningExecution] = OrderedDict()  # the history: those that have ended, by their numbers
+        self._history_size = 0
         self._history_end = session.ledger.fetched  # the position at which the latest cell of the history ended
         self._recorded_position = session.ledger.position
         self._turn = asyncio.Lock()
@@ -266,8 +269,8 @@ class Executions:
             return self.find(id)
         execution = self._by_id[id] = self._unfinished[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
         if not call.code.startswith(CELL_PREFIX):
-            self.accepted += 1
-            execution.number = self.accepted
+            self.accepted_count += 1
+            execution.number = self.accepted_count
         self._tasks.start(self._run(execution))
         return execution
 
@@ -281,31 +284,32 @@ class Executions:
             raise unknown_execution(id)
         return execution
 
-    def history(self, after: int) -> tuple[list[RunningExecution], int]:
-        """Return executions after a number, in the order of their numbers, and how many of all are not kept any more.
+    def read_history(self, after: int) -> tuple[list[RunningExecution], int]:
+        """Return the executions whose number is greater than `after`, in order, and how many numbered executions were dropped so far.
 
-        Return at most about 8 MB of them, but at least one. Reading them does not count as fetching a result.
+        Return at most about 8 MB of executions, but at least one. Reading them does not count as fetching a result.
         """
-        kept = self._past | {one.number: one for one in self._unfinished.values() if one.number}
+        kept = self._history | {one.number: one for one in self._unfinished.values() if one.number}
         found, size = [], 0
         for number in sorted(number for number in kept if number > after):
             found.append(kept[number])
             size += kept[number].size
-            if size > _HISTORY_BYTES:
+            if size > _HISTORY_RESPONSE_BYTES:
                 break
-        return found, self.accepted - len(kept)
+        return found, self.accepted_count - len(kept)
 
     def result_in_history(self, execution: RunningExecution) -> CodeExecutionResult | None:
-        """Return an execution's result, whose state covers the time since the previous cell of the history ended.
+        """Return an execution's result with a state that reports what happened since the previous execution in the history ended.
 
-        Resets and rollbacks between the two cells were asked for: the history shows them in the ledger's entries.
+        Leave out resets and rollbacks between the two executions: callers requested them, and the history shows them as entries of the
+        ledger.
         """
         result = execution.result
         if result is None or result.state == NO_REPLY:
             return result
-        _, record = self._session.ledger.state_and_record(None, execution.start, execution.end, default=execution.previous)
-        asked = {entry.position for entry in record.entries if entry.cause in _ASKED and entry.position <= execution.start}
-        state = state_between(record.entries, execution.previous, execution.end, requested=asked)
+        _, record = self._session.ledger.state_and_record(None, execution.start, execution.end, default=execution.previous_end)
+        requested = {entry.position for entry in record.entries if entry.cause in _REQUESTED_CAUSES and entry.position <= execution.start}
+        state = state_between(record.entries, execution.previous_end, execution.end, requested=requested)
         return with_state(result, state, record=record)
 
     def interrupt(self, execution: RunningExecution) -> None:
@@ -330,8 +334,11 @@ class Executions:
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
             raise ProblemError(409, "QuestionNotOpen", said)
 
-    async def questions(self) -> tuple[int, list[int]]:
-        """Return the number of the latest question of the running cell, and the numbers of those for whose replies it waits."""
+    async def question_numbers(self) -> tuple[int, list[int]]:
+        """Return the number of the running cell's latest question (`input()` or host call), and the numbers of those without a reply.
+
+        Return 0 and an empty list if no cell runs.
+        """
         running = self.running
         if running is None:
             return 0, []
@@ -387,7 +394,7 @@ class Executions:
         """
         del self._unfinished[execution.id]
         if execution.number:
-            self._note_past(execution)
+            self._add_to_history(execution)
         result = execution.result
         if result is not None:
             if result.state != NO_REPLY and self._recorded_position < execution.start:
@@ -404,16 +411,19 @@ class Executions:
         self._kept_count += 1
         self._kept_size += execution.size
 
-    def _note_past(self, execution: RunningExecution) -> None:
-        """Add an execution to the history. Drop the oldest or the largest ones, which may still be fetched by their ids."""
-        execution.previous = self._history_end
+    def _add_to_history(self, execution: RunningExecution) -> None:
+        """Add an ended execution to the history. If it is too large, drop the oldest or the largest executions from it.
+
+        Their results may still be fetched by their ids.
+        """
+        execution.previous_end = self._history_end
         self._history_end = execution.end
-        while self._past and (len(self._past) >= _PAST_CELLS or self._past_size + execution.size > _PAST_BYTES):
-            oldest = len(self._past) >= _PAST_CELLS
-            gone = next(iter(self._past)) if oldest else max(self._past, key=lambda number: self._past[number].size)
-            self._past_size -= self._past.pop(gone).size
-        self._past[execution.number] = execution
-        self._past_size += execution.size
+        while self._history and (len(self._history) >= _HISTORY_CELLS or self._history_size + execution.size > _HISTORY_BYTES):
+            oldest = len(self._history) >= _HISTORY_CELLS
+            gone = next(iter(self._history)) if oldest else max(self._history, key=lambda number: self._history[number].size)
+            self._history_size -= self._history.pop(gone).size
+        self._history[execution.number] = execution
+        self._history_size += execution.size
 
     def count_fetched(self, execution: RunningExecution) -> None:
         """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if the result was dropped already."""

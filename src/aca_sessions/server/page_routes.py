@@ -57,9 +57,9 @@ def page_routes() -> Routes:
 
 
 def _policy(style: bytes) -> str:
-    """Return the content security policy. It permits one inline style by its hash: that of the frames, which cannot load it.
+    """Return the page's content security policy. It permits one inline style, identified by its hash: the style sheet of frames.
 
-    A frame's origin is `null`, and the guard refuses requests from there.
+    Frames cannot load the style sheet, because their origin is `null` and the guard refuses requests from that origin.
     """
     hashed = base64.b64encode(hashlib.sha256(style).digest()).decode()
     policy = _POLICY | {"style-src": f"'self' 'sha256-{hashed}'"}

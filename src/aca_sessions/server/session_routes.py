@@ -44,7 +44,7 @@ class SessionRoutes:
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
             *([] if self._hosting.metrics is None else [(METRICS_PATH, "GET", self.metrics)]),
             *([] if self._hosting.plain else [(extensions.NAME_PATH, "PUT", self.rename)]),
-            *([] if self._hosting.plain or self._hosting.shell else [(extensions.HISTORY_PATH, "GET", self.history)]),
+            *([] if self._hosting.plain or self._hosting.shell else [(extensions.HISTORY_PATH, "GET", self.get_history)]),
             ("session", "GET", self.get_session),
             ("session", "DELETE", self.delete_session),
             ("listSessions", "GET", self.list_sessions),
@@ -113,21 +113,21 @@ class SessionRoutes:
         return JSONResponse({"sessions": shown})
 
     async def rename(self, request: Request) -> Response:
-        """Set the name that people see of a session, or take it away. Its identifier stays the same. The latest name is in force."""
+        """Set a session's display name, or remove it. The session's identifier stays the same. A later request replaces the name."""
         name = extensions.decode_session_name(await read_json(request, _MAX_REQUEST))
         session = self._sessions.find(read_address(request, plain=False)[1])
         session.name = name
         return JSONResponse({"name": name})
 
-    async def history(self, request: Request) -> Response:
-        """Return cells of a session after the number `after`, each with its source, events and result, and the ledger's entries.
+    async def get_history(self, request: Request) -> Response:
+        """Return the cells of a session whose number is greater than `after`, each with source, events and result.
 
-        Results that are read here do not count as fetched.
+        Also return the session's ledger, the list of what happened to it. Results that are read here do not count as fetched.
         """
         version, identifier = read_address(request, plain=False)
         session = self._sessions.find(identifier)
         executions = session.executions
-        found, gone = executions.history(read_after_number(request))
+        found, gone = executions.read_history(read_after_number(request))
         cells = []
         for one in found:
             result = executions.result_in_history(one)
@@ -136,9 +136,9 @@ class SessionRoutes:
             cell = extensions.encode_past_cell(one.number, one.call.code, events, transactional=one.call.transactional)
             cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, full=True)
             cells.append(cell)
-        everything = session.ledger.record(0, session.ledger.position, session.ledger.position)
-        body = extensions.encode_history(cells, everything, accepted=executions.accepted, gone=gone)
-        return JSONResponse(body | extensions.encode_questions(*await executions.questions()))
+        entries = session.ledger.record(0, session.ledger.position, session.ledger.position)
+        body = extensions.encode_history(cells, entries, accepted=executions.accepted_count, gone=gone)
+        return JSONResponse(body | extensions.encode_questions(*await executions.question_numbers()))
 
     async def metadata(self, request: Request) -> Response:
         """Return the Python version and the packages of sessions. A server with extensions adds the isolation report."""

@@ -345,7 +345,7 @@ class Sessions:
             memory=session.memory.used() if session.memory is not None else None,
             running=running.id if (running := session.executions.running) is not None else None,
             name=session.name,
-            cells=session.executions.accepted,
+            cells=session.executions.accepted_count,
         )
 
     def session_usage(self) -> telemetry.Usage:

@@ -18,7 +18,7 @@ Texts = list[str]
 
 
 class Deps:
-    """The requirements in a storage. If they are `locked`, they can be installed, but not added or removed."""
+    """The package requirements in a storage. If `locked` is true, they can be installed, but not added or removed."""
 
     def __init__(self, storage: Storage, *, locked: bool = False) -> None:
         self._storage = storage

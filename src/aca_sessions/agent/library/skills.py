@@ -50,7 +50,7 @@ class Skill:
 
     @property
     def search_text(self) -> str:
-        """Return the text of the skill in which searches look.
+        """Return the text that searches compare with a query.
 
         It is the description, and the first paragraphs of the docstrings of `run` and of the module.
         """
@@ -257,7 +257,6 @@ def _read_documentation(source: str) -> tuple[str, ...]:
 
 
 def _first_paragraph(documentation: str) -> str:
-    """Return the first paragraph of a docstring, without examples."""
     return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
 
 

@@ -18,7 +18,7 @@ _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of an MCP server, named `name.tool`. By default a tool's effect is what the server's annotations claim, or else `write`."""
+    """The tools of an MCP server, named `name.tool`. A tool's effect is `effect`, or what the server's annotations claim, or `write`."""
 
     def __init__(
         self,
