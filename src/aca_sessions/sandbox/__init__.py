@@ -1,1 +1,1 @@
-"""The host's side of the embedded sandbox, which runs untrusted code in isolated sessions. The untrusted side is in `guest`."""
+"""The host's half of the embedded sandbox, which runs untrusted code in isolated sessions. The untrusted half is in `guest`."""

@@ -33,9 +33,9 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return a dict of the files and folders that an interpreter needs: from each path to its real path on this host.
+    """Return the files and folders of this host that an interpreter needs: a dict from each path to its path without symbolic links.
 
-    Leave out /usr, which guests see anyway.
+    Leave out everything below /usr, which sessions see anyway.
     """
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
@@ -78,9 +78,9 @@ def worth_preloading(python: str) -> tuple[str, ...]:
 
 
 def uid_range() -> tuple[int, int]:
-    """Choose a random range of unused uids for a fork server and its sessions. Return its first uid and its size.
+    """Choose a random range of unused uids for a fork server and its sessions. Return its first uid and the number of uids.
 
-    The fork server itself gets the first uid. Return (0, 0) if this process is not root, or if its user namespace has no free range.
+    The fork server itself runs under the first uid. Return (0, 0) if this process is not root, or if its user namespace has no free range.
     """
     if os.geteuid() != 0:
         return 0, 0
@@ -137,7 +137,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Resolve the symbolic links of a path. Keep a link to an entry of the same folder, such as lib64 -> lib in a virtual environment."""
+    """Return a path without symbolic links. If the path itself links to a name in its own folder (lib64 -> lib), return it unchanged."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""The host's side of the fork server, the process that makes workspaces and forks interpreters.
+"""Start the fork server, the process that makes workspaces and forks interpreters, and send requests to it.
 
 All calls block, and are safe from any thread. The process itself is called the zygote (`guest.zygote`). Policies with equal keys (`_Key`)
 share one fork server, which ends when its last user releases it. A process forked from this one starts its own fork server: two processes
@@ -73,7 +73,7 @@ def limiter() -> CapacityLimiter:
 
 
 class _Key(NamedTuple):
-    """The settings that all sessions of one fork server share. Policies with equal keys use the same fork server."""
+    """The settings that two policies must have in common to share a fork server, such as the interpreter, the mounts and the network."""
 
     process: int
     python: str
@@ -88,17 +88,17 @@ class _Key(NamedTuple):
 
     @classmethod
     def of(cls, policy: Policy) -> "_Key":
-        """Return the key of a policy. It includes this process's pid, so that a forked process starts its own fork server."""
+        """Return the key of a policy. It contains this process's pid, so that a forked process does not use its parent's fork server."""
         python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
         network, together, mounts = policy.network.kind, policy.together, policy.mounts
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
 class NumberAllocator:
-    """An allocator of numbers for workspaces and for their users. A session, its checkpoints and its branches share one user."""
+    """Gives numbers to workspaces and to the users that own them. A session, its checkpoints and its branches share one user."""
 
     def __init__(self, most: int | None) -> None:
-        """Allow at most `most` users at a time. None is no limit."""
+        """Limit the users that exist at the same time to `most`. If it is None, there is no limit."""
         self._most = most
         self._workspaces: dict[int, int] = {}  # how many workspaces a user has
         self._latest = 0
@@ -106,10 +106,10 @@ class NumberAllocator:
         self._lock = threading.Lock()
 
     def allocate(self, user: int | None = None) -> tuple[int, int]:
-        """Allocate a number for a new workspace of user number `user`. If `user` is None, choose a user that is free.
+        """Return two numbers for a new workspace: its own, and that of its user.
 
-        Return the workspace's number and the user's number. A new user's first workspace has the same number as the user, so these are
-        equal in a session without namespaces, which has only one workspace. Raise IsolationError if no user is free.
+        If `user` is None, the workspace gets a user who has none yet, and both numbers are equal. Otherwise it belongs to `user`. Raise
+        IsolationError if all users have a workspace.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -118,14 +118,14 @@ class NumberAllocator:
             return number, user
 
     def release(self, user: int) -> None:
-        """Record that a workspace of user number `user` was removed. With the user's last workspace, the number becomes free again."""
+        """Record that one workspace of `user` was removed. After the last one, another session can get this user's number."""
         with self._lock:
             self._workspaces[user] -= 1
             if not self._workspaces[user]:
                 del self._workspaces[user]
 
     def _free(self) -> int:
-        """Return a free user number, counting up from the one returned last, so that a number is reused as late as possible."""
+        """Return the number of a user without workspaces. Search upward from the latest result, so that numbers are reused late."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -142,7 +142,7 @@ class ForkServer:
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
-        """Start the zygote, the fork server's process. Do not wait: the first request waits until the zygote is ready."""
+        """Start the process of the fork server without waiting for it: the first request waits until the process is ready."""
         self._owner = OwnerProcess("the fork server")
         self._lock = threading.Lock()
         self._workspaces_lock = threading.Lock()
@@ -195,7 +195,7 @@ class ForkServer:
 
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
-        """Return this process's fork server for a policy. Start it if none is alive. Call `release` once for each call of this."""
+        """Return this process's fork server for a policy. Start it if none is alive. For each call of this, call `release` once."""
         key = _Key.of(policy)
         with cls._sharing:
             server = cls._shared.get(key)
@@ -206,10 +206,10 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Prepare to end this fork server at the next `release`. Do nothing if other users must release it too.
+        """Prepare to end this fork server at the next `release`. Do nothing if it has other users, who must release it too.
 
-        Afterwards, `shared` starts another fork server. `drop_workspace` no longer frees single workspaces, because the end of this fork
-        server frees all of them at once.
+        Afterwards, `shared` starts another fork server, and `drop_workspace` does not free memory any more. The end of this fork server
+        frees all its workspaces at once, which is faster.
         """
         with self._sharing:
             if self._users == 1:
@@ -217,7 +217,7 @@ class ForkServer:
                 self._stop_sharing()
 
     def release(self) -> None:
-        """End the caller's use of the fork server. When no user is left, end the fork server and all its sessions.
+        """Undo one call of `shared`. After the last one, end the fork server and all its sessions.
 
         Do nothing in a forked process.
         """
@@ -252,9 +252,10 @@ class ForkServer:
             self._wait_for_boot()
 
     def make_session_resources(self, limits: Limits) -> tuple[Workspace, MemoryLimit]:
-        """Make a session's workspace and memory limit, which are kept when the session's interpreter is replaced.
+        """Make a workspace and a memory limit for a new session. They outlive the interpreter: a reset or a rollback keeps them.
 
-        Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
+        Raise GuestDiedError if the fork server has died or this process has no file descriptor left. Raise IsolationError if a control
+        group cannot be made.
         """
         workspace = self.make_workspace(limits)
         try:
@@ -277,7 +278,7 @@ class ForkServer:
     def free_file_bytes(self, workspace: Workspace, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
 
-        Return sys.maxsize without namespaces, because files are then on a disk and have no such limit.
+        Return sys.maxsize if sessions have no namespaces: their files are on a disk then, and have no such limit.
         """
         return limits.family - self._bytes_of(workspace.user) if self._folder is None else sys.maxsize
 
@@ -294,7 +295,7 @@ class ForkServer:
             memory.remove()
 
     def make_workspace(self, limits: Limits, *, user: int | None = None) -> Workspace:
-        """Make an empty workspace for a new user or, for a branch or a checkpoint, for the existing `user`."""
+        """Make an empty workspace. It belongs to a new user or, if it is for a branch or a checkpoint, to the session's `user`."""
         number, user = self._numbers.allocate(user)
         try:
             directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo_request=wire.DropTree(number))
@@ -307,14 +308,14 @@ class ForkServer:
         return workspace
 
     def mount_workspace(self, init: int, workspace: int) -> None:
-        """Mount a workspace, given its number, at /mnt/data of a session. `init` is the pidfd of the session's first process."""
+        """Mount the workspace with the number `workspace` at /mnt/data of a session. `init` is the pidfd of the session's first process."""
         self._ask(wire.ShowTree(workspace), init)
 
     def drop_workspace(self, workspace: Workspace) -> None:
         """Close a workspace, and ask the fork server to free its memory.
 
-        Do not ask a dead or retired fork server: its end frees all workspaces. If the fork server refuses, raise its error and keep the
-        user's number in use.
+        Send no request to a dead or retired fork server: its end frees all workspaces. If the request fails, raise the error. The workspace
+        then still counts for its user.
         """
         with self._workspaces_lock:
             self._workspaces.discard(workspace)
@@ -326,7 +327,7 @@ class ForkServer:
             self._numbers.release(workspace.user)
 
     def spawn(self, workspace: Workspace, limits: Limits) -> SpawnedSession:
-        """Start a session in a workspace. Do not wait for its interpreter, which sends `Ready` once it is confined."""
+        """Start a session in a workspace. Do not wait for its interpreter, which sends the message `Ready` when it can run cells."""
         request = wire.Spawn(
             tree=workspace.number,
             owner=workspace.user,
@@ -349,10 +350,10 @@ class ForkServer:
         return SpawnedSession(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo_request: wire.Message | None = None) -> int:
-        """Send a request to the fork server, and return the one descriptor that comes with the answer.
+        """Send a request to the fork server, and return the file descriptor that comes with the answer.
 
-        If this process has no descriptor free to receive it, send `undo_request` and raise GuestDiedError. A spawned session needs no
-        `undo_request`: it ends when the host closes its link.
+        If this process cannot receive it, because it has too many files open, send `undo_request` and raise GuestDiedError. A request to
+        start a session needs no `undo_request`: the session ends when the host closes its socket to it.
         """
         answer = self._ask(request, *descriptors)
         if not answer:  # the kernel dropped the descriptor, because this process has none free
@@ -368,7 +369,7 @@ class ForkServer:
             return self._exchange(request, descriptors)
 
     def _wait_for_boot(self) -> None:
-        """Wait until the zygote has started. If its start failed, raise the error in this and every later call."""
+        """Wait until the zygote has started. If it fails to start, raise the error, and raise it again in each later call."""
         if self._failure is not None:
             raise self._failure
         if not self._ready:
@@ -389,9 +390,10 @@ class ForkServer:
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive the fork server's answer to one request, and return the descriptors that come with it.
+        """Receive the fork server's answer to one request, and return the file descriptors that come with it.
 
-        If the fork server refused the request, raise the error that it reports. If no valid answer comes, raise GuestDiedError.
+        If the fork server reports that it cannot do what was requested, raise an IsolationError or a ConfigurationError. If no valid answer
+        comes, raise GuestDiedError.
         """
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
@@ -432,9 +434,9 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the zygote while it starts: kill its innermost descendant again and again, until the zygote has ended.
+        """End the zygote while it starts. Kill the last of its chain of child processes, again and again, until the zygote has ended.
 
-        Each of these processes ends when its child has ended.
+        Each process in the chain ends when its child has ended.
         """
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -444,9 +446,9 @@ class ForkServer:
 
 
 class DiskFolder:
-    """The folder on disk that holds the files of sessions without namespaces. It is removed even if this process is killed.
+    """The folder on disk for the files of sessions without namespaces. A shell removes it even if this process is killed.
 
-    Other users cannot list it. To open a file in it, they must know the file's name and have permission.
+    Other users of this host cannot list it. To open a file in it, they must know the file's name and have permission.
     """
 
     def __init__(self) -> None:
@@ -479,14 +481,14 @@ def _warn_of_weaker_isolation() -> None:
 
 
 def refusal_error(refused: wire.Refused) -> ConfigurationError | IsolationError:
-    """Return the error to raise when this host or the image refused a part of the isolation. Its message advises the user."""
+    """Convert the fork server's message `Refused` to the error to raise. The error's text advises the user what to do."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))
 
 
 def _start(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
-    """Start the zygote with three descriptors: its end of the control socket, the folder of this package, and a pidfd of this process."""
+    """Start the zygote. Pass it its end of the control socket, a descriptor of the package's source folder, and a pidfd of this process."""
     with contextlib.ExitStack() as afterwards:
         afterwards.callback(control.close)
         code = os.open(Path(__file__).parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Find why this host refuses a part of the isolation. Each cause has a row in docs/hosts.md and a line to paste that corrects it."""
+"""Find out why this host cannot isolate sessions fully, and what its user can do. docs/hosts.md has a row about each cause."""
 
 import errno
 import os
@@ -10,12 +10,12 @@ PAGE = "docs/hosts.md"
 
 @dataclass(frozen=True, slots=True)
 class HostCondition:
-    """A condition of a host that keeps sessions from running or weakens their limits.
+    """Something about a host that keeps sessions from running or weakens their limits, such as a kernel setting.
 
     Attributes:
-        anchor: The anchor, in docs/hosts.md, of the row about this condition.
-        name: The condition in words.
-        line: The text to paste to change the condition, such as a command or an option.
+        anchor: The anchor, in docs/hosts.md, of the table row about this condition.
+        name: A short description, such as "macOS".
+        line: The text for the user to copy, such as a command or an option, which changes the condition.
         how: What to do with `line`, such as "Run".
     """
 
@@ -26,7 +26,7 @@ class HostCondition:
 
     @property
     def row(self) -> str:
-        """Return a link to the row about this condition in docs/hosts.md: the path of the page, and the anchor."""
+        """Return a link to the table row about this condition, such as `docs/hosts.md#docker`."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -177,7 +177,7 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """Return advice for the user on how to correct an image that lacks `missing`, most often lines of a Dockerfile."""
+    """Return advice for the user of a container image that lacks `missing`, most often lines to add to a Dockerfile."""
     if missing.startswith("a Python that starts"):  # it is there
         return (
             "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
@@ -192,9 +192,12 @@ def lines_for_image(missing: str) -> str:
 def remedy_for(part: str, number: int) -> str:
     """Return advice for the user on how to enable a part of the isolation that this host refused.
 
-    The advice has links to docs/hosts.md for each cause that was detected. Unless the host only lacks resources or a usable Python, it also
-    names alternatives: a lower level of isolation, if that does not need the same part, and a remote endpoint. `part` is as in an
-    IsolationError, and `number` is the errno of the failure.
+    The advice names each cause that was found, with a link to docs/hosts.md. It also proposes weaker isolation, if that does not need the
+    same part, and a remote endpoint. It proposes neither if the host lacks only resources or a usable Python.
+
+    Args:
+        part: The missing part, as in `IsolationError.part`.
+        number: The errno of the failed system call.
     """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
@@ -226,7 +229,7 @@ def _causes(part: str, number: int) -> list[HostCondition]:
 
 
 def _disabling_settings() -> list[HostCondition]:
-    """Return the conditions of this machine that are kernel settings which forbid namespaces."""
+    """Return the kernel settings of this machine that forbid namespaces."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
@@ -238,7 +241,7 @@ def _container_conditions() -> list[HostCondition]:
 
 
 def _container_engine() -> list[HostCondition]:
-    """Return a list with the condition for the container engine that runs this process, or an empty list if none is detected."""
+    """Return Docker, Podman or Kubernetes in a list, if this process runs in one of its containers. Otherwise return an empty list."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]

@@ -61,7 +61,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """The limits on all sessions of this process together, which keep the host usable."""
+    """The limits on all sessions of this process together, so that the host stays usable."""
 
     memory_share: float = 0.75  # of the machine's memory
     processes: int = 16_384  # half of Linux's default; without control groups, all other processes of this user count as well
@@ -78,7 +78,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a session can reach besides its own loopback interface."""
+    """What a session can reach on the network, besides its own loopback interface."""
 
     kind: Literal["none", "allow", "host"] = "none"
     domains: tuple[str, ...] = ()
@@ -143,10 +143,10 @@ class Mount:
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
-    """Return the path of a folder of this user, such as the cache folder: the value of the environment variable `variable`.
+    """Return a folder of this user, such as the cache folder: the one that the environment variable `variable` names.
 
-    If the variable is not set, return the path `below_home` in the user's home folder. Return None if no home folder is known, because HOME
-    is not set and the user is not in the user database.
+    If the variable is not set, return the path `below_home` in the user's home folder. Return None if that folder is not known, because
+    HOME is not set and the user is not in the user database.
     """
     named, home = os.environ.get(variable), os.path.expanduser("~")
     if named:

@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """The findings about all parts of the isolation. `level` is what the settings ask for: `full` or `no-namespaces`."""
+    """The findings about all parts of the isolation. `level` is the isolation that the settings require: `full` or `no-namespaces`."""
 
     findings: tuple[Finding, ...]
     remedy: str = ""
@@ -156,10 +156,10 @@ async def _check_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _host_folder_check(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return the code by which a session of an image tries to read host files, with the errors that are expected from it.
+    """Return a dict from "host files" to code that tries to read files of the host, and the errors with which it should fail.
 
-    They are the only entry of the dict, by the name of the check. Without an image the dict is empty. The code lists the image's folder on
-    this host. Reading /etc/shadow, as other sessions do, would prove nothing, because the image has its own.
+    The code is for sessions of a container image: it lists the image's folder on this host. Without an image, return an empty dict. Other
+    sessions try to read /etc/shadow, which would prove nothing here, because the image has its own.
     """
     if policy.image is None:
         return {}
@@ -190,7 +190,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return a finding about whether `limits.cpu` is enforced, in a list. Return an empty list if that limit is not set."""
+    """Return a list with one finding: whether `limits.cpu` is enforced. Return an empty list if that limit is not set."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -205,7 +205,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return a finding about how the processes of other branches are stopped while one branch runs a cell."""
+    """Report how the host stops the processes of a session's other branches while one branch runs a cell."""
     return Finding(
         "processes of branches",
         True,
@@ -222,5 +222,5 @@ def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
 
 
 def _process(pidfd: int) -> Path:
-    """Return the /proc folder on this host of a session's process, given its pidfd."""
+    """Return the folder in the host's /proc of the process that a pidfd refers to."""
     return Path("/proc", str(host_pid(pidfd)))

@@ -44,7 +44,10 @@ class MalformedError(DeniedError):
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The target and body size of a request. `forwarded` is the request line and headers to send to the target, b"" for CONNECT."""
+    """What the proxy has read of a request: its target, and the size of its body.
+
+    `forwarded` is the request line and the headers to send to the target. It is empty for CONNECT.
+    """
 
     host: str
     port: int
@@ -78,7 +81,7 @@ class Proxy:
         self._connect = connect
 
     async def serve(self, listener: socket.socket) -> "ProxyConnections":
-        """Start to serve one session on its listening socket. Close the returned `ProxyConnections` to stop."""
+        """Start to accept one session's connections on its listening socket. Close the returned `ProxyConnections` to stop."""
         connections = ProxyConnections(self._answer)
         await connections.start(listener)
         return connections
@@ -102,10 +105,10 @@ class Proxy:
             await _carry(head, (reader, writer), there)
 
     async def _checked(self, host: str, port: int) -> str:
-        """Return the address to connect to for a host name and port.
+        """Return the IP address to connect to for a request to `host`, after all checks.
 
         Raise DeniedError unless the policy allows this host and port, and all addresses of the host are public. The addresses of the
-        proxy's own host do not count as public.
+        machine that runs the proxy do not count as public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
             raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
@@ -183,9 +186,10 @@ def _parse(head: bytes) -> _Head:
 
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
-    """Return the headers to pass on, and the size of the body. Raise MalformedError for an ambiguous header.
+    """Return the headers to pass on to the target, and the size of the body. Raise MalformedError for an ambiguous header.
 
-    Drop headers about the connection. Each connection to a target carries one request, so that a session cannot smuggle in a second one.
+    Drop headers about the connection, such as Keep-Alive. Each connection to a target carries one request, so that a session cannot smuggle
+    in a second one.
     """
     kept: list[bytes] = []
     body: int | None = None
@@ -239,7 +243,7 @@ def _is_public(address: str) -> bool:
 
 
 def _embeds_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address embeds an IPv4 address. Packets may go to the embedded address, which was not checked."""
+    """Return whether an IPv6 address contains an IPv4 address. A router may send packets to the latter, which the proxy did not check."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
@@ -262,7 +266,7 @@ _NEVER = tuple(
 
 
 def _is_own_address(address: str, version: int) -> bool:
-    """Return whether an address belongs to this host, whose services sessions must not reach. `version` is 4 or 6, for IPv4 or IPv6."""
+    """Return whether an address belongs to this host, whose services sessions must not reach. `version` is 4 for IPv4 or 6 for IPv6."""
     with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))  # works only with an address of this host
@@ -272,10 +276,15 @@ def _is_own_address(address: str, version: int) -> bool:
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
-    """Send the request in `head` to its target, then copy data in both directions until the target has sent all.
+    """Send a request to its target, then copy data in both directions until the target has sent everything.
 
-    A CONNECT request is not sent: reply to the session instead, then copy. `here` are the streams to the session, and `there` those to the
-    target. Stop early if one side cannot receive, or if no data moves for 300 s.
+    For a CONNECT request, send only a reply to the session before copying. Stop early if one side cannot receive, or if no data moves for
+    300 s.
+
+    Args:
+        head: The request.
+        here: The streams from and to the session.
+        there: The streams from and to the target.
     """
     if head.forwarded:
         there[1].write(head.forwarded)
@@ -293,7 +302,7 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
-    """Copy `left` bytes from `source` to `target`. If `left` is None, copy all, then close the target's input.
+    """Copy at most `left` bytes from `source` to `target`. If `left` is None, copy everything, then signal the end of data to `target`.
 
     Restart the timeout `idle` whenever data moves.
     """

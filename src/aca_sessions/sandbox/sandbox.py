@@ -33,7 +33,7 @@ _UNKNOWN_DELETED_FILES = ("maybe some, this host cannot tell which",)
 
 @dataclass(slots=True)
 class MemoryUsers:
-    """A counter of the sandboxes that share one `MemoryLimit`: those of a session and its branches."""
+    """A count of the sandboxes that share one `MemoryLimit`: a session's own and those of its branches."""
 
     count: int = 0
 
@@ -55,10 +55,16 @@ class Sandbox:
         packages: Packages,
         memory_users: "MemoryUsers | None" = None,
     ) -> None:
-        """Create a sandbox that owns `workspace`, and removes it when it is closed.
+        """Create a sandbox that owns `workspace`: closing the sandbox removes it.
 
-        `memory` is the sandbox's own, or shared if the sandbox is a branch. `memory_users` counts the sandboxes that share `memory`. If it
-        is None, a new counter is made.
+        Args:
+            fork_server: Starts the interpreter.
+            workspace: Where the session's files are.
+            limits: The limits of the session.
+            memory: The limit on its memory. A session and its branches share one.
+            proxy: Connects the session to the network, or None.
+            packages: The packages that the session can install.
+            memory_users: Counts the sandboxes that share `memory`. None makes a new count.
         """
         self._all_packages = packages
         self._fork_server = fork_server
@@ -81,7 +87,7 @@ class Sandbox:
 
     @property
     def usable(self) -> bool:
-        """Return whether the sandbox can still have an interpreter: it is not closed, and its fork server is alive."""
+        """Return whether the sandbox can still run an interpreter: it is not closed, and its fork server is alive."""
         server = self._fork_server
         return not (self._closed or server.broken or server.process.poll() is not None)
 
@@ -97,20 +103,22 @@ class Sandbox:
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
         """Write a file into the workspace, and return its description. Create `folder` if it is missing.
 
-        Start the interpreter first if none runs, because its control group counts the memory of the file.
+        Start the interpreter first if none runs. The file is in memory, which counts towards the limit of the interpreter's control group.
         """
         runtime = (await self.interpreter()).runtime
         return await to_thread.run_sync(self.files.write, name, chunks, folder, runtime.allocate)
 
     def set_callbacks(self, on_close: Callable[[], None], on_branch: "Callable[[Sandbox], Sandbox]") -> None:
-        """Set two callbacks: `on_close` is called after the sandbox is closed, and `on_branch` with each new branch of it.
+        """Set the functions to call when this sandbox is closed and when it gets a branch.
 
-        `on_branch` must return the branch.
+        Args:
+            on_close: Called after the sandbox was closed.
+            on_branch: Called with each new branch of the sandbox. It must return that branch.
         """
         self._on_close, self._on_branch = on_close, on_branch
 
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
-        """Make a checkpoint of the variables and files. Raise SnapshotError with the reason if that is impossible."""
+        """Save the variables and files as a checkpoint, and return it. If that is impossible, raise SnapshotError with the reason."""
         try:
             return await self._tasks.run_shielded(self._take_checkpoint(name))
         except CellNotSentError as error:
@@ -121,8 +129,8 @@ class Sandbox:
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
         """Roll back to the checkpoint with this id or name, or to the latest one if both are None.
 
-        Return the checkpoint, and the position in the ledger of the entry about the rollback. The checkpoint remains. Raise SnapshotError
-        if it does not exist or cannot be restored.
+        Return the checkpoint, and the position of the rollback in the ledger. The checkpoint can be used again. Raise SnapshotError if it
+        does not exist or cannot be restored.
         """
         return await self._tasks.run_shielded(self._roll_back_to(id, name))
 
@@ -137,9 +145,9 @@ class Sandbox:
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
         """Run a cell by calling `run` with the interpreter, and return its result.
 
-        If `transactional` is true, take a checkpoint before the cell, and undo the cell's changes if it fails. Raise SnapshotError if the
-        checkpoint cannot be taken. If the interpreter dies in any other cell, continue from the latest checkpoint. The ledger records
-        rollbacks and deaths.
+        If `transactional` is true, take a checkpoint before the cell, and roll back to it if the cell fails. Raise SnapshotError if the
+        checkpoint cannot be taken. If the interpreter dies in a cell that is not transactional, continue from the latest checkpoint. The
+        ledger records rollbacks and deaths.
         """
         if transactional:
             return await self._execute_transactional(run)
@@ -162,9 +170,9 @@ class Sandbox:
         return result
 
     async def _undo(self, checkpoint: SessionCheckpoint, cause: str | None) -> bool:
-        """Undo the changes of a transactional cell that failed, by a rollback to `checkpoint`. Return whether that succeeded.
+        """Roll back to `checkpoint` after a transactional cell failed. Return whether that succeeded.
 
-        If it did not, record that in the ledger. `cause` is the reason in the cell's result, for the ledger's entry about the rollback.
+        If it did not, record that in the ledger. `cause` is why the cell failed, for the ledger's entry about the rollback.
         """
         try:
             if self.ledger.contains("reset", since=checkpoint.position):
@@ -184,7 +192,7 @@ class Sandbox:
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return a new sandbox with a copy of the variables and files of this one.
 
-        Both sandboxes share the limits, and their cells take turns. If `reseed` is False, both draw the same random numbers. Raise
+        Both sandboxes share the limits, and their cells take turns. If `reseed` is False, both continue with the same random numbers. Raise
         SnapshotError if copying is impossible.
         """
         return await self._tasks.run_shielded(self._branch(reseed))
@@ -196,30 +204,33 @@ class Sandbox:
     async def reset(self) -> int:
         """End the interpreter and its processes, but keep the files.
 
-        Return the position in the ledger of the entry about the reset.
+        Return the position of the reset in the ledger.
         """
         return await self._tasks.run_shielded(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
-        """End every process and free the memory. The results of unfinished cells name `cause`. Do nothing if closed already."""
+        """End every process and free the memory. Do nothing if closed already.
+
+        The result of a cell that is still running gives `cause` as the reason.
+        """
         if not self._closed:
             self._closed = True
             await self._tasks.run_shielded(self._end(cause))
 
     async def fork_server_answers(self) -> bool:
-        """Ping the fork server, and return whether it is alive. Unlike `usable`, this notices a death at once."""
+        """Send a request to the fork server, and return whether it is alive. Unlike `usable`, this notices at once if it has died."""
         return await to_thread.run_sync(self._fork_server.ping, limiter=limiter())
 
     def record_lost_workspace(self) -> None:
-        """If the fork server has died, record once in the ledger that variables and files are lost. Do nothing if closed."""
+        """If the fork server has died, record in the ledger that variables and files are lost, but only once. Do nothing if closed."""
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
-        """Record an interpreter's death in the ledger.
+        """Record in the ledger that an interpreter died.
 
-        Do nothing if another interpreter has replaced it. Also do nothing if the ledger already records that the workspace is lost.
+        Do nothing if another interpreter has replaced it, or if the ledger already records that variables and files are lost.
         """
         if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
@@ -272,8 +283,8 @@ class Sandbox:
     async def _replace_by_checkpoint(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
         """Replace the live interpreter by one with the variables of a checkpoint. Restore the files too if `with_files` is true.
 
-        Return the position of the ledger's new entry, which names `cause`. The live interpreter is stopped meanwhile. If this fails, that
-        interpreter continues, and the ledger records the files that were changed by then.
+        Return the position of the new entry in the ledger, which has `cause` as its reason. The live interpreter is paused during the
+        replacement. If the replacement fails, that interpreter continues. If files were changed by then, the ledger records this.
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
@@ -312,16 +323,16 @@ class Sandbox:
         return position
 
     def _record_killed_processes(self, killed: KillResult) -> None:
-        """Add ledger entries after a kill: one if it ended processes, and one if others survived and may still change files."""
+        """Record in the ledger that a kill ended processes, and that some survived it, which may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.survivors:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
-        """Restore only the files of a checkpoint, because the session was reset during a transactional cell.
+        """Restore only the files of a checkpoint, after the session was reset during a transactional cell.
 
-        The reset has discarded the variables. `cause` is written to the ledger.
+        The reset has discarded the variables. `cause` is the reason in the ledger's entry.
         """
         async with self._turn:
             await self._restore_files(checkpoint, checkpoint.interpreter.runtime)
@@ -335,9 +346,9 @@ class Sandbox:
             raise
 
     async def _replace_dead(self) -> None:
-        """Replace a dead interpreter by a fork of the latest checkpoint, if there is one.
+        """Replace a dead interpreter by a fork of the latest checkpoint. Do nothing if there is no checkpoint.
 
-        If the fork server has died too, only record that the workspace is lost.
+        If the fork server has died too, only record in the ledger that variables and files are lost.
         """
         async with self._turn:
             if self._closed or (self.running is not None and self.running.alive):
@@ -416,9 +427,9 @@ class Sandbox:
             return position
 
     async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
-        """Kill an interpreter that was replaced, and record in the ledger what happened to its processes.
+        """Kill an interpreter that was replaced, and record in the ledger whether its processes ended.
 
-        After a reset, record only survivors: the entry of the reset already says that processes were ended.
+        If `cause` is `reset`, record only processes that survived: the ledger's entry about the reset covers those that ended.
         """
         try:
             killed = await live.kill(cause)

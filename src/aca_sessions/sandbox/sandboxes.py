@@ -1,4 +1,4 @@
-"""The source of sandboxes under one policy. It keeps a few spare sandboxes ready.
+"""Make sandboxes under one policy. A few spare ones are made in advance, so that a new session starts fast.
 
 The first sandboxes come from a fork server that starts fast. A second fork server makes all later ones. It takes seconds to start, because
 it imports libraries that most sessions use, such as numpy.
@@ -35,7 +35,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that it made. After `supersede`, the fork server is released once all its sandboxes are closed."""
+    """A fork server and the sandboxes that it made. When another fork server replaces it, it runs until all its sandboxes are closed."""
 
     def __init__(self, fork_server: ForkServer) -> None:
         self.fork_server = fork_server
@@ -44,18 +44,18 @@ class Generation:
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Track a sandbox, and each later branch of it, until it is closed. Return the sandbox."""
+        """Track a sandbox and all its later branches until they are closed: the fork server must run as long. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.set_callbacks(partial(self._remove_closed, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """Release the fork server when its last sandbox is closed. Call this once another fork server makes the new sandboxes."""
+        """Release the fork server as soon as all its sandboxes are closed. Call this when another fork server makes the new sandboxes."""
         self._superseded = True
         self._release_if_done()
 
     def retire(self) -> None:
-        """Make the fork server free all its workspaces at once when it ends (see `ForkServer.retire`).
+        """Prepare to end the fork server with all its sandboxes, which frees their memory faster (see `ForkServer.retire`).
 
         Do nothing if the fork server is released already.
         """
@@ -63,7 +63,7 @@ class Generation:
             self.fork_server.retire()
 
     async def finish(self) -> None:
-        """Wait until the fork server is released, if its release has begun."""
+        """Wait until the fork server is released. Return at once if its release has not begun."""
         await self._tasks.finish()
 
     def abandon(self) -> None:
@@ -85,12 +85,12 @@ class Generation:
 
 
 class Sandboxes:
-    """The source of sandboxes under one policy. A fork server that has died is replaced when a sandbox is opened."""
+    """Makes sandboxes under one policy. If its fork server has died, opening the next sandbox starts another."""
 
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Create the source without starting a fork server.
+        """Create the object without starting a fork server.
 
-        If the policy names domains, sessions reach them through `proxy`, or through a new proxy if that is None.
+        If the policy names domains, sessions reach them through `proxy`. If it is None, a new proxy is made for them.
         """
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
@@ -172,7 +172,7 @@ class Sandboxes:
             raise
 
     def retire(self) -> None:
-        """Prepare to close all sandboxes: make their fork servers free all workspaces at once when they end."""
+        """Prepare to close all sandboxes: their fork servers will free all workspaces at once when they end, which is faster."""
         for generation in self._generations:
             generation.retire()
 
@@ -240,7 +240,7 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """Return the description of the image's Python.
+        """Return the description of the image's Python, such as its version and packages.
 
         The first call runs code in a session to get it, because an image's Python must run only in sessions.
         """
@@ -280,7 +280,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Make a sandbox and add it to the spares. Close it if meanwhile this object was closed or another fork server took over."""
+        """Make a spare sandbox. Close it at once if this object was closed, or another fork server was started, while it was made."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:

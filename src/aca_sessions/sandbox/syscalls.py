@@ -81,7 +81,7 @@ def unshare(namespaces: Namespace) -> None:
 
 
 def setns(descriptor: int, namespace: Namespace) -> None:
-    """Move this thread into the namespace that `descriptor` refers to."""
+    """Move this thread into a namespace. `descriptor` is an open file of the namespace, or a pidfd of a process in it."""
     _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(namespace)), f"setns {namespace!r}")
 
 
@@ -93,7 +93,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: Mount, data:
 
 
 def harden_mount(target: str, *, read_only: bool) -> None:
-    """Ignore set-user-id bits and devices in a mount and all mounts below it. Forbid writing too if `read_only` is set."""
+    """Make the kernel ignore set-user-id bits and devices in a mount and all mounts below it. Forbid writing too if `read_only` is set."""
     flags = Mount.NO_SUID | Mount.NO_DEVICES | (Mount.READ_ONLY if read_only else 0)
     attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
     _call("mount_setattr", -100, os.fsencode(target), _AT_RECURSIVE, attributes, len(attributes))
@@ -122,7 +122,7 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Make the kernel send this process the signal `number` when the thread that forked it ends. A change of uid cancels this."""
+    """Make the kernel send signal `number` to this process when the parent thread that forked it ends. A change of uid cancels this."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -181,7 +181,7 @@ def landlock_ruleset(attributes: bytes) -> int:
 
 
 def landlock_allow(ruleset: int, path: str, access: int) -> None:
-    """Add a rule to a rule set that allows the rights `access` beneath a path."""
+    """Allow some kinds of access to everything below a path, by a new rule in a rule set. `access` holds LANDLOCK_ACCESS_FS_* flags."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         _call("landlock_add_rule", ruleset, 1, struct.pack("=QI", access, descriptor), 0)

@@ -1,8 +1,8 @@
-"""The frames between host and guest. Pure data, standard library only.
+"""Encode and decode the messages between host and guest. Uses only the standard library.
 
-A frame is a length and a payload. A payload is a small JSON header, followed by the longer texts as they are. A frame of the guest is
-hostile until `decode` has accepted it: it must be of an expected kind, have exactly the fields of that kind with the declared types, and
-use each text at most once. So the size of a frame bounds the cost of reading it.
+A frame is a length and a payload. A payload is a JSON header, followed by the message's long texts without any encoding of their own. A
+frame from the guest is hostile until `decode` has accepted it: its message must be of an expected class and have exactly the fields of that
+class, with their declared types. The header may refer to each long text at most once. So the size of a frame limits the work of reading it.
 """
 
 import json
@@ -43,7 +43,7 @@ class WireError(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """The content of one frame. Each subclass is a kind of message."""
+    """The base class of all messages. A frame carries one message."""
 
 
 # --- host → zygote (the guest half of the fork server), each answered by Done, Refused or what is named here ---
@@ -51,11 +51,19 @@ class Message:
 
 @dataclass(frozen=True)
 class Plan(Message):
-    """The first message to a zygote (the guest's half of the fork server): the root file system and the uids of sessions.
+    """The first message to a zygote (the guest's half of the fork server): how to build the root file system of sessions, and their uids.
 
-    `roots` and `mounts` map paths in that root to paths on the host. `base` is the folder for sessions without namespaces, which have no
-    root of their own, or "". `image` is the folder of an image that is their root, or "" for the host's system. `python` is the path of the
-    interpreter in the image, or "" if there is no image or the zygote has to find one.
+    Attributes:
+        roots: Files and folders that sessions see, from their paths in a session to their paths on the host.
+        first_uid: The first of the uids for the fork server and its sessions.
+        uid_count: How many uids there are.
+        mounts: Folders that sessions see in addition, from paths in a session to paths on the host.
+        writable: Those paths in `mounts` to which sessions may write.
+        preload: Modules to import before the first session.
+        processes: How many processes all sessions may have together.
+        base: The folder on the host for the files of sessions without namespaces, or "".
+        image: The folder on the host with a container image's root file system, or "" if sessions see the host's /usr.
+        python: The path of the interpreter in the image. It is "" if there is no image, or if the zygote has to find the interpreter.
     """
 
     roots: dict[str, str]
@@ -72,7 +80,7 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A request to make a workspace for user number `owner`. The answer `Done` carries a descriptor of the workspace."""
+    """A request to make a workspace for user number `owner`. The answer `Done` comes with a descriptor of the workspace's folder."""
 
     tree: int
     owner: int
@@ -82,23 +90,24 @@ class MakeTree(Message):
 
 @dataclass(frozen=True)
 class DropTree(Message):
-    """A request to drop a workspace. Its memory is freed when no process uses it any more."""
+    """A request to remove a workspace. Its memory is freed when no process uses it any more."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class ShowTree(Message):
-    """A request to mount a workspace at /mnt/data of a session. It carries a pidfd of the session's first process."""
+    """A request to mount a workspace at /mnt/data of a session. It comes with a pidfd of the session's first process."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """A request to start a session on a workspace. It carries the session's ends of two sockets: the link and the report socket.
+    """A request to start a session in a workspace.
 
-    The answer `Done` carries a pidfd of the session's first process.
+    It comes with the session's ends of two sockets: one for requests such as cells, one for the session's message `Ready`. The answer
+    `Done` comes with a pidfd of the session's first process.
     """
 
     tree: int
@@ -132,11 +141,11 @@ class Refused(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The report that the interpreter is confined and waits for cells.
+    """The message that the interpreter is confined and waits for cells.
 
-    It carries these descriptors: the interpreter's pidfd, and the read ends of its pipes for frames, stdout and stderr. With namespaces,
-    the session's /proc follows. Then come the listener of the session's proxy, if it has one, and a socket for listing the session's
-    sockets, if the watchdog counts them.
+    It comes with file descriptors in this order: the interpreter's pidfd; the read ends of its pipes for frames, stdout and stderr; with
+    namespaces, the session's /proc; the listening socket for the session's proxy, if it has one; a socket that lists the session's sockets,
+    if the host watches the memory that they use.
     """
 
     landlock: int
@@ -144,14 +153,17 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Started(Message):
-    """The report that a cell has started: from now on, a SIGINT interrupts it."""
+    """The message that a cell has started. From now on, a SIGINT interrupts it."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Shown(Message):
-    """A display that a cell shows. `name` is set if the cell may change it later. An `update` replaces the display of that name."""
+    """Something that a cell displays, by MIME type. If `update` is true, it replaces the earlier display of the same `name`.
+
+    `name` is None if the cell cannot replace this display later.
+    """
 
     execution: str
     data: dict[str, str]
@@ -161,16 +173,16 @@ class Shown(Message):
 
 @dataclass(frozen=True)
 class Cleared(Message):
-    """The report that a cell has removed everything that it displayed so far."""
+    """The message that a cell has removed everything that it displayed so far."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Asked(Message):
-    """A question from a cell, which waits for the `Answer` with the same `number`.
+    """A question from a cell to the host. The cell waits for the `Answer` with the same `number`.
 
-    `about` is `input`, or `password` for an `input` whose answer must not be shown, or `call` for a tool.
+    `about` is `input` for a call of `input()`, `password` for `getpass()`, or `call` for a call of one of the host's tools.
     """
 
     execution: str
@@ -181,7 +193,7 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The result of a cell. `text` is what the last expression shows, if anything."""
+    """The result of a cell. `text` is the value of the last expression in IPython's layout, or None if there is none."""
 
     execution: str
     value: Scalar
@@ -200,7 +212,7 @@ class Finished(Message):
 
 @dataclass(frozen=True)
 class Run(Message):
-    """A request to run a cell. `answered` lists the kinds of the cell's questions that the host can answer: `input`, `call`."""
+    """A request to run a cell. `answered` lists which questions of the cell the host can answer: `input`, `call`, both or none."""
 
     execution: str
     code: str
@@ -209,10 +221,11 @@ class Run(Message):
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """A request to fork the interpreter. It carries the fork's link, and the write ends of its pipes for frames, stdout and stderr.
+    """A request to fork the interpreter.
 
-    The answer is `Finished`. Its value is the fork's pid in the session. Its text has a line for each kind of thing that the fork lacks, or
-    shares with its parent.
+    It comes with file descriptors for the fork: its end of a socket to the host, and the write ends of its pipes for frames, stdout and
+    stderr. In the answer `Finished`, the value is the fork's pid in the session. The text lists what the fork lacks or shares with its
+    parent (such as child processes, open files), a line for each.
     """
 
     execution: str
@@ -221,7 +234,7 @@ class Fork(Message):
 
 @dataclass(frozen=True)
 class Answer(Message):
-    """The answer to a question. If `given` is False, `text` is the reason why there is no answer."""
+    """The host's answer to a question of a cell (`Asked`). If `given` is False, there is no answer, and `text` is the reason."""
 
     number: int
     given: bool
@@ -230,7 +243,7 @@ class Answer(Message):
 
 @dataclass(frozen=True)
 class Command(Message):
-    """A request to run a program in place of a cell. The program's exit code is the value of the result."""
+    """A request to run a program instead of a cell. In the result, the value is the program's exit code."""
 
     execution: str
     arguments: list[str]
@@ -253,9 +266,10 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Extend(Message):
-    """A request to make the packages in `paths` importable, in place of those in an earlier request. The answer is `Finished`.
+    """A request to make the packages in the folders `paths` importable. They replace the packages of an earlier request.
 
-    `replaced` are modules that get another version by this. If one of them is loaded, nothing changes and the result has an error.
+    The answer is `Finished`. `replaced` are the modules whose version changes. If one of them is imported already, nothing changes and the
+    answer has an error.
     """
 
     execution: str
@@ -264,7 +278,7 @@ class Extend(Message):
 
 
 def encode(message: Message) -> bytes:
-    """Return a message as a payload."""
+    """Return the payload that carries a message."""
     texts: list[bytes] = []
     content: dict[str, object] = {"kind": type(message).__name__}
     for name, value in vars(message).items():
@@ -275,7 +289,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
-    """Return the message in a payload. Raise WireError if it is malformed, or not of one of the classes `expected`."""
+    """Return the message in a payload. Raise WireError if it is malformed, or of a class that is not in `expected`."""
     try:
         (length,) = _LENGTH.unpack_from(payload)
         if length > _MAX_HEADER:
@@ -307,20 +321,20 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
 
 
 def frame(message: Message) -> bytes:
-    """Return a message as a frame: the length of its payload, then the payload."""
+    """Return the frame that carries a message: the length of the payload, then the payload."""
     payload = encode(message)
     return _LENGTH.pack(len(payload)) + payload
 
 
 class Frames:
-    """A parser that splits a byte stream into payloads of limited size, in time that is linear in the stream's length."""
+    """A parser for a stream of frames. It returns their payloads, and takes time that grows only linearly with the stream."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Append received bytes, and yield the payloads that are now complete. Raise WireError if one is too large."""
+        """Append received bytes, and yield each payload that is complete. Raise WireError if a payload is larger than the limit."""
         self.rest += data
         start = 0
         try:
@@ -341,7 +355,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Replace the long texts in a value by references to entries of `texts`, and append the texts there. Return the new value."""
+    """Return a copy of a value in which each long text is replaced by its index in `texts`. Append these texts to `texts`."""
     if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
@@ -354,15 +368,15 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return a dict from the name of each field of a message class to its shape (`_shape_of`)."""
+    """Return which values each field of a message class accepts: a dict from the field's name to its shape (see `_shape_of`)."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return the shape of a field's declared type, for `_checked`: the container, and what it may hold (the parts).
+    """Convert a field's declared type to a pair for `_checked`: a container such as `list`, and what it may hold.
 
-    The parts of `dict` and `list` are one shape for all values. The parts of `tuple` are a shape for each item, and those of `Literal` are
-    its words. If the type is no container, the container is None and the parts are scalar types.
+    What it may hold is a tuple. For `dict` and `list` this has one shape, that of all values. For `tuple` it has a shape for each item, and
+    for `Literal` the allowed words. For a type that is no container, such as `str`, the pair is None and the allowed types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -375,9 +389,9 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Check that a value of a frame's header fits a shape (`_shape_of`), and return it. Raise WireError if it does not fit.
+    """Return a value from a frame's header, after checking it. Raise WireError if it does not have the `shape` (see `_shape_of`).
 
-    In the returned value, references are replaced by the texts that they stand for. Each of these is removed from `texts`.
+    If the value or a part of it stands for a long text, put the text in its place and remove it from `texts`.
     """
     container, parts = shape
     if container is None:
@@ -398,7 +412,7 @@ def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Return the text that a reference in a header stands for, and remove it from `texts`. Raise WireError if it is missing."""
+    """Return the long text that `place`, a part of a header, refers to, and remove it from `texts`. Raise WireError if it is missing."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a reference to a text must be the index of a text that is not used yet")
