@@ -199,7 +199,7 @@ def open_pool(
     """
 
     async def open_on(stack: Stack) -> SessionPool:
-        chosen = _settings(settings, endpoint, max_concurrent_sessions)
+        chosen = _override_settings(settings, endpoint, max_concurrent_sessions)
         options = chosen.SessionPool
         # The pool alone ends idle sessions: one that it keeps must never make room for another at the embedded server.
         hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * options.MaxConcurrentSessions, cooldown=None, evicts=False)
@@ -232,7 +232,7 @@ def open_interpreter(
     """
 
     async def open_on(stack: Stack) -> CodeInterpreter:
-        chosen = _settings(settings, endpoint, None)
+        chosen = _override_settings(settings, endpoint, None)
         return await _open_interpreter(chosen, policy, Hosting(cooldown=60 * chosen.SessionPool.SessionTimeoutMinutes), stack)
 
     return Opening(open_on)
@@ -315,7 +315,7 @@ def environments(settings: Settings, tell: Callable[[str], None]) -> "Environmen
     return Environments(_package_source(settings.Packages), tell)
 
 
-def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
+def _override_settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
     """Return the settings. If `endpoint` or `max_concurrent_sessions` is not None, it replaces the value in the settings."""
     named: dict[str, Any] = {}
     if endpoint is not None:
@@ -338,7 +338,7 @@ async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting
 async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> SessionsHttpClient:
     options = settings.SessionsHttpClient
     return SessionsHttpClient(
-        await (_remote(settings, stack) if options.Endpoint else _embedded(settings, policy, hosting, stack)),
+        await (_remote_client(settings, stack) if options.Endpoint else _embedded_client(settings, policy, hosting, stack)),
         api_version=options.ApiVersion,
         connect_timeout=options.ConnectTimeoutSeconds,
         request_timeout=options.RequestTimeoutSeconds,
@@ -346,7 +346,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
     )
 
 
-async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
+async def _embedded_client(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
     hosting = replace(hosting, max_starting=hosting.max_sessions)  # the callers are in this process and can wait
     opening = _open_server(settings, policy, hosting, single_process=False)
@@ -355,8 +355,8 @@ async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hostin
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 
-async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
-    endpoint, auth = settings.SessionsHttpClient.Endpoint or "", await _auth(settings, stack)
+async def _remote_client(settings: Settings, stack: Stack) -> httpx.AsyncClient:
+    endpoint, auth = settings.SessionsHttpClient.Endpoint or "", await _choose_auth(settings, stack)
     try:
         if endpoint.startswith(_UNIX):
             transport = httpx.AsyncHTTPTransport(uds=endpoint.removeprefix(_UNIX))
@@ -370,7 +370,7 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
         ) from error
 
 
-async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
+async def _choose_auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
     """Return the authentication for the endpoint: by a key if there is one, None for a socket file, by sign-in for Azure.
 
     Raise ConfigurationError for any other endpoint without a key.

@@ -350,8 +350,8 @@ class InteractiveSession:
             sanitize: Take the code out of Markdown fences.
         """
         limit = self._timeout if timeout is None else timeout
-        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional, sanitize=sanitize)
-        self._track(cell.following)
+        cell = LiveCell(*self._require_open(), code, timeout=limit, on_input=on_input, transactional=transactional, sanitize=sanitize)
+        self._cancel_on_close(cell.following)
         return cell
 
     interrupt = blocking(Session.interrupt)
@@ -384,7 +384,7 @@ class InteractiveSession:
             count: How many sessions, 1 to 64.
             reseed: Seed the random generators of each branch anew, so that each draws other numbers.
         """
-        portal, _ = self._live()
+        portal, _ = self._require_open()
         branches = []
         for session in self._call(Session.branch, count, reseed=reseed):
             branch = InteractiveSession._wrap(portal, session, timeout=self._timeout)
@@ -396,15 +396,15 @@ class InteractiveSession:
     @property
     def history(self) -> History:
         """Return the history of the cells and other actions of this object, in order."""
-        return self._live()[1].history
+        return self._require_open()[1].history
 
     def write_notebook(self, path: str | Path) -> None:
         """Write what was done through this object as an .ipynb file: cells with outputs, and the files that were uploaded."""
-        self._live()[1].write_notebook(path)
+        self._require_open()[1].write_notebook(path)
 
     def write_script(self, path: str | Path) -> None:
         """Write the cells as a Python script in the percent format (`# %%` before each cell), without outputs and uploaded files."""
-        self._live()[1].write_script(path)
+        self._require_open()[1].write_script(path)
 
     def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
         """Run a notebook's cells in this session, and return a report of the cells whose outputs differ.
@@ -429,12 +429,12 @@ class InteractiveSession:
 
     def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt in this thread cancels the call."""
-        portal, session = self._live()
-        acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
+        portal, session = self._require_open()
+        call: Future[Answer] = self._cancel_on_close(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:
-            return acting.result()
+            return call.result()
         except KeyboardInterrupt:
-            if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
+            if not call.cancel() and call.exception() is None and isinstance(result := call.result(), CodeExecutionResult):
                 portal.call(session._undo_delivery, result)  # it arrived at the moment of the interrupt: the caller does not get it
             raise
         except CancelledError as error:
@@ -443,13 +443,12 @@ class InteractiveSession:
                 "returned, then open a new session and call it again"
             ) from error
 
-    def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
-        """Remember a call until it ends, so that `close` cancels it. Return the call."""
-        self._running.add(acting)
-        acting.add_done_callback(self._running.discard)
-        return acting
+    def _cancel_on_close(self, call: "Future[Answer]") -> "Future[Answer]":
+        self._running.add(call)
+        call.add_done_callback(self._running.discard)
+        return call
 
-    def _live(self) -> tuple[BlockingPortal, Session]:
+    def _require_open(self) -> tuple[BlockingPortal, Session]:
         if self._opened is None:
             raise ACASessionsError(f"the session is not open: use 'with {self._name}() as session', or call open()")
         self._owner.check()

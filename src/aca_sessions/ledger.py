@@ -237,9 +237,9 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
 
 
 def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return why the files of a session are in their present state, or None if there is no reason.
+    """Return the reason of the files' present state, which is in the last of `states`, or None.
 
-    This becomes the reason of the whole state if there is nothing to report about the variables.
+    After a reset that the caller asked for, no loss of variables is reported, but an earlier loss of files still is, with this reason.
     """
     reason = None
     for _, state in reversed(states):

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class OwnerProcess:
-    """Remembers the process that created an object. If a forked process uses the object, `check` raises an error.
+    """The process that created an object. If a forked process uses the object, `check` raises an error.
 
     A forked process gets copies of its parent's descriptors, but none of its threads. If it used the object, it would wait forever, take
     responses that belong to its parent, or end its parent's sessions.
@@ -145,12 +145,12 @@ async def run_in_thread(work: Callable[..., Result], *arguments: object) -> Resu
     return running.result()
 
 
-async def create_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
+async def create_in_thread(make: Callable[[], Result], discard: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
     """Call `make` in a worker thread and return the object that it makes.
 
-    If the caller is cancelled, the thread continues, then calls `undo` with the object.
+    If the caller is cancelled meanwhile, the thread finishes `make` and passes the object to `discard`.
     """
-    handover = _Handover(make, undo)
+    handover = _Handover(make, discard)
     try:
         await to_thread.run_sync(handover.make, limiter=limiter)
         return handover.take()
@@ -160,14 +160,11 @@ async def create_in_thread(make: Callable[[], Result], undo: Callable[[Result], 
 
 
 class _Handover(Generic[Result]):
-    """Passes an object from the thread that makes it to the task that needs it.
+    """Hands an object over from the thread that makes it to the task that needs it, or to `discard` if the task was cancelled."""
 
-    If the task does not take it, calls `undo` with the object.
-    """
-
-    def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
+    def __init__(self, make: Callable[[], Result], discard: Callable[[Result], None]) -> None:
         self._make = make
-        self._undo = undo
+        self._discard = discard
         self._made: list[Result] = []
         self._lock = threading.Lock()
         self._abandoned = False
@@ -178,7 +175,7 @@ class _Handover(Generic[Result]):
             if not self._abandoned:
                 self._made.append(made)
                 return
-        self._undo(made)
+        self._discard(made)
 
     def take(self) -> Result:
         with self._lock:
@@ -189,7 +186,7 @@ class _Handover(Generic[Result]):
             self._abandoned = True
             made, self._made = self._made, []
         for one in made:
-            self._undo(one)
+            self._discard(one)
 
 
 def _mark_retrieved(task: "asyncio.Task[Any]") -> None:

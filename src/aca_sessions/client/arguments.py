@@ -92,7 +92,7 @@ def _is_code(text: str) -> bool:
 
 
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
-_LONGEST_CHECKPOINT_NAME, _MOST_BRANCHES = 256, 64
+_LONGEST_NAME, _MOST_BRANCHES = 256, 64
 _SHORTEST_SALT = 16
 _NAME_IS = "a file name must be text such as 'data.csv' or 'folder/data.csv'"
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
@@ -164,7 +164,7 @@ def checked_path(path: object) -> tuple[str, str]:
     """
     if not isinstance(path, str):
         raise InvalidArgumentError(f"{_NAME_IS}, got {type(path).__name__}")
-    folder, name = _split(path)
+    folder, name = _split_checked_path(path)
     if not name:
         raise InvalidArgumentError(f"{_NAME_IS}, got {path!r:.200}")
     return folder, name
@@ -174,10 +174,10 @@ def checked_folder(path: object) -> str:
     """Return the path of a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError if it leads outside."""
     if not isinstance(path, str):
         raise InvalidArgumentError(f"a folder must be text such as 'folder' or '/mnt/data/folder', got {type(path).__name__}")
-    return _split(f"{path}/")[0] if path else ""
+    return _split_checked_path(f"{path}/")[0] if path else ""
 
 
-def _split(path: str) -> tuple[str, str]:
+def _split_checked_path(path: str) -> tuple[str, str]:
     """Split a path into its folder, relative to /mnt/data, and its last name, which is '' if the path names a folder.
 
     Raise InvalidArgumentError if the path leads outside /mnt/data or has characters that cannot be sent.
@@ -217,11 +217,9 @@ def checked_data(data: object) -> bytes | Path:
 
 def checked_checkpoint_name(name: object) -> str | None:
     """Return a checkpoint's name or id unchanged if it is None or has 1 to 256 characters. Otherwise raise InvalidArgumentError."""
-    if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_CHECKPOINT_NAME and _is_well_formed(name)):
+    if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and _is_well_formed(name)):
         return name
-    raise InvalidArgumentError(
-        f"a checkpoint's name must be 1 to {_LONGEST_CHECKPOINT_NAME} characters without lone surrogates, got {name!r:.80}"
-    )
+    raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_NAME} characters without lone surrogates, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:

@@ -284,9 +284,9 @@ class Executions:
     async def _send(
         self, session_id: str, id: str, call: ExecutionRequest, caller: CallerPosition, *, asynchronous: bool
     ) -> ExecutionResponse:
-        """Send a cell once and return its execution, which has a result if the cell has ended already.
+        """Send a cell and return its execution, which has a result if the cell has ended already.
 
-        A cell that may have run is never sent again. If the response is lost, ask for the execution by `id`, which the client chose. Raise
+        Never send a cell again that may have run. If the response is lost, fetch the execution by `id`, which the client chose. Raise
         NotSupportedError if the api-version cannot run the cell asynchronously.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
@@ -338,9 +338,9 @@ class Executions:
         return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: CallerPosition) -> Page:
-        """Return the events after event number `after`, the number of the last one, and the result once there is one.
+        """Return the events after event number `after`, the number of the last of them, and the result if the cell has ended.
 
-        If the endpoint has no events, poll for the result and make the events from it.
+        If the endpoint has no events, wait for the result and make the events from it.
         """
         try:
             if not await self._http.offers("events"):

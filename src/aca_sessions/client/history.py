@@ -249,7 +249,7 @@ def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
 
 def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
     try:
-        return _step(cell)
+        return _parse_cell(cell)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"cell {number} of the notebook: {error}") from error
 
@@ -345,10 +345,10 @@ def _loaded(source: object) -> object:
         raise InvalidArgumentError(f"the notebook {path.name} cannot be read: {why}") from error
 
 
-def _step(cell: object) -> tuple[Step, list[Output]] | None:
-    """Convert a notebook's cell to a step of the history, with its recorded outputs.
+def _parse_cell(cell: object) -> tuple[Step, list[Output]] | None:
+    """Convert a cell of a notebook to a step of the history, and return the step with the cell's outputs.
 
-    Return None for Markdown and raw cells without a step in their metadata.
+    Return None for a Markdown or raw cell whose metadata has no step.
     """
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:

@@ -107,7 +107,7 @@ class SessionsHttpClient:
             try:
                 response = await self._client.send(request)
             except _BEFORE_SENDING as error:
-                if (refused := _tls_error(error, url)) is not None:
+                if (refused := _find_tls_error(error, url)) is not None:
                     raise refused from error
                 connects += 1
                 # An endpoint that has answered before is probably being restarted.
@@ -193,10 +193,7 @@ class SessionsHttpClient:
 
 
 def _has_no_identifier(record: logging.LogRecord) -> bool:
-    """Return whether httpx may log a record: False, which drops the record, if the record has a session's identifier.
-
-    httpx logs every URL, and the identifier in it gives access to the session.
-    """
+    """Return whether httpx may log a record. Records with a session's identifier are dropped, because it gives access to the session."""
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
 
 
@@ -204,7 +201,7 @@ def _has_no_identifier(record: logging.LogRecord) -> bool:
 _EXPIRED, _NOT_YET_VALID, _OTHER_NAMES = 10, 9, (62, 64)
 
 
-def _tls_error(error: BaseException, url: httpx.URL) -> ServiceUnavailableError | None:
+def _find_tls_error(error: BaseException, url: httpx.URL) -> ServiceUnavailableError | None:
     """Return the error to raise if a TLS handshake failed, or None if the connection failed for another reason.
 
     Such an error is not repeated: another attempt would meet the same certificate.
@@ -240,7 +237,7 @@ def _certificate_advice(cause: ssl.SSLCertVerificationError, host: str) -> str:
 def decode_response(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
     """Parse a response as a JSON object, pass the object to `decode`, and return what `decode` returns.
 
-    Raise ServiceUnavailableError if the content is anything else, because then a proxy may have responded.
+    Raise ServiceUnavailableError if that fails, because a proxy may have responded in place of the service.
     """
     try:
         content = response.json()
@@ -257,10 +254,10 @@ def decode_response(response: httpx.Response, decode: Callable[[dict[str, object
 
 
 def _should_retry(method: str, response: httpx.Response) -> bool:
-    """Return whether to send a refused request again: the service did not begin to process it, or the request is a GET.
+    """Return whether to send a request again whose response was an error.
 
-    If this project's server answers 429, or 503 with one of the codes of `UNBEGUN`, it did not begin. If a gateway answers 502, 503 or 504
-    without such a code, the service may have begun.
+    After status 429, or a code in `UNBEGUN`, the server has not begun to process the request. After status 502, 503 or 504 from a gateway,
+    the server may have begun, so only a GET is sent again.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") in UNBEGUN:
         return True

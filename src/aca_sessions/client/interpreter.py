@@ -178,7 +178,6 @@ class CodeInterpreter:
         return remote_file
 
     async def _upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, UploadStep]:
-        """Write a file like `upload_file`. Return its description, and the upload as a step for the session's history."""
         return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:

@@ -466,9 +466,9 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """End a pool's idle sessions every `every` seconds, for as long as the pool exists.
+    """End a pool's idle sessions every `every` seconds, until the pool is garbage-collected.
 
-    The reference to the pool is weak. So a pool that was not closed can be garbage-collected, with a warning.
+    The weak reference lets a pool be collected that was never closed. The pool's finalizer then warns.
     """
     while True:
         await asyncio.sleep(every)

@@ -140,9 +140,9 @@ def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
 
 
 def _comparable_parts(outputs: Iterable[Output]) -> Outcome:
-    """Return those parts of a cell's outputs that are compared.
+    """Convert a cell's outputs to the parts that a replay compares.
 
-    `stdout` and `stderr` are texts, `shown` is a list with the value and the displays, and `error` is the name and message or None.
+    `stdout` and `stderr` are texts, `shown` is a list of the value and the displays, and `error` is the error's name and message, or None.
     """
     written = {"stdout": "", "stderr": ""}
     shown: list[object] = []
@@ -182,7 +182,7 @@ def _png_size(content: object) -> str:
 
 
 def _mask_varying_text(text: str) -> str:
-    """Replace what differs in each run by fixed texts: the addresses of objects, and the names of cells in tracebacks."""
+    """Replace what differs in every run, which is the addresses of objects and the names of cells in tracebacks, by fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

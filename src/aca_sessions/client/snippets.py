@@ -545,7 +545,6 @@ def _create_module(package: str, name: str, source: str) -> None:
 
 
 def _ensure_package(name: str) -> ModuleType:
-    """Return the package with this full name. If it does not exist, create it and the packages that contain it."""
     if name not in sys.modules:
         sys.modules[name] = made = ModuleType(name)
         made.__path__ = []

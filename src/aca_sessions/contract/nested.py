@@ -91,13 +91,13 @@ def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
     `lenient` has no effect. In the dialect `flat` it allows the `properties` envelope, which is always required here.
     """
     del lenient
-    properties = _properties(body, "'code'")
+    properties = _require_properties(body, "'code'")
     decode_choice(properties, "executionType", ("synchronous",))
     return ExecutionRequest(code=decode_code(properties), timeout=decode_number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
 
 
-def _properties(body: object, members: str) -> Body:
-    """Return the object `properties` of a request's body.
+def _require_properties(body: object, members: str) -> Body:
+    """Return the object `properties` in a request's body.
 
     Raise ProblemError if there is no such object. Its message says that the object must have `members`.
     """
@@ -159,7 +159,7 @@ def decode_legacy_request(body: object) -> tuple[ExecutionRequest, str | None]:
 
     Return the request, and the identifier of the session if the body has one.
     """
-    properties = _properties(body, "'pythonCode'")
+    properties = _require_properties(body, "'pythonCode'")
     identifier = properties.get("identifier")
     timeout = decode_number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
     call = ExecutionRequest(code=decode_code(properties, "pythonCode"), timeout=timeout)
