@@ -17,10 +17,10 @@ _MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 write
 
 
 class Output:
-    """A non-blocking reader of a guest's stdout or stderr. It keeps only the head and the tail of long output, so memory does not fill."""
+    """A non-blocking reader of a guest's stdout or stderr. Of long output it keeps only the beginning and the end, to limit its memory."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
-        """Take over `descriptor`, the read end of a pipe. Between calls of `take_text`, keep the first and the last `limit // 2` bytes."""
+        """Take over `descriptor`, the read end of a pipe. Between calls of `take_text`, keep only the first and last `limit // 2` bytes."""
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self._half = limit // 2
@@ -33,7 +33,7 @@ class Output:
         self.read = 0  # bytes in all, those that were cut included
 
     def forward(self, tell: Callable[[str], None] | None) -> None:
-        """Pass the text that was kept so far to `tell`, and from now on each new text. With None, stop passing on text."""
+        """Call `tell` with the text that is kept now, and later with all new text. If `tell` is None, stop calling the earlier one."""
         self._tell = tell
         self._decoder.reset()
         self._pass_on(bytes(self._head + self._tail))
@@ -61,7 +61,7 @@ class Output:
         return True
 
     def take_text(self) -> str:
-        """Return the text since the last call. If bytes were cut, a line in the text tells how many."""
+        """Return the text since the last call. If its middle was dropped, a line in that place gives the number of missing bytes."""
         cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
         text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
         self._head, self._tail, self._dropped = bytearray(), bytearray(), 0
@@ -108,15 +108,16 @@ class CellNotSentError(GuestDiedError):
 
 
 class Clock:
-    """A stopwatch of the time that a cell has used of its timeout. It is stopped while the cell waits for an answer to a question.
+    """A stopwatch for the seconds that a cell has used of its timeout.
 
-    The clock starts when the host sends the cell. While it is stopped, it counts only the processor time of the cell's processes, such as
-    threads that go on computing, but never more than the time that has passed. The clock can stand still for STILL_SECONDS in total.
-    Further waiting counts as used: otherwise a cell that asks again and again would have no deadline.
+    The host starts it when it sends the cell, and stops it while the cell waits for an answer to a question. While it is stopped, the
+    processor time of the cell's processes still counts, for example of threads that go on computing. No more than the time that has passed
+    is counted for this. All other waiting is free for STILL_SECONDS in total, and then counts as used. Otherwise a cell that asks again and
+    again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
-        """Create a stopped clock. `computed` returns the processor seconds of the cell's processes, and `now` the time in seconds."""
+        """Create a stopped clock. `computed` returns the processor seconds of the cell's processes, `now` the time in seconds."""
         self._computed = computed
         self._now = now
         self._used = 0.0
@@ -146,9 +147,9 @@ class Clock:
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Return the processor seconds that the cell's processes used since `stop`, and the other seconds since `stop`.
+        """Divide the time since `stop` into two numbers of seconds: processor time that the cell's processes used, and the rest.
 
-        Return zeros if the clock is not stopped.
+        Return zeros if the clock was not stopped by `stop`.
         """
         if self._stopped is None:
             return 0.0, 0.0
@@ -160,12 +161,12 @@ class Clock:
 class GracePeriod:
     """The time that an interpreter has to react to a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
 
-    Without the second part, an interpreter on a busy machine would be killed, and lose its variables, although it reacts as soon as it can.
-    At most QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
+    Without the second part, an interpreter on a busy machine would be killed and lose its variables, although it reacts as soon as it can.
+    At most QUEUED_SECONDS are added, because code of the session can slow down its own interpreter.
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Start the grace time. `queued` returns for how many seconds the interpreter has waited for a processor since it started."""
+        """Start the grace period. `queued` returns how many seconds the interpreter has waited for a processor in its life so far."""
         self._queued = queued
         self._now = now
         self._before = queued()
@@ -178,15 +179,16 @@ class GracePeriod:
 
 
 class Cell:
-    """The state of an execution: whether it has started or finished, its displays, and its questions without an answer.
+    """The state of an execution: whether it has started or finished, its displays (such as charts), and its unanswered questions.
 
     A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`).
     """
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, question_kinds: Sequence[str] = ()) -> None:
-        """Create the state of an execution that has not started. `tell` receives each event as it happens.
+        """Create the state of an execution that has not started. `tell` is called with each event of the execution.
 
-        `question_kinds` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all questions are refused.
+        `question_kinds` lists the kinds of questions that the caller can answer: `input`, `call` or both. Without `tell`, all questions are
+        refused.
         """
         loop = asyncio.get_running_loop()
         self.execution = execution
@@ -209,7 +211,7 @@ class Cell:
     def add_display(self, shown: wire.Shown) -> None:
         """Add a display to the result, or replace the earlier display of the same name if `shown` is an update of it.
 
-        Raise WireError if the displays exceed a limit.
+        Raise WireError if there are too many displays, or if they are too large.
         """
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
@@ -238,7 +240,7 @@ class Cell:
     def add_question(self, asked: wire.Asked) -> bool:
         """Register a question, stop the clock and report an event. Return False if the caller does not answer questions of this kind.
 
-        Raise WireError if the question is malformed or too long, if its number is in use, or if 64 questions are open.
+        Raise WireError if the question is malformed or too long, if another open question has its number, or if 64 questions are open.
         """
         if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
             raise wire.WireError(
@@ -254,7 +256,7 @@ class Cell:
         return True
 
     def close_question(self, number: int) -> bool:
-        """Mark question number `number` as answered. Return False if no such question is open.
+        """Mark the question with this number as answered. Return False if no open question has this number.
 
         If no other question is open, start the clock again.
         """
@@ -300,15 +302,15 @@ class Cell:
     ) -> CodeExecutionResult:
         """Build the result of the execution.
 
-        Its `state` covers only this execution. Later it is replaced by the state from the session's ledger (the record of what happened to
-        the session).
+        The `state` in the result tells only what this execution did to the session. Later it is replaced by all that happened since the
+        caller's last result, taken from the session's ledger (the list of what happened to the session).
 
         Args:
             cause: Why the interpreter died. It is ignored if the cell has finished.
             stdout: The text of stdout.
             stderr: The text of stderr.
             processes: The processes that the cell left running.
-            duration: Seconds from the moment the host sent the cell.
+            duration: Seconds from the moment when the host sent the cell.
         """
         finished = self.finished.result() if self.finished.done() else None
         error = None
@@ -337,7 +339,7 @@ class Cell:
         )
 
     def clear_displays(self) -> None:
-        """Remove all displays that the cell has shown so far from the result, and report an event about it."""
+        """Remove from the result all displays that the cell has shown so far, and report this as an event."""
         self.displays.clear()
         self._sizes.clear()
         self._places.clear()
@@ -347,9 +349,10 @@ class Cell:
 
 
 def death_reason(status: int | None) -> str:
-    """Return why an interpreter ended: `exit`, `crash` (by a signal or its own failure) or `killed` (by SIGKILL, or for an unknown reason).
+    """Return why an interpreter ended: `exit`, `crash` or `killed`. `status` is its wait status (wait(2)), or None if that is unknown.
 
-    `status` is the wait status (wait(2)), or None if it is unknown, as when the session's first process ended before it could report one.
+    The reason is `exit` if code of the session ended the interpreter, `killed` for SIGKILL and for an unknown status, and `crash` for other
+    signals and for a failure of the interpreter's own code.
     """
     if status is None:
         return "killed"

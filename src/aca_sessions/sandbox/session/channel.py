@@ -26,10 +26,10 @@ _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait 
 
 
 class UnfinishedFrames:
-    """A counter of the bytes of incomplete frames: guests have sent their beginning, and the host waits for the rest.
+    """A counter of the bytes of frames that guests have begun to send but not completed. It limits their total.
 
-    One limit holds for all guests together, on all event loops. If it is exceeded, the frame that was begun first is refused, because an
-    honest guest writes a frame without a pause.
+    All guests of this process share one limit, even on different event loops. If the limit is exceeded, the frame that was begun first is
+    refused, because an honest guest writes a frame without a pause.
     """
 
     def __init__(self, most: int = _MOST_UNFINISHED) -> None:
@@ -44,10 +44,10 @@ class UnfinishedFrames:
             return sum(self._held.values())
 
     def record(self, inbox: "Inbox", size: int, *, is_new_frame: bool) -> None:
-        """Record that `inbox` holds `size` bytes of an unfinished frame. If all inboxes exceed the limit, refuse the oldest frames.
+        """Record that `inbox` holds the first `size` bytes of a frame. If the total exceeds the limit, refuse the oldest frames.
 
-        A frame of less than 256 KiB is not counted. `is_new_frame` tells whether the inbox has begun this frame since the last call. If so,
-        the frame counts as the youngest of all.
+        Frames of which less than 256 KiB have arrived are not counted. `is_new_frame` tells whether this is another frame than in the last
+        call for this inbox. If so, it counts as the youngest of all.
         """
         with self._lock:
             if is_new_frame or size < _SMALL:
@@ -68,8 +68,8 @@ _unfinished_frames = UnfinishedFrames()
 class Inbox:
     """A reader of the frames that one guest writes to its pipe. It runs on the event loop that calls `listen`.
 
-    Frames and output cost the event loop work. It is counted in units: one for each frame, and one for each `_UNIT` bytes. If a guest has
-    caused too much work, its frames are not read for a while, so that other sessions get their turn.
+    It counts how much work the guest's frames and output cause: one unit for each frame, and one for each 16 KiB. If a guest has caused too
+    much work in a short time, its frames are not read for a while, so that other sessions get their turn.
     """
 
     def __init__(self, pipe: int, *, unfinished_frames: UnfinishedFrames = _unfinished_frames) -> None:
@@ -88,10 +88,10 @@ class Inbox:
         """Start reading, and pass each frame to `on_frame`. Stop at the first refused frame, or at the end of the pipe.
 
         Args:
-            take: Called with the payload of each frame. It raises WireError to refuse the frame.
+            on_frame: Called with the payload of each frame. It raises WireError to refuse the frame.
             most: The size in bytes of the largest payload that is accepted. The attribute `most` changes it later.
-            forged: Called after a frame was refused.
-            silent: Called at the end of the pipe.
+            on_refused: Called after a frame was refused.
+            on_end: Called at the end of the pipe.
         """
         self._on_frame, self.most, self._on_refused, self._on_end = on_frame, most, on_refused, on_end
         self._loop = asyncio.get_running_loop()
@@ -106,7 +106,7 @@ class Inbox:
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Read the last frames of a guest that is dead or about to be killed, in at most 4 reads, and pass them on. Then stop."""
+        """Pass on the last frames of a guest that is dead or about to be killed, with at most 4 reads from its pipe. Then stop."""
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -125,7 +125,7 @@ class Inbox:
         self._unfinished_frames.record(self, 0, is_new_frame=True)
 
     def refuse_soon(self) -> None:
-        """Make the inbox's event loop refuse the unfinished frame and stop reading. Any thread may call this."""
+        """Schedule on the inbox's event loop that the unfinished frame is refused and reading stops. Any thread may call this."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
             self._loop.call_soon_threadsafe(self._refuse)
 
@@ -147,9 +147,9 @@ class Inbox:
         self._pass_on_frames()
 
     def _pass_on_frames(self) -> None:
-        """Pass on complete frames that cost about 64 units of work (see `Inbox`), and the rest in later turns of the event loop.
+        """Pass on complete frames until they have cost 64 units of work (see `Inbox`). Pass on the others in later turns of the event loop.
 
-        If the guest has caused too much work, pause first.
+        If the guest has caused too much work, the next turn is delayed, and nothing is read from its pipe before.
         """
         try:
             taken, all_taken = self._pass_on_some(_A_TURN)
@@ -178,7 +178,7 @@ class Inbox:
     def _pass_on_some(self, most: float) -> tuple[int, bool]:
         """Pass on complete frames until they have cost `most` units of work (see `Inbox`).
 
-        Return how many frames were passed on, and whether no other complete frame is left.
+        Return how many frames were passed on, and whether they were all that had arrived completely.
         """
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
@@ -215,9 +215,9 @@ class _Outgoing:
 class Outbox:
     """A queue of frames that are written to a socket in the order of the calls of `put`.
 
-    Only this object writes, because several tasks send at the same time and a frame may be larger than the socket's buffer. A frame that
-    was begun is written to its end, even if its sender was cancelled. While the outbox waits for a guest that does not read, the host goes
-    on reading from the guest, because the guest may not read until the host has read.
+    All frames to the guest go through this queue, because several tasks send at the same time, and a frame may be larger than the socket's
+    buffer. A frame of which a part was written is completed, even if its sender was cancelled. Writing never blocks the event loop, so the
+    host can still read from the guest: the guest may not read until the host has read.
     """
 
     def __init__(self, link: socket.socket) -> None:
@@ -233,7 +233,7 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Queue a frame, with descriptors to send along. Return a future that is done when the frame is written or dropped.
+        """Queue a frame, with file descriptors to send with it. Return a future that is done when the frame is written or dropped.
 
         Cancelling the future drops the frame, if no part of it is written yet.
         """
@@ -317,7 +317,7 @@ class Channel:
             self._listen_again(stream)
 
     def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Send a frame and optional descriptors. See `Outbox.put` for the returned future."""
+        """Send a frame, with optional file descriptors. See `Outbox.put` for the returned future."""
         return self._outbox.put(wire.frame(message), descriptors)
 
     def drain(self) -> None:

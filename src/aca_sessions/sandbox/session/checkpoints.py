@@ -1,6 +1,6 @@
-"""The checkpoints of a session. A checkpoint keeps the variables in a forked interpreter that waits, and a copy of the files.
+"""The checkpoints of a session. A checkpoint has a copy of the files, and a forked interpreter that keeps the variables and runs no cells.
 
-Taking a checkpoint and rolling back to one happen between two cells.
+Checkpoints are taken, and restored by a rollback, only between two cells.
 """
 
 import asyncio
@@ -24,10 +24,14 @@ from .interpreter import Interpreter, fork
 
 @dataclass(slots=True)
 class SessionCheckpoint:
-    """A checkpoint: a forked interpreter that waits, and a `workspace` with a copy of the files.
+    """A checkpoint: a forked interpreter that keeps the variables and runs no cells, and a copy of the files.
 
-    `position` is the position in the session's ledger (the record of what happened to the session) when the checkpoint was taken. A
-    `hidden` checkpoint was taken to undo a transactional cell if it fails. Users do not see it.
+    Attributes:
+        workspace: The workspace that holds the copy of the files. `files` gives access to it.
+        size: The bytes of the copied files.
+        left_behind: Lines that name what could not be saved, such as child processes.
+        hidden: Whether it was taken only to undo a transactional cell if that fails. Users do not see such a checkpoint.
+        position: The position in the session's ledger (the list of what happened to the session) when the checkpoint was taken.
     """
 
     id: str
@@ -42,7 +46,7 @@ class SessionCheckpoint:
     position: int = 0
 
     def describe(self) -> Checkpoint:
-        """Return the public description of this checkpoint."""
+        """Return the description of this checkpoint that users get."""
         return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
 
 
@@ -68,7 +72,7 @@ class Checkpoints:
     def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
         """Return a usable checkpoint by name or id, or the latest one if both are None. Raise SnapshotError if there is none.
 
-        The name is looked up first, then the id. If several checkpoints have the name, the latest of them is returned.
+        If both are given, a checkpoint with the name is preferred. If several checkpoints have the name, return the latest of them.
         """
         latest_first = self.usable[::-1]
         found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
@@ -87,8 +91,8 @@ class Checkpoints:
     async def take(self, live: Interpreter, name: str | None, ids: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
         """Take a checkpoint: fork the interpreter `live`, and copy the files.
 
-        If this exceeds a limit of checkpoints, remove the oldest. The id of the checkpoint is the next of `ids`. `hidden` tells whether it
-        is taken for a transactional cell.
+        If there are then too many checkpoints, or their files are too large, remove the oldest. The checkpoint's id is the next number of
+        `ids`. `hidden` tells whether it is taken for a transactional cell.
         """
         workspace = await to_thread.run_sync(
             lambda: self._fork_server.make_workspace(self._limits, user=self._workspace.user), limiter=limiter()
@@ -121,7 +125,7 @@ class Checkpoints:
         """Return an interpreter with the variables of a checkpoint, ready for cells.
 
         It is a new fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its
-        own interpreter is returned. Raise SnapshotError if the checkpoint was removed, or if its interpreter does not answer.
+        own interpreter is returned. Raise SnapshotError if the checkpoint was removed, or if its interpreter does not respond.
         """
         if checkpoint not in self._taken:
             raise SnapshotError(
@@ -157,7 +161,7 @@ class Checkpoints:
             self._tasks.start(self._drop_workspace(checkpoint.workspace, checkpoint.files) if is_in_use else self._end(checkpoint))
 
     async def clear(self, *, include_hidden: bool = True) -> None:
-        """Remove all checkpoints. Wait until they have ended.
+        """Remove all checkpoints, and wait until their interpreters have ended and their files are deleted.
 
         If `include_hidden` is False, keep those that were taken for transactional cells.
         """

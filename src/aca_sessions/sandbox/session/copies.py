@@ -2,9 +2,9 @@
 
 All functions act as the guest's user, use descriptors, and never follow the guest's links.
 
-A restored file keeps its inode, even if it was renamed since the checkpoint. So if the checkpoint's interpreter has a file open (a log, a
-database), it still writes to the file of that name. A restore first prepares everything. If that fails, nothing is changed. Only then does
-it change the files, and at that point nothing should fail.
+A restore reuses the inodes of files that still exist, even if they were renamed since the checkpoint. So if the checkpoint's interpreter
+has a file open, such as a log or a database, it still writes to that file after the rollback. A restore first compares all files and
+reserves space. If that fails, no file is changed.
 """
 
 import errno
@@ -52,10 +52,10 @@ class CopyResult:
 
 
 def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> CopyResult:
-    """Copy all files of `source` into `target`, an empty workspace. Keep hard links and holes.
+    """Copy all files of `source` into `target`, an empty workspace. Keep hard links, and holes (unallocated parts of sparse files).
 
     Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
-    `allocate` charges the session for the memory of the copies.
+    `allocate` is called before content is written, to charge the session for its memory.
     """
     try:
         with explained_shortage("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
@@ -98,7 +98,7 @@ class _CopyJob:
         return CopyResult(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
-        """Copy some entries of the workspace. Return how many pipes, sockets and devices among them were left out."""
+        """Copy some entries of the workspace. Return how many of them were left out because they are pipes, sockets or devices."""
         with self._open:
             left_out = sum(not self._make(path, status) for path, status in entries)
             # Memory is allocated for all of them at once: one by one would take twice the time.
@@ -140,10 +140,11 @@ _MOST_NAMED = 20  # files in `deleted_open_files`; the others are counted
 
 
 def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
-    """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
+    """Make the session's files (`live`) the same as the checkpoint's. No process of the session may run meanwhile.
 
-    Raise SnapshotError if that is impossible. The live files are then unchanged, and each keeps its inode. Raise PartlyRestoredError if
-    only some were restored, which can happen only if a process writes at the same time. `allocate` charges the session for new content.
+    Raise SnapshotError if that is impossible. Then no live file is changed. Raise PartlyRestoredError if only some files were restored,
+    which can happen only if a process writes at the same time. `allocate` is called before content is written, to charge the session for
+    its memory.
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
@@ -159,8 +160,8 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 def deleted_open_files(pid: int, live: Files) -> tuple[str, ...] | None:
     """Return the former paths of deleted files that a process still has open, relative to /mnt/data and sorted.
 
-    `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
-    which files the process has open.
+    `pid` is the pid on this host. If there are more than 20 paths, the last entry is a text that tells how many others there are. Return
+    None if this host may not read which files the process has open.
     """
     try:
         with live.as_guest() as top:
@@ -189,8 +190,8 @@ def _deleted_name(entry: str, device: int) -> str | None:
 class _Restoration:
     """One restore of a workspace: call `prepare`, then `commit`.
 
-    `_wanted` has the checkpoint's files, folders and links by path: they are wanted in the workspace after the restore. `_found` has those
-    that are there before.
+    `_wanted` maps the paths of the checkpoint's files, folders and links to their status, and `_found` maps those of the workspace before
+    the restore.
     """
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
@@ -215,7 +216,7 @@ class _Restoration:
     def prepare(self) -> None:
         """Decide what to change, and reserve the space for it. On failure undo all, and raise OSError or SnapshotError.
 
-        If there is too little free space, but removing files will free enough, reserve nothing.
+        If there is space only after the restore has removed other files, reserve nothing.
         """
         with self._undo:
             self._read_trees()
@@ -272,10 +273,10 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Choose the inode that each file, folder and link will have after the restore.
+        """Choose for each file, folder and link an existing inode to reuse, or none if it must be made anew.
 
-        It is the inode that the checkpoint's copy was made from, if that still exists as the same kind of entry. Otherwise it is the one at
-        the same path now, or else a new one.
+        Prefer the inode that the checkpoint was copied from, if it still exists and is of the same kind. The second choice is the inode
+        that is at the same path now.
         """
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._found_paths()
@@ -290,7 +291,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _found_paths(self) -> dict[int, str]:
-        """Return a path for each inode number that the workspace has before the restore. Leave out paths too long for the kernel."""
+        """Map each inode number that the workspace has before the restore to one of its paths. Leave out paths too long for the kernel."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _can_keep_inode(self, path: str, place: str) -> bool:
@@ -300,7 +301,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Find the paths that keep their inode in the restore (`_kept`), and the paths whose inode is at another path now (`_moved`)."""
+        """Find the paths that already lead to their inode (`_kept`), and the paths whose inode must be moved there (`_moved`)."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -318,7 +319,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _reused_files(self) -> list[str]:
-        """Return a path of each regular file that the restore makes from an existing inode of the workspace."""
+        """Return one path of each regular file for which `_match` has chosen an existing inode."""
         return [path for inode, path in self._first_paths().items() if inode in self._inodes]
 
     def _first_paths(self) -> dict[int, str]:
@@ -351,7 +352,7 @@ class _Restoration:
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make missing files, folders and links under hidden names, and reserve space for files to rewrite. On failure undo all."""
+        """Make missing files, folders and links under temporary names, and reserve space for new content of others. On failure undo all."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:
@@ -410,14 +411,14 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the workspace has space for the checkpoint's files in place of its present ones."""
+        """Return whether the workspace has space for the checkpoint's files once its present files are removed."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         # A tmpfs counts every name as an inode.
         return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
 
     def _truncate_doomed(self) -> None:
-        """Truncate the files that will be removed, so that their space is free even if a process has them open."""
+        """Truncate the files that will be removed. This frees their space even if a process has them open."""
         # The interpreter of another checkpoint may have them open.
         staying = {*self._inodes.values()}
         for path, status in self._found.items():
@@ -434,7 +435,7 @@ class _Restoration:
         self._path_now[inode] = self._made[path]
 
     def _trim(self, path: str) -> None:
-        """Free the parts of a file that its new content does not need, so that other files can have that space."""
+        """Free the space of a file that its new content does not need, so that other files can use it."""
         wanted = self._wanted[path]
         place = self._path_now[wanted.st_ino]
         add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)

@@ -28,13 +28,13 @@ _PROCESS_CLOCK = 2  # the kernel's CPUCLOCK_SCHED: combined with a pid, it is th
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace: the files that a session, a branch or a checkpoint has as /mnt/data.
+    """The files that a session, a branch or a checkpoint has at /mnt/data.
 
     Attributes:
-        number: Names the workspace in requests to the fork server.
+        number: The number that names the workspace in requests to the fork server.
         directory: A descriptor of its folder.
-        owner: The uid that owns it, as the host sees it. None is the uid of this process.
-        user: The number of the session's first workspace. It names the session's user, which branches and checkpoints share.
+        owner: The uid that owns the files, as the host sees it. None stands for the uid of this process.
+        user: The number of the session's first workspace. It identifies the user that the session, its branches and its checkpoints run as.
     """
 
     number: int
@@ -48,10 +48,10 @@ class SpawnedSession:
     """A session that was just started: the host's sockets to it, and the pidfd of its first process.
 
     Attributes:
-        link: The socket of the interpreter.
-        report: The socket on which the session's first process (its init) reports deaths.
+        link: The socket to the interpreter.
+        report: The socket to the session's first process (its init), which reports deaths of interpreters.
         init: The pidfd of the first process.
-        namespaces: Whether the session has a pid namespace, so that the kernel ends all processes with the first one.
+        namespaces: Whether the session has a pid namespace. If so, the kernel ends all processes when the first one ends.
     """
 
     link: socket.socket
@@ -66,7 +66,7 @@ class SpawnedSession:
         return signal.SIGKILL if self.namespaces else signal.SIGTERM
 
     def close(self) -> None:
-        """End the session and close its descriptors. Do not call this after another object has taken over the descriptors."""
+        """End the session and close the host's descriptors of it. Do not call this after another object has taken over the descriptors."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init, self.ending_signal)
         self.link.close()
@@ -94,11 +94,14 @@ def pid_in_session(pidfd: int) -> int:
 
 
 def set_autogroup_nice(process: int, nice: int | None) -> bool:
-    """Give an interpreter's autogroup the nice value `nice`, so that the host's own processes come first on a busy machine.
+    """Set the nice value of an interpreter's autogroup, so that the host's own processes come first on a busy machine.
 
-    The kernel divides the processors between autogroups (sched(7)). `process` is the pidfd of the interpreter. Return False if the caller
-    must try again later. Return True if the value is set, or if this kernel has no autogroups. If `nice` is None, set nothing and return
-    True, because a control group sets the weight of sessions.
+    The kernel divides the processors between autogroups (sched(7)). Return whether the work is done: False means that the caller must try
+    again later. If this kernel has no autogroups, do nothing and return True.
+
+    Args:
+        process: The pidfd of the interpreter.
+        nice: The nice value. None means that a control group sets the weight of sessions, so nothing is set.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.
@@ -120,7 +123,7 @@ def set_autogroup_nice(process: int, nice: int | None) -> bool:
 
 
 def open_process_of_session(init: int, number: int) -> int:
-    """Open a pidfd of a process of a session, given its pid in the session (`number`). Raise GuestDiedError if it is not found.
+    """Open a pidfd of a process by its pid in the session (`number`). Raise GuestDiedError if the process is not found.
 
     The guest reports this pid, and may lie. It cannot name a process of another session, because only descendants of the session's first
     process (the pidfd `init`) are searched.
@@ -138,7 +141,7 @@ def open_process_of_session(init: int, number: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Return the wait status of a process that has ended and that its parent has not waited for (a zombie), else None."""
+    """Return the wait status of a zombie: a process that has ended, but that its parent has not waited for. Return None for others."""
     try:
         fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
@@ -147,14 +150,14 @@ def exit_status(pidfd: int) -> int | None:
 
 
 def processor_time(init: int, interpreter: int, since: float) -> float:
-    """Return how many processor seconds an interpreter, its ended children and newer processes of the session have used.
+    """Return how many processor seconds an interpreter and the processes that were started since a given time have used.
 
-    The time of a process is lost if it ends and its parent does not wait for it.
+    The time of a process that has ended counts only if its parent has waited for it.
 
     Args:
-        init: The pidfd of the session's first process, below which orphans are found.
+        init: The pidfd of the session's first process. All its descendants are searched.
         interpreter: The pidfd of the interpreter.
-        since: A time of CLOCK_BOOTTIME. Other processes count if they started at that time or later.
+        since: A time of CLOCK_BOOTTIME. Processes other than the interpreter count only if they were started then or later.
     """
     own = host_pid(interpreter)
     computed = time.clock_gettime((~own << 3) | _PROCESS_CLOCK)
@@ -169,7 +172,7 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
 
 
 def queued_time(process: int) -> float:
-    """Return for how many seconds the main thread of a process was ready to run but had no processor, or 0 if that is not known."""
+    """Return for how many seconds in all a process's main thread was ready to run but had no processor, or 0 if that is not known."""
     # The second number of /proc/PID/schedstat, in nanoseconds: sched-stats.rst of the kernel's documentation.
     try:
         return int(Path(f"/proc/{host_pid(process)}/schedstat").read_text().split()[1]) / 1e9
@@ -178,7 +181,7 @@ def queued_time(process: int) -> float:
 
 
 def _fields(pid: int) -> list[str]:
-    """Return the fields after the process's name in /proc/PID/stat. The first is the state."""
+    """Return the fields of /proc/PID/stat that follow the process's name. The first of them is the process's state."""
     # The name is in parentheses, and may itself hold blanks and parentheses.
     with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
         return file.read().rpartition(")")[2].split()
@@ -209,12 +212,12 @@ def _kill_once(pid: int) -> None:
 
 
 class ForkDescriptors:
-    """The socket pair and the pipes of a new fork of an interpreter. The host makes them, and sends the guest its ends (`guest_ends`)."""
+    """The socket pair and the pipes of a new fork of an interpreter. The host makes them, and sends `guest_ends` to the guest."""
 
     # The host takes no descriptors from code of a session: it would have to close them, and a close can be made to last (SO_LINGER).
 
     def __init__(self, owner: int | None) -> None:
-        """Make the descriptors. `owner` is the uid of the session's user, as the host sees it. None is the uid of this process."""
+        """Make the descriptors. `owner` is the uid of the session's user, as the host sees it. None stands for the uid of this process."""
         # The pipes must belong to the session's user: code in the session may open them again, by /dev/stdout.
         with contextlib.ExitStack() as on_failure, _as_user(owner):
             self.link, self._theirs_link = (on_failure.enter_context(end) for end in socket.socketpair())
@@ -235,7 +238,7 @@ class ForkDescriptors:
             os.close(self._theirs.pop())
 
     def close(self) -> None:
-        """Close the descriptors of the host, and in this process also those of the guest."""
+        """Close all descriptors in this process, both the host's and the guest's."""
         self.close_guest_ends()
         self.link.close()
         for descriptor in (self.said, *self.streams):
@@ -251,7 +254,7 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 @contextmanager
 def _as_user(owner: int | None) -> Iterator[None]:
-    """Make the uid `owner` the owner of what this thread creates in the block: files, pipes and sockets. If it is None, change nothing."""
+    """Within the `with` block, let files, pipes and sockets that this thread creates belong to the uid `owner`. None changes nothing."""
     if owner is None:
         yield
         return
@@ -265,7 +268,7 @@ def _as_user(owner: int | None) -> Iterator[None]:
 def list_processes(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     """Return at most 100 processes of a session without a pid namespace, sorted by pid.
 
-    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. If either has ended, return ().
+    Leave out the session's first process (the pidfd `init`) and the interpreter (the pidfd `besides`). If either has ended, return ().
     """
     try:
         own = (host_pid(init), host_pid(besides))

@@ -1,8 +1,8 @@
 """Access by the host to the files in a session's workspace: list, read, write and delete them, always below /mnt/data.
 
-No access goes outside /mnt/data, through the guest's links, or into a pipe or device. Every path is looked up by openat2(2) below one
-directory descriptor, and the kernel enforces the rules while it walks the path. Each operation acts as the guest's user, so the guest's
-rights and limits hold for the host as well. All calls block: make them in a worker thread.
+No call reaches a file outside /mnt/data, follows the guest's links, or opens a pipe or device. The kernel enforces this: each path is
+looked up by openat2(2) below the descriptor of one folder. Each operation acts as the guest's user, so the guest's rights and limits hold
+for the host as well. All calls block: make them in a worker thread.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ class UnusableNameError(ValueError):
 class OpenFile:
     """An open file of a session, with the version of the file when it was opened.
 
-    `version` is an HTTP entity tag. A weak tag means that the file may have changed since, so what was read may mix two versions. Changes
-    through a memory mapping are not noticed, because they do not change the file's times.
+    `version` is an HTTP entity tag. A weak tag means that the file may have been changed while it was read, so its parts may be of two
+    versions. Changes through a memory mapping are not noticed, because they do not change the file's times.
     """
 
     def __init__(self, files: "Files", descriptor: int) -> None:
@@ -60,8 +60,8 @@ class OpenFile:
     def version(self) -> str:
         """Return the entity tag of the file as it was opened.
 
-        The tag is weak if `chunk` has found that the file changed since. It is also weak if the file was changed just before it was opened:
-        a second change in the same tick of the kernel's clock would leave the same times, and remain unnoticed.
+        The tag is weak if `chunk` has noticed that the file was changed since. It is also weak if the file was changed just before it was
+        opened, because another change in the same tick of the kernel's clock would leave the file's times as they are.
         """
         return self._entity_tag if self.is_settled else f"W/{self._entity_tag}"
 
@@ -133,9 +133,10 @@ class Files:
         file.close_now()
 
     def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
-        """Write a file completely or not at all. The old file remains until the new one is complete. Make missing folders.
+        """Write `chunks` to a file, completely or not at all. The old file remains until the new one is complete. Make missing folders.
 
-        Raise OSError (EDQUOT) if the session has no room for the file. `allocate` charges the session for what is about to be written.
+        Raise OSError (EDQUOT) if the session has no room for the file. `allocate` is called before each write, to charge the session for
+        its memory.
         """
         validate_name(name)
         with self.as_guest():
@@ -175,7 +176,7 @@ class Files:
 
     @contextmanager
     def as_guest(self) -> Iterator[int]:
-        """Let this thread act as the guest's user on files during the block. Yield a descriptor of the workspace."""
+        """Let this thread act as the guest's user on files during the `with` block. The block gets a descriptor of the workspace."""
         # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
         with self.keep_open():
             if self._workspace.owner is None:
@@ -189,7 +190,7 @@ class Files:
 
     @contextmanager
     def keep_open(self) -> Iterator[None]:
-        """Make `close` wait for the end of the block. Raise FileNotFoundError if `close` was called already."""
+        """Make `close` wait until the `with` block has ended. Raise FileNotFoundError if `close` was called already."""
         with self._change:
             if self._closed:
                 raise FileNotFoundError(errno.ENOENT, "the session was ended")

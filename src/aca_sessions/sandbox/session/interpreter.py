@@ -1,4 +1,4 @@
-"""An interpreter: the live Python process of a session. It is started or forked, runs cells, and can be interrupted and ended.
+"""An interpreter: the live Python process of a session. The host starts or forks it, runs cells in it, and can interrupt and end it.
 
 Nothing that arrives from the guest is trusted before `wire.decode` has validated it. An invalid frame ends the interpreter.
 
@@ -69,7 +69,7 @@ class Interpreter:
     ) -> None:
         """Take over the connection to an interpreter, and its pidfd (`process`). `workspace` is the number of its workspace.
 
-        `forked` tells whether it was forked from another interpreter, and `has_run_cells` whether that one had run cells.
+        `forked` tells whether it was forked from another interpreter. `has_run_cells` tells whether that other interpreter had run cells.
         """
         self.runtime = runtime
         self.session_pid = pid_in_session(process)
@@ -152,32 +152,38 @@ class Interpreter:
             return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
 
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
-        """Make the packages in the folders `paths` importable, in place of those that an earlier call made importable.
+        """Make the packages in the folders `paths` importable. These folders replace those of an earlier call.
 
-        `replaced` names modules that get another version by this call. If the session has imported one of these modules, nothing changes,
-        and the result has an error.
+        `replaced` names the modules whose version this call changes. If the session has imported one of them already, nothing changes, and
+        the result has an error.
         """
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
 
     async def warm_up(self) -> None:
-        """Make the guest touch the memory that cells need, so that the kernel has copied that memory before the first cell runs."""
+        """Make the guest use the memory that cells need, so that the first cell is fast.
+
+        The kernel copies memory that the guest shares with the fork server only when the guest first uses it.
+        """
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
     async def ping(self) -> None:
-        """Wait until the interpreter answers. Raise GuestDiedError if it is dead or does not answer within 30 s."""
+        """Wait until the interpreter responds. Raise GuestDiedError if it is dead or does not respond within 30 s."""
         async with self._busy:
             result = await self._run(wire.Ping("ping"), _OWN_SECONDS, Cell("ping"))
         if result.error is not None:
             raise GuestDiedError(f"the interpreter does not respond ({result.error})")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
-        """Fork the interpreter. Return the fork's pid in the session, and lines of text that tell how the fork differs.
+        """Fork the interpreter. Return the fork's pid in the session, and lines that name what differs in the fork.
 
-        Each line names one kind of thing that the fork lacks (such as child processes) or shares with this interpreter (such as open
-        sockets). The guest reports the pid and the lines, and may lie. `ends` are the guest's descriptors (`ForkDescriptors.guest_ends`).
-        `reseed` makes the fork seed its random numbers anew. Raise SnapshotError if the interpreter cannot be forked.
+        Each line names something that the fork lacks (such as child processes) or shares with this interpreter (such as open sockets). The
+        guest reports the pid and the lines, and may lie. Raise SnapshotError if the interpreter cannot be forked.
+
+        Args:
+            ends: The descriptors that the fork uses to talk to the host (`ForkDescriptors.guest_ends`).
+            reseed: Whether the fork seeds its random numbers anew.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), descriptors=ends)
@@ -241,7 +247,7 @@ class Interpreter:
     def _lower_priority(self, pause: float = _ASK_SECONDS) -> None:
         """Lower the interpreter's share of processor time, so that the host's own processes come first.
 
-        If the kernel refuses, retry after `pause` seconds while the cell runs.
+        If the kernel refuses, retry after `pause` seconds, and then at longer intervals, as long as the cell runs.
         """
         # The kernel refuses all but ten such requests a second, of all ordinary users together.
         self._is_nice_set = self._death.done() or set_autogroup_nice(self.pidfd, self.runtime.memory.nice)
@@ -256,8 +262,8 @@ class Interpreter:
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
         """Wait until the cell ends, the interpreter dies, or the cell's clock has reached `timeout`.
 
-        The clock stands still while questions are open, so these have a deadline of their own: ANSWER_SECONDS after the latest question or
-        answer, all open questions are answered with None, and the clock runs again.
+        The clock stands still while questions are open, so questions have their own deadline. If no question was asked or answered for
+        ANSWER_SECONDS, all open questions fail, and the clock runs again.
         """
         changed, since = cell.changed, time.perf_counter()
         while not (cell.finished.done() or self._death.done()):
@@ -284,7 +290,7 @@ class Interpreter:
     def answer(self, execution: str, number: int, text: str | None) -> bool:
         """Answer a question of the running cell. Return False, and send nothing, if this question is not open.
 
-        If `text` is None, the question fails in the cell.
+        If `text` is None, the cell gets an error and no answer.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.close_question(number):
@@ -301,9 +307,9 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell. If the cell does not end in time (`GracePeriod`), kill the interpreter and the processes that it started.
+        """Send SIGINT to a cell. If the cell does not end within the `GracePeriod`, kill the interpreter and the processes that it started.
 
-        Do nothing if `execution` is not the one that runs now.
+        Do nothing if the execution with this id is not the one that runs now.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
@@ -318,7 +324,7 @@ class Interpreter:
             self._kill("killed")
 
     async def _wait_for_reaction(self, done: asyncio.Future[Any]) -> None:
-        """Wait until the future `done` is done or the interpreter has died, but no longer than the interpreter's `GracePeriod`."""
+        """Wait until `done` is done or the interpreter has died, but no longer than the interpreter's `GracePeriod`."""
         grace = GracePeriod(self._seconds_queued)
         while not (done.done() or self._death.done()) and (left := grace.left) > 0:
             await _first_of(done, self._death, within=left)
@@ -327,10 +333,10 @@ class Interpreter:
         return queued_time(self._process) if self._process is not None else 0.0
 
     async def kill(self, cause: str = "killed") -> KillResult:
-        """Kill the interpreter and all processes of its workspace except other interpreters. The caller must still call `close`.
+        """Kill the interpreter, and all other processes of its workspace except interpreters. The caller must still call `close`.
 
-        Return which processes ended, and which are still alive although they were killed. If this is the last interpreter of the session
-        and its branches, kill all processes, and return an empty `KillResult`.
+        Return which processes have ended, and which are still alive although they were killed. If this is the last interpreter of the
+        session and its branches, kill all processes, and return an empty `KillResult`. `cause` is recorded as the reason of death.
         """
         if self.runtime.is_last_interpreter(self.session_pid):
             self._kill(cause)
@@ -345,8 +351,8 @@ class Interpreter:
     async def close(self, cause: str = "killed") -> None:
         """End the interpreter and the processes that it started, and close its descriptors, even if the caller is cancelled.
 
-        The last interpreter of a session and its branches ends all their other processes too. `cause` is recorded as the reason of death if
-        no other reason is known.
+        If this is the last interpreter of the session and its branches, end all their other processes too. `cause` is recorded as the
+        reason of death if no other reason is known.
         """
         self._kill(cause)
         try:
@@ -373,7 +379,7 @@ class Interpreter:
             self._channel.close()
 
     def _on_pipe_end(self) -> None:
-        """Kill the interpreter 1 s after the end of its pipe of frames, unless a report of its death arrives before."""
+        """Record a crash and kill the interpreter after 1 s, unless the session's first process reports before how it ended."""
         # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_death, "crash")
 
@@ -401,7 +407,10 @@ class Interpreter:
                 raise wire.WireError(f"expected a frame of the cell that runs, and Started only once, got {type(message).__name__}")
 
     def _on_question(self, asked: wire.Asked, cell: Cell | None) -> None:
-        """Register a question, or refuse it if the cell cannot take it. Raise WireError if the guest leaves too many answers unread."""
+        """Register a question of the running cell, or refuse it if its cell has ended or the caller does not answer such questions.
+
+        Raise WireError if the guest leaves too many answers unread.
+        """
         # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
@@ -428,8 +437,8 @@ class Interpreter:
     def _record_death(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host killed it, record the host's reason instead of `cause`. The host may notice the end of the guest's pipe first, which
-        looks like a crash.
+        If the host killed the interpreter, record the host's reason and not `cause`: the host may notice the end of the guest's pipe first,
+        and take it for a crash.
         """
         if self._death.done():
             return
@@ -447,7 +456,7 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill the interpreter and what it started, or the whole session if it is the last one. Record `reason` if none is recorded yet."""
+        """Kill the interpreter and what it started, or the whole session if it is the last interpreter. Keep the first `reason` given."""
         self._killed_for = self._killed_for or reason
         if self.runtime.is_last_interpreter(self.session_pid):
             self.runtime.kill(reason)
@@ -461,7 +470,7 @@ class Interpreter:
     def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
         """Return at most 100 processes that a cell left running.
 
-        With namespaces the guest reports them. Without namespaces the host finds them itself.
+        With namespaces the guest reports them, and those of other workspaces are left out. Without namespaces the host finds them itself.
         """
         if self.runtime.has_namespaces:
             foreign_pids = self.runtime.foreign_pids(self.workspace)
@@ -477,11 +486,18 @@ async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) 
 async def start(
     spawned: SpawnedSession, limits: Limits, *, workspace: int, memory: MemoryLimit, proxy: Proxy | None, mount: Callable[[int, int], None]
 ) -> Interpreter:
-    """Wait until a new session is confined and ready for cells, and return its interpreter. On failure close `spawned`.
+    """Wait until a new session is isolated and ready for cells, and return its interpreter. On failure close `spawned`.
 
-    Raise GuestDiedError if the session ends, or is not ready within 30 s; IsolationError if this host refuses a part of the isolation; and
-    ConfigurationError if the container image lacks something. `proxy` serves connections to allowed domains. `mount` mounts a workspace at
-    /mnt/data, given the pidfd of the session's first process and the workspace's number.
+    Raise GuestDiedError if the session ends, or is not ready within 30 s. Raise IsolationError if this host refuses a part of the
+    isolation. Raise ConfigurationError if the container image lacks something.
+
+    Args:
+        spawned: The new session. This call takes over its descriptors.
+        limits: The limits of the session.
+        workspace: The number of the session's workspace.
+        memory: Counts and limits the memory of the session.
+        proxy: The proxy through which the session reaches allowed domains, or None if there is none.
+        mount: Mounts a workspace at /mnt/data. It is called with the pidfd of the session's first process and the workspace's number.
     """
     runtime = SharedRuntime(spawned, workspace, memory, mount)
     try:
@@ -503,11 +519,16 @@ async def start(
 
 
 async def fork(interpreter: Interpreter, workspace: Workspace, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
-    """Fork an interpreter between two cells. Return the fork, and lines of text that tell how it differs from `interpreter`.
+    """Fork an interpreter between two cells. Return the fork, and lines that name what differs in it.
 
-    Each line names one kind of thing that the fork lacks (such as child processes) or shares with `interpreter` (such as open sockets). The
-    fork's workspace must have the same owner. `reseed` makes the fork seed its random numbers anew. Raise SnapshotError if the
-    interpreter cannot be forked, as in a session without namespaces.
+    Each line names something that the fork lacks (such as child processes) or shares with `interpreter` (such as open sockets). Raise
+    SnapshotError if the interpreter cannot be forked, as in a session without namespaces.
+
+    Args:
+        interpreter: The interpreter to fork.
+        workspace: The workspace of the fork. It must have the same owner as the interpreter's.
+        limits: The limits of the session.
+        reseed: Whether the fork seeds its random numbers anew.
     """
     runtime = interpreter.runtime
     if not runtime.has_namespaces:
@@ -530,7 +551,7 @@ async def fork(interpreter: Interpreter, workspace: Workspace, limits: Limits, *
 
 @contextlib.contextmanager
 def _stop_on_failure(channel: Channel) -> Iterator[None]:
-    """If the block raises, stop reading from a channel, because the caller closes the channel's descriptors."""
+    """If the `with` block raises, stop reading from `channel`, because the caller then closes the channel's descriptors."""
     try:
         yield
     except BaseException:
@@ -539,7 +560,7 @@ def _stop_on_failure(channel: Channel) -> Iterator[None]:
 
 
 async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Limits, workspace: int, proxy: Proxy | None) -> Interpreter:
-    """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with the frame.
+    """Wait for the first frame of a new session, and return an interpreter made of the descriptors that come with the frame.
 
     Until this frame, only trusted code has run in the session. Later frames may come from the user's code, so the host accepts no
     descriptors with them.
@@ -603,7 +624,8 @@ async def _serve(proxy: Proxy, descriptor: int) -> ProxyConnections:
 def _check_first_frame(payloads: list[bytes], complete: bool) -> None:
     """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
-    Raise GuestDiedError if there is no frame, because the session has ended, or if this process had no free descriptors to receive those.
+    The error is GuestDiedError if no frame has come, because the session has ended, or if descriptors are missing, because this process has
+    too many open.
     """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")

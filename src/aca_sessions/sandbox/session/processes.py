@@ -1,10 +1,10 @@
 """Stop, continue and kill the processes of a session and its branches, if control groups cannot freeze them.
 
-Each process belongs to one workspace, which code names by its number. One workspace at a time is active: it is mounted at /mnt/data, and
-only its processes run. All processes live in one pid namespace and one mount namespace, where guests have no capability, so a process
-cannot be given a /mnt/data of its own. Instead, the host stops all processes of a workspace before it mounts another one, and continues
-them when their own is mounted again. A stopped process cannot fork. So every process that the host has not stopped, except the session's
-first one, belongs to the active workspace. All calls block: use a worker thread.
+Each process belongs to one workspace, which is identified by a number. One workspace at a time is active: it is mounted at /mnt/data, and
+only its processes run. All processes share one pid namespace and one mount namespace, and guests have no capability, so a process cannot be
+given a /mnt/data of its own. Instead, the host stops all processes of a workspace before it mounts another one, and continues them when
+their own is mounted again. A stopped process cannot fork. So every process that the host has not stopped, except the session's first one,
+belongs to the active workspace. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Processes:
         self._frozen: dict[int, dict[ProcessIdentity, bool]] = {}  # by workspace that is not active: whether to continue each process
 
     def register(self, session_pid: int, workspace: int, pidfd: int) -> None:
-        """Register an interpreter, so that it is not taken for a process of a cell. Do nothing if it has ended already.
+        """Register an interpreter, so that it is not mistaken for a process that a cell started. Do nothing if it has ended already.
 
         If its workspace is not at /mnt/data now, stop it until `switch_workspace` mounts that workspace.
         """
@@ -87,15 +87,15 @@ class Processes:
                 _signal(pidfd, signal.SIGSTOP)
 
     def unregister(self, session_pid: int) -> None:
-        """Forget an interpreter that has ended."""
+        """Remove an interpreter that has ended from the registered ones."""
         self._interpreters.pop(session_pid, None)
 
     def forget_workspace(self, workspace: int) -> None:
-        """Forget the processes of a workspace that has ended."""
+        """Drop the list of stopped processes of a workspace that has ended."""
         self._frozen.pop(workspace, None)
 
     def foreign_pids(self, workspace: int) -> set[int]:
-        """Return the pids, in the session, of processes that no cell of `workspace` has started.
+        """Return the pids, in the session, of all processes that cannot have been started by a cell of `workspace`.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """
@@ -134,7 +134,7 @@ class Processes:
         return ended
 
     def kill_workspace(self, workspace: int) -> KillResult:
-        """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none can start another one."""
+        """Kill the processes of a workspace, except its interpreters. They are stopped meanwhile, so that none can start another one."""
         if workspace != self.active_workspace:
             doomed = self._frozen.get(workspace, {}).keys() - {*self._interpreters.values()}
             return self._kill(doomed.__contains__)
@@ -157,9 +157,9 @@ class Processes:
     def _stop(self) -> tuple[dict[ProcessIdentity, bool], bool]:
         """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
-        In the returned dictionary, a process maps to True if this call stopped it, and to False if it was stopped before. A process that
-        still runs may start others, or continue stopped ones, so /proc is read until nothing has changed twice in a row. Processes of other
-        workspaces are read too, because code in the session may have continued one.
+        The dictionary maps a process to True if this call stopped it, and to False if it was stopped before. A process that still runs may
+        start others or continue stopped ones, so /proc is read until two readings in a row show nothing new. Processes of other workspaces
+        are stopped too, because code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[ProcessIdentity, bool] = {}
@@ -196,7 +196,7 @@ class Processes:
     def _kill(self, doomed: Callable[[ProcessIdentity], bool], known: Set[int] | None = None) -> KillResult:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        If `known` is given, also kill every process whose pid is not in it, without asking `doomed` first. `_read_all` gives the reason.
+        If `known` is given, first kill every process whose pid is not in this set, whatever `doomed` returns for it: see `_read_all`.
         """
         ended: dict[ProcessIdentity, RunningProcess] = {}
         alive: list[_ProcessState] = []
@@ -214,7 +214,7 @@ class Processes:
         return KillResult(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[ProcessIdentity, bool]) -> None:
-        """Continue the processes that `_stop` stopped, those with the highest pids first.
+        """Continue the processes that `_stop` stopped (those that map to True), the highest pids first.
 
         These are usually the children, and must run before their parents: a shell that sees a child still stopped would treat it as a
         stopped job.
@@ -231,11 +231,15 @@ class Processes:
     def _read_all(
         self, number: signal.Signals | None = None, wanted: Callable[[_ProcessState], bool] = lambda _: False, known: Set[int] | None = None
     ) -> tuple[list[_ProcessState], bool]:
-        """Read the state of every process but the first, and send the signal `number` to those that `wanted` selects.
+        """Read the state of every process but the first, and send the signal `number` to some of them.
 
-        Return the states, and whether a process had ended before its state was read. `known` is a set of pids, or None. If it is given,
-        send the signal to all processes that are not in it before reading their state. Otherwise a chain of processes, each of which starts
-        the next one and ends, would always escape.
+        Return the states, and whether a process had ended before its state was read.
+
+        Args:
+            number: The signal, or None to send none.
+            wanted: Called with the state of a process. It returns whether to send the signal to it.
+            known: A set of pids. All processes that are not in it get the signal before their state is read. Otherwise a chain of
+                processes, each of which starts the next one and ends, would always escape. None sends no signal before reading.
         """
         seen: list[_ProcessState] = []
         gone = False
@@ -267,7 +271,10 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Yield a descriptor of a folder in the session's /proc. A signal sent by it never reaches a later process of the same pid."""
+        """Open a folder of the session's /proc for the `with` block: that of a pid, or ".".
+
+        A signal sent through the descriptor of a pid's folder cannot reach a later process that gets the same pid.
+        """
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder
@@ -283,14 +290,17 @@ def _check_descriptors() -> None:
 
 
 def _are_all_stopped(alive: list[_ProcessState]) -> bool:
-    """Return whether all processes stand still: each is stopped, or waits in the kernel for a child that is stopped."""
+    """Return whether no process can run: each is stopped, or waits in the kernel for a child that is stopped."""
     # A process that waits for its vfork child to start a program (state D) stops only after that. It counts as stopped if its child does.
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
     return all(one.is_stopped or (one.states <= _STOPPED | _BLOCKED and one.identity.session_pid in standing) for one in alive)
 
 
 def _read_process(process: int, number: int) -> _ProcessState:
-    """Read a process's identity, parent, name, number of threads and the states of its live threads from /proc."""
+    """Read a process's start, parent, name, number of threads and thread states from its folder in /proc.
+
+    `process` is a descriptor of that folder, and `number` is the pid. States of threads that have ended are left out.
+    """
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
     # The process itself has only the state of its first thread, which may have ended before the others.

@@ -1,4 +1,4 @@
-"""The state that the interpreters of a session and of its branches share: the first process, the memory count, and the mount at /mnt/data.
+"""What the interpreters of a session and of its branches share: the first process, the memory limit, and the mount at /mnt/data.
 
 The first process is the init of the session's pid namespace, and reports deaths to the host. One workspace at a time is mounted at
 /mnt/data, and only the processes of that workspace run.
@@ -41,7 +41,7 @@ _REST_SECONDS = 0.05  # so that cells of branches in close succession do not wai
 
 @dataclass(frozen=True, slots=True)
 class RegisteredInterpreter:
-    """An interpreter of a `SharedRuntime`. `on_death` is called at its death with its wait status (None if unknown)."""
+    """An interpreter of a `SharedRuntime`. When it has died, `on_death` is called with its wait status, or None if that is unknown."""
 
     pidfd: int
     workspace: int
@@ -51,15 +51,15 @@ class RegisteredInterpreter:
 class SharedRuntime:
     """The processes, the memory limit and the mount at /mnt/data of a session and its branches.
 
-    `session_pid` is the pid of an interpreter in the session's pid namespace. When the last interpreter has ended, the host kills all
-    other processes.
+    When the last interpreter has ended, the host kills all other processes. The argument `session_pid` of methods is an interpreter's pid
+    in the session's pid namespace.
     """
 
     def __init__(self, spawned: SpawnedSession, workspace: int, memory: MemoryLimit, mount: Callable[[int, int], None]) -> None:
         """Take over a session that was just started, with its descriptors. Only `spawned.link` still belongs to the caller.
 
-        `workspace` is the number of the workspace at /mnt/data at first. `mount` mounts another one there: it is called with the pidfd of
-        the first process and the number of the workspace.
+        `workspace` is the number of the workspace that is at /mnt/data now. `mount` mounts another one there: it is called with the pidfd
+        of the first process and the number of the workspace.
         """
         self._owner = OwnerProcess()
         self.init = spawned.init
@@ -88,7 +88,7 @@ class SharedRuntime:
         self._allocating = threading.Lock()  # while a thread holds it, the ends stay open
 
     async def count_first_process(self) -> int:
-        """Add the first process to `memory` before it forks, so that all its descendants are counted. Return its pid on this host."""
+        """Add the first process to the memory limit before it forks, so that its descendants are counted. Return its pid on this host."""
         # It waits for the host before it forks, so all other processes are counted with it.
         self._counted_init = init = host_pid(self.init)
         with _explained_control_group():
@@ -98,8 +98,8 @@ class SharedRuntime:
     async def count_memory(self, init: int, sockets: int | None) -> None:
         """Start to enforce the memory limit: when the processes exceed it, kill all of them.
 
-        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. This call takes
-        it over.
+        `init` is the first process's pid on this host. `sockets` is a netlink socket that lists the session's sockets, or None. This call
+        takes it over.
         """
         with _explained_control_group():
             await self.memory.start(init, lambda: self.kill("memory"), sockets)
@@ -116,10 +116,10 @@ class SharedRuntime:
             os.close(proc)
 
     def allocate(self, parts: Sequence[Part]) -> None:
-        """Charge the session's control group for parts of files that the host is about to write. This blocks.
+        """Allocate memory for parts of files that the host will write, so that the kernel charges the session's control group for it.
 
-        Do nothing if the first process has ended, if the session has no control group, or if its files are on a disk. Raise OSError if the
-        memory cannot be allocated, and TimeoutError if the first process does not answer within 10 s.
+        This blocks. Do nothing if the first process has ended, if the session has no control group, or if its files are on a disk. Raise
+        OSError if the memory cannot be allocated, and TimeoutError if the first process does not answer within 10 s.
         """
         # The kernel charges the group of the process that allocates a page, and the host is in no group of a session. So the session's
         # first process, which runs no code of the user's, is sent the descriptors and calls fallocate(2).
@@ -170,19 +170,19 @@ class SharedRuntime:
             self._watches_reports = True
 
     def foreign_pids(self, workspace: int) -> set[int]:
-        """Return the pids, in the session, of processes that no cell of `workspace` has started.
+        """Return the pids, in the session, of all processes that cannot have been started by a cell of `workspace`.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """
         return {*self._interpreters} | (self._processes.foreign_pids(workspace) if self._processes is not None else set())
 
     def is_last_interpreter(self, session_pid: int) -> bool:
-        """Return whether no interpreter besides this one is left."""
+        """Return whether no other interpreter is registered."""
         return not self._interpreters.keys() - {session_pid}
 
     @asynccontextmanager
     async def cell_turn(self, workspace: int) -> AsyncIterator[None]:
-        """Wait until no other cell runs. In the block, `workspace` is at /mnt/data, and only its processes run."""
+        """Wait until no other cell runs. During the `with` block, `workspace` is at /mnt/data, and only its processes run."""
         async with self._cell_lock:
             if self._idle_timer is not None:
                 self._cancel_idle_timer()
@@ -197,7 +197,7 @@ class SharedRuntime:
 
     @asynccontextmanager
     async def all_stopped(self, workspace: int) -> AsyncIterator[None]:
-        """Wait until no cell runs. In the block, no process of the session and its branches runs.
+        """Wait until no cell runs. During the `with` block, no process of the session and its branches runs.
 
         After the block, mount `workspace` at /mnt/data and continue its processes.
         """
@@ -221,7 +221,8 @@ class SharedRuntime:
     def kill_with_children(self, session_pid: int, pidfd: int) -> None:
         """Kill an interpreter and its descendants, except other interpreters and their descendants.
 
-        Orphans that it started are killed with the last interpreter of their workspace, or by `end_processes`.
+        Processes that it started, but whose parent has ended, are not found. They are killed with the last interpreter of their workspace,
+        or by `end_processes`.
         """
         if not self._owner.is_current:
             return
@@ -239,7 +240,7 @@ class SharedRuntime:
             self._tasks.start(self._end_workspace(interpreter.workspace))
 
     async def end_processes(self, workspace: int) -> KillResult:
-        """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which ended, and which still live."""
+        """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which have ended and which have not."""
         return await self._tasks.run_shielded(self._end_processes(workspace))
 
     async def unregister(self, session_pid: int) -> None:
@@ -286,10 +287,10 @@ class SharedRuntime:
                     await self._switch_workspace(workspace)
 
     async def _run_stop(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` (`switch_workspace` or `stop_all` of `_processes`) in a thread. Record which processes it had to kill.
+        """Call `stop` (`switch_workspace` or `stop_all` of `_processes`) in a thread, and record the processes that it had to kill.
 
-        The next result of a cell in their workspace names them. If some processes still run after that, kill the whole session and raise
-        GuestDiedError.
+        The result of the next cell in the same workspace names these processes. If others still run after that, kill the whole session and
+        raise GuestDiedError.
         """
         if self._closed or self._processes is None:
             return
@@ -311,9 +312,9 @@ class SharedRuntime:
             return await to_thread.run_sync(self._processes.kill_workspace, workspace)
 
     async def _end_workspace(self, workspace: int) -> None:
-        """Kill the processes of a workspace, except its interpreters. If no interpreter is left in it, forget the workspace.
+        """Kill the processes of a workspace, except its interpreters. If the workspace has no interpreter either, drop its record.
 
-        If a forgotten workspace was at /mnt/data, mount the oldest other one there and continue its processes.
+        If the dropped workspace was at /mnt/data, mount the oldest other one there and continue its processes.
         """
         await self._end_processes(workspace)
         async with self._processes_lock:
@@ -338,10 +339,9 @@ class SharedRuntime:
             self._idle_timer = None
 
     async def _mount_oldest_when_idle(self) -> None:
-        """Mount the oldest workspace at /mnt/data between cells, so that its processes continue.
+        """Mount the oldest workspace at /mnt/data between cells, so that its background processes continue.
 
-        Do nothing while a cell runs. Also do nothing while the mounted workspace has processes besides its interpreters, or threads
-        (`has_work`).
+        Do nothing while a cell runs, or while the mounted workspace itself has background processes or threads (`has_work`).
         """
         async with self._processes_lock:
             processes = self._processes
@@ -373,7 +373,7 @@ class SharedRuntime:
                 interpreter.on_death(None)
 
     def _other_interpreters(self, session_pid: int) -> set[int]:
-        """Return the pids on this host of all interpreters but this one, and of their descendants."""
+        """Return the pids on this host of all other interpreters and of their descendants."""
         found: set[int] = set()
         for other in self._interpreters.keys() - {session_pid}:
             with contextlib.suppress(GuestDiedError):
@@ -401,7 +401,7 @@ class SharedRuntime:
             self._watches_reports = False
 
     def abandon(self, session_pid: int) -> None:
-        """Remove an interpreter without waiting, or finish its removal if a call of `unregister` was cancelled.
+        """Remove an interpreter without waiting. This also completes a call of `unregister` that was cancelled.
 
         Do nothing if `unregister` has completed.
         """
@@ -454,10 +454,10 @@ class SharedRuntime:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Replace an OSError of the block by an error that explains it: the session's memory cannot be counted.
+    """Replace an OSError of the `with` block by an error that tells that the session's memory cannot be counted.
 
-    That is GuestDiedError if the session's first process has ended, else IsolationError. If no file descriptor is left, the OSError is not
-    replaced.
+    The error is GuestDiedError if the session's first process has ended, else IsolationError. An OSError because no file descriptor is left
+    is not replaced.
     """
     try:
         yield

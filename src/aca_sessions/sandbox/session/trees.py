@@ -32,10 +32,10 @@ _DEPTH = 16  # how many folders may be open at a time
 
 
 def walk(top: int, may_skip: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the path and status of everything in a workspace, each folder before its entries. The path of the top is ''.
+    """Yield the path and status of each file, folder and link in a workspace: first the top folder, whose path is '', then what is below.
 
-    Raise SnapshotError for more than 131,072 entries. If a folder cannot be read, skip its entries if `may_skip` returns True for its
-    path, else raise OSError.
+    A folder comes before its entries. Raise SnapshotError for more than 131,072 entries. If a folder cannot be read, call `may_skip` with
+    its path. If that returns True, skip the folder's entries, else raise OSError.
     """
     yield "", os.fstat(top)
     pending, count = [""], 0
@@ -58,7 +58,7 @@ def walk(top: int, may_skip: Callable[[str], bool] = lambda folder: False) -> It
 
 @contextmanager
 def open_below(top: int, path: str, flags: int) -> Iterator[int]:
-    """Yield a descriptor of a path below the folder `top`, and close it after the block. No link is followed."""
+    """Open a path below the folder `top` for the `with` block, which gets the descriptor. No link is followed."""
     descriptor = syscalls.openat2(top, path or ".", flags, 0, _RULES)
     try:
         yield descriptor
@@ -68,13 +68,13 @@ def open_below(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Yield a descriptor of the folder that a path is in, and the last component of the path."""
+    """Open the folder that a path is in for the `with` block, which gets the folder's descriptor and the last component of the path."""
     with open_below(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
 
 def folder_of(path: str) -> str:
-    """Return the path of the folder that a path is in. For an entry of the top this is ''."""
+    """Return the path of the folder that a path is in. If that is the top folder, return ''."""
     return path.rpartition("/")[0]
 
 
@@ -97,7 +97,7 @@ def set_attributes(descriptor: int, status: os.stat_result) -> None:
 
 
 def add_rights(top: int, path: str, rights: int) -> int:
-    """Add rights for the owner (bits of `stat.S_IRWXU`) to the mode of an entry. Return the former mode."""
+    """Add rights for the owner (bits of `stat.S_IRWXU`) to the mode of a file or folder. Return the former mode."""
     with _open_path_only(top, path) as place:
         mode = stat.S_IMODE(os.fstat(place).st_mode)
         if mode & rights != rights:
@@ -121,7 +121,7 @@ def remove(top: int, path: str) -> None:
 
 
 def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -> None:
-    """Remove an entry and all in it. Folders more than 16 levels deep are moved to `top`, and their new names added to `deep`."""
+    """Remove a file, or a folder with its entries. Move folders more than 16 levels deep to `top`, and add their new names to `deep`."""
     with suppress(IsADirectoryError):
         os.unlink(name, dir_fd=folder)
         return
@@ -138,7 +138,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _open_path_only(top: int, path: str) -> Iterator[int]:
-    """Yield an O_PATH descriptor of a path, or `top` for an empty path. Getting it needs no rights on the entry itself."""
+    """Open a path with O_PATH for the `with` block, which needs no rights on the entry itself. For an empty path, use `top`."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -147,7 +147,7 @@ def _open_path_only(top: int, path: str) -> Iterator[int]:
 
 
 def _chmod(place: int, mode: int) -> None:
-    """Set the mode of what an O_PATH descriptor refers to. Use /proc, because fchmod(2) refuses it. Skip symbolic links."""
+    """Set the mode of a file or folder opened with O_PATH. Use /proc, because fchmod(2) refuses such descriptors. Skip symbolic links."""
     if not stat.S_ISLNK(os.fstat(place).st_mode):
         os.chmod(f"/proc/self/fd/{place}", mode)  # leads to what was opened, whatever its name is by now
 
@@ -169,11 +169,11 @@ _SENT_AT_ONCE = 1 << 20
 class FileCopy:
     """A new file that becomes a copy of another one.
 
-    The constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content.
+    The constructor makes it empty. The caller must allocate the memory for its `parts` before it calls `fill` to copy the content.
     """
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
-        """Make the empty file `name` in `folder`. `fill` will copy at most `most` bytes of `source` into it.
+        """Make the empty file `name` in `folder`. Later `fill` copies the first `most` bytes of `source` into it.
 
         Raise SnapshotError if the source is not a regular file.
         """
@@ -188,7 +188,7 @@ class FileCopy:
         self.parts = [(self._target, start, end - start) for start, end in self._data]
 
     def fill(self) -> None:
-        """Copy the data, size, times and mode of the source. Keep its holes."""
+        """Copy the content, times and mode of the source. Keep its holes (unallocated parts)."""
         for start, end in self._data:
             os.lseek(self._target, start, os.SEEK_SET)
             while start < end and (sent := os.sendfile(self._target, self._source, start, min(end - start, _SENT_AT_ONCE))):
@@ -210,13 +210,13 @@ def have_equal_content(source: int, target: int) -> bool:
 
 
 def holes(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Return the holes of a file (parts without data) as pairs of start and end."""
+    """Return the holes of a file (unallocated parts, which read as zeros) as pairs of start and end."""
     edges = [0, *itertools.chain.from_iterable(_data(descriptor, size)), size]
     return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
 def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
-    """Allocate the space that the file `target` needs for the content of `source`, whose size in bytes is `size`.
+    """Allocate the space that the file `target` needs for the first `size` bytes of `source`.
 
     `allocate` charges the session for the space. On failure a part of the space may stay allocated: call `undo_reserve` to free it.
     """
@@ -227,7 +227,7 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
 
 
 def undo_reserve(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Undo `reserve`: free the space in `holes`, the parts of the file `target` that were holes before.
+    """Undo `reserve`: free the space in `holes`, the parts of the file `target` that were not allocated before.
 
     Also set the file's size and times to those in `status`, which were read before `reserve`.
     """
@@ -238,14 +238,14 @@ def undo_reserve(target: int, holes: list[tuple[int, int]], status: os.stat_resu
 
 
 def trim(source: int, target: int, size: int) -> None:
-    """Give the file `target` the size `size` and the holes of `source`. The other content of `target` stays."""
+    """Give the file `target` the size `size`, and make holes where `source` has holes. Leave its other content as it is."""
     os.ftruncate(target, size)
     for start, end in holes(source, size):
         syscalls.punch_hole(target, start, end - start)
 
 
 def write_differences(source: int, target: int, size: int) -> None:
-    """Write the data of `source` into `target`, which already has the same `size`. Skip blocks that are equal already."""
+    """Write the data of `source` into `target`, which already has the same size. Skip blocks that are equal already."""
     for first, end in _data(source, size):
         for start in range(first, end, _AT_ONCE):
             data = os.pread(source, min(_AT_ONCE, end - start), start)
@@ -260,7 +260,7 @@ def _write_all(target: int, data: bytes, start: int) -> None:
 
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each part of a file that has data and is not a hole."""
+    """Yield the start and end of each allocated part of a file. The other parts are holes."""
     end = 0
     while end < size:
         try:
