@@ -1,7 +1,7 @@
 """Estimate how many sessions fit on this machine, and keep a spare file descriptor for when this process has no other left.
 
-If no file descriptor is free, a request that needs one fails, but the host can still count sessions' memory and end their processes, with
-the spare one.
+Without a free file descriptor, a request that needs one fails. With the spare one, the host can still count the memory of sessions and end
+their processes.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
 def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
     """Return a line for the `doctor` command: how many more sessions fit, and how many each resource alone would allow.
 
-    `idle` is the memory of an idle session in bytes. `system` is the folder that holds proc and sys.
+    `idle` is the memory of an idle session in bytes. `system` is the folder that has /proc and /sys in it.
     """
     has, free = _memory(system)
     share = min(int(has * policy.together.memory_share), free)
@@ -53,7 +53,7 @@ def memory_for_sessions(policy: Policy) -> int:
 
 
 def _memory(system: Path) -> tuple[int, int]:
-    """Return the total and the free bytes of memory that this process can use: what its container allows, or the machine if it has less."""
+    """Return the total and the free bytes of memory that this process can use: those of its container or of the machine, if it has less."""
     machine = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(system / "proc/meminfo"), re.MULTILINE))
     has, free = [int(machine["MemTotal"]) << 10], [int(machine["MemAvailable"]) << 10]
     for limit, used, details in _MEMORY:
@@ -66,7 +66,7 @@ def _memory(system: Path) -> tuple[int, int]:
 
 
 def _all_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads may start on this host: one number for each limit of the machine and of the container."""
+    """Return how many more processes and threads can start on this host: one number for each limit of the machine and of its container."""
     running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
     pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
     pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]
@@ -74,7 +74,7 @@ def _all_processes(system: Path) -> list[int]:
 
 
 def _own_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads RLIMIT_NPROC allows this user, as a list of one number. Without a limit, return []."""
+    """Return how many more processes and threads RLIMIT_NPROC allows this user, as a list with one number. Without a limit, return []."""
     # The kernel does not apply this limit to root: getrlimit(2). It counts threads.
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if not os.geteuid() or soft == resource.RLIM_INFINITY:
@@ -87,7 +87,7 @@ def _own_processes(system: Path) -> list[int]:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number in a file, or None if the file cannot be read or holds no number, such as `max`."""
+    """Return the number in a file, or None if the file cannot be read or has no number, such as the text `max`."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 
@@ -113,7 +113,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether `error` means that no file descriptor is left (EMFILE or ENFILE). The file to open is then not the cause."""
+    """Return whether `error` means that no file descriptor is left (EMFILE or ENFILE), so that the file to open is not the cause."""
     return error.errno in _NO_DESCRIPTOR
 
 
@@ -124,7 +124,7 @@ def shortage_error(what: str, kind: type[ACASessionsError] = GuestDiedError) -> 
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """Replace an OSError of the block by `shortage_error(what, kind)` if it means that no file descriptor is left."""
+    """If the `with` block fails because no file descriptor is left, raise `shortage_error(what, kind)` in place of its OSError."""
     try:
         yield
     except OSError as error:
@@ -155,16 +155,16 @@ def open_descriptors() -> int:
 
 
 def room_for_sessions() -> int:
-    """Return how many more sessions can start before the file descriptors of this process run out.
+    """Return how many more sessions can start before this process runs out of file descriptors.
 
-    A part of the file descriptors is not counted, because connections, files and other requests need them.
+    Some of the file descriptors are left for connections, files and other requests.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_SPARED) - open_descriptors()) // DESCRIPTORS
 
 
 class _Reserve:
-    """A spare file descriptor. When no other one is free, the host closes it to count a session's memory or to end processes."""
+    """A spare file descriptor. If no other one is free, it is closed so that the host can count memory or end processes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -176,9 +176,9 @@ class _Reserve:
 
     @contextmanager
     def closed_for_block(self) -> Iterator[None]:
-        """Close the spare file descriptor so that the block can open one. After the block, open a spare one again.
+        """Close the spare file descriptor so that the `with` block can open one. After the block, open a spare one again.
 
-        Another thread may take the free descriptor first. Then the block fails.
+        If another thread takes the free descriptor first, the block fails.
         """
         with self._lock:
             if self._descriptor is not None:

@@ -1,7 +1,7 @@
-"""Count and limit sessions by control groups: one group for all sessions of this process, and one below it for each session.
+"""Count and limit the resources of sessions by control groups: one for all sessions of this process, and below it one for each session.
 
-Version 2 is used if this process may make groups with limits there, else version 1 if this process is root, else none. A group counts what
-limits on single processes cannot: the memory of all of a session's processes together, its files and its sockets' buffers.
+Version 2 is used if this process can make groups with limits there, else version 1 if this process is root, else no groups. A control group
+counts what limits on single processes cannot: the memory of all processes of a session together, of its files and of its sockets' buffers.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class CgroupVersion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """The limits of a control group. None sets no limit."""
+    """The limits of a control group. For a value of None, no limit is set."""
 
     memory: int | None = None  # bytes
     processes: int | None = None
@@ -83,7 +83,7 @@ class CgroupV1:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Make new groups below the folders `parents`, which are given by the name of their controller.
+        """Use the folders `parents`, below which groups are made. They are given by the names of their controllers, such as `memory`.
 
         `parents` may also have a folder of version 2, with the name `trees`. Groups below it are used to freeze processes.
         """
@@ -94,7 +94,7 @@ class CgroupV1:
 
     @classmethod
     def find(cls) -> "CgroupV1 | None":
-        """Return an instance if this process can make groups of version 1 that limit memory and processes, else None."""
+        """Return an instance, or None if this process cannot make groups of version 1 that limit memory and processes."""
         mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
         own = dict(_own_groups())
         found = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
@@ -162,8 +162,8 @@ class CgroupV2:
     def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "CgroupV2 | None":
         """Find a group below which this process can make groups with limits. Return an instance that uses it, or None if there is none.
 
-        The search begins with this process's own group and goes upwards. It ends at the first group that this process may write to and that
-        enables `controllers` for the groups below it.
+        The search begins with this process's own group and goes up to the groups above it. It ends at the first group that this process may
+        write to and that enables `controllers` for the groups below it.
         """
         # A group with processes of its own cannot have limited children ("no internal processes" in cgroups(7)). So this process's own
         # group is usually of no use.
@@ -180,7 +180,7 @@ class CgroupV2:
         return None
 
     def group_folders(self, name: str) -> list[Path]:
-        """Return the folder of the group `name`, in a list."""
+        """Return a list with the one folder of the group `name`."""
         return [self._parent / name]
 
     def enable_controllers(self, folders: Sequence[Path]) -> None:
@@ -230,8 +230,8 @@ class SessionGroup:
     ) -> None:
         """Take over the folders of a group whose limits are written already. `memory` is its memory limit in bytes.
 
-        `nice` is the nice value of interpreters, used if the group cannot limit processor time. `pending_removals` retries the removal of
-        the group if `remove` finds processes in it.
+        `nice` is the nice value of interpreters. It is used only if the group cannot limit processor time. `pending_removals` removes the
+        group later, if it still has processes when `remove` is called.
         """
         self._pending_removals = pending_removals
         self.how = (
@@ -255,17 +255,17 @@ class SessionGroup:
     async def add_first_process(self, init: int) -> Path | None:
         """Put a session's first process (pid `init`) into the group before it forks, so that all its descendants are in the group too.
 
-        Return a new group for these processes alone, below this group, in which they can be frozen. Return None if this host cannot freeze
+        Return a new group below this one, in which only these processes are and can be frozen. Return None if this host cannot freeze
         groups.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
     async def start(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Do nothing. Here the kernel counts the memory, and kills processes at the limit."""
+        """Do nothing. The kernel counts the memory of a group, and kills processes at the limit."""
 
     def set_cell_running(self, running: bool) -> None:
-        """Record, when a cell begins or ends, how many processes the kernel has killed, so that `was_exceeded` notices only later kills."""
+        """Record, when a cell begins or ends, how many processes the kernel has killed, so that `was_exceeded` notices only later ones."""
         self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
     def used(self) -> int:
@@ -284,13 +284,13 @@ class SessionGroup:
         return self._count_kills() > before
 
     def stop_without_waiting(self, init: int) -> None:
-        """Do nothing. Unlike a watchdog, a group needs no call to stop counting a first process (`init`) that has ended."""
+        """Do nothing. The kernel itself stops counting processes that have ended."""
 
     async def stop(self, init: int) -> None:
-        """Do nothing. Unlike a watchdog, a group needs no call to stop counting a first process (`init`) that has ended."""
+        """Do nothing. The kernel itself stops counting processes that have ended."""
 
     def remove(self) -> None:
-        """Remove the group. If processes in it are still being reaped, retry in the background."""
+        """Remove the group. If it still has processes, because they are just ending, retry in the background."""
         self._pending_removals.remove(self._folders)
 
     def _count_kills(self) -> int:
@@ -321,7 +321,7 @@ class PendingRemovals:
         self._left: dict[Path, int] = {}  # how many tries are left
 
     def remove(self, folders: Sequence[Path]) -> None:
-        """Remove groups. If some still have processes, retry those in a thread, every 0.2 s for at most 10 s."""
+        """Remove the groups with these folders. If some still have processes, retry those in a thread, every 0.2 s for at most 10 s."""
         self._try_later({folder: _REMOVALS for folder in folders if not _remove_group(folder)})
 
     def _try_later(self, left: dict[Path, int]) -> None:
@@ -341,7 +341,7 @@ class PendingRemovals:
 
 
 class Groups:
-    """The control group of all sessions of this process. The group of each session is made below it."""
+    """The control group that all sessions of this process share. The group of each session is made below it."""
 
     _shared: ClassVar[dict[tuple[int, Together], "Groups"]] = {}
     _sharing = threading.Lock()
@@ -399,7 +399,7 @@ class Groups:
             return None
 
     def make(self, limits: Limits) -> SessionGroup:
-        """Make the group of one session, and write its limits. One limit covers the memory of its processes and of its files."""
+        """Make the group of one session, and write its limits. Its processes and its files share one memory limit."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._folders]
         memory = limits.memory + limits.family + 2 * limits.temporary
@@ -413,7 +413,7 @@ class Groups:
         return SessionGroup(self.version, folders, memory, self._nice, self._pending_removals)
 
     def release(self) -> None:
-        """End one use of this group, which a call of `shared` has begun. If no other use is left, remove the group."""
+        """Tell that a caller of `shared` no longer uses this group. Remove the group if no caller uses it."""
         with self._sharing:
             self._users -= 1
             if self._users:
@@ -440,7 +440,7 @@ def _if_freezable(folder: Path) -> Path | None:
 
 
 def _remove_group(folder: Path) -> bool:
-    """Remove a group and the groups below it, if they have no processes any more. Return whether the group is gone."""
+    """Remove a group and the groups below it, except those that have processes. Return whether the group is gone."""
     for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(path)
@@ -489,7 +489,7 @@ class CleanupShell:
     """
 
     def __init__(self, script: str, *arguments: str) -> None:
-        """Start the shell. `script` must begin with `read _`, which waits until it is time to clean up. `arguments` are `$1` and so on."""
+        """Start the shell with `arguments` as `$1` and so on. `script` must begin with `read _`, which waits until it must clean up."""
         # A socket and not a pipe: a process that was forked from this one has the end open as well, so the shell would not notice a close.
         # `finish` shuts the socket down, which no copy prevents.
         self._link, theirs = socket.socketpair()

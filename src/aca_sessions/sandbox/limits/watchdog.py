@@ -44,7 +44,7 @@ _KINDS = {
 
 
 class SocketMemory:
-    """A meter of the memory that a session's sockets use. Calls block, and only one thread may call at once."""
+    """A counter of the memory that a session's sockets use. Calls block, and must come from one thread at a time."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over `descriptor`, a netlink socket (sock_diag(7)) in the session's network namespace."""
@@ -55,9 +55,10 @@ class SocketMemory:
         self._is_failing = False
 
     def used(self, unlisted: Sequence[str] = ()) -> int:
-        """Return how many bytes all sockets use, their buffers included. Skip the kinds in `unlisted`, which this kernel cannot list.
+        """Return how many bytes the session's sockets use, including their buffers. Skip the kinds in `unlisted`, such as "UDP".
 
-        If the sockets cannot be listed, log a warning and return the latest known number.
+        `missing` returns the kinds to skip, because this kernel cannot list them. If listing fails for another reason, log a warning and
+        return the latest known number.
         """
         try:
             self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
@@ -142,16 +143,15 @@ _bytes_of_ended: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that 
 class Watchdog:
     """The counter and limit of one session's memory without control groups. It implements `MemoryLimit`.
 
-    It kills the session if the session's processes and sockets exceed its limit. It also does so if all sessions together exceed their
-    common limit and this one is the largest. Files count towards the common limit only, because the folders that hold them have fixed
-    sizes.
+    It kills the session if the session's processes and sockets exceed its limit. It also kills it if all sessions together exceed their
+    common limit and this one uses the most. Files count towards the common limit only, because the folders that hold them have fixed sizes.
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
-        """Set the limits of this session and of all sessions together. Nothing is measured before `start`.
+        """Set the limits of this session (`limits`) and of all sessions together. Nothing is measured before `start`.
 
         `files` returns the bytes in all workspaces of the session. It is None if the session's files are not kept in memory.
-        `lists_sockets` is whether `start` gets a descriptor that lists the session's sockets.
+        `lists_sockets` tells whether `start` gets a socket that lists the session's sockets.
         """
         self.lists_sockets = lists_sockets
         self.freezes = False
@@ -185,7 +185,7 @@ class Watchdog:
     async def start(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
         """Start to measure the session's memory in the background. Call `kill` once when a limit is exceeded.
 
-        `init` is the first process's pid on this host. `sockets` is a descriptor that lists the session's sockets, or None. This object
+        `init` is the first process's pid on this host. `sockets` is a netlink socket that lists the session's sockets, or None. This object
         closes it.
         """
         memory = SocketMemory(sockets) if sockets is not None else None
@@ -205,7 +205,7 @@ class Watchdog:
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return how many bytes files use now, plus processes and sockets when last measured. A file mapped into memory counts twice."""
+        """Return the bytes that files use now, and that processes and sockets used when last measured. A mapped file counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def free_file_bytes(self) -> int:
@@ -268,7 +268,7 @@ class Watchdog:
             return False
 
     def _exceeds_limit(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Return whether the session exceeds its limit, or is the largest while all sessions exceed their common limit."""
+        """Return whether the session exceeds its limit, or uses the most while all sessions together exceed their common limit."""
         # The first look is cheap, and counts shared memory once for each process. Only if that is too much, a second look is exact.
         held = sockets.used(self._unlisted) if sockets is not None else 0
         used = _estimate_memory(init) - self._shared + held
@@ -292,7 +292,7 @@ class Watchdog:
 
 
 def bytes_in(folder: int | str) -> int:
-    """Return how many bytes are used in the file system that holds a folder, given as a path or a descriptor."""
+    """Return how many bytes are used in the whole file system that a folder (a path or a descriptor) is in."""
     status = os.statvfs(folder)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
@@ -307,7 +307,7 @@ def _bytes_in_folder(path: str, most: int) -> int:
 
 
 def private_memory(init: int) -> int:
-    """Return how many bytes of memory a session's processes share with no other process, or 0 if this process may not read that."""
+    """Return how many bytes of memory a session's processes do not share with any other process, or 0 if this process may not read that."""
     values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in process_tree(init)]
     return sum(map(sum, values)) * _KB
 
@@ -369,7 +369,7 @@ def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _ignore_missing_process() -> Iterator[None]:
-    """Ignore an OSError of the block, which reads a process in /proc: the process has ended, or this user may not see it.
+    """Ignore an OSError when the `with` block reads a process in /proc that has ended or that this user may not see.
 
     Raise the error if it means that no file descriptor is left.
     """
