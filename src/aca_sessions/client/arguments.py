@@ -119,8 +119,8 @@ def session_name(user_id: str | int | UUID, *, namespace: str = "", salt: str | 
         user_id: How your program names the user, for example an e-mail address or the key of a database. Capital letters and spaces
             count: "Ann" and "ann" are two users. A number is the same as its digits.
         namespace: What the session is for. One user has another session in each namespace.
-        salt: A secret of your program, at least 16 characters or bytes. With it, only your program can compute the name of a user's session or
-            find out whose session a name is. Without it, the name holds no user id, but anyone who knows an id can compute the name.
+        salt: A secret of your program, at least 16 characters or bytes. With it, only your program can compute the name of a user's
+            session. Without it, the name holds no user id, but anyone who knows an id can compute the name.
     """
     if isinstance(user_id, bool) or not isinstance(user_id, str | int | UUID) or not str(user_id).strip():
         got = "empty text" if isinstance(user_id, str) else type(user_id).__name__  # without the value, which is about a person
