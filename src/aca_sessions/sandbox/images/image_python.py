@@ -1,4 +1,7 @@
-"""The description of a container image's Python, which a session reports, and the options that make pip find wheels for it."""
+"""Parse the description of the Python in a container image, and make pip find wheels for that Python.
+
+A session of the image sends the description.
+"""
 
 import json
 import re
@@ -33,12 +36,12 @@ _OLDEST_GLIBC, _MUSL = 5, ("musllinux_1_2", "musllinux_1_1")  # glibc 2.5
 
 @dataclass(frozen=True, slots=True)
 class ImagePython:
-    """The description of an image's Python. A guest sends it, so only valid names, versions and requirements are kept.
+    """The description of an image's Python. Because a guest sends it, names, versions and requirements that are invalid are left out.
 
     Attributes:
         version: The version of Python.
-        platforms: The platform tags of wheels that fit, the preferred one first.
-        heavy: The libraries of `HEAVY` (slow to import, used by most sessions) that are installed.
+        platforms: The platform tags of wheels that work with it, such as `manylinux2014_x86_64`, the preferred one first.
+        heavy: Those libraries of `HEAVY` (slow to import, used by most sessions) that the image has.
         packages: The version of each package, by its canonical name.
         requirements: The requirements of each package, by its canonical name.
     """
@@ -70,14 +73,14 @@ class ImagePython:
 
     @property
     def options(self) -> list[str]:
-        """Return the options that make pip choose wheels for this Python instead of the one that runs pip."""
+        """Return the options for pip that make it choose wheels for this Python, and not for the one that runs pip."""
         return [f"--python-version={self.version}", "--implementation=cp", *(f"--platform={platform}" for platform in self.platforms)]
 
     @property
     def markers(self) -> dict[str, str]:
-        """Return values for environment markers such as python_version, so that pip evaluates requirements for the image's Python.
+        """Return the values of requirement markers, such as python_version, for the image's Python.
 
-        Without them, pip uses the values of the Python that runs it.
+        Without them, pip would evaluate requirements for the Python that runs it.
         """
         minor = ".".join(self.version.split(".")[:2])
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
@@ -101,7 +104,7 @@ def _is_package(name: object, version: object) -> bool:
 
 
 def _readable(requirements: object) -> list[str]:
-    """Return those of a package's requirements that are valid, have no URL, and do not belong to an extra."""
+    """Return those requirements of a package that can be checked: they are valid, have no URL, and apply without an extra."""
     # Requirements of an extra hold only for those who asked for the extra, and their markers cannot be evaluated without its name.
     readable = []
     for text in cast(list[object], requirements):
@@ -115,7 +118,7 @@ def _readable(requirements: object) -> list[str]:
 
 
 def _platforms(libc: object) -> tuple[str, ...]:
-    """Return the platform tags of wheels that work with an image's C library, the newest first.
+    """Return the platform tags of wheels that work with an image's C library, the preferred one first.
 
     `libc` is the name and version of a glibc, such as "glibc 2.36". For any other value, return the tags for musl.
     """

@@ -1,6 +1,7 @@
-"""Find or make the root file system of sessions: from a root folder, a tar of one, or an image of podman or docker.
+"""Find or make the folder that sessions use as their root file system, from one of three sources.
 
-Tars and images are unpacked once and kept. For images without IPython, a copy of this host's IPython is kept as well.
+A source is a folder, the tar of a folder, or an image of podman or docker. Tars and images are unpacked once and kept. For images without
+IPython, a copy of this host's IPython is kept as well.
 """
 
 import contextlib
@@ -40,9 +41,9 @@ _WORD = "true"  # the command of a container that is made to be exported, and ne
 
 
 def root_of(image: str) -> str:
-    """Return the folder of an image's root file system, after pulling and unpacking the image if that was not done yet.
+    """Return the folder with an image's root file system. Pull and unpack the image first if that was not done yet.
 
-    `image` is the path of a root folder or of its tar, or the name of an image of podman or docker. Raise ConfigurationError if it cannot
+    `image` is the path of such a folder or of its tar, or the name of an image of podman or docker. Raise ConfigurationError if it cannot
     be found, pulled or unpacked.
     """
     path = os.path.expanduser(image)
@@ -67,7 +68,7 @@ def _check_not_root(folder: str) -> str:
 
 
 def _identity(path: str) -> str:
-    """Return a key for a file in its present state: a hash of its path, device, inode, size and modification time."""
+    """Return a cache key for a file, which changes when the file does: a hash of its path, device, inode, size and modification time."""
     # Not by its content: reading all of it would take longer than starting sessions.
     found = os.stat(path)
     identity = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -75,9 +76,9 @@ def _identity(path: str) -> str:
 
 
 def cached_folder(key: str, fill: Callable[[str], None]) -> str:
-    """Return the folder that is cached under `key`. If there is none, make an empty one and call `fill` to fill it.
+    """Return the folder that is cached under `key`. If there is none, make an empty one and call `fill` with its path to fill it.
 
-    Meanwhile other callers with the same key wait. If `fill` raises UnpackingError or OSError, raise ConfigurationError.
+    Other callers with the same key wait until it is filled. If `fill` raises UnpackingError or OSError, raise ConfigurationError.
     """
     images = _folder()
     root = images / key
@@ -243,10 +244,9 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def ipython_mount(image: str | None) -> dict[str, str]:
-    """Return the mount of a copy of this host's IPython, which sessions of an image use if the image has no IPython.
+    """Return the mount by which sessions of an image without IPython use this host's: a dict from its path there to a folder here.
 
-    The dict maps the path in the session to the folder on this host. Return an empty dict if `image` is None, because no copy is
-    needed then, or if this host cannot keep files.
+    Return an empty dict if `image` is None, because no copy of IPython is needed then. Also return one if this host cannot keep files.
     """
     try:
         return {SUPPLY: _supply_folder()} if image else {}
@@ -263,9 +263,9 @@ def _supply_folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield the installed packages with these names and, recursively, the packages that they require. Leave out extras.
+    """Yield this host's packages with the given names and, recursively, the packages that they require. Leave out extras.
 
-    Ignore requirement markers, which depend on the Python, because the image has another Python.
+    Ignore requirement markers: they would be evaluated for this host's Python, and the image has another.
     """
     seen, coming = set(names), list(names)
     while coming:

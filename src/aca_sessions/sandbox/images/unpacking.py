@@ -32,7 +32,7 @@ class UnpackingError(Exception):
 
 
 class _Allowance:
-    """A limit on the bytes and entries of an archive. Without it, a tar of a few kilobytes could fill the disk."""
+    """Counts the bytes and entries that an archive may still unpack. Without a limit, a tar of a few kilobytes could fill the disk."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
@@ -52,7 +52,7 @@ class _Allowance:
 
 
 class _Headers:
-    """A stream that limits the size of one member's headers, because tarfile reads them into memory whole."""
+    """Wraps the stream of a tar while one entry's headers are read, and limits their size: tarfile reads them into memory whole."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -83,10 +83,10 @@ class _Member(tarfile.TarInfo):
 
 
 def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
-    """Unpack a tar, which may be compressed, into an empty folder. Skip devices, and give all files to this process's user.
+    """Unpack a tar, which may be compressed, into an empty folder. Skip devices, and make this process's user own all files.
 
-    Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would leave the folder.
-    What was unpacked before the error stays.
+    Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would write outside the
+    folder. Keep what was unpacked before the error.
     """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -105,7 +105,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
 
 
 class _MemberTarget:
-    """The path below the root at which one archive member is unpacked. Its folder is opened without following links."""
+    """The place, below the folder to unpack into, of one entry of a tar. No symbolic link is followed on the way to it."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
@@ -113,7 +113,7 @@ class _MemberTarget:
         self._allowance = allowance
 
     def create(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Create a member's file, folder or link, and replace an earlier entry of that name. Skip devices and pipes."""
+        """Create the file, folder or link of a tar's entry. Replace an earlier one of that name. Skip devices and pipes."""
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
         if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
@@ -140,7 +140,7 @@ class _MemberTarget:
             os.close(descriptor)
 
     def _link(self, target: str, parent: int, name: str) -> None:
-        """Make a hard link to `target`, a file that was unpacked before. Raise UnpackingError if there is no such file."""
+        """Make this entry a hard link to `target`, a file that was unpacked before. Raise UnpackingError if there is no such file."""
         folder, _, file = _validated_path(target).rpartition("/")
         source = _open_folder(self._root, folder, self._allowance)
         try:
@@ -159,7 +159,7 @@ def _validated_path(path: str) -> str:
 
 
 def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
-    """Open a folder below the root, and return its descriptor. Create it, and the folders above it, if they do not exist yet."""
+    """Open the folder `path` below the folder `root`, and return its descriptor. Create it and its parents if they do not exist yet."""
     try:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""Packages that sessions install: resolved and cached by the host."""
+"""Install packages for sessions. The host finds, downloads and caches them."""

@@ -1,13 +1,13 @@
-"""A cache of unpacked wheels on this host, shared by its sessions. All calls block the calling thread.
+"""Cache unpacked wheels on this host for all its sessions. All calls block the calling thread.
 
-The cache keeps wheels in sets. A set is a folder with the unpacked wheels that one install needed. It is named after its content and never
-changed. A session locks the sets that it uses, and a locked set is never removed. The cache's folder contains:
+The cache keeps wheels in package sets. A package set is a folder with the unpacked wheels that one install needed. It is named after its
+content and never changed. A session locks the package sets that it uses, and a locked one is never removed. The cache's folder contains:
 
-sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
-labels/NAME      the set's wheels and size; its mtime is the last use; a shared lock on this file means that the set is in use
-answers/KEY      the name of the set that some requirements were resolved to; its mtime is the time when they were resolved
+sets/NAME        one package set; `sets` can be entered but not listed, and names cannot be guessed
+labels/NAME      its wheels and size; its mtime is the last use; a shared lock on this file means that the package set is in use
+answers/KEY      the name of the package set that some requirements were resolved to; its mtime is the time when they were resolved
 notes/KEY        other cached text, such as a survey of an environment
-work/            folders in which sets are being unpacked
+work/            folders in which wheels are being unpacked
 key              the secret that all names are derived from
 """
 
@@ -38,7 +38,7 @@ _NAME_BYTES = 20
 
 @dataclass(frozen=True, slots=True)
 class LockedPackageSet:
-    """A set of packages that a session uses. The cache does not remove it until `release` is called."""
+    """A package set (one folder of unpacked wheels) that a session uses. The cache does not remove it until `release` is called."""
 
     name: str
     path: str  # where sessions find it
@@ -46,12 +46,12 @@ class LockedPackageSet:
     lock: int
 
     def release(self) -> None:
-        """Unlock the set, so that the cache may remove it to make room."""
+        """Unlock the package set, so that the cache may remove it to make room."""
         os.close(self.lock)
 
 
 class PackageCache:
-    """The cache in one folder of this host. Any number of processes may use it at the same time."""
+    """The cache of unpacked wheels in one folder of this host. Any number of processes may use it at the same time."""
 
     def __init__(self, folder: str, size: int, *, mount_point: str | None = MOUNT_POINT) -> None:
         """Open the cache, and create its folder if it is missing.
@@ -60,8 +60,9 @@ class PackageCache:
 
         Args:
             folder: The path of the cache.
-            size: How many bytes the sets may have together. Those that were not used for the longest time are removed first.
-            mount_point: The path at which sessions see all sets, or None for their path on this host.
+            size: How many bytes all package sets may have together. If they have more, those that were not used for the longest time are
+                removed.
+            mount_point: The path at which sessions see all package sets, or None if they use the path on this host.
         """
         if not folder:
             advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
@@ -77,15 +78,15 @@ class PackageCache:
 
     @property
     def sets_folder(self) -> str:
-        """Return the path on this host of the folder that holds all sets."""
+        """Return the path on this host of the folder that contains all package sets."""
         return str(self._root / "sets")
 
     def derive_name(self, *parts: str) -> str:
-        """Return a name for `parts`: their hash, keyed with the cache's secret so that sessions cannot guess it."""
+        """Return a hash of `parts` and the cache's secret, to use as a name or key in the cache. Sessions cannot guess it."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def lock_set(self, name: str) -> LockedPackageSet | None:
-        """Lock the set `name`, so that it is not removed until `release` is called, and return it. Return None if it does not exist."""
+        """Lock and return the package set `name`, which then stays in the cache until `release` is called. Return None if it is missing."""
         lock = self._lock(name, fcntl.LOCK_SH)
         if lock is None:
             return None
@@ -96,9 +97,9 @@ class PackageCache:
         return LockedPackageSet(name, f"{self._mount_point}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def add_set(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Move the folder `unpacked` into the cache as the set `name`, unless the cache has this set.
+        """Move the folder `unpacked` into the cache as the package set `name`. Do nothing if the cache has it already.
 
-        If the cache is too large then, remove sets: the least recently used first, and never one in use.
+        If the cache is too large then, remove other package sets: the least recently used first, and never one in use.
         """
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
         # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
@@ -111,9 +112,9 @@ class PackageCache:
         self._make_room(spare=name)
 
     def find_resolved(self, key: str, *, within: float) -> LockedPackageSet | None:
-        """Lock the set that `record_resolved` recorded for `key`, and return it.
+        """Lock and return the package set that meets some requirements, if `record_resolved` recorded it under `key`.
 
-        Return None if none was recorded in the last `within` seconds, or if the set was removed since.
+        Return None if nothing was recorded in the last `within` seconds, or if the package set was removed since.
         """
         path = self._root / "answers" / key
         try:
@@ -124,15 +125,15 @@ class PackageCache:
             return None
 
     def record_resolved(self, key: str, name: str) -> None:
-        """Record the set `name` as the result of resolving requirements. `find_resolved` returns the set for the same `key`."""
+        """Record that the package set `name` meets some requirements. `find_resolved` returns it for the same `key`."""
         self._replace(self._root / "answers" / key, name)
 
     def store_text(self, key: str, text: str) -> None:
-        """Store a text under a key. `load_text` returns it, in later processes too."""
+        """Store a text in the cache. `load_text` returns it for the same `key`, in later processes too."""
         self._replace(self._root / "notes" / key, text)
 
     def load_text(self, key: str) -> str | None:
-        """Return the text that `store_text` stored under a key, or None."""
+        """Return the text that `store_text` stored under `key`, or None if there is none."""
         try:
             return (self._root / "notes" / key).read_text()
         except FileNotFoundError:
@@ -140,7 +141,7 @@ class PackageCache:
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
-        """Yield a temporary folder from which files can be moved or linked into the cache, and remove it afterwards."""
+        """Make a temporary folder for a `with` block, from which files can be moved or linked into the cache. Remove it afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
         try:
             yield folder
@@ -148,9 +149,12 @@ class PackageCache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def copy_without(self, package_set: LockedPackageSet, names: set[str], parent: Path) -> Path:
-        """Copy a set without some of its packages, by hard links, and return the copy's folder.
+        """Copy a package set without some of its packages, by hard links, and return the copy's folder.
 
-        `names` are the canonical names of the packages to leave out. The copy is made in `parent`, a folder from `work_folder`.
+        Args:
+            package_set: The package set.
+            names: The canonical names of the packages to leave out.
+            parent: The folder in which to make the copy, from `work_folder`.
         """
         source, target = self._root / "sets" / package_set.name, parent / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}
@@ -163,11 +167,11 @@ class PackageCache:
         return target
 
     def list_metadata(self, package_set: LockedPackageSet) -> list[Path]:
-        """Return the paths of the METADATA files of a set's packages, sorted. They hold names, versions and requirements."""
+        """Return the sorted paths of the METADATA files in a package set. They contain each package's name, version and requirements."""
         return sorted((self._root / "sets" / package_set.name).glob("*.dist-info/METADATA"))
 
     def list_modules(self, package_set: LockedPackageSet, name: str) -> list[str]:
-        """Return the names of the top-level modules of a package in a set, sorted."""
+        """Return the sorted names of the top-level modules of one package, `name`, in a package set."""
         tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / package_set.name, name)}
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
@@ -188,7 +192,7 @@ class PackageCache:
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Create a file and its content in one step. Do nothing if it exists, even if another process creates it meanwhile."""
+        """Create a file that has its content at once. Do nothing if it exists, even if another process creates it meanwhile."""
         with self.work_folder() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
@@ -200,9 +204,10 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, operation: int) -> int | None:
-        """Lock the label of a set with flock(2), and return the descriptor. `operation` is LOCK_SH or LOCK_EX, with or without LOCK_NB.
+        """Lock the label file of the package set `name` with flock(2), and return its descriptor.
 
-        Return None if there is no label, or if `operation` has LOCK_NB and another descriptor holds the lock.
+        `operation` is LOCK_SH or LOCK_EX, alone or with LOCK_NB. Return None if there is no such file, or if `operation` has LOCK_NB and
+        another descriptor has the lock.
         """
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
@@ -230,7 +235,10 @@ class PackageCache:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _remove_set(self, label: Path) -> int:
-        """Remove the set of a label, and return how many bytes that freed: 0 if the set is in use or gone already."""
+        """Remove the package set that a label file describes, and return how many bytes that freed.
+
+        Return 0 if it is in use or was removed already.
+        """
         size = _labelled_size(label)
         lock = self._lock(label.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
@@ -244,7 +252,7 @@ class PackageCache:
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """Return the paths of a package's files according to its RECORD.
+    """Return the paths of a package's files, as its RECORD lists them. `folder` is a package set.
 
     The RECORD may be false: use the paths only to omit files from a copy or to name modules.
     """
@@ -258,7 +266,7 @@ def _files_of(folder: Path, name: str) -> set[str]:
 
 
 def _make_relative(recorded: str) -> str:
-    """Turn a path in a RECORD into a path in the set. A script is listed as ../../bin/name, but is at bin/name."""
+    """Turn a path from a RECORD into a path in a package set. A RECORD lists a script as ../../bin/name, but it is at bin/name."""
     return recorded.strip('"').removeprefix("../../")
 
 
@@ -296,7 +304,7 @@ def _size(folder: Path) -> int:
 
 
 def make_mount(source: PackageSource) -> dict[str, str]:
-    """Return the mount by which sessions see all sets of packages: a dict from its path in the session to the folder on this host.
+    """Return the mount by which sessions see all package sets: a dict from the path in a session to the folder on this host.
 
     Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """

@@ -65,26 +65,30 @@ class Environments:
         return [NamedEnvironment(path.name, _version(path), len([*path.glob(_INSTALLED)])) for path in found]
 
     def remove(self, name: str) -> None:
-        """Remove an environment. Sessions that use it lose their packages. Raise ConfigurationError if it does not exist."""
+        """Remove an environment. Sessions that still run with it cannot import its packages any more.
+
+        Raise ConfigurationError if the environment does not exist.
+        """
         find_python(name)
         shutil.rmtree(_folder(name))
 
     async def create(self, name: str, *, requirements_file: Path, python: str | None = None) -> None:
-        """Create an environment with the packages in `requirements_file`. Raise ConfigurationError on failure, and leave nothing behind.
+        """Create an environment with the packages in `requirements_file`.
 
-        `python` is the path of the interpreter that makes the environment. None means the host program's own.
+        Raise ConfigurationError if that fails, and leave no incomplete environment behind. `python` is the path of the interpreter for the
+        environment. None means the host program's own.
         """
         async with self._create_empty(name, python) as folder:
             await self._install(folder, [f"--requirement={requirements_file}"])
 
     async def create_like(self, name: str, service: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
-        """Create an environment with the packages that a hosted service offers. Return those that have no wheel for this Python.
+        """Create an environment with the packages that a hosted service offers. Return those packages that it lacks.
 
         Args:
             name: The name of the new environment.
             service: The service, a key of `SERVICE_PACKAGES`, such as `azure`.
-            python: The path of the interpreter that makes it. None means the host program's own.
-            skip_missing: Whether to leave out packages that have no wheel. Otherwise they raise ConfigurationError.
+            python: The path of the interpreter for the environment. None means the host program's own.
+            skip_missing: Whether to leave out packages that have no wheel for this Python. Otherwise they raise ConfigurationError.
         """
         wanted = SERVICE_PACKAGES[service]
         async with self._create_empty(name, python) as folder:
@@ -98,7 +102,7 @@ class Environments:
 
     @asynccontextmanager
     async def _create_empty(self, name: str, python: str | None) -> AsyncIterator[Path]:
-        """Create an environment without packages, and yield its folder. Remove the environment if the `with` block fails."""
+        """Create an environment without packages, and return its folder to a `with` block. If the block fails, remove the environment."""
         folder = _folder(name)
         if folder.exists():
             raise ConfigurationError(f"the environment {name} exists already: remove it first with `aca-sessions env remove {name}`")
@@ -117,7 +121,10 @@ class Environments:
         shutil.rmtree(folder / "http", ignore_errors=True)  # pip's cache of downloads
 
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
-        """Return those of the `wanted` packages that have no wheel. Check all at once, and one by one only if that fails."""
+        """Return those of the `wanted` packages that have no wheel for the environment's Python.
+
+        Check all at once, which is faster. Check them one by one only if that fails.
+        """
         if await self._have_wheels(folder, wanted):
             return []
         turns = asyncio.Semaphore(_CHECKS_AT_ONCE)

@@ -32,10 +32,15 @@ TOO_MUCH_METADATA = "the metadata of a wheel is larger than 64 MB"
 def main() -> None:
     """Confine this process and run pip in it.
 
-    The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS` and pip's own arguments. CODE is the entry of `sys.path` that this module
-    came from. FOLDER is where pip may write. LARGEST is a limit in bytes, for each file, for the unpacked wheels together, and for all
-    downloads together. RUNNER is the script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS
-    is empty, or the requirement markers of an image's Python as JSON; KNOWN then describes all packages of the image.
+    The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS`, followed by pip's own arguments:
+
+    - CODE: the entry of `sys.path` from which this module was imported.
+    - FOLDER: the only folder in which pip may write.
+    - LARGEST: a limit in bytes for each file. It is also the limit for the unpacked wheels together, and for all downloads together.
+    - RUNNER: the script that starts pip.
+    - KNOWN: a folder with metadata of packages that pip treats as installed.
+    - MARKERS: for a container image, values for requirement markers, as JSON. KNOWN then describes all packages of the image. Otherwise
+    empty.
     """
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
@@ -54,14 +59,14 @@ def main() -> None:
 
 
 def limit(kind: int, size: int) -> None:
-    """Set a resource limit of this process to `size`, or to the hard limit if that is lower."""
+    """Set the resource limit `kind` of this process, an RLIMIT_* number, to `size`, or to its hard limit if that is lower."""
     _, hard = resource.getrlimit(kind)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(kind, (most, most))
 
 
 def limit_received(size: int) -> None:
-    """Stop pip once it has received more than `size` bytes. Without this limit, the index decides how much pip fetches."""
+    """Make pip exit once it has received more than `size` bytes. Without this limit, a package index decides how much pip downloads."""
     left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
 
     def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
@@ -76,10 +81,11 @@ def limit_received(size: int) -> None:
 
 
 def limit_wheels(size: int, *, together: bool) -> None:
-    """Stop pip before it unpacks a wheel to more than `size` bytes or too many files.
+    """Make pip exit before it unpacks a wheel to more than `size` bytes, or to too many files.
 
-    The sizes are from the wheel's zip directory; zipfile stops at these sizes. If `together` is true, the limits apply to all wheels
-    together. Otherwise they apply to each wheel: while pip looks for versions, it also opens wheels that it will not install.
+    The limits are checked against the sizes in the wheel's zip directory, which zipfile never exceeds. If `together` is true, the limits
+    apply to the sum of all wheels. Otherwise they apply to each wheel: while pip looks for versions, it also opens wheels that it will not
+    install.
     """
     seen: dict[str, tuple[int, int]] = {}
 

@@ -22,7 +22,7 @@ class PackageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel that the resolver chose. `sha256` is empty if the index gave none."""
+    """A wheel that the resolver chose. `sha256` is empty if the package index did not give it."""
 
     name: str
     version: str
@@ -35,7 +35,10 @@ class Wheel:
 
 
 def parse_requirements(texts: Iterable[str]) -> list[Requirement]:
-    """Parse 1 to 100 requirements, and return them. Raise PackageError for another number, or if one is invalid or has an address."""
+    """Parse 1 to 100 requirements, and return them.
+
+    Raise PackageError if there are none or more, or if one is invalid or contains a URL.
+    """
     given = [*texts]
     if not 0 < len(given) <= _MOST:
         raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}: use several calls for more")
@@ -43,7 +46,7 @@ def parse_requirements(texts: Iterable[str]) -> list[Requirement]:
 
 
 def spell_canonically(requirement: Requirement) -> str:
-    """Return a requirement as text in canonical spelling, which pip cannot take for the name of a file."""
+    """Return a requirement as text with canonical names. pip cannot mistake this text for the name of a file."""
     extras = f"[{','.join(sorted(map(canonicalize_name, requirement.extras)))}]" if requirement.extras else ""
     marker = f" ; {requirement.marker}" if requirement.marker else ""
     return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}{marker}"
@@ -55,7 +58,7 @@ def is_pinned(requirement: Requirement) -> bool:
 
 
 def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
-    """Return whether an installed package meets a requirement. `versions` maps canonical names to installed versions.
+    """Return whether the installed packages meet a requirement. `versions` has the version of each, by its canonical name.
 
     Return False if the requirement has extras or a marker, which only the resolver understands.
     """
@@ -65,9 +68,9 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 
 
 def check_environment_allows(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """Raise PackageError if the guests' environment has the required package in a version that the requirement does not allow.
+    """Raise PackageError if a requirement contradicts the packages of the guests' Python, which no session can replace.
 
-    No session can replace a package of the environment.
+    `environment` has the version of each of these packages, by its canonical name.
     """
     version = environment.get(canonicalize_name(requirement.name))
     if version is not None and requirement.marker is None and not _fits(requirement, version):
@@ -79,14 +82,14 @@ def check_environment_allows(environment: Mapping[str, str], requirement: Requir
 
 
 def parse_name(text: str) -> str:
-    """Return a package's name in canonical spelling. Raise PackageError if the text is anything else than a name."""
+    """Return a package's name in canonical spelling. Raise PackageError if the text is not only a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
         raise _invalid("a package to uninstall must be given by its name alone, such as 'humanize', without a version, an option or a path")
     return canonicalize_name(text)
 
 
 def map_versions(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return a dict from the canonical name of each package to its version. Leave out packages with an invalid version."""
+    """Turn pairs of a name and a version into a dict with canonical names. Leave out packages with an invalid version."""
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 

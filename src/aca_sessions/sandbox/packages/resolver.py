@@ -90,7 +90,7 @@ def explain_failure(output: str) -> PackageError:
 
 
 def filter_progress(line: str) -> str | None:
-    """Return a line of pip's output without folders of this host, if users may see it. Otherwise return None.
+    """Return a line of pip's output that users may see, without folders of this host. Return None for any other line.
 
     Users see lines that report progress and contain no address.
     """
@@ -100,9 +100,9 @@ def filter_progress(line: str) -> str | None:
 
 
 def redact(text: str, settings: Iterable[str]) -> str:
-    """Return a text without addresses and secrets: each address becomes [address], and each secret becomes ****.
+    """Return a text in which each address is replaced by [address], and each secret by ****.
 
-    `settings` are the values of pip's settings, whose addresses may hold secrets.
+    `settings` are the values of pip's settings. Addresses in them may contain secrets, such as a password.
     """
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
@@ -132,13 +132,16 @@ def _errors(output: str) -> str:
 
 
 def _format_output(text: str) -> str:
-    """Return pip's output for users: at most 2,000 characters, and "the sessions' environment" where pip says "constraint"."""
+    """Return a part of pip's output as text for users. Shorten it to 2,000 characters.
+
+    Where pip says that the user requested a constraint, say instead that the sessions' environment has it.
+    """
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
 
 def _secrets(value: str) -> set[str]:
-    """Return the possible secrets in a setting: user names, passwords and folders of more than 3 characters from its addresses."""
+    """Return the parts of the addresses in a setting that may be secret: user names, passwords and folders of more than 3 characters."""
     found: set[str] = set()
     for word in value.split():
         if not word.startswith(("http://", "https://")):
@@ -168,7 +171,12 @@ _REACH_VARIABLES = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 @dataclass(frozen=True, slots=True)
 class InstalledPackages:
-    """The packages that are installed already: the environment's, which must not change, and a session's, which may be replaced."""
+    """The packages that are installed before the resolver runs.
+
+    Attributes:
+        environment: The version of each package of the guests' Python, by its canonical name. These must not change.
+        added: The METADATA files of the packages that a session has installed, which may be replaced.
+    """
 
     environment: Mapping[str, str]
     added: Sequence[Path]  # the METADATA files of what was added
@@ -176,10 +184,10 @@ class InstalledPackages:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """Runs pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
+    """Runs pip for one Python and one source of wheels. Each method works in a folder that the caller makes and removes.
 
     The Python of a container image runs only in sessions. So for an image, pip runs in the host's Python, with options and requirement
-    markers that stand for the image's.
+    markers that make it choose wheels for the image's Python.
     """
 
     python: str
@@ -190,10 +198,13 @@ class Resolver:
     async def resolve(
         self, folder: Path, requirements: Sequence[str], known: InstalledPackages, report_progress: ReportProgress
     ) -> list[Wheel]:
-        """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
+        """Return the wheels to install so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        `folder` is an empty folder to work in. `requirements` are in canonical spelling. `report_progress` is called with each line of
-        progress.
+        Args:
+            folder: An empty folder to work in.
+            requirements: The requirements, with canonical names.
+            known: What is installed already.
+            report_progress: Called with each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
@@ -217,7 +228,7 @@ class Resolver:
         return target
 
     async def install(self, folder: Path, arguments: Sequence[str], report_progress: ReportProgress) -> None:
-        """Install packages into the environment of the Python `self.python`. This environment must be below `folder`.
+        """Install packages into the environment of `self.python`, which must be below `folder`.
 
         `arguments` are requirements and options of pip.
         """
@@ -245,7 +256,7 @@ class Resolver:
             raise explain_failure(redact(output, variables.values()))
 
     async def _variables(self) -> dict[str, str]:
-        """Return pip's environment variables: its settings for index, wheels and network, and the host's HOME, proxies and certificates."""
+        """Return the environment variables for pip: package sources, network settings, and the host's HOME, proxies and certificates."""
         configured = await _configuration()
         chosen = {name: value for name, value in configured.items() if name in _REACH}
         if self.source.index_url is None and self.source.wheels is None:
@@ -328,7 +339,7 @@ async def _read(process: asyncio.subprocess.Process, report_progress: ReportProg
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the lines of a stream. Cut each after about 1 MB, because an index can make them long."""
+    """Yield the lines of a stream. Truncate each line at about 1 MB, because a hostile package index can send very long lines."""
     rest = b""
     while data := await stream.read(_CHUNK):
         *lines, rest = (rest + data).split(b"\n")

@@ -45,7 +45,7 @@ class Packages:
     """The package cache and the resolver of all sessions under one policy."""
 
     def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
-        """Initialize without reading any file.
+        """Create the object without reading any file.
 
         `ask_image` returns the description of the Python in the sessions' container image. It is None if the sessions use no image.
         """
@@ -60,7 +60,7 @@ class Packages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def environment(self) -> dict[str, str]:
-        """Return a dict from the canonical name of each package in the guests' environment to its version."""
+        """Return the version of each package of the guests' Python, by its canonical name."""
         if self._environment is None and self._ask_image is not None:
             image = await self._ask_image()
             self._resolver = replace(self._resolver, python=sys.executable, image=image)
@@ -80,13 +80,13 @@ class Packages:
     async def fetch_set(
         self, requirements: Sequence[Requirement], sets: Sequence[LockedPackageSet], report_progress: ReportProgress
     ) -> LockedPackageSet | None:
-        """Fetch the packages that must be added to meet the requirements, and return them as one locked set.
+        """Return a locked package set with the packages that a session lacks to meet the requirements. Download them if necessary.
 
-        Return None if the environment and `sets` meet the requirements already. Raise PackageError if they cannot be met.
+        Return None if the requirements are met already. Raise PackageError if they cannot be met.
 
         Args:
-            requirements: All that the session has asked for, except what its environment meets.
-            sets: The sets that the session has. The new set may replace packages of these.
+            requirements: All that the session has ever asked for, except what the guests' Python meets.
+            sets: The package sets that the session has. The new one may contain other versions of their packages.
             report_progress: Called with each line of progress.
         """
         known = InstalledPackages(
@@ -109,7 +109,7 @@ class Packages:
                 return older
 
     async def add_set(self, wheels: Sequence[Wheel], unpacked: Path) -> LockedPackageSet:
-        """Move the unpacked wheels in a folder into the cache as one set. Lock the set, so that it is not removed, and return it."""
+        """Move a folder of unpacked wheels into the cache as one package set. Return it, locked so that the cache does not remove it."""
         name = self.cache.derive_name("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
         await to_thread.run_sync(self.cache.add_set, name, wheels, unpacked)
         package_set = self.cache.lock_set(name)
@@ -118,7 +118,7 @@ class Packages:
         return package_set
 
     async def copy_without(self, package_set: LockedPackageSet, names: set[str]) -> LockedPackageSet | None:
-        """Copy a set without the packages `names`, and return the locked copy. Return None if no package is left."""
+        """Copy a package set without the packages `names`, and return the locked copy. Return None if no package is left."""
         rest = [wheel for wheel in package_set.wheels if wheel.name not in names]
         if not rest:
             return None
@@ -139,7 +139,7 @@ class Packages:
         return package_set
 
     def _survey(self) -> Survey:
-        """Return the version and packages of the guests' Python, from the cache if possible: starting a Python takes long."""
+        """Return the version and packages of the guests' Python. Cache them, because starting a Python takes long."""
         key = self.cache.derive_name("survey", self._python)
         stored = self.cache.load_text(key)
         if stored is not None and (found := Survey(**json.loads(stored))).is_current:
@@ -149,9 +149,11 @@ class Packages:
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
-        """Return the key under which the cache records a resolution. It depends on everything that affects the packages to be added.
+        """Return the cache key for the result of resolving requirements. It depends on everything that affects this result.
 
-        `texts` are the requirements. `sets` are the names of the sets that the session has.
+        Args:
+            texts: The requirements.
+            sets: The names of the package sets that the session has.
         """
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
@@ -162,13 +164,13 @@ ReplacePaths = Callable[[Sequence[str], Sequence[str]], Awaitable[CodeExecutionR
 
 
 class SessionPackages:
-    """The packages that are installed in one session, as sets in the cache. Only one call at a time adds or removes packages."""
+    """The packages that one session has installed, as package sets in the cache. Calls that add or remove packages take turns."""
 
     def __init__(self, packages: Packages, replace_paths: ReplacePaths) -> None:
-        """Initialize a session without packages.
+        """Create the object for a session that has installed nothing.
 
-        `replace_paths` makes the live interpreter import packages from the given paths and no others. Its second argument names the
-        modules whose version changes: if one of them is loaded, the result has an error and nothing changes.
+        `replace_paths` makes the live interpreter import packages from the given folders, and no longer from earlier ones. Its second
+        argument names the modules whose version changes. If one of them is imported already, the result has an error and nothing changes.
         """
         self._packages = packages
         self._replace_paths = replace_paths
@@ -181,7 +183,7 @@ class SessionPackages:
 
     @property
     def paths(self) -> list[str]:
-        """Return the folders from which the session's interpreters import the packages installed in the session."""
+        """Return the folders, as the session sees them, from which its interpreters import the packages that it installed."""
         return [package_set.path for package_set in self._sets]
 
     @property
@@ -194,23 +196,29 @@ class SessionPackages:
     ) -> CodeExecutionResult:
         """Install packages, and return the result. If the result has an error, nothing was changed.
 
-        `requirements` are names with versions, extras and markers. Fetching the packages may take `timeout` seconds.
+        Args:
+            requirements: Names of packages, which may have versions, extras and markers.
+            timeout: How many seconds resolving and downloading may take.
+            on_progress: Called with each line of progress.
         """
         return await self._as_result(lambda: self._install(requirements, timeout, on_progress or _ignore))
 
     async def uninstall(self, names: Sequence[str]) -> CodeExecutionResult:
-        """Remove packages that this session installed, and return the result. Modules that are imported stay loaded."""
+        """Remove packages that this session installed, and return the result. Modules that are imported already stay usable."""
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Lock and add the package sets of another session. A new branch of that session calls this."""
+        """Take over the packages of another session, for a new branch of it. Lock their package sets for the branch too."""
         for one in other._sets:
             if (package_set := self._packages.cache.lock_set(one.name)) is not None:
                 self._sets.append(package_set)  # one by one: if a later one fails, `close` releases those before it
         self._requested, self.ever_changed = dict(other._requested), other.ever_changed
 
     async def close(self) -> None:
-        """Wait until a running change has ended, then unlock all sets. An install that is still fetching packages adds none."""
+        """Wait until a change of the packages has ended, then unlock all package sets.
+
+        An install that is still downloading will not add its packages.
+        """
         self._closed = True
         await self._tasks.finish()
         self._release(self._sets)
@@ -221,7 +229,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for package_set in self._sets for wheel in package_set.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Call and await `work`, one call at a time. Convert a PackageError or OSError to a failed result."""
+        """Call and await `work` when no other such call runs. If it raises PackageError or OSError, return a result with that error."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -284,7 +292,7 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[LockedPackageSet]:
-        """Return the session's sets without the packages `names`. A set that has one of them is replaced by a locked copy without it."""
+        """Return the session's package sets without the packages `names`. Replace each one that has such a package by a locked copy."""
         kept: list[LockedPackageSet] = []
         with ExitStack() as on_failure:
             for package_set in self._sets:
@@ -297,9 +305,10 @@ class SessionPackages:
         return kept
 
     async def _replace_sets(self, sets: list[LockedPackageSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Replace the session's sets by `sets`, unless the interpreter refuses, for example because it has loaded one of `modules`.
+        """Replace the session's package sets by `sets`, and return the result of the interpreter's attempt to use them.
 
-        In both cases, unlock each old or new set that the session does not use afterwards.
+        If it fails, for example because one of `modules` is imported already, keep the old ones. In both cases, unlock the package sets
+        that the session does not use afterwards.
         """
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
