@@ -1,1 +1,1 @@
-"""The MCP server: sessions as tools and resources of the Model Context Protocol."""
+"""The MCP server, which offers sessions to clients as tools and resources of the Model Context Protocol."""

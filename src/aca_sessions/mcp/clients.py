@@ -30,7 +30,7 @@ _MOST_WATCHED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of an MCP server: how many clients it may have, the limits of each, and which sessions stay when a client disconnects."""
+    """The options of an MCP server: its limits, its tools, and whether shared sessions stay when their creator disconnects."""
 
     sessions_per_client: int
     clients: int
@@ -42,7 +42,7 @@ class Options:
 
     @classmethod
     def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
-        """Return the options from settings, in seconds and bytes."""
+        """Convert the configured MCP settings to options. Minutes become seconds, and megabytes become bytes."""
         return cls(
             sessions_per_client=settings.SessionsPerClient,
             clients=settings.Clients,
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """The state that all clients of a server share: the pool, and the sessions that clients created as shared ones."""
+    """What all clients of one MCP server share: the pool, the options, and the sessions that were created with `shared=True`."""
 
     pool: SessionPool
     options: Options
@@ -63,7 +63,7 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """Mark a session as not started if the pool ended it because it was idle. Ignore other events.
+        """Set `is_started` of a session to False if the pool ended the session because it was idle. Ignore other events.
 
         The next use of the session then starts a new, empty one.
         """
@@ -72,7 +72,7 @@ class SharedState:
 
 
 class Client:
-    """A client, which is one connection: its sessions, and which of them is active. Tool calls that name no session use the active one."""
+    """One MCP client, which is one connection. It has sessions, one of which is active: tool calls use it if they name no session."""
 
     def __init__(self, server: SharedState) -> None:
         """Create a client with one session, `default`, which is started at its first use."""
@@ -87,7 +87,7 @@ class Client:
         self._add(NamedSession(name=DEFAULT))
 
     def sessions(self) -> dict[str, NamedSession]:
-        """Return all sessions that this client can use, its own and the shared ones, keyed by name."""
+        """Return all sessions that this client can use, keyed by name: its own, and those that any client shares."""
         return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
@@ -103,7 +103,7 @@ class Client:
         return named
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
-        """Create a session that starts at its first use. If `name` is None, choose a free one.
+        """Add a session, which starts at its first use. If `name` is None, choose an unused name.
 
         Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many sessions.
         """
@@ -111,7 +111,7 @@ class Client:
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Validate the name of a new session and return it. If `name` is None, choose a free name.
+        """Validate the name of a new session and return it. If `name` is None, choose an unused name.
 
         Raise InvalidArgumentError if the name is invalid or taken, or if the client has too many sessions.
         """
@@ -142,9 +142,9 @@ class Client:
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
-        """Create a session that starts with the variables and files of `named`. It is not shared.
+        """Create a session that starts with copies of the variables and files of `named`. Other clients cannot use it.
 
-        If `name` is None, choose a free one. Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many
+        If `name` is None, choose an unused name. Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many
         sessions.
         """
         self._free_name(name)
@@ -176,7 +176,7 @@ class Client:
         return previous
 
     async def delete(self, name: str) -> bool:
-        """End a session, even in the middle of a cell. If it was active, make `default` active and return True.
+        """End a session, even while it runs a cell. If it was active, make `default` active and return True, otherwise return False.
 
         Raise InvalidArgumentError for `default`, and if there is no such session.
         """
@@ -193,14 +193,14 @@ class Client:
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
-        """Lease a session for a `with` block."""
+        """Lease a session from the pool for a `with` block."""
         async with self.server.pool.session(named.id) as session:
             yield session
 
     async def close(self) -> None:
-        """End the client's sessions. With the option `keep_shared`, do not end those that the client created as shared ones.
+        """End the sessions that the client created, when it has disconnected. Ignore failures.
 
-        Ignore failures.
+        With the option `keep_shared`, do not end those that it created with `shared=True`.
         """
         ending = [*self._own.values()]
         if not self.options.keep_shared:

@@ -193,9 +193,9 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
 
 
 async def _find(session: Session, path: str) -> str:
-    """Find the script that a model named, with or without `.py`, and return its path. Look for a name without a folder in scripts/ first.
+    """Return the path of the script that a model named, with or without `.py`.
 
-    Raise InvalidArgumentError if there is no such script.
+    If the name has no folder, look in scripts/ first, then in /mnt/data. Raise InvalidArgumentError if there is no such script.
     """
     folder, _, name = path.rpartition("/")
     places = [(folder, name)] if folder else [(SCRIPTS, name), ("", name)]
@@ -217,7 +217,16 @@ async def run_cell(
     request: CodeExecutionRequest,
     answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
-    """Run a cell. Call `answer` with the result and the files changed below outputs/, and return what `answer` returns."""
+    """Run a cell in a leased session, and return what `answer` returns.
+
+    Copy shared files into the session before. Send the cell's events to the client while it runs. Cancelling the call interrupts the cell.
+
+    Args:
+        call: The tool call that runs the cell.
+        named: The session.
+        request: The code and its options.
+        answer: Converts the cell's result, and the files that changed below outputs/, to the answer of the tool.
+    """
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.copy_in(session, named)
@@ -255,7 +264,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
-    """Build the structured answer for a cell. Add the text, images and links to further resources to the content of `call`."""
+    """Return a cell's result as JSON fields. Also add its text, its images and links to its other displays and files to `call`."""
     told = hint(result, call.client.server.pool.access, _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     text = render(result)
@@ -271,7 +280,10 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
 
 def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str]) -> CellAnswer:
-    """Return the structured answer. It is about as long as the text, because some clients give it to the model in place of the text."""
+    """Return a cell's result as JSON fields, with `uris` as the links to its displays.
+
+    It is about as long as the text that `render` returns, because some clients give it to the model in place of that text.
+    """
     failed, stderr, text = result.error, result.written_to_stderr, result.text or ""
     traceback = error_text(result).removesuffix(for_model(str(failed))).rstrip("\n") if failed and failed.traceback else ""
     room = share(result.max_output - len(traceback), sum(map(bool, (result.stdout, stderr, text))))
@@ -298,7 +310,7 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
 
 
 def _first(paths: list[str]) -> list[str]:
-    """Return the first paths of a list: at most 20, with about 2,000 characters together."""
+    """Return as many of the first paths as an answer lists: at most 20, with at most about 2,000 characters together."""
     room = _MOST_PATH_CHARACTERS
     for number, path in enumerate(paths[:_MOST_LINKS]):
         room -= len(path)
@@ -322,7 +334,10 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Split displays into images that fit the size limit and other displays. Leave out displays that are only plain text."""
+    """Split displays into images to send and other displays. Leave out displays that are only plain text.
+
+    An image that is too large for the rest of the size limit becomes one of the others.
+    """
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

@@ -1,4 +1,4 @@
-"""Sessions of MCP clients: the name and counters of each, which are known without a request to the session.
+"""What the MCP server knows about a session without a request to it, such as its name, its displays and how many cells it ran.
 
 Nothing here awaits, so no other call can change a session in the middle of a method.
 """
@@ -20,7 +20,7 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
-    """A session of an MCP client. `id` names it in the pool; no client learns the id."""
+    """A session of MCP clients, which know it by `name`. The pool knows it by `id`, which is secret and not sent to clients."""
 
     name: str
     description: str = ""
@@ -48,12 +48,12 @@ class NamedSession:
 
     @property
     def busy_for(self) -> float | None:
-        """Return the seconds since the oldest of the session's unfinished cells was sent, or None if there are none."""
+        """Return the seconds since the oldest cell that still runs in the session was sent, or None if none runs."""
         return time.monotonic() - self._running[0] if self._running else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count a cell as running during the `with` block. At the end add one cell and its time to the session's totals."""
+        """Count a cell as running during the `with` block. At the end, add it to the session's number of cells and their total time."""
         started = time.monotonic()
         self._running.append(started)
         try:
@@ -65,7 +65,7 @@ class NamedSession:
             self.last_execution = datetime.now(UTC)
 
     def record_result(self, result: CodeExecutionResult) -> None:
-        """Record a cell's error, and a restart if the variables were lost. If the files were lost, mark the session as not started."""
+        """Record the name of a cell's error, and why variables were lost. If files were lost, set `is_started` to False."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":
@@ -74,11 +74,14 @@ class NamedSession:
             self.is_started = False
 
     def record_restart(self, cause: str) -> None:
-        """Record why the session's variables were lost or cleared. The latest 20 causes are kept."""
+        """Record why the session's variables were lost or cleared. Keep only the latest 20 reasons."""
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:
-        """Store a display for clients and return its number. Drop the oldest displays beyond 50 displays or 16 Mi characters."""
+        """Store a display, so that clients can read it later, and return the number in its URI.
+
+        Drop the oldest displays if there are more than 50, or more than 16 Mi characters.
+        """
         self.displayed += 1
         self.displays[self.displayed] = display
         while len(self.displays) > KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):

@@ -1,7 +1,7 @@
-"""Shared outputs: the files below outputs/ of one client's sessions, copied from session to session between cells.
+"""Share the files below outputs/ among the sessions of one MCP client, by copying them from session to session between cells.
 
-Files are copied and not mounted, so that this works at every endpoint. A session gets the files of the others as they were at the end of
-the others' latest cells.
+Files are copied and not mounted, so that this works at every endpoint. A session gets the files of the other sessions as they were at the
+end of their latest cells.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Marks = dict[str, tuple[int, datetime]]
 
 @dataclass(frozen=True, slots=True)
 class _SharedFile:
-    """The latest version of a shared file. `data` is None if a session deleted the file."""
+    """The latest content of a shared file, with a number that grows with each change. `data` is None if a session deleted the file."""
 
     version: int
     data: bytes | None
@@ -33,7 +33,7 @@ class _SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFiles:
-    """The files below outputs/ that a cell created, changed or deleted. `shared` are copied to other sessions; `left` cannot be copied."""
+    """The paths below outputs/ that a cell changed: `shared` are copied to the client's other sessions, `left` cannot be copied."""
 
     shared: tuple[str, ...] = ()
     left: tuple[str, ...] = ()  # too large, or with names that no API takes
@@ -41,17 +41,20 @@ class CollectedFiles:
 
 @dataclass(slots=True)
 class _SessionFiles:
-    """The files of one session below outputs/: the version of each shared file, and the size and time of each file when last listed."""
+    """What is known about one session's files below outputs/: the version of each shared file that it has, and the last list of its files.
+
+    `seen` is that list. It has the size and the time of the last change of each file, keyed by path.
+    """
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
 
 
 class Outputs:
-    """The files that the sessions of one client share. They are kept in the memory of this process, up to a size limit."""
+    """Copies of the files below outputs/ of one client's sessions. They are kept in this process's memory, up to a size limit."""
 
     def __init__(self, limit: int) -> None:
-        """Set `limit`, the most bytes that all kept files may have together. If it is 0, no files are shared."""
+        """Allow at most `limit` bytes for all files together. If it is 0, no files are shared."""
         self._limit = limit
         self._files: dict[str, _SharedFile] = {}
         self._version = 0
@@ -60,24 +63,24 @@ class Outputs:
 
     @property
     def size(self) -> int:
-        """Return the size in bytes of all files that are kept."""
+        """Return the size in bytes of all shared files together."""
         return sum(len(file.data) for file in self._files.values() if file.data is not None)
 
     def includes(self, named: NamedSession) -> bool:
         """Return whether a session shares its files below outputs/ with the client's other sessions.
 
-        Sessions shared between clients do not.
+        A session that several clients can use does not, and none does if the size limit is 0.
         """
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Forget which files a session has, because it ended or was rolled back. Before its next cell, it gets all shared files again."""
+        """Assume that a session has no shared files, because it ended or was rolled back. It gets all of them before its next cell."""
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Copy shared files into a session before a cell runs: those that other sessions changed since the session's previous cell.
+        """Before a cell runs in a session, copy the shared files into it that other sessions changed since its previous cell.
 
-        Create outputs/ in a new session.
+        In a session that is not started, create the folder outputs/ first.
         """
         if not named.is_started:
             self.forget(named)
@@ -98,10 +101,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep changed files below outputs/ of a session for the client's other sessions. Return the paths of the changed files.
+        """Download the files below outputs/ that a session changed, to share them with the client's other sessions. Return their paths.
 
-        Call this after anything that may have written files. The folder is listed, because a cell's result omits files that background
-        processes wrote, and omits all files if there are too many.
+        Call this after anything that may have written files. It lists the folder itself, because a cell's result omits files that
+        background processes wrote, and omits all files if there are too many.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -150,10 +153,15 @@ class Outputs:
 
 
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
-    """Yield the files and folders below a folder, each folder before its content.
+    """List a folder of a session recursively: yield its files and subfolders, each subfolder before its content.
 
-    Yield at most `most` of them, at most `depth` folders deep. Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip
-    a subfolder that is deleted during the walk.
+    Skip a subfolder that is deleted meanwhile. Raise NotFoundError if `folder` does not exist.
+
+    Args:
+        session: The session.
+        folder: The folder, relative to /mnt/data, which is the default.
+        depth: How many levels of folders to list; 1 lists only `folder` itself.
+        most: The most files and folders to yield.
     """
     found, folders = await session.list_files(folder), [(folder, depth)]
     while folders:
@@ -181,9 +189,9 @@ def path_of(file: RemoteFile) -> str:
 
 
 async def _look(session: Session) -> tuple[Marks, bool]:
-    """List the files below outputs/. Return size and time of each, keyed by path, and whether the list is complete.
+    """Return the size and time of each file below outputs/, keyed by path, and whether the list is complete.
 
-    At most 1000 entries are read.
+    It is incomplete if there are more than 1000 files and folders.
     """
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
@@ -194,7 +202,7 @@ async def _look(session: Session) -> tuple[Marks, bool]:
 
 
 async def _write(session: Session, path: str, data: bytes | None) -> None:
-    """Write a file into a session, or delete it if `data` is None. Ignore failures, for example if the session has no room for the file."""
+    """Write a file into a session, or delete it if `data` is None. Ignore failures, for example if the session's disk is full."""
     try:
         await (session.delete_file(path) if data is None else session.upload_file(path, data))
     except ACASessionsError:

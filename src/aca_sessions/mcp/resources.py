@@ -1,4 +1,4 @@
-"""Resources of sessions: files (session://NAME/files/PATH) and displays (session://NAME/displays/NUMBER)."""
+"""The MCP resources: session://NAME/files/PATH is a file of a session, and session://NAME/displays/NUMBER what a cell displayed."""
 
 import base64
 import json
@@ -21,9 +21,9 @@ ROOT = "/mnt/data"
 
 
 def checked(path: str) -> str:
-    """Validate a file's path and return it relative to /mnt/data.
+    """Return a file's path relative to /mnt/data, which may be given with or without that folder in front.
 
-    Raise InvalidArgumentError if the path is invalid, so that it is not sent to an endpoint.
+    Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data.
     """
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
@@ -33,9 +33,9 @@ def checked(path: str) -> str:
 
 
 def checked_folder(path: str) -> str:
-    """Validate a folder's path and return it relative to /mnt/data, or '' for /mnt/data itself.
+    """Return a folder's path relative to /mnt/data, which may be given with or without that folder in front, or '' for /mnt/data itself.
 
-    Raise InvalidArgumentError if the path is invalid, so that it is not sent to an endpoint.
+    Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data.
     """
     inside = path.strip().rstrip("/")
     return checked(inside) if inside not in ("", ".", ROOT) else ""
@@ -52,7 +52,7 @@ TEMPLATES = [
 
 
 async def listed(client: Client) -> list[types.Resource]:
-    """Return the files and displays of a client's sessions as resources, at most 500. Sessions that are not started are skipped."""
+    """List the files and displays of all sessions that a client can use, at most 500. Skip sessions that are not started."""
     found: list[types.Resource] = []
     for named in client.sessions().values():
         if named.is_started:
@@ -62,7 +62,7 @@ async def listed(client: Client) -> list[types.Resource]:
 
 
 async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
-    """Return the content of the file or display that a URI names. Raise McpError if neither exists."""
+    """Return the content of the file or display that a URI names. Raise McpError if there is none."""
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
@@ -74,7 +74,7 @@ async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
 
 
 def _one_line(path: str) -> str:
-    """Return a path as one line of text: quoted with `repr` if it is not printable."""
+    """Return a path, quoted with `repr` if it has line breaks or other characters that cannot be printed."""
     return path if path.isprintable() else repr(path)
 
 
@@ -132,7 +132,7 @@ def _kind(name: str) -> str:
 
 
 def _best(display: Display) -> str:
-    """Return the MIME type in which to send a display: a preferred type if it has one, else any type but plain text, else plain text."""
+    """Choose the MIME type in which to send a display: HTML or another of `_PREFERRED`, otherwise any but plain text if it has one."""
     known = [kind for kind in _PREFERRED if kind in display.data]
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 

@@ -1,4 +1,4 @@
-"""The MCP server: a handler for each kind of request, served on standard input and output, or on a port that requires a key."""
+"""The MCP server: it handles each kind of request, and listens on standard input and output, or on a port that requires a key."""
 
 import argparse
 import asyncio
@@ -39,10 +39,10 @@ _INSTRUCTIONS = (
 
 
 class SessionServer(Server[Client, Any]):
-    """An MCP server that gives each connection sessions of its own."""
+    """An MCP server that gives each connection its own sessions."""
 
     def __init__(self, state: SharedState) -> None:
-        """Create a server that uses the pool and the options of `state`. The options choose the tools."""
+        """Create a server for the clients of `state`, whose options choose the tools."""
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
         self._state = state
         self._tools = _tools(state.options.tools, state.pool.access)
@@ -60,9 +60,9 @@ class SessionServer(Server[Client, Any]):
         notification_options: NotificationOptions | None = None,
         experimental_capabilities: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
-        """Return the options with which a connection starts.
+        """Return the server's capabilities, which each client gets when it connects.
 
-        They tell clients that the list of resources may change and that clients can subscribe to resources.
+        They tell clients that the list of resources may change, and that clients can subscribe to resources.
         """
         del notification_options
         options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
@@ -122,7 +122,10 @@ class SessionServer(Server[Client, Any]):
 
 
 def _tools(kind: str, access: Access) -> dict[str, Tool]:
-    """Return the MCP tools by name: all if `kind` is "all", otherwise only those for sessions and code, the first table in docs/mcp.md."""
+    """Return the MCP tools by name. If `kind` is "session", leave out the tools for files, variables and checkpoints.
+
+    The descriptions of some tools end with what sessions can reach on the network, according to `access`.
+    """
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
@@ -131,7 +134,7 @@ def _tools(kind: str, access: Access) -> dict[str, Tool]:
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:
-    """Serve one client until it closes standard input. Return the exit code."""
+    """Serve one MCP client on standard input and output, until it closes its end. Return the command's exit code."""
     standard_input()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
         server = SessionServer(state)
@@ -140,7 +143,7 @@ async def serve_stdio(options: argparse.Namespace) -> int:
 
 
 async def serve_http(options: argparse.Namespace) -> int:
-    """Serve many clients over HTTP until a signal ends the server. Print its address and key first. Return the exit code."""
+    """Serve many MCP clients over HTTP until a signal ends the server. Print its URL and key. Return the command's exit code."""
     from ..server.guard import (
         Guard,
         RefusalLog,
@@ -176,7 +179,7 @@ async def serve_http(options: argparse.Namespace) -> int:
 
 
 class _Connections:
-    """All HTTP connections to the server, as an async context manager that ends them."""
+    """All HTTP connections to the MCP server. As an async context manager, it ends them at the end of the `with` block."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -199,7 +202,7 @@ class _Connections:
         await self.end(0)
 
     async def end(self, _grace: float) -> None:
-        """End all connections, with their cells and sessions. Otherwise an open stream would keep the server from ending."""
+        """End all connections, with their cells and sessions, at once. Otherwise an open stream would keep the server from ending."""
         self._stopping.set()
         await self._task
 

@@ -240,7 +240,7 @@ def _metadata(named: NamedSession) -> Metadata:
 
 
 async def _ask(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
-    """Return the health of a session. If leasing it and its response take more than `timeout` seconds, report it as not responsive."""
+    """Return the health of a session. It is not responsive if leasing and checking it together take more than `timeout` seconds."""
     started = time.perf_counter()
     async with AsyncExitStack() as held:
         try:

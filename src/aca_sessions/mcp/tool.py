@@ -1,4 +1,4 @@
-"""MCP tools made from functions: signatures become schemas, arguments are validated, and errors become results that a model can read.
+"""Make MCP tools from functions: signatures become schemas, arguments are validated, and errors become results that a model can read.
 
 This replaces FastMCP of mcp 1.30, which gives every field a title (tokens for each model), ignores unknown arguments, repeats invalid
 values in its errors, and makes no output schema of a dataclass with slots.
@@ -40,7 +40,7 @@ _DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#"}
 
 
 class _Untitled(GenerateJsonSchema):
-    """A generator of JSON schemas without titles: a title that repeats the field's name costs a model tokens and adds nothing."""
+    """Generates JSON schemas whose fields have no titles: a title that repeats the field's name costs a model tokens and adds nothing."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
         del schema
@@ -48,7 +48,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _words(value: object) -> object:
-    """Convert text that a client sent instead of a list: parse it as a JSON list, or return it as the only item of a list.
+    """Convert an argument that should be a list but is text: parse it if it is a JSON list, otherwise make it the only item of a list.
 
     Return other values unchanged.
     """
@@ -66,7 +66,7 @@ Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=1000)]
 
 @dataclass(slots=True)
 class Call:
-    """A call of a tool: its client, the connection to which events and questions are sent, and the content of the result."""
+    """One call of an MCP tool: the client that calls, the connection on which to notify and ask it, and the result's content so far."""
 
     client: Client
     context: RequestContext[ServerSession, Client, Any]
@@ -75,7 +75,7 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content to the call's result. Without added content, the result has a text block with the answer as JSON."""
+        """Add content, such as text or an image, to the call's result. Without any, the result's content is the answer as JSON text."""
         self.content += blocks
 
     @property
@@ -85,9 +85,9 @@ class Call:
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def report(self, event: Event) -> None:
-        """Send an event of a cell to the client as a log message, and as progress if the client asked for progress.
+        """Send an event of a running cell to the client as a log message, and as progress if the client asked for progress.
 
-        At most 64,000 characters are sent for each call.
+        At most 64,000 characters are sent for each tool call.
         """
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
@@ -98,7 +98,7 @@ class Call:
         await self._log(event.kind, note)
 
     async def ask(self, prompt: str) -> str | None:
-        """Ask the client's user for a line of `input()`. Return None if there is no answer; the cell then gets an EOFError."""
+        """Ask the client's user for the line that `input()` returns. Return None if there is none; the cell then gets an EOFError."""
         session, request = self.context.session, self.context.request_id
         message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
         try:
@@ -109,7 +109,7 @@ class Call:
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
-        """Notify the client that its list of resources changed. Also name each resource in `uris` that the client watches as changed."""
+        """Notify the client that its list of resources changed, and that those of `uris` changed to which it has subscribed."""
         session = self.context.session
         await session.send_resource_list_changed()
         for uri in uris:
@@ -144,7 +144,7 @@ def _described(event: Event) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """An MCP tool that calls a function. It has schemas for clients, and types that validate arguments and encode the answer."""
+    """An MCP tool made from a function: the description for clients, the function, and types that check its arguments and its answer."""
 
     listed: types.Tool
     _function: Function
@@ -152,13 +152,13 @@ class Tool:
     _answer: TypeAdapter[Any]
 
     def saying(self, sentence: str) -> "Tool":
-        """Return the tool with a sentence added to its description."""
+        """Return a copy of the tool, with a sentence added to the description that models read."""
         return replace(self, listed=self.listed.model_copy(update={"description": f"{self.listed.description} {sentence}".rstrip()}))
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Call the function and return its answer.
+        """Validate the arguments, call the function, and return its answer as JSON.
 
-        If arguments are invalid, or the function raises an error of this package, return a result with the message for the model.
+        If arguments are invalid, or the function raises an ACASessionsError, return a failed result with a message for the model.
         """
         try:
             checked = self._arguments.model_validate(arguments)
@@ -173,14 +173,14 @@ class Tool:
 
 
 def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False) -> Tool:
-    """Return an MCP tool that calls a function. The function's docstring becomes the description, which models read.
+    """Make an MCP tool from a function. The function's docstring becomes the description, which models read.
 
     Args:
-        function: The function. Its first parameter is the call; the others make the schema of the arguments.
+        function: An async function. Its first parameter is the `Call`; the others become the schema of the tool's arguments.
         title: The name that users see.
-        kind: Whether the tool only reads, changes something, or may destroy something.
-        repeatable: Whether calling the tool twice has the same effect as once.
-        outside: Whether the tool may reach anything outside of the session.
+        kind: `reads` changes nothing, `changes` deletes and replaces nothing, and `destroys` may do both.
+        repeatable: Whether a second call with the same arguments changes nothing more.
+        outside: Whether the tool may reach anything outside of the session, such as the network.
     """
     signature = inspect.signature(function, eval_str=True)
     parameters = [*signature.parameters.values()][1:]
@@ -206,14 +206,14 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
 
 
 def failure(message: str) -> types.CallToolResult:
-    """Return the result of a tool call that failed. The model reads the message."""
+    """Return the result of a failed tool call, with a message that the model reads."""
     return types.CallToolResult(content=[types.TextContent(type="text", text=message)], isError=True)
 
 
 def _explain(error: ValidationError, known: Iterable[str]) -> str:
-    """Return a message that tells which arguments are wrong and why. `known` are the names of the tool's arguments.
+    """Return a message that says which arguments are wrong and why, and lists `known`, the names of all arguments of the tool.
 
-    Values are left out, because they may be long or secret.
+    The message has no values, because they may be long or secret.
     """
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     lines = [f"{'.'.join(str(part)[:50] for part in one['loc'])}: {one['msg']}" for one in problems[:5]]
