@@ -1,4 +1,4 @@
-"""A self-signed certificate for the server, for clients that accept only https. It is created once and stored in a folder."""
+"""Create a self-signed certificate for a server once, and store it in a folder. It is for clients that accept only https."""
 
 import ipaddress
 import os
@@ -18,7 +18,7 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of the certificate and the key in a folder. Create both if one of them is missing.
+    """Return the paths of cert.pem and key.pem in a folder. If one is missing, create both, with a self-signed certificate for `host`.
 
     A certificate that this function created is replaced if it expires within a day or lacks `host`. The user's own certificate is never
     replaced. Raise ConfigurationError if the user's certificate has expired or has no key, or if the folder is unusable.
@@ -39,7 +39,7 @@ def certificate(folder: Path, host: str) -> tuple[Path, Path]:
 
 
 def is_self_signed(cert: Path) -> bool:
-    """Return whether no authority signed the certificate in a file, so that clients trust it only if they are given that file."""
+    """Return whether a certificate is self-signed, so that clients trust it only if they are given its file."""
     found = x509.load_pem_x509_certificate(cert.read_bytes())
     return found.issuer == found.subject
 

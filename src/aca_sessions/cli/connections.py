@@ -1,8 +1,8 @@
-"""The connections of a server: a limited number, none of which keeps its slot by being slow.
+"""Limits for the connections of a server: how many there may be, and how slow a client may be before its connection is closed.
 
-A client that reaches the port can open connections without a key. uvicorn limits the size of a head and the time between two requests. But
-it waits forever for the first head, for a body, and for a client that does not read. So without the limits of this module, a few hundred
-silent connections could take all descriptors.
+A client that reaches the port can open connections without a key. uvicorn limits the size of a request's head and the time between two
+requests. But it waits forever for the first head, for a body, and for a client that does not read. So without the limits of this module, a
+few hundred silent connections could take all file descriptors.
 """
 
 import contextlib
@@ -40,10 +40,10 @@ class ConnectionLimits:
     """Limits on how slow a client may be. The time until a response begins has no limit, because cells may run for minutes.
 
     Args:
-        head: Seconds for the head of a request, from the start of the connection or the end of the last response.
-        body: Seconds in which `body_bytes` of a body must arrive.
+        head: Seconds in which the head of a request must arrive, after the connection is opened or the last response has ended.
+        body: Seconds in which `body_bytes` of a request's body must arrive.
         body_bytes: The fewest bytes of a body that must arrive in `body` seconds.
-        response: Seconds in which a client must read some bytes of a waiting response. deploy/nginx.conf allows its clients the same pause.
+        response: The longest pause in reading a response, in seconds. deploy/nginx.conf allows its clients the same pause.
         unread_bytes: The most bytes of responses, of all connections together, that may wait in this process's memory.
     """
 
@@ -58,7 +58,10 @@ CONNECTION_LIMITS = ConnectionLimits()
 
 
 def most_connections() -> int:
-    """Return how many connections this process may have: a quarter of its file descriptors, from 8 to 4096. Sessions need the others."""
+    """Return how many client connections a server may have: a quarter of its file descriptors, but at least 8 and at most 4096.
+
+    Sessions need the other descriptors.
+    """
     import resource  # not on Windows, where commands that reach a server run too and import this module
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -66,7 +69,7 @@ def most_connections() -> int:
 
 
 class ConnectionSlot:
-    """One open connection. Its `protocol` is None during a TLS handshake."""
+    """One of the limited number of open connections. Its `protocol` is None during a TLS handshake."""
 
     def __init__(self, accepted: socket.socket, address: object) -> None:
         self.address = _network(address)
@@ -79,14 +82,14 @@ class ConnectionSlot:
 
     @property
     def is_open(self) -> bool:
-        """Return whether the connection's descriptor is still open."""
+        """Return whether the connection's file descriptor is still open."""
         return self._socket.fileno() == self.number
 
     @property
     def phase(self) -> str:
-        """Return what the server waits for on this connection, in one word, such as "head" or "body".
+        """Return what the server waits for on this connection: "head", "body", "response" or "application", as in `Connection.phase`.
 
-        It is "head" during a TLS handshake, otherwise the `phase` of the connection's protocol.
+        During a TLS handshake it is "head".
         """
         return self.protocol.phase if self.protocol is not None else "head"
 
@@ -101,9 +104,9 @@ class ConnectionSlot:
         return _buffered(self.protocol.transport) if self.protocol is not None else 0
 
     def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
-        """Return whether the client has made too little progress for longer than the limits allow.
+        """Return whether the client has sent or read too little for longer than `limits` allow.
 
-        Progress is measured from call to call, so call this regularly. `now` is a time of `time.monotonic`.
+        What it sent and read is measured since the previous calls, so call this regularly. `now` is a time of `time.monotonic`.
         """
         phase, protocol = self.phase, self.protocol
         mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
@@ -117,7 +120,7 @@ class ConnectionSlot:
         return phase in seconds and elapsed >= seconds[phase]
 
     def close(self) -> None:
-        """Close the connection at once, and drop what is still to be sent."""
+        """Close the connection at once, and drop the parts of a response that are not yet sent."""
         if self.protocol is not None:
             self.protocol.transport.abort()
             return
@@ -125,7 +128,7 @@ class ConnectionSlot:
             self._socket.shutdown(socket.SHUT_RDWR)  # asyncio reads the end of the stream and closes the socket
 
     def _waiting(self) -> int:
-        """Return how many bytes of a response the client has not taken, including those in the kernel's buffer.
+        """Return how many bytes of a response the client has not received, including those in the kernel's buffer.
 
         The bytes in the kernel's buffer count too, because they may be megabytes. If they did not count, a slow reader would look idle
         until a third of the buffer is empty.
@@ -139,7 +142,7 @@ class ConnectionSlot:
 
 
 class Connections(ServerState):
-    """All connections of a server. If there are too many, the server closes a connection that waits for its client."""
+    """All connections of a server, up to a limit. At the limit, a new connection replaces one that waits for its client."""
 
     def __init__(self, limits: ConnectionLimits, most: int) -> None:
         super().__init__()
@@ -151,18 +154,18 @@ class Connections(ServerState):
 
     @property
     def can_take(self) -> bool:
-        """Return whether another connection can be accepted in this turn of the event loop.
+        """Return whether another connection can be accepted now.
 
-        Return False while too many closed connections still hold a descriptor. asyncio frees these in the next turn.
+        It cannot while too many closed connections still have their descriptors. asyncio frees these in the next turn of its event loop.
         """
         self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
 
     def take(self, accepted: socket.socket, address: object) -> bool:
-        """Give a new connection a slot, and return True. At the limit, close another connection to make room.
+        """Add a new connection and return True. At the limit, close another one to make room.
 
-        If no other can be closed, accept up to 32 connections beyond the limit, which get the response 503. If these are used up, return
-        False.
+        If no other can be closed, accept up to 32 connections beyond the limit, which get the response 503. Return False if there are that
+        many already: the caller must close the new connection.
         """
         if len(self._slots) >= self.most:
             self._slots = {number: slot for number, slot in self._slots.items() if slot.is_open}
@@ -172,13 +175,14 @@ class Connections(ServerState):
         return True
 
     def slot_of(self, transport: Transport) -> ConnectionSlot | None:
-        """Return the slot of an accepted connection, or None if it has none."""
+        """Return the slot that `take` created for a connection, or None if the connection has none."""
         return self._slots.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
-        """Close one connection that waits for a request, chosen by `_close_least_important`. Return False if there is none.
+        """Close one connection on which the server waits for a request. Return False if there is none.
 
-        A client without the key also counts as waiting while it gets a response, because it could keep its slot by never reading.
+        `_close_least_important` chooses it. A client without the key may also lose its connection while a response waits for it to read,
+        because it could keep the connection by never reading.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):
@@ -192,14 +196,14 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections until the unread responses in this process's memory fit the limit, or only one connection has any."""
+        """Close connections that have unread responses in memory, until the others' fit the limit or only one connection is left."""
         waiting = [slot for slot in self._slots.values() if slot.unread]
         while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
             self._close_least_important(waiting, lambda slot: slot.unread)
             waiting = [slot for slot in waiting if slot.unread]
 
     def close_slow(self) -> None:
-        """Close every connection that is slower than the limits allow."""
+        """Close every connection whose client is slower than the limits allow."""
         now = time.monotonic()
         for number, slot in [*self._slots.items()]:
             if not slot.is_open:
@@ -210,8 +214,8 @@ class Connections(ServerState):
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
         """Close one open connection of `waiting`. Return False if none is open.
 
-        Prefer clients without the key, then the address whose connections have the largest total weight, then the connection that has
-        waited longest. `weight` returns the weight of a connection.
+        Prefer clients without the key. Among these prefer the address whose connections have the largest `weight` together, then the
+        connection that has waited longest.
         """
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
@@ -229,14 +233,15 @@ class Connections(ServerState):
 
 
 class Listener(socket.socket):
-    """A listening socket that accepts a connection only if there is a slot for it."""
+    """A listening socket that accepts a connection only if `Connections` has room for it."""
 
     connections: Connections | None = None
 
     def accept(self) -> "tuple[socket.socket, Any]":
-        """Accept a connection. If none can be accepted now, raise BlockingIOError, so that asyncio tries again in its loop's next turn.
+        """Accept a connection, and return its socket and the client's address.
 
-        If there is no slot for the connection, close it at once and raise ConnectionAbortedError.
+        Raise BlockingIOError if none can be accepted now, so that asyncio tries again in its loop's next turn. If there are too many
+        connections, close the new one and raise ConnectionAbortedError.
         """
         connections = self.connections
         if connections is None:
@@ -257,7 +262,7 @@ class Listener(socket.socket):
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP protocol for one connection. It also reports what the server waits for, and whether the client has the API key."""
+    """uvicorn's HTTP protocol for one connection, which also tells what the server waits for, and whether the client has the API key."""
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: AbstractEventLoop | None = None
@@ -268,7 +273,11 @@ class Connection(H11Protocol):
 
     @property
     def phase(self) -> str:
-        """Return what the server waits for: a request's "head" or "body", the client to read the "response", or the "application"."""
+        """Return what the server waits for on this connection, in one word.
+
+        "head" or "body" is a part of a request. "response" means that the client must read one, and "application" that a request is
+        processed.
+        """
         if _buffered(self.transport):
             return "response"
         if self.cycle is None or self.cycle.response_complete:
@@ -282,7 +291,7 @@ class Connection(H11Protocol):
         return self.scope is not None and ACCEPTED_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Store this protocol in the connection's slot."""
+        """Prepare a new connection as uvicorn does, and store this protocol in the connection's slot."""
         super().connection_made(transport)
         if self.client is None:
             self.client = UNIX, 0
@@ -291,12 +300,12 @@ class Connection(H11Protocol):
             slot.protocol = self
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes that arrive, then process them as uvicorn does."""
+        """Count the bytes that arrive from the client, then process them as uvicorn does."""
         self.received += len(data)
         super().data_received(data)
 
     async def _respond_or_break_off(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Respond to a request. If the response cannot be completed, close the connection, so that the client notices."""
+        """Respond to a request. If the response fails after it has begun, close the connection, so that the client notices."""
         try:
             await self._respond(scope, receive, partial(self._send_within_limit, send))
         except ServiceError as error:
@@ -305,7 +314,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of a response. If the client does not take all of it, close connections until unread responses fit the limit."""
+        """Send a part of a response. If some of it must wait in memory, close connections until all such parts fit the limit."""
         await send(event)
         if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
@@ -318,9 +327,9 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return the network by which a client's connections are counted: its IPv4 address, or the /64 of its IPv6 address.
+    """Return what counts as one client when connections are compared: an IPv4 address, the /64 network of an IPv6 address, or "".
 
-    Return "" for a client on a socket file.
+    It is "" for a client on a socket file.
     """
     match address:
         case (str(host), *_) if ":" in host:

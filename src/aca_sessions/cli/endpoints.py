@@ -1,4 +1,4 @@
-"""`aca-sessions doctor --endpoint` and `aca-sessions conformance`: examine an endpoint.
+"""Examine an endpoint: `aca-sessions doctor --endpoint` and `aca-sessions conformance`.
 
 `doctor` checks step by step that an endpoint can be used. `conformance` compares the responses of its API with those of this package's
 server, to find out how the real service differs (docs/azure-fidelity.md). It uses the api-version 2025-10-02-preview.
@@ -23,7 +23,10 @@ Step = Callable[[CodeInterpreter, str], Awaitable[str]]
 
 
 async def check(settings: Settings) -> bool:
-    """Test an endpoint step by step, and print a line for each step. Stop at the first step that fails. Return whether all succeeded."""
+    """Check step by step that an endpoint can be used, and print a line for each step. Return whether all steps succeeded.
+
+    Stop at the first step that fails.
+    """
     session = f"doctor-{uuid.uuid4()}"
     try:
         async with open_interpreter(settings) as interpreter:
@@ -108,7 +111,7 @@ _PNG = "data of an image"
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The result of one comparison: the question, the answer of this package's server, and the answer of the examined endpoint."""
+    """One comparison of an endpoint with this package's server: what is compared, the server's value, and the endpoint's value."""
 
     question: str
     expected: object
@@ -116,7 +119,7 @@ class Observation:
 
     @property
     def agrees(self) -> bool:
-        """Return whether both answers are the same."""
+        """Return whether the endpoint responded as expected."""
         return self.expected == self.observed
 
 
@@ -140,9 +143,9 @@ VALUES: dict[str, tuple[str, object]] = {
 
 
 async def compare(settings: Settings, report: Path | None) -> bool:
-    """Compare an endpoint's answers with those of this package's server, and print each comparison. Return whether all answers agree.
+    """Compare an endpoint's responses with those of this package's server, and print each comparison. Return whether all are equal.
 
-    If `report` is given, write the observations there as JSON, even if an error ends the examination early.
+    If `report` is given, write the comparisons to this file as JSON, even if an error ends them early.
     """
     session, observations = f"conformance-{uuid.uuid4()}", list[Observation]()
     try:

@@ -1,4 +1,4 @@
-"""`aca-sessions env`: create, list and remove Python environments for sessions, by name."""
+"""The command `aca-sessions env`: create, list and remove named Python environments for sessions."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 
 
 async def create(options: argparse.Namespace) -> int:
-    """Create a Python environment. Print how to use it, and which packages it lacks because there is no wheel for them."""
+    """Create a Python environment from wheels. Print how to use it, and which packages it lacks because they have no wheel."""
     from ..connect import environments
     from ..settings import Settings
 

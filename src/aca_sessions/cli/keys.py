@@ -1,4 +1,4 @@
-"""The keys of servers: read them from a file or the environment, and remove them from the command line, which all users can read."""
+"""The API keys of a server: read them from a file or the environment, and keep them out of the command line, which all users can read."""
 
 import argparse
 import logging
@@ -38,7 +38,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def api_keys(options: argparse.Namespace) -> Keys | None:
-    """Return the keys from the options or the environment, or None. Raise ConfigurationError if the key file is unusable."""
+    """Return a function that returns the accepted keys, or None if the options and the environment have no key.
+
+    Raise ConfigurationError if the key file is unusable.
+    """
     if options.api_key_file is not None:
         return KeyFile(options.api_key_file)
     key = options.api_key
@@ -46,7 +49,10 @@ def api_keys(options: argparse.Namespace) -> Keys | None:
 
 
 def given_or_new(options: argparse.Namespace) -> tuple[Keys, str]:
-    """Return the keys from the options or the environment, or else a new one, and what to print: given keys are not shown."""
+    """Return a function that returns the accepted keys, and the text to print in place of them.
+
+    If the options and the environment have no key, create one. Only a new key is printed; otherwise the text is "(as given)".
+    """
     given = api_keys(options)
     if given is not None:
         return given, "(as given)"
@@ -55,10 +61,10 @@ def given_or_new(options: argparse.Namespace) -> tuple[Keys, str]:
 
 
 class KeyFile:
-    """A file with one key a line. It is read again when it has changed; while it is unusable, the earlier keys are accepted."""
+    """A file of API keys, one a line. It is read again when it has changed. If it is unusable then, the previous keys stay accepted."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file. Raise ConfigurationError if it is unusable."""
+        """Read the keys in `path`. Raise ConfigurationError if the file is unusable."""
         self._path = path
         self._problem: str | None = None
         self._is_pipe = path.exists() and not path.is_file()  # of a shell, as in `--api-key-file <(…)`: it can be read once only
@@ -66,7 +72,7 @@ class KeyFile:
         self._keys = self._read()
 
     def __call__(self) -> tuple[str, ...]:
-        """Return the keys that are accepted now."""
+        """Return the accepted keys. Read the file again first if it has changed."""
         if self._is_pipe:
             return self._keys
         try:
@@ -86,7 +92,10 @@ class KeyFile:
         self._keys, self._problem = keys, None
 
     def _look(self) -> tuple[int, ...] | None:
-        """Return what changes when the file does, or None if it changed so lately that it may change again within the same time stamp."""
+        """Return the file's number, size and times, by which a change is noticed. Return None if it changed less than 2 s ago.
+
+        Another change within the same step of the file system's clock could not be noticed by them, so the file is read again then.
+        """
         try:
             found = self._path.stat()
         except OSError as error:

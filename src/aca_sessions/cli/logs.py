@@ -1,4 +1,4 @@
-"""The log of a server on standard error: a line with its time for each event, as text or as JSON."""
+"""The log of a server on standard error: one line for each event, as text or as JSON, with the time."""
 
 import argparse
 import json
@@ -11,14 +11,14 @@ _OF_EVENTS = ("event", "fields")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the option for the format of the log."""
+    """Add the option `--log-format`."""
     parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="the format of the log on standard error (default: %(default)s)"
     )
 
 
 def configure(form: str) -> None:
-    """Write all log lines in a format, `text` or `json`, and write the events of servers too, which are less than warnings."""
+    """Set the format of all log lines, `text` or `json`. Also write a server's events, which have the level INFO."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JsonLines() if form == "json" else TimedLines())
     logging.getLogger(EVENTS).setLevel(logging.INFO)
@@ -26,7 +26,7 @@ def configure(form: str) -> None:
 
 
 class TimedLines(logging.Formatter):
-    """A formatter of text that begins with the time, in UTC."""
+    """Formats log records as lines of text that begin with the time in UTC."""
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
@@ -37,10 +37,10 @@ class TimedLines(logging.Formatter):
 
 
 class JsonLines(TimedLines):
-    """A formatter that writes each record as one JSON object in one line."""
+    """Formats each log record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record. An event has its name and its fields in place of a message."""
+        """Return a log record as JSON. A server's event has its name and fields; other records have a message."""
         entry: dict[str, object] = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         event, fields = (getattr(record, name, None) for name in _OF_EVENTS)
         entry |= {"event": event, **fields} if isinstance(fields, dict) else {"message": record.getMessage()}

@@ -1,4 +1,4 @@
-"""The command line `aca-sessions`. Modules that a command needs are imported when it runs."""
+"""The entry point of the command line `aca-sessions`. Modules that a command needs are imported only when it runs."""
 
 import argparse
 import asyncio
@@ -29,7 +29,10 @@ _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command in `arguments`, by default those of this process. Exit with its status: 2 if it could not run, 130 after Ctrl-C."""
+    """Run a command, by default the one of this process's command line, and exit with its exit code.
+
+    The code is 2 if the command could not run, and 130 after Ctrl-C.
+    """
     try:
         status = _execute(arguments)
         flush()
@@ -59,7 +62,7 @@ def _execute(arguments: Sequence[str] | None) -> int:
 
 
 def _output_failed(error: OSError) -> int:
-    """Return the exit code if `error` is a failed write to standard output. Raise any other OSError again, because it is a bug."""
+    """Return the exit code for a failed write to standard output. Raise `error` again if it is any other error, because it is a bug."""
     problem = output_problem()
     if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
         return _BROKEN_PIPE  # the reader is gone
@@ -236,7 +239,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command `playground`. It runs the code of `serve`, so options that only `serve` has are set to their defaults."""
+    """Add the command `playground`. It runs the code of `serve`, so it also gets the defaults of options that only `serve` has."""
     playground = commands.add_parser("playground", help="use this machine's sandbox from a page in the browser, until Ctrl-C")
     playground.set_defaults(**vars(commands.choices["serve"].parse_args([])))
     playground.set_defaults(act=_playground, api_key=None, cooldown=_PLAYGROUND_IDLE_SECONDS)
@@ -283,7 +286,7 @@ def _seconds(text: str) -> float:
 
 
 def _proxy(text: str) -> str:
-    """Return an address or a network in the usual form, or the word `unix`."""
+    """Parse the value of an option: an IP address, a network in the usual form, or the word `unix`."""
     try:
         return text if text == "unix" else str(ipaddress.ip_network(text))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The prompt of `aca-sessions repl`: it reads cells, completes names with Tab and keeps a history."""
+"""The prompt of `aca-sessions repl`: it reads cells, completes names with Tab, and keeps a history of the cells typed."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +37,8 @@ class CellPrompt:
         """Create the prompt.
 
         Args:
-            history: What was typed earlier, and gets what is typed.
-            complete: Returns what a session would complete in a text at a position. Called in another thread.
+            history: The cells typed earlier. Each new cell is added.
+            complete: Returns the session's completions of a text at a cursor position. Called in another thread.
             list_files: Returns the names of the session's files. Called in another thread.
         """
         self._session = PromptSession[str](
@@ -54,12 +54,12 @@ class CellPrompt:
         )
 
     def read(self) -> str:
-        """Read the next cell. Ctrl-C raises KeyboardInterrupt, and Ctrl-D on an empty prompt EOFError."""
+        """Read the next cell from the user. Raise KeyboardInterrupt at Ctrl-C, and EOFError at Ctrl-D on an empty prompt."""
         return self._session.prompt()
 
 
 def is_complete(code: str) -> bool:
-    """Return whether Enter sends a cell instead of adding a line. Invalid code is sent, so that the session reports its error."""
+    """Return whether Enter should run the cell instead of adding a line. Invalid code is run, so that the session reports its error."""
     lines = code.lstrip().split("\n")
     if lines[0].startswith("%%"):
         return len(lines) > 1 and not lines[-1].strip()
@@ -93,10 +93,10 @@ def _keys() -> KeyBindings:
 
 
 class CellCompleter(Completer):
-    """Completions of a cell: the session's own, and paths and names of files for the commands of the repl.
+    """Completes cells with names from the session, and the commands of the repl with names of files.
 
-    Code in the session chooses what it offers. So only text that continues what is typed is taken, and none that makes a command of the
-    repl: otherwise a completion could become `%put FILE`, and Enter would send a file of this machine into the session.
+    Code in the session can offer any completions. So only those are shown that continue the typed text and do not turn it into a command of
+    the repl. Otherwise a completion could become `%put FILE`, and Enter would send a file of this machine into the session.
     """
 
     def __init__(self, complete: Complete, list_files: ListFiles) -> None:
@@ -105,7 +105,7 @@ class CellCompleter(Completer):
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """Yield the completions at the cursor. Yield none if the session does not tell any."""
+        """Yield the completions at the cursor. Yield none if asking the session for them fails."""
         before = document.text_before_cursor
         words = before.split()
         argument = before.rpartition(" ")[2]
@@ -141,9 +141,10 @@ class CellCompleter(Completer):
 
 
 def open_history(path: Path | None, *, kept: bool) -> History:
-    """Return the history of typed cells: in the file `path`, by default in this user's folder for state, or in memory unless `kept`.
+    """Open the history of typed cells: a file, or if `kept` is False, only this process's memory.
 
-    Only this user may read the file. Raise ConfigurationError if `path` cannot be used. If the default file cannot, return one in memory.
+    The file is `path`, by default one in this user's folder for state. Only this user may read it. Raise ConfigurationError if `path`
+    cannot be used. If the default file cannot be used, the history is in memory.
     """
     if not kept:
         return InMemoryHistory()

@@ -1,4 +1,4 @@
-"""`aca-sessions repl`: a session at the terminal."""
+"""The command `aca-sessions repl`, which runs cells that the user types in a session."""
 
 import argparse
 import getpass
@@ -24,7 +24,7 @@ _LEFT = "[session state unknown: the command did not wait for the result]"
 
 
 def repl(options: argparse.Namespace) -> int:
-    """Read and run cells until the end of input. Raise ConfigurationError if the streams are not a terminal."""
+    """Run cells from the terminal until the user leaves. Raise ConfigurationError if standard input or output is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigurationError("repl needs a terminal: `aca-sessions run -` runs code from standard input")
     history = open_history(options.history, kept=not options.no_history)
@@ -54,7 +54,7 @@ def _session(options: argparse.Namespace) -> InteractiveSession:
 
 
 def _read(prompt: CellPrompt) -> str | None:
-    """Return the next cell, or None at the end of input. Ctrl-C discards the text typed so far."""
+    """Read the next cell. Return None at Ctrl-D. At Ctrl-C, discard the typed text and start again."""
     while True:
         try:
             return prompt.read()
@@ -79,7 +79,7 @@ def _execute(session: InteractiveSession, code: str) -> None:
 
 
 def _time_travel(session: InteractiveSession, code: str) -> str | None:
-    """Execute a checkpoint command, such as %undo, and return its message. Return None if the code is not such a command."""
+    """Run a command about checkpoints, such as %undo or %rollback, and return its message. Return None if `code` is another command."""
     match code.split():
         case ["%checkpoint"]:
             return f"kept: {_named(session.checkpoint())}"
@@ -161,9 +161,9 @@ def _run(session: InteractiveSession, code: str) -> None:
 
 
 def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
-    """Return the line that the user types for `input()` or, without echo, for `getpass()`.
+    """Ask the user for the line that `input()` or `getpass()` returns in a cell. For `getpass()` the line is not shown.
 
-    Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell.
+    Return None at Ctrl-D. At Ctrl-C, interrupt the cell and return None.
     """
     try:
         with handle_ctrl_c(signal.default_int_handler):

@@ -1,4 +1,4 @@
-"""`aca-sessions run`: run one cell or file, print it when it has ended or while it runs, and bring files out."""
+"""The command `aca-sessions run`: run a cell or a file, print its result, and copy files out of the session."""
 
 import argparse
 import asyncio
@@ -31,7 +31,10 @@ _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # witho
 
 
 def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
-    """Print the result of a cell that has ended, and save its images under other names than those that are `taken`."""
+    """Print the result of a cell, and save its images in the current folder.
+
+    No image gets a name in `taken`, such as the name of a file that is copied out of the session later.
+    """
     printer = CellPrinter()
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
@@ -40,7 +43,7 @@ def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
 
 
 def show_json(result: CodeExecutionResult) -> None:
-    """Print a result as one line of JSON."""
+    """Print the result of a cell as one line of JSON."""
     shown = {
         "success": result.success,
         "duration": result.duration,
@@ -52,9 +55,9 @@ def show_json(result: CodeExecutionResult) -> None:
 
 
 def save_images(result: CodeExecutionResult, folder: Path, taken: Collection[str] = ()) -> Iterator[str]:
-    """Write each image of a result to a new file `image-NUMBER` in a folder. Yield a note about each: its path, or why it was not saved.
+    """Save each image of a result as a new file `image-NUMBER` in a folder. Yield a message for the user about each.
 
-    No file gets a name that is `taken`.
+    The message has the path, or says why the image was not saved. No image gets a name in `taken`.
     """
     images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
     for ending, content in images:
@@ -65,7 +68,7 @@ def save_images(result: CodeExecutionResult, folder: Path, taken: Collection[str
 
 
 class CellPrinter:
-    """Prints the output of one cell: what it writes and displays while it runs, and the rest when it has ended."""
+    """Prints the output of one cell: text and displays while the cell runs, and its value and error when it has ended."""
 
     def __init__(self) -> None:
         self._open: dict[str, bool] = {}
@@ -75,7 +78,7 @@ class CellPrinter:
         self._on_screen = "stderr"  # the latest stream that wrote to it
 
     def print_event(self, event: Event) -> None:
-        """Print an event of the cell. Ignore images, which the caller may save or count."""
+        """Print the text or display of an event. Print nothing for images, which the caller may save."""
         match event:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
                 self.write(name, text)
@@ -87,13 +90,16 @@ class CellPrinter:
                 self._displayed = text
 
     def before_answer(self, prompt: Prompt) -> str:
-        """Print all that the cell wrote before it asked. Return the prompt as safe text, or '' if the cell has printed it."""
+        """Print what the cell wrote before `input()` or `getpass()` asks the user. Return the prompt that the caller must still print.
+
+        It is '' for `input()`, because the cell prints that prompt itself. Control sequences that could harm the terminal are removed.
+        """
         self._flush()
         self._open.clear()  # the answer ends the line
         return self._screen.take(prompt) + self._screen.flush() if prompt.password else ""
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
-        """Print the value and the error of the result unless they are printed already. Then print each note on a line of its own."""
+        """Print the value and the error of a cell that has ended, unless they are printed already. Then print each note on its own line."""
         if result.text and result.text != self._displayed:
             self._write_line("stdout", result.text)
         self._end_line("stdout")
@@ -104,7 +110,7 @@ class CellPrinter:
         self.write_notes(*notes, state_note(result), hint_note(result))
 
     def write(self, name: str, text: str) -> None:
-        """Write guest text to the stream `name` (stdout or stderr), and remember whether the text ends in a newline."""
+        """Print text of the cell on `stdout` or `stderr`, as `name` says. Remember whether it ends with a newline."""
         if _is_terminal(name):
             if name != self._on_screen:
                 self._flush()
@@ -116,7 +122,7 @@ class CellPrinter:
         self._written = text if name == "stderr" else self._written
 
     def write_notes(self, *notes: str) -> None:
-        """Write notes of the host to standard error, each on a line of its own and without the colours of the guest's text."""
+        """Print messages of this program on standard error, each on its own line and without colours that the cell has set."""
         self._flush()
         if reset := self._screen.reset():
             _put(self._on_screen, reset)
@@ -173,9 +179,9 @@ _RUN_FILE = (
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Run a cell or a file in the session that `--session` names, or in a new one that is ended afterwards. Return the exit code.
+    """Run a cell or a file in the session `--session`, or in a new one that is ended afterwards. Return the exit code.
 
-    The files that `--get` names are brought out even if the cell failed.
+    Copy the files that `--get` names out of the session, even if the cell failed.
     """
     settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
     files = [(path.name, _content(f"--file {path}", path)) for path in options.file]
@@ -202,7 +208,10 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
-    """Return the cell to run. If the command line names a file of Python, add the file to `files` and return a cell that runs it."""
+    """Return the cell to run. If the command line names a Python file, add the file to `files`, and return a cell that runs it.
+
+    The caller writes `files` into the session before the cell runs.
+    """
     given, arguments = options.code, [code_from_argument(one) for one in options.arguments]
     if given != "-" and _names_file(given):
         path = Path(given)
@@ -234,7 +243,7 @@ async def _run_to_its_end(session: Session, code: str, options: argparse.Namespa
 
 
 async def _run_live(session: Session, code: str, options: argparse.Namespace) -> int:
-    """Run the cell, print it while it runs, and return the exit code. Ctrl-C interrupts the cell, whose result is still printed."""
+    """Run a cell, print its output while it runs, and return the exit code. Ctrl-C interrupts the cell, and its result is still printed."""
     execution = (await session.start(code, timeout=options.timeout)).amending(partial(hinted, endpoint=options.endpoint))
     following = asyncio.create_task(_follow(session, execution, _names(options.get)))
     try:
@@ -264,7 +273,10 @@ async def _follow(session: Session, execution: Execution, taken: Collection[str]
 
 
 def hinted(result: CodeExecutionResult, endpoint: str | None) -> CodeExecutionResult:
-    """Return the result with a hint, if the cell lacked a package or the network, that names options of the command."""
+    """Return the result with a hint for the user, such as "install a missing package with --with PACKAGE".
+
+    Only a cell that lacked a package or the network gets a hint.
+    """
     return replace(result, hint=hint(result, access_of(settings_at(endpoint)), _REMEDIES))
 
 
@@ -283,7 +295,10 @@ def _names(files: Sequence[str]) -> list[str]:
 
 
 def _targets(files: Sequence[str], *, force: bool) -> dict[str, Path]:
-    """Return the path in the current folder that each file of the session is written to. Raise InvalidArgumentError if one cannot be."""
+    """Return the path in the current folder to which each file of the session will be copied.
+
+    Raise InvalidArgumentError if a path exists and may not be replaced, or if a name is invalid or would be written twice.
+    """
     targets: dict[str, Path] = {}
     for file, name in zip(files, _names(files), strict=True):
         target = Path(name)
@@ -300,7 +315,7 @@ def _targets(files: Sequence[str], *, force: bool) -> dict[str, Path]:
 
 
 async def _bring_out(session: Session, name: str, target: Path, *, force: bool) -> bool:
-    """Write a file of the session into the current folder. Return False after an error, which is printed."""
+    """Copy a file of the session to `target`. Return whether that succeeded. Print an error instead of raising it."""
     try:
         with reserved(target, force=force):
             await session.save_file(name, target)

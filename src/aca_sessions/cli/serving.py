@@ -1,6 +1,6 @@
-"""`aca-sessions serve` serves sessions over HTTP behind a key.
+"""The commands `aca-sessions serve`, which serves sessions over HTTP behind a key, and `aca-sessions playground`.
 
-`aca-sessions playground` does so on loopback and opens the playground's page.
+`playground` serves sessions to this machine only, and opens a page that uses them.
 """
 
 import argparse
@@ -58,7 +58,7 @@ _REDIRECT = (
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
     """Serve sessions over HTTP until a signal arrives, and return the exit code.
 
-    Once clients can connect, print the address and the key, or call `welcome` if it is given.
+    Once clients can connect, call `welcome` with the URL and the key. Print them instead if `welcome` is None.
     """
     if welcome is None:
         logs.configure(options.log_format)
@@ -92,7 +92,7 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
 
 
 async def playground(options: argparse.Namespace) -> int:
-    """Serve the playground until a signal ends it, and open its page in a browser."""
+    """Serve the playground page and its sessions until a signal ends the server, and open the page in a browser. Return the exit code."""
     if Settings().SessionsHttpClient.Endpoint:
         print(_NOT_THE_ENDPOINT, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="aca-sessions-") as folder:
@@ -108,7 +108,7 @@ def _show_playground(folder: Path, endpoint: str, key: str, *, browse: bool) -> 
 
 
 def _open_in_browser(folder: Path, address: str) -> None:
-    """Open `address` in a browser by means of a private file that redirects to it.
+    """Open `address` in a browser, by way of an HTML file in the private `folder` that redirects to it.
 
     The address contains the key, and any user can read the arguments of a browser's process (proc(5)).
     """
@@ -119,7 +119,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The period after a first SIGTERM in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
+    """The time after a first SIGTERM in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
 
     def __init__(self, refuse_new_sessions: Callable[[], None], session_count: Callable[[], int], seconds: float) -> None:
         self._refuse_new_sessions = refuse_new_sessions
@@ -128,7 +128,7 @@ class Draining:
         self._ends: float | None = None
 
     def start(self) -> bool:
-        """Start to refuse new sessions, and return True. Return False if this was called before."""
+        """Make the server refuse new sessions, and return True. Do nothing and return False if this was called before."""
         if self._ends is not None:
             return False
         self._ends = time.monotonic() + self._seconds
@@ -138,12 +138,12 @@ class Draining:
 
     @property
     def is_over(self) -> bool:
-        """Return whether the last session has ended or the time is up."""
+        """Return whether draining has started, and the last session has ended or the time is up."""
         return self._ends is not None and (not self._session_count() or time.monotonic() >= self._ends)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that calls `greet` once clients can connect. Its method `serve` returns after a signal.
+    """A uvicorn server whose `serve` returns after a signal. It calls `greet` once clients can connect.
 
     uvicorn's own class would raise the signal again, so that the caller of `serve` could not end sessions and remove the socket file.
     """
@@ -163,11 +163,12 @@ class Server(uvicorn.Server):
 
         Args:
             app: The application that answers requests.
-            drain: Called before the end, with the seconds that it may take.
+            drain: Called when the server ends, before it closes connections. Gets the seconds for which running cells may continue.
             greet: Called once clients can connect.
-            draining: How long the server continues after a first SIGTERM.
+            draining: What happens at a first SIGTERM. None means that the server ends at once.
             tls: The files of a certificate and its key.
-            trusted_proxies: Addresses and networks of proxies whose X-Forwarded-For names their client; `unix` for a socket file.
+            trusted_proxies: Addresses and networks of proxies whose X-Forwarded-For names their client; `unix` for a proxy on a socket
+                file.
             limits: How slow a client may be.
         """
         cert, key = tls or (None, None)
@@ -192,13 +193,13 @@ class Server(uvicorn.Server):
         self._draining = draining
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Call `drain`, which may let cells run for 5 s, and then close the connections."""
+        """Wait for `drain`, which gives running cells up to 5 s, and then close the connections."""
         log_event("stopping", connections=len(self.server_state.connections))
         await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections, and call `greet`, which tells the user that clients can connect."""
+        """Start to accept connections, and then call `greet`."""
         for listener in sockets or []:
             if isinstance(listener, Listener):
                 listener.connections = self._connections
@@ -208,7 +209,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Install handlers of SIGINT and SIGTERM during a `with` block. uvicorn's own method would raise the signal again afterwards."""
+        """Handle SIGINT and SIGTERM during a `with` block. uvicorn's own method would raise the signal again afterwards."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._start_draining)
@@ -219,14 +220,14 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _start_draining(self) -> None:
-        """Start the draining at the first SIGTERM. End the server at the second, or at the first if no time to drain is set."""
+        """Handle a SIGTERM: start draining at the first, and end the server at the second. Without draining, end it at the first."""
         if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end the server.
+        """Return whether the server must end. uvicorn calls this ten times a second.
 
-        Once a second, also close connections that are too slow. uvicorn calls this ten times a second.
+        Once a second, also close connections whose clients are too slow.
         """
         if counter % 10 == 0:
             self._connections.close_slow()
@@ -236,7 +237,10 @@ class Server(uvicorn.Server):
 async def _log_start(
     examine: Callable[[], Awaitable[tuple[str, list[str]]]], endpoint: str, settings: Settings, hosting: Hosting, drain: float
 ) -> None:
-    """Log that the server has started, once it is known what isolates its sessions. Log that this is not known if the server stops."""
+    """Wait until `examine` returns how sessions are isolated, and then log the event `started` with that and the server's limits.
+
+    If the server stops before that, log the event with "not examined".
+    """
     import resource  # not on Windows, where `aca-sessions mcp` imports this module
 
     isolation: dict[str, object] = {"isolation": "not examined"}
@@ -267,9 +271,9 @@ async def _log_start(
 
 
 def _keys(options: argparse.Namespace) -> tuple[Keys | None, str]:
-    """Return the keys that are accepted, and what to print of them: the given ones are not shown, and a new one is.
+    """Return a function that returns the accepted keys, and the text to print in place of them, which shows only a new key.
 
-    The keys are None with --no-api-key, or on a socket file if no key was given.
+    There is no function but None with --no-api-key, and on a socket file if no key was given: the server then accepts every request.
     """
     if options.no_api_key and api_keys(options):
         raise ConfigurationError(
@@ -306,7 +310,7 @@ def _hosting(options: argparse.Namespace, keys: Keys | None) -> Hosting:
 def prometheus() -> Callable[[], bytes]:
     """Start to collect OpenTelemetry's metrics. Return a function that returns their current values in Prometheus's text format.
 
-    Raise ConfigurationError if packages are missing or OpenTelemetry sends metrics elsewhere already.
+    Raise ConfigurationError if packages are missing, or if OpenTelemetry is configured to send metrics elsewhere.
     """
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -339,14 +343,17 @@ def _greeting(options: argparse.Namespace, endpoint: str, key: str, tls: tuple[P
 
 
 def address(listener: socket.socket) -> str:
-    """Return the `HOST:PORT` to which a client on this machine can connect."""
+    """Return the `HOST:PORT` at which a client on this machine can reach a listening socket."""
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """Return the host names to accept in Host and Origin headers, as a protection against DNS rebinding. An empty set accepts all names."""
+    """Return the host names that requests may have in Host and Origin headers, as a protection against DNS rebinding.
+
+    An empty set means that all names are accepted.
+    """
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE
@@ -367,9 +374,9 @@ def listen_on_port(host: str, port: int) -> Listener:
 
 
 def _listen_on_file(path: Path) -> Listener:
-    """Return a socket that listens on a file, which only this user may open.
+    """Create a socket file that only this user may open, and return the socket that listens on it.
 
-    Replace an existing file on which no server answers any more.
+    Replace an existing socket file if no server listens on it any more.
     """
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -392,7 +399,7 @@ def _answers(path: Path) -> bool:
 
 
 def _stop_listening(listener: socket.socket, path: Path | None) -> None:
-    """Close the socket and remove its file, unless another server has replaced the file with its own."""
+    """Close a listening socket and remove its socket file. Keep the file if another server listens on it by now."""
     listener.close()
     if path is not None and path.exists() and not _answers(path):
         path.unlink()

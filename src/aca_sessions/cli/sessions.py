@@ -1,4 +1,4 @@
-"""`aca-sessions sessions` and `aca-sessions files`: the sessions that an endpoint keeps, and their files.
+"""The commands `aca-sessions sessions` and `aca-sessions files`, for the sessions of an endpoint and the files in them.
 
 Functions that carry out a command return its exit code. Names of sessions are secrets. Only `sessions ls` prints them, because its user has
 the key and asked for them.
@@ -24,14 +24,14 @@ _LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `r
 
 
 def settings_at(endpoint: str | None) -> Settings:
-    """Return the settings. If `endpoint` is given, it replaces the configured one."""
+    """Return the settings, with `endpoint` in place of the configured Endpoint unless it is None."""
     return Settings(**({"Endpoint": endpoint} if endpoint else {}))
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
     """Return the settings as `settings_at` does, but raise ConfigurationError if they have no Endpoint.
 
-    `what` names the command or option in the message. It needs an Endpoint, because its sessions must outlive this process.
+    `what` is the command or option that needs an Endpoint, because its sessions must outlive this process. The error names it.
     """
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
@@ -42,7 +42,7 @@ def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
 
 
 async def list_sessions(options: argparse.Namespace) -> int:
-    """Print a table of the sessions: time of the last use, time of the end, name."""
+    """Print a table of the endpoint's sessions, with the time of the last use, the time at which each ends, and its name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         listed = await interpreter.list_sessions()
     if not listed:
@@ -55,7 +55,7 @@ async def list_sessions(options: argparse.Namespace) -> int:
 
 
 async def end_sessions(options: argparse.Namespace) -> int:
-    """End the named sessions, with their variables and files. Stop with an error at the first session that cannot be ended."""
+    """End the named sessions, with their variables and files. Stop with an error at the first one that cannot be ended."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
             try:
@@ -66,7 +66,7 @@ async def end_sessions(options: argparse.Namespace) -> int:
 
 
 async def list_files(options: argparse.Namespace) -> int:
-    """Print one line for each file in a folder of a session: size, time of the last change, name."""
+    """Print one line for each file in a folder of a session, with its size, the time of its last change and its name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         await _require_session(interpreter, options.session)
         try:
@@ -109,7 +109,7 @@ async def put_file(options: argparse.Namespace) -> int:
 
 
 async def delete_files(options: argparse.Namespace) -> int:
-    """Delete files of a session. Stop with an error at the first that is missing."""
+    """Delete the named files of a session. Stop with an error at the first one that does not exist."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         await _require_session(interpreter, options.session)
         for name in options.name:
@@ -166,9 +166,9 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 async def _require_session(interpreter: CodeInterpreter, name: str) -> None:
-    """Raise InvalidArgumentError if the endpoint has no such session, because a request about its files would start one.
+    """Raise InvalidArgumentError if the endpoint has no session of this name. A request about its files would start one.
 
-    Do nothing if the api-version cannot tell.
+    Do nothing if the endpoint's api-version cannot look up sessions.
     """
     if interpreter.can_end_sessions:
         try:
@@ -182,9 +182,9 @@ def _place_of(place: int, count: int) -> str:
 
 
 def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
-    """Return the error to raise for a session that cannot be used.
+    """Convert an error about a session to one that does not contain the session's name, which is secret.
 
-    If the session is unknown, the message says which argument names it, and not the session's name, which is secret.
+    If the session does not exist, the new error names the command's `argument` that is wrong. Return other errors unchanged.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
@@ -194,9 +194,9 @@ def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
 
 
 def free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path to write to: `target`, or if that is a folder, `name` in it. Raise if it exists and may not be replaced.
+    """Return the path on this machine to which the session's file `name` is copied: `target`, or if that is a folder, a file in it.
 
-    Only a file may be replaced, and only if `force` is set.
+    Raise InvalidArgumentError if the path exists. With `force` a file may exist there, and will be replaced.
     """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
@@ -208,9 +208,9 @@ def free_path(name: str, target: str, *, force: bool) -> Path:
 
 @contextmanager
 def reserved(path: Path, *, force: bool) -> Iterator[None]:
-    """Make an empty file, so that the block replaces no file that another program makes meanwhile. Delete it if the block fails.
+    """Create an empty file at `path` before a `with` block fills it, so that no file of another program is replaced meanwhile.
 
-    Do nothing with `force`.
+    Raise FileExistsError if `path` exists. Delete the file if the block fails. With `force`, do nothing.
     """
     if force:
         yield
@@ -234,7 +234,7 @@ async def _save_file(session: Session, name: str, target: Path, *, force: bool) 
 
 
 def _write_to_output(data: bytes) -> None:
-    """Write a file to standard output. A terminal gets it as text, without control sequences."""
+    """Write a file's content to standard output: unchanged, or if that is a terminal, as text without control sequences."""
     if sys.stdout.isatty():
         print(for_terminal(data.decode("utf-8", "backslashreplace")), end="")
     else:

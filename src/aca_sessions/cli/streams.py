@@ -1,4 +1,4 @@
-"""Standard streams of a command. They stay usable if they are closed or full, or if the process that reads them has ended."""
+"""The standard streams of a command. They stay usable if they are closed or full, or if the process that reads them has ended."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ _SECONDS_BEFORE, _SECONDS_BETWEEN = 0.5, 1.0
 
 
 class _Output(io.FileIO):
-    """Standard output that stores the error of a failed write, so that `output_problem` can return it later."""
+    """Standard output that remembers the error of a failed write, so that `output_problem` can return it."""
 
     problem: OSError | None = None
 
@@ -31,7 +31,7 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Prepare the standard streams: escape text that they cannot encode, and replace closed streams by /dev/null.
+    """Prepare the standard streams: escape characters that they cannot encode, and replace closed streams by /dev/null.
 
     Without /dev/null, the kernel would give the number of a closed stream to the next file or socket, which would then get the stream's
     text. Raise InvalidArgumentError if standard output is closed, because then the output of the command would be lost.
@@ -52,7 +52,7 @@ def prepare() -> None:
 
 
 def _nothing(number: int) -> TextIO:
-    """Return a text stream on /dev/null. Its descriptor is `number`, unless another file uses that number by now."""
+    """Open /dev/null as the standard stream with the file descriptor `number`. Use another descriptor if `number` is in use by now."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     if descriptor != number:
         try:
@@ -65,14 +65,14 @@ def _nothing(number: int) -> TextIO:
 
 
 def standard_input() -> BinaryIO:
-    """Return standard input. Raise InvalidArgumentError if it is closed."""
+    """Return the bytes stream of standard input. Raise InvalidArgumentError if it is closed."""
     if "stdin" in _closed:
         raise InvalidArgumentError("standard input is closed: redirect it from a file or a pipe")
     return sys.stdin.buffer
 
 
 def code_from_input() -> str:
-    """Return the source text on standard input. Raise InvalidArgumentError if it is not UTF-8, which is required in every locale."""
+    """Read source text from standard input. Raise InvalidArgumentError if it is not UTF-8, which is required in every locale."""
     try:
         text = standard_input().read().decode()
     except UnicodeDecodeError as error:
@@ -102,9 +102,9 @@ def code_from_argument(text: str) -> str:
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
-    """Show on standard error what the block does and for how many seconds, until it ends. Show nothing unless that is a terminal.
+    """Show a line on standard error while the `with` block runs: `text`, and the seconds since the block began.
 
-    A block that takes less than half a second shows nothing, either.
+    Show nothing if standard error is not a terminal, or in the first half second.
     """
     if not sys.stderr.isatty():
         yield
@@ -137,18 +137,18 @@ def write_error(text: str, end: str = "\n") -> None:
 
 
 def flush() -> None:
-    """Flush standard output. Do nothing if it is closed: `mcp` leaves it closed when its client has disconnected."""
+    """Flush standard output, unless it is closed. `mcp` leaves it closed when its client has disconnected."""
     if not sys.stdout.closed:
         sys.stdout.flush()
 
 
 def output_problem() -> OSError | None:
-    """Return the error of a write to standard output that failed, or None if none failed."""
+    """Return the error of the last failed write to standard output, or None if none failed."""
     return _Output.problem
 
 
 def silence() -> None:
-    """Flush the output streams. Redirect a stream that cannot be written to /dev/null, because Python would fail on it at exit."""
+    """Flush standard output and error. If that fails, redirect the stream to /dev/null, because Python would fail on it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
