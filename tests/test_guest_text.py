@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aca_sessions import CodeExecutionResult
-from aca_sessions.guest_text import QUOTE, Screen, for_model, for_terminal, printable, shown_caption, shown_name
+from aca_sessions.guest_text import QUOTE, TerminalFilter, for_model, for_terminal, printable, shown_caption, shown_name
 from aca_sessions.models import CodeError, Display, FileChange, RunningProcess, State
 
 LABELS = ("[stdout]", "[stderr]", "[value]", "[displayed]", "[files] a", "[processes] 1", "[images] 1", "[state] kept", "[outputs] a")
@@ -99,9 +99,9 @@ def test_colours_are_kept_for_a_terminal_and_end_with_the_text() -> None:
 
 @given(TEXT, st.integers(1, 9), st.integers(0, 5))
 def test_pieces_forge_no_label_of_a_terminal(text: str, size: int, flushed: int) -> None:
-    screen, shown = Screen(), ""
+    screen, shown = TerminalFilter(), ""
     for place in range(0, len(text), size):
-        shown += screen.take(text[place : place + size])
+        shown += screen.filter(text[place : place + size])
         if flushed and place // size % flushed == 0:
             shown += screen.flush()
     shown += screen.flush()
@@ -112,11 +112,11 @@ def test_pieces_forge_no_label_of_a_terminal(text: str, size: int, flushed: int)
 
 
 def test_pieces_are_held_back_only_while_they_may_become_a_label() -> None:
-    screen = Screen()
-    assert screen.take("50% [ses") == "50% "
-    assert screen.take("sions]\n") == "[sessions]\n"
-    assert screen.take("\x1b[3") + screen.take("1mred") == "\x1b[31mred"
-    assert len(screen.take("[ses" + "\x1b[0m" * 1000)) > 1000
+    screen = TerminalFilter()
+    assert screen.filter("50% [ses") == "50% "
+    assert screen.filter("sions]\n") == "[sessions]\n"
+    assert screen.filter("\x1b[3") + screen.filter("1mred") == "\x1b[31mred"
+    assert len(screen.filter("[ses" + "\x1b[0m" * 1000)) > 1000
 
 
 @given(TEXT, TEXT, TEXT, TEXT, st.integers(200, 400))

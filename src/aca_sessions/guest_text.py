@@ -63,11 +63,11 @@ def for_terminal(text: str) -> str:
 
     Also put `QUOTE` before labels of the host, such as `[session state`.
     """
-    screen = Screen()
-    return screen.take(text) + screen.flush() + screen.reset()
+    screen = TerminalFilter()
+    return screen.filter(text) + screen.flush() + screen.reset()
 
 
-class Screen:
+class TerminalFilter:
     """A filter that makes guest text safe for one terminal.
 
     It processes the pieces of text of all streams that are written to the terminal. Labels are recognized at every position, not only at
@@ -79,7 +79,7 @@ class Screen:
         self._flushed_end = ""  # was written by `flush` and may still become a label
         self._coloured = False
 
-    def take(self, text: str) -> str:
+    def filter(self, text: str) -> str:
         """Process a piece of text and return the text to write now.
 
         Hold back the end of the piece if it may be the beginning of a label of the host or of a control sequence.
@@ -100,7 +100,7 @@ class Screen:
         return shown + QUOTE + self.flush() if len(self._pending) > _MAX_PENDING else shown
 
     def flush(self) -> str:
-        """Return the text that `take` held back. Call this before other text is written, or when the cell waits for input."""
+        """Return the text that `filter` held back. Call this before other text is written, or when the cell waits for input."""
         shown, self._pending = self._make_safe(self._pending), ""
         found = _incomplete_end().search(self._flushed_end + shown)
         self._flushed_end = found[0] if found else ""

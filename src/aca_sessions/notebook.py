@@ -32,7 +32,7 @@ from .client.pool import SessionPool
 from .client.session import Session
 from .connect import open_pool
 from .errors import ACASessionsError, ExecutionError
-from .guest_text import Screen, for_terminal, printable, shown_caption, shown_name
+from .guest_text import TerminalFilter, for_terminal, printable, shown_caption, shown_name
 from .interactive import InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
@@ -344,7 +344,7 @@ class Shown:
         self._shell = shell
         self._html = html
         self._secret = secret
-        self._screen = Screen()  # one for both streams: a notebook may show one right below the other
+        self._screen = TerminalFilter()  # one for both streams: a notebook may show one right below the other
         self._stream = "stdout"
         self._is_clearing = False
         self._named: set[str] = set()
@@ -418,7 +418,7 @@ class Shown:
             self._put(self._screen.flush())
             (sys.stdout if self._stream == "stdout" else sys.stderr).flush()
             self._stream = name
-        self._put(self._screen.take(text))
+        self._put(self._screen.filter(text))
 
     def _put(self, text: str) -> None:
         if text:

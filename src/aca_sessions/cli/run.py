@@ -20,7 +20,7 @@ from ..client.session import Session
 from ..connect import access_of, open_interpreter
 from ..contract.extensions import encode_full_result
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
-from ..guest_text import Screen, printable, shown_name
+from ..guest_text import TerminalFilter, printable, shown_name
 from ..hints import Remedies, hint
 from ..models import CodeExecutionResult, Display, Event, Prompt
 from ..rendering import hint_note, state_note
@@ -74,7 +74,7 @@ class CellPrinter:
         self._open: dict[str, bool] = {}
         self._displayed: str | None = None
         self._written = ""
-        self._screen = Screen()  # one for both streams: at a terminal one continues where the other stopped
+        self._screen = TerminalFilter()  # one for both streams: at a terminal one continues where the other stopped
         self._on_screen = "stderr"  # the latest stream that wrote to it
 
     def print_event(self, event: Event) -> None:
@@ -96,7 +96,7 @@ class CellPrinter:
         """
         self._flush()
         self._open.clear()  # the answer ends the line
-        return self._screen.take(prompt) + self._screen.flush() if prompt.password else ""
+        return self._screen.filter(prompt) + self._screen.flush() if prompt.password else ""
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
         """Print the value and the error of a cell that has ended, unless they are printed already. Then print each note on its own line."""
@@ -115,7 +115,7 @@ class CellPrinter:
             if name != self._on_screen:
                 self._flush()
                 self._on_screen = name
-            _put(name, self._screen.take(text))
+            _put(name, self._screen.filter(text))
         else:
             _put(name, text)
         self._open[name] = not text.endswith("\n")

@@ -185,20 +185,20 @@ class FileRoutes:
 
 
 @asynccontextmanager
-async def open_upload(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
+async def open_upload(request: Request, max_bytes: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
     """Parse a request's form. Yield the uploaded file's name, and an iterator of its content for use within the `with` block.
 
-    Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
+    Raise ProblemError if the form has no file (400) or the file is larger than `max_bytes` (413).
     """
-    labelled = await _with_form_type(_with_body_limit(request, most + _FORM_MARGIN, most))
+    labelled = await _with_form_type(_with_body_limit(request, max_bytes + _FORM_MARGIN, max_bytes))
     async with _parse_form(labelled) as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             got = "one without a file name" if upload is not None else "no such part"
             said = f"the form must have a part 'file' with a file name, got {got}: send the file as multipart/form-data"
             raise ProblemError(400, "SessionRequestValidationFailed", said)
-        if (upload.size or 0) > most:
-            raise too_large_problem(most)
+        if (upload.size or 0) > max_bytes:
+            raise too_large_problem(max_bytes)
         yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
 
 
@@ -255,23 +255,23 @@ async def _with_form_type(request: Request) -> Request:
     return Request({**request.scope, "headers": headers}, receive)
 
 
-def _with_body_limit(request: Request, most: int, shown: int) -> Request:
-    """Return the request with a limit on its body: reading more than `most` bytes raises ProblemError (413).
+def _with_body_limit(request: Request, max_bytes: int, file_limit: int) -> Request:
+    """Return the request with a limit on its body: reading more than `max_bytes` raises ProblemError (413).
 
-    `shown` is the limit that the error names, for the file without the rest of the form. The received bytes are counted too, because a
-    client can send more than its Content-Length.
+    The error names `file_limit`, the limit of the file without the rest of the form. The received bytes are counted too, because a client
+    can send more than its Content-Length.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
-        raise too_large_problem(shown)
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large_problem(file_limit)
     received = 0
 
     async def receive() -> Message:
         nonlocal received
         message = await request.receive()
         received += len(message.get("body", b""))
-        if received > most:
-            raise too_large_problem(shown)
+        if received > max_bytes:
+            raise too_large_problem(file_limit)
         return message
 
     return Request(request.scope, receive)

@@ -93,10 +93,10 @@ class Guard:
 
 
 class Throttle:
-    """A limit on how many lines are written in a period, since strangers must not be able to fill the disk."""
+    """A limit on how many lines may be written in a period of `seconds`, because strangers must not be able to fill the disk."""
 
-    def __init__(self, most: int, seconds: float) -> None:
-        self._most = most
+    def __init__(self, max_lines: int, seconds: float) -> None:
+        self._max_lines = max_lines
         self._seconds = seconds
         self._ends = self._count = 0.0
         self.left_out = 0  # lines since the latest one that was admitted
@@ -107,7 +107,7 @@ class Throttle:
         if now >= self._ends:
             self._ends, self._count = now + self._seconds, 0
         self._count += 1
-        if self._count > self._most:
+        if self._count > self._max_lines:
             self.left_out += 1
             return None
         left_out, self.left_out = self.left_out, 0

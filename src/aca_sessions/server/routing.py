@@ -178,26 +178,26 @@ def read_range(request: Request) -> tuple[int, int | None]:
     return start, max(0, int(end) - start + 1) if end else None
 
 
-async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
+async def read_json(request: Request, max_bytes: int, *, default: bytes = b"") -> object:
     """Return the parsed JSON of a request's body. If the body is empty, parse `default` instead.
 
-    Raise ProblemError: 400 if the body is not JSON, 413 if its Content-Length or the body itself exceeds `most` bytes.
+    Raise ProblemError: 400 if the body is not JSON, 413 if its Content-Length or the body itself exceeds `max_bytes`.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
-        raise too_large_problem(most)
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large_problem(max_bytes)
     chunks, received = [], 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > most:
-            raise too_large_problem(most)
+        if received > max_bytes:
+            raise too_large_problem(max_bytes)
         chunks.append(chunk)
     return parse_json(b"".join(chunks) or default)
 
 
-def too_large_problem(most: int) -> ProblemError:
-    """Return the error (413) for a request that has more than `most` bytes."""
-    return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes, got more: send less at once")
+def too_large_problem(max_bytes: int) -> ProblemError:
+    """Return the error (413) for a request that has more than `max_bytes`."""
+    return ProblemError(413, "RequestTooLarge", f"the request must have at most {max_bytes} bytes, got more: send less at once")
 
 
 Handler = Callable[[Request], Awaitable[Response]]

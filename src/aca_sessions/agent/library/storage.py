@@ -219,15 +219,15 @@ async def _lock_in_thread(lock: Callable[[], int | None]) -> int | None:
         raise _storage_error("locked", error) from error
 
 
-async def _run_in_thread(done: str, act: Callable[[], Result]) -> Result:
+async def _run_in_thread(participle: str, action: Callable[[], Result]) -> Result:
     try:
-        return await asyncio.to_thread(act)
+        return await asyncio.to_thread(action)
     except OSError as error:
-        raise _storage_error(done, error) from error
+        raise _storage_error(participle, error) from error
 
 
-def _storage_error(done: str, error: OSError) -> StorageError:
-    return StorageError(f"the storage cannot be {done}: {error.strerror}. Check the owner, mode and free space of its folder")
+def _storage_error(participle: str, error: OSError) -> StorageError:
+    return StorageError(f"the storage cannot be {participle}: {error.strerror}. Check the owner, mode and free space of its folder")
 
 
 class MemoryStorage:
