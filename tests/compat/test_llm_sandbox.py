@@ -285,9 +285,9 @@ def test_managing_the_state(session: InteractiveSandboxSession) -> None:
     ("memory", "size"), [("1GB", 1 << 30), ("512MB", 512 << 20), ("0.5g", 1 << 29), ("8GiB", 8 << 30), ("1048576", 1 << 20)]
 )
 def test_sizes_are_read_as_people_write_them(memory: str, size: int) -> None:
-    from aca_sessions.compat.llm_sandbox import _bytes
+    from aca_sessions.compat.llm_sandbox import _parse_size
 
-    assert _bytes(memory) == size
+    assert _parse_size(memory) == size
 
 
 @pytest.mark.slow
