@@ -1,1 +1,1 @@
-"""Adapters for agent frameworks. Each offers one session in the form that its framework expects."""
+"""Adapters for agent frameworks. Each offers Python sessions as tools in the form that its framework expects."""

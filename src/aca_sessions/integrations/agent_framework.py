@@ -1,4 +1,4 @@
-"""Microsoft Agent Framework: a tool that runs Python, and a provider that keeps one session for each conversation."""
+"""Tools that run Python for Microsoft Agent Framework, and a provider that gives each conversation its own session."""
 
 import uuid
 from typing import Annotated, Any, Self, Unpack
@@ -16,9 +16,9 @@ _INSTALL = "Installs Python packages for execute_python. If it fails, nothing wa
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
-    """Return the tool `execute_python` for Agent Framework, which runs code in `session`.
+    """Make the tool `execute_python` for Agent Framework, which runs code in `session`.
 
-    Each call returns the text of the cell's result, then its images.
+    Each call of the tool returns the text of the cell's result, then its images.
     """
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
@@ -28,7 +28,10 @@ def execute_tool(session: ModelSession) -> FunctionTool:
 
 
 def install_tool(session: ModelSession) -> FunctionTool:
-    """Return the tool `install_packages` for Agent Framework. Its answer is an error if `session` was made without `install_packages`."""
+    """Make the tool `install_packages` for Agent Framework, which installs packages into `session`.
+
+    Each call returns an error if the session's option `install_packages` is off.
+    """
 
     async def install_packages(packages: Annotated[list[str], PACKAGES]) -> CodeExecutionResult:
         return await session.install(packages)
@@ -37,9 +40,10 @@ def install_tool(session: ModelSession) -> FunctionTool:
 
 
 class PythonSessionProvider(ContextProvider):
-    """A provider that gives an agent `execute_python`, and `install_packages` if models may install: one session for each conversation.
+    """A context provider for Agent Framework that gives each conversation its own session, with the tool `execute_python`.
 
-    The conversation's state keeps the session's name, so a conversation that is stored and loaded again continues with its session.
+    With the option `install_packages` there is a second tool of that name. The conversation's state contains the session's name, so a
+    conversation that is stored and loaded again continues with its session.
     """
 
     def __init__(
@@ -58,7 +62,10 @@ class PythonSessionProvider(ContextProvider):
         self._sessions = ModelSession(pool, settings=settings, **options)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
-        """Add the tools for this conversation's session, and instructions for their use, to `context`."""
+        """Add the tools for this conversation's session, and instructions for the model on their use, to `context`.
+
+        The session's name is in `state`. A conversation without one gets a new name.
+        """
         del agent, session
         name = state.setdefault("session_id", f"conversation-{uuid.uuid4()}")
         context.extend_instructions(self.source_id, _INSTRUCTIONS)

@@ -1,4 +1,4 @@
-"""A session for a model: checked arguments, results of limited size, and files for the host program. All integrations build on it."""
+"""The base of all integrations: a session that checks a model's arguments, shortens results, and copies files for the host program."""
 
 import asyncio
 import base64
@@ -28,7 +28,10 @@ from ..settings import Settings
 
 
 def read_below(folder: Path, name: str) -> bytes:
-    """Return the content of a file below a folder. Raise InvalidArgumentError if the file cannot be read or is outside the folder."""
+    """Return the content of a file in a folder of this machine. Raise InvalidArgumentError if it is elsewhere or cannot be read.
+
+    `name` is its path relative to `folder`. '..' and links must not lead out of the folder.
+    """
     path = _below(folder, name)
     try:
         return path.read_bytes()
@@ -37,7 +40,10 @@ def read_below(folder: Path, name: str) -> bytes:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
-    """Write a file below a folder and return its path. If that fails, raise InvalidArgumentError, and an existing file stays as it was."""
+    """Write a file into a folder of this machine, and return its path. An existing file is replaced only if all is written.
+
+    `name` is its path relative to `folder`. Raise InvalidArgumentError if the file cannot be written or would be outside of the folder.
+    """
     path = _below(folder, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +55,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """Return the path of `name` below `folder`, with links resolved.
-
-    Raise InvalidArgumentError if '..' or a link leads out of the folder.
-    """
+    """Return the path of `name` in `folder`, with links resolved. Raise InvalidArgumentError if '..' or a link leads out of the folder."""
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
@@ -68,10 +71,9 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Validate the files that a model sent. Return their contents by name, and an error for the model if they are invalid.
+    """Validate the files that a model sent, and return their contents by name. The second value is None, or an error for the model.
 
-    In that case, no contents are returned; otherwise the error is None. A model may send the mapping as JSON text, and binary content as a
-    data URI.
+    With an error, there are no contents. A model may send the mapping as JSON text, and binary content as a data URI.
     """
     if isinstance(files, str):
         try:
@@ -127,9 +129,9 @@ _NAMED_PACKAGE = re.compile(r"[\w.-]+(?:\[[\w.,-]+\])?(?:[<>=!~]=?[\w.*+!-]+)?",
 
 
 def checked_packages(packages: object) -> tuple[list[str], CodeError | None]:
-    """Return the requirements, and None. If `packages` is wrong, return [] and an error for the model.
+    """Validate the packages that a model sent, and return them as a list. The second value is None, or an error for the model.
 
-    A model may send the list as JSON text, or the names as text with spaces or commas between them.
+    With an error, the list is empty. A model may send the list as JSON text, or the names as text with spaces or commas between them.
     """
     example = 'send a list such as ["humanize", "numpy<3"]'
     if isinstance(packages, str):
@@ -170,7 +172,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
-    """The options of every integration. `ModelSession` describes them."""
+    """The keyword arguments that all integrations have in common. `ModelSession` explains them."""
 
     max_output: int
     timeout: float | None
@@ -180,9 +182,9 @@ class Options(TypedDict, total=False):
 
 
 class ModelSession:
-    """A session for a model.
+    """One Python session for a model. The model's mistakes do not raise: they become results with an error.
 
-    Each call leases the session by its name, so that calls of one turn can run at the same time and share variables.
+    Calls can run at the same time, for example those that a model makes in one turn. They share the session's variables.
     """
 
     _result_type = CodeExecutionResult
@@ -205,16 +207,16 @@ class ModelSession:
 
         Args:
             pool: The pool of sessions.
-            session_id: The session's name, by default a new one. `close` ends the session only if its name is new.
+            session_id: The session's name. By default a new name is chosen, and `close` ends the session; a session that you name stays.
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
             max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
             timeout: The time limit of each cell in seconds, by default the endpoint's: 100 in the embedded sandbox.
-            memory_megabytes: The memory of a session in the embedded sandbox, in place of that of the settings. Not with a pool, whose
-                sessions have their limits already.
-            disk_megabytes: The size of a session's /mnt/data, likewise.
-            install_packages: Whether a model may install packages, by a function `install_packages`. By default as the setting
-                `Packages:InstallFunction` says, which is false.
+            memory_megabytes: The memory limit of a session in the embedded sandbox, instead of the one in the settings. Not allowed with a
+                pool, whose sessions have their limits already.
+            disk_megabytes: The size limit of a session's /mnt/data in the embedded sandbox. Not allowed with a pool either.
+            install_packages: Whether a model may install packages, with a function `install_packages`. The default is the setting
+                `Packages:InstallFunction`, which is false unless you set it.
         """
         if isinstance(pool, Settings):
             raise InvalidArgumentError("pool must be a SessionPool, got Settings: pass them by name, as in settings=Settings(…)")
@@ -233,7 +235,10 @@ class ModelSession:
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, find_calling_line())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
-        """Write the files, run the cell and return its result. Mistakes of the model do not raise: they become results with an error."""
+        """Write the files into the session, run the cell and return its result.
+
+        Mistakes of the model, such as an invalid file name, do not raise: the result has an error that the model can read.
+        """
         contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
         # A framework may have turned a missing argument into text.
         if not isinstance(code, str) or code.strip() in ("None", "null"):
@@ -257,9 +262,10 @@ class ModelSession:
             return self._result(await session.run(str(code), timeout=self._timeout), hinted=True)
 
     async def install(self, packages: object) -> CodeExecutionResult:
-        """Install packages and return the result. Mistakes of the model raise nothing: they become results with an error.
+        """Install packages into the session and return the result. If one cannot be installed, nothing changes.
 
-        The host fetches the packages from the source in its settings. A failure changes nothing.
+        The host fetches the packages from the source in its settings. Mistakes of the model do not raise: the result has an error that the
+        model can read.
         """
         requirements, error = checked_packages(packages)
         if not self._can_install:
@@ -277,35 +283,41 @@ class ModelSession:
         return self._result(replace(result, hint=_GO_ON if is_of_the_host else ""))
 
     def for_session(self, session_id: str) -> Self:
-        """Return an object for another session of the same pool, for example one for each conversation of a server.
+        """Return a ModelSession for another session of the same pool, for example one for each conversation of a server.
 
-        Closing the new object does nothing. The pool is closed when the original object is closed, if that object opened the pool.
+        Closing it does nothing. Close the original, which closes the pool if it opened the pool.
         """
         sibling = copy(self)
         sibling._session_id, sibling._owns_session, sibling._closes_source = session_id, False, False
         return sibling
 
     async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
-        """Copy the file `folder/name` of this machine into the session. This is for the host program: it is not offered to a model."""
+        """Copy the file `folder/name` of this machine into the session, under the same name.
+
+        This method is for the host program: no model can call it.
+        """
         data = await asyncio.to_thread(read_below, Path(folder), name)
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.upload_file(name, data)
 
     async def download_file(self, name: str, *, folder: str | Path) -> Path:
-        """Copy a file of the session to `folder/name` on this machine. This is for the host program: it is not offered to a model."""
+        """Copy the session's file `name` to `folder/name` on this machine, and return the new path.
+
+        This method is for the host program: no model can call it.
+        """
         async with (await self._source.open()).session(self._session_id) as session:
             data = await session.download_file(name)
         return await asyncio.to_thread(write_below, Path(folder), name, data)
 
     async def list_files(self) -> list[RemoteFile]:
-        """Return the files in the session's /mnt/data. This is for the host program, because a model can list them with Python."""
+        """Return the files in the session's /mnt/data. This method is for the host program: a model can list them with Python."""
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.list_files()
 
     async def close(self) -> None:
-        """Close the pool and its sessions, if this object opened the pool. Otherwise end the session, if this object chose its name.
+        """Close the pool and its sessions, if this object opened the pool. Otherwise end only the session, unless you gave its name.
 
-        The next call opens the pool or starts the session again. This may be called in any event loop.
+        A later call opens the pool or starts the session again. This may be called in any event loop.
         """
         if self._source.is_open and self._closes_source:
             await self._source.close()
@@ -326,7 +338,7 @@ class ModelSession:
 
 
 class _ModelFunction(Generic[Function]):
-    """A method that models call, with a description of its own for each session: it ends with what the network of the session is."""
+    """A method whose docstring differs from session to session: its first line ends with a sentence about the session's network."""
 
     def __init__(self, function: Function, *, installs: bool = False) -> None:
         self._function = function
@@ -341,18 +353,24 @@ class _ModelFunction(Generic[Function]):
 
 
 def model_function(function: Function) -> Function:
-    """Decorate a method that models call. The first line of its docstring gets a sentence about the session's network."""
+    """Decorate a method that models call. Its docstring, which models read, gets a sentence on what the session reaches on the network."""
     return cast(Function, _ModelFunction(function))
 
 
 def install_function(function: Function) -> Function:
-    """Decorate the method that installs packages. Frameworks that look for functions find it only if the session may install."""
+    """Decorate the method that installs packages. Its docstring, which models read, gets a sentence on how packages are fetched.
+
+    If the model may not install packages, frameworks that search an object for functions do not find the method.
+    """
     return cast(Function, _ModelFunction(function, installs=True))
 
 
 @cache
 def _described(function: Callable[..., Awaitable[Any]], sentence: str, *, is_offered: bool) -> Callable[..., Awaitable[Any]]:
-    """Return a function that does the same, with another docstring. The marks of Semantic Kernel are left out if it is not offered."""
+    """Return a function that calls `function`, and whose docstring has `sentence` at the end of its first line.
+
+    If `is_offered` is False, Semantic Kernel does not find it when it searches a plugin for functions.
+    """
 
     @wraps(function)
     async def described(*arguments: Any, **named: Any) -> Any:
@@ -369,9 +387,10 @@ def _described(function: Callable[..., Awaitable[Any]], sentence: str, *, is_off
 
 
 class PythonTool(ModelSession):
-    """A stateful Python session with two methods that are tools: `execute_python` and `execute_python_with_files`.
+    """One Python session for a model, with the tools `execute_python` and `execute_python_with_files` as methods.
 
-    They fit every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI.
+    They fit every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI. If models may install
+    packages, `install_packages` is a third.
     """
 
     # Frameworks send these docstrings to models.
@@ -409,7 +428,7 @@ def _not_written(error: ACASessionsError) -> CodeError:
 
 
 class _Source:
-    """The pool of a ModelSession: one that the caller gave, or one that is opened at the first use."""
+    """The pool that a ModelSession uses: the one that the caller gave, or one that `open` opens from the settings."""
 
     def __init__(self, pool: SessionPool | None, settings: Settings | None, limits: Mapping[str, int]) -> None:
         if pool is not None and limits:
@@ -434,7 +453,7 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Return whether a pool that this object opened in this process is still open. If so, dropping the object causes a warning."""
+        """Return whether this process opened the pool here and has not closed it. The garbage collector's callback warns if so."""
         return self.is_open and self._owner.is_current
 
     async def close(self) -> None:
@@ -444,7 +463,10 @@ class _Source:
 
 
 def _limited(settings: Settings, limits: Mapping[str, int]) -> Settings:
-    """Return settings with other limits of sessions, given by the names of arguments. Raise ConfigurationError if they are impossible."""
+    """Return a copy of `settings` with the `limits` of sessions replaced, keyed by arguments of ModelSession such as `memory_megabytes`.
+
+    Raise ConfigurationError if a limit is impossible, or if the settings have an Endpoint, whose server sets the limits.
+    """
     if not limits:
         return settings
     if settings.SessionsHttpClient.Endpoint:

@@ -1,4 +1,4 @@
-"""Semantic Kernel: kernel functions that run Python in one session. Only this module imports semantic_kernel, which takes seconds."""
+"""Run Python in a session from Semantic Kernel. Only this module imports semantic_kernel, which takes seconds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,19 +19,19 @@ from .model_session import CODE, FILES, PACKAGES, ModelSession, Options, install
 
 
 class PythonResult(CodeExecutionResult):
-    """A result that Semantic Kernel programs can show: `to_contents` converts it to Semantic Kernel's contents."""
+    """The result of a cell, which `to_contents` converts to the message contents of Semantic Kernel."""
 
     def to_contents(self) -> list[TextContent | ImageContent]:
-        """Return the text that a model reads, and the images, as contents of Semantic Kernel."""
+        """Return the result's text, as a model reads it, and then its images, as message contents of Semantic Kernel."""
         images = [ImageContent(data=image, data_format="base64", mime_type="image/png") for image in self.images]
         return [TextContent(text=str(self)), *images]
 
 
 class PythonCodeInterpreterPlugin(ModelSession):
-    """A stateful Python session for a model: `kernel.add_plugin(plugin, "PythonInterpreter")`.
+    """A Semantic Kernel plugin that runs a model's Python in one session: `kernel.add_plugin(plugin, "PythonInterpreter")`.
 
-    If no pool is given, the first call opens a pool from the settings. Each call leases the same session by its name, so that calls of one
-    turn can run at the same time and share variables. It has two kernel functions, and with `install_packages=True` a third.
+    If no pool is given, the first call opens a pool from the settings. Calls can run at the same time, for example those that a model makes
+    in one turn. They share the session's variables. The plugin has two kernel functions, and with `install_packages=True` a third.
     """
 
     # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
@@ -60,10 +60,13 @@ class PythonCodeInterpreterPlugin(ModelSession):
 def add_aca_sessions(
     kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter", **options: Unpack[Options]
 ) -> PythonCodeInterpreterPlugin:
-    """Add a Python session to a kernel and return its plugin. `async with add_aca_sessions(kernel):` ends the session after the block.
+    """Add a Python session to a kernel as a plugin, and return the plugin.
+
+    Use it as `async with add_aca_sessions(kernel):`, which ends the session after the block.
 
     Args:
-        kernel: Gets the functions execute_python and execute_python_with_files, and with `install_packages=True` that one too.
+        kernel: The kernel that gets the functions execute_python and execute_python_with_files, and with `install_packages=True` also
+            install_packages.
         settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
         plugin_name: The name under which models find the functions.
         options: `timeout`, `install_packages` and other options of PythonCodeInterpreterPlugin.
@@ -74,7 +77,7 @@ def add_aca_sessions(
 
 
 class ShowImages:
-    """A filter that shows a model the images that its code drew: it adds them to the history as a user message, after the answers of tools.
+    """A Semantic Kernel filter that shows a model the images that its code drew, in a user message after the results of its tool calls.
 
     Use it for models that accept images: `kernel.add_filter("auto_function_invocation", ShowImages())`.
     """
@@ -84,7 +87,10 @@ class ShowImages:
     async def __call__(
         self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
     ) -> None:
-        """Run the call. Then add images if all calls of the turn are answered, because a model's API allows no message between answers."""
+        """Make one tool call of a model. After the last call of a turn, add the images to the history.
+
+        They are not added earlier, because a model's API allows no message between the results of a turn's tool calls.
+        """
         await next(context)
         if context.chat_history is not None:
             # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
@@ -92,7 +98,7 @@ class ShowImages:
 
 
 def _show_images(history: ChatHistory) -> None:
-    """Add the images in the latest turn's answers to the history, as a user message.
+    """Add the images in the latest turn's tool results to the history, as a user message. Do nothing if a tool call has no result yet.
 
     A second call adds nothing, because that message is then the last one.
     """
@@ -103,9 +109,9 @@ def _show_images(history: ChatHistory) -> None:
 
 
 def _latest_answers(history: ChatHistory) -> list[FunctionResultContent]:
-    """Return the tool answers at the end of a history, or [] if a call of the same turn has no answer yet.
+    """Return the tool results at the end of a history, or [] if a tool call of the same turn has no result yet.
 
-    Calls of earlier turns do not count, because a call that was cancelled is never answered.
+    Calls of earlier turns do not count, because a call that was cancelled never gets a result.
     """
     answers: list[FunctionResultContent] = []
     for message in reversed(history.messages):
@@ -123,18 +129,20 @@ def _images(answer: FunctionResultContent) -> list[ImageContent]:
 
 
 def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") -> list[Tool]:
-    """Return each function of a plugin as a tool of an `AgentSession`, named `plugin.function`. The kernel's filters apply to its calls.
+    """Convert each function of a Semantic Kernel plugin to a tool of an `AgentSession`, named `plugin.function`.
+
+    The kernel's filters apply to its calls.
 
     Args:
         plugin: The plugin.
         kernel: The kernel that runs the functions.
-        effect: The effect of all functions (`read`, `write` or `irreversible`), by which calls are approved.
+        effect: What all of the functions do: `read`, `write` or `irreversible`. An `AgentSession` decides by it which calls need approval.
     """
     return [_tool(function, kernel, f"{plugin.name}.{name}", effect) for name, function in plugin.functions.items()]
 
 
 def embed_by(generator: EmbeddingGeneratorBase) -> Embed:
-    """Return an `embed` function for an `AgentSession` that calls a Semantic Kernel embedding service."""
+    """Make an `embed` argument for an `AgentSession`: a function that gets vectors for texts from a Semantic Kernel embedding service."""
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         vectors = await generator.generate_embeddings(list(texts))
@@ -162,7 +170,7 @@ def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -
 
 
 def _plain(value: Any) -> object:
-    """Convert a value so that it can be sent to a session: a pydantic object to a dict, an object of an unknown type to text."""
+    """Convert a function's return value for a session: a pydantic object to a dict, and an object of an unknown type to text."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
