@@ -1,1 +1,1 @@
-"""The public classes of other projects: a script moves over by changing its import."""
+"""Classes with the names and arguments of other projects' public classes: to use them, a script changes only its import."""

@@ -1,6 +1,6 @@
-"""The session classes of llm-sandbox: a script moves over by importing them from `aca_sessions.compat.llm_sandbox`.
+"""The session classes of llm-sandbox. To use them, a script imports them from `aca_sessions.compat.llm_sandbox` instead.
 
-Arguments about containers and images have no effect. A session that gets some of them warns once.
+Arguments about containers and images have no effect. A session that gets any of them warns once.
 """
 
 import json
@@ -28,7 +28,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class KernelType(StrEnum):
-    """The interpreter that runs the cells: IPython only."""
+    """The kind of interpreter that runs cells. IPython is the only one."""
 
     IPYTHON = "ipython"
 
@@ -38,11 +38,11 @@ class InteractiveSettings:
     """The settings of a session.
 
     Attributes:
-        kernel_type: The interpreter; `ipython` is the only one.
-        max_memory: The memory of the session, such as "512MB" or "2GB". None is this package's default of 2 GB.
-        history_size: How many cells `In` and `Out` keep.
-        timeout: The time limit of a cell in seconds; None is the endpoint's default.
-        poll_interval: No effect: results are not polled for.
+        kernel_type: The kind of interpreter; `ipython` is the only one.
+        max_memory: The memory limit of the session, such as "512MB" or "2GB". None means this package's default of 2 GB.
+        history_size: How many of the latest cells IPython's `In` and `Out` keep.
+        timeout: The time limit of a cell in seconds. None means the default of the sandbox.
+        poll_interval: Has no effect, because results are not polled for.
     """
 
     kernel_type: KernelType | str = KernelType.IPYTHON
@@ -74,7 +74,7 @@ class _IgnoredOptions(TypedDict, total=False):
 
 
 class Options(_IgnoredOptions, total=False):
-    """The keyword arguments of a session: its settings, the libraries to install at the start, and other arguments of llm-sandbox."""
+    """The keyword arguments of a session class: the fields of `InteractiveSettings`, `libraries`, and other arguments of llm-sandbox."""
 
     kernel_type: KernelType | str
     max_memory: str | None
@@ -88,7 +88,7 @@ class Options(_IgnoredOptions, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleOutput:
-    """The result of a cell or a command. `stdout` includes the value of the last expression."""
+    """The result of a cell or a shell command. `stdout` includes the value of a cell's last expression."""
 
     exit_code: int
     stdout: str
@@ -99,16 +99,16 @@ class ConsoleOutput:
         return self.exit_code == 0
 
     def text(self) -> str:
-        """Return what was written to stdout."""
+        """Return `stdout`."""
         return self.stdout
 
     def to_json(self, **options: Any) -> str:
-        """Return all fields as JSON. `options` are passed to `json.dumps`."""
+        """Return all fields as JSON text. `options` are passed to `json.dumps`."""
         return json.dumps(asdict(self), **options)
 
 
 class _Session(InteractiveSession):
-    """The session behind the public classes of this module. In it, llm-sandbox's path `/sandbox` leads to the working directory."""
+    """The session behind the public classes of this module. In it, `/sandbox` is a link to the working directory, as in llm-sandbox."""
 
     def __init__(self, name: str, policy: Policy, timeout: float | None) -> None:
         super().__init__(policy=policy, timeout=timeout)
@@ -116,18 +116,18 @@ class _Session(InteractiveSession):
         self._is_prepared = False
 
     def open(self) -> Self:
-        """Start the session and set its working directory."""
+        """Start the session and make `%pwd` and shells show its working directory as `/sandbox`."""
         super().open()
         self._prepare()
         return self
 
     def reset(self) -> None:
-        """Clear the variables and keep the files."""
+        """Clear the session's variables and keep its files."""
         super().reset()
         self._prepare()
 
     def run(self, code: str, **options: Any) -> CodeExecutionResult:
-        """Run a cell and return its result. Set the working directory first if the interpreter is a new one."""
+        """Run a cell and return its result. First make a new interpreter show its working directory as `/sandbox`."""
         if not self._is_prepared:
             self._prepare()
         result = super().run(code, **options)
@@ -145,7 +145,7 @@ class InteractiveSandboxSession:
     def __init__(
         self, *, lang: str = "python", interactive_settings: InteractiveSettings | None = None, **options: Unpack[Options]
     ) -> None:
-        """Configure the session without starting it.
+        """Configure the session. `open` or a `with` block starts it.
 
         Args:
             lang: The language: `python` is the only one.
@@ -169,7 +169,10 @@ class InteractiveSandboxSession:
         self._session = _Session(type(self).__name__, _policy(self.settings), limits[0] or limits[1] or self.settings.timeout)
 
     def open(self) -> None:
-        """Start the session and install its libraries. If that fails, close the session and raise ExecutionError."""
+        """Start the session and install its `libraries`.
+
+        If they cannot be installed, end the session and raise ExecutionError.
+        """
         try:
             self._session.open()
             if self._libraries:
@@ -179,7 +182,7 @@ class InteractiveSandboxSession:
             raise
 
     def close(self) -> None:
-        """End the session."""
+        """End the session, with its variables and files."""
         self._session.close()
 
     def run(
@@ -203,18 +206,21 @@ class InteractiveSandboxSession:
         return _console_output(result)
 
     def install(self, libraries: Sequence[str] | None = None) -> ConsoleOutput:
-        """Install libraries and return the result."""
+        """Install packages into the session and return the result. Do nothing if `libraries` is empty."""
         wanted = _to_list(libraries)
         return _console_output(self._session.install(*wanted)) if wanted else ConsoleOutput(exit_code=0, stdout="", stderr="")
 
     def execute_command(self, command: str, workdir: str | None = None) -> ConsoleOutput:
-        """Run a command in the session's shell, in `workdir` if given, and return its result."""
+        """Run a shell command in the session and return its result.
+
+        It runs in the folder `workdir`, by default in the working directory of cells.
+        """
         folder = f"cd {_quote_for_shell(workdir)} && " if workdir else ""
         done = self._session.execute_command(_LS + folder + command)
         return ConsoleOutput(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
     def execute_commands(self, commands: Sequence[str | tuple[str, str | None]], workdir: str | None = None) -> ConsoleOutput:
-        """Run commands until one fails. Return the result of the last one that ran.
+        """Run shell commands in order until one fails. Return the result of the last one that ran.
 
         Args:
             commands: Commands, or pairs of a command and its working directory.
@@ -229,11 +235,11 @@ class InteractiveSandboxSession:
         return done
 
     def copy_to_runtime(self, src: str, dest: str) -> None:
-        """Copy a file of this machine into the session."""
+        """Copy the file `src` of this machine to the path `dest` in the session."""
         self._session.upload_file(_to_data_path(dest), Path(src))
 
     def copy_from_runtime(self, src: str, dest: str) -> None:
-        """Copy a file of the session to this machine."""
+        """Copy the file `src` of the session to the path `dest` on this machine."""
         self._session.save_file(_to_data_path(src), Path(dest))
 
     def __enter__(self) -> "InteractiveSandboxSession":
@@ -245,7 +251,7 @@ class InteractiveSandboxSession:
 
 
 class SandboxSession(InteractiveSandboxSession):
-    """A session that clears its variables before each run. Files and installed libraries stay."""
+    """A session that clears its variables before each `run`. Files and installed libraries stay."""
 
     def run(
         self,

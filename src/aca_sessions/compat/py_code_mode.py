@@ -1,4 +1,4 @@
-"""The classes of py-code-mode: `Session(storage=…, executor=…)` is an agent session. Every executor runs cells in an isolated session."""
+"""The classes of py-code-mode. `Session(storage=…, executor=…)` is an `AgentSession`: cells run isolated with every executor."""
 
 import ast
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """The result of a cell in py-code-mode's form. `result` is the result in this package's form."""
+    """The result of a cell, with the fields of py-code-mode's result. `result` is the `CodeExecutionResult` that it was made from."""
 
     value: Any
     stdout: str
@@ -49,16 +49,16 @@ class ExecutionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubprocessConfig:
-    """The configuration of an executor.
+    """The configuration of an executor: tools, dependencies, and the time limit of a cell.
 
     py-code-mode's other settings are about virtual environments and kernels, which are not needed here.
 
     Attributes:
-        tools_path: The folder with descriptions of tools.
+        tools_path: The folder of the files that describe tools.
         default_timeout: The time limit of a cell in seconds.
         allow_runtime_deps: Whether code in a session may add dependencies.
-        deps: The requirements of sessions.
-        deps_file: A file with further requirements, one a line. A missing file is ignored.
+        deps: Dependencies of sessions, as in lines of requirements.txt.
+        deps_file: A file with further dependencies, one a line. A missing file is ignored.
     """
 
     tools_path: Path | None = None
@@ -72,13 +72,16 @@ class SubprocessConfig:
 class InProcessConfig(SubprocessConfig):
     """The configuration of an `InProcessExecutor`, with the fields of `SubprocessConfig`.
 
-    Despite the name, no cell runs in this process.
+    Despite the name, cells run in an isolated session and not in this process.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerConfig(SubprocessConfig):
-    """The configuration of a `ContainerExecutor`. No container is used. `timeout` takes precedence over `default_timeout`."""
+    """The configuration of a `ContainerExecutor`. Despite the name, no container is used.
+
+    `timeout` takes precedence over `default_timeout`.
+    """
 
     default_timeout: float | None = 30.0
     timeout: float | None = None
@@ -86,21 +89,21 @@ class ContainerConfig(SubprocessConfig):
 
 @dataclass(frozen=True, slots=True)
 class SubprocessExecutor:
-    """The executor of py-code-mode. It only holds the configuration: cells always run in an isolated session."""
+    """Holds a configuration for `Session`. Despite the name it runs nothing: cells run in an isolated session."""
 
     config: SubprocessConfig = field(default_factory=SubprocessConfig)
 
 
 class InProcessExecutor(SubprocessExecutor):
-    """The same as `SubprocessExecutor`, under another name of py-code-mode."""
+    """The same as `SubprocessExecutor`, under py-code-mode's name for an executor in the program's own process."""
 
 
 class ContainerExecutor(SubprocessExecutor):
-    """The same as `SubprocessExecutor`, under another name of py-code-mode."""
+    """The same as `SubprocessExecutor`, under py-code-mode's name for an executor in a container."""
 
 
 class Session(AgentSession):
-    """py-code-mode's session: an `AgentSession` whose `run` returns py-code-mode's result."""
+    """An `AgentSession` with the arguments of py-code-mode's session, whose `run` returns py-code-mode's result."""
 
     def __init__(
         self,
@@ -110,12 +113,12 @@ class Session(AgentSession):
         *,
         embed: Embed | None = None,
     ) -> None:
-        """Configure the session without opening anything.
+        """Configure the session. An `async with` block starts it.
 
         Args:
             storage: Where skills, artifacts and dependencies are kept.
             executor: Has the configuration of tools, dependencies and the time limit of a cell. Cells are isolated with every executor.
-            sync_deps_on_start: Install the dependencies at the start.
+            sync_deps_on_start: Whether to install the dependencies when the session starts.
             embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         config = executor.config if executor is not None else SubprocessConfig()
@@ -139,9 +142,9 @@ class Session(AgentSession):
         Args:
             path: The folder.
             timeout: The time limit of a cell in seconds.
-            sync_deps_on_start: Install the dependencies at the start.
+            sync_deps_on_start: Whether to install the dependencies when the session starts.
             embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
-            **options: `extra_deps`, further requirements; and any fields of `SubprocessConfig`.
+            **options: Fields of `SubprocessConfig`, except that `deps` is named `extra_deps`.
         """
         base = Path(path)
         given = SubprocessConfig(default_timeout=timeout, tools_path=base / "tools", deps_file=base / "requirements.txt")
@@ -149,7 +152,10 @@ class Session(AgentSession):
         return cls(FileStorage(base), SubprocessExecutor(config), sync_deps_on_start, embed=embed)
 
     async def run(self, code: str, timeout: float | None = None) -> ExecutionResult:  # type: ignore[override]  # py-code-mode's own result
-        """Run a cell and return its result. A cell that takes too long is interrupted, and the next cell does not wait for it."""
+        """Run a cell and return its result. `timeout` is the cell's time limit in seconds, by default the executor's.
+
+        A cell that exceeds it is interrupted, and the next cell does not wait for it.
+        """
         result = await super().run(code, timeout=self._timeout if timeout is None else timeout)
         return ExecutionResult(
             value=_parse_value(result),
@@ -162,11 +168,11 @@ class Session(AgentSession):
 
     @property
     def storage(self) -> StorageBackend:
-        """Return the storage, which outlives the session."""
+        """Return the storage of skills, artifacts and dependencies. It stays when the session ends."""
         return self._backend
 
     async def list_deps(self) -> list[str]:
-        """Return the requirements from the executor's configuration, and those in the storage."""
+        """Return all dependencies as requirements: those of the executor's configuration, and those in the storage."""
         kept = await super().list_deps()
         return [*(one for one in self._configured_deps if one not in kept), *kept]
 
@@ -185,7 +191,7 @@ def _read_requirements(config: SubprocessConfig) -> list[str]:
 
 
 def _parse_value(result: CodeExecutionResult) -> Any:
-    """Return the last value of a cell: the object itself if its text is a Python literal, as in py-code-mode; otherwise its text."""
+    """Return the value of a cell's last expression: an object if its text is a Python literal, as in py-code-mode; otherwise its text."""
     if result.text is None or not isinstance(result.value, str):
         return result.value
     try:
