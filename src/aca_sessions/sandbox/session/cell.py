@@ -33,7 +33,7 @@ class Output:
         self.read = 0  # bytes in all, those that were cut included
 
     def forward(self, tell: Callable[[str], None] | None) -> None:
-        """Call `tell` with the text that is kept now, and later with all new text. If `tell` is None, stop calling the earlier one."""
+        """Call `tell` with the text that is kept now, and later with all new text. If `tell` is None, stop these calls."""
         self._tell = tell
         self._decoder.reset()
         self._pass_on(bytes(self._head + self._tail))
@@ -111,9 +111,9 @@ class Clock:
     """A stopwatch for the seconds that a cell has used of its timeout.
 
     The host starts it when it sends the cell, and stops it while the cell waits for an answer to a question. While it is stopped, the
-    processor time of the cell's processes still counts, for example of threads that go on computing. No more than the time that has passed
-    is counted for this. All other waiting is free for STILL_SECONDS in total, and then counts as used. Otherwise a cell that asks again and
-    again would have no deadline.
+    processor time of the cell's processes still counts, for example of threads that go on computing, but never more than the time that has
+    passed. All other waiting is free for STILL_SECONDS in total, and then counts as used. Otherwise a cell that asks again and again would
+    have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
@@ -166,7 +166,7 @@ class GracePeriod:
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Start the grace period. `queued` returns how many seconds the interpreter has waited for a processor in its life so far."""
+        """Start the grace period. `queued` returns how many seconds the interpreter has waited for a processor since it started."""
         self._queued = queued
         self._now = now
         self._before = queued()

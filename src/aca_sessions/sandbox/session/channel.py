@@ -149,7 +149,7 @@ class Inbox:
     def _pass_on_frames(self) -> None:
         """Pass on complete frames until they have cost 64 units of work (see `Inbox`). Pass on the others in later turns of the event loop.
 
-        If the guest has caused too much work, the next turn is delayed, and nothing is read from its pipe before.
+        If the guest has caused too much work, the next turn is delayed, and its pipe is not read until then.
         """
         try:
             taken, all_taken = self._pass_on_some(_A_TURN)

@@ -4,7 +4,7 @@ All functions act as the guest's user, use descriptors, and never follow the gue
 
 A restore reuses the inodes of files that still exist, even if they were renamed since the checkpoint. So if the checkpoint's interpreter
 has a file open, such as a log or a database, it still writes to that file after the rollback. A restore first compares all files and
-reserves space. If that fails, no file is changed.
+reserves space. If that fails, no file is changed. Only then does it change files, and at that point nothing should fail.
 """
 
 import errno
@@ -301,7 +301,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Find the paths that already lead to their inode (`_kept`), and the paths whose inode must be moved there (`_moved`)."""
+        """Find the paths whose inode is in its place already (`_kept`), and those whose inode must be moved from elsewhere (`_moved`)."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -352,7 +352,7 @@ class _Restoration:
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make missing files, folders and links under temporary names, and reserve space for new content of others. On failure undo all."""
+        """Make missing files, folders and links under temporary names, and reserve space for changed files. On failure undo all."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:

@@ -176,7 +176,7 @@ class Files:
 
     @contextmanager
     def as_guest(self) -> Iterator[int]:
-        """Let this thread act as the guest's user on files during the `with` block. The block gets a descriptor of the workspace."""
+        """During the `with` block, let this thread act as the guest's user on files. Give the block a descriptor of the workspace."""
         # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
         with self.keep_open():
             if self._workspace.owner is None:

@@ -336,7 +336,8 @@ class Interpreter:
         """Kill the interpreter, and all other processes of its workspace except interpreters. The caller must still call `close`.
 
         Return which processes have ended, and which are still alive although they were killed. If this is the last interpreter of the
-        session and its branches, kill all processes, and return an empty `KillResult`. `cause` is recorded as the reason of death.
+        session and its branches, kill all processes, and return an empty `KillResult`. `cause` is recorded as the reason of death if no
+        other reason is known.
         """
         if self.runtime.is_last_interpreter(self.session_pid):
             self._kill(cause)
@@ -456,7 +457,7 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill the interpreter and what it started, or the whole session if it is the last interpreter. Keep the first `reason` given."""
+        """Kill the interpreter and what it started, or the whole session if it is the last one. Record `reason` if none is recorded yet."""
         self._killed_for = self._killed_for or reason
         if self.runtime.is_last_interpreter(self.session_pid):
             self.runtime.kill(reason)

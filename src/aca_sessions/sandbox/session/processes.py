@@ -271,7 +271,7 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Open a folder of the session's /proc for the `with` block: that of a pid, or ".".
+        """Open a folder of the session's /proc for the `with` block. `name` is a pid, or "." for the top folder.
 
         A signal sent through the descriptor of a pid's folder cannot reach a later process that gets the same pid.
         """

@@ -221,8 +221,8 @@ class SharedRuntime:
     def kill_with_children(self, session_pid: int, pidfd: int) -> None:
         """Kill an interpreter and its descendants, except other interpreters and their descendants.
 
-        Processes that it started, but whose parent has ended, are not found. They are killed with the last interpreter of their workspace,
-        or by `end_processes`.
+        Processes that it started, but whose parent has ended, live on. They are killed with the last interpreter of their workspace, or by
+        `end_processes`.
         """
         if not self._owner.is_current:
             return
@@ -456,8 +456,8 @@ class SharedRuntime:
 def _explained_control_group() -> Iterator[None]:
     """Replace an OSError of the `with` block by an error that tells that the session's memory cannot be counted.
 
-    The error is GuestDiedError if the session's first process has ended, else IsolationError. An OSError because no file descriptor is left
-    is not replaced.
+    The error is GuestDiedError if the session's first process has ended, else IsolationError. If the OSError means that no file descriptor
+    is left, it is not replaced.
     """
     try:
         yield

@@ -58,7 +58,7 @@ def walk(top: int, may_skip: Callable[[str], bool] = lambda folder: False) -> It
 
 @contextmanager
 def open_below(top: int, path: str, flags: int) -> Iterator[int]:
-    """Open a path below the folder `top` for the `with` block, which gets the descriptor. No link is followed."""
+    """Open a path below the folder `top`, without following links. Give the descriptor to the `with` block, and close it afterwards."""
     descriptor = syscalls.openat2(top, path or ".", flags, 0, _RULES)
     try:
         yield descriptor
@@ -68,7 +68,7 @@ def open_below(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Open the folder that a path is in for the `with` block, which gets the folder's descriptor and the last component of the path."""
+    """Open the folder that a path is in. Give its descriptor and the last component of the path to the `with` block."""
     with open_below(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
@@ -138,7 +138,10 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _open_path_only(top: int, path: str) -> Iterator[int]:
-    """Open a path with O_PATH for the `with` block, which needs no rights on the entry itself. For an empty path, use `top`."""
+    """Open a path with O_PATH, which needs no rights on the entry itself. Give the descriptor to the `with` block.
+
+    For an empty path, give it `top`.
+    """
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -173,7 +176,7 @@ class FileCopy:
     """
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
-        """Make the empty file `name` in `folder`. Later `fill` copies the first `most` bytes of `source` into it.
+        """Make the empty file `name` in `folder`. Later `fill` copies the content of `source` into it, but at most `most` bytes.
 
         Raise SnapshotError if the source is not a regular file.
         """

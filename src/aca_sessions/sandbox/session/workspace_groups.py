@@ -1,8 +1,8 @@
 """Freeze, thaw and kill the processes of a session and its branches, if control groups can freeze them.
 
-Each workspace has one group. One workspace at a time is active: it is mounted at /mnt/data, and the groups of the others are frozen. A
-frozen process runs no instruction, and a new process is in the group of the one that started it. So processes need not be searched in /proc
-again and again, as in `processes.py`. All calls block: use a worker thread.
+Each workspace has one control group. One workspace at a time is active: it is mounted at /mnt/data, and the groups of the others are
+frozen. A frozen process runs no instruction, and a new process is in the group of the one that started it. So, unlike `processes.py`, this
+module need not search /proc for new processes again and again. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -46,7 +46,10 @@ class WorkspaceGroups:
         self._divided = False  # whether each workspace has a group of its own
 
     def register(self, session_pid: int, workspace: int, pidfd: int) -> None:
-        """Register an interpreter. If its workspace is not at /mnt/data now, stop it until `switch_workspace` puts it into its group."""
+        """Register an interpreter. If its workspace is not at /mnt/data now, stop it.
+
+        The next `switch_workspace` moves a stopped interpreter into the control group of its workspace.
+        """
         self._registered[session_pid] = (workspace, pidfd)
         if workspace != self.active_workspace:
             with contextlib.suppress(OSError):
@@ -54,19 +57,19 @@ class WorkspaceGroups:
                 self._stopped[session_pid] = (workspace, pidfd)
 
     def unregister(self, session_pid: int) -> None:
-        """Forget an interpreter that has ended."""
+        """Remove an interpreter that has ended from the registered ones."""
         self._registered.pop(session_pid, None)
         self._stopped.pop(session_pid, None)
 
     def forget_workspace(self, workspace: int) -> None:
-        """Forget a workspace that has ended, and remove its group."""
+        """Remove the control group of a workspace that has ended."""
         group = self._groups.pop(workspace, None)
         if group is not None:
             with contextlib.suppress(OSError):
                 group.rmdir()
 
     def foreign_pids(self, workspace: int) -> set[int]:
-        """Return the pids, in the session, of processes that no cell of `workspace` has started.
+        """Return the pids, in the session, of all processes that cannot have been started by a cell of `workspace`.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """
@@ -107,7 +110,7 @@ class WorkspaceGroups:
         return ended
 
     def kill_workspace(self, workspace: int) -> KillResult:
-        """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none can start another one."""
+        """Kill the processes of a workspace, except its interpreters. They are frozen meanwhile, so that none can start another one."""
         group = self._group_of_workspace(workspace)
         if group is None:
             return KillResult()
@@ -199,7 +202,7 @@ def _pids(group: Path) -> list[int]:
 
 
 def _processes_in(group: Path) -> Iterator[tuple[int, RunningProcess]]:
-    """Yield the processes of a group: the pid on this host, and a `RunningProcess` with the pid in the session."""
+    """Yield each process of a control group: its pid on this host, and a `RunningProcess` with its pid in the session."""
     for pid in _pids(group):
         with contextlib.suppress(OSError, KeyError):
             status = _status(pid)
