@@ -53,7 +53,7 @@ def memory_for_sessions(policy: Policy) -> int:
 
 
 def _memory(system: Path) -> tuple[int, int]:
-    """Return the total and the free bytes of memory that this process can use: those of its container or of the machine, if it has less."""
+    """Return the total and the free memory in bytes that this process can use. The limit of its container, if any, counts too."""
     machine = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(system / "proc/meminfo"), re.MULTILINE))
     has, free = [int(machine["MemTotal"]) << 10], [int(machine["MemAvailable"]) << 10]
     for limit, used, details in _MEMORY:
@@ -66,7 +66,7 @@ def _memory(system: Path) -> tuple[int, int]:
 
 
 def _all_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads can start on this host: one number for each limit of the machine and of its container."""
+    """Return how many more processes and threads each limit of the machine, and of the container that this process is in, allows."""
     running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
     pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
     pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]

@@ -255,7 +255,7 @@ class SessionGroup:
     async def add_first_process(self, init: int) -> Path | None:
         """Put a session's first process (pid `init`) into the group before it forks, so that all its descendants are in the group too.
 
-        Return a new group below this one, in which only these processes are and can be frozen. Return None if this host cannot freeze
+        Return a new group below this one that has only these processes, so that they can be frozen. Return None if this host cannot freeze
         groups.
         """
         self._kills = self._kills_before = self._count_kills()
@@ -413,7 +413,7 @@ class Groups:
         return SessionGroup(self.version, folders, memory, self._nice, self._pending_removals)
 
     def release(self) -> None:
-        """Tell that a caller of `shared` no longer uses this group. Remove the group if no caller uses it."""
+        """Record that one caller of `shared` no longer uses this group. If no other caller uses it, remove the group."""
         with self._sharing:
             self._users -= 1
             if self._users:

@@ -268,7 +268,7 @@ class Watchdog:
             return False
 
     def _exceeds_limit(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Return whether the session exceeds its limit, or uses the most while all sessions together exceed their common limit."""
+        """Return whether the session exceeds its limit, or all sessions together exceed their common limit and this one uses the most."""
         # The first look is cheap, and counts shared memory once for each process. Only if that is too much, a second look is exact.
         held = sockets.used(self._unlisted) if sockets is not None else 0
         used = _estimate_memory(init) - self._shared + held
