@@ -109,9 +109,9 @@ class _CopyJob:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Make the copy of one file, folder or link at `path`. The copy of a file stays empty for now.
+        """Make the copy of one file, folder or link at `path`. For a pipe, socket or device, make nothing and return False.
 
-        For a pipe, socket or device, make nothing and return False.
+        The copy of a file stays empty until `_copy` fills it.
         """
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):

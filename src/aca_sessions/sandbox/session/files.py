@@ -287,7 +287,7 @@ def validate_name(name: str) -> str:
 
 
 def validate_folder(folder: str) -> str:
-    """Return `folder` as a path relative to /mnt/data, without empty components and '.'.
+    """Return `folder` as a path relative to /mnt/data, without empty components and '.' components.
 
     Raise UnusableNameError for '..', for an unusable name, and for an absolute path outside /mnt/data.
     """

@@ -145,7 +145,8 @@ class Interpreter:
     ) -> CodeExecutionResult:
         """Run a program instead of a cell. The value of the result is the program's exit code.
 
-        `arguments` are the program and its arguments, and `stdin` is the text that it reads. For all else see `run`.
+        `arguments` are the program and its arguments, and `stdin` is the text that it reads. `run` describes the other arguments and the
+        errors.
         """
         async with self._busy:
             message = wire.Command(execution, list(arguments), stdin)

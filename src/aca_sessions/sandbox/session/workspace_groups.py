@@ -24,10 +24,10 @@ _LOOK_SECONDS = 0.0005
 
 
 class WorkspaceGroups:
-    """The control groups of one session, to freeze, thaw and end the processes of each workspace.
+    """The control groups of one session, to freeze, thaw and kill the processes of each workspace.
 
-    With only one workspace, all processes stay in one group. Once there is a second workspace, each gets a group of its own below that
-    group.
+    With only one workspace, all processes stay in one group. Once there is a second workspace, each workspace gets a group of its own below
+    that group.
     """
 
     def __init__(self, group: Path, init: int, workspace: int) -> None:
