@@ -194,7 +194,10 @@ class CgroupV2:
         return (folders[0] / "cpu.max").exists()
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
-        """Write the limits of a group. If the group exceeds its memory limit, the kernel kills all of its processes (memory.oom.group)."""
+        """Write the limits of a group.
+
+        If `limits.kills_all` is set, the kernel kills all processes of the group when it exceeds its memory limit (memory.oom.group).
+        """
         (folder,) = folders
         if limits.memory is not None:
             _write(folder / "memory.max", limits.memory)

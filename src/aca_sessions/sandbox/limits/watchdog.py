@@ -258,7 +258,7 @@ class Watchdog:
     def _measure_and_check(self, init: int, sockets: "SocketMemory | None") -> bool:
         """Measure the session's memory, and return whether a limit is exceeded.
 
-        Return False if no file descriptor is free to measure it. The watchdog measures again soon.
+        If no file descriptor is free to measure it, return False, because the watchdog soon measures again.
         """
         try:
             return self._exceeds_limit(init, sockets)
