@@ -75,7 +75,7 @@ _BOX = (
 
 
 def cleaned(html: str) -> str:
-    """Return the safe part of HTML, in a box that separates it from the host's text. Return '' if nothing in it is visible."""
+    """Return the safe part of HTML, in a box that separates it from the host's text. Return '' if that part shows nothing."""
     return _in_a_box(html, {})
 
 
@@ -192,7 +192,7 @@ class _Cleaner:
         self._text(html[place:])
 
     def written(self) -> str:
-        """Return the safe HTML, with all open elements closed."""
+        """Return the safe HTML that was written so far, and close its open elements."""
         return "".join([*self._parts, *(f"</{name}>" for name in reversed(self._open))])
 
     def _text(self, text: str) -> None:
@@ -204,9 +204,9 @@ class _Cleaner:
         return self._formulas.pop(int(place[1]), "")  # once: a guest that knows the marks could repeat a formula a thousand times
 
     def _tag(self, html: str, tag: re.Match[str]) -> int:
-        """Write, close or drop the element of one tag.
+        """Process one tag: write it, close the elements that it ends, or leave it out.
 
-        Return the position where reading continues, or 0 if the rest of the HTML is dropped.
+        Return the position in `html` at which to continue, or 0 if the rest must be dropped.
         """
         closes, name = bool(tag[1]), tag[2].lower()
         if name in _TEXT_ONLY and not closes:
@@ -240,7 +240,7 @@ class _Cleaner:
             self._open.append(name)
 
     def _make_room(self, name: str) -> bool:
-        """Close the elements that a browser closes before `name` begins. Return False if `name` is not allowed at this position."""
+        """Close the elements that a browser closes before an element `name` begins. Return False if `name` is not allowed here."""
         if name in _PARENTS:
             place = self._find(_PARENTS[name], until={"table"})
             if place is not None:
@@ -259,7 +259,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the index of the innermost open element in `names`, or None. Do not search beyond an open element in `until`."""
+        """Return the index of the innermost open element whose name is in `names`, or None. Stop the search at an element in `until`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place
@@ -273,9 +273,10 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield the rules by which a browser closes open elements before the element `name` begins: each is a pair of sets of names.
+    """Yield the rules by which a browser closes open elements before an element `name` begins, such as a `<p>` before a `<div>`.
 
-    The browser closes an open element that is in the first set, unless an element in the second set is open inside it.
+    Each rule is a pair of sets of names. The browser closes an open element in the first set, unless it contains an open element in the
+    second.
     """
     if name in _BLOCKS:
         yield {"p"}, set()

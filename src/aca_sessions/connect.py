@@ -85,7 +85,10 @@ def policy_of(settings: Settings) -> "Policy":
 
 
 def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
-    """Return what sessions can reach and install by these settings. Sessions at an endpoint have a network that is not known here."""
+    """Return what sessions can reach on the network and install, as the settings or the policy say.
+
+    If the sessions are at an endpoint, their network is not known here.
+    """
     can_install = settings.Packages.InstallFunction
     if settings.SessionsHttpClient.Endpoint:
         return Access(can_install=can_install)
@@ -107,10 +110,10 @@ def _package_source(options: PackagesSettings) -> "PackageSource":
 
 
 class Opening(Generic[Opened]):
-    """A context manager that opens a pool, client or server, and at the end of the block closes it and what was opened for it.
+    """An `async with` block that opens one object, such as a pool, and closes it at the end with everything that it needed.
 
-    This is a class and not a generator. When an event loop ends, it closes forgotten generators, while other objects still use what such a
-    generator opened.
+    This is a class and not a generator. If the caller never closes a generator, the event loop does so when it ends, while other objects
+    still use what the generator opened.
     """
 
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
@@ -128,7 +131,7 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it. If that loop is closed, end the processes without it.
+        """Close everything on the event loop that opened it. If that loop is closed, end the embedded processes without it.
 
         Do nothing in a forked process.
         """
@@ -147,7 +150,7 @@ class Opening(Generic[Opened]):
     def abandon(self) -> None:
         """End all processes that were started for the opened object, without awaiting anything.
 
-        Use this if the event loop that started them is closed, because nothing can be awaited on it then.
+        Call this if the event loop that started them is closed: nothing can be awaited on it then.
         """
         for end in reversed(self._stack.sync_closers):
             end()
@@ -155,10 +158,9 @@ class Opening(Generic[Opened]):
 
 
 class Stack(AsyncExitStack):
-    """The exit stack that closes an opened object, such as a pool or a server.
+    """What to close, in reverse order, when an opened object such as a pool is closed.
 
-    `sync_closers` are functions that end the object's processes without awaiting anything. They are called in place of `aclose` if the
-    object's event loop is closed.
+    If its event loop is closed already, nothing can be awaited. Then call the functions in `at_once` instead, which end the processes.
     """
 
     def __init__(self) -> None:
@@ -167,7 +169,10 @@ class Stack(AsyncExitStack):
 
 
 async def _close_on_loop(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a stack on its event loop, which runs in another thread. If that takes more than 10 s, raise PoolError."""
+    """Close a stack on the event loop that opened it, which runs in another thread.
+
+    Raise PoolError if that takes over 10 s. The loop then closes it later.
+    """
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -187,15 +192,15 @@ def open_pool(
     on_event: Callable[[PoolEvent], None] | None = None,
     spares: int | None = None,
 ) -> Opening[SessionPool]:
-    """Open a pool of sessions: at the endpoint of the settings, or in the embedded sandbox if the settings have no endpoint.
+    """Open a pool of sessions: at the endpoint in the settings, or in the embedded sandbox if the settings have no endpoint.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
-        policy: The policy of embedded sessions, instead of that of the settings.
-        endpoint: The endpoint, instead of that of the settings.
-        max_concurrent_sessions: How many sessions may be leased at the same time, instead of the number of the settings.
+        policy: The policy of embedded sessions. It replaces the one in the settings.
+        endpoint: The endpoint. It replaces the one in the settings.
+        max_concurrent_sessions: How many sessions may be leased at the same time. It replaces the number in the settings.
         on_event: A function that is called with every event of the pool.
-        spares: How many sessions an embedded pool keeps ready, instead of the number of the policy or the settings.
+        spares: How many sessions an embedded pool keeps ready. It replaces the number in the policy or the settings.
     """
 
     async def open_on(stack: Stack) -> SessionPool:
@@ -223,12 +228,12 @@ def open_pool(
 def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
 ) -> Opening[CodeInterpreter]:
-    """Open a client. Each call of its methods names the session to use. No pool is opened, so sessions are not leased.
+    """Open a client without a pool: each call of its methods names the session to use, and sessions are not leased.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
-        policy: The policy of embedded sessions, instead of that of the settings.
-        endpoint: The endpoint, instead of that of the settings.
+        policy: The policy of embedded sessions. It replaces the one in the settings.
+        endpoint: The endpoint. It replaces the one in the settings.
     """
 
     async def open_on(stack: Stack) -> CodeInterpreter:
@@ -239,7 +244,7 @@ def open_interpreter(
 
 
 def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
-    """Open a client that sends single requests to the endpoint of the settings, or to an embedded server if they have none."""
+    """Open a client that sends single HTTP requests to the endpoint in the settings, or to an embedded server if they have none."""
 
     async def open_on(stack: Stack) -> SessionsHttpClient:
         return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
@@ -250,14 +255,14 @@ def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
 def open_server(
     settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
 ) -> Opening["Service"]:
-    """Open the service over the embedded sandbox, as an ASGI application.
+    """Open a server of embedded sessions, as an ASGI application.
 
-    Entering the block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers
-    can reach it.
+    The `async with` block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if
+    strangers can reach it.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
-        policy: The policy of sessions, instead of that of the settings.
+        policy: The policy of sessions. It replaces the one in the settings.
         hosting: How many sessions the server hosts, for how long and for whom.
     """
     return _open_server(settings, policy, hosting, single_process=True)
@@ -298,7 +303,7 @@ def _open_server(
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
-    """Try each part of the isolation, and return which parts this host can enforce. Raise NotSupportedError outside Linux."""
+    """Check each part of the isolation on this host, and return the findings. Raise NotSupportedError outside Linux."""
     _require_linux()
     from .sandbox.probe import report
 
@@ -306,7 +311,7 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """Return the object that manages named Python environments. It calls `tell` with lines of progress.
+    """Return an object that manages named Python environments. It calls `tell` with each line of progress.
 
     New environments get their packages from the source in the settings.
     """
@@ -316,7 +321,7 @@ def environments(settings: Settings, tell: Callable[[str], None]) -> "Environmen
 
 
 def _override_settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    """Return the settings. If `endpoint` or `max_concurrent_sessions` is not None, it replaces the value in the settings."""
+    """Return the settings, with `endpoint` and `max_concurrent_sessions` in place of their own values unless these are None."""
     named: dict[str, Any] = {}
     if endpoint is not None:
         named["SessionsHttpClient"] = {"Endpoint": endpoint}
@@ -371,9 +376,9 @@ async def _remote_client(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _choose_auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication for the endpoint: by a key if there is one, None for a socket file, by sign-in for Azure.
+    """Return how to authenticate at the endpoint: by a key if there is one, else by sign-in if it is in Azure.
 
-    Raise ConfigurationError for any other endpoint without a key.
+    Return None for a socket file without a key. Raise ConfigurationError for any other endpoint without one.
     """
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 

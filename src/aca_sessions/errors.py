@@ -61,7 +61,7 @@ class NotFoundError(ServiceError):
 
 
 class RateLimitedError(ServiceError):
-    """There are too many sessions or requests. `.retry_after` is in seconds, or None if the service did not name a time."""
+    """There are too many sessions or requests. `.retry_after` is how many seconds to wait, or None if the service did not give it."""
 
     def __init__(self, status_code: int, code: str, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(status_code, code, message)
@@ -69,7 +69,7 @@ class RateLimitedError(ServiceError):
 
 
 class ServiceUnavailableError(ACASessionsError):
-    """No usable response came. `.sent` tells whether the request was sent, in which case the cell may have run."""
+    """The service sent no usable response. `.sent` is True if the request was sent: the cell may have run then."""
 
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)

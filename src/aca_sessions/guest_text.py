@@ -29,7 +29,7 @@ _MODEL_LABELS = (
 
 
 def shown_name(name: str, longest: int = 200) -> str:
-    """Return a name for a message. Shorten it in the middle if it is long. Quote it with `repr` unless it has only harmless characters."""
+    """Return a name as it can be shown in a message. Shorten a long one in the middle, and quote one with unusual characters."""
     if len(name) > longest:
         half = longest // 2
         name = f"{name[:half]}…{name[-half:]}"
@@ -37,7 +37,7 @@ def shown_name(name: str, longest: int = 200) -> str:
 
 
 def shown_caption(text: str) -> str:
-    """Return the guest's description of an image as one line of at most 200 characters.
+    """Return the guest's description of an image as one line, truncated to 200 characters.
 
     Quote it with `repr` if a reader could mistake it for several items of a list, or for a line of the host.
     """
@@ -46,7 +46,7 @@ def shown_caption(text: str) -> str:
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Escape the control characters of a text, except tabs and line ends. Keep colours, or remove them if `colours` is false."""
+    """Escape the control characters of a text, except tabs and line ends. Keep the sequences that set colours only if `colours` is true."""
     return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escape(found[0]), text)
 
 
@@ -68,10 +68,10 @@ def for_terminal(text: str) -> str:
 
 
 class TerminalFilter:
-    """A filter that makes guest text safe for one terminal.
+    """Makes the guest text safe that a program writes to one terminal piece by piece, of all streams.
 
-    It processes the pieces of text of all streams that are written to the terminal. Labels are recognized at every position, not only at
-    the beginning of lines, because a long line wraps and its middle may begin a row.
+    The host's labels are recognized at every position, not only at the beginning of lines: a long line wraps, so its middle may begin a
+    row.
     """
 
     def __init__(self) -> None:
@@ -80,9 +80,9 @@ class TerminalFilter:
         self._coloured = False
 
     def filter(self, text: str) -> str:
-        """Process a piece of text and return the text to write now.
+        """Process a piece of guest text, and return the text to write to the terminal now.
 
-        Hold back the end of the piece if it may be the beginning of a label of the host or of a control sequence.
+        Keep back the end of the piece if it may be the beginning of a label of the host or of a control sequence.
         """
         pending, before = self._pending + text, ""
         if self._flushed_end:
@@ -100,14 +100,14 @@ class TerminalFilter:
         return shown + QUOTE + self.flush() if len(self._pending) > _MAX_PENDING else shown
 
     def flush(self) -> str:
-        """Return the text that `filter` held back. Call this before other text is written, or when the cell waits for input."""
+        """Return the text that `filter` kept back. Call this before other text is written, or when the cell waits for input."""
         shown, self._pending = self._make_safe(self._pending), ""
         found = _incomplete_end().search(self._flushed_end + shown)
         self._flushed_end = found[0] if found else ""
         return shown
 
     def reset(self) -> str:
-        """Return the sequence that ends the colours of guest text, or '' if no colour is set. Call this before the host writes."""
+        """Return the control sequence that ends the guest's colours, or '' if none is set. Call this before the host writes."""
         coloured, self._coloured, self._flushed_end = self._coloured, False, ""
         return RESET if coloured else ""
 
@@ -131,7 +131,7 @@ def _labels_pattern(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _incomplete_pattern(label: str) -> str:
-    """Return a regular expression for the incomplete forms of a label of the host: its first letter, its first two letters, and so on."""
+    """Return a regular expression for an incomplete label of the host: its first letter, its first two letters, and so on."""
     pattern = ""
     for letter in reversed(_letter_patterns(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
@@ -149,7 +149,7 @@ def _terminal_label() -> re.Pattern[str]:
 
 @cache
 def _incomplete_end() -> re.Pattern[str]:
-    """Return a regular expression for an incomplete label of the host, or an incomplete control sequence, at the end of a text."""
+    """Return a regular expression that finds, at the end of a text, an incomplete label of the host or an incomplete control sequence."""
     labels, sequence = "|".join(_incomplete_pattern(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 
@@ -161,7 +161,7 @@ def _model_label() -> re.Pattern[str]:
 
 @cache
 def _model_line() -> re.Pattern[str]:
-    """Return a regular expression that matches in front of each line that begins with a label of the host, such as `[state]`.
+    """Return a regular expression that matches the empty text before each line that begins with a label of the host, such as `[state]`.
 
     A line also begins after a carriage return.
     """

@@ -1,6 +1,7 @@
-"""Hints: one line of the host after a cell that lacked a package or the network, on what the caller can do about that.
+"""Write hints: one line of the host after a cell that lacked a package or the network, which tells the caller what to do.
 
-A hint is made of what the host knows of the session, and never quotes the guest. A guest can cause a hint, but cannot choose its words.
+A hint depends only on what the host knows about the session, and never quotes the guest. A guest can cause a hint, but cannot choose its
+words.
 """
 
 import re
@@ -22,7 +23,12 @@ _NO_NETWORK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """What a caller of one integration can do about a missing package, and in place of using the network. `install` may be ''."""
+    """What a hint advises the caller of one integration to do.
+
+    Attributes:
+        install: How to install a missing package. It is '' if the integration has no function for that.
+        data: What to do without the network.
+    """
 
     install: str
     data: str = "work with the files in /mnt/data"
@@ -31,12 +37,12 @@ class Remedies:
 def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str:
     """Return the hint for a result, or '' if the cell seems to lack neither a package nor the network.
 
-    Printed text is searched too, because programs catch such errors and print them.
+    Output is searched for errors too, because programs catch errors and print them.
 
     Args:
         result: The result of a cell.
         access: What the cell's session can reach and install.
-        remedies: What the caller can do.
+        remedies: What to advise.
     """
     ends = (str(result.error or ""), result.stderr[-_LOOKED_AT:], result.stdout[-_LOOKED_AT:])
     if any(_NO_PACKAGE.search(text) for text in ends):
@@ -47,7 +53,7 @@ def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str
 
 
 def network_sentence(access: Access) -> str:
-    """Return a sentence for the description of a tool about the network of its sessions, or '' if the network is not known."""
+    """Return a sentence about the network of sessions, for a tool's description. Return '' if the network is not known."""
     match access.network:
         case None:
             return ""
@@ -60,7 +66,10 @@ def network_sentence(access: Access) -> str:
 
 
 def install_sentence(access: Access) -> str:
-    """Return a sentence for the description of a tool that installs packages, or '' if the session itself may have to fetch them."""
+    """Return a sentence for the description of a tool that installs packages: that the host downloads them.
+
+    Return '' if it is not known whether the host or the session downloads them.
+    """
     return "" if access.network is None else "The host fetches them, so the session needs no network."
 
 

@@ -1,4 +1,7 @@
-"""How a server hosts sessions: how many, for how long, for whom, and what it logs. The defaults are those of `aca-sessions serve`."""
+"""Configure how a server hosts sessions: how many, for how long, for whom, and what it logs.
+
+The defaults are those of `aca-sessions serve`.
+"""
 
 import json
 import logging
@@ -13,10 +16,10 @@ _logger = logging.getLogger(EVENTS)
 
 
 def log_event(event: str, **fields: object) -> None:
-    """Log what happened to a server, as one line: the event, and its fields as `name=value`. A formatter finds both in the record.
+    """Log an event of a server as one line: the event's name, then its fields as `name=value`.
 
-    The level is INFO, so that only a program which asks for it gets lines about an embedded server. The fields must not hold secrets, or
-    text that a caller or a session chose.
+    The log record also has them as `event` and `fields`, for a formatter. The level is INFO, so that only a program which enables it gets
+    lines about an embedded server. The fields must not hold secrets, or text that a caller or a session chose.
     """
     shown = "".join(f" {name}={_format_value(value)}" for name, value in fields.items() if value is not None)
     _logger.info("%s%s", event, shown, extra={"event": event, "fields": fields})
@@ -29,7 +32,10 @@ def _format_value(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """The options of a server, but not those of its sandboxes. Without `cooldown`, sessions do not expire, so their owner must end them."""
+    """The options of a server that do not concern its sandboxes.
+
+    If `cooldown` is None, sessions do not expire, so the program that starts them must end them.
+    """
 
     max_sessions: int = 100
     max_starting: int = 64  # sessions whose first interpreter has not started; more are refused with 503
@@ -53,6 +59,6 @@ class Hosting:
 
     @property
     def accepted_keys(self) -> Keys | None:
-        """Return the function that returns the accepted keys, or None if requests need no key."""
+        """Return a function that returns the keys which requests may use. Return None if requests need no key."""
         key = self.api_key
         return self.api_keys or ((lambda: (key,)) if key else None)

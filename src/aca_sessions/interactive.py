@@ -1,6 +1,6 @@
-"""One session for scripts and notebooks, without `await`.
+"""Use one session without `await`, in scripts and notebooks.
 
-Its event loop runs in its own thread, and any other thread may call its methods.
+The session's event loop runs in its own thread. Any other thread may call the session's methods.
 """
 
 import contextlib
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
 
 class LoopThread:
-    """An event loop in its own thread.
+    """An event loop in its own thread. A `with` block starts the loop, returns a portal for calling it, and stops it at the end.
 
-    A `with` block yields a portal, through which other threads call the loop, and stops the loop at its end. This is a class, because
-    Python closes a generator such as `anyio.from_thread.start_blocking_portal` when nothing refers to it. In a forked process, closing
-    would wait forever for the thread, which does not exist there.
+    This is a class and not a generator such as `anyio.from_thread.start_blocking_portal`, because Python closes a generator when nothing
+    refers to it. In a forked process, closing would wait forever for the thread, which does not exist there.
     """
 
     def __init__(self) -> None:
@@ -70,7 +69,7 @@ class LoopThread:
 
 @contextmanager
 def handle_ctrl_c(handler: Callable[..., object]) -> Iterator[None]:
-    """Handle SIGINT by a function in a `with` block. Do nothing in threads other than the main one, because only that one gets signals."""
+    """Call `handler` on Ctrl-C during a `with` block. Do nothing outside the main thread, because only that one gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -85,7 +84,7 @@ OnInput = Callable[[Prompt], "str | None"]
 
 
 class LiveCell:
-    """A running cell. A `for` loop over it yields its events, without `await`.
+    """A running cell. A `for` loop over it yields its events as they happen, without `await`.
 
     The last event has the result. Leaving the `for` loop early interrupts the cell.
     """
@@ -104,13 +103,13 @@ class LiveCell:
         """Start the cell.
 
         Args:
-            portal: Runs calls on the event loop of the session.
+            portal: Calls functions on the event loop of the session.
             session: The session.
             code: The source text.
             timeout: The time limit in seconds, by default the endpoint's.
-            on_input: Returns the line for a prompt of `input()`, or None for an EOFError in the cell.
-            transactional: Undo the cell if it fails.
-            sanitize: Take the code out of Markdown fences.
+            on_input: Called with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell's changes if it fails.
+            sanitize: Remove Markdown fences around the code.
         """
         self._owner = OwnerProcess("the cell")
         self._portal = portal
@@ -124,7 +123,7 @@ class LiveCell:
         self.following = portal.start_task_soon(self._follow, partial(session.start, code, **options))
 
     def cancel(self) -> None:
-        """Interrupt the cell. Its events continue until its result. This does not block, so a signal handler may call it."""
+        """Interrupt the cell. The loop over it continues until its result. This does not block, so a signal handler may call it."""
         self._cancelled = True
         if self._execution is not None:
             self._portal.start_task_soon(self._session._cancel_quietly, self._execution)
@@ -135,7 +134,10 @@ class LiveCell:
         return self._cancelled
 
     def interrupted_by_ctrl_c(self) -> AbstractContextManager[None]:
-        """Let the first Ctrl-C in a `with` block interrupt the cell, whose result still comes. A second one raises KeyboardInterrupt."""
+        """Make the first Ctrl-C in a `with` block interrupt the cell, and a second one raise KeyboardInterrupt.
+
+        After the first, the loop over the cell continues until its result.
+        """
 
         def interrupt(*_: object) -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -161,7 +163,7 @@ class LiveCell:
                 self._undo_unread_delivery()
 
     def _undo_unread_delivery(self) -> None:
-        """Mark a result that the caller did not read as not received, so that the next result reports lost variables and files again."""
+        """If the caller did not read the result, treat it as not received: the next result then reports lost variables and files again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()
@@ -230,12 +232,12 @@ class InteractiveSession:
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Prepare a session, which `open` or a `with` block starts.
+        """Prepare a session. `open` or a `with` block starts it.
 
         Args:
-            settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
-            policy: Limits and network of the embedded sandbox.
-            endpoint: The URL of a server, in place of the one in the settings.
+            settings: The settings; by default they are read from appsettings.json and the environment.
+            policy: The limits, network and other rights of an embedded session. It replaces the policy in the settings.
+            endpoint: The URL of a server. It replaces the one in the settings.
             session_id: The session's name, by default a new one.
             timeout: The time limit in seconds of cells that set none, by default the endpoint's.
         """
@@ -250,14 +252,14 @@ class InteractiveSession:
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
-        """Return an object for the session with a given name, which may exist already at its endpoint.
+        """Use the session with a given name, which may exist already at its endpoint. `open` or a `with` block connects to it.
 
-        Closing the object does not end the session.
+        Closing the returned object does not end the session.
 
         Args:
             session_id: The session's name.
-            settings: Where sessions run.
-            endpoint: The URL of a server, in place of the one in the settings.
+            settings: The settings; by default they are read from appsettings.json and the environment.
+            endpoint: The URL of a server. It replaces the one in the settings.
             timeout: The time limit in seconds of cells that set none, by default the endpoint's.
         """
         joined = cls(settings, endpoint=endpoint, timeout=timeout)
@@ -266,7 +268,7 @@ class InteractiveSession:
 
     @classmethod
     def _wrap(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
-        """Return an open object for a session that runs on the loop of a portal. Closing the object does not end the session."""
+        """Wrap an async session in an open object that calls it through a portal. Closing the object does not end the session."""
         opened = cls(timeout=timeout)
         opened._opened = portal, session
         return opened
@@ -282,7 +284,10 @@ class InteractiveSession:
         return self
 
     def close(self) -> None:
-        """End the session and interrupt cells that run in other threads. A session from `join` stays. Do nothing in a forked process."""
+        """End the session and interrupt cells that run in other threads. Do nothing in a forked process.
+
+        A session from `join` is not ended.
+        """
         self._opened = None
         if not self._owner.is_current:
             self._running.clear()
@@ -307,12 +312,13 @@ class InteractiveSession:
 
         Args:
             code: The source text.
-            libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
+            libraries: Packages to install first, if they are missing. If that fails, return its result and do not run the cell.
             timeout: The time limit in seconds, by default the session's.
             on_stdout: Called in this thread with what the cell writes to stdout, while it runs.
             on_stderr: Called in this thread with what the cell writes to stderr, while it runs.
-            on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
-            transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
+            on_input: Called in this thread with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell's changes if it fails, runs too long or is killed. If that is impossible, the result's `state` says
+                so.
         """
         if libraries and not (installed := self._call(Session.install_missing, *libraries)).success:
             return installed
@@ -340,14 +346,16 @@ class InteractiveSession:
         transactional: bool = False,
         sanitize: bool = True,
     ) -> LiveCell:
-        """Run a cell and return its events, for a `for` loop. The last event has the result. Leaving the loop early interrupts the cell.
+        """Start a cell. A `for` loop over the returned object yields the cell's events as they happen, and the last one has the result.
+
+        Leaving the loop early interrupts the cell.
 
         Args:
             code: The source text.
             timeout: The time limit in seconds, by default the session's.
-            on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
-            transactional: Undo the cell if it fails, runs too long or is killed.
-            sanitize: Take the code out of Markdown fences.
+            on_input: Called in this thread with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell's changes if it fails, runs too long or is killed.
+            sanitize: Remove Markdown fences around the code.
         """
         limit = self._timeout if timeout is None else timeout
         cell = LiveCell(*self._require_open(), code, timeout=limit, on_input=on_input, transactional=transactional, sanitize=sanitize)
@@ -376,13 +384,13 @@ class InteractiveSession:
     delete_file = blocking(Session.delete_file)
 
     def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
-        """Return new sessions that continue from this session's state, each with its own variables and files in /mnt/data.
+        """Return copies of this session, each with its own variables and files in /mnt/data from now on.
 
-        They share /tmp with this session. Each ends at the end of its own `with` block, or when this session ends.
+        All share /tmp with this session. Each ends at the end of its own `with` block, or when this session ends.
 
         Args:
-            count: How many sessions, 1 to 64.
-            reseed: Seed the random generators of each branch anew, so that each draws other numbers.
+            count: How many copies, 1 to 64.
+            reseed: Seed the random generators of each copy anew. Otherwise all of them draw the same random numbers.
         """
         portal, _ = self._require_open()
         branches = []
@@ -399,11 +407,11 @@ class InteractiveSession:
         return self._require_open()[1].history
 
     def write_notebook(self, path: str | Path) -> None:
-        """Write what was done through this object as an .ipynb file: cells with outputs, and the files that were uploaded."""
+        """Write an .ipynb file with the cells that this object ran, their outputs, and the files that it uploaded."""
         self._require_open()[1].write_notebook(path)
 
     def write_script(self, path: str | Path) -> None:
-        """Write the cells as a Python script in the percent format (`# %%` before each cell), without outputs and uploaded files."""
+        """Write the cells that this object ran as a Python script, with `# %%` before each, but without outputs and uploaded files."""
         self._require_open()[1].write_script(path)
 
     def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
@@ -428,7 +436,10 @@ class InteractiveSession:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
     def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt in this thread cancels the call."""
+        """Call an async method of Session on the event loop's thread, and return its result.
+
+        KeyboardInterrupt in this thread cancels the call.
+        """
         portal, session = self._require_open()
         call: Future[Answer] = self._cancel_on_close(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:

@@ -23,7 +23,10 @@ _EXPIRED = State("lost", "lost", "ended", "expired")
 
 
 class Ledger:
-    """The entries of one session, numbered from 1. When there are more than 1,000, one summary replaces the older half."""
+    """The list of what happened to one session, as entries numbered from 1.
+
+    When there are more than 1,000 entries, one summary entry replaces the older half.
+    """
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
@@ -35,7 +38,7 @@ class Ledger:
     def append(self, kind: Any, **effects: Any) -> Entry:
         """Add an entry about something that happened to the session, and return it.
 
-        `kind` names what happened, such as `reset`. `effects` are other fields of Entry.
+        `kind` is what happened, such as `reset`. `effects` are the values of other fields of Entry, such as `variables="lost"`.
         """
         self.position += 1
         entry = Entry(self.position, kind, **effects)
@@ -49,23 +52,24 @@ class Ledger:
         return _UNCHANGED if since >= self.position else state_between(self._entries_after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
-        """Return the entries that a client lacks up to position `end`, if it knows the ledger up to position `since`.
+        """Return the entries to send to a client with the result of an execution.
 
-        The execution began at position `start`. Entries after `start` are included even if the client knows them.
+        These are the entries after position `since`, which the client has received, up to position `end`. Entries after `start`, where the
+        execution began, are included even if the client has received them.
         """
         since = min(since, start)
         entries = [entry for entry in self._entries_after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarize(entries, _SENT)))
 
     def state_and_record(self, since: str | None, start: int, end: int, *, default: int = 0) -> tuple[State, Record]:
-        """Return the state and the record of an execution, for a caller that knows the ledger up to a position.
+        """Return what happened to the session since a position, and the entries to send to the client with the result of an execution.
 
         Args:
-            since: The caller's position, as `ledger:number`, or None. If it is of another ledger, the session that the caller knew is gone.
-                Then the state is that variables and files were lost, with the reason `expired`.
+            since: The last position that the client has received, as `ledger:number`, or None. If it belongs to another ledger, the session
+                that the client knew is gone. Then the state is that variables and files were lost, with the reason `expired`.
             start: The position at which the execution began.
             end: The position at which the execution ended.
-            default: The caller's position if `since` is None.
+            default: The position to use if `since` is None.
         """
         known: int | None = default
         if since is not None:
@@ -89,9 +93,14 @@ class Ledger:
 class CallerPosition:
     """The number of the last ledger entry that one caller has received. The ledger lists what happened to a session.
 
-    Only results that reach the caller change it. `requested` has the numbers of the resets and rollbacks that the caller asked for, which
-    are not reported to it. `unreported` is what happened up to `position` and was not reported yet. A branch begins with such a state, from
-    the session that it continues.
+    Only results that reach the caller change it.
+
+    Attributes:
+        ledger: The id of the ledger, or None if the caller has received no result yet.
+        position: The number of the entry.
+        unreported: What happened up to `position` and was not reported yet. A branch begins with such a state, from the session that it
+            continues.
+        requested: The numbers of resets and rollbacks that the caller asked for. They are not reported to it.
     """
 
     ledger: str | None = None
@@ -101,15 +110,15 @@ class CallerPosition:
 
     @classmethod
     def parse(cls, since: str, unreported: State) -> "CallerPosition":
-        """Parse a position in the server's format, `ledger:number`. `unreported` is what happened up to it and was not reported yet."""
+        """Parse a position in the server's format, `ledger:number`. `unreported` is what happened before it and was not reported yet."""
         ledger, _, position = since.partition(":")
         return cls(ledger, int(position), unreported)
 
     def state_after(self, record: Record) -> State:
-        """Return what happened to the session from this position to the end of an execution's record.
+        """Return what happened to the session since this position, up to the end of an execution.
 
-        If the execution began before this position, start from where it began. If the caller has received no result yet, first set this
-        position to the beginning of the record.
+        `record` has the ledger's entries for that execution. If the execution began before this position, begin there. If the caller has
+        received no result yet, first move this position to the beginning of the record.
         """
         if self.ledger is None:  # nothing was known before the first record
             self.ledger, self.position = record.ledger, record.since
@@ -120,16 +129,16 @@ class CallerPosition:
         return state_between(record.entries, since, record.end, unreported=unreported, requested=self._requested_before(record))
 
     def _requested_before(self, record: Record) -> frozenset[int]:
-        """Return the positions of the resets and rollbacks that the caller asked for before the record's execution began.
+        """Return the positions of the resets and rollbacks that the caller asked for before the execution of a record began.
 
-        The result reports those that the caller asked for during the execution.
+        Those during the execution are left out, because its result reports them.
         """
         return frozenset(position for position in self.requested if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with what happened since this position as its state, and move the position to the end of its record.
+        """Return the result with a state for this caller: what happened since its position. Move the position to the end of the execution.
 
-        Return a result without a record unchanged.
+        If the result has no record of the ledger, return it unchanged.
         """
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
@@ -146,9 +155,9 @@ class CallerPosition:
         return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move this position to the end of a record that the caller receives.
+        """Move this position to the end of a record that the caller has received.
 
-        In the same ledger, never move it back, because results may arrive out of order.
+        Within one ledger, never move it back, because results may arrive out of order.
         """
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.unreported = record.ledger, record.end, _UNCHANGED
@@ -156,12 +165,12 @@ class CallerPosition:
                 self.requested = frozenset(position for position in self.requested if position > record.end)
 
     def undo_delivery(self, record: Record) -> None:
-        """Move this position back to the start of a record that did not reach the caller, so that the next result reports it again."""
+        """Move this position back before a record that did not reach the caller, so that the next result reports its entries again."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 
     def add_requested(self, ledger: str, position: int) -> None:
-        """Remember that the caller asked for the reset or rollback that a ledger has at `position`, so that no result reports it to it."""
+        """Remember that the caller asked for the reset or rollback at `position` of a ledger, so that no result reports it to them."""
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
@@ -176,14 +185,14 @@ def format_position(ledger: str, position: int) -> str:
 def state_between(
     entries: Iterable[Entry], since: int, until: int, *, unreported: State | None = None, requested: Collection[int] = ()
 ) -> State:
-    """Return what happened to a session between two positions of its ledger, as a caller must be told who knows what happened before.
+    """Return what happened to a session between two positions of its ledger.
 
     Args:
         entries: The ledger's entries, in order.
-        since: The number of the last entry that the caller knows.
+        since: The number of the last entry that the caller has received.
         until: The number of the last entry to include.
-        unreported: The state at `since` that was not reported yet.
-        requested: Positions of entries that the caller asked for: its own resets and rollbacks are not reported to it.
+        unreported: What happened before `since` and was not reported yet.
+        requested: The numbers of resets and rollbacks that the caller asked for. They are left out of the returned state.
     """
     states = [(since, unreported or _UNCHANGED)]
     for entry in entries:
@@ -193,9 +202,9 @@ def state_between(
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return a copy of a result with another `state`, and with the fields in `others`.
+    """Return a copy of a result with another `state`, and with the fields in `others` replaced.
 
-    If the host ended the cell, the error's message ends with a phrase about the old state. Replace it by the phrase about `state`, also in
+    If the host ended the cell, its error message ends with a phrase about the old state. Replace that phrase by one about `state`, also in
     stderr.
     """
     error = result.error
@@ -207,14 +216,14 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 
 
 def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool) -> State:
-    """Return what happened to a session so far, including one more ledger entry.
+    """Return what happened to a session, including one more ledger entry.
 
     A rollback does not undo a loss of variables or files before its checkpoint: that loss is still reported.
 
     Args:
         entry: The entry.
-        states: What had happened after each earlier entry, with the entry's number.
-        requested: Whether the caller asked for what the entry records, so that it is not reported.
+        states: For each earlier entry, its number and what had happened by then.
+        requested: Whether the caller asked for this reset or rollback. If so, it is left out of the returned state.
     """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
@@ -237,9 +246,9 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
 
 
 def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return the reason of the files' present state, which is in the last of `states`, or None.
+    """Return why the files of a session were lost or rolled back, or None if there is no reason.
 
-    After a reset that the caller asked for, no loss of variables is reported, but an earlier loss of files still is, with this reason.
+    This becomes the reason of the whole state if there is nothing to report about the variables.
     """
     reason = None
     for _, state in reversed(states):
@@ -252,16 +261,16 @@ def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:
 def _state_after_rollback(past: Any, requested: bool) -> Any:
     """Return what to report about the variables, or about the files, after a rollback.
 
-    `past` is what had happened to them before the checkpoint: if they were lost, the loss is reported. `requested` is whether the caller
-    asked for the rollback, which is not reported then.
+    `past` is what had happened to them before the checkpoint: a loss is still reported. `requested` is whether the caller asked for the
+    rollback. If so, the rollback itself is not reported.
     """
     return past if past in ("lost", "unknown") else "kept" if requested and past == "kept" else "rolled_back"
 
 
 def _add_rollback_reason(state: State, past: State, entry: Entry) -> State:
-    """Return a copy of `state` with the reason and the checkpoint of a rollback, which `entry` records.
+    """Return a copy of `state` with the reason and the checkpoint of the rollback that `entry` records.
 
-    If something was lost before the checkpoint, return the reason and the checkpoint of that loss, which `past` has.
+    If something was lost before that checkpoint, use the reason and the checkpoint in `past`, the state at that time.
     """
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
@@ -269,9 +278,9 @@ def _add_rollback_reason(state: State, past: State, entry: Entry) -> State:
 
 
 def summarize(entries: list[Entry], most: int) -> list[Entry]:
-    """Return the last `most` entries, preceded by one summary entry that has the same effect as all older ones.
+    """Replace all but the last `most` entries by one summary entry with the same effect. Return the shorter list.
 
-    If there are no older ones, return the entries unchanged.
+    If there are at most `most` entries, return them unchanged.
     """
     if len(entries) <= most:
         return entries

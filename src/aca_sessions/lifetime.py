@@ -1,4 +1,4 @@
-"""Manage what this package starts, and end it: processes, background tasks, work in threads, and objects that are never closed."""
+"""Manage what outlives a call: processes, background tasks, work in threads, and objects that the user must close."""
 
 import asyncio
 import contextlib
@@ -55,15 +55,18 @@ _SKIPPED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 @dataclass(frozen=True, slots=True)
 class SourceLine:
-    """A line in the user's program that created an object."""
+    """The line in the user's program that created an object, for warnings."""
 
     file: str
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Issue a ResourceWarning at this line, because an object called `what` was never closed. `remedy` is the statement to use.
+        """Issue a ResourceWarning that names this line, because the object that it created was never closed.
 
-        `source` is the object itself, for tracemalloc.
+        Args:
+            what: The name of the object in the warning.
+            remedy: The statement that would close it, such as a `with` statement.
+            source: The object itself, for tracemalloc.
         """
         message = f"{what} made at {self.file}:{self.number} was never closed: use '{remedy}'"
         # `warnings.warn` with a stack level cannot name the line: it left the stack long before.
@@ -101,14 +104,14 @@ class Tasks:
     async def run_shielded(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine to its end, even if the caller is cancelled. Return its result.
 
-        Otherwise a cancelled caller would leak something that is half opened or half closed.
+        If it ended with the caller, something could stay half opened or half closed.
         """
         task = self.start_awaited(work)
         task.add_done_callback(_mark_retrieved)
         return await asyncio.shield(task)
 
     async def finish(self) -> None:
-        """Wait for all tasks, including those that are started meanwhile."""
+        """Wait until no task runs any more, including those that are started meanwhile."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -119,7 +122,7 @@ class Tasks:
         await self.finish()
 
     def start_awaited(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Start a coroutine in the background. A failure is not logged, so the caller must await the task."""
+        """Start a coroutine in the background. The caller must await the returned task, because a failure is not logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -201,9 +204,9 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log a failure in one line, without the error's message, which may contain user data. Log the traceback at DEBUG.
+    """Log a failure in one line without the error's message, which may contain user data. Log the traceback at DEBUG.
 
-    `what` describes what failed. Return a random id that both log entries contain, by which they can be found.
+    `what` describes what failed. Return a random id, by which a user can find both log entries.
     """
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)
