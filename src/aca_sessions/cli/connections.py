@@ -95,7 +95,7 @@ class ConnectionSlot:
 
     @property
     def knows_key(self) -> bool:
-        """Return whether the connection's latest request had the API key."""
+        """Return whether the connection's latest request contained the API key."""
         return self.protocol is not None and self.protocol.knows_key
 
     @property
@@ -106,7 +106,7 @@ class ConnectionSlot:
     def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
         """Return whether the client has sent or read too little for longer than `limits` allow.
 
-        What it sent and read is measured since the previous calls, so call this regularly. `now` is a time of `time.monotonic`.
+        Each call measures progress since the earlier calls, so call this regularly. `now` is a time of `time.monotonic`.
         """
         phase, protocol = self.phase, self.protocol
         mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
@@ -156,7 +156,8 @@ class Connections(ServerState):
     def can_take(self) -> bool:
         """Return whether another connection can be accepted now.
 
-        It cannot while too many closed connections still have their descriptors. asyncio frees these in the next turn of its event loop.
+        None can be accepted while too many closed connections still have their descriptors. asyncio frees these in the next turn of its
+        event loop.
         """
         self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
@@ -196,7 +197,7 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections that have unread responses in memory, until the others' fit the limit or only one connection is left."""
+        """Close connections while more than one has unread responses, and these exceed the limit on memory together."""
         waiting = [slot for slot in self._slots.values() if slot.unread]
         while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
             self._close_least_important(waiting, lambda slot: slot.unread)
@@ -275,7 +276,7 @@ class Connection(H11Protocol):
     def phase(self) -> str:
         """Return what the server waits for on this connection, in one word.
 
-        "head" or "body" is a part of a request. "response" means that the client must read one, and "application" that a request is
+        "head" and "body" are parts of a request. "response" means that the client has to read one. "application" means that a request is
         processed.
         """
         if _buffered(self.transport):
@@ -287,7 +288,7 @@ class Connection(H11Protocol):
 
     @property
     def knows_key(self) -> bool:
-        """Return whether the connection's latest request had the API key."""
+        """Return whether the connection's latest request contained the API key."""
         return self.scope is not None and ACCEPTED_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -327,9 +328,9 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return what counts as one client when connections are compared: an IPv4 address, the /64 network of an IPv6 address, or "".
+    """Return what counts as one client when connections are compared: an IPv4 address, or the /64 network of an IPv6 address.
 
-    It is "" for a client on a socket file.
+    Return "" for a client on a socket file.
     """
     match address:
         case (str(host), *_) if ":" in host:

@@ -92,9 +92,10 @@ class KeyFile:
         self._keys, self._problem = keys, None
 
     def _look(self) -> tuple[int, ...] | None:
-        """Return the file's number, size and times, by which a change is noticed. Return None if it changed less than 2 s ago.
+        """Return the file's device, inode, size and times, which show whether it has changed. Return None if it changed less than 2 s ago.
 
-        Another change within the same step of the file system's clock could not be noticed by them, so the file is read again then.
+        A second change within one step of the file system's clock could leave all of these as they are. So at None the caller reads the
+        file again.
         """
         try:
             found = self._path.stat()

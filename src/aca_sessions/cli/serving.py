@@ -165,7 +165,7 @@ class Server(uvicorn.Server):
             app: The application that answers requests.
             drain: Called when the server ends, before it closes connections. Gets the seconds for which running cells may continue.
             greet: Called once clients can connect.
-            draining: What happens at a first SIGTERM. None means that the server ends at once.
+            draining: The period between a first SIGTERM and the end of the server. By default the server ends at once.
             tls: The files of a certificate and its key.
             trusted_proxies: Addresses and networks of proxies whose X-Forwarded-For names their client; `unix` for a proxy on a socket
                 file.
@@ -273,7 +273,7 @@ async def _log_start(
 def _keys(options: argparse.Namespace) -> tuple[Keys | None, str]:
     """Return a function that returns the accepted keys, and the text to print in place of them, which shows only a new key.
 
-    There is no function but None with --no-api-key, and on a socket file if no key was given: the server then accepts every request.
+    With --no-api-key, and on a socket file if no key was given, return None in place of the function: every request is accepted.
     """
     if options.no_api_key and api_keys(options):
         raise ConfigurationError(

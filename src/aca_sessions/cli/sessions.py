@@ -182,9 +182,9 @@ def _place_of(place: int, count: int) -> str:
 
 
 def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
-    """Convert an error about a session to one that does not contain the session's name, which is secret.
+    """Replace the error for an unknown session by one that does not contain the session's name, which is secret.
 
-    If the session does not exist, the new error names the command's `argument` that is wrong. Return other errors unchanged.
+    The new error names the command's `argument` that is wrong. Return any other error unchanged.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
@@ -196,7 +196,8 @@ def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
 def free_path(name: str, target: str, *, force: bool) -> Path:
     """Return the path on this machine to which the session's file `name` is copied: `target`, or if that is a folder, a file in it.
 
-    Raise InvalidArgumentError if the path exists. With `force` a file may exist there, and will be replaced.
+    The file in it has the same name, without the session's folders. Raise InvalidArgumentError if the path exists. With `force` a file may
+    exist there, and will be replaced.
     """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path

@@ -42,7 +42,7 @@ def install_tool(session: ModelSession) -> FunctionTool:
 class PythonSessionProvider(ContextProvider):
     """A context provider for Agent Framework that gives each conversation its own session, with the tool `execute_python`.
 
-    With the option `install_packages` there is a second tool of that name. The conversation's state contains the session's name, so a
+    If models may install packages, there is a second tool, `install_packages`. The conversation's state contains the session's name, so a
     conversation that is stored and loaded again continues with its session.
     """
 

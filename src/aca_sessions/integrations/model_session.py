@@ -28,9 +28,9 @@ from ..settings import Settings
 
 
 def read_below(folder: Path, name: str) -> bytes:
-    """Return the content of a file in a folder of this machine. Raise InvalidArgumentError if it is elsewhere or cannot be read.
+    """Return the content of a file in a folder of this machine. `name` is the file's path relative to `folder`.
 
-    `name` is its path relative to `folder`. '..' and links must not lead out of the folder.
+    Raise InvalidArgumentError if the file cannot be read, or if '..' or a link leads out of the folder.
     """
     path = _below(folder, name)
     try:
@@ -40,9 +40,10 @@ def read_below(folder: Path, name: str) -> bytes:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
-    """Write a file into a folder of this machine, and return its path. An existing file is replaced only if all is written.
+    """Write a file into a folder of this machine, and return its path. `name` is the file's path relative to `folder`.
 
-    `name` is its path relative to `folder`. Raise InvalidArgumentError if the file cannot be written or would be outside of the folder.
+    Raise InvalidArgumentError if the file cannot be written, or if '..' or a link leads out of the folder. An existing file then stays as
+    it was.
     """
     path = _below(folder, name)
     try:
@@ -453,7 +454,7 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Return whether this process opened the pool here and has not closed it. The garbage collector's callback warns if so."""
+        """Return whether this process opened the pool here and has not closed it. `_warn_if_open` warns if so."""
         return self.is_open and self._owner.is_current
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """The clients of an MCP server and their sessions. Each connection is a client and names its sessions independently of other clients.
 
-A client can use a session of another client only if the session was created as a shared one.
+A client can use a session of another client only if it was created with `shared=True`.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """What all clients of one MCP server share: the pool, the options, and the sessions that were created with `shared=True`."""
+    """State that all clients of one MCP server share: the pool, the options, and the sessions that were created with `shared=True`."""
 
     pool: SessionPool
     options: Options
@@ -87,7 +87,7 @@ class Client:
         self._add(NamedSession(name=DEFAULT))
 
     def sessions(self) -> dict[str, NamedSession]:
-        """Return all sessions that this client can use, keyed by name: its own, and those that any client shares."""
+        """Return all sessions that this client can use, keyed by name: its own, and those that all clients share."""
         return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
@@ -198,7 +198,7 @@ class Client:
             yield session
 
     async def close(self) -> None:
-        """End the sessions that the client created, when it has disconnected. Ignore failures.
+        """End the sessions of a client that has disconnected. Ignore failures.
 
         With the option `keep_shared`, do not end those that it created with `shared=True`.
         """

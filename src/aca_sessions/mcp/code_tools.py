@@ -219,7 +219,8 @@ async def run_cell(
 ) -> Answer:
     """Run a cell in a leased session, and return what `answer` returns.
 
-    Copy shared files into the session before. Send the cell's events to the client while it runs. Cancelling the call interrupts the cell.
+    First copy the files that the client's other sessions share into the session. Send the cell's events to the client while it runs.
+    Cancelling the call interrupts the cell.
 
     Args:
         call: The tool call that runs the cell.

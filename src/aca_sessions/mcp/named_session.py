@@ -1,4 +1,4 @@
-"""What the MCP server knows about a session without a request to it, such as its name, its displays and how many cells it ran.
+"""A session's record in the MCP server, such as its name, its displays and how many cells it ran. To read it needs no request.
 
 Nothing here awaits, so no other call can change a session in the middle of a method.
 """
@@ -20,7 +20,7 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
-    """A session of MCP clients, which know it by `name`. The pool knows it by `id`, which is secret and not sent to clients."""
+    """The record of a session, which MCP clients know by `name`. The pool knows it by `id`, which is secret and not sent to clients."""
 
     name: str
     description: str = ""

@@ -132,7 +132,7 @@ def _kind(name: str) -> str:
 
 
 def _best(display: Display) -> str:
-    """Choose the MIME type in which to send a display: HTML or another of `_PREFERRED`, otherwise any but plain text if it has one."""
+    """Return the MIME type in which to send a display: HTML or another of `_PREFERRED`, else any but plain text, else plain text."""
     known = [kind for kind in _PREFERRED if kind in display.data]
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 
