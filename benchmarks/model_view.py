@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aca_sessions import CodeExecutionResult, Session, open_pool
 from aca_sessions.contract import flat
-from aca_sessions.contract.records import Execution
+from aca_sessions.contract.records import ExecutionResponse
 
 BUDGET = 10_000
 FRAME = "import pandas as pd, numpy as np; df = pd.DataFrame({'city': ['Oslo', 'Bergen', 'Tromsø'], 'people': [709, 291, 77]})"
@@ -85,7 +85,7 @@ def langchain(result: CodeExecutionResult) -> str:
 
 def _azure(result: CodeExecutionResult) -> dict:
     status = "Succeeded" if result.success else "Failed"
-    execution = Execution(id="e", identifier="s", status=status, result=result)
+    execution = ExecutionResponse(id="e", identifier="s", status=status, result=result)
     return flat.encode_execution(execution, 1 << 30, rich=False)["result"]
 
 
