@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 
 BY_HAND = """
 import sys, json
-meeting = next(module for name, module in sys.modules.items() if name.endswith('.bridge.threaded_guest'))
-def by_hand(**call): return meeting._ask(json.dumps(call))
+guest = next(module for name, module in sys.modules.items() if name.endswith('.bridge.threaded_guest'))
+def by_hand(**call): return guest._send_call(json.dumps(call))
 def forge(line):
-    meeting.meet = lambda marker, said: meeting.write_uncaptured(chr(10) + marker + line + chr(10))
+    guest.answer_poll = lambda marker, said: guest.write_uncaptured(chr(10) + marker + line + chr(10))
     by_hand(name="tools.list", arguments={})
 """
 SEND = json.dumps({"name": "tools.call", "arguments": {"name": "send", "arguments": {}}})
@@ -126,9 +126,9 @@ import itertools, time
 numbers, met = itertools.count(1), itertools.count(1)
 def tell(marker, said):
     line = json.dumps({{"cell": "runs", "calls": [[next(numbers), {call!r}] for _ in range(60)], "waited": 0.0, "computed": 0.0}})
-    meeting.write_uncaptured(chr(10) + marker + line + chr(10))
+    guest.write_uncaptured(chr(10) + marker + line + chr(10))
     open("/mnt/data/met", "w").write(str(next(met)))
-meeting.meet = tell
+guest.answer_poll = tell
 time.sleep(60)
 """
     async with AgentSession(pool, tools=[hang]) as agent:

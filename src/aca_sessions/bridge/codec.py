@@ -18,7 +18,7 @@ _MOST_ITEMS = 4 << 20  # of one list or dict: each takes at least two characters
 
 
 class Table(bytes):
-    """The unparsed content of a DataFrame's file, which is parquet or JSON."""
+    """The content of a file that holds a DataFrame as parquet or JSON. It is not parsed."""
 
 
 def new_file_name() -> str:

@@ -1,7 +1,7 @@
 """The session's half of host calls: the objects `tools`, `skills`, `artifacts` and `deps` for cells.
 
-A call is JSON. Bytes, long texts and tables are files in the session's folder, which their receiver deletes. Nothing in this module is a
-security check, because code in the session can change it: the host decides about each call.
+A call is sent as JSON. Bytes, long texts and tables in it are written to files in the session's data folder, and deleted after they were
+read. Nothing in this module is a security check, because code in the session can change it: the host checks each call.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ToolError(RuntimeError):
 
 
 def refuse_call(text: str) -> str:
-    """Raise ToolError, because the host answers no calls of this cell."""
+    """Raise ToolError for a host call (`text`, its JSON) of a cell whose host calls nothing answers."""
     raise ToolError("host calls are not answered here: run the cell in an AgentSession")
 
 
@@ -81,7 +81,7 @@ def call(name: str, /, **arguments: object) -> Any:
 
 
 def write_file(data: bytes) -> str:
-    """Write data to a new file in the session's folder and return its name. The host reads and deletes the file in a host call."""
+    """Write data to a new file in the session's data folder and return its name. The host reads the file and deletes it."""
     name = codec.new_file_name()
     with open(os.path.join(session_folders.data, name), "xb") as file:
         file.write(data)
@@ -89,7 +89,7 @@ def write_file(data: bytes) -> str:
 
 
 def read_file(kind: str, name: str) -> Any:
-    """Return the value in a file that the host sent, and delete the file. `kind` is `bytes`, `text` or `table`."""
+    """Return the value in a file that the host wrote to the session's data folder. Delete it. `kind` is `bytes`, `text` or `table`."""
     path = os.path.join(session_folders.data, name)
     with open(path, "rb") as file:
         data = file.read()
@@ -127,7 +127,7 @@ def _set_result(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: 
 
 
 class PendingResult:
-    """The result of a call in a batch, which is made when the `with` block ends. Only then its `value` can be read."""
+    """The future result of a tool call in a `with tools.batch()` block. Its `value` can be read after the block, which makes the call."""
 
     def __init__(self, description: str) -> None:
         self._description = description
@@ -155,18 +155,21 @@ _open = threading.local()
 
 
 class Batch:
-    """The calls of a `with` block, which are approved together and made when the block ends. Calls that only read are made at once."""
+    """Collects the tool calls of a `with` block. They are approved together and made when the block ends.
+
+    Calls of tools that only read are not collected: they are made immediately.
+    """
 
     def __init__(self) -> None:
         self._calls: list[tuple[str, dict[str, Any], PendingResult]] = []
 
     @property
     def results(self) -> list[Any]:
-        """Return the values of all calls in the order of the calls. Raise ToolError if one was refused or failed."""
+        """Return the values of all collected calls, in the order of the calls. Raise ToolError if one was refused or failed."""
         return [pending.value for _, _, pending in self._calls]
 
     def add(self, name: str, arguments: dict[str, Any]) -> PendingResult:
-        """Add a call to the batch. Return an object that has the call's value after the block."""
+        """Add a tool call to the batch. Return an object whose `value` can be read after the `with` block."""
         self._calls.append((name, arguments, PendingResult(name)))
         return self._calls[-1][2]
 
@@ -183,7 +186,7 @@ class Batch:
 
 
 def _open_batches() -> list[Batch]:
-    """Return the batches whose `with` blocks this thread is in, the innermost last."""
+    """Return the batches whose `with` blocks this thread has entered and not left, the innermost last."""
     return getattr(_open, "batches", [])
 
 
@@ -225,7 +228,7 @@ def define_names(transformers: list[ast.NodeTransformer], send: Send | None) -> 
     """Define `tools`, `skills`, `artifacts`, `deps` and ToolError as builtins, or remove them if the host answers no calls of this cell.
 
     Args:
-        transformers: The shell's transformers of syntax trees. The one for `await tools.x()` is added or removed.
+        transformers: The list of the IPython shell's AST transformers. AwaitRewriter is added to it or removed from it.
         send: Sends a call to the host and returns the answer, or None if the host answers no calls.
     """
     global _send
@@ -270,7 +273,7 @@ class Tools(_Namespace):
         return sorted({"batch", "list", "search", *(tool["name"].partition(".")[0] for tool in self.list())})
 
     def forget(self) -> None:
-        """Forget the tools that were looked up, because the next cell may have other tools."""
+        """Clear the cached tool functions, because the next cell may have other tools."""
         self._known.clear()
 
     def list(self) -> Described:
@@ -287,7 +290,7 @@ class Tools(_Namespace):
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
-    """Return a function that calls the tool `described`. Tools below this one, such as `name.member`, are attributes of the function."""
+    """Return a function that calls a tool, given its description. Its member tools, such as `a.b`, are attributes of the function."""
     signature = _signature(described["parameters"])
 
     def tool(*arguments: Any, **named: Any) -> Any:

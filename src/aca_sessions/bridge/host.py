@@ -47,7 +47,7 @@ class ToolFailedError(Exception):
 
 
 class ByteLimit:
-    """A limit on the bytes that are reserved at the same time. Callers that wait are served in the order of their requests."""
+    """Limits how much memory host calls reserve at the same time. Calls that must wait get memory in the order in which they asked."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
@@ -56,7 +56,7 @@ class ByteLimit:
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes, but at most the whole limit, during the `with` block. Wait until that many are free."""
+        """Reserve `size` bytes for the `with` block. Wait until that many are free. If `size` exceeds the limit, reserve all of it."""
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:
@@ -71,7 +71,7 @@ class ByteLimit:
 
 
 class HostCalls:
-    """The functions that answer a session's host calls. A call waits if the arguments of all calls would take too much memory."""
+    """Answers host calls of sessions by calling functions from a table. A call waits while the arguments of others take too much memory."""
 
     def __init__(self, table: Mapping[str, CallHandler]) -> None:
         """Use `table`, which maps the name of each call to the coroutine function that answers it with keyword arguments."""
@@ -82,8 +82,8 @@ class HostCalls:
     async def answer(self, session: "Session", text: str) -> str:
         """Carry out a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        Raise nothing but CancelledError. `session` made the call: files of the arguments are read from it, and files of the value are sent
-        to it.
+        Raise nothing but CancelledError. `session` made the call. Files that the arguments name are downloaded from it, and files that the
+        value names are uploaded to it.
         """
         try:
             async with self._texts.reserve(len(text)):
@@ -108,7 +108,7 @@ class HostCalls:
 
     @asynccontextmanager
     async def _fetch_files(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
-        """Yield the contents of the files that a call names, by name. Reserve memory for them before they are downloaded."""
+        """Download the files that a call names. Yield a dict from name to content. Memory for them is reserved during the `with` block."""
         if not names:
             yield {}
             return
@@ -126,7 +126,9 @@ class HostCalls:
             yield await self._take_files(session, names, most)
 
     async def _take_files(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
-        """Download the files `names`, of at most `most` bytes together, delete them in the session, and return their contents by name.
+        """Download the session's files `names` and delete them there. Return a dict from name to content.
+
+        Raise ToolFailedError if a file does not exist, or if they have more than `most` bytes together.
 
         Only one call does this at a time, because a session can enlarge files after their sizes were read. Enlarged files of many calls at
         once would fill the memory.
@@ -150,7 +152,7 @@ async def _run_here(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _parse_call(text: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Parse a call. Return its name, its arguments, and the names of files in them."""
+    """Parse the JSON of a host call. Return the call's name, its arguments, and the names of the files to which the arguments refer."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):  # not chained: the cause holds what the session sent
@@ -178,7 +180,10 @@ def message_of(error: Exception) -> str:
 
 
 def encode(value: object) -> tuple[str, dict[str, bytes]]:
-    """Return a value as JSON, and the contents of its files by name. Raise ToolFailedError if it cannot be sent."""
+    """Encode a value for a session: return JSON, and a dict from name to content of the files to which the JSON refers.
+
+    Raise ToolFailedError if the value is too large or has a type that cannot be sent.
+    """
     files: dict[str, bytes] = {}
 
     def attach(data: bytes) -> str:
@@ -200,7 +205,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Return a value that a session sent. `files` holds the contents of its files by name.
+    """Decode a value that a session sent. `files` maps the names of the files to which it refers to their contents.
 
     A table in parquet is not parsed: it becomes a `codec.Table`.
     """
@@ -250,7 +255,7 @@ def encode_table(frame: Any) -> codec.Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ignore DeprecationWarning in a `with` block. Only one thread at a time can enter, because the process has one filter.
+    """Ignore DeprecationWarning in a `with` block. Only one thread at a time can enter, because warning filters apply to the whole process.
 
     Without this, a program that turns warnings into errors could read no table, because fastparquet uses deprecated functions.
     """

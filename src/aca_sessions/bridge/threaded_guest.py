@@ -1,9 +1,11 @@
 """Run a cell in a thread of the session, for endpoints without events, where the host cannot get calls during an execution.
 
 This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await, a
-last value, displays, a traceback. Its output is collected for its result. Meanwhile the host starts short executions in the main thread,
-called meetings. Each meeting delivers answers of the host and prints open calls, or the cell's result. If a reply was lost, the host
-repeats the meeting, which prints the same calls or the same result again, so that no call is lost and no cell runs twice.
+last value, displays, a traceback. Its output is collected for its result.
+
+While the cell runs, the host polls it: each poll is a short execution in the session's main thread. It delivers the host's answers to host
+calls, and prints the unanswered calls, or the cell's result. If the host does not receive what a poll printed, it polls again. The session
+then prints the same calls or the same result, so that no call is lost and no cell runs twice.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _late = new_late_displays()
 
 
 class TruncatedText:
-    """A text stream that keeps what was written to it. A note of how many characters were cut replaces the middle of a long text."""
+    """A text stream that stores what is written to it, up to a limit. It replaces the middle of a longer text by a note of its length."""
 
     def __init__(self) -> None:
         self._head: list[str] = []
@@ -81,9 +83,9 @@ class TruncatedText:
 class OutputCapture:
     """Collects the output of one cell that runs in a thread: what it writes to the streams and what IPython displays.
 
-    Meanwhile the callbacks of IPython's events, such as `post_execute`, are not called, because each meeting would trigger them. Only the
-    `write` methods of the streams are replaced, because other code holds the stream objects, and some sessions restore their own streams in
-    `sys`.
+    Until the cell ends, the callbacks of IPython's events, such as `post_execute`, are not called, because each poll of the host would
+    trigger them. Only the `write` methods of `sys.stdout` and `sys.stderr` are replaced, because other code keeps references to these
+    objects, and some sessions set `sys.stdout` and `sys.stderr` again.
     """
 
     current: ClassVar[OutputCapture | None] = None
@@ -96,7 +98,7 @@ class OutputCapture:
         self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
 
     def start(self) -> None:
-        """Start to collect. End the collection for an earlier cell that still runs."""
+        """Start to collect this cell's output. Stop to collect the output of an earlier cell that still runs."""
         if OutputCapture.current is not None:
             OutputCapture.current.restore()
         OutputCapture.current = self
@@ -107,7 +109,7 @@ class OutputCapture:
         self._shell.display_pub.clear_output = self._output.clear
         self._shell.display_trap.hook = self._show
         self._shell.ask_exit = _end_the_cell  # `exit` must not end the session
-        # At the end of each execution figures are shown and closed. Meetings are executions, but not the end of the cell.
+        # At the end of each execution figures are shown and closed. Polls are executions, but not the end of the cell.
         self._shell.events.trigger = _nothing
 
     def finish(self) -> None:
@@ -164,7 +166,7 @@ def _end_the_cell() -> None:
 
 
 def _restore_in_child() -> None:
-    """Restore the streams in a forked process, because nothing in it reads the collected output."""
+    """Stop to collect output in a forked process, because nothing in it reads the collected output."""
     if OutputCapture.current is not None:
         OutputCapture.current.restore()
 
@@ -179,7 +181,14 @@ class ThreadedCell:
     """A cell that runs once in a thread of its own. `outcome` is None until the cell has ended, then a dict with its result."""
 
     def __init__(self, shell: Any, code: str, transformers: Sequence[ast.NodeTransformer], ended: Callable[[], None]) -> None:
-        """Prepare a cell. Its syntax tree passes through `transformers` in order. `ended` is called when the cell has ended."""
+        """Prepare a cell without starting it.
+
+        Args:
+            shell: The session's IPython shell.
+            code: The source of the cell.
+            transformers: Change the cell's syntax tree before it is compiled, in this order.
+            ended: Called in the cell's thread after the cell has ended.
+        """
         self.outcome: dict[str, Any] | None = None
         self._shell = shell
         self._code = code
@@ -193,7 +202,7 @@ class ThreadedCell:
         self._is_users = True  # whether the thread runs the user's code, and not what follows it
 
     def start(self) -> None:
-        """Start to collect output, and run the cell in a new thread. If no thread can be started, the cell ends with that error."""
+        """Run the cell in a new thread and collect its output. If no thread can be started, store that error as the cell's result."""
         self._capture.start()
         self._output.show_late()
         try:
@@ -209,7 +218,7 @@ class ThreadedCell:
         _wake_loops_of(self._thread)
 
     def abandon_loop(self) -> None:
-        """Give the next cell a new event loop if this cell still runs and uses the present one."""
+        """If this cell still runs, let it keep its event loop and give the next cell a new one."""
         if self.outcome is None:
             _loop.abandon()
 
@@ -271,7 +280,10 @@ class ThreadedCell:
             self._output.store_value(SimpleNamespace(result=value), formats)
 
     def _store_display(self, message: Message) -> None:
-        """Store the display in a message. An update replaces the latest display of its name. `Cleared` removes all displays."""
+        """Store the display that a `Shown` message holds, or remove all displays on `Cleared`.
+
+        If the message updates a display, replace the latest one with the same name.
+        """
         names = [name for _, name in self._displays]
         if isinstance(message, Cleared):
             self._displays.clear()
@@ -343,8 +355,8 @@ def _skip_own_frames(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
-class _MeetingState:
-    """The state that meetings share: the latest cell, its open calls, and answers that the cell has not taken."""
+class _PollState:
+    """The state that is kept between the host's polls: the latest cell, its unanswered host calls, and answers that it has not read."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -356,14 +368,18 @@ class _MeetingState:
         self.computed_before = 0.0
 
 
-_state = _MeetingState()
+_state = _PollState()
 
 
-def meet(marker: str, request: str) -> None:
-    """Hold a meeting: carry out the host's `request`, then print `marker` and the cell's report as JSON on one line.
+def answer_poll(marker: str, request: str) -> None:
+    """Answer one poll of the host: carry out `request`, then print `marker` and the state of the cell on one line.
 
-    `request` is JSON that `codec.pack` has encoded. It holds the arguments of `_handle_request`. A long report goes into a file: the line
-    holds its name, and the next meeting deletes it.
+    The state is a JSON object with the cell's unanswered calls or its result. If it is long, it is written to a file in the session, and
+    the line holds the name of this file. The next poll deletes the file.
+
+    Args:
+        marker: A random text by which the host finds the line in the output.
+        request: The arguments of `_handle_request`, as JSON that `codec.pack` has encoded.
     """
     if _state.file:
         with contextlib.suppress(FileNotFoundError):
@@ -417,7 +433,7 @@ def _start_cell(id: str, code: str) -> None:
 
 
 def _processor_seconds() -> float:
-    """Return the processor seconds of this process and its ended children, without those of this thread, which holds the meetings."""
+    """Return the processor seconds of this process and its ended children, without those of this thread, which answers the host's polls."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
@@ -427,7 +443,7 @@ def _unanswered_calls() -> list[int]:
 
 
 def _send_call(text: str) -> str:
-    """Send a call of the cell to the host, and return the answer. May be called from any thread.
+    """Wait until the host has answered a host call of the cell, and return the answer. May be called from any thread.
 
     Raise ToolError if no cell runs, or if the cell was interrupted or ends before the answer comes.
     """

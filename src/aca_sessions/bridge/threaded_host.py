@@ -1,8 +1,9 @@
 """Run cells with host calls at endpoints that report no events while a cell runs.
 
-The cell runs in a thread of the session. Meanwhile the host runs short executions there, called meetings. Each meeting delivers answers,
-waits a short time for calls or for the cell's end, and returns a report. If a reply is lost, the host repeats the meeting, and the session
-repeats its report. A cell that may have started is never sent again, and no call is carried out twice.
+The cell runs in a thread of the session. While it runs, the host polls it: each poll is a short execution in the session. It delivers
+answers to host calls, waits a short time for new calls or for the cell's end, and prints a line of JSON, the report. If the host does not
+receive the report, it polls again, and the session repeats its report. A cell that may have started is never sent again, and no call is
+carried out twice.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ _MISSING = {
 _ELSEWHERE = "Use an endpoint with live executions, such as aca-sessions serve"
 _SENDING_SECONDS = 60.0
 _DEFAULT_SECONDS = 100.0
-_MARGIN = 10.0  # seconds that a meeting can last longer than it waits
+_MARGIN = 10.0  # seconds that a poll can last longer than it waits
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # seconds in the session, for calls or the end
 _LEAST = 0.001  # seconds that are counted at least from an answer to the next call, even if the session reports less
 _STILL_SECONDS = 3600.0  # that the clock of one cell can stand still in total, the same as at endpoints with events
@@ -65,9 +66,9 @@ _STILL_RUNS = "it did not end when it was interrupted, and still runs in a threa
 
 
 async def send_modules(session: Session) -> str:
-    """Send the modules for meetings to a session. Return "" if cells of the session can use them, else the reason why not.
+    """Send the modules that cells with host calls need to a session. Return "" if the session can import them, else the reason why not.
 
-    Raise ServiceUnavailableError if it is not known whether the modules arrived.
+    Raise ServiceUnavailableError if the session did not reply, so that it is not known whether it has the modules.
     """
     try:
         result = await _send(session)
@@ -87,7 +88,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the modules for meetings. It ends with a hash of their sources."""
+    """Return the name of the package in the session that holds the modules of `send_modules`. It ends with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -102,7 +103,7 @@ Stage = Literal["runs", "over", "unknown", "no module"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a cell as the session reported it, validated."""
+    """The result of a cell as the session reported it. All types and lengths were checked."""
 
     stdout: str
     stderr: str
@@ -114,16 +115,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the session reports in a meeting: whether the cell runs, has ended or is unknown, and its open calls or its outcome.
+    """The session's reply to one poll of the host: whether the cell still runs, and its unanswered host calls or its result.
 
-    `stage` is `runs` or `over`. It is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for
-    meetings.
+    `stage` is `runs` while the cell runs, and `over` after it has ended. It is `unknown` if this interpreter never started the cell, and
+    `no module` if the session lacks the modules of `send_modules`.
     """
 
     stage: Stage
     calls: tuple[tuple[int, str], ...] = ()
     waited: float = 0.0  # seconds in the session until the calls came
-    computed: float | None = None  # processor seconds since the cell began, without those of the meetings
+    computed: float | None = None  # processor seconds since the cell began, without those of the polls
     outcome: Outcome | None = None
 
 
@@ -137,8 +138,8 @@ class ThreadedRunner:
     async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell within `timeout` seconds, by default 100. Cancelling the call interrupts the cell.
 
-        `calls` answers the cell's host calls. The time in which the cell only waits for the host does not count, up to an hour in total.
-        Processor time of the cell's process counts even then.
+        `calls` answers the cell's host calls. Time in which the cell waits for an answer does not count, up to an hour in total, but
+        processor time that the session uses during such a wait does.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
@@ -146,7 +147,7 @@ class ThreadedRunner:
 
 
 class _EndedError(Exception):
-    """The session did not report a cell's result. The result for the caller is made from `error` and `state` instead."""
+    """The session did not return a cell's result. The caller gets a result with `error`, and with the session's `state`."""
 
     def __init__(self, error: CodeError, state: State) -> None:
         super().__init__(str(error))
@@ -155,7 +156,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no report. `state` tells what is known of the session, for example that it was lost."""
+    """The session did not reply to a poll. `state` holds what is known of the session, for example that its variables are lost."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
@@ -163,10 +164,10 @@ class _SilentError(Exception):
 
 
 class Clock:
-    """A clock of the seconds that a cell has used, computed from the session's reports.
+    """Counts the seconds that a cell has used of its timeout, from the times that the session reports.
 
-    While the cell waits for the host, only the processor time of its process counts, up to the time that passed. Guest code could report
-    too little, so at most an hour in total is left uncounted.
+    While the cell waits for an answer to a host call, only the processor time of the session's interpreter counts, up to the time that
+    passed. Code in the session could report too little, so at most an hour in total is not counted.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -176,15 +177,15 @@ class Clock:
 
     @property
     def used(self) -> float:
-        """Return the seconds that the cell has used until now."""
+        """Return the seconds that the cell has used of its timeout."""
         return max(self._used, self._now() - self._began - _STILL_SECONDS)
 
     def count(self, ran: float, computed: float | None) -> None:
         """Count the time since the last call of this method, or since the clock was created.
 
         Args:
-            ran: The seconds in which the cell did not wait for the host.
-            computed: The processor seconds of the cell's process since the cell began. None if the session did not report them.
+            ran: How many of these seconds the cell did not wait for an answer of the host.
+            computed: The processor seconds of the session's interpreter since the cell began. None if the session did not report them.
         """
         now = self._now()
         busy = computed - self._computed if computed is not None else 0.0
@@ -193,7 +194,7 @@ class Clock:
 
 
 class _Cell:
-    """The state of one cell: its meetings, its unanswered calls and its clock. The cell is sent to the session once."""
+    """Runs one cell with host calls: sends it to the session once, polls the session until it has ended, and answers its calls."""
 
     def __init__(self, session: Session, calls: host.HostCalls, timeout: float) -> None:
         self._session = session
@@ -231,7 +232,7 @@ class _Cell:
             await self._wait_for_answer()
             wait = 0.0 if self._open else min(self._wait, max(self._timeout - self._clock.used, 0.0))
             self._wait = min(self._wait * 2, _LONGEST_WAIT)
-            report = self._require_known_cell(await self._meet(wait=wait))
+            report = self._require_known_cell(await self._poll(wait=wait))
         overran = report.stage == "runs"
         if overran:
             report = await self._interrupt()
@@ -240,17 +241,17 @@ class _Cell:
         return self._result(report.outcome, overran=overran)
 
     async def _start_cell(self, code: str) -> Report:
-        """Start the cell and return the first report. If the session lacks the modules for meetings, send them and start it again."""
-        report = await self._meet(begin=code, wait=min(_FIRST_WAIT, self._timeout))
+        """Start the cell and return the session's first report. If the session lacks the modules that it needs, send them and try again."""
+        report = await self._poll(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if report.stage == "no module":
             lacking = await send_modules(self._session)
             if lacking:
                 raise _EndedError(CodeError("NotSupportedError", f"the cell was not run: {lacking}. {_ELSEWHERE}"), State())
-            report = await self._meet(begin=code, wait=min(_FIRST_WAIT, self._timeout))
+            report = await self._poll(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         return self._require_known_cell(report)
 
     def _answer_calls(self, report: Report) -> None:
-        """Start to answer the new calls in a report. If too many calls are open, skip the rest: the next report repeats them."""
+        """Start to answer the new host calls in a report. If over 64 calls would be open, skip the rest: the next report repeats them."""
         for number, text in report.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
@@ -260,7 +261,7 @@ class _Cell:
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _wait_for_answer(self) -> None:
-        """Wait for an open call to be answered, but only for a short time: the cell may end or make more calls meanwhile."""
+        """Wait at most two seconds until a host call is answered. Not longer, because the cell may end or make more calls meanwhile."""
         if not self._open:
             return
         done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
@@ -273,23 +274,29 @@ class _Cell:
     async def _interrupt(self) -> Report:
         report = Report("runs")
         for _ in range(_INTERRUPTS):
-            report = self._require_known_cell(await self._meet(interrupt=True, wait=_INTERRUPT_WAIT))
+            report = self._require_known_cell(await self._poll(interrupt=True, wait=_INTERRUPT_WAIT))
             if report.stage == "over":
                 break
         return report
 
-    async def _meet(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
-        """Hold a meeting and return its report. If none comes, try again without the cell's source, so that the cell cannot run twice.
+    async def _poll(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
+        """Poll the session and return its report. If none comes, poll again, but do not send the cell's source again.
 
-        The session waits at most `wait` seconds for calls or for the cell's end. Raise _EndedError if no try returned a report, or if the
-        session was lost. If the request that sends the source fails, raise its error.
+        Args:
+            begin: The cell's source if this poll starts the cell, else None.
+            interrupt: Whether to interrupt the cell.
+            wait: How many seconds the session waits at most for new host calls or for the cell's end, before it reports.
+
+        Raises:
+            _EndedError: No poll returned a report, or the session was lost.
+            ACASessionsError: The request with the cell's source failed.
         """
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
             await asyncio.sleep(pause)
             try:
                 # Only the first try, which has no pause before it, sends the cell.
-                report = await self._send_meeting(begin if not pause else None, interrupt=interrupt, wait=wait)
+                report = await self._send_poll(begin if not pause else None, interrupt=interrupt, wait=wait)
                 if begin is None or not pause or report.stage in ("runs", "over"):
                     return report
                 state = _LOST if self._is_gone else state  # the cell may have run
@@ -304,7 +311,7 @@ class _Cell:
                 break
         raise self._make_ended_error(state)
 
-    async def _send_meeting(self, begin: str | None, *, interrupt: bool, wait: float) -> Report:
+    async def _send_poll(self, begin: str | None, *, interrupt: bool, wait: float) -> Report:
         answers = self._select_answers()
         request: dict[str, object] = {"cell": self._id, "begin": begin, "interrupt": interrupt, "wait": wait}
         report = await self._exchange_report({**request, "answers": answers, "known": [*self._open, *self._answers]}, wait)
@@ -313,10 +320,10 @@ class _Cell:
         return report
 
     def _select_answers(self) -> dict[int, str]:
-        """Return the answers to deliver in the next meeting, by number of their call.
+        """Return the answers to deliver with the next poll: a dict from the number of a host call to its answer.
 
-        They have at most 8 Mi characters together. A longer answer is delivered alone. All stay in `_answers` until the meeting has
-        returned a report, so that a lost reply loses none.
+        They have at most 8 Mi characters together. A longer answer is delivered alone. All stay in `_answers` until the session has
+        replied, so that no answer is lost with a reply.
         """
         answers, size = dict[int, str](), 0
         for number, text in self._answers.items():
@@ -337,7 +344,7 @@ class _Cell:
         self._is_gone = self._is_gone or result.state.kind == "lost"
         rest, line = _split_stdout(result.stdout, marker)
         self._written = (self._written + rest)[:_MOST_WRITTEN]
-        # The stderr of a meeting that failed is its own traceback, not the cell's output.
+        # The stderr of a poll that failed is its own traceback, not the cell's output.
         self._complained = (self._complained + result.stderr * result.success)[:_MOST_WRITTEN]
         try:
             report = await _read_report(self._session, line) if line is not None else None
@@ -351,7 +358,7 @@ class _Cell:
         return report
 
     def _require_known_cell(self, report: Report) -> Report:
-        """Return `report` unchanged. Raise _EndedError if the session does not know the cell, because its interpreter was lost."""
+        """Return `report` unchanged. Raise _EndedError if the session does not have the cell, because its interpreter was lost."""
         if report.stage in ("unknown", "no module"):
             raise self._make_ended_error(_LOST)
         return report
@@ -388,7 +395,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell after `run` failed or was cancelled. Finish even if cancelled again, and ignore errors."""
+        """Interrupt the cell after `run` failed or was cancelled. Ignore errors. Another cancellation does not stop this."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.run_shielded(self._try_to_interrupt())
@@ -396,11 +403,11 @@ class _Cell:
     async def _try_to_interrupt(self) -> None:
         with contextlib.suppress(ACASessionsError, TimeoutError, _EndedError):
             async with asyncio.timeout(_CANCEL_SECONDS):
-                await self._meet(interrupt=True, wait=_INTERRUPT_WAIT)
+                await self._poll(interrupt=True, wait=_INTERRUPT_WAIT)
 
 
 def _get_answer(answering: "asyncio.Task[str]") -> str:
-    """Return the answer to a call whose task has ended, or an error as the answer if the task was cancelled or failed."""
+    """Return the result of a task that answered a host call. If the task failed or was cancelled, return a JSON answer with an error."""
     if answering.cancelled() or answering.exception() is not None:
         return json.dumps(
             {
@@ -417,9 +424,9 @@ def _get_answer(answering: "asyncio.Task[str]") -> str:
 
 
 def _split_stdout(stdout: str, marker: str) -> tuple[str, str | None]:
-    """Split the stdout of a meeting. Return the text without the report, and the report's line without the `marker` before it.
+    """Split what a poll printed into the cell's own output and the report, a line that begins with `marker`.
 
-    The line is None if there is no marker.
+    Return the output without this line, and the line without the marker. The line is None if there is no marker.
     """
     before, found, rest = stdout.rpartition(f"\n{marker}")
     if not found:
@@ -429,7 +436,7 @@ def _split_stdout(stdout: str, marker: str) -> tuple[str, str | None]:
 
 
 async def _read_report(session: Session, line: str) -> Report:
-    """Return the report in `line`, or in the file that `line` names. Raise ServiceError if the report is not valid."""
+    """Parse the report in `line`, or in the session's file that `line` names. Raise ServiceError if the report is not valid."""
     try:
         data = json.loads(line)
         match data:
@@ -509,7 +516,7 @@ def _parse_text(text: object) -> str:
 
 
 def _escape_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can hold and UTF-8 cannot encode, by escapes."""
+    """Replace lone surrogates by escapes such as `\\ud800`, because UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -554,7 +554,7 @@ def _ensure_package(name: str) -> ModuleType:
 
 
 def pass_message(user: dict, module: str, marker: str, message: str) -> None:
-    """Pass a message to a cell that runs in a thread, by calling the function `meet` of `module`, which `create_modules` created.
+    """Pass a message to a cell that runs in a thread, by calling the function `answer_poll` of `module`, which `create_modules` created.
 
     That function prints the cell's report as one line that begins with `marker`. If there is no such module, print a line that says so.
     """
@@ -562,4 +562,4 @@ def pass_message(user: dict, module: str, marker: str, message: str) -> None:
     if found is None:
         print("\n" + marker + '{"cell": "no module"}')
     else:
-        found.meet(marker, message)
+        found.answer_poll(marker, message)
