@@ -11,9 +11,9 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def parse_printed_json(result: CodeExecutionResult) -> object:
-    """Parse the last line that a snippet printed as JSON, and return its value.
+    """Parse the last line that a cell of the client printed as JSON, and return its value.
 
-    Raise ExecutionError if the snippet's cell failed, and ServiceError if the line is not JSON.
+    Raise ExecutionError if the cell failed, and ServiceError if the line is not JSON.
     """
     result.raise_for_error()
     try:
@@ -23,21 +23,21 @@ def parse_printed_json(result: CodeExecutionResult) -> object:
 
 
 def decode_variables(content: object) -> list[Variable]:
-    """Decode the parsed output of the snippet `variables`. Raise ServiceError if its shape is wrong."""
+    """Decode the JSON value that the cell of `Session.variables` printed. Raise ServiceError if its shape is wrong."""
     if not isinstance(content, list):
         raise _unreadable()
     return [_variable(one) for one in content]
 
 
 def decode_names(content: object) -> list[str]:
-    """Return the parsed output of a snippet unchanged if it is a list of strings. Raise ServiceError otherwise."""
+    """Return a JSON value that a cell of the client printed, unchanged, if it is a list of strings. Raise ServiceError otherwise."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
 
 
 def decode_health(content: object) -> dict[str, Any]:
-    """Decode the parsed output of the snippet `health` to keyword arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
+    """Convert what the cell of `Session.health` printed to arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
@@ -45,7 +45,7 @@ def decode_health(content: object) -> dict[str, Any]:
 
 
 def decode_completions(content: object) -> Completions:
-    """Decode the parsed output of the snippet `complete`. Raise ServiceError if its shape is wrong."""
+    """Decode the JSON value that the cell of `Session.complete` printed. Raise ServiceError if its shape is wrong."""
     match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
@@ -53,7 +53,7 @@ def decode_completions(content: object) -> Completions:
 
 
 def decode_inspection(content: object) -> str | None:
-    """Decode the parsed output of the snippet `inspect`: return its text, or None for an unknown name.
+    """Return the text in the JSON value that the cell of `Session.inspect` printed, or None for an unknown name.
 
     Raise ServiceError if its shape is wrong.
     """
@@ -64,9 +64,9 @@ def decode_inspection(content: object) -> str | None:
 
 
 def decode_command_result(result: CodeExecutionResult) -> CommandResult:
-    """Convert the result of the snippet `command` to a CommandResult.
+    """Convert the result of the cell of `Session.execute_command` to a CommandResult.
 
-    The last line that the snippet printed is the exit code. If its cell failed, the exit code is 1. Raise ServiceError if the line is not a
+    The last line that the cell printed is the exit code. If its cell failed, the exit code is 1. Raise ServiceError if the line is not a
     number.
     """
     output, _, line = result.stdout.removesuffix("\n").rpartition("\n")

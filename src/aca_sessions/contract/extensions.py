@@ -265,7 +265,7 @@ def decode_checkpoints(body: Body) -> list[Checkpoint]:
 
 
 def decode_checkpoint_name(body: object, key: str) -> str | None:
-    """Return a checkpoint's name or id from the member `key` of a body, or None if the member is absent or null.
+    """Return `body[key]`, the name or id of a checkpoint, or None if it is absent or null.
 
     Raise ProblemError if it is not valid.
     """

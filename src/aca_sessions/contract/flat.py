@@ -425,9 +425,9 @@ def decode_limits(body: Body) -> tuple[bool, float | None, int]:
 
 
 def decode_choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    """Return the text in the member `name` of a body in lower case, or the first of `choices` if the member is absent.
+    """Return `body[name]` in lower case, or the first of `choices` if the body has no such member.
 
-    Raise ProblemError if the text is not among `choices`.
+    Raise ProblemError if it is not among `choices`.
     """
     value = body.get(name)
     if value is None:
@@ -438,7 +438,7 @@ def decode_choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
 
 
 def decode_number(body: Body, name: str, most: float) -> float | None:
-    """Return the number in the member `name` of a body, or None if the member is absent.
+    """Return the number `body[name]`, or None if the body has no such member.
 
     Raise ProblemError unless the number is above 0 and at most `most`.
     """
