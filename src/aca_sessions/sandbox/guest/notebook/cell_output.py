@@ -1,4 +1,4 @@
-"""Collect what one cell shows: its value, displays and error, as text and within limits."""
+"""Collect the value, displays and error of one cell as text, and shorten what is too long."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LateDisplays = deque[dict[str, str]]
 
 
 def new_late_displays() -> LateDisplays:
-    """Return an empty queue for displays that come when no cell runs. The queue keeps the last 100."""
+    """Return an empty queue for displays that threads or tasks make when no cell runs. The queue keeps the last 100."""
     return deque(maxlen=100)
 
 
 class CellOutput:
-    """The displays, value and error of one cell. Displays are sent to the host at once; value and error are kept for the result.
+    """Collects the output of one cell. It sends displays to the host immediately, and keeps the value and error for the cell's result.
 
-    A thread or task of an earlier cell may display something when no cell runs. Such a display is shown by the next cell.
+    A thread or task of an earlier cell may display something when no cell runs. Such a display becomes one of the next cell.
     """
 
     def __init__(self, execution: str, send: Callable[[Message], None], late: LateDisplays) -> None:
@@ -54,7 +54,12 @@ class CellOutput:
         self._images: set[bytes] = set()
 
     def store_value(self, result: Any, formats: dict[str, Any]) -> None:
-        """Store the value of the cell's last expression. Display it if `formats` (its forms by MIME type) has more than text."""
+        """Store the value of the cell's last expression. Send it as a display as well if it has other formats than plain text.
+
+        Args:
+            result: IPython's result of the cell, whose attribute `result` is the value.
+            formats: A dict from MIME type to the value in this format.
+        """
         self.text = clip(str(formats.get("text/plain", "")))
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
@@ -62,10 +67,14 @@ class CellOutput:
             self.add_display(formats)
 
     def add_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """Send a display to the host, or keep it for the next cell if this cell has ended. `data` holds its forms by MIME type.
+        """Send a display to the host, or keep it for the next cell if this cell has ended.
 
-        Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end. If `update` is true, replace the
-        latest display of the same name.
+        Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end.
+
+        Args:
+            data: A dict from MIME type to the content in this format.
+            name: The name of the display, with which a later display can replace it.
+            update: Whether to replace the latest display of the same name.
         """
         if os.getpid() != self._pid:
             return  # a fork that a cell made has no link to the host
@@ -77,12 +86,12 @@ class CellOutput:
                 self._send_display(sendable, name and name[:_MAX_NAME], update)
 
     def show_late(self) -> None:
-        """Show the displays that came when no cell ran, as displays of this cell."""
+        """Send the displays that were made before this cell, when no cell ran, as displays of this cell."""
         while self._late:
             self.add_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
-        """Remove the displays of this cell at once, or if `wait` is true, when its next display comes.
+        """Remove the displays of this cell: immediately, or if `wait` is true, when the cell makes its next display.
 
         Do nothing after the cell has finished, or in a forked process.
         """
@@ -94,7 +103,7 @@ class CellOutput:
                 self._clear()
 
     def store_error(self, error: BaseException, traceback: str) -> None:
-        """Store the error with which the cell ended, and its formatted traceback. Cut the middle out of long texts."""
+        """Store the error with which the cell ended, and its formatted traceback. Replace the middle of very long texts by a short note."""
         try:
             message = str(error)
         except Exception as broken:
@@ -104,7 +113,7 @@ class CellOutput:
         self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
 
     def finish(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
-        """Return the cell's result. Displays that come after this call are kept for the next cell."""
+        """End the collection and return the cell's result. Displays that are made after this call are kept for the next cell."""
         with self._turn:
             self._is_finished = True
         name, message, traceback = self.error or (None, "", "")
@@ -113,7 +122,8 @@ class CellOutput:
     def _is_shown_again(self, data: dict[str, str]) -> bool:
         """Return whether a display is a figure that matplotlib shows again after the cell's code has ended.
 
-        `data` holds the display's forms by MIME type. A figure that is shown for the first time is remembered by its PNG image.
+        `data` maps MIME types to the content in each format. When a figure is shown for the first time, its PNG image is stored, so that
+        this method can recognize the figure.
         """
         # At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
         if "image/png" not in data:
@@ -158,7 +168,7 @@ class CellOutput:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """Replace the middle of a text longer than `limit` by a note of how many characters were cut."""
+    """Return a text unchanged if it has at most `limit` characters. Else replace its middle by a note of its length."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -166,7 +176,10 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _drop_large_forms(data: dict[str, str], room: int) -> dict[str, str]:
-    """Drop the largest forms of a display until it has at most `room` characters. Return {} if only plain text would be left."""
+    """Remove the largest formats of a display (`data`, by MIME type) until at most `room` characters are left.
+
+    Return {} if only plain text would be left.
+    """
     if sum(map(len, data.values())) <= room:
         return data
     kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
@@ -192,7 +205,7 @@ def _scalar(value: Any) -> Scalar:
 
 
 def _encode_form(content: Any) -> str:
-    """Return one form of a display as text: text unchanged, bytes in base64, other objects as JSON if possible, else by `str`."""
+    """Return the content of a display in one format as text: text unchanged, bytes in base64, other objects as JSON, or else as `str`."""
     if isinstance(content, str):
         return content
     if isinstance(content, bytes):

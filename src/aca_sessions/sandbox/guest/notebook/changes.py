@@ -1,8 +1,8 @@
 """Find what a cell changed in its session: files, processes and variables.
 
-Changes of variables are found without running code of the user. A number or a short text has changed if its value differs. Any other
-variable has changed if its value is another object (at another address), or if the object's length or shape differs. A change inside an
-object that keeps length and shape is not found.
+Changes of variables are found without running code of the user. A variable with a number or a short text has changed if its value differs.
+Any other variable has changed if its value is another object (at another address), or if the object's length or shape differs. If a cell
+changes an object but not its length or shape, this is not found.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def list_files() -> Listing | None:
 
 
 def file_changes(before: Listing | None, after: Listing | None) -> list[FileRow]:
-    """Return the changes between two listings, sorted by path, at most 1,000. Return an empty list if either listing is None."""
+    """Return which files differ between two results of `list_files`, sorted by path, at most 1,000. Return [] if either result is None."""
     if before is None or after is None:
         return []
     changes: list[tuple[str, FileChangeKind, int]] = []
@@ -112,7 +112,8 @@ def _process(pid: int) -> ProcessRow | None:
 class VariableTracker:
     """Finds which variables of a session changed since the last call of `changes`.
 
-    Old numbers and short texts are kept alive. Otherwise a new one could get the address of an old one, and the change would be missed.
+    It keeps references to old numbers and short texts. Otherwise a new object could get the address of an old one, so that the change would
+    be missed.
     """
 
     def __init__(self) -> None:
@@ -125,11 +126,16 @@ class VariableTracker:
         self._sizes = _Sizes()
 
     def watch(self, names: dict[Any, Any], hidden: Mapping[Any, Any]) -> None:
-        """Watch the variables in `names`. A name that has the same value in `hidden` belongs to IPython and is ignored."""
+        """Set the dict whose changes are found.
+
+        Args:
+            names: The session's variables: the dict in which cells run.
+            hidden: Variables that IPython has defined. They are ignored until the user assigns another value.
+        """
         self._names, self._hidden = names, hidden
 
     def changes(self) -> list[VariableRow]:
-        """Return the changes since the last call. Return none at the first call, or if there are over 3,000 names to compare."""
+        """Return the variables that changed since the last call. Return [] at the first call, or if there are over 3,000 variables."""
         names = self._names.copy()  # threads of the user may add variables meanwhile
         if len(names) > _MOST_COMPARED:
             self._is_compared, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
@@ -156,9 +162,12 @@ class VariableTracker:
         return moved + [name for name in self._visible if name not in now]
 
     def _classify(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
-        """Return those of `names` that have changed, each with its kind of change. Store the present state of all `names`.
+        """Return the variables that have changed, each with its kind of change. Store the present state of all `names`.
 
-        `now` holds the present variables by name. `measures` is a result of `_find_measures`.
+        Args:
+            names: The names of variables that may have changed.
+            now: The present variables by name.
+            measures: The result of `_find_measures`.
         """
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
@@ -174,9 +183,9 @@ class VariableTracker:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _comparable(self, name: str, value: Any) -> object:
-        """Return what to compare for a variable: type and value of a number or short text, and `_OTHER` for other values.
+        """Return type and value of a variable if it is a number or a short text, so that they can be compared later. Else return `_OTHER`.
 
-        Return `_ABSENT` if the variable is not the user's.
+        Return `_ABSENT` if the user did not define the variable.
         """
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
@@ -197,7 +206,7 @@ def _describe_change(change: VariableChangeKind, name: str, value: Any, measures
 
 
 class _Sizes:
-    """The last known length or shape of each variable that can change in place. `find_changed` returns the names whose size changed.
+    """Stores the length or shape of variables that can change in place, such as lists. `find_changed` returns those that differ later.
 
     Types are compared by their addresses, because `==` on a type could run code of the user.
     """
@@ -235,9 +244,10 @@ class _Sizes:
 
 
 def _find_measures() -> Measures:
-    """Return a dict from the address of each measurable type to the function that returns the length or shape of its values.
+    """Return the functions that measure values: a dict from the address of a type to a function that returns a value's length or shape.
 
-    It contains no type whose methods the user could define.
+    The types are those of Python, numpy, pandas and polars that have a length or shape, such as list. Subclasses are not in the dict,
+    because the user could have defined their methods.
     """
     measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
     for module, name in _LIBRARY_TYPES:
@@ -260,7 +270,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> int:
-    """Return how many bytes of memory a value takes, without the contents of a container. Return 0 if it cannot be measured."""
+    """Return how many bytes of memory a value takes, without the items of a list or dict. Return 0 if this cannot be measured."""
     kind = type(value)
     measure = _find_measures().get(id(kind))
     if id(kind) in _PLAIN or kind is str or kind is range or measure is len:

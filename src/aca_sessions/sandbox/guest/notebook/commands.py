@@ -25,9 +25,9 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run_command(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a program and return its result, whose value is the exit code.
+    """Run a program in place of a cell. Return a cell's result, whose value is the exit code.
 
-    `send` sends a message to the host. An interrupt kills the program's process group. The error of the result is then KeyboardInterrupt.
+    An interrupt kills the program's process group. The error of the result is then KeyboardInterrupt. `send` sends a message to the host.
     """
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
@@ -59,12 +59,12 @@ def _exit_code(command: Command) -> int:
 
 
 class CellTransformer(TransformerManager):
-    """The transformer of IPython's syntax in cells, such as `%pwd`, `!ls` and `str?`."""
+    """Translates IPython's syntax in cells, such as `%pwd`, `!ls` and `str?`, to Python."""
 
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Translate IPython's commands in the lines of a cell. Return the lines unchanged if they cannot hold any.
+        """Translate IPython's commands in the lines of a cell to Python. Return the lines unchanged if they contain no command.
 
         IPython's own method would split every cell into tokens to search for commands.
         """
@@ -78,7 +78,7 @@ def _may_hold_command(line: str) -> bool:
 
 
 class ShellCommand:
-    """The last `!` command of a statement, and its exit status."""
+    """Runs the `!` commands of one statement of a cell, and stores the last one and its exit status."""
 
     def __init__(self) -> None:
         self.is_last_statement = False
@@ -86,7 +86,7 @@ class ShellCommand:
         self._status = 0
 
     def run(self, command: str) -> int:
-        """Run a command in a shell, but refuse to install packages. Return the exit status, or -N if signal N killed it."""
+        """Run a command in a shell, but refuse `uv` and `conda` installs. Return the exit status, or -N if signal N killed the command."""
         self._command = command
         if _INSTALLER.match(command):
             status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
@@ -98,7 +98,7 @@ class ShellCommand:
     def failure(self) -> subprocess.CalledProcessError | None:
         """Return an error if the cell's last statement is a `!` command that failed, else None.
 
-        Failures of earlier statements are ignored, because they may be intended.
+        Failures of `!` commands in earlier statements are ignored, because they may be intended.
         """
         if self._status == 0 or not self.is_last_statement:
             return None
@@ -106,7 +106,7 @@ class ShellCommand:
 
 
 def is_command(statement: ast.stmt | None) -> bool:
-    """Return whether IPython made a statement from a `!` or `%` line, such as `get_ipython().system('ls')`."""
+    """Return whether IPython translated a statement from a `!` or `%` line, for example to `get_ipython().system('ls')`."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     function = call.func if isinstance(call, ast.Call) else None
     if not isinstance(function, ast.Attribute) or function.attr not in ("system", "run_line_magic"):

@@ -61,9 +61,9 @@ class ValueHook(DisplayHook):
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
     def compute_format_data(self, result: Any) -> Bundle:
-        """Return a value's forms by MIME type, and their metadata.
+        """Format a value: return a dict from MIME type to the value in this format, and a dict of metadata.
 
-        A number, bool or text has only its repr, unless the user changed how its type is shown.
+        A number, bool or text is formatted as its repr only, unless the user changed how its type is shown.
         """
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
@@ -101,7 +101,7 @@ class Publisher(DisplayPublisher):
 
 
 class Formatter(DisplayFormatter):
-    """IPython's formatter, with the forms that this module adds. If one form of a value fails, its error is printed on stderr."""
+    """IPython's formatter, extended by charts and tables. If a value cannot be converted to one format, the error is printed on stderr."""
 
     def format(self, obj: Any, include: object = None, exclude: object = None) -> Bundle:
         with self.parent.redirect_errors():
@@ -151,7 +151,7 @@ def _describe_figure(figure: Any) -> str:
 
 
 def chart_forms(value: Any) -> dict[str, Any] | None:
-    """Return the forms of a chart of plotly or altair, by MIME type, or None for any other value."""
+    """Return a chart of plotly or altair in several formats: a dict from MIME type to content. Return None for any other value."""
     if _is_instance(value, "plotly.basedatatypes", "BaseFigure"):
         return complete_chart({PLOTLY: json.loads(value.to_json())})
     if _is_instance(value, "altair", "TopLevelMixin"):
@@ -208,7 +208,7 @@ def _describe_altair(spec: dict[str, Any]) -> str:
 
 
 def table_forms(value: Any) -> dict[str, Any]:
-    """Return the forms that this module adds to a DataFrame or Series of pandas or polars, by MIME type.
+    """Return a DataFrame or Series of pandas or polars as tabular JSON: a dict from MIME type to text. A Series of pandas has HTML as well.
 
     Return an empty dict for other values, or if the table cannot be converted.
     """
@@ -259,7 +259,7 @@ def _polars_type(dtype: Any) -> str:
 
 
 def _make_names_unique(fields: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Give all fields different names: append a number to a name that is taken, and keep the real name as `title`."""
+    """Return the fields (columns of a table) with different names: append a number to a repeated name and keep the real name as `title`."""
     taken = {field["name"] for field in fields}
     named: dict[str, dict[str, str]] = {}
     for field in fields:
@@ -280,7 +280,7 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _encode_table(resource: dict[str, Any]) -> dict[str, str]:
-    """Return a table as JSON text, by MIME type. Leave out the last rows if the text would be too long.
+    """Return a table as JSON: a dict from its MIME type to the text. Leave out the last rows if the text would be too long.
 
     Return {} if the text is too long even without rows.
     """
@@ -294,9 +294,9 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value of a table to one that JSON can hold.
+    """Convert a value in a table to one that JSON can hold. Convert an object of another type to the name of its type.
 
-    `str` is called only on types of Python and pandas, so no code of the user runs.
+    `str` is called only on objects whose types belong to Python or pandas, so that no code of the user runs.
     """
     kind = type(value)
     if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):

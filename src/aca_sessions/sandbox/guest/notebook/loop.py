@@ -16,12 +16,12 @@ _RUNS_OWN_LOOP = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever
 
 
 def needs_loop(code: str) -> bool:
-    """Return whether a cell without `await` must run inside the event loop, because it starts tasks and runs no loop of its own."""
+    """Return whether a cell must run inside the event loop even without `await`: if it starts tasks and runs no loop of its own."""
     return bool(_STARTS_TASKS.search(code)) and not _RUNS_OWN_LOOP.search(code)
 
 
 class Loop:
-    """The event loop of a session. Tasks that a cell leaves unfinished continue between cells, and while a later cell awaits."""
+    """The event loop of a session. Tasks that a cell leaves unfinished run on between cells, and while a later cell awaits something."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -61,7 +61,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """Make `run_until_readable` return, because a message has come. Any thread may call this. Cells that await are not interrupted."""
+        """Make `run_until_readable` return, because the host has sent a message. Any thread may call this. Running cells continue."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):
@@ -69,7 +69,7 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """Give the next cell a new loop, and leave the present one open for the process or thread that still uses it."""
+        """Give the next cell a new loop. Do not close the present one, because another process or thread still uses it."""
         # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
         # from it, so the loop is kept.
         self._abandoned.append(self._loop)
@@ -82,11 +82,11 @@ class Loop:
         return 0 if self._loop is None or self._loop.is_closed() else 2
 
     def workers(self) -> set[threading.Thread]:
-        """Return the threads that `asyncio.to_thread` started in this loop. They wait for more work, or work."""
+        """Return the worker threads that `asyncio.to_thread` has started in this loop, whether busy or idle."""
         return set() if self._executor is None else set(self._executor._threads)
 
     def drop_workers(self) -> None:
-        """Let the workers end when they have done their work. The next `asyncio.to_thread` starts others."""
+        """Let the worker threads end when their present calls return. The next `asyncio.to_thread` starts others."""
         executor = self._executor
         if self._loop is not None and executor is not None:
             self._loop._default_executor = None  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ class Loop:
 
     @property
     def _executor(self) -> ThreadPoolExecutor | None:
-        """Return the executor that the loop made for itself. One that a cell has set belongs to that cell."""
+        """Return the thread pool that the loop created for `asyncio.to_thread`. Return None if there is none, or if a cell set its own."""
         executor = getattr(self._loop, "_default_executor", None)
         return executor if isinstance(executor, ThreadPoolExecutor) and executor._thread_name_prefix == "asyncio" else None
 

@@ -1,4 +1,4 @@
-"""Import and reload what a session can import: files in its workspace, and packages that the host mounted in /.packages.
+"""Import modules from a session's workspace and from the packages that the host mounted in /.packages. Reload changed ones.
 
 Changed modules of the workspace are reloaded before each cell, as by IPython's `%autoreload 2`. That extension itself is not used: it
 checks every module before every cell, it compares only times, which a rollback sets back, and it keeps the old module if the new one fails.
@@ -55,7 +55,7 @@ class _LoadedModule:
     is_recent: bool = True
 
     def has_changed(self) -> bool:
-        """Return whether the module's file now has other content than when it was imported."""
+        """Return whether the content of the module's file differs from what was imported."""
         # The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only
         # the stamps differ, because the files are copies.
         try:
@@ -75,7 +75,7 @@ _package_folders: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """A source loader that uses no .pyc files, because they miss an edit of equal size within the same second."""
+    """Loads modules without .pyc files. With them, Python would miss an edit that keeps a file's size within the same second."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.
@@ -138,7 +138,7 @@ def _reimport(name: str, module: ModuleType) -> None:
 
 
 def _record_import(name: str, loaded: _LoadedModule) -> None:
-    """Record a module that is being imported, before the modules that import it, so that it is reloaded before them."""
+    """Add a module that is being imported to `_loaded_modules`. Place it before the modules that import it, to reload it before them."""
     waiting = [one for one in _loaded_modules if one != name and _is_being_imported(one)]
     if name in _loaded_modules:
         loaded.module = _loaded_modules[name].module
@@ -182,10 +182,10 @@ def _digest(source: bytes) -> bytes:
 
 
 def use_packages(request: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in `request.paths` importable, in place of those of earlier requests. Return the result of the request.
+    """Make the packages in the folders `request.paths` importable, and those of earlier requests not. Return the result of the request.
 
-    `send` is called with the message `Started` for the host. If a module of `request.replaced` is loaded already, the result has an error
-    and nothing changes.
+    If a module named in `request.replaced` is already imported, the result has an error and nothing changes. `send` sends a message to the
+    host: it is called with `Started`.
     """
     loaded = [name for name in request.replaced if name in sys.modules]
     if loaded:
@@ -205,7 +205,7 @@ def use_packages(request: Extend, send: Callable[[Message], None]) -> Finished:
 
 
 def _set_package_folders(paths: Sequence[str]) -> None:
-    """Make `paths` the folders of packages for this interpreter and for programs that cells start. Drop the folders of earlier calls."""
+    """Let this interpreter, and programs that cells start, import from the folders `paths`. Remove the folders of earlier calls."""
     own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _package_folders and path not in paths)]
     for path in paths:

@@ -83,7 +83,7 @@ class Shell(InteractiveShell):
     def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
         """Run a cell and return its result. Its exceptions become the error of the result.
 
-        `send` sends a message to the host. `ask` sends a question of the cell to the host and returns the answer, like `Link.ask`.
+        `send` sends a message to the host. `ask` sends a question of the cell, such as an `input()`, to the host and returns the answer.
         """
         self._cell, self._ask = cell, ask
         define_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
@@ -138,10 +138,9 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def redirect_errors(self, has_other_forms: bool = True) -> Iterator[None]:
-        """Choose where errors go that IPython meets while it formats an object in the `with` block.
+        """In the `with` block, in which IPython formats an object: print errors on stderr, or store them as the cell's error.
 
-        Print them on stderr if `has_other_forms` is true, because another form of the object may succeed. Otherwise store them as the
-        cell's error.
+        They are printed if `has_other_forms` is true, because the object may still be shown in another format.
         """
         outer, self._prints_errors = self._prints_errors, has_other_forms
         try:
@@ -172,7 +171,7 @@ class Shell(InteractiveShell):
             self.collected.store_error(evalue, text)
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return an error as `%notebook` saves it, with the traceback that was shown. IPython 9 would format it a second time."""
+        """Return an error as a dict for `%notebook`, with the traceback that was shown. IPython's own method would format it again."""
         name, message, text = self.collected.error or (type(exception).__name__, "", "")
         return {"ename": name, "evalue": message, "traceback": [text]}
 
@@ -188,7 +187,7 @@ class Shell(InteractiveShell):
         return failed
 
     async def run_code(self, *arguments: Any, **options: Any) -> Any:
-        """Run one statement of a cell. Forget the `!` commands of earlier statements, so that their failure is not reported."""
+        """Run one statement of a cell. Ignore the `!` commands of earlier statements from now on, so that their failure is not reported."""
         self.last_command = commands.ShellCommand()
         return await super().run_code(*arguments, **options)
 
@@ -214,7 +213,7 @@ class Shell(InteractiveShell):
         """Do nothing, because a session has no window to draw in."""
 
     def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
-        """Run `cells` to load code and touch memory before a user's first cell. Then remove the variables that they defined."""
+        """Run `cells`, so that a user's first cell runs faster. Then remove the variables that they defined."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
                 self.run(Run("", code, []), lambda _message: None)

@@ -38,9 +38,10 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Begin a cell: make `get_code_name` number the cell's sources from 1 again.
+        """Let `get_code_name` number the sources of a new cell from 1.
 
-        The cell's own source is named `<Cell In[3]>`. The first source that the cell runs by `run_cell` is named `<Cell In[3], 2>`.
+        The cell's own source is named `<Cell In[3]>`, for example. The first source that the cell runs by `run_cell` is named
+        `<Cell In[3], 2>`.
         """
         self._compiled = 0
 
@@ -51,11 +52,11 @@ class Compiler(CachingCompiler):
 
 
 class SkippedFrames(RepeatedFrames):
-    """The frames that a shortened traceback leaves out at one place."""
+    """Consecutive frames that a shortened traceback leaves out. IPython shows a description in their place."""
 
     @property
     def description(self) -> str:
-        """Return the three calls that were left out most often, by function and line, and the number of others."""
+        """Describe the frames: name function and line of the three most frequent ones, and count the others."""
         counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
         named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
         rest = sum(count for _, count in counts[_MOST_NAMED:])
@@ -63,15 +64,14 @@ class SkippedFrames(RepeatedFrames):
 
 
 class NotShownError(Exception):
-    """A placeholder for the errors in the middle of a long chain of exceptions, which are not shown."""
+    """Stands for the errors that are not shown, in the middle of a long chain of exceptions."""
 
 
 def shorten_tracebacks(formatting: Any) -> None:
-    """Change IPython's formatter `formatting` so that it leaves out frames of long tracebacks and errors of long chains.
+    """Change IPython's traceback formatter `formatting`, so that it shortens tracebacks of over 40 frames and long chains of errors.
 
-    Of the frames at one line, the first two and the last one are kept. If more than 40 frames are left, only the first 20 and the last 20
-    stay. Errors are left out in the middle of a chain. `formatting.chained` counts the errors of the current chain, and must be set to 0
-    before each traceback.
+    Of the frames at one line, it keeps the first two and the last. If more than 40 frames are left, it keeps the first 20 and the last 20.
+    It leaves out errors in the middle of a chain. Set `formatting.chained`, which counts the errors of a chain, to 0 before each traceback.
     """
     records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
 
@@ -101,7 +101,7 @@ def shorten_tracebacks(formatting: Any) -> None:
 
 
 def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, SkippedFrames]]:
-    """Return a copy of a traceback with at most 40 frames, and a dict from a frame to the frames left out after it."""
+    """Return a copy of a traceback with at most 40 frames, and the others: a dict from a frame to the frames left out after it."""
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
     while step is not None:
