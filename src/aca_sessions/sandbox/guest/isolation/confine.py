@@ -88,8 +88,8 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
 def set_limits(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
-    `processes`, if given, replaces `spawn.processes`. It is needed if the session shares its user with others, because the kernel counts
-    all processes of a user.
+    `processes`, if given, is the limit of processes instead of `spawn.processes`. The kernel counts all processes of a user, so the limit
+    must be higher if other processes run as the session's user.
     """
     # Preloaded libraries alone map 1.4 GB, so `address_space` is added to what this process has mapped.
     memory = _address_space() + spawn.address_space
@@ -110,8 +110,9 @@ def set_limits(spawn: Spawn, *, processes: int | None = None) -> None:
 def drop_privileges(*, memory_is_counted: bool = False, barriers: seccomp.Barriers = seccomp.NAMESPACES) -> None:
     """Drop all capabilities, forbid new privileges and install the seccomp filter. None of it can be undone.
 
-    `memory_is_counted` means that a control group counts the session's memory. `barriers` are the barriers that the session has besides the
-    filter.
+    Args:
+        memory_is_counted: Whether a control group counts the session's memory. Only then does the filter allow memfd_create.
+        barriers: What else isolates the session, such as namespaces. The filter refuses more system calls if something is missing.
     """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
@@ -119,9 +120,9 @@ def drop_privileges(*, memory_is_counted: bool = False, barriers: seccomp.Barrie
 
 
 def lock_down(spawn: Spawn) -> int:
-    """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force.
+    """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version of the kernel.
 
-    Raise RefusalError if the host refuses a step.
+    Raise RefusalError, which names the step, if a step fails.
     """
     with isolation_step("limits"):
         set_limits(spawn)
@@ -135,7 +136,7 @@ def lock_down(spawn: Spawn) -> int:
 
 
 def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
-    """Restrict this process, and all that it starts, to the given paths by Landlock. Return the Landlock version in force.
+    """Restrict this process, and all that it starts, to the given paths by Landlock. Return the Landlock version of the kernel.
 
     `readable` paths may be read and executed, `writable` paths may also be changed. If `tcp` is false, TCP sockets cannot bind or connect
     (from Landlock version 4 on). Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
@@ -172,7 +173,7 @@ def close_other_descriptors(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Map the uid and gid `inside` of this process's new user namespace to ids of the parent namespace."""
+    """Let this process, in its new user namespace, have the uid and gid `inside`. Map them to `outside_uid` and `outside_gid` outside."""
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")
@@ -203,7 +204,7 @@ def _hide(path: str) -> None:
 
 
 def _become_guest(uid: int) -> None:
-    """Change to `uid`, or keep the zygote's uid if `uid` is 0. Then enter a user namespace that maps this uid to `GUEST_ID`."""
+    """Change to the user `uid`, unless it is 0. Then enter a new user namespace, in which this process has the uid `GUEST_ID` (1000)."""
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

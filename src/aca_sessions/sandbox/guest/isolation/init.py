@@ -29,9 +29,15 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 def main(spawn: Spawn, isolation: "Isolation", connection: int, report: int, shell: "Shell") -> NoReturn:
     """Turn this process, a new fork of the zygote, into the first process of a session.
 
-    Confine it, start the interpreter as its child, then reap dead processes. The host sends cells on the socket `connection`. On the socket
-    `report` the host sends requests to allocate memory, and this process reports the deaths of processes. If the host refuses a part of the
-    isolation, send `Refused` and exit. If the host closes `connection` before it sends a byte, exit without a report.
+    Isolate it, start the interpreter as its child, then reap dead processes. If a step of the isolation fails, send `Refused` and exit.
+    Exit without a message if the host closes `connection` before it sends a byte.
+
+    Args:
+        spawn: The host's request for this session.
+        isolation: Enters namespaces and sets limits, or does without namespaces.
+        connection: A descriptor of the socket on which the host sends cells to the interpreter.
+        report: A descriptor of the socket on which this process reports dead processes and receives requests to allocate memory.
+        shell: The shell that the zygote has built.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = socket.socket(fileno=connection)
@@ -56,7 +62,7 @@ def main(spawn: Spawn, isolation: "Isolation", connection: int, report: int, she
 
 
 def _reap(isolation: "Isolation", report: int) -> NoReturn:
-    """Report dead processes to the host and carry out its requests to allocate memory. Exit when the session has no other process."""
+    """Reap dead processes and report each to the host. Allocate memory when the host asks for it. Exit when no other process is left."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_other_descriptors(report)
     host = socket.socket(fileno=report)

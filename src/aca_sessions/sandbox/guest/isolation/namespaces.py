@@ -14,7 +14,7 @@ class NamespaceIsolation:
     """Starts, isolates and ends sessions on a host with namespaces. `NoNamespaceIsolation` has the same methods."""
 
     def __init__(self, pid_namespace: int) -> None:
-        """Store a descriptor of the zygote's own pid namespace. The zygote returns to it after it has forked a session into a new one."""
+        """Store a descriptor of the zygote's pid namespace, to which the zygote returns after each fork into a new pid namespace."""
         self._pid_namespace = pid_namespace
 
     def has_own_network(self, spawn: Spawn) -> bool:
@@ -26,7 +26,7 @@ class NamespaceIsolation:
         syscalls.unmount("/tmp")
 
     def record_init(self, workspace: int, init: int) -> None:
-        """Do nothing: the kernel kills a session's other processes when its first one ends."""
+        """Do nothing: the kernel kills a session's other processes when its first one ends. `NoNamespaceIsolation` needs the pid."""
 
     def make_workspace(self, request: MakeTree) -> int:
         """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of its folder."""
@@ -85,15 +85,15 @@ class NamespaceIsolation:
         confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force."""
+        """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version of the kernel."""
         return confine.lock_down(spawn)
 
     def open_proc(self) -> list[int]:
-        """Open the session's /proc for the host, which reads in it the processes of this session only. Return a list of its descriptor."""
+        """Open the session's /proc, in which the host can see the session's processes and no others. Return a list with its descriptor."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     def prepare_to_reap(self) -> None:
-        """Drop the privileges of a session's first process (this one). Forbid the session to trace it or read its memory."""
+        """Drop the privileges of this process, the session's first. Forbid the session's other processes to trace it or read its memory."""
         # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
         # kills the whole session when its first process ends.
         syscalls.set_dumpable(False)

@@ -127,7 +127,7 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
 
 
 def check_host(plan: Plan) -> None:
-    """Check that this host can start and isolate sessions without namespaces under `plan`. Raise RefusalError if it cannot."""
+    """Check that this host can isolate sessions without namespaces, with the users and folders of `plan`. Raise RefusalError if not."""
     with isolation_step("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root")
@@ -239,7 +239,7 @@ class NoNamespaceIsolation:
         session_folders.data, session_folders.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version in force."""
+        """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version of the kernel."""
         _die_with_parent(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
         with isolation_step("limits"):
@@ -262,7 +262,7 @@ class NoNamespaceIsolation:
         return []
 
     def prepare_to_reap(self) -> None:
-        """Make SIGTERM end the whole session, and drop the privileges of this process, which then reaps the session's dead processes."""
+        """Prepare this process, the session's first, to reap dead processes: make SIGTERM end the whole session, and drop privileges."""
         # The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.drop_privileges()
@@ -308,9 +308,9 @@ class NoNamespaceIsolation:
 
 
 def _restrict_signals(other: int) -> bool:
-    """Forbid this process, and all that it starts from now on, to signal any other process, if Landlock can do that.
+    """Forbid this process, and all that it starts from now on, to signal other processes. Return whether this worked.
 
-    Return whether it worked: whether this process can no longer signal the process `other`.
+    It does not work if the kernel's Landlock is older than version 6. `other` is the pid of a process outside, with which this is tested.
     """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False

@@ -1,7 +1,7 @@
 """The template root: a root file system on a tmpfs, with the folders, mounts and files that every session sees.
 
-It shows parts of the host's system, or the folders of a container image whose Python can run sessions. Each session has a read-only copy of
-it as its root.
+It contains parts of the host's system, or the folders of a container image whose Python can run sessions. Each session has a read-only copy
+of it as its root.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def isolation_step(name: str) -> Iterator[None]:
 def build(plan: Plan, code: str) -> str:
     """Build the template root in a new tmpfs. Return the folder of the host over which the tmpfs is mounted.
 
-    The root holds either the host's /usr and a few settings, or the folders of a container image. In both cases it also holds devices, the
-    plan's mounts and the guest's code. The code is copied from `code`, the folder of this package's sources.
+    The root holds either the host's /usr and a few files of /etc, or the folders of a container image. In both cases it also holds devices,
+    the plan's mounts and the guest's code. The code is copied from `code`, the folder of this package's sources.
     """
     base = _mount_point([*plan.roots.values(), *plan.mounts.values(), *([plan.image] if plan.image else [])])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
@@ -159,9 +159,9 @@ def enter(base: str) -> int:
 
 
 def mount_tmp(size: int) -> None:
-    """Mount a new /tmp of `size` bytes.
+    """Mount a new, empty /tmp of `size` bytes.
 
-    A Python environment below the host's /tmp keeps its path: the new /tmp has a link to it.
+    If the Python environment is in a folder of the host's /tmp, create a link with the same path in the new /tmp.
     """
     syscalls.mount("tmpfs", "/tmp", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, f"size={size},nr_inodes=16k,mode=1777")
     for name in os.listdir(_BELOW_TMP):
@@ -283,7 +283,7 @@ def _show(entry: os.DirEntry[str], target: str) -> None:
 
 
 def _link_settings(target: str, source: str) -> None:
-    """Create in the folder `target` a link to each entry of an image's /etc. `source` is the path of this /etc on the host."""
+    """Fill the folder `target` with a symbolic link to each entry of an image's /etc, whose path on the host is `source`."""
     # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
     # its folder: links between settings keep their targets.
     for name in os.listdir(source):

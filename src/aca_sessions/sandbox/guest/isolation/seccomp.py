@@ -147,7 +147,7 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 @dataclass(frozen=True)
 class Barriers:
-    """The barriers between a session and the host besides the seccomp filter. For each missing one, the filter refuses more calls."""
+    """What isolates a session from the host besides the seccomp filter. For each field that is false, the filter refuses more calls."""
 
     namespaces: bool = False
     own_user: bool = False  # its user owns no file and no process of the host
@@ -161,7 +161,10 @@ NAMESPACES = Barriers(namespaces=True, own_user=True, own_signals=True, network=
 def build_filter(memory_is_counted: bool, machine: str = MACHINE, *, barriers: Barriers = NAMESPACES) -> bytes:
     """Return the seccomp filter: the bytes of an array of BPF instructions.
 
-    `memory_is_counted` means that a control group counts the session's memory. Only then is memfd_create allowed.
+    Args:
+        memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
+        machine: The processor architecture: `x86_64` or `aarch64`.
+        barriers: What else isolates the session, such as namespaces. The filter refuses more system calls if something is missing.
     """
     numbers = list_allowed_calls(machine)
     if not memory_is_counted:
@@ -183,7 +186,7 @@ def list_allowed_calls(machine: str = MACHINE) -> dict[str, int]:
 
 
 def list_other_errors(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return the system calls that fail with an errno other than EPERM: a dict from the name to the number and the errno."""
+    """Return the system calls that fail with another errno than EPERM: a dict from the name to a tuple of number and errno."""
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -205,14 +208,14 @@ def _prologue(machine: str) -> Iterator[bytes]:
 
 
 def _refused_without_barriers(barriers: Barriers) -> list[str]:
-    """Return the names of the system calls that must be refused because a barrier is missing (false in `barriers`)."""
+    """Return the names of the system calls to refuse because a field of `barriers` is false, for example because no namespaces exist."""
     by_user = ((barriers.own_user, _CHANGES_WITHOUT_OPENING), (barriers.own_signals, _SIGNALS))
     needed = ((barriers.namespaces, _WATCHES), (barriers.network, _CONNECTS), *by_user)
     return [name for there, names in needed if not there for name in names]
 
 
 def _argument_rules(barriers: Barriers) -> dict[str, list[bytes]]:
-    """Return a dict from the name of each system call whose arguments are checked to the instructions that check them."""
+    """Return the checks of arguments: a dict from the name of a system call to the BPF instructions that check its arguments."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
@@ -236,9 +239,9 @@ def _argument_rules(barriers: Barriers) -> dict[str, list[bytes]]:
 
 
 def _checks_without_namespaces(checks: dict[str, list[bytes]], barriers: Barriers) -> dict[str, list[bytes]]:
-    """Return a dict of stricter checks for a session without namespaces, from the name of each system call to its instructions.
+    """Return stricter checks of arguments for a session without namespaces: a dict from the name of a system call to BPF instructions.
 
-    They keep the session from Unix sockets and processes of the host, as namespaces would. `checks` are the checks for all sessions.
+    They keep the session from Unix sockets and processes of the host, as namespaces would. `checks` is the dict for all sessions.
     """
     internet = [family for name, family in FAMILIES.items() if barriers.network and name != "AF_UNIX"]
     itself = {name: _allow_only_values(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
@@ -254,7 +257,7 @@ def _checks_without_namespaces(checks: dict[str, list[bytes]], barriers: Barrier
 
 
 def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
-    """Return instructions that refuse a socket of an unlisted family or type, or of a protocol other than TCP and UDP."""
+    """Return BPF instructions that refuse a socket unless its family and type are listed, and its protocol is TCP, UDP or the default."""
     # In a network namespace internet sockets end at the session's own loopback. Vsock belongs to no namespace. The type is checked as well:
     # protocol 0 means what the type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
     return [
@@ -265,7 +268,7 @@ def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
 
 
 def _check_socket_options() -> list[bytes]:
-    """Return the instructions that check getsockopt and setsockopt. Only the options in `OPTIONS` are allowed."""
+    """Return the BPF instructions that check the arguments of getsockopt and setsockopt. Only the options in `OPTIONS` are allowed."""
     # The level is tested first, because the same number means another option at another level.
     rule = _argument(1)
     for (_, level), options in OPTIONS.items():
@@ -279,9 +282,12 @@ def _refuse_with_other_errors(machine: str) -> Iterator[bytes]:
 
 
 def _allow_only_values(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
-    """Return instructions that refuse a system call, unless the value that the instructions `load` load is one of `values`.
+    """Return BPF instructions that refuse a system call, unless the value that they check is one of `values`.
 
-    `otherwise` is the errno of the refusal.
+    Args:
+        load: The instructions that load the value, such as an argument of the system call.
+        values: The allowed values.
+        otherwise: The errno with which a refused call fails.
     """
     values = [*values]
     tests = [_jump(_EQUAL, value, len(values) - position, 0) for position, value in enumerate(values)]
