@@ -1,4 +1,4 @@
-"""The paths of a session's data and temporary folders: /mnt/data and /tmp, or without namespaces folders of the host."""
+"""The paths of a session's data folder and temporary folder: /mnt/data and /tmp, or folders of the host if there are no namespaces."""
 
 from dataclasses import dataclass
 

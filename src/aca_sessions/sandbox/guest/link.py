@@ -1,4 +1,4 @@
-"""The session's connection to the host. Cells arrive through a socket. Frames (encoded messages) and output leave through pipes.
+"""The session's connection to the host. It receives cells through a socket, and sends frames (encoded messages) and output through pipes.
 
 Python, C code and child processes write to the same two pipes, for stdout and stderr, so the order of their output is kept. A SIGINT
 becomes a KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
@@ -32,13 +32,13 @@ _own_streams: dict[str, TextIO] = {}
 
 
 class AnswerError(Exception):
-    """The host did not answer a question of a cell. The message gives the reason."""
+    """The host did not answer a cell's question, such as an `input()` or a tool call. The message gives the reason."""
 
 
 class Link:
-    """The session's connection to the host. Any thread can send frames through a pipe; cells and answers come through a socket.
+    """The session's connection to the host. It sends frames through a pipe, and receives cells and answers through a socket.
 
-    A forked process loses the connection. If it is a checkpoint or branch, `reconnect` gives it another.
+    Any thread may send. A forked process loses the connection. If it is a checkpoint or branch, `reconnect` gives it another.
     """
 
     def __init__(self, connection: socket.socket, frame_pipe: int) -> None:
@@ -60,7 +60,7 @@ class Link:
         os.register_at_fork(after_in_child=self._disconnect)  # a fork that a cell makes must not act as a second interpreter
 
     def send(self, message: Message) -> None:
-        """Send one whole frame to the host. Do nothing in a process that lost the link, such as a child of os.fork() in a cell."""
+        """Send a message to the host as one frame. Do nothing in a process that a cell forked, because it has no connection."""
         data = memoryview(frame(message))
         with interrupts.delayed(), self._sending:
             while data and self._said >= 0:
@@ -75,7 +75,7 @@ class Link:
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def reconnect(self, connection: socket.socket, frame_pipe: int) -> None:
-        """Use another socket and another pipe, because this process is a fork (a checkpoint or branch) that runs its own cells."""
+        """Use a new socket and a new pipe. A forked process that runs cells of its own (a checkpoint or branch) calls this."""
         connection.set_inheritable(False)
         os.set_inheritable(frame_pipe, False)
         self._connection, self._said = connection, frame_pipe
@@ -89,7 +89,10 @@ class Link:
         return received
 
     def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
-        """Yield the cells to run until the host closes the link. Between cells, run the asyncio tasks that cells left unfinished."""
+        """Yield each message of the host that is not an answer, such as a cell to run. Stop when the host closes the connection.
+
+        While no message comes, run the asyncio tasks that cells left unfinished.
+        """
         self._wake_loop = loop.wake
         while True:
             if not self._inbox and not self._ended:
@@ -100,12 +103,12 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """Ask the host a question, wait, and return the answer. May be called from any thread.
+        """Send a cell's question, such as an `input()`, to the host and return the answer. May be called from any thread.
 
         Args:
             execution: The id of the execution whose cell asks.
-            about: The kind of the question (see `Asked`).
-            text: The question.
+            about: The kind of the question: `input`, `password` or `call`.
+            text: The prompt, or the JSON of a tool call.
 
         Raises:
             AnswerError: The host declines to answer, or the session ends.
@@ -157,7 +160,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Return whether to keep a message. An answer is dropped if the thread that asked was interrupted and no longer waits."""
+        """Return whether a message is wanted: not if it is an answer to a thread that was interrupted and no longer waits for it."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
@@ -179,7 +182,7 @@ class _Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Allow interrupts during the `with` block, in which a cell runs. Interrupts outside of it are dropped."""
+        """Let a SIGINT raise KeyboardInterrupt during the `with` block, in which a cell runs. SIGINTs outside of it are ignored."""
         self._is_allowed = True
         try:
             yield
@@ -188,7 +191,7 @@ class _Interrupts:
 
     @contextmanager
     def delayed(self) -> Iterator[None]:
-        """Delay interrupts to the end of the `with` block, then raise KeyboardInterrupt if one came.
+        """If a SIGINT comes during the `with` block, raise KeyboardInterrupt at the end of the block.
 
         Do nothing outside of the main thread, because only the main thread is interrupted.
         """
@@ -206,9 +209,9 @@ class _Interrupts:
 
     @contextmanager
     def not_delayed(self) -> Iterator[None]:
-        """Allow interrupts during the `with` block, although a `delayed` block surrounds it.
+        """Let a SIGINT raise KeyboardInterrupt at once in this `with` block, although a `delayed` block surrounds it.
 
-        If an interrupt was delayed already, raise KeyboardInterrupt now.
+        If a SIGINT came before this block, raise KeyboardInterrupt now.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

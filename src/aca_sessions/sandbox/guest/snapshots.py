@@ -1,6 +1,7 @@
 """Fork the interpreter for checkpoints and branches. Each fork has its own link to the host and waits for cells.
 
-A fork is refused while threads run that cannot be started again (`threads`). The result lists what else a fork loses or shares.
+A fork is refused while threads run that cannot be started again (see `threads`). The result of a fork lists what else it loses, such as
+child processes, and what it shares with its parent, such as open sockets.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _own_sockets = 0
 def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     """Fork the interpreter for a checkpoint or branch. Return the result in the parent, and None in the fork.
 
-    The result holds the fork's pid and a line for each thing that the fork could not keep, or a `SnapshotError` if no fork was made.
+    The result holds the fork's pid, and lists what the fork lost (such as "2 unfinished asyncio tasks") or shares with its parent. If no
+    fork was made, it holds a `SnapshotError`.
     """
     threads.pause(shell.loop_runner)
     finished = _fork(request, link, shell)
@@ -104,7 +106,7 @@ def remember_folder() -> None:
 
 
 def _become_independent(ends: list[int], link: Link, shell: Shell) -> None:
-    """Make this process, a new fork, an independent interpreter without the parent's child processes and event loop.
+    """Turn this process, a new fork, into an interpreter with its own connection to the host, its own streams and its own event loop.
 
     `ends` are descriptors that the host sent: a socket for cells, and pipes for frames, stdout and stderr.
     """
@@ -119,7 +121,7 @@ def _become_independent(ends: list[int], link: Link, shell: Shell) -> None:
 
 
 def _find_obstacle(shell: Shell) -> str | None:
-    """Return why the interpreter cannot be forked now, or None if it can be."""
+    """Return the reason why the interpreter cannot be forked now, such as running threads. Return None if it can be forked."""
     # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
     if running := threads.lasting(shell.loop_runner) or threads.others():  # the second did not end in time
         names = ", ".join(thread.name for thread in running)
@@ -133,11 +135,15 @@ def _find_obstacle(shell: Shell) -> str | None:
 
 
 def _describe_losses(shell: Shell, *, received: int, reopened: int) -> list[str]:
-    """Return a line for each kind of thing that a fork made now would lack or would share with its parent.
+    """Return lines such as "2 unfinished asyncio tasks": what a fork made now would lose or share with its parent.
 
-    Leave out `received` sockets, which came with the request, and `reopened` files, which the fork opens again.
+    These are unfinished tasks, child processes, open sockets and open files.
+
+    Args:
+        shell: The shell of this interpreter.
+        received: How many of the open sockets came with the request. They are not listed.
+        reopened: How many of the open files the fork opens again for itself. They are not listed.
     """
-    # `received` sockets came with the request, and the fork opens `reopened` files again.
     sockets, files = _count_open()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         started = [pid for pid in map(int, children.read().split()) if pid not in _children]

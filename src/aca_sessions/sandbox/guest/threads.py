@@ -1,7 +1,7 @@
-"""Threads that libraries start for themselves. They are ended before the interpreter is forked, and started again after it.
+"""End threads that libraries have started before the interpreter is forked, and start them again after the fork.
 
-Only the thread that calls fork(2) exists in the fork, so other threads make a checkpoint impossible. The threads here are those whose
-libraries can start them again, with nothing lost. A thread of any other kind is never touched.
+Only the thread that calls fork(2) exists in the fork, so other threads make a checkpoint impossible. This module ends only threads that can
+be started again with nothing lost: tqdm's monitor, IPython's history writer and the workers of `asyncio.to_thread`. It never ends others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ended: list[Callable[[], object]] = []  # functions that start the threads whic
 
 
 def pause(loop: Loop) -> None:
-    """End the threads that can be started again, unless threads run that cannot: then there will be no fork, and nothing is touched."""
+    """End the threads that can be started again. Do nothing if other threads run, because the interpreter is not forked then."""
     if lasting(loop):
         return
     found = others()
@@ -41,25 +41,25 @@ def pause(loop: Loop) -> None:
 
 
 def go_on() -> None:
-    """Start the threads again that `pause` ended, in this process or in the one that it was forked from."""
+    """Start the threads again that `pause` ended. A fork can call this as well, for threads that its parent had."""
     while _ended:
         with contextlib.suppress(RuntimeError):  # no thread can be started: their libraries work without
             _ended.pop()()
 
 
 def others() -> list[threading.Thread]:
-    """Return the threads of Python besides the calling one."""
+    """Return all Python threads of this process except the calling one."""
     return [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
 
 
 def lasting(loop: Loop) -> list[threading.Thread]:
-    """Return the other threads that cannot be ended and started again."""
+    """Return the threads, other than the calling one, that cannot be ended and started again."""
     workers = loop.workers()
     return [thread for thread in others() if _class_of(thread) not in _ENDINGS and thread not in workers]
 
 
 def renew_locks() -> None:
-    """Give tqdm a lock of its own in a fork. Its default lock is shared with the parent, which may have been killed while it held it."""
+    """Give tqdm a new lock in a fork. Its default lock is shared with the parent, which may have been killed while it held the lock."""
     std = sys.modules.get("tqdm.std")
     lock = getattr(std, "TqdmDefaultWriteLock", None)
     if std is None or lock is None or getattr(lock, "mp_lock", None) is None or type(std.tqdm.get_lock()) is not lock:

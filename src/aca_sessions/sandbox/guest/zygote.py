@@ -38,9 +38,11 @@ _EXEC_CODE = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest
 def main() -> None:
     """Prepare the isolation of sessions, then exec the Python that forks them.
 
-    The preparation builds and enters the template root, or without namespaces checks the host. This program is a plain interpreter, started
-    with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this package's sources, and a pidfd of the host's
-    process. If the host refuses a part of the isolation, send `Refused` and exit with 1.
+    With namespaces, build the template root and enter it. Without namespaces, check the host. If a step of the isolation fails, send
+    `Refused` and exit with status 1.
+
+    The host starts this program with `python -I -S`. Its arguments are three descriptors: the control socket, the folder of this package's
+    sources, and a pidfd of the host's process.
     """
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
@@ -88,8 +90,11 @@ def continue_after_exec() -> None:
 def preload_and_serve(control: socket.socket, host: int, isolation: Isolation, preload: list[str]) -> None:
     """Build the shell, then fork a session on each request, until the host ends.
 
-    `control` is the socket of requests and replies, `host` a pidfd of the host. The modules `preload` are imported before any session is
-    forked.
+    Args:
+        control: The socket on which the host sends requests and this process replies.
+        host: A pidfd of the host's process.
+        isolation: Isolates the sessions.
+        preload: The modules to import before any session is forked.
     """
     try:
         from . import cells  # noqa: F401 - what every session needs
@@ -118,9 +123,9 @@ def preload_and_serve(control: socket.socket, host: int, isolation: Isolation, p
 
 
 def _create_isolation(first: str, rest: list[str]) -> tuple[Isolation, list[str]]:
-    """Return the object that makes and isolates sessions, and `rest` unchanged.
+    """Create a `NamespaceIsolation` if `first` is the number of a descriptor, or a `NoNamespaceIsolation` if it is JSON.
 
-    `first` is the number of a descriptor for `NamespaceIsolation`, or the JSON text for `NoNamespaceIsolation.from_json`.
+    Return it with `rest`, which is unchanged.
     """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
@@ -144,7 +149,7 @@ class _RequestLoop:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Carry out requests until the host ends or closes the socket. `host` is the host's pidfd."""
+        """Carry out requests until the host ends or closes the socket. `host` is a pidfd of the host's process."""
         # The host may end in the middle of a request.
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
@@ -192,7 +197,7 @@ class _RequestLoop:
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
-        """Send `Done` to the host, with the descriptors `made`. If that fails, remove a workspace that was created and raise OSError."""
+        """Send `Done` to the host, with the descriptors `made`. If it fails, remove a workspace that was created and raise OSError."""
         try:  # fails if sessions of this user have too many descriptors in flight
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
