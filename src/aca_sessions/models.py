@@ -49,13 +49,13 @@ class State:
     @property
     @lru_cache(256)  # noqa: B019 - a state is small. Each result asks for these texts several times, and most states are equal
     def kind(self) -> Part:
-        """Return the worse of the two: what happened to the variables, and what happened to the files."""
+        """Return the worse of `variables` and `files`. From good to bad: `kept`, `restored`, `rolled_back`, `unknown`, `lost`."""
         return max(self.variables, self.files, key=_WORST_LAST.index)
 
     @property
     @lru_cache(256)  # noqa: B019
     def consequence(self) -> str:
-        """Return a phrase, for people and models, about what they can still rely on in the session."""
+        """Return a phrase about what a person or a model can still rely on in the session."""
         if (self.reason or "").endswith("to the last checkpoint"):
             returned = "are as at the last checkpoint"
         elif self.checkpoint:
@@ -80,9 +80,9 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a session's ledger: what happened, and how it affected variables, files and processes.
+    """One entry of a session's ledger: something that happened, and how it affected variables, files and processes.
 
-    If the entry is a rollback, `to` is the position in the ledger whose state it restored.
+    If the entry is a rollback, `to` is the number of the entry after which the session had the restored state.
     """
 
     position: int
@@ -98,9 +98,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The part of a session's ledger that a response carries: the list of what happened after position `since`, up to position `end`.
+    """The entries of a session's ledger that come with a result: those after position `since`, up to position `end`.
 
-    The execution began at position `start`.
+    The execution began at position `start`. The ledger lists everything that happened to the session.
     """
 
     ledger: str
@@ -386,7 +386,7 @@ class CommandResult:
 class Variable:
     """A variable of a session.
 
-    `text` is set only for plain values, `shape` only for values with dimensions or a length. `size` is in bytes.
+    `text` is set only for plain values such as numbers, and `shape` only for values with dimensions or a length. `size` is in bytes.
     """
 
     name: str
@@ -398,7 +398,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completions:
-    """The texts that can replace the characters from position `start` to position `end` of the completed text."""
+    """The texts that complete a word: each can replace the characters from position `start` to position `end`."""
 
     matches: tuple[str, ...]
     start: int

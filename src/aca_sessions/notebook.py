@@ -68,25 +68,25 @@ def _seconds(text: str) -> float:
 
 
 class CellError(ExecutionError):
-    """The error of a cell in a session, which a notebook shows like an error of its own, with the traceback of the session.
+    """The error of a cell in a session. A notebook shows it like an error of its own code, with the traceback from the session.
 
-    Each error has a subclass of its own, whose name is that of the session's exception.
+    Each instance has a subclass with the name of the session's exception, such as ValueError.
     """
 
     def __init__(self, result: CodeExecutionResult) -> None:
-        """Keep the `result` of the cell, which has an error."""
+        """Create the error for the `result` of a failed cell."""
         super().__init__(for_terminal(result.error.message) if result.error else "")
         self.result = result
 
     @classmethod
     def of(cls, result: CodeExecutionResult) -> "CellError":
-        """Return the error of a result."""
+        """Return the error of a failed cell. Its class has the name of the session's exception."""
         name = result.error.name if result.error and _ERRORS_NAME.fullmatch(result.error.name) else "SessionError"
         kind: type[CellError] = type(name, (cls,), {"__module__": __name__})
         return kind(result)
 
     def _render_traceback_(self) -> list[str]:
-        """Return the lines that IPython shows in the place of a traceback of this process, where nothing failed."""
+        """Return the lines that IPython shows as the traceback: the session's, because nothing failed in this process."""
         error = self.result.error
         return for_terminal((error.traceback or str(error)).strip("\n")).split("\n") if error else []
 
@@ -256,7 +256,7 @@ class SessionMagics(Magics):
 
     @contextmanager
     def _leased(self, name: str) -> Iterator[InteractiveSession]:
-        """Lease a session by name for a `with` block. Errors of this package become errors of the magic, without a traceback."""
+        """Lease the session with this name for a `with` block. Raise errors of this package as UsageError, without a traceback."""
         portal, pool = self._open()
         leased: Future[Session] = Future()
 
@@ -291,13 +291,13 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: OwnerProcess) -> None:
-    """Close the stack if this process opened it. A forked process lacks the event loop's thread and would wait forever."""
+    """Close the stack if this process opened it. In a forked process, do nothing: its event loop has no thread there."""
     if owner.is_current:
         stack.close()
 
 
 def _parsed(magic: Any, line: str) -> Namespace:
-    """Parse the arguments of a magic. IPython leaves the quotes around them."""
+    """Parse the arguments of a magic, and remove the quotes around them, which IPython leaves there."""
     options: Namespace = parse_argstring(magic, line)
     for key, value in vars(options).items():
         if isinstance(value, str | list):
@@ -331,7 +331,7 @@ def _described(checkpoint: Checkpoint) -> str:
 
 
 def is_plain(result: CodeExecutionResult) -> bool:
-    """Return whether the value of a result is the session's own. Of other values a result has only the text."""
+    """Return whether `result.value` is the whole value of the last expression, and not only a text about it."""
     value = result.value
     return value is not None and not (isinstance(value, str) and (value == result.text or len(value) >= _LONGEST_VALUE))
 
@@ -340,7 +340,7 @@ class Shown:
     """Shows one cell of a session in a notebook: its output while it runs, then its value, its error and the session's state."""
 
     def __init__(self, shell: InteractiveShell, html: Html, secret: bytes) -> None:
-        """Show in the cell that a shell runs. `secret` makes the ids of displays of a session."""
+        """Show in the current output of `shell`. `html` is how to show HTML. `secret` keys the ids of the session's displays."""
         self._shell = shell
         self._html = html
         self._secret = secret
@@ -352,7 +352,10 @@ class Shown:
         self._skipped: list[str] = []
 
     def run(self, session: InteractiveSession, code: str, timeout: float | None, *, shows_plain: bool) -> CodeExecutionResult:
-        """Run a cell and show it. Return its result, or raise CellError if it failed. An interrupt of the kernel interrupts the cell."""
+        """Run a cell and show its output. Return its result, or raise CellError if it failed.
+
+        Interrupting the notebook's kernel interrupts the cell. `shows_plain` is as in `finish`.
+        """
         # The kernel knows by this attribute whether the frontend can ask, which nbclient and papermill cannot.
         can_ask = getattr(getattr(self._shell, "kernel", None), "_allow_stdin", True)
 
@@ -375,7 +378,7 @@ class Shown:
         return self.finish(result, shows_plain=shows_plain)
 
     def show(self, event: Event) -> None:
-        """Show what a cell wrote or displayed."""
+        """Show what an event of a cell reports, such as output or a display."""
         match event:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
                 self._write(name, text)
@@ -391,12 +394,12 @@ class Shown:
                 self._skipped.append(text)
 
     def finish(self, result: CodeExecutionResult, *, is_streamed: bool = True, shows_plain: bool = True) -> CodeExecutionResult:
-        """Show the rest of a cell that has ended. Return its result, or raise CellError if it failed.
+        """Show what is left of a cell that has ended: its value and state. Return its result, or raise CellError if it failed.
 
         Args:
             result: The result.
-            is_streamed: Whether its output was shown already.
-            shows_plain: Whether to show a plain value, and to set `_` to it.
+            is_streamed: Whether the output was shown while the cell ran. Otherwise it is shown now.
+            shows_plain: Whether to show a plain value, such as a number, and to set `_` to it.
         """
         if not is_streamed:
             error = (result.error.traceback or str(result.error)) if result.error else ""
@@ -426,7 +429,7 @@ class Shown:
             print(text, end="", file=sys.stdout if self._stream == "stdout" else sys.stderr)
 
     def _end(self) -> None:
-        """Write what is held back, and end the guest's colours."""
+        """Write the text that the terminal filter keeps back, and end the guest's colours."""
         self._put(self._screen.flush() + self._screen.reset())
 
     def _display(self, shown: Display) -> None:
@@ -445,7 +448,7 @@ class Shown:
         self._named.add(shown.name)
 
     def _show_value(self, result: CodeExecutionResult) -> None:
-        """Show a value as that of the notebook's cell, in the session's layout, and set `_` if the value is a plain one."""
+        """Show the result's value as the notebook's `Out`. Also set `_` to it if it is a plain value, such as a number."""
         hook: Any = self._shell.displayhook
         hook.start_displayhook()
         hook.write_output_prompt()

@@ -1,8 +1,8 @@
-"""Render a result: as text for a model, and as text, images and HTML for a notebook.
+"""Turn a result into text for a model, and into text, images and HTML for a notebook.
 
-The text for a model is compact, separates the streams, has a limited length and contains no image data. A line that begins with a label
-(`[state] …`) was written by the host: guest text passes through `for_model` and names through `shown_name`, so that they cannot look like
-such a line.
+The text for a model is compact, separates the streams, has a limited length and contains no image data. Only the host writes lines that
+begin with a label (`[state] …`): guest text passes through `for_model` and names through `shown_name`, so that they cannot look like such a
+line.
 """
 
 import base64
@@ -26,7 +26,7 @@ Html = Literal["clean", "raw"]
 
 
 def render(result: CodeExecutionResult) -> str:
-    """Return the text of a result for a model. Headings such as `[stdout]` are added only if there are several parts to tell apart."""
+    """Return the text of a result for a model. Add headings such as `[stdout]` only if there are several parts to tell apart."""
     error = error_text(result)
     streams = {
         "stdout": for_model(result.stdout),
@@ -42,7 +42,7 @@ def render(result: CodeExecutionResult) -> str:
 
 
 def clip(text: str, room: int) -> str:
-    """Return a text unchanged if it has at most `room` characters. Otherwise shorten it.
+    """Return a text, shortened to about `room` characters if it is longer.
 
     A shortened text has the beginning and the end, and between them a note on how to read the rest.
     """
@@ -59,18 +59,21 @@ def _section(name: str, text: str, *, headed: bool) -> str:
 
 
 def share(room: int, parts: int) -> int:
-    """Return how many characters each of some parts may have, so that together they have `room`. It is at least 200."""
+    """Return how many characters each of `parts` texts may have if all may have `room` together. Return at least 200."""
     return max(200, room // max(1, parts))
 
 
 def error_text(result: CodeExecutionResult) -> str:
-    """Return a result's error for a model, with the traceback's frames in the user's code, or '' if there is no error."""
+    """Return a result's error as text for a model, or '' if there is no error.
+
+    The text is the traceback without frames in libraries, if there are frames in the user's code.
+    """
     if result.error is None:
         return ""
-    return _users_part(for_model(result.error.traceback)) or for_model(str(result.error))
+    return _keep_user_frames(for_model(result.error.traceback)) or for_model(str(result.error))
 
 
-def _users_part(traceback: str) -> str:
+def _keep_user_frames(traceback: str) -> str:
     """Return a traceback with only the frames in the user's code, or the whole traceback if there are none."""
     body = _HEADER.sub("", traceback).strip("\n")
     *frames, last = _FRAME.split(body)
@@ -85,8 +88,8 @@ def _users_part(traceback: str) -> str:
 
 
 def _displayed(result: CodeExecutionResult) -> str:
-    """Return the texts of displays, without images and without a display that repeats the last value."""
-    texts = [_in_words(display) for display in result.displays if not _is_image(display)]
+    """Return what a cell displayed, as text for a model. Leave out images, and a display that repeats the last value."""
+    texts = [_describe_display(display) for display in result.displays if not _is_image(display)]
     value = for_model(result.text or "")
     return "\n".join(text for text in texts if text and text != value)
 
@@ -95,7 +98,7 @@ def _is_image(display: Display) -> bool:
     return display.png is not None or any(isinstance(display.data.get(mime), str) for mime in ("image/jpeg", "image/svg+xml"))
 
 
-def _in_words(display: Display) -> str:
+def _describe_display(display: Display) -> str:
     """Return a display as text for a model: its plain text if that says something.
 
     If it only names the object, such as `<IPython.core.display.HTML object>`, return the display's source or a note on its HTML.
@@ -140,7 +143,7 @@ def _size(size: int) -> str:
 
 
 def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
-    """Return a result for a notebook, as plain text and as HTML.
+    """Return a result for a notebook, by MIME type: as plain text and as HTML.
 
     The HTML has the output and stderr, the displays, and the state of the session.
     """
@@ -165,9 +168,9 @@ def hint_note(result: CodeExecutionResult) -> str:
 def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
     """Return the parts of a display that a page may show, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
-    All other types are left out, because they run code or load what they name: widgets, charts of plotly and Vega, maps. With `html="raw"`,
-    HTML is returned unchanged, in an <iframe> with its own origin: its scripts cannot reach the page, but they can use the reader's
-    network.
+    All other types are left out, because they run code or load files from the network: widgets, charts of plotly and Vega, maps. If `html`
+    is "raw", HTML is put into an <iframe> without cleaning it. The <iframe> has its own origin: its scripts cannot reach the page, but they
+    can use the reader's network.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
@@ -191,9 +194,10 @@ _RENDERED = {"text/markdown": cleaned_markdown, "text/latex": cleaned_latex}
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """Return the entry `text/html` of a display, or {} if it would be empty.
+    """Return a display's HTML as a dict with the key `text/html`, or an empty dict if there is nothing to show.
 
-    It is an <iframe> if `html` is `raw`, otherwise cleaned HTML and, if there are scripts, a note that they do not run.
+    If `html` is `raw`, put `source` into an <iframe>. Otherwise clean it and, if it has scripts, add a note that they do not run. If it has
+    only scripts, show `text` before the note.
     """
     if html == "raw":
         return {"text/html": sandboxed(source)}

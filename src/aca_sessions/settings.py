@@ -41,7 +41,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class JsonFile:
-    """A JSON file: its parsed content, and its text, in which `line_of` looks up keys."""
+    """A parsed JSON file, and its text, in which `line_of` finds the line of a key."""
 
     path: Path
     content: Any
@@ -63,7 +63,7 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the line of the key at the path `keys`. If the file lacks the key, return the line of its nearest parent that exists."""
+        """Return the number of the line with the key at the path `keys`. If it is not in the file, use its nearest parent that is."""
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
@@ -81,7 +81,10 @@ def _as_plain_json(text: str) -> str:
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield each key (or index) of the JSON object (or list) at `position`, with the positions where the key and its value begin."""
+    """Yield the entries of the JSON object or list that begins at `position` of a text.
+
+    Each entry is its key or index, the position of the key, and the position of the value.
+    """
     opening, index = text[position], 0
     if opening not in "{[":
         return
@@ -105,9 +108,11 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigurationError for an environment variable that is not a setting, and for two that contradict each other.
+    """Raise ConfigurationError if an environment variable of a section is not a setting, or if two contradict each other.
 
-    `section` is the prefix of the variables' names, in upper or lower case. `known` maps each setting to the keys below it.
+    Args:
+        section: The section, with which the variables' names begin, in upper or lower case.
+        known: The settings, each with the keys below it.
     """
     prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
     for variable, value in os.environ.items():
@@ -125,7 +130,7 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """Return the end of an error message about an unknown key: the key that the user probably meant, or all keys that exist."""
+    """Return the end of an error message about an unknown key: the key that the user probably meant, or all keys."""
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(key.lower(), names, n=1)
     return f": did you mean {names[close[0]]}?" if close else f": expected one of {', '.join(names.values())}"
@@ -148,7 +153,10 @@ def _check_separator(variable: str, section: str, known: Mapping[str, Collection
 
 
 def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
-    """Raise ConfigurationError if a variable with a section as JSON contradicts a variable for one of the section's keys."""
+    """Raise ConfigurationError if two environment variables contradict each other: one for a section, one for a key in it.
+
+    The variable for a section holds JSON.
+    """
     for name, (variable, value) in found.items():
         for key, inner in _leaves(name, value):
             other, text = found.get(key, (variable, value))
@@ -202,7 +210,10 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """Parse a text as a JSON list, or as words between commas, semicolons or spaces. Return other values unchanged."""
+    """Convert a text to a list, and return other values unchanged.
+
+    The text is a JSON list, or words that are separated by commas, semicolons or spaces.
+    """
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -444,9 +455,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources of settings, with short names like `Endpoint` moved into their sections, such as `SessionsHttpClient`.
+        """Return the sources of settings. Move short names like `Endpoint` into their sections, such as `SessionsHttpClient`.
 
-        A source then overrides a value in later sources, whether the value has its short or its full name there.
+        So a source overrides a setting in later sources, whether those use the short or the full name.
         """
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
@@ -457,14 +468,14 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The values from one source of settings, and the name of the source in messages."""
+    """The settings from one source, such as a file, with the name of the source for error messages."""
 
     values: Mapping[str, Any]
     name: str = ""
     file: JsonFile | None = None
 
     def depth(self, keys: Sequence[str | int]) -> int:
-        """Return how many keys of the path `keys`, from the first on, exist in this source.
+        """Return how many leading keys of the path `keys` exist in this source.
 
         An error about a key names the source in which most of its path exists.
         """
@@ -477,7 +488,10 @@ class _Source:
         return len(keys)
 
     def place_of(self, *keys: str | int) -> str:
-        """Return the beginning of an error message about a key: this source's name and, in a file, the line. Return '' for arguments."""
+        """Return where this source has a key, as the beginning of an error message: the source's name and, in a file, the line.
+
+        Return '' for arguments of Settings.
+        """
         return f"{self.name}, line {self.file.line_of([SECTION, *keys])}: " if self.file else self.name and f"{self.name}: "
 
 
@@ -534,7 +548,7 @@ def _into_sections(source: _Source) -> dict[str, Any]:
 
 
 def _variables() -> dict[str, list[str]]:
-    """Return the settings that environment variables can set, each with the keys below it."""
+    """Return the settings that environment variables can set, from the name of each to the names of the keys below it."""
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
@@ -548,9 +562,9 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
 
 
 def _rule_text(kind: str, message: str, value: object) -> str:
-    """Describe what was expected and what was given, for an error message.
+    """Return the part of an error message that says what was expected and what was given.
 
-    Only the value of a number or a choice is shown. Any other value may be secret, so at most its type is shown.
+    Show the given value only if it is a number or a choice of words. Any other value may be secret, so at most its type is shown.
     """
     if kind == "missing":
         return "must be set"
@@ -563,7 +577,7 @@ def _rule_text(kind: str, message: str, value: object) -> str:
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of an error message about a key: the name of the source that sets the key, and the line in a file.
+    """Return where a setting comes from, as the beginning of an error message: the name of its source and, in a file, the line.
 
     A source may set the key by its short name, such as `Endpoint`, or by its full name.
     """

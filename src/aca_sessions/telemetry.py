@@ -58,7 +58,7 @@ class Usage:
 
 
 class MeasuredServer(Protocol):
-    """The interface of a server whose use of resources, and the limits on it, are reported as metrics."""
+    """What the metrics need of a server: how much it uses of its limits."""
 
     def session_usage(self) -> Usage: ...  # noqa: D102
     # Sessions whose first interpreter has not started yet.
@@ -98,9 +98,9 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
 
 
 def record_client_execution(current: Span, result: CodeExecutionResult) -> None:
-    """Record on the span `current` and in the metrics how a cell ended: success, state, duration, sizes.
+    """Record how an execution ended, in the metrics and on the span `current`: success, state, duration and sizes of the output.
 
-    The caller must first limit the result's state to what this caller has not received before, so that no loss is counted twice.
+    The result's state must contain only what this caller has not received before: otherwise a loss of variables is counted twice.
     """
     verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
@@ -110,7 +110,7 @@ def record_client_execution(current: Span, result: CodeExecutionResult) -> None:
 
 
 def observe_server(server: MeasuredServer) -> None:
-    """Report a server's use and limits in the metrics, for as long as the server object exists.
+    """Add a server's use and limits to the metrics, for as long as the server object exists.
 
     Also add 0 to the counters, so that exporters show them before the first event.
     """
@@ -156,25 +156,28 @@ _create_gauge(
 
 
 def count_session_start() -> None:
-    """Count a new session of a server."""
+    """Count a session that a server has started."""
     _live.add(1)
 
 
 def count_session_end(reason: str) -> None:
-    """Count the end of a session of a server. If the reason is `expired`, also count a loss of state."""
+    """Count a session that a server has ended. If the reason is `expired`, also count a loss of variables and files."""
     _live.add(-1)
     if reason == "expired":
         _losses.add(1, {"reason": reason})
 
 
 def record_interpreter_start(start: Literal["warm", "cold"], seconds: float) -> None:
-    """Record how many seconds a session waited for its interpreter. A warm interpreter was kept ready; a cold one was forked on demand."""
+    """Record how many seconds a session waited for its interpreter.
+
+    If `start` is `warm`, the interpreter was ready before. If it is `cold`, it was forked when the session needed it.
+    """
     _start_seconds.record(seconds, {"start": start})
 
 
 @contextmanager
 def count_active_cell() -> Iterator[None]:
-    """Count a cell as active during the `with` block."""
+    """Count one more running cell during a `with` block."""
     _active.add(1)
     try:
         yield
@@ -183,9 +186,9 @@ def count_active_cell() -> Iterator[None]:
 
 
 def record_server_execution(result: CodeExecutionResult) -> None:
-    """Record an execution's duration and outcome on the server.
+    """Record on the server how an execution ended and how long it took.
 
-    A death of the interpreter counts as a loss of state even if a checkpoint restored the session.
+    If the interpreter died, also count a loss of variables, even if a checkpoint restored them.
     """
     _cell_seconds.record(
         result.duration, {"outcome": "succeeded" if result.error is None else outcome_of(result), "state": result.state.kind}

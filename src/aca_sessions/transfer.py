@@ -29,9 +29,10 @@ _NOT_FINITE = re.compile(r"\b(?:nan|inf)\b")
 
 
 async def pass_in(session: Session, name: str, value: object) -> CodeExecutionResult | None:
-    """Set a variable of a session. Raise InvalidArgumentError if the value cannot be passed.
+    """Set a variable of a session to a value of the notebook. Raise InvalidArgumentError if the value cannot be passed.
 
-    A plain value is set by a cell, which an exported notebook repeats. Return its result, or None for a DataFrame.
+    A plain value, such as a number or a list, is set by running a cell, which an exported notebook contains. Return that cell's result. A
+    DataFrame is sent as a file: return None.
     """
     checked_name(name)
     try:
@@ -50,11 +51,11 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
 
 
 async def pass_out(session: Session, name: str) -> object:
-    """Return the value of a session's variable. Raise InvalidArgumentError if it cannot be passed."""
+    """Return the value of a session's variable. Raise InvalidArgumentError if such a value cannot be passed to the notebook."""
     checked_name(name)
     file = _new_file()
     _succeeded(name, await session._run_snippet("export_variable", name, file, int(_has_safe_pyarrow())))
-    data = await _taken(session, name, file)
+    data = await _download_and_delete(session, name, file)
     try:
         return _unpacked(data)
     except ImportError as error:
@@ -64,7 +65,7 @@ async def pass_out(session: Session, name: str) -> object:
 
 
 def checked_name(name: str) -> str:
-    """Return the name of a variable. Raise InvalidArgumentError if no variable can have it."""
+    """Return a variable's name unchanged. Raise InvalidArgumentError if it is not an identifier, or is a keyword."""
     if not name.isidentifier() or iskeyword(name):
         raise InvalidArgumentError(f"the name of a variable must be an identifier, got {name!r}")
     return name
@@ -89,8 +90,11 @@ def _literal(value: object) -> str:
     return f"__import__('json').loads({json.dumps(value)!r})" if _NOT_FINITE.search(text) else text
 
 
-async def _taken(session: Session, name: str, file: str) -> bytes:
-    """Return the content of a file that the session made for this transfer, and delete it."""
+async def _download_and_delete(session: Session, name: str, file: str) -> bytes:
+    """Download a file that the session wrote for this transfer, and delete it there. Return its content.
+
+    `name` is the variable, for errors.
+    """
     size = next((one.size for one in await session.list_files() if one.name == file), 0)
     if size > MOST_ARROW:
         await session._interpreter.delete_file(session.session_id, file)
@@ -119,7 +123,10 @@ def _has_safe_pyarrow() -> bool:
 
 
 def _frame_from_arrow(data: bytes) -> object:
-    """Return the DataFrame of an Arrow stream. Raise an exception if it is malformed, or could become much larger than its data."""
+    """Return the DataFrame in an Arrow stream. Raise an exception if the stream is malformed.
+
+    Also raise one if the DataFrame could take much more memory than the stream.
+    """
     import pyarrow
 
     messages = pyarrow.ipc.MessageReader.open_stream(data)
@@ -136,7 +143,7 @@ def _frame_from_arrow(data: bytes) -> object:
 
 
 def _is_compressed(message: bytes) -> bool:
-    """Return whether a message of Arrow's format (a FlatBuffer) has a compressed body. pyarrow only tells by decompressing it."""
+    """Return whether an Arrow message (a FlatBuffer) has a compressed body. pyarrow would only tell after decompressing it."""
     header = _field(message, _target(message, 0), 2)
     kind = message[_field(message, _target(message, 0), 1)]
     if kind not in (_DICTIONARY, _BATCH):
@@ -148,7 +155,10 @@ def _is_compressed(message: bytes) -> bool:
 
 
 def _field(message: bytes, table: int, number: int) -> int:
-    """Return where a field of a table is, or 0 if the table does not have it."""
+    """Return the position in `message` of a FlatBuffer table's field, or 0 if the table does not have it.
+
+    `table` is the position of the table, and `number` is the number of the field.
+    """
     entries = table - int(struct.unpack_from("<i", message, table)[0])
     place = 4 + 2 * number
     offset = int(struct.unpack_from("<H", message, entries + place)[0]) if place < struct.unpack_from("<H", message, entries)[0] else 0
