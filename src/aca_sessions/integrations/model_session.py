@@ -208,7 +208,7 @@ class ModelSession:
 
         Args:
             pool: The pool of sessions.
-            session_id: The session's name. By default a new name is chosen, and `close` ends the session; a session that you name stays.
+            session_id: The session's name, by default a new one. In a pool of yours, `close` does not end a session that you name.
             settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
                 environment.
             max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
