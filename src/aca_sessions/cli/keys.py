@@ -68,7 +68,7 @@ class KeyFile:
         self._path = path
         self._problem: str | None = None
         self._is_pipe = path.exists() and not path.is_file()  # of a shell, as in `--api-key-file <(…)`: it can be read once only
-        self._stamp = None if self._is_pipe else self._look()
+        self._stamp = None if self._is_pipe else self._read_stamp()
         self._keys = self._read()
 
     def __call__(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class KeyFile:
         if self._is_pipe:
             return self._keys
         try:
-            stamp = self._look()
+            stamp = self._read_stamp()
             if stamp is None or stamp != self._stamp:
                 self._replace(self._read())
                 self._stamp = stamp
@@ -91,7 +91,7 @@ class KeyFile:
             log_event("keys_read", keys=len(keys), added=len({*keys} - {*self._keys}), removed=len({*self._keys} - {*keys}))
         self._keys, self._problem = keys, None
 
-    def _look(self) -> tuple[int, ...] | None:
+    def _read_stamp(self) -> tuple[int, ...] | None:
         """Return the file's device, inode, size and times, which show whether it has changed. Return None if it changed less than 2 s ago.
 
         A second change within one step of the file system's clock could leave all of these as they are. So at None the caller reads the

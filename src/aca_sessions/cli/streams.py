@@ -39,7 +39,7 @@ def prepare() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             _closed.add(name)
-            setattr(sys, name, _nothing(number))
+            setattr(sys, name, _open_null_device(number))
         if name != "stdin":
             cast(io.TextIOWrapper, getattr(sys, name)).reconfigure(errors="backslashreplace")
     if "stdout" in _closed:
@@ -51,7 +51,7 @@ def prepare() -> None:
         sys.stdout = io.TextIOWrapper(raw, output.encoding, "backslashreplace", line_buffering=output.isatty())
 
 
-def _nothing(number: int) -> TextIO:
+def _open_null_device(number: int) -> TextIO:
     """Open /dev/null as the standard stream with the file descriptor `number`. Use another descriptor if `number` is in use by now."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     if descriptor != number:

@@ -167,7 +167,7 @@ async def run_script(
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
-        found = await _find(session, checked(path))
+        found = await _find_script(session, checked(path))
     cell = snippet("run_script", found, *(args or []))
     request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
     return await run_cell(call, named, request, partial(_answer_script, call, named))
@@ -185,14 +185,14 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
         returncode=done.exit_code,
         stdout=clip(done.stdout, room),
         stderr=clip(done.stderr, room),
-        new_files=_first([file.path for file in result.files if file.kind == "created"]),
+        new_files=_first_paths([file.path for file in result.files if file.kind == "created"]),
         state=str(result.state),
         execution_time=result.duration,
         hint=hint(printed, call.client.server.pool.access, _REMEDIES),
     )
 
 
-async def _find(session: Session, path: str) -> str:
+async def _find_script(session: Session, path: str) -> str:
     """Return the path of the script that a model named, with or without `.py`.
 
     If the name has no folder, look in scripts/ first, then in /mnt/data. Raise InvalidArgumentError if there is no such script.
@@ -290,7 +290,7 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
     room = share(result.max_output - len(traceback), sum(map(bool, (result.stdout, stderr, text))))
     by_kind = {kind: [file.path for file in result.files if file.kind == kind] for kind in ("created", "changed", "deleted")}
     by_kind["shared"] = [*collected.shared]
-    listed = {kind: _first(paths) for kind, paths in by_kind.items()}
+    listed = {kind: _first_paths(paths) for kind, paths in by_kind.items()}
     return CellAnswer(
         session_id=named.name,
         success=result.success,
@@ -310,7 +310,7 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
     )
 
 
-def _first(paths: list[str]) -> list[str]:
+def _first_paths(paths: list[str]) -> list[str]:
     """Return as many of the first paths as an answer lists: at most 20, with at most about 2,000 characters together."""
     room = _MOST_PATH_CHARACTERS
     for number, path in enumerate(paths[:_MOST_LINKS]):

@@ -96,7 +96,7 @@ class Outputs:
                 await _write(session, path, file.data)
                 known.versions[path] = file.version
             if news:
-                now, _ = await _look(session)
+                now, _ = await _list_outputs(session)
                 known.seen = {path: marks for path, marks in known.seen.items() if path not in news}
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
@@ -118,7 +118,7 @@ class Outputs:
                 return CollectedFiles()  # the cell's result is returned in any case, and the next call finds what is new
 
     async def _collect_changes(self, session: Session, known: _SessionFiles) -> CollectedFiles:
-        now, complete = await _look(session)
+        now, complete = await _list_outputs(session)
         changed = [path for path, marks in now.items() if known.seen.get(path) != marks]
         gone = [path for path in known.seen if path not in now] if complete else []
         left = [path for path in changed if not await self._keep(session, known, path, now[path][0])]
@@ -188,7 +188,7 @@ def path_of(file: RemoteFile) -> str:
     return file.full_path.removeprefix("/mnt/data/")
 
 
-async def _look(session: Session) -> tuple[Marks, bool]:
+async def _list_outputs(session: Session) -> tuple[Marks, bool]:
     """Return the size and time of each file below outputs/, keyed by path, and whether the list is complete.
 
     It is incomplete if there are more than 1000 files and folders.

@@ -183,7 +183,7 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
     """
     named = call.client.find(session_id)
     # A session that runs a cell or was never used is not asked.
-    health = await _ask(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.is_started else None
+    health = await _check_health(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.is_started else None
     return HealthAnswer(
         session_id=named.name,
         status="healthy" if health is None or health.responsive else "unresponsive",
@@ -209,7 +209,7 @@ async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECOND
     """Check whether a session would start a cell now. While a cell runs this returns false at once, with the time that it has run."""
     named = call.client.find(session_id)
     started, busy_for = time.perf_counter(), named.busy_for
-    responsive = busy_for is None and (await _ask(call, named, timeout)).responsive
+    responsive = busy_for is None and (await _check_health(call, named, timeout)).responsive
     return ResponsivenessAnswer(
         session_id=named.name,
         responsive=responsive,
@@ -239,7 +239,7 @@ def _metadata(named: NamedSession) -> Metadata:
     return Metadata(named.description, named.shared)
 
 
-async def _ask(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
+async def _check_health(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
     """Return the health of a session. It is not responsive if leasing and checking it together take more than `timeout` seconds."""
     started = time.perf_counter()
     async with AsyncExitStack() as held:

@@ -47,7 +47,7 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def _words(value: object) -> object:
+def _to_list(value: object) -> object:
     """Convert an argument that should be a list but is text: parse it if it is a JSON list, otherwise make it the only item of a list.
 
     Return other values unchanged.
@@ -61,7 +61,7 @@ def _words(value: object) -> object:
     return listed if isinstance(listed, list) else [value]
 
 
-Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=1000)]
+Words = Annotated[list[str], BeforeValidator(_to_list), Field(max_length=1000)]
 
 
 @dataclass(slots=True)
