@@ -46,7 +46,7 @@ class ToolError(RuntimeError):
 
 
 def refuse_call(text: str) -> str:
-    """Raise ToolError for a host call (`text`, its JSON) of a cell whose host calls nothing answers."""
+    """Raise ToolError, because the host answers no host calls of this cell. `text` is ignored."""
     raise ToolError("host calls are not answered here: run the cell in an AgentSession")
 
 
@@ -127,7 +127,7 @@ def _set_result(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: 
 
 
 class PendingResult:
-    """The future result of a tool call in a `with tools.batch()` block. Its `value` can be read after the block, which makes the call."""
+    """The result of a tool call in a `with tools.batch()` block. The call is made when the block ends; then `value` can be read."""
 
     def __init__(self, description: str) -> None:
         self._description = description

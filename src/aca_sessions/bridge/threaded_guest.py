@@ -3,8 +3,8 @@
 This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await, a
 last value, displays, a traceback. Its output is collected for its result.
 
-While the cell runs, the host polls it: each poll is a short execution in the session's main thread. It delivers the host's answers to host
-calls, and prints the unanswered calls, or the cell's result. If the host does not receive what a poll printed, it polls again. The session
+While the cell runs, the host polls the session: each poll is a short execution in the main thread, which delivers answers to host calls and
+prints the unanswered calls, or the cell's result. If the host does not receive what a poll printed, it polls again. The session
 then prints the same calls or the same result, so that no call is lost and no cell runs twice.
 """
 
@@ -44,7 +44,7 @@ _late = new_late_displays()
 
 
 class TruncatedText:
-    """A text stream that stores what is written to it, up to a limit. It replaces the middle of a longer text by a note of its length."""
+    """A text stream that stores what is written to it, up to a limit. In a longer text, a note replaces the middle."""
 
     def __init__(self) -> None:
         self._head: list[str] = []
@@ -98,7 +98,7 @@ class OutputCapture:
         self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
 
     def start(self) -> None:
-        """Start to collect this cell's output. Stop to collect the output of an earlier cell that still runs."""
+        """Start collecting this cell's output. Stop collecting the output of an earlier cell that still runs."""
         if OutputCapture.current is not None:
             OutputCapture.current.restore()
         OutputCapture.current = self
@@ -166,7 +166,7 @@ def _end_the_cell() -> None:
 
 
 def _restore_in_child() -> None:
-    """Stop to collect output in a forked process, because nothing in it reads the collected output."""
+    """Stop collecting output in a forked process, because nothing in it reads the collected output."""
     if OutputCapture.current is not None:
         OutputCapture.current.restore()
 
@@ -186,7 +186,7 @@ class ThreadedCell:
         Args:
             shell: The session's IPython shell.
             code: The source of the cell.
-            transformers: Change the cell's syntax tree before it is compiled, in this order.
+            transformers: AST transformers that change the cell's syntax tree before it is compiled, in this order.
             ended: Called in the cell's thread after the cell has ended.
         """
         self.outcome: dict[str, Any] | None = None

@@ -1,6 +1,6 @@
 """Run cells with host calls at endpoints that report no events while a cell runs.
 
-The cell runs in a thread of the session. While it runs, the host polls it: each poll is a short execution in the session. It delivers
+The cell runs in a thread of the session. While it runs, the host polls the session: each poll is a short execution. It delivers
 answers to host calls, waits a short time for new calls or for the cell's end, and prints a line of JSON, the report. If the host does not
 receive the report, it polls again, and the session repeats its report. A cell that may have started is never sent again, and no call is
 carried out twice.
@@ -88,7 +88,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the modules of `send_modules`. It ends with a hash of their sources."""
+    """Return the name of the package in the session that holds the sent modules. It ends with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -118,7 +118,7 @@ class Report:
     """The session's reply to one poll of the host: whether the cell still runs, and its unanswered host calls or its result.
 
     `stage` is `runs` while the cell runs, and `over` after it has ended. It is `unknown` if this interpreter never started the cell, and
-    `no module` if the session lacks the modules of `send_modules`.
+    `no module` if the session lacks the modules that `send_modules` sends.
     """
 
     stage: Stage
@@ -322,8 +322,8 @@ class _Cell:
     def _select_answers(self) -> dict[int, str]:
         """Return the answers to deliver with the next poll: a dict from the number of a host call to its answer.
 
-        They have at most 8 Mi characters together. A longer answer is delivered alone. All stay in `_answers` until the session has
-        replied, so that no answer is lost with a reply.
+        They have at most 8 Mi characters together. A longer answer is delivered alone. They also stay in `_answers`, because the poll may
+        fail.
         """
         answers, size = dict[int, str](), 0
         for number, text in self._answers.items():

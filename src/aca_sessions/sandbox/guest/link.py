@@ -75,7 +75,7 @@ class Link:
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def reconnect(self, connection: socket.socket, frame_pipe: int) -> None:
-        """Use a new socket and a new pipe. A forked process that runs cells of its own (a checkpoint or branch) calls this."""
+        """Use a new socket and a new pipe. This is called in a forked process that runs its own cells (a checkpoint or branch)."""
         connection.set_inheritable(False)
         os.set_inheritable(frame_pipe, False)
         self._connection, self._said = connection, frame_pipe
@@ -91,7 +91,7 @@ class Link:
     def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
         """Yield each message of the host that is not an answer, such as a cell to run. Stop when the host closes the connection.
 
-        While no message comes, run the asyncio tasks that cells left unfinished.
+        Between messages, run the asyncio tasks that cells left unfinished.
         """
         self._wake_loop = loop.wake
         while True:
@@ -160,7 +160,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Return whether a message is wanted: not if it is an answer to a thread that was interrupted and no longer waits for it."""
+        """Return False if a message is an answer for which no thread waits any longer, because it was interrupted. Else return True."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 

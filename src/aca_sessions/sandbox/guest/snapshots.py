@@ -1,4 +1,4 @@
-"""Fork the interpreter for checkpoints and branches. Each fork has its own link to the host and waits for cells.
+"""Fork the interpreter for checkpoints and branches. Each fork has its own connection to the host and waits for cells.
 
 A fork is refused while threads run that cannot be started again (see `threads`). The result of a fork lists what else it loses, such as
 child processes, and what it shares with its parent, such as open sockets.
@@ -135,7 +135,7 @@ def _find_obstacle(shell: Shell) -> str | None:
 
 
 def _describe_losses(shell: Shell, *, received: int, reopened: int) -> list[str]:
-    """Return lines such as "2 unfinished asyncio tasks": what a fork made now would lose or share with its parent.
+    """Return what a fork made now would lose or share with its parent, in lines such as "2 unfinished asyncio tasks".
 
     These are unfinished tasks, child processes, open sockets and open files.
 

@@ -1,4 +1,4 @@
-"""The guest half of the fork server: it preloads libraries once, then forks a session on each request.
+"""The guest half of the fork server: a process that preloads libraries once, then forks a session on each request.
 
 It holds no secret: every session can read all that was ever in the zygote's memory.
 """

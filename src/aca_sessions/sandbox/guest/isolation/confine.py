@@ -112,7 +112,7 @@ def drop_privileges(*, memory_is_counted: bool = False, barriers: seccomp.Barrie
 
     Args:
         memory_is_counted: Whether a control group counts the session's memory. Only then does the filter allow memfd_create.
-        barriers: What else isolates the session, such as namespaces. The filter refuses more system calls if something is missing.
+        barriers: What else isolates the session, such as namespaces. For each field that is false, the filter refuses more system calls.
     """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
@@ -173,7 +173,7 @@ def close_other_descriptors(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Let this process, in its new user namespace, have the uid and gid `inside`. Map them to `outside_uid` and `outside_gid` outside."""
+    """Map the uid and gid `inside` in this process's new user namespace to `outside_uid` and `outside_gid` in the parent namespace."""
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")

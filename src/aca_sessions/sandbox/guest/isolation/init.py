@@ -34,7 +34,7 @@ def main(spawn: Spawn, isolation: "Isolation", connection: int, report: int, she
 
     Args:
         spawn: The host's request for this session.
-        isolation: Enters namespaces and sets limits, or does without namespaces.
+        isolation: Isolates this process, with or without namespaces.
         connection: A descriptor of the socket on which the host sends cells to the interpreter.
         report: A descriptor of the socket on which this process reports dead processes and receives requests to allocate memory.
         shell: The shell that the zygote has built.

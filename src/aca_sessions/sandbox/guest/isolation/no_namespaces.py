@@ -1,7 +1,7 @@
 """Sessions without namespaces, for hosts that refuse to create namespaces.
 
-Used if `ACASessions:Sandbox:Isolation` is `no-namespaces`. Landlock and seccomp replace namespaces and mounts as far as they can.
-SECURITY.md lists what they cannot enforce. A session's folders are folders of the host. To end a session, its first process kills the
+This module is used if `ACASessions:Sandbox:Isolation` is `no-namespaces`. Landlock and seccomp replace namespaces and mounts as far as they
+can. SECURITY.md lists what they cannot enforce. A session's folders are folders of the host. To end a session, its first process kills the
 others. If the host runs as root, each session has its own uid.
 """
 
@@ -310,7 +310,7 @@ class NoNamespaceIsolation:
 def _restrict_signals(other: int) -> bool:
     """Forbid this process, and all that it starts from now on, to signal other processes. Return whether this worked.
 
-    It does not work if the kernel's Landlock is older than version 6. `other` is the pid of a process outside, with which this is tested.
+    It does not work if the kernel's Landlock is older than version 6. `other` is the pid of another process, which is used to test it.
     """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False

@@ -164,7 +164,7 @@ def build_filter(memory_is_counted: bool, machine: str = MACHINE, *, barriers: B
     Args:
         memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
         machine: The processor architecture: `x86_64` or `aarch64`.
-        barriers: What else isolates the session, such as namespaces. The filter refuses more system calls if something is missing.
+        barriers: What else isolates the session, such as namespaces. For each field that is false, the filter refuses more system calls.
     """
     numbers = list_allowed_calls(machine)
     if not memory_is_counted:
@@ -215,7 +215,7 @@ def _refused_without_barriers(barriers: Barriers) -> list[str]:
 
 
 def _argument_rules(barriers: Barriers) -> dict[str, list[bytes]]:
-    """Return the checks of arguments: a dict from the name of a system call to the BPF instructions that check its arguments."""
+    """Return a dict from the name of a system call to the BPF instructions that check its arguments."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
@@ -239,9 +239,9 @@ def _argument_rules(barriers: Barriers) -> dict[str, list[bytes]]:
 
 
 def _checks_without_namespaces(checks: dict[str, list[bytes]], barriers: Barriers) -> dict[str, list[bytes]]:
-    """Return stricter checks of arguments for a session without namespaces: a dict from the name of a system call to BPF instructions.
+    """Return a dict from the name of a system call to BPF instructions that check its arguments in a session without namespaces.
 
-    They keep the session from Unix sockets and processes of the host, as namespaces would. `checks` is the dict for all sessions.
+    They deny access to Unix sockets and processes of the host, as namespaces would. `checks` is the dict for all sessions.
     """
     internet = [family for name, family in FAMILIES.items() if barriers.network and name != "AF_UNIX"]
     itself = {name: _allow_only_values(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}

@@ -33,7 +33,7 @@ def new_late_displays() -> LateDisplays:
 class CellOutput:
     """Collects the output of one cell. It sends displays to the host immediately, and keeps the value and error for the cell's result.
 
-    A thread or task of an earlier cell may display something when no cell runs. Such a display becomes one of the next cell.
+    A thread or task of an earlier cell may display something when no cell runs. Such a display is added to the displays of the next cell.
     """
 
     def __init__(self, execution: str, send: Callable[[Message], None], late: LateDisplays) -> None:
@@ -54,7 +54,7 @@ class CellOutput:
         self._images: set[bytes] = set()
 
     def store_value(self, result: Any, formats: dict[str, Any]) -> None:
-        """Store the value of the cell's last expression. Send it as a display as well if it has other formats than plain text.
+        """Store the value of the cell's last expression. If `formats` has more than plain text, send the value as a display as well.
 
         Args:
             result: IPython's result of the cell, whose attribute `result` is the value.
@@ -103,7 +103,7 @@ class CellOutput:
                 self._clear()
 
     def store_error(self, error: BaseException, traceback: str) -> None:
-        """Store the error with which the cell ended, and its formatted traceback. Replace the middle of very long texts by a short note."""
+        """Store the error with which the cell ended, and its formatted traceback. Shorten long texts by `clip`."""
         try:
             message = str(error)
         except Exception as broken:
@@ -168,7 +168,7 @@ class CellOutput:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """Return a text unchanged if it has at most `limit` characters. Else replace its middle by a note of its length."""
+    """If a text has over `limit` characters, replace its middle by a note of how many were removed."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -176,7 +176,7 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _drop_large_forms(data: dict[str, str], room: int) -> dict[str, str]:
-    """Remove the largest formats of a display (`data`, by MIME type) until at most `room` characters are left.
+    """Remove formats from a display, the largest first, until it has at most `room` characters. `data` maps MIME types to content.
 
     Return {} if only plain text would be left.
     """
@@ -194,7 +194,7 @@ def _limit_late_display(data: dict[str, str]) -> dict[str, str]:
 
 
 def _scalar(value: Any) -> Scalar:
-    """Return a bool, number or text as a value that JSON can hold, or None for any other value."""
+    """Convert a bool, number or text (also of numpy) to a value that JSON can hold. Return None for any other value."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
         value = value.item()
     if type(value) in (bool, float):

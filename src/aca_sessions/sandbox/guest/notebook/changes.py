@@ -1,8 +1,8 @@
 """Find what a cell changed in its session: files, processes and variables.
 
 Changes of variables are found without running code of the user. A variable with a number or a short text has changed if its value differs.
-Any other variable has changed if its value is another object (at another address), or if the object's length or shape differs. If a cell
-changes an object but not its length or shape, this is not found.
+Any other variable has changed if its value is another object (at another address), or if the object's length or shape differs. A change
+inside an object is not found if length and shape stay the same.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return the inode, size and mtime of each file in /mnt/data, by path. Return None if there are over 2,000 files."""
+    """Return a dict from the path of each file in /mnt/data to its inode, size and mtime. Return None if there are over 2,000 files."""
     found: Listing = {}
     pending = [""]
     while pending:
@@ -126,7 +126,7 @@ class VariableTracker:
         self._sizes = _Sizes()
 
     def watch(self, names: dict[Any, Any], hidden: Mapping[Any, Any]) -> None:
-        """Set the dict whose changes are found.
+        """Set the dict of variables that `changes` compares.
 
         Args:
             names: The session's variables: the dict in which cells run.
@@ -150,7 +150,7 @@ class VariableTracker:
         return [_describe_change(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
 
     def _find_rebound(self, now: dict[str, Any]) -> list[str]:
-        """Return the names that are new or deleted, or whose value is another object than at the last call."""
+        """Return the names of variables that are new or deleted, or whose value is another object than at the last call."""
         keys, ids = list(now), list(map(id, now.values()))
         old_keys, old_ids = self._keys, self._ids
         self._keys, self._ids = keys, ids

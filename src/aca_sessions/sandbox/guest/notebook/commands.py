@@ -1,4 +1,4 @@
-"""Programs in a session: commands that run in place of a cell, and `!` lines in a cell."""
+"""Run programs in a session: commands in place of a cell, and `!` lines in a cell."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class CellTransformer(TransformerManager):
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Translate IPython's commands in the lines of a cell to Python. Return the lines unchanged if they contain no command.
+        """Translate IPython's commands in the lines of a cell to Python. Return the lines unchanged if they cannot contain a command.
 
         IPython's own method would split every cell into tokens to search for commands.
         """

@@ -1,6 +1,6 @@
 """Show values in a session: the last value as the cell's value, everything else as displays.
 
-A value has several forms, one for each MIME type. This module adds these to the forms that IPython makes:
+A value is shown in several formats ("forms"), one for each MIME type. This module adds these to the formats of IPython:
 
 - Charts of plotly and altair, as JSON and as one HTML document. plotly's document contains its script (5 MB). altair's does if vl-convert
   is installed; otherwise it loads Vega from a public address, so the reader needs a network. Neither is drawn as an image here.

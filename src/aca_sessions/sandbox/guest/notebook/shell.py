@@ -125,7 +125,7 @@ class Shell(InteractiveShell):
         return self._read("input", text)
 
     def read_secret(self, prompt: str = "Password: ", stream: TextIO | None = None) -> str:
-        """Return a line from the caller of the cell, who shows the prompt and hides the line, as `getpass` does."""
+        """Ask the caller of the cell for a line of text, as `getpass` does, and return it. The caller hides what is typed."""
         flush_streams()
         return self._read("password", str(prompt))
 
@@ -138,7 +138,7 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def redirect_errors(self, has_other_forms: bool = True) -> Iterator[None]:
-        """In the `with` block, in which IPython formats an object: print errors on stderr, or store them as the cell's error.
+        """Print errors of formatting an object in the `with` block on stderr, or store them as the cell's error.
 
         They are printed if `has_other_forms` is true, because the object may still be shown in another format.
         """
@@ -176,7 +176,7 @@ class Shell(InteractiveShell):
         return {"ename": name, "evalue": message, "traceback": [text]}
 
     def show_usage_error(self, exc: BaseException) -> None:
-        """Make a usage error of a magic command the cell's error, without a traceback. IPython would print it on stderr."""
+        """Store a usage error of a magic command as the cell's error, without a traceback. IPython's own method prints it on stderr."""
         self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
@@ -187,7 +187,7 @@ class Shell(InteractiveShell):
         return failed
 
     async def run_code(self, *arguments: Any, **options: Any) -> Any:
-        """Run one statement of a cell. Ignore the `!` commands of earlier statements from now on, so that their failure is not reported."""
+        """Run one statement of a cell. First forget the `!` commands of earlier statements, because their failures are not reported."""
         self.last_command = commands.ShellCommand()
         return await super().run_code(*arguments, **options)
 

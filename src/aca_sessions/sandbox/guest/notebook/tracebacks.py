@@ -56,7 +56,7 @@ class SkippedFrames(RepeatedFrames):
 
     @property
     def description(self) -> str:
-        """Describe the frames: name function and line of the three most frequent ones, and count the others."""
+        """Describe the frames: the function and line of the three most frequent ones, and the number of others."""
         counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
         named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
         rest = sum(count for _, count in counts[_MOST_NAMED:])
@@ -101,7 +101,7 @@ def shorten_tracebacks(formatting: Any) -> None:
 
 
 def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, SkippedFrames]]:
-    """Return a copy of a traceback with at most 40 frames, and the others: a dict from a frame to the frames left out after it."""
+    """Return a copy of a traceback with at most 40 frames, and a dict from a kept frame to the frames left out after it."""
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
     while step is not None:
