@@ -1,4 +1,4 @@
-"""The functions that open pools, clients and servers from settings. Only this module decides between embedded and remote sessions."""
+"""Open pools, clients and servers from settings. Only this module decides between embedded and remote sessions."""
 
 import asyncio
 import logging

@@ -29,7 +29,7 @@ _MODEL_LABELS = (
 
 
 def shown_name(name: str, longest: int = 200) -> str:
-    """Return a name as it can be shown in a message. Shorten a long one in the middle, and quote one with unusual characters."""
+    """Return a name for use in a message. Shorten a long one in the middle, and quote one with unusual characters."""
     if len(name) > longest:
         half = longest // 2
         name = f"{name[:half]}…{name[-half:]}"
@@ -46,7 +46,10 @@ def shown_caption(text: str) -> str:
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Escape the control characters of a text, except tabs and line ends. Keep the sequences that set colours only if `colours` is true."""
+    """Escape the control characters of a text, except tabs and line ends.
+
+    Keep the sequences that set colours if `colours` is true, otherwise remove them.
+    """
     return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escape(found[0]), text)
 
 
@@ -68,7 +71,7 @@ def for_terminal(text: str) -> str:
 
 
 class TerminalFilter:
-    """Makes the guest text safe that a program writes to one terminal piece by piece, of all streams.
+    """Makes guest text safe for one terminal, piece by piece as it is written. It must process the text of all streams.
 
     The host's labels are recognized at every position, not only at the beginning of lines: a long line wraps, so its middle may begin a
     row.

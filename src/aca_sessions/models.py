@@ -112,7 +112,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """One thing that a cell displayed, by MIME type: binary types as base64, JSON types as JSON text.
+    """One thing that a cell displayed. `data` has its content by MIME type: binary types as base64, JSON types as JSON text.
 
     A later display of the same `name` replaces it.
     """
@@ -356,9 +356,10 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint of a session. `left_behind` lists what could not be saved. `size` is the size of its files in bytes.
+    """A checkpoint of a session. `left_behind` lists what could not be saved, such as open sockets.
 
-    Several checkpoints may have the same name; the name then means the latest of them. Ids are unique in a session.
+    Several checkpoints may have the same name; the name then means the latest of them. Ids are unique in a session. `size` is the size of
+    the checkpoint's files in bytes.
     """
 
     id: str

@@ -62,8 +62,8 @@ class Sandbox:
             workspace: Where the session's files are.
             limits: The limits of the session.
             memory: The limit on its memory. A session and its branches share one.
-            proxy: Connects the session to the network, or None.
-            packages: The packages that the session can install.
+            proxy: Connects the session to the domains of the policy. None if the policy names no domains.
+            packages: The package cache and resolver, with which the session installs packages.
             memory_users: Counts the sandboxes that share `memory`. None makes a new count.
         """
         self._all_packages = packages
@@ -323,7 +323,7 @@ class Sandbox:
         return position
 
     def _record_killed_processes(self, killed: KillResult) -> None:
-        """Record in the ledger that a kill ended processes, and that some survived it, which may still change files."""
+        """Record in the ledger whether a kill ended processes, and whether some survived it, which may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.survivors:

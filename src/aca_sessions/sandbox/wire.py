@@ -106,8 +106,8 @@ class ShowTree(Message):
 class Spawn(Message):
     """A request to start a session in a workspace.
 
-    It comes with the session's ends of two sockets: one for requests such as cells, one for the session's message `Ready`. The answer
-    `Done` comes with a pidfd of the session's first process.
+    It comes with the session's ends of two sockets: one for requests such as cells, and one on which the session's first process reports
+    that an interpreter has died. The answer `Done` comes with a pidfd of the session's first process.
     """
 
     tree: int
@@ -144,8 +144,8 @@ class Ready(Message):
     """The message that the interpreter is confined and waits for cells.
 
     It comes with file descriptors in this order: the interpreter's pidfd; the read ends of its pipes for frames, stdout and stderr; with
-    namespaces, the session's /proc; the listening socket for the session's proxy, if it has one; a socket that lists the session's sockets,
-    if the host watches the memory that they use.
+    namespaces, the session's /proc; the listening socket for the session's proxy, if it has one; a socket for listing the session's
+    sockets, if the host counts the memory that they use.
     """
 
     landlock: int
@@ -368,15 +368,15 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return which values each field of a message class accepts: a dict from the field's name to its shape (see `_shape_of`)."""
+    """Return a dict from the name of each field of a message class to the shape of its values, as in `_shape_of`."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Convert a field's declared type to a pair for `_checked`: a container such as `list`, and what it may hold.
+    """Convert a field's type to a shape, which `_checked` checks values against: `list[str]` becomes `(list, ((None, (str,)),))`.
 
-    What it may hold is a tuple. For `dict` and `list` this has one shape, that of all values. For `tuple` it has a shape for each item, and
-    for `Literal` the allowed words. For a type that is no container, such as `str`, the pair is None and the allowed types.
+    A shape is a container, or None for a type such as `str`, and a tuple of what is allowed in it. For `list` and `dict` this is the shape
+    of all values, for `tuple` the shape of each item, for `Literal` the words, and for None the types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -389,9 +389,9 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Return a value from a frame's header, after checking it. Raise WireError if it does not have the `shape` (see `_shape_of`).
+    """Return a value from a frame's header, after checking that it fits a shape. Raise WireError if it does not.
 
-    If the value or a part of it stands for a long text, put the text in its place and remove it from `texts`.
+    If the value or a part of it refers to a long text in `texts`, put the text in its place and remove it from `texts`.
     """
     container, parts = shape
     if container is None:

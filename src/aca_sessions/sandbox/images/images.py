@@ -244,9 +244,10 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def ipython_mount(image: str | None) -> dict[str, str]:
-    """Return the mount by which sessions of an image without IPython use this host's: a dict from its path there to a folder here.
+    """Return the mount of a copy of this host's IPython, for sessions of an image that has no IPython.
 
-    Return an empty dict if `image` is None, because no copy of IPython is needed then. Also return one if this host cannot keep files.
+    The dict maps the path in a session to the folder on this host. It is empty if `image` is None, because no copy is needed then, or if
+    this host cannot keep files.
     """
     try:
         return {SUPPLY: _supply_folder()} if image else {}

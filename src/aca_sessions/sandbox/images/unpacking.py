@@ -105,7 +105,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
 
 
 class _MemberTarget:
-    """The place, below the folder to unpack into, of one entry of a tar. No symbolic link is followed on the way to it."""
+    """The place where one entry of a tar is unpacked. No symbolic link is followed on the way to it."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root

@@ -97,9 +97,9 @@ class PackageCache:
         return LockedPackageSet(name, f"{self._mount_point}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def add_set(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Move the folder `unpacked` into the cache as the package set `name`. Do nothing if the cache has it already.
+        """Move the folder `unpacked` into the cache as the package set `name`, unless the cache already has one of that name.
 
-        If the cache is too large then, remove other package sets: the least recently used first, and never one in use.
+        If the cache is too large afterwards, remove other package sets: the least recently used first, and never one in use.
         """
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
         # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
@@ -192,7 +192,7 @@ class PackageCache:
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Create a file that has its content at once. Do nothing if it exists, even if another process creates it meanwhile."""
+        """Create a file that is never seen without its content. Do nothing if it exists, even if another process creates it meanwhile."""
         with self.work_folder() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)

@@ -1,4 +1,4 @@
-"""Named virtual environments for sessions, in the user's data folder. They do not include the host program's packages."""
+"""Manage named virtual environments for sessions, in the user's data folder. They do not include the host program's packages."""
 
 import asyncio
 import re
@@ -82,13 +82,14 @@ class Environments:
             await self._install(folder, [f"--requirement={requirements_file}"])
 
     async def create_like(self, name: str, service: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
-        """Create an environment with the packages that a hosted service offers. Return those packages that it lacks.
+        """Create an environment with the packages that a hosted service offers. Return those packages that were left out.
 
         Args:
             name: The name of the new environment.
             service: The service, a key of `SERVICE_PACKAGES`, such as `azure`.
             python: The path of the interpreter for the environment. None means the host program's own.
-            skip_missing: Whether to leave out packages that have no wheel for this Python. Otherwise they raise ConfigurationError.
+            skip_missing: Whether to leave out packages that have no wheel for this Python. If not, such a package raises
+                ConfigurationError.
         """
         wanted = SERVICE_PACKAGES[service]
         async with self._create_empty(name, python) as folder:
@@ -123,7 +124,7 @@ class Environments:
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
         """Return those of the `wanted` packages that have no wheel for the environment's Python.
 
-        Check all at once, which is faster. Check them one by one only if that fails.
+        Check all at once, which is faster. If any is missing, check them one by one to find out which.
         """
         if await self._have_wheels(folder, wanted):
             return []

@@ -38,9 +38,8 @@ def main() -> None:
     - FOLDER: the only folder in which pip may write.
     - LARGEST: a limit in bytes for each file. It is also the limit for the unpacked wheels together, and for all downloads together.
     - RUNNER: the script that starts pip.
-    - KNOWN: a folder with metadata of packages that pip treats as installed.
-    - MARKERS: for a container image, values for requirement markers, as JSON. KNOWN then describes all packages of the image. Otherwise
-    empty.
+    - KNOWN: a folder with metadata of packages that pip treats as installed. For a container image, these are all of its packages.
+    - MARKERS: for a container image, the values of its Python's requirement markers, as JSON. Otherwise empty.
     """
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)

@@ -35,9 +35,9 @@ class Wheel:
 
 
 def parse_requirements(texts: Iterable[str]) -> list[Requirement]:
-    """Parse 1 to 100 requirements, and return them.
+    """Parse 1 to 100 requirements, such as `humanize>=4`, and return them.
 
-    Raise PackageError if there are none or more, or if one is invalid or contains a URL.
+    Raise PackageError if there are none or more than 100, or if one is invalid or contains a URL.
     """
     given = [*texts]
     if not 0 < len(given) <= _MOST:

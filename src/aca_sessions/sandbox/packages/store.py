@@ -60,7 +60,7 @@ class Packages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def environment(self) -> dict[str, str]:
-        """Return the version of each package of the guests' Python, by its canonical name."""
+        """Return a dict with the packages of the guests' Python: the version of each, by its canonical name."""
         if self._environment is None and self._ask_image is not None:
             image = await self._ask_image()
             self._resolver = replace(self._resolver, python=sys.executable, image=image)
@@ -229,7 +229,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for package_set in self._sets for wheel in package_set.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Call and await `work` when no other such call runs. If it raises PackageError or OSError, return a result with that error."""
+        """Call and await `work` while no other call of this method does. Convert a PackageError or OSError to a failed result."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -292,7 +292,10 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[LockedPackageSet]:
-        """Return the session's package sets without the packages `names`. Replace each one that has such a package by a locked copy."""
+        """Return the session's package sets after removing the packages `names`.
+
+        A package set that contains one of them is replaced by a locked copy without it.
+        """
         kept: list[LockedPackageSet] = []
         with ExitStack() as on_failure:
             for package_set in self._sets:
