@@ -210,9 +210,9 @@ def _first_name(node: ast.expr) -> str:
 
 
 async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Call `function` and return its value. Make a host call in a new thread, so that the event loop's other tasks continue.
+    """Call `function` and return its value. Use a new thread for a function of `tools`, `skills`, `artifacts` or `deps`.
 
-    Any other function is called in this thread. Its value is awaited if it is awaitable.
+    The event loop's other tasks continue meanwhile. Any other function is called in this thread, and its value is awaited if possible.
     """
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await run_in_thread(lambda: function(*arguments, **named))
@@ -409,7 +409,7 @@ class Skills(_Namespace):
 
 
 def _scope_of(name: str, source: str) -> dict[str, Any]:
-    """Run a skill's source and return the names that it defines, with their values."""
+    """Run the source of the skill `name`. Return the names that the source defines, with their values."""
     file = f"<skill {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"__name__": f"skill_{name}"}
