@@ -48,9 +48,9 @@ def sanitize(code: str) -> str:
 
 
 def _extract_fenced(text: str) -> str | None:
-    """Return the code inside a Markdown fence around the whole text, or else inside the only fence.
+    """Return the code inside the Markdown fence around the whole text, or inside the only fenced block of the text.
 
-    Return None if there is no fence or more than one, or if the text around the fence may be code.
+    Return None if there is no fence, if there are several fenced blocks, or if the text around the only block may be code.
     """
     opening = _OPENING.match(text)
     if opening is not None:
@@ -64,7 +64,7 @@ def _extract_fenced(text: str) -> str | None:
 def _extract_only_block(text: str) -> str | None:
     """Return the code of the only fenced block in a text. If the fence is not closed, the block extends to the end of the text.
 
-    Return None if there is no such block, or if the text around it may be code.
+    Return None if there is no block or more than one, or if the text around the block may be code.
     """
     fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
     if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
@@ -77,10 +77,10 @@ def _extract_only_block(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text may be Python code and not prose.
+    """Return whether a text may be Python code instead of prose.
 
-    A text is prose if it cannot be parsed, or if its statements are only single names. A text of more than 2,000 characters is not parsed
-    and counts as code.
+    A text is prose if it cannot be parsed as Python, or if each statement is a single name, as in "Hello". A text of more than 2,000
+    characters is not parsed and counts as code.
     """
     if len(text) > _MOST_PROSE:
         return True
@@ -111,16 +111,16 @@ def checked_session_id(session_id: object) -> str:
 
 
 def session_name(user_id: str | int | UUID, *, namespace: str = "", salt: str | bytes | None = None) -> str:
-    """Return the name of a user's session: 64 hexadecimal digits, always the same for the same arguments, and other ones for all others.
+    """Return the name of a user's session: 64 hexadecimal digits, which are the same only for the same arguments.
 
     Every endpoint accepts the name, Azure's too. Raise InvalidArgumentError for a user id that cannot name a user, such as None or "".
 
     Args:
-        user_id: How your program names the user, for example an e-mail address or the key of a database. Capital letters and spaces
-            count: "Ann" and "ann" are two users. A number is the same as its digits.
-        namespace: What the session is for. One user has another session in each namespace.
+        user_id: The user's id in your program, for example an e-mail address or a database key. Case and spaces matter: "Ann" and "ann" are
+            two users. The number 7 and the text "7" are the same user.
+        namespace: What the session is for, for example "charts". In each namespace, the same user has a different session.
         salt: A secret of your program, at least 16 characters or bytes. With it, only your program can compute the name of a user's
-            session. Without it, the name holds no user id, but anyone who knows an id can compute the name.
+            session. Without it, anyone who knows the user's id can compute the name, although the name does not contain the id.
     """
     if isinstance(user_id, bool) or not isinstance(user_id, str | int | UUID) or not str(user_id).strip():
         got = "empty text" if isinstance(user_id, str) else type(user_id).__name__  # without the value, which is about a person
@@ -196,7 +196,7 @@ def _split_checked_path(path: str) -> tuple[str, str]:
 
 
 def checked_data(data: object) -> bytes | Path:
-    """Return the content of an upload as bytes, with text encoded as UTF-8. Return a Path as it is: its file is read while it is sent.
+    """Return the content of an upload as bytes, with text encoded as UTF-8. Return a Path unchanged: the file is read while it is sent.
 
     Raise InvalidArgumentError for other types, for text with a lone surrogate, and for a Path that is not a file.
     """
@@ -230,7 +230,10 @@ def checked_count(count: object) -> int:
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:
-    """Raise InvalidArgumentError if there are no requirements, or if one is an option of pip or not one line of text."""
+    """Raise InvalidArgumentError if there are no requirements, or if one of them is not a single line that names a package.
+
+    Empty text, several lines and options of pip such as `--index-url` are refused.
+    """
     if not requirements:
         raise InvalidArgumentError("expected at least one package to install, got none: name it as in install('humanize')")
     for number, requirement in enumerate(requirements, 1):
@@ -254,7 +257,7 @@ def _describe_requirement(requirement: object) -> str:
 def checked_names(names: Sequence[str]) -> Sequence[str]:
     """Return the names of packages to uninstall, unchanged.
 
-    Raise InvalidArgumentError if there are none, or if one has a version, an option or characters that no name has.
+    Raise InvalidArgumentError if there are no names, or if one is not a plain package name: for example `numpy==2.0` or `numpy scipy`.
     """
     wrong = [number for number, name in enumerate(names, 1) if not isinstance(name, str) or not _PACKAGE.fullmatch(name)]
     if wrong or not names:

@@ -21,7 +21,8 @@ DEFAULT_REFRESH_SECONDS = 300.0
 class AzureTokenProvider:
     """A cache of one Azure token, which is renewed some minutes before it expires.
 
-    Only one call renews the token, and others wait for it. If the renewal fails, the old token is used until it expires.
+    If several calls need a new token, one of them renews it and the others wait. If the renewal fails, the old token is used until it
+    expires.
     """
 
     # azure-identity's own cache does not replace it. Credentials that ask a tool (`az`, PowerShell, azd) have none: each call starts `az`
@@ -66,8 +67,8 @@ class AzureTokenProvider:
     def clear_cache(self, refused: str | None = None) -> None:
         """Drop the cached token, so that the next request gets a new one.
 
-        If `refused` is given, drop the cached token only if it is `refused`, the one that the service refused. Another call may have
-        renewed it already.
+        If `refused` is given, the token that the service refused, drop the cached token only if both are equal. If they differ, another
+        call has renewed the token already.
         """
         if self._cached is not None and refused in (None, self._cached.token):
             self._cached = None

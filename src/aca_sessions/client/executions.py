@@ -49,9 +49,10 @@ class Execution:
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield the cell's events in order, from its beginning, as they happen. The last event has the result, the one before it the error.
+        """Yield the cell's events in order, from its beginning, as they happen.
 
-        Each call yields all events again. Meanwhile, the functions given to `answering` answer the cell's `input()` and host calls.
+        The last event has the result. If the cell failed, the event before it has the error. Each call yields all events again. Meanwhile,
+        the functions given to `answering` answer the cell's `input()` and host calls.
         """
         calls = Tasks()
         try:
@@ -102,9 +103,9 @@ class Execution:
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return a copy of this handle that calls `amend` with the result, and gives its caller what `amend` returns.
+        """Return a copy of this handle that passes the result through `amend`: callers get what `amend` returns for the result.
 
-        If `amending` was called before, `amend` gets what the earlier function returned.
+        If `amending` was called before, the earlier function is called first, and `amend` gets what it returns.
         """
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
@@ -114,10 +115,15 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _answer_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Start to answer the host calls in `asked` (calls of a cell to tools of the host), and return the next events.
+        """Call the caller's function for each new host call (a call of the cell to a tool of the host), and return the next page of events.
 
-        `after` is the number of the last event so far. `calls` holds the tasks that answer earlier calls. If there is a single call and its
-        answer is ready within 5 ms, send the answer and get the events in one request.
+        The answers are sent when they are ready. If there is only one host call and its answer is ready within 5 ms, one request sends the
+        answer and gets the events.
+
+        Args:
+            asked: The events of the new host calls.
+            after: The number of the last event so far.
+            calls: The tasks that answer host calls. Those for the new ones are added.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -133,7 +139,10 @@ class Execution:
         return await self._page(after)
 
     async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
-        """Wait for the answer to a host call and send it. If computing it fails, send None, because the cell waits for an answer."""
+        """Wait for `answering`, which computes the answer to a host call, and send the answer to the cell.
+
+        If `answering` raises an exception, send None, because the cell waits for an answer.
+        """
         answer = None
         try:
             answer = await answering
@@ -141,7 +150,7 @@ class Execution:
             await self._reply(event.number, answer)
 
     async def _answer(self, event: Event) -> None:
-        """Answer an `input` event by calling the caller's function.
+        """Send the cell an answer to its `input()`, from the function that the caller gave. Do nothing if the caller gave none.
 
         If the function raises an exception, the cell gets an EOFError and the caller gets the exception.
         """
@@ -233,7 +242,7 @@ class Executions:
     async def start(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> Execution:
         """Start a cell in the background and return a handle to its execution.
 
-        Raise NotSupportedError if the api-version has no asynchronous executions, which continue without a waiting request.
+        Raise NotSupportedError if the api-version cannot run cells in the background.
         """
         id = str(uuid.uuid4())
         try:
@@ -286,8 +295,8 @@ class Executions:
     ) -> ExecutionResponse:
         """Send a cell and return its execution, which has a result if the cell has ended already.
 
-        Never send a cell again that may have run. If the response is lost, fetch the execution by `id`, which the client chose. Raise
-        NotSupportedError if the api-version cannot run the cell asynchronously.
+        If the response is lost, do not send the cell again, because it may have run. Fetch the execution by `id` instead, which the client
+        chose. Raise NotSupportedError if the api-version cannot run the cell asynchronously.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
             long = (call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS
@@ -313,7 +322,10 @@ class Executions:
         return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _recover_execution(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
-        """Fetch an execution after the response to its first request was lost. If that fails too, return one with an unknown state."""
+        """Fetch an execution because the response to the request that sent its cell was lost.
+
+        If that fails too, return an execution whose result has the state `unknown`.
+        """
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
@@ -322,7 +334,10 @@ class Executions:
             return ExecutionResponse(id=id, identifier=session_id, status="Failed", result=_no_reply_result(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
-        """Fetch an execution again and again until it has a result. If a request fails, return one with an unknown state."""
+        """Fetch an execution again and again until it has a result.
+
+        If a request fails, return an execution whose result has the state `unknown`.
+        """
         wait = _FIRST_POLL
         try:
             while (record := await self._fetch(session_id, id, caller)).result is None:
@@ -338,9 +353,9 @@ class Executions:
         return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: CallerPosition) -> Page:
-        """Return the events after event number `after`, the number of the last of them, and the result if the cell has ended.
+        """Return the events with numbers above `after`, the number of the last event, and the result if the cell has ended.
 
-        If the endpoint has no events, wait for the result and make the events from it.
+        If the endpoint does not offer events, wait for the result and convert it to events.
         """
         try:
             if not await self._http.offers("events"):
@@ -362,7 +377,10 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: CallerPosition) -> Page:
-        """Send a reply and get the next events in one request. If it fails, request only the events, so that no reply is sent twice."""
+        """Send the reply to a host call and get the next events in one request.
+
+        If the request fails, request only the events, so that no reply is sent twice.
+        """
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -382,7 +400,10 @@ class Executions:
 
 
 def extension_headers(caller: CallerPosition) -> dict[str, str]:
-    """Return the headers that request a result with this project's extensions, and what happened to the session after `caller`."""
+    """Return the headers that ask for all members of a result, and for what happened to the session since `caller`.
+
+    `caller` is a position in the session's ledger (the list of what happened to the session).
+    """
     if caller.ledger is None:
         return _RICH
     return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}

@@ -25,10 +25,10 @@ from .http import SessionsHttpClient, decode_response
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces the file at `path` at the end of the `with` block. If the block fails, `path` stays as it was.
+    """Open a temporary file that replaces the file at `path` at the end of the `with` block.
 
-    Keep the permissions of a file that exists at `path`. If `path` is a device or a pipe, open it directly: what a failed block wrote stays
-    written.
+    If the block raises an exception, the file at `path` stays as it was. A new file has the permissions of the one that it replaces. If
+    `path` is a device or a pipe, open it directly: nothing undoes what a failed block wrote.
     """
     target = Path(os.path.realpath(path))  # a link stays a link: the file that it names is replaced
     earlier = _status(target)
@@ -94,13 +94,14 @@ class _ChangedError(Exception):
 
 
 async def read_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
-    """Download a file in parts: yield each part with its offset in bytes. At an offset of 0, the caller must drop all earlier parts.
+    """Download a file in parts: yield each part with its offset in bytes.
 
-    If the file changes meanwhile, begin again. Raise ServiceError (412, `FileChanged`) after five attempts, or after the first if
-    `restartable` is false.
+    If the file changes meanwhile, begin again at offset 0: the caller must then drop all earlier parts. Raise ServiceError (412,
+    `FileChanged`) after five attempts, or after the first if `restartable` is false.
 
     Args:
-        read: Returns the part at an offset, of the given version. An offset of None means the whole file, a version of None any version.
+        read: Called with an offset and a version (an entity tag), and returns a part of the file. An offset of None means the whole file,
+            and a version of None any version.
         ranged: Whether the endpoint supports range requests. If not, the whole file is one part, which is held in memory.
         restartable: Whether the caller can drop earlier parts.
     """

@@ -66,7 +66,10 @@ Step = CellStep | UploadStep | DeleteStep | ResetStep | InstallStep
 
 
 class History:
-    """The latest steps of a session: at most 1,000 steps and about 32 MB. Older steps are dropped, and `left_out` counts them."""
+    """The history of a session: its latest cells, uploads, deletions, resets and installations, called steps.
+
+    At most 1,000 steps and about 32 MB are kept. Older steps are dropped, and `left_out` counts them.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
@@ -108,7 +111,7 @@ class History:
         return number
 
     def set_result(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Store the result of a cell in its step, which has the number `number`, and return the result.
+        """Store a cell's result in the step with the number `number`, and return the result.
 
         If the result reports a rollback, mark the cells that the rollback undid.
         """
@@ -137,7 +140,7 @@ class History:
     def drop_after(self, checkpoint: str) -> None:
         """Drop the steps after the checkpoint with the id `checkpoint`, because a rollback to it undid them.
 
-        If the checkpoint is unknown, because another `Session` object took it, drop all steps and count one as left out.
+        If the checkpoint is unknown, because another `Session` object took it, drop all steps and add 1 to `left_out`.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -181,7 +184,10 @@ class RecordingFile(io.FileIO):
 
 
 def upload_step(path: str, sent: bytes | RecordingFile) -> UploadStep:
-    """Create the step of the history for an upload. `sent` must have been sent already, because a file records what is read from it."""
+    """Create the step of the history for an upload.
+
+    `sent` is the content, after the upload: the size and hash of a RecordingFile are those of what was read from it.
+    """
     if isinstance(sent, bytes):
         content: bytes | bytearray = sent
         size, digest = len(sent), hashlib.sha256(sent)
@@ -255,7 +261,10 @@ def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
-    """Convert a result to the outputs that a notebook's cell has. `count` is the number that a notebook shows beside the cell."""
+    """Convert a cell's result to the outputs of a notebook cell (nbformat 4).
+
+    `count` is the number in the notebook cell's prompt, as in `Out[1]`.
+    """
     # A notebook has the traceback in an output of its own.
     streams = [("stdout", result.stdout), ("stderr", result.written_to_stderr)]
     outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": name, "text": text} for name, text in streams if text.strip("\n")]
@@ -348,7 +357,7 @@ def _loaded(source: object) -> object:
 def _parse_cell(cell: object) -> tuple[Step, list[Output]] | None:
     """Convert a cell of a notebook to a step of the history, and return the step with the cell's outputs.
 
-    Return None for a Markdown or raw cell whose metadata has no step.
+    Return None for a Markdown or raw cell, unless its metadata describes a step, such as an upload.
     """
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:

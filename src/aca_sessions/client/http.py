@@ -170,7 +170,7 @@ class SessionsHttpClient:
     async def require(self, extension: str, what: str) -> None:
         """Raise NotSupportedError unless the endpoint offers an extension of Azure's API.
 
-        `what` is what the caller wants to do. It completes the message "this endpoint cannot".
+        `what` completes the error's message after "this endpoint cannot", for example "take checkpoints".
         """
         if not await self.offers(extension):
             raise NotSupportedError(f"this endpoint cannot {what}: use the embedded default or `aca-sessions serve`")
@@ -204,7 +204,7 @@ _EXPIRED, _NOT_YET_VALID, _OTHER_NAMES = 10, 9, (62, 64)
 def _find_tls_error(error: BaseException, url: httpx.URL) -> ServiceUnavailableError | None:
     """Return the error to raise if a TLS handshake failed, or None if the connection failed for another reason.
 
-    Such an error is not repeated: another attempt would meet the same certificate.
+    After such an error, the request is not retried: another attempt would get the same certificate.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
@@ -254,10 +254,10 @@ def decode_response(response: httpx.Response, decode: Callable[[dict[str, object
 
 
 def _should_retry(method: str, response: httpx.Response) -> bool:
-    """Return whether to send a request again whose response was an error.
+    """Return whether to send a request again after an error response.
 
-    After status 429, or a code in `UNBEGUN`, the server has not begun to process the request. After status 502, 503 or 504 from a gateway,
-    the server may have begun, so only a GET is sent again.
+    After status 429, or an error code in `UNBEGUN`, the server has not begun to process the request. After status 502, 503 or 504 from a
+    gateway, the server may have begun, so only a GET is sent again.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") in UNBEGUN:
         return True

@@ -1,4 +1,7 @@
-"""Run cells and transfer files in an endpoint's sessions. Code that fails returns a result with an error; all other failures raise."""
+"""Run cells and transfer files in an endpoint's sessions.
+
+Code that fails gives a result with an error. All other failures raise exceptions.
+"""
 
 import contextlib
 from collections import OrderedDict
@@ -34,8 +37,8 @@ _REMEMBERED = 10_000
 class CodeInterpreter:
     """A client that runs cells and transfers files in any session of an endpoint.
 
-    Each result reports what its session lost since the last result that the caller received. Calls without the argument `caller` count as
-    one caller. Each `Session` object is a caller of its own.
+    Each result reports which variables and files its session lost since the caller's previous result. All calls without the argument
+    `caller` count as one caller. Each `Session` object counts as another.
     """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
@@ -43,8 +46,8 @@ class CodeInterpreter:
 
         Args:
             http: The client of the endpoint.
-            verify_after: Seconds without use after which the next cell first checks that the session is still the same one. Only endpoints
-                that keep no ledger need this.
+            verify_after: If a session was not used for this many seconds, check before its next cell that the service has not replaced it
+                by an empty one. Only endpoints that keep no ledger, such as Azure, need this.
         """
         self._http = http
         self._version = VERSIONS[http.api_version]
@@ -101,7 +104,7 @@ class CodeInterpreter:
     ) -> CodeExecutionResult:
         """Run a snippet, a cell that the client sends for one of its own features, and return its result.
 
-        If this result reports a loss, the user's next cell reports the loss too, because the user does not get this result.
+        If this result reports lost variables or files, the user's next cell reports them too, because the user does not get this result.
 
         Args:
             session_id: The session.
@@ -130,7 +133,10 @@ class CodeInterpreter:
         return self._deliver(session_id, caller, result)
 
     def _new_position(self, session_id: str) -> CallerPosition:
-        """Create a position in a session's ledger for a new caller. Its results report what happens after this client's last result."""
+        """Create a new caller's position in a session's ledger, after the last result that this client delivered for the session.
+
+        A ledger is the list of what happened to a session. The new caller's results report only what happens after that position.
+        """
         return replace(self._position_of(session_id))
 
     def _deliver(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> CodeExecutionResult:
@@ -145,7 +151,7 @@ class CodeInterpreter:
         return delivered
 
     def _undo_delivery(self, session_id: str, caller: CallerPosition, result: CodeExecutionResult) -> None:
-        """Move the positions back that `_deliver` moved, because a result did not reach its caller. The next result reports the losses."""
+        """Undo `_deliver` for a result that did not reach its caller. The next result then reports again what the session lost."""
         for one in (caller, self._position_of(session_id)):
             if result.record is not None:
                 one.undo_delivery(result.record)
@@ -218,7 +224,7 @@ class CodeInterpreter:
         self._add_requested(session_id, caller, *entry)
 
     def _add_requested(self, session_id: str, caller: CallerPosition | None, ledger: str, position: int) -> None:
-        """Remember that the caller asked for a reset or rollback, so that none of its results reports it.
+        """Remember that the caller asked for a reset or rollback, so that its results do not report it as a loss.
 
         `ledger` is the id of the session's ledger, and `position` the number of its entry about the reset or rollback.
         """
@@ -240,7 +246,7 @@ class CodeInterpreter:
     ) -> Execution:
         """Start a cell in the background and return a handle to its execution.
 
-        At endpoints without events, all events arrive when the cell has ended.
+        If the endpoint does not offer events, all events arrive when the cell has ended.
 
         Args:
             session_id: The session.
@@ -403,10 +409,9 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_CHECKPOINT_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return the evidence for each part of the sessions' isolation from the host, keyed by the part's name.
+        """Return how each part of the sessions' isolation was checked, keyed by the part's name, such as `network` or `seccomp`.
 
-        The evidence for a part that is not enforced begins with `NOT ENFORCED: `. Return None if the endpoint does not report its
-        isolation.
+        The text for a part that is not enforced begins with `NOT ENFORCED: `. Return None if the endpoint does not report its isolation.
         """
         if not await self._http.offers("isolation"):
             return None
@@ -492,7 +497,10 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> CodeExecutionResult:
-        """Run a cell and return its result with new entries of the session's ledger, which this client keeps if the endpoint does not."""
+        """Run a cell and return its result with the entries of the session's ledger that are new to `caller`.
+
+        A ledger is the list of what happened to a session. This client keeps it if the endpoint does not.
+        """
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

@@ -145,7 +145,7 @@ class Leases:
     def terminate(self, session_id: str) -> list[str]:
         """Remove a session with all its leases.
 
-        Return a list of the session's name, because the caller must end the session now. Return [] if the pool does not keep it.
+        Return `[session_id]`, because the caller must end the session now, or [] if the pool does not keep the session.
         """
         pooled = self._sessions.pop(session_id, None)
         if pooled is None:
@@ -213,7 +213,7 @@ class Leases:
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """An event of the pool: what it did with which session."""
+    """A report that the pool has leased, released, expired or terminated a session."""
 
     kind: Literal["leased", "released", "expired", "terminated"]
     session_id: str
@@ -376,7 +376,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def _abandon(self) -> None:
-        """Mark a pool as closed whose event loop is closed already, so that its sessions cannot be ended.
+        """Mark the pool as closed because its event loop is closed, so that the pool cannot end its sessions any more.
 
         An embedded server, one that runs in this process, ends its sessions itself. Sessions at other endpoints expire.
         """
@@ -457,7 +457,7 @@ def _wake(turn: "asyncio.Future[Lease | None]", granted: Lease | None) -> None:
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
     """End a session at the endpoint and ignore errors.
 
-    If no cell was run, the session does not exist yet. If it cannot be ended, it expires.
+    A session in which no cell was run does not exist at the endpoint. A session that cannot be ended expires.
     """
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.

@@ -94,7 +94,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
 
 
 async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep, session: Session) -> list[str]:
-    """Repeat a step of the history that is not a cell. Return descriptions of what could not be repeated."""
+    """Repeat an upload, a deletion, a reset or an installation. Return descriptions of what could not be repeated."""
     match step:
         case UploadStep(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
@@ -111,7 +111,7 @@ async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep, 
 
 
 async def _repeat_installation(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Install the packages that a step of the history installed. If that fails, return the requirements with the error.
+    """Install the packages that a step of the history installed. If that fails, return the requirements and the error as text.
 
     The replay continues, because cells that need the packages will fail themselves.
     """
@@ -182,7 +182,7 @@ def _png_size(content: object) -> str:
 
 
 def _mask_varying_text(text: str) -> str:
-    """Replace what differs in every run, which is the addresses of objects and the names of cells in tracebacks, by fixed texts."""
+    """Replace the addresses of objects and the names of cells in tracebacks, which differ in every run, by fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

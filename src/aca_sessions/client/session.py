@@ -48,8 +48,8 @@ _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 class Session:
     """A session that runs cells and keeps variables and files, named by its `session_id`.
 
-    Each result reports what the session lost since the last result that this object received. So if two objects use one session, both
-    report a loss.
+    Each result reports what the session lost since the last result that this object received. If two objects use one session, each of them
+    reports it.
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
@@ -107,7 +107,7 @@ class Session:
     ) -> CodeExecutionResult:
         """Run a snippet, a cell that the client sends for one of its own features, and return its result.
 
-        If this result reports a loss, the user's next cell reports the loss too, because the user does not get this result.
+        If this result reports lost variables or files, the user's next cell reports them too, because the user does not get this result.
 
         Args:
             name: The name of a function in the module `snippets`.
@@ -126,7 +126,7 @@ class Session:
         return replace(self._caller)
 
     def _undo_delivery(self, result: CodeExecutionResult) -> None:
-        """Treat a result as not received, because it did not reach the user. The next result then reports the same losses again."""
+        """Count a result as not received, because it did not reach the user. The next result then reports again what the session lost."""
         self._interpreter._undo_delivery(self.session_id, self._caller, result)
 
     async def start(
@@ -287,8 +287,8 @@ class Session:
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
         """Roll variables and all files in /mnt/data back to a checkpoint and end background processes. Return the checkpoint, which stays.
 
-        If the rollback fails, SnapshotError is raised and the session continues as it was. If something could not be kept as it was, the
-        state of the next result reports that.
+        If the rollback fails, SnapshotError is raised and the session continues as it was. The state of the next result reports what the
+        rollback could not restore, such as open files that are no longer in /mnt/data.
 
         Args:
             checkpoint: A checkpoint, its name or its id, by default the latest. A text is looked up as a name first, then as an id.
@@ -411,7 +411,7 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Return whether this session can do something that not all endpoints can. `capability` names it, for example `install`.
+        """Return whether this session has a capability that not all endpoints offer, given its name, for example `install`.
 
         To find out about `install`, this may run a cell that tries to reach the package index.
         """

@@ -3,7 +3,8 @@
 After a cool-down without use, Azure ends a session, starts an empty one under the same identifier and does not report that. So the client
 runs a cell of its own before the user's first cell. That cell sets a marker variable, which holds the ledger's id and position, makes
 /mnt/data the working directory and adds it to the import path, as our own server does. The client checks the marker again after a pause,
-and after a result whose state is not `kept`. It records a loss only if the session answers and does not have the marker.
+and after a result whose state is not `kept`. It records that variables were lost only if the session responds and the marker is missing or
+has changed.
 
 Responses may name the instance of the session that they come from (its guid). If the guid changes, the client checks the marker too.
 """
@@ -72,8 +73,8 @@ class SessionLedgers:
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, and return its result with the ledger entries that are new to `caller`.
 
-        First check whether the service has replaced the session, if that is possible. Check it once more if the response names another
-        instance of the session than before.
+        First check whether the service has replaced the session by an empty one, unless that was checked recently. Check it once more if
+        the response names another instance of the session than before.
         """
         await self._check_marker_if_needed(session_id)
         known = self._session(session_id)
@@ -88,8 +89,8 @@ class SessionLedgers:
     def complete_result(self, session_id: str, result: CodeExecutionResult, start: int, caller: CallerPosition) -> CodeExecutionResult:
         """Return the result of a user's cell, which was sent in several snippets, with the ledger entries that are new to `caller`.
 
-        If the result reports a loss that the ledger does not have yet, record the loss first. `start` is the number of the ledger's latest
-        entry when the cell began.
+        If the result reports lost variables and the ledger has no entry about them, add the entry first. `start` is the number of the
+        ledger's latest entry when the cell began.
         """
         known = self._session(session_id)
         if result.state.kind != "kept":
@@ -99,9 +100,9 @@ class SessionLedgers:
         return self._add_record(result, known, start, caller)
 
     def _add_record(self, result: CodeExecutionResult, known: _KnownSession, start: int, caller: CallerPosition) -> CodeExecutionResult:
-        """Return a copy of a result whose record has the ledger entries that are new to `caller`.
+        """Return a copy of a result, with a record of the ledger entries that are new to `caller`.
 
-        Return a result with the state `unknown` unchanged, so that the next result reports these entries.
+        If the state of the result is `unknown`, return the result unchanged, so that the next result reports these entries.
         """
         if result.state.kind == "unknown":
             return result
@@ -120,10 +121,10 @@ class SessionLedgers:
             known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
-        """Clear a session's variables by running the source text that `clear` returns.
+        """Clear a session's variables by running a cell, and record the reset in the session's ledger.
 
-        `clear` gets a new value for the session's marker variable, to which the source text must set it. Return the id of the session's
-        ledger, and the number of the entry that records this reset.
+        `clear` gets a new value for the session's marker variable, and returns the source of a cell that clears the variables and sets the
+        marker. Return the id of the ledger, and the number of the new entry.
         """
         await self._check_marker_if_needed(session_id)
         known = self._session(session_id)
@@ -143,7 +144,10 @@ class SessionLedgers:
         known.guid = guid
 
     def record_end(self, session_id: str) -> None:
-        """Record that a caller ended a session. Results for callers that begin to use the session after that do not report its loss."""
+        """Record that a caller ended a session, so that callers of the session know why its variables and files are lost.
+
+        Callers that first use a session of this identifier after that do not get a report of the loss.
+        """
         known = self._sessions.get(session_id)
         if known is not None:
             self.record_loss(session_id, "terminated", with_files=True)
@@ -193,7 +197,10 @@ class SessionLedgers:
         return format_position(uuid.uuid4().hex, known.ledger.position)
 
     def _record_reported_loss(self, known: _KnownSession, result: CodeExecutionResult) -> None:
-        """If a result reports a loss, record the loss in the ledger. If its state is not `kept`, check the marker before the next cell."""
+        """Record in the ledger that variables were lost, if a result reports it.
+
+        If the state of the result is not `kept`, check the marker before the next cell.
+        """
         known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")

@@ -30,14 +30,14 @@ def decode_variables(content: object) -> list[Variable]:
 
 
 def decode_names(content: object) -> list[str]:
-    """Return a JSON value that a cell of the client printed, unchanged, if it is a list of strings. Raise ServiceError otherwise."""
+    """Return `content`, the JSON value that a snippet printed, if it is a list of strings. Otherwise raise ServiceError."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
 
 
 def decode_health(content: object) -> dict[str, Any]:
-    """Convert what the cell of `Session.health` printed to arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
+    """Convert what the cell of `Session.health` printed to keyword arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}

@@ -69,7 +69,7 @@ def source_of(name: str) -> str:
 def variables(user: dict, classes: bool = True) -> None:
     """Print at most 500 of the user's variables as JSON, sorted by name, without running code of the user's classes.
 
-    `classes` is whether variables that are classes are among them.
+    Leave out variables that are modules, and those that are classes if `classes` is false.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     hidden = shell.user_ns_hidden if shell is not None else {}
@@ -105,7 +105,10 @@ def _name_of(kind: type) -> str:
 
 
 def _is_library_type(kind: type) -> bool:
-    """Return whether a type is of numpy, pandas or polars. A class can name any module, so the type must also be found in that module."""
+    """Return whether a type is of numpy, pandas or polars.
+
+    The `__module__` of a class can be forged, so the type must also be found in the module that it names.
+    """
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
         return False
@@ -114,7 +117,10 @@ def _is_library_type(kind: type) -> bool:
 
 
 def _size(value: Any, of_library: bool) -> int:
-    """Return a value's size in bytes, without the items of a container. Return 0 if a library's object cannot be measured."""
+    """Return a value's size in bytes, without the items of a container.
+
+    Return 0 if measuring an object of numpy, pandas or polars fails.
+    """
     try:
         if of_library and hasattr(value, "memory_usage"):
             used = value.memory_usage()
@@ -127,7 +133,7 @@ def _size(value: Any, of_library: bool) -> int:
 
 
 class _SafeRepr(reprlib.Repr):
-    """A `repr` that shows plain values, cut if they are long, and only the type of other objects."""
+    """A `repr` that shows plain values (numbers, texts, lists and such), shortened if they are long, and only the type of other objects."""
 
     repr_bytes = reprlib.Repr.repr_str  # it cuts before it makes the text
 
@@ -155,7 +161,7 @@ class _SafeRepr(reprlib.Repr):
         return f"frozenset({self.repr_set(x, level)})" if x else "frozenset()"
 
     def repr_dict(self, x: dict, level: int) -> str:
-        """Return the text of a dict's first items. Keys are not looked up, because their `==` could be code of the user's."""
+        """Return the text of a dict's first items without looking up keys, because their `==` could be the user's code."""
         if x and level <= 0:
             return "{...}"
         items = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in islice(x.items(), self.maxdict)]
@@ -191,7 +197,7 @@ def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
 def reset(user: dict, mark: str = "") -> None:
     """Clear the user's variables, close figures and return to /mnt/data. Files, loaded modules and background threads stay.
 
-    If `mark` is given, set it as the session's marker, by which the client recognizes that the session was not replaced.
+    If `mark` is given, store it in the session. The client reads it later to check that the service has not replaced the session.
     """
     shell = user.get("get_ipython", lambda: None)()
     if "matplotlib.pyplot" in sys.modules:
@@ -297,9 +303,9 @@ def _workspace() -> str:
 
 
 def encode_variable(value: Any, arrow: bool) -> bytes:
-    """Encode a plain value or a DataFrame as bytes: a line that names the format (`json` or `arrow`), and the content.
+    """Encode a DataFrame or a plain value (None, bool, number, text, list or dict) as bytes: a line `json` or `arrow`, then the content.
 
-    Raise TypeError or ValueError if the value cannot be passed.
+    Raise TypeError for other values, and ValueError if the content is too large.
     """
     if is_frame(value):
         if arrow:
@@ -318,12 +324,12 @@ def _join_form(form: bytes, content: bytes, limit: int) -> bytes:
 
 
 def is_frame(value: Any) -> bool:
-    """Return whether a value is a pandas DataFrame. Do not import pandas for this: until it is imported, there are none."""
+    """Return whether a value is a pandas DataFrame. Do not import pandas for this: if it is not imported, there are no DataFrames."""
     return "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].DataFrame)
 
 
 def plain_value(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON can hold it, with numpy's numbers as Python's. Raise TypeError for a value that JSON cannot hold."""
+    """Return a value that JSON can hold, with the numbers of numpy converted to Python's. Raise TypeError for other values."""
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
     if depth > _DEEPEST_VALUE:
@@ -435,7 +441,10 @@ def _as_arrow(frame: Any) -> Any:
 
 
 def has_safe_types(schema: Any) -> bool:
-    """Return whether all columns have types whose values all take space in the file. Otherwise a small file could hold a huge table."""
+    """Return whether every value of every column takes space in the file, as numbers and texts do.
+
+    With other types, such as Arrow's `null`, a small file could hold a huge table.
+    """
     from pyarrow import types
 
     def is_flat(kind: Any) -> bool:
@@ -497,7 +506,7 @@ def show_workdir_as(user: dict, name: str) -> None:
 
 
 def create_modules(user: dict, package: str, packed: str) -> None:
-    """Create modules in the package named `package`, from `packed`: a compressed list of their names and sources.
+    """Create modules in the package named `package`, from `packed`: their names and sources as JSON, compressed and in base64.
 
     A module must come after those that it imports. Print null as JSON when all are created. If the session lacks something that they need,
     create none and print what is missing: "python", "ipython" or "threads".
@@ -529,7 +538,7 @@ def _find_lack() -> "str | None":
 
 
 def _create_module(package: str, name: str, source: str) -> None:
-    """Create one module, and the packages that contain it. If the module's code raises an exception, remove the module and raise it."""
+    """Create one module, and the packages that contain it. If the module's code raises an exception, remove the module and pass it on."""
     full = package + "." + name
     above = _ensure_package(full.rpartition(".")[0])
     module = ModuleType(full)
@@ -556,7 +565,7 @@ def _ensure_package(name: str) -> ModuleType:
 def pass_message(user: dict, module: str, marker: str, message: str) -> None:
     """Pass a message to a cell that runs in a thread, by calling the function `answer_poll` of `module`, which `create_modules` created.
 
-    That function prints the cell's report as one line that begins with `marker`. If there is no such module, print a line that says so.
+    That function prints a report about the cell: one line with `marker` and JSON. If there is no such module, print a line that says so.
     """
     found = sys.modules.get(module)
     if found is None:
