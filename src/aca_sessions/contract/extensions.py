@@ -153,7 +153,10 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Encode as JSON where a session's ledger records the requested reset or rollback: the ledger's id, and the entry's position."""
+    """Encode as JSON which entry of a session's ledger records the requested reset or rollback: the ledger's id, and the entry's position.
+
+    A ledger is the list of what happened to a session.
+    """
     return {"ledger": ledger, "position": position}
 
 
@@ -176,9 +179,9 @@ def decode_events(body: Body) -> tuple[list[Event], int]:
 
 
 def decode_answered_kinds(header: str) -> tuple[str, ...]:
-    """Parse the header in which a client lists the kinds of a cell's questions that it answers: `input`, `call` or both.
+    """Parse the header that lists which questions of a cell the client answers: `input`, `call` or both.
 
-    `input` is a prompt of `input()`, `call` a call of a host's tool. Ignore unknown kinds.
+    `input` means prompts of `input()`, and `call` means host calls (calls of the cell to tools of the host). Ignore unknown kinds.
     """
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
@@ -187,13 +190,16 @@ def decode_answered_kinds(header: str) -> tuple[str, ...]:
 def encode_reply(number: int, text: str | None) -> dict[str, object]:
     """Encode as JSON the caller's reply to a question of a cell: a prompt of `input()`, or a host call.
 
-    `number` is the number of the question's event. `text` is None if the caller has no answer.
+    `number` is the number that the event with the question has. `text` is None if the caller has no answer.
     """
     return {"number": number, "text": text}
 
 
 def decode_reply(body: object) -> tuple[int, str | None]:
-    """Return the question's number and the answer from `encode_reply`. Raise ProblemError for any other body."""
+    """Decode a reply from `encode_reply`: return the number of the cell's question, and the answer or None.
+
+    Raise ProblemError for any other body.
+    """
     match body:
         case {"number": int(number), "text": None | str() as text} if number > 0 and not isinstance(number, bool):
             if text is None or is_well_formed(text):
@@ -267,7 +273,7 @@ def decode_checkpoints(body: Body) -> list[Checkpoint]:
 def decode_checkpoint_name(body: object, key: str) -> str | None:
     """Return `body[key]`, the name or id of a checkpoint, or None if it is absent or null.
 
-    Raise ProblemError if it is not valid.
+    Raise ProblemError if it is anything else, such as empty text or text of more than 256 characters.
     """
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
@@ -295,14 +301,14 @@ def encode_branch_response(origin: Record, positions: Mapping[str, str]) -> dict
     """Encode the response to a request to branch a session.
 
     Args:
-        origin: The entries of the original session's ledger that the caller has not received yet.
+        origin: The entries of the original session's ledger (the list of what happened to it) that the caller has not received yet.
         positions: For each branch's identifier, the position at which the branch's own ledger begins.
     """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
 
 def decode_branch_response(body: Body) -> tuple[Record, dict[str, str]]:
-    """Decode the original session's record, and the position of each branch's ledger, from `encode_branch_response`."""
+    """Decode what `encode_branch_response` encoded: the entries of the original session's ledger, and where each branch's ledger begins."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 
@@ -329,7 +335,7 @@ def _describe_members(body: object, *names: str) -> str:
 
 
 def decode_session_name(body: object) -> str | None:
-    """Return the name that people give a session, without spaces around it, or None to take the name away.
+    """Return a session's display name from a request's body, without spaces around it, or None to remove the name.
 
     Raise ProblemError for a name with control characters, line breaks or marks that change the direction of text: it could look like
     another session's.
@@ -354,24 +360,29 @@ def _is_identifier(name: object) -> bool:
 
 
 def encode_past_cell(number: int, code: str, events: Sequence[Event], *, transactional: bool) -> dict[str, object]:
-    """Return a cell of a session's history as JSON, without its execution. `events` is what it put out, in order."""
+    """Encode a cell of a session's history as JSON, without its execution. `events` are the cell's outputs, in order."""
     return {"number": number, "code": code, "transactional": transactional, EVENTS_MEMBER: [_encode_event(event) for event in events]}
 
 
 def encode_history(cells: Sequence[Mapping[str, object]], record: Record, *, accepted: int, gone: int) -> dict[str, object]:
-    """Return a page of a session's history as JSON.
+    """Encode a page of a session's history as JSON.
 
     Args:
         cells: Cells in the order in which they were sent.
-        record: The ledger's entries.
-        accepted: How many cells the session was sent.
-        gone: How many results of these are not kept any more.
+        record: The entries of the session's ledger, the list of what happened to it.
+        accepted: How many cells were sent to the session.
+        gone: How many of these are not in the history any more.
     """
     return {"cells": [*cells], "ledger": encode_record(record), "accepted": accepted, "gone": gone}
 
 
 def encode_questions(latest: int, open: Sequence[int]) -> dict[str, object]:
-    """Return the questions of the running cell as JSON: the number of the latest one, and those that wait for replies."""
+    """Encode as JSON which questions (`input()` or host calls) the running cell has asked.
+
+    Args:
+        latest: The number of the latest question, or 0.
+        open: The numbers of the questions that have no reply yet.
+    """
     return {"questions": {"latest": latest, "open": [*open]}}
 
 
@@ -431,18 +442,18 @@ def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str,
     """Encode as JSON a report on how sessions are isolated from the host.
 
     Args:
-        level: The level of isolation in the settings.
-        parts: The evidence for each part of the isolation that is enforced, by name.
-        missing: The evidence for each part that is not enforced, by name.
+        level: The isolation that the settings require: `full` or `no-namespaces`.
+        parts: How each enforced part of the isolation was checked, keyed by its name, such as `network` or `seccomp`.
+        missing: The same for each part that is not enforced.
     """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Decode a report on how sessions are isolated from the host: return the evidence for each part, keyed by the part's name.
+    """Decode a report on how sessions are isolated from the host: return how each part was checked, keyed by its name, such as `network`.
 
-    The evidence for a part that is not enforced begins with `NOT ENFORCED: `. The key `level` has the level in the settings, if it was
-    sent.
+    The text for a part that is not enforced begins with `NOT ENFORCED: `. If the report has the isolation that the settings require, the
+    key `level` has it.
     """
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}
@@ -450,7 +461,7 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_activity(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Encode as JSON what a session does now: whether it is active, its memory, the id of the execution that runs, its name and cells.
+    """Encode as JSON whether a session is active, its memory, the id of the execution that runs, its display name and number of cells.
 
     `idle` is the number of seconds since its last use. It is sent in place of a time, because the clocks of client and server may differ.
     """

@@ -74,7 +74,7 @@ def encode_request(call: ExecutionRequest) -> dict[str, object]:
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> ExecutionResponse:
     """Return the execution that a response describes, with its result if it has finished.
 
-    `id` and `identifier` are ignored, because the body has both. The dialect `nested` needs them.
+    `id` and `identifier` are ignored, because the body has both. They are arguments only because the dialect `nested` needs them.
     """
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
@@ -147,9 +147,9 @@ def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
 
 
 def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]:
-    """Encode an execution in Azure's form, with stdout and stderr cut at `output_limit` characters each.
+    """Encode an execution in Azure's form, with stdout and stderr truncated to `output_limit` characters each.
 
-    If `full` is true, encode the result by `encode_full_result` instead, which cuts nothing.
+    If `full` is true, encode the result by `encode_full_result` instead, which truncates nothing.
     """
     body: dict[str, object] = {
         "$id": "1",
@@ -198,7 +198,7 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
     """Encode the response to a request for `metadata`: the Python version and the packages that every session has.
 
-    `since` is sent as the time of creation and as that of the last update.
+    `since` is sent as both `createdAt` and `lastUpdatedAt`.
     """
     return {
         "runtimes": [{"name": "python", "version": python}],
@@ -249,7 +249,8 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 def encode_value(result: CodeExecutionResult) -> object:
     """Encode in Azure's form what a cell showed: its first PNG image, or else the value of its last expression.
 
-    Finite numbers and booleans stay as they are, None becomes null, and others become text without quotes. "" means no value.
+    Finite numbers and booleans stay as they are, and None becomes null. Other values become text, a string without its quotes. "" means no
+    value.
     """
     images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
     if images:
@@ -262,9 +263,9 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Return the value, the text and the displays that a cell's result in Azure's form stands for.
+    """Decode what a cell showed from Azure's form. Return its value, the text of the value, and its displays.
 
-    An image is returned as a display, without a value and a text. null and "" mean that there is no value.
+    An image becomes a display, without a value and a text. null and "" mean that there is no value.
     """
     match value:
         case None | "":
@@ -279,7 +280,7 @@ def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]
 def encode_stderr(result: CodeExecutionResult) -> str:
     """Return the stderr that Azure would send for a result.
 
-    If the interpreter died, or the cell ran too long and left no traceback, that is Azure's own message, not what the cell wrote.
+    If the interpreter died, or the cell ran too long and left no traceback, return Azure's own message instead of what the cell wrote.
     """
     if result.error is None:
         return result.stderr
@@ -292,7 +293,7 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """Return the exception that stderr ends with. If it names none, the error's name is `ExecutionFailed`."""
+    """Parse the exception at the end of a failed cell's stderr. If there is none, return an error named `ExecutionFailed`."""
     if stderr.startswith(_TIMED_OUT):
         return CodeError("TimeoutError", stderr.strip(), stderr)
     if _is_death(stderr):
@@ -329,7 +330,7 @@ def decode_result(content: Body, value: object, identifier: str, *, success: boo
     """Decode a result from Azure's form.
 
     Args:
-        content: The object that holds stdout, stderr and the duration.
+        content: The JSON object that holds stdout, stderr and the duration.
         value: The cell's last value. The name of its member depends on the api-version, so the caller reads it.
         identifier: The identifier of the session.
         success: Whether the cell succeeded. If not, the error is parsed from stderr.
@@ -378,7 +379,7 @@ def parse_json(content: bytes) -> object:
 def require_object(body: object, members: str = "'code'") -> Body:
     """Return a request's body unchanged if it is a JSON object with at least one member.
 
-    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty. Its message says to send `members`.
+    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty: the error's message asks for `members`.
     """
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
@@ -411,10 +412,10 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Return three options of a request to run a cell. Raise ProblemError if one of them is invalid.
+    """Return three options from the body of a request to run a cell: asynchronous, time limit and output limit.
 
-    They are: whether the response must not wait for the cell's end, the time limit in seconds or None, and how many characters of stdout
-    and of stderr to send.
+    The time limit is in seconds, or None. The output limit is how many characters of stdout and of stderr to send. Raise ProblemError if an
+    option is invalid.
     """
     asynchronous = decode_choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     timeout = decode_number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)

@@ -65,7 +65,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Decode the response to an upload. In the api-versions before 2024-10-02-preview, it is a listing of that one file."""
+    """Decode the response to an upload. In the api-versions before 2024-10-02-preview, it is a listing of the uploaded file alone."""
     return decode_files(body)[0]
 
 
@@ -99,7 +99,7 @@ def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
 def _require_properties(body: object, members: str) -> Body:
     """Return the object `properties` in a request's body.
 
-    Raise ProblemError if there is no such object. Its message says that the object must have `members`.
+    Raise ProblemError if there is no such object: the error's message asks for an object with `members`.
     """
     properties = require_object(body, f"an object 'properties' with {members}").get("properties")
     if not isinstance(properties, Mapping):
@@ -109,9 +109,9 @@ def _require_properties(body: object, members: str) -> Body:
 
 
 def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]:
-    """Encode a finished execution in Azure's form, with stdout and stderr cut at `output_limit` characters each.
+    """Encode a finished execution in Azure's form, with stdout and stderr truncated to `output_limit` characters each.
 
-    If `full` is true, encode the result by `encode_full_result` instead, which cuts nothing.
+    If `full` is true, encode the result by `encode_full_result` instead, which truncates nothing.
     """
     result = execution.result or CodeExecutionResult()
     if full:
@@ -135,12 +135,12 @@ def _status(result: CodeExecutionResult) -> str:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Encode the response to an upload: a listing of that one file."""
+    """Encode the response to an upload: a listing of the uploaded file alone."""
     return encode_files([file])
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """Encode the description of a file, which is a listing of that one file before api-version 2024-10-02-preview."""
+    """Encode the description of a file: in the api-versions before 2024-10-02-preview, a listing of that file alone."""
     return encode_files([file])
 
 

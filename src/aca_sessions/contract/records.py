@@ -44,8 +44,8 @@ class Command:
 class ExecutionRequest:
     """A request to run a cell, or a command if `command` is set.
 
-    `timeout` is in seconds; None means the endpoint's default. `output_limit` is the number of characters at which each stream is cut if
-    the result is sent in Azure's form.
+    `timeout` is in seconds; None means the endpoint's default. `output_limit` is how many characters of stdout and of stderr a result in
+    Azure's form has at most.
     """
 
     code: str
@@ -105,7 +105,7 @@ class MalformedBodyError(ProblemError):
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Encode an error response in Azure's form. Malformed bodies and status 429 have forms of their own."""
+    """Encode an error response in Azure's form. Malformed bodies and errors with status 429 have other forms than the rest."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
