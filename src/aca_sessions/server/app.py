@@ -92,7 +92,10 @@ class Service:
         self._sessions.draining = True
 
     async def isolation(self) -> tuple[str, list[str]]:
-        """Return the level of isolation, and which parts of it this host does not enforce. The first call runs the check."""
+        """Return the level of isolation (`full` or `no-namespaces`), and the names of its parts that this host does not enforce.
+
+        The first call runs the check; later calls reuse its report.
+        """
         report = await self._sessions.isolation()
         return report.level, [finding.name for finding in report.findings if not finding.enforced]
 

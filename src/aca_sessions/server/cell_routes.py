@@ -75,7 +75,7 @@ class CellRoutes:
         return self._respond(request, version, self._sessions.find_execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt the cell of an execution, or keep the cell from starting.
+        """Interrupt the cell of an execution. If the cell has not started yet, keep it from starting.
 
         Respond at once. The execution's result, which comes later, shows whether the interrupt stopped the cell.
         """
@@ -158,7 +158,7 @@ class CellRoutes:
     def _encode_execution(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
         """Encode an execution as the body of a response, in the format of an api-version or of shell pools.
 
-        If the execution has a result, count the result as fetched, so that it may be dropped earlier than others.
+        If the execution has a result, count the result as fetched, so that it is dropped before results that were not fetched.
         """
         fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
         if execution.call.command is not None:

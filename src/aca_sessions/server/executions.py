@@ -49,8 +49,8 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest events if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        If the latest event is of the same stream and no reader has it yet, append the text to that event. If an event with a display of the
-        same name has not been read yet, replace that event.
+        If the latest event is text of the same stream (stdout or stderr) and was not read yet, append the new text to it. If an unread
+        event has a display of the same name, replace that event.
         """
         place = self._find_unread_index(event)
         if place is None:
@@ -78,8 +78,8 @@ class Events:
         """Return the events after event number `number`, and the number of the latest event.
 
         If there are no such events yet, wait for one, at most `within` seconds. If some were dropped before they were read, the list begins
-        with an event `skipped`, whose text tells how much output is missing. Next come dropped questions of the cell (`input()`, host
-        calls) that no reader has got yet, because the cell waits for replies to them.
+        with an event `skipped`, whose text tells how much output is missing. After it come the questions of the cell (`input()`, host
+        calls) that were dropped before they were read, because the cell waits for replies to them.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -285,7 +285,7 @@ class Executions:
         return execution
 
     def read_history(self, after: int) -> tuple[list[RunningExecution], int]:
-        """Return the executions whose number is greater than `after`, in order, and how many numbered executions were dropped so far.
+        """Return the executions of the history with numbers above `after`, in order, and how many executions the history has dropped.
 
         Return at most about 8 MB of executions, but at least one. Reading them does not count as fetching a result.
         """
@@ -313,7 +313,7 @@ class Executions:
         return with_state(result, state, record=record)
 
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupt the cell of an execution, or keep the cell from starting. Do nothing if the cell has ended.
+        """Interrupt the cell of an execution. If the cell has not started yet, keep it from starting. If it has ended, do nothing.
 
         The execution's result shows whether the cell was stopped.
         """
@@ -390,7 +390,7 @@ class Executions:
     def _record_finished(self, execution: RunningExecution) -> None:
         """Record a finished execution in the metrics and the audit log, and drop old or large results of the session.
 
-        The recorded state includes losses that happened between the previous execution and this one.
+        The recorded state also reports what was lost between the previous execution and this one.
         """
         del self._unfinished[execution.id]
         if execution.number:
@@ -426,13 +426,13 @@ class Executions:
         self._history_size += execution.size
 
     def count_fetched(self, execution: RunningExecution) -> None:
-        """Count a result as fetched, so that it may be dropped earlier than others. Do nothing if the result was dropped already."""
+        """Count a result as fetched, so that it is dropped before results that were not. Do nothing if the result was dropped already."""
         if execution.id in self._by_id:
             self._fetched_count += 1
             self._fetched_size += execution.size
 
     def _drop_result(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the result of one ended execution and remember the execution's id.
+        """Drop the result of one ended execution. Remember the execution's id, so that requests for the result get the status 410.
 
         Args:
             latest: The execution that ended last. It is never dropped, because its response may still get lost.

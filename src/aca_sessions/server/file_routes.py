@@ -150,9 +150,9 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _open_files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Yield the files of the session that the request names, and the folder in the query's `path`.
+        """Give access to the files of the request's session for an `async with` block.
 
-        The session is in use during the `with` block.
+        Yield the files, and the folder that the query's `path` names. During the block, the session is in use and is not ended.
         """
         async with self._open_sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
@@ -166,9 +166,10 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _locate_file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Yield the files of the session that the request names, and the folder and the name of the file at `path`.
+        """Give access to the files of the request's session for an `async with` block.
 
-        `path` is relative to the query's `path`.
+        Yield the files, and the folder and the name of one of them. The argument `path` names this file, relative to the folder that the
+        query's `path` names.
         """
         async with self._open_files(request) as (files, folder):
             try:
@@ -234,8 +235,8 @@ def _host_disk_problem(error: OSError) -> ProblemError:
 async def _with_form_type(request: Request) -> Request:
     """Return the request with a content type that fits its body: that of a form if the body begins like a form, otherwise none.
 
-    Keep a content type that is that of a form. Others cannot be trusted, because Semantic Kernel's tool sends its forms as JSON once it has
-    run a cell.
+    A content type that is already that of a form stays. Others cannot be trusted, because Semantic Kernel's tool sends its forms as JSON
+    once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -302,10 +303,11 @@ class DownloadReader:
 
         Args:
             reading: The open file.
-            start: The first byte.
+            start: The offset of the part's first byte.
             length: How many bytes, or None for all that follow.
-            exact: Whether the client may join this part with others of the same version. If so, the response breaks off if the file
-                changes. If not, the client gets what the file holds when it is read, and a large part has a weak tag.
+            exact: Whether all bytes must be of one version of the file, because the client may combine them with other parts of this
+                version. If so, the response breaks off if the file changes meanwhile. If not, a large part may mix versions, and has a weak
+                entity tag.
             resources: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)
@@ -333,7 +335,7 @@ def _status_and_headers(start: int, length: int | None, download: Download, size
 
 
 class OwningResponse(StreamingResponse):
-    """A streaming response that owns a stack of resources, and closes it when the response is sent or its client has gone."""
+    """A streaming response that closes a stack of resources, such as the open file, when it is sent or its client has disconnected."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, resources: AsyncExitStack

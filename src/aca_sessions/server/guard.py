@@ -93,7 +93,7 @@ class Guard:
 
 
 class Throttle:
-    """A limit on how many lines may be written in a period of `seconds`, because strangers must not be able to fill the disk."""
+    """A limit on how many lines may be logged in a period of `seconds`, because strangers must not be able to fill the disk."""
 
     def __init__(self, max_lines: int, seconds: float) -> None:
         self._max_lines = max_lines
@@ -102,7 +102,7 @@ class Throttle:
         self.left_out = 0  # lines since the latest one that was admitted
 
     def admit(self) -> int | None:
-        """Count a line. Return None if it must be left out, otherwise how many lines were left out since the last one that was not."""
+        """Count a line. Return None if it must not be logged, otherwise how many lines were suppressed since the last logged one."""
         now = time.monotonic()
         if now >= self._ends:
             self._ends, self._count = now + self._seconds, 0
@@ -119,13 +119,15 @@ _LOGGED_MOST, _LOGGED_SECONDS = 10, 60.0  # of each status
 
 
 class RefusalLog:
-    """The lines of the log about requests that were refused with status 401, 403 or 429: at most 10 a minute of each status."""
+    """A log of requests that were refused with status 401, 403 or 429. It gets at most 10 lines a minute for each status."""
 
     def __init__(self) -> None:
         self._throttles = {status: Throttle(_LOGGED_MOST, _LOGGED_SECONDS) for status in _LOGGED}
 
     def write(self, problem: ProblemError, route: str, client: str | None) -> None:
-        """Log a refusal, and how many of its status were left out before. Do nothing for another status.
+        """Log a refused request, and how many requests were refused with the same status but not logged before it.
+
+        Do nothing if the status is not 401, 403 or 429.
 
         Args:
             problem: The error that was sent.
@@ -140,7 +142,7 @@ class RefusalLog:
         log_event("refused", status=problem.status, code=problem.code, route=route, client=client, reason=reason, **more)
 
     def close(self) -> None:
-        """Log how many refusals were left out since the latest line of their status."""
+        """Log for each status how many refused requests were not logged since its latest line."""
         for status, throttle in self._throttles.items():
             if throttle.left_out:
                 log_event("refused", status=status, left_out_before=throttle.left_out)
@@ -148,7 +150,10 @@ class RefusalLog:
 
 
 def client_address(scope: Scope) -> str | None:
-    """Return the IP address of a request's client. Return None for other text, which a proxy may have copied from the client's header."""
+    """Return the IP address of a request's client.
+
+    Return None if the address is other text, which a proxy may have copied from a header of the client.
+    """
     address, *_ = scope.get("client") or [""]
     try:
         found = ipaddress.ip_address(address.partition("%")[0])

@@ -110,7 +110,7 @@ _AUDITED_REFUSALS = 20, 1.0  # refusals, and the seconds in which there may be s
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request: the client's address if it has one, and the key that was accepted if one was needed."""
+    """The sender of a request: the client's address if it has one, and the key that was accepted if one was needed."""
 
     address: str | None = None
     key: str | None = field(default=None, repr=False)
@@ -180,7 +180,7 @@ class Journal:
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
 
     def close(self) -> None:
-        """Close the audit log, and log how many refusals were left out."""
+        """Close the audit log, and log how many refused requests were not logged."""
         self._refusal_log.close()
         if self._audit is not None:
             self._audit.close()

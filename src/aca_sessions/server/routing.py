@@ -114,8 +114,8 @@ def check_has_sessions(request: Request) -> None:
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
     """Raise ProblemError (404) unless the request's path ends in `path`, the path that its api-version has for this request.
 
-    Other api-versions have other paths, which the server routes to the same handler. If `whole` is false, the request's path must continue
-    after `path`.
+    Other api-versions have other paths, which the server routes to the same handler. If `whole` is false, more must follow `path`, such as
+    the name of a file.
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
@@ -143,9 +143,9 @@ def read_after_number(request: Request) -> int:
 
 
 def check_if_match(request: Request, version: str) -> None:
-    """Raise ProblemError (412) if the request has an If-Match header without the entity tag `version` of the file.
+    """Raise ProblemError (412) if the request's If-Match header does not have `version`, the file's current entity tag.
 
-    A weak entity tag never matches.
+    A weak entity tag never matches. The header `*` and no header match every version.
     """
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches_tag(wanted, version):
@@ -153,7 +153,7 @@ def check_if_match(request: Request, version: str) -> None:
 
 
 def is_range_outdated(request: Request, version: str) -> bool:
-    """Return whether the request's If-Range header lacks the file's current entity tag, `version`.
+    """Return whether the request has an If-Range header without `version`, the file's current entity tag.
 
     Then the parts that the client has are of an older version, so the whole file must be sent instead of the requested part.
     """
@@ -255,7 +255,7 @@ def build_route(route: RouteSpec, headers: dict[str, str], journal: Journal) -> 
 
 
 def set_audit_event(request: Request, event: str, **fields: object) -> None:
-    """Store what a handler did with a session, for the audit log. It is written only if the request succeeds.
+    """Store what a handler did with a session, to be written to the audit log if the request succeeds.
 
     `event` is the name in the log, such as `upload`; `fields` are further values.
     """

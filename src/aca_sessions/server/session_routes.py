@@ -64,11 +64,11 @@ class SessionRoutes:
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def live(self, _request: Request) -> Response:
-        """Return 200 as long as this process handles requests. Draining does not change that, so that nothing restarts it then."""
+        """Return 200 as long as this process handles requests, even while it drains, so that no orchestrator restarts it then."""
         return JSONResponse({"status": "alive"})
 
     async def ready(self, _request: Request) -> Response:
-        """Return 200 if new sessions can be opened, otherwise 503: the server drains, or its fork server has died."""
+        """Return 200 if new sessions can be opened. Return 503 if not: the server is about to stop, or its fork server has died."""
         status = self._status()
         return JSONResponse({"status": status}, 200 if status == "healthy" else 503)
 
@@ -120,7 +120,7 @@ class SessionRoutes:
         return JSONResponse({"name": name})
 
     async def get_history(self, request: Request) -> Response:
-        """Return the cells of a session whose number is greater than `after`, each with source, events and result.
+        """Return the cells of a session with numbers above the query's `after`, each with source, events and result.
 
         Also return the session's ledger, the list of what happened to it. Results that are read here do not count as fetched.
         """
@@ -290,8 +290,8 @@ class CheckpointRoutes:
     async def branch(self, request: Request) -> Response:
         """Create sessions that continue from the state of an existing one: all that the request names, or none.
 
-        Return the position at which the ledger of each new session begins, and the part of the existing session's ledger that the caller
-        lacks. A ledger is the list of what happened to a session.
+        Return the position at which the ledger of each new session begins, and the entries of the existing session's ledger that the caller
+        has not received yet. A ledger is the list of what happened to a session.
         """
         identifiers, reseed = extensions.decode_branch_request(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
