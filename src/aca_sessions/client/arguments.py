@@ -178,7 +178,7 @@ def checked_folder(path: object) -> str:
 
 
 def _split_checked_path(path: str) -> tuple[str, str]:
-    """Split a path into its folder, relative to /mnt/data, and its last name, which is '' if the path names a folder.
+    """Split a path into its folder, relative to /mnt/data, and the file's name, which is '' if the path names a folder.
 
     Raise InvalidArgumentError if the path leads outside /mnt/data or has characters that cannot be sent.
     """

@@ -166,7 +166,7 @@ class Execution:
 
 
 def ended_execution(result: CodeExecutionResult) -> Execution:
-    """Create the handle of an execution that has its result already."""
+    """Create a handle to an execution that has ended with `result`."""
 
     async def page(_after: int) -> Page:
         return events_of(result), 0, result
@@ -175,7 +175,7 @@ def ended_execution(result: CodeExecutionResult) -> Execution:
 
 
 def background_execution(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
-    """Create the handle of an execution whose result the task `running` returns. All events arrive when the task ends."""
+    """Create a handle to an execution whose result the task `running` returns. All events arrive when the task ends."""
 
     async def page(after: int) -> Page:
         try:

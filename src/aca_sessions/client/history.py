@@ -80,7 +80,7 @@ class History:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Return all steps that are kept, the oldest first."""
+        """Return the steps that were not dropped, the oldest first."""
         return tuple(self._steps.values())
 
     @property

@@ -224,7 +224,7 @@ class CodeInterpreter:
         self._add_requested(session_id, caller, *entry)
 
     def _add_requested(self, session_id: str, caller: CallerPosition | None, ledger: str, position: int) -> None:
-        """Remember that the caller asked for a reset or rollback, so that its results do not report it as a loss.
+        """Remember that the caller asked for a reset or rollback, so that its results do not report lost variables because of it.
 
         `ledger` is the id of the session's ledger, and `position` the number of its entry about the reset or rollback.
         """

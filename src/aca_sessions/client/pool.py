@@ -122,8 +122,8 @@ class Leases:
     def release(self, lease: Lease | str) -> list[str] | None:
         """Release a lease, or one lease of the session with the given name.
 
-        Return the names of the sessions that must be ended now, or None if there is no such lease any more. An anonymous session ends with
-        its lease, so its state reaches no other caller.
+        Return the names of the sessions that must be ended now, or None if the lease has ended already. An anonymous session, one that the
+        caller did not name, ends with its lease, so its state reaches no other caller.
         """
         session_id = lease if isinstance(lease, str) else lease.session_id
         pooled = self._sessions.get(session_id)
@@ -155,7 +155,7 @@ class Leases:
         return [session_id]
 
     def expire(self) -> list[str]:
-        """Remove the named sessions that have had no lease for longer than the idle time-out.
+        """Remove the sessions that have had no lease for longer than the idle time-out.
 
         Return their names, because the caller must end these sessions now.
         """

@@ -138,7 +138,10 @@ class SessionLedgers:
         return self._session(session_id).ledger.position
 
     def record_instance(self, session_id: str, guid: str) -> None:
-        """Remember which instance of a session responded, by its guid. If the guid changed, check the marker before the next cell."""
+        """Remember the guid of a session's instance, which its responses name.
+
+        If the guid changed, check the session's marker variable before its next cell.
+        """
         known = self._session(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
         known.guid = guid
@@ -146,7 +149,7 @@ class SessionLedgers:
     def record_end(self, session_id: str) -> None:
         """Record that a caller ended a session, so that callers of the session know why its variables and files are lost.
 
-        Callers that first use a session of this identifier after that do not get a report of the loss.
+        Results of callers that first use a session of this identifier after that do not report this.
         """
         known = self._sessions.get(session_id)
         if known is not None:

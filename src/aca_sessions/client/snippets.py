@@ -2,7 +2,8 @@
 
 A snippet is a function of this module that takes the user's variables first. It runs in a session, also at Azure, and never on the host.
 `source_of` returns its text with the imports, constants and functions that it uses. The text needs only Python 3.9 and its standard
-library. A snippet prints its output as one line of JSON, which `snippet_results` decodes, and changes none of the user's names.
+library. A snippet prints its output as one line of JSON, which `snippet_results` decodes. It changes none of the user's variables, unless
+that is its purpose.
 """
 
 import ast
