@@ -74,7 +74,7 @@ def encode_request(call: ExecutionRequest) -> dict[str, object]:
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> ExecutionResponse:
     """Return the execution that a response describes, with its result if it has finished.
 
-    `id` and `identifier` are ignored, because the body has both. They are arguments only because the dialect `nested` needs them.
+    `id` and `identifier` are ignored, because the body has both. They are arguments only because `nested.decode_execution` needs them.
     """
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None

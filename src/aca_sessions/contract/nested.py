@@ -88,7 +88,7 @@ def _decode_file(properties: Body) -> RemoteFile:
 def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
     """Parse a request to run a cell. Raise ProblemError if the body is invalid.
 
-    `lenient` has no effect. In the dialect `flat` it allows the `properties` envelope, which is always required here.
+    `lenient` has no effect. In `flat.decode_request` it allows the `properties` envelope, which is always required here.
     """
     del lenient
     properties = _require_properties(body, "'code'")

@@ -38,7 +38,7 @@ _ANY_SIGN = r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~`]"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An api-version: its dialect, whether it can list and end sessions, and which identifiers Azure accepts in it."""
+    """An api-version: its dialect (paths and bodies), whether it can list and end sessions, and which identifiers Azure accepts in it."""
 
     name: str
     dialect: Dialect
