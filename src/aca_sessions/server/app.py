@@ -107,7 +107,7 @@ class Service:
     async def drain(self, within: float) -> None:
         """Wait until running cells have ended, at most `within` seconds, then end all sessions.
 
-        If a cell has not ended by then, its result gives the reason why it was cut short.
+        A cell that still runs then is stopped, and its result gives the reason.
         """
         self.refuse_new_sessions()
         await self._sessions.finish(within)

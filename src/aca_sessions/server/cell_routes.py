@@ -92,7 +92,7 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """End a session's interpreter, processes and checkpoints, but keep its files.
+        """Reset a session: end its interpreter and other processes, remove its checkpoints, and keep its files.
 
         Return the position of the entry for this reset in the session's ledger, the list of what happened to it.
         """

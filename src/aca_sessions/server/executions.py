@@ -194,7 +194,7 @@ class RunningExecution:
 
         The result's state reports what happened to the session after `since`, the position in the ledger up to which the caller knows it.
         If the caller sent no position, the state reports what happened since the last result that was fetched before this execution was
-        accepted. So each loss is reported once.
+        accepted. So callers without a position get each report of lost variables or files once.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -412,9 +412,9 @@ class Executions:
         self._kept_size += execution.size
 
     def _add_to_history(self, execution: RunningExecution) -> None:
-        """Add an ended execution to the history. If it is too large, drop the oldest or the largest executions from it.
+        """Add an ended execution to the history. If the history is too large then, drop its oldest or largest executions.
 
-        Their results may still be fetched by their ids.
+        The results of dropped executions can still be fetched by id.
         """
         execution.previous_end = self._history_end
         self._history_end = execution.end

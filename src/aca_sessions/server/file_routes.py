@@ -46,7 +46,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class FileRoutes:
-    """The handlers of requests about files, for the sessions of one server. `hosting` limits the size of uploads."""
+    """The handlers of requests about files, for the sessions of one server. The settings in `hosting` limit the size of uploads."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions

@@ -56,9 +56,9 @@ class HostedSession:
         Args:
             identifier: The name of the session, which is a secret.
             ledger: The list of what happened to all sessions that had this identifier.
-            opening: The sandbox, once it is open.
+            opening: Gets the sandbox when it is open, or the error if it could not be opened.
             default_timeout: The time limit of cells that have none of their own, in seconds.
-            journal: Counts and logs what happens.
+            journal: The server's metrics and audit log.
             reopen: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
         """
         self.identifier = identifier
@@ -146,7 +146,7 @@ class HostedSession:
             self._opening.result().record_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and wait until all executions have results. The result of a cell that was cut short names `cause`."""
+        """End the sandbox and wait until all executions have results. If this stops a cell, the cell's result names `cause`."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -335,7 +335,7 @@ class Sessions:
         return [self.describe(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
     def describe(self, session: HostedSession) -> SessionInfo:
-        """Return the description of a session: its times, whether it is in use, its memory in bytes, and which execution runs."""
+        """Return the description of a session, such as its times, whether it is in use, its memory in bytes and its running execution."""
         return SessionInfo(
             session_id=session.identifier,
             created=session.created,
@@ -375,7 +375,7 @@ class Sessions:
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions and close the journal. If a cell still runs, its result gives the reason why it was cut short."""
+        """End all sessions and close the journal. A cell that still runs is stopped, and its result gives the reason."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
