@@ -90,10 +90,10 @@ class Session:
         return self.history.set_result(number, await self._interpreter._execute_for(self._caller, request))
 
     async def _run_with(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
-        """Run a cell by calling `run`, which sends the cell in several snippets, and return its result. The history records the cell.
+        """Run a cell by calling `run`, and return its result. The history records the cell.
 
-        `run` gets the code without Markdown fences. If `code` cannot be run as a cell, do not call `run`, and return a result with the
-        error.
+        `run` gets the code without Markdown fences, and sends it by several snippets (cells that the client writes itself). If `code`
+        cannot be run as a cell, do not call `run`, and return a result with the error.
         """
         refused = invalid_code_error(code)
         if refused is not None:
