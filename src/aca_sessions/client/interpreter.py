@@ -122,7 +122,9 @@ class CodeInterpreter:
     async def _execute_with(
         self, session_id: str, caller: CallerPosition, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, which sends the cell in several snippets, and return its result.
+        """Run a user's cell by calling `run`, and return its result.
+
+        `run` sends the cell by several snippets (cells that the client writes itself).
 
         `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
         happened since.

@@ -241,7 +241,8 @@ class SessionPool:
         Args:
             interpreter: The client of the endpoint.
             max_concurrent_sessions: How many sessions may be leased at the same time.
-            session_timeout: Seconds after which a named session without a lease ends.
+            session_timeout: Seconds without a lease after which a session ends, if the caller named it. Other sessions end with their
+                lease.
             acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
             on_event: Called with each PoolEvent.
             access: What the sessions can reach and install, if that is known. Tools for models tell it to the model.
@@ -315,7 +316,7 @@ class SessionPool:
     async def release(self, session_id: str) -> None:
         """Release one lease of a session. Do nothing if the session has no lease, or in a forked process.
 
-        If the session is anonymous, end it, which deletes its variables and files.
+        If the session is anonymous, one that the caller did not name, end it. This deletes its variables and files.
         """
         await self._release(session_id)
 

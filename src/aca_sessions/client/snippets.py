@@ -213,7 +213,7 @@ def reset(user: dict, mark: str = "") -> None:
 def health(user: dict) -> None:
     """Print, as JSON, the Python version of the session's interpreter, its memory, uptime, number of threads and processor time.
 
-    Memory and uptime are 0 if /proc cannot be read, because some sessions do not see their own process.
+    Memory and uptime are 0 if /proc cannot be read: in some sessions, a process may not read its own entry there.
     """
     memory, uptime = 0, 0.0
     with contextlib.suppress(PermissionError):
