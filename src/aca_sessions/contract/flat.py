@@ -379,7 +379,8 @@ def parse_json(content: bytes) -> object:
 def require_object(body: object, members: str = "'code'") -> Body:
     """Return a request's body unchanged if it is a JSON object with at least one member.
 
-    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty: the error's message asks for `members`.
+    Raise MalformedBodyError if the body is not an object. Raise ProblemError if it is empty. `members` names what the object must have, for
+    the error's message.
     """
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")

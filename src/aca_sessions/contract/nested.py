@@ -99,7 +99,7 @@ def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
 def _require_properties(body: object, members: str) -> Body:
     """Return the object `properties` in a request's body.
 
-    Raise ProblemError if there is no such object: the error's message asks for an object with `members`.
+    Raise ProblemError if there is no such object. `members` names what the object must have, for the error's message.
     """
     properties = require_object(body, f"an object 'properties' with {members}").get("properties")
     if not isinstance(properties, Mapping):
