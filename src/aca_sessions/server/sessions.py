@@ -1,8 +1,8 @@
 """Keep the sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down.
 
-Unlike the client's pool, a server has no leases: it only records when each session was used last. The number of sessions is limited. A
-method that decides about sessions does so without `await`, so that no other request can change them meanwhile. Sandboxes open and close in
-the background.
+Unlike the client's pool, a server has no leases: it only records when each session was used last. The number of sessions is limited. The
+methods decide without `await` which sessions are opened and ended, so that no other request can change them meanwhile. Sandboxes open and
+close in the background.
 """
 
 import asyncio
