@@ -24,7 +24,7 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """The record of one call of a tool. `digest` is the SHA-256 of the result as JSON, or None without a result.
+    """The record of one call of a tool. `digest` is the SHA-256 of the result as JSON, or None if the tool did not return a result.
 
     `error` is `cancelled` if the call was cancelled, the exception's name if the tool failed, else None.
     """
@@ -40,7 +40,7 @@ class CallRecord:
 
 
 class Records:
-    """The records of the latest 10,000 calls. If their arguments take more than 64 MB in total, the oldest records lose their arguments."""
+    """The records of the latest 10,000 tool calls. If their arguments take more than 64 MB, those of the oldest calls are dropped."""
 
     def __init__(self) -> None:
         self._with_arguments: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
@@ -54,7 +54,10 @@ class Records:
         return len(self._without_arguments) + len(self._with_arguments)
 
     def append(self, record: CallRecord) -> None:
-        """Add a record, and drop old records or their arguments if a limit is exceeded."""
+        """Add the record of a call. Above 10,000 records, drop the oldest.
+
+        Above 64 MB of arguments, drop the arguments of the oldest calls.
+        """
         sizes = {name: _estimate_size(argument) for name, argument in record.arguments.items()}
         size = sum(filter(None, sizes.values()))
         if None in sizes.values():
@@ -71,7 +74,7 @@ class Records:
 
 
 def _estimate_size(argument: object) -> int | None:
-    """Estimate how many bytes an argument takes. Return None if it has more than 10,000 values, which take too long to count."""
+    """Estimate how many bytes of memory an argument takes. Return None if it has over 10,000 values: counting more takes too long."""
     size = looked_at = 0
     left = [argument]
     while left:
@@ -91,7 +94,7 @@ def _estimate_size(argument: object) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A tool call that is shown to the approval function."""
+    """A tool call as the approval function gets it."""
 
     tool: str
     effect: Effect
@@ -103,7 +106,7 @@ Approve = Callable[[Sequence[Call]], "bool | Sequence[bool] | Awaitable[bool | S
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """Seconds of a tool's budget that are set aside for one running call."""
+    """Seconds of a tool's budget that are reserved for one running call."""
 
     seconds: float
 
@@ -127,8 +130,8 @@ class Approval:
     def __init__(self, approve: Approve | None) -> None:
         """Store the approval function, sync or async. If it is None, only calls of irreversible tools are refused.
 
-        The function is called with a list: one call, or all calls of a batch that need approval. It returns one bool for all, or a list of
-        bools.
+        The function is called with a list: one call, or all calls of a batch that need approval. It returns one bool for all of them, or a
+        list with one bool for each.
         """
         self._approve = approve
         self._budget_uses: defaultdict[str, _BudgetUse] = defaultdict(_BudgetUse)
@@ -167,10 +170,11 @@ class Approval:
         return [one is True for one in decided] if len(decided) == len(calls) else [False] * len(calls)
 
     async def reserve(self, tool: Tool) -> Reservation:
-        """Count a call of a tool, and reserve the seconds that it may take from the tool's budget.
+        """Count a call of a tool, and reserve seconds of the tool's budget for it.
 
-        Raise ToolFailedError if the budget is used up. Wait while the running calls could use up the remaining seconds. If the budget
-        limits bytes, calls run one after another, because the size of a result is known only at the end of its call.
+        Raise ToolFailedError if the budget is used up. If running calls have reserved so many seconds that too few are left for this call,
+        wait until one of them ends. If the budget limits bytes, wait until no other call runs, because the size of a result is known only
+        when its call ends.
         """
         used, budget = self._budget_uses[tool.name], tool.budget
         while True:
@@ -205,10 +209,10 @@ def _check_budget(tool: Tool, used: _BudgetUse) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result's JSON text, for the record of the call.
+    """Return the SHA-256 of the result of a tool call, for the record of the call.
 
-    `files` are the bytes, tables and long texts that the JSON text refers to, keyed by random names. In the text, hashes of their contents
-    replace these names first, so that equal results have equal digests.
+    `text` is the result as JSON. It refers to bytes, tables and long texts by random names, which `files` maps to their contents. Each name
+    is replaced by the hash of its content first, so that equal results have equal digests.
     """
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())

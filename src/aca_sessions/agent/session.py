@@ -46,7 +46,7 @@ _BY_ISOLATION = {
 
 
 class AgentSession:
-    """A session whose cells can use the objects `tools`, `skills`, `artifacts` and `deps`. Cells can use nothing else of the host."""
+    """A session whose cells can use the host only through the objects `tools`, `skills`, `artifacts` and `deps`."""
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class AgentSession:
         Args:
             pool: The pool to lease from. By default a pool is opened from the settings.
             storage: Where skills, artifacts and dependencies are kept. By default in memory, for as long as this object exists.
-            tools: Tools, sources of tools such as an MCP server, or plain functions.
-            approve: A function that decides whether calls of tools that write are allowed. It gets one call, or all calls of a batch.
-            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+            tools: Tools, sources of tools such as an MCP server, or plain functions, which become tools.
+            approve: Gets a list of calls of tools that write. Returns one bool for all of them, or a list with one bool for each.
+            embed: A function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
             sync_deps_on_start: Whether `start` installs the dependencies in the storage.
-            allow_runtime_deps: Whether dependencies can be added and removed.
+            allow_runtime_deps: Whether dependencies can be added and removed, by cells or by methods of this object.
         """
         self._pool = pool
         self._given_tools = list(tools)
@@ -88,8 +88,8 @@ class AgentSession:
     def from_base(cls, path: Path | str, pool: SessionPool | None = None, **options: Any) -> Self:
         """Create a session whose tools, skills, artifacts and dependencies are in a folder.
 
-        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the first dependencies.
-        Each of these may be missing.
+        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt`. Each of these may be
+        missing. The file `requirements.txt` is used until a dependency is added or removed.
 
         Args:
             path: The folder.
@@ -127,7 +127,10 @@ class AgentSession:
         return live
 
     async def close(self) -> None:
-        """Wait until a running `start` has ended, then end the session and close its tools. What was saved stays in the storage."""
+        """Wait until a running `start` has ended, then end the session and close its tools.
+
+        Saved skills, artifacts and dependencies stay in the storage.
+        """
         async with self._starting:
             self._leased = None
             await self._stack.aclose()
@@ -144,9 +147,9 @@ class AgentSession:
         await self._live.session.reset()
 
     def supports(self, capability: str) -> bool:
-        """Return whether the session has a capability. Must be called after the start.
+        """Return whether the session has a capability, such as `network_isolation`. Must be called after the start.
 
-        The names are those of py-code-mode, such as `network_isolation`, and a few of this package, such as `checkpoint`.
+        The names are those of the package py-code-mode, and a few others such as `checkpoint`.
         """
         return capability in self._live.capabilities
 
@@ -160,19 +163,19 @@ class AgentSession:
         return self._storage
 
     async def list_skills(self) -> list[dict[str, Any]]:
-        """Return all skills, sorted by name. Each has its name, description, parameters, origin and more, but not its source."""
+        """Return a dict for each skill, sorted by name, with its name, description, parameters and origin, but without its source."""
         return await self._skills.list()
 
     async def search_skills(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
-        """Return the skills that match a query, the best first, at most `limit`. Their sources are left out."""
+        """Return at most `limit` skills that match a query as dicts without their sources, the best match first."""
         return await self._skills.search(query, limit)
 
     async def get_skill(self, name: str) -> dict[str, Any] | None:
-        """Return a skill with its source, or None if no skill has that name."""
+        """Return a skill as a dict with its source, or None if no skill has that name."""
         return await self._skills.get(name)
 
     async def add_skill(self, name: str, source: str, description: str = "") -> dict[str, Any]:
-        """Save a skill and return it. A skill of the same name is replaced.
+        """Save a skill and return it as a dict. A skill of the same name is replaced.
 
         Raise InvalidArgumentError if an example in the docstring of its `run` fails, or if the name or the source is invalid.
 
@@ -188,11 +191,11 @@ class AgentSession:
         return await self._skills.remove(name)
 
     async def list_artifacts(self) -> list[dict[str, Any]]:
-        """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
+        """Return a dict for each artifact, sorted by name: name, path, description, metadata and created_at, but not its data."""
         return await self._artifacts.list()
 
     async def save_artifact(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON or a DataFrame under a name. Return the artifact's description.
+        """Save text, bytes, JSON or a DataFrame under a name. Return a dict that describes it, as in `list_artifacts`.
 
         Args:
             name: The name. An artifact of the same name is replaced.
@@ -211,13 +214,13 @@ class AgentSession:
         await self._artifacts.delete(name)
 
     async def list_deps(self) -> list[str]:
-        """Return the requirements in the storage, in the order in which they were added."""
+        """Return the package requirements in the storage, such as `pandas>=2`, in the order in which they were added."""
         return await self._deps.list()
 
     async def add_dep(self, package: str) -> dict[str, Any]:
         """Install a package and, if that succeeds, add its requirement to the storage.
 
-        Return a dict with the lists `installed`, `already_present` and `failed`, one of which has the package.
+        Return a dict with the lists `installed`, `already_present` and `failed`. The package is in one of them.
         """
         self._deps.check_unlocked()
         outcome = await install(self._live.session, [package])
@@ -228,8 +231,8 @@ class AgentSession:
     async def remove_dep(self, package: str) -> dict[str, Any]:
         """Uninstall a package and remove its requirement from the storage.
 
-        Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package, and the bool `removed_from_config`,
-        which tells whether the storage had the package's requirement.
+        Return a dict with the lists `removed`, `not_found` and `failed`. The package is in one of them. The dict also has the bool
+        `removed_from_config`: whether the storage had the requirement.
         """
         configured = await self._deps.remove(package)
         return await uninstall(self._live.session, package, configured=configured)
@@ -247,21 +250,24 @@ class AgentSession:
 
     @property
     def calls(self) -> list[CallRecord]:
-        """Return the records of the latest 10,000 calls of tools, the oldest first. Old records may have lost their arguments."""
+        """Return the records of the latest 10,000 calls of tools, the oldest first.
+
+        If the arguments of all calls take more than 64 MB, those of the oldest calls are dropped.
+        """
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """Return all tools, each with name, description, tags, effect and signature.
+        """Return a dict for each tool, with its name, description, tags, effect and signature.
 
-        Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
+        Before the start, this call opens sources of tools such as MCP servers, and closes them when it returns.
         """
         async with self._open_toolbox() as toolbox:
             return toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
-        """Return the tools that match a query, the best first, at most `limit`.
+        """Return at most `limit` tools that match a query, the best match first, as dicts like those of `list_tools`.
 
-        Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
+        Before the start, this call opens sources of tools such as MCP servers, and closes them when it returns.
         """
         async with self._open_toolbox() as toolbox:
             return await toolbox.search(query, limit)
@@ -303,13 +309,13 @@ async def _open_tools(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[T
 
 
 class LeasedSession:
-    """A leased session, the function that runs its cells, and the functions that answer its host calls (calls from a cell to the host)."""
+    """Runs the cells of a leased session and answers their host calls (calls from a cell to functions of the host)."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_no_tools: str) -> None:
         """Store a leased session and prepare to run its cells. Cells cannot make host calls before `set_call_handlers` is called.
 
-        `runner` returns a function that runs the cells of a session. `why_no_tools` is the reason why cells cannot call tools, or "" if
-        they can.
+        `runner` takes a session and returns a function that runs cells in it. `why_no_tools` is the reason why cells cannot call tools, or
+        "" if they can.
         """
         self.session = session
         self.capabilities = frozenset[str]()
@@ -323,7 +329,10 @@ class LeasedSession:
 
     @classmethod
     async def create(cls, pool: SessionPool, session: Session) -> "LeasedSession":
-        """Create the object for a session that was leased from a pool. Ask the session's endpoint which features it supports."""
+        """Create the object for a session that was leased from a pool.
+
+        Ask the endpoint which features it supports, to choose how cells run.
+        """
         runner, why_no_tools = _run_with_events, ""
         if not await session.supports("events"):
             why_no_tools = await send_modules(session)
@@ -333,15 +342,18 @@ class LeasedSession:
         return live
 
     def set_call_handlers(self, table: Mapping[str, CallHandler]) -> None:
-        """Set the functions that answer host calls. From now on, cells can call every name in `table`, which maps names to functions.
+        """Set the functions that answer host calls, by name. From now on, cells can call all of them.
 
-        Examples of skills can make the same calls, except those that change the storage or packages, such as `artifacts.save`.
+        The examples in a skill's docstring can call them too, except those that change the storage or packages, such as `artifacts.save`.
         """
         self._calls = HostCalls(table)
         self._trial_calls = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell. If no other cell runs afterwards, install and remove the packages that cells requested. Then return the result."""
+        """Run a cell and return its result. Before returning, install and remove the packages that cells requested.
+
+        If another cell still runs, leave that to the last cell that ends, because packages are changed only when no cell runs.
+        """
         self._running_cells += 1
         try:
             result = await self._run(self._calls, code, timeout)
@@ -375,9 +387,9 @@ class LeasedSession:
 
     @asynccontextmanager
     async def _open_trial_session(self) -> AsyncIterator[Session]:
-        """Yield another session in which the examples of a skill can run.
+        """Yield a temporary session in which the examples of a skill can run.
 
-        It is a branch of this session if one can be made and no cell runs, otherwise a new session.
+        It is a branch (a copy of this session with its variables) if one can be made and no cell runs. Otherwise it is a new session.
         """
         if not self._running_cells and "checkpoint" in self.capabilities:
             try:
@@ -393,7 +405,7 @@ class LeasedSession:
 
 
 def _run_with_events(session: Session) -> Run:
-    """Return a function that runs cells in a session and answers their host calls (calls from cells to the host).
+    """Return a function that runs cells in a session and answers their host calls (calls from cells to functions of the host).
 
     The endpoint must send events while a cell runs, because host calls arrive as events.
     """
@@ -410,9 +422,10 @@ def _run_with_events(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return a function that runs cells and answers their host calls at endpoints that send no events while a cell runs.
+    """Return a function that runs cells and answers their host calls, for endpoints that send no events while a cell runs.
 
-    Inside the session, the cell runs in a thread, so that the host can start short executions beside it to exchange calls and answers.
+    The cell runs in a thread inside the session. Meanwhile the host starts short executions in the same session, which fetch the host calls
+    and deliver the answers.
     """
     return ThreadedRunner(session).run
 

@@ -1,4 +1,7 @@
-"""The host calls of an agent session. Calls of its tools are validated, approved, limited in time and recorded."""
+"""Answer the host calls of an agent session (calls from a cell to functions of the host).
+
+Calls of tools are validated, approved, limited in time and recorded.
+"""
 
 import asyncio
 import time
@@ -26,8 +29,8 @@ class ToolBox:
 
         Args:
             tools: The tools.
-            approval: Decides about calls, counts budgets and keeps records.
-            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+            approval: Decides which calls are allowed, counts what they use of the tools' budgets, and keeps their records.
+            embed: A function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._tools: dict[str, Tool] = {}
         for tool in tools:
@@ -42,18 +45,18 @@ class ToolBox:
         return len(self._tools)
 
     def list(self) -> Described:
-        """Return all tools, each with name, description, tags, effect and signature."""
+        """Return a dict for each tool, with its name, description, tags, effect and signature."""
         return [_describe(tool) for tool in self._tools.values()]
 
     async def search(self, query: str, limit: int) -> Described:
-        """Return the tools that match a query, the best first, at most `limit`."""
+        """Return at most `limit` tools that match a query, the best match first, as dicts like those of `list`."""
         return [_describe(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return a dict that describes a tool: its description, effect, parameters and `members`.
 
-        `members` has such a dict for each tool named `name.member`. `callable` is False if no tool has the name itself and only members
-        exist. Raise ToolFailedError if neither the tool nor a member exists.
+        `members` is a list of such dicts, one for each tool below the name, such as `github.search` below `github`. If `github` itself is
+        not a tool, `callable` is False. Raise ToolFailedError if neither the tool nor a tool below its name exists.
         """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
@@ -71,8 +74,8 @@ class ToolBox:
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
         """Validate the arguments, ask for approval if the tool needs it, call the tool and return its result.
 
-        Do not catch the tool's exceptions. Raise TypeError if the arguments do not match, and ToolFailedError if there is no such tool, the
-        call is refused, or a limit is exceeded.
+        Raise TypeError if the arguments do not match. Raise ToolFailedError if there is no such tool, if the call is refused, or if it
+        exceeds a limit. Exceptions that the tool raises reach the caller.
         """
         return await self.call_validated(self._find_tool(name, arguments), arguments)
 
@@ -87,8 +90,8 @@ class ToolBox:
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
         """Ask once for approval of several calls, then make the allowed ones.
 
-        Return a dict for each call, with `value` or the message `error`. If a tool is unknown or an argument is wrong, raise
-        ToolFailedError or TypeError, and make no call.
+        Return a dict for each call, with its result as `value` or its error message as `error`. If a tool is unknown or an argument is
+        wrong, make no call and raise ToolFailedError or TypeError.
         """
         checked = [(self._find_tool(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
@@ -110,9 +113,9 @@ class ToolBox:
         return tool
 
     async def _call_decided(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Run a tool unless the decision is `refused`. Return its result.
+        """Run a tool and return its result. Raise ToolFailedError if the decision is `refused`.
 
-        Record the call even if it is refused, over budget, failed or cancelled.
+        Record the call in every case: also if it is refused, over budget, failed or cancelled.
         """
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
@@ -175,9 +178,10 @@ def _describe(tool: Tool) -> dict[str, Any]:
 
 
 def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
-    """Return the functions that answer host calls, keyed by the names that cells call.
+    """Return the functions that answer host calls (calls from a cell to the host), by name, such as `tools.call`.
 
-    `toolbox` also approves `deps.add` and `deps.remove`. `changes` collects the packages to install and remove when no cell runs.
+    `toolbox` also asks for approval of `deps.add` and `deps.remove`. `changes` collects the packages that these calls ask to install or
+    remove. The packages change later, when no cell runs.
     """
     return {
         **_tool_handlers(toolbox),
@@ -244,10 +248,11 @@ def _artifact_handlers(artifacts: Artifacts) -> dict[str, CallHandler]:
 
 
 def _dependency_handlers(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
-    """Return the functions that answer the host calls `deps.*`, by name.
+    """Return the functions that answer the host calls `deps.list`, `deps.add`, `deps.remove` and `deps.sync`, by name.
 
-    They add packages to `changes`, which are installed or removed when no cell runs. `deps.add` and `deps.remove` need approval like calls
-    of a tool, because they change later sessions too. `deps.sync` needs none, because it installs only what was approved before.
+    They only collect packages in `changes`. The packages are installed or removed when no cell runs. `deps.add` and `deps.remove` need
+    approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because it installs only what was
+    approved before.
     """
 
     async def add(arguments: dict[str, Any]) -> object:

@@ -18,18 +18,20 @@ _DESCRIPTION_KEYS = {*_DEFAULT_DESCRIPTION, "name", "form"}
 
 
 class Artifacts:
-    """The artifacts in a storage."""
+    """Artifacts in a storage, such as a folder or Redis. An artifact is data with a name, a description and metadata."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     async def list(self) -> Described:
-        """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
+        """Return a dict for each artifact, sorted by name: name, path, description, metadata and created_at, but not its data."""
         found = [await self._read_description(name) for name in await self._storage.names("artifacts")]
         return [self._describe(one) for one in found if one is not None]
 
     async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON or a DataFrame under a name. Return its description. An artifact of the same name is replaced.
+        """Save text, bytes, JSON or a DataFrame under a name. Return a dict that describes it, as in `list`.
+
+        An artifact of the same name is replaced.
 
         Args:
             name: The name, of up to 128 characters.
@@ -69,9 +71,9 @@ class Artifacts:
         return _decode_data(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return an artifact's data to send to a session.
+        """Return an artifact's data in the form in which the host sends it to a session.
 
-        It is like `load`, but a table stays encoded (`codec.Table`), because the session decodes it.
+        A table is returned encoded (`codec.Table`), because the session decodes it. Other data is returned as by `load`.
         """
         form, content = await self._read_content(name)
         return codec.Table(content) if form == "table" else _decode_data(form, content)
@@ -92,7 +94,7 @@ class Artifacts:
     async def delete(self, name: str) -> None:
         """Delete an artifact, if it exists.
 
-        This takes no lock, because a full Redis cannot grant one. Artifacts must still be deletable then, to make room.
+        This takes no lock, because a full Redis cannot grant one, and deleting artifacts must be possible to make room there.
         """
         described = await self._read_description(name)
         await self._storage.delete("artifacts", name)
@@ -100,9 +102,9 @@ class Artifacts:
             await self._delete_content(described)
 
     async def _read_description(self, name: str) -> dict[str, Any] | None:
-        """Return the description of an artifact, or None if it does not exist.
+        """Return the stored dict that describes an artifact, or None if the artifact does not exist.
 
-        Return a default description if the stored record was not written by `save`.
+        If `save` did not write the artifact, for example because a person put a file into the folder, return a dict of default values.
         """
         data = await self._storage.read("artifacts", name)
         return None if data is None else _parse_description(data) or {**_DEFAULT_DESCRIPTION, "name": name, "form": _guess_form(name, data)}
@@ -119,7 +121,7 @@ class Artifacts:
 
 
 def _parse_description(data: bytes) -> dict[str, Any] | None:
-    """Parse the description in a record. Return None if the record was not written by `save`."""
+    """Parse the JSON dict by which `save` describes an artifact. Return None if the data is anything else."""
     try:
         fields = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
     except (ValueError, RecursionError):

@@ -18,7 +18,7 @@ Texts = list[str]
 
 
 class Deps:
-    """The package requirements in a storage. If `locked` is true, they can be installed, but not added or removed."""
+    """The package requirements in a storage, such as `pandas>=2`. If `locked` is true, they can be installed, but not added or removed."""
 
     def __init__(self, storage: Storage, *, locked: bool = False) -> None:
         self._storage = storage
@@ -26,9 +26,9 @@ class Deps:
         self._initial_file: Path | None = None
 
     def set_initial_file(self, file: Path) -> None:
-        """Use the lines of a file as requirements while the storage has none.
+        """Set a file whose lines are the requirements as long as the storage has none.
 
-        The first change of a requirement copies the lines to the storage.
+        The first `add` or `remove` copies the lines to the storage. From then on, the file is ignored.
         """
         self._initial_file = file
 
@@ -45,8 +45,8 @@ class Deps:
     async def add(self, package: str, *, origin: str = "host") -> str:
         """Add a requirement, such as `pandas>=2`, and return it. It replaces an earlier requirement for the same package.
 
-        `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if it is `session` and the host added the earlier
-        requirement.
+        `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if a session would replace a requirement that the host
+        added.
         """
         self.check_unlocked()
         wanted = _parse_name(package)
@@ -65,7 +65,8 @@ class Deps:
     async def remove(self, package: str, *, origin: str = "host") -> bool:
         """Remove a package's requirement. Return whether there was one. `package` is a name or a requirement such as `pandas>=2`.
 
-        `origin` is who removes it, `host` or `session`. Raise InvalidArgumentError if it is `session` and the host added the requirement.
+        `origin` is who removes it, `host` or `session`. Raise InvalidArgumentError if a session would remove a requirement that the host
+        added.
         """
         self.check_unlocked()
         unwanted = _parse_name(package)
@@ -99,9 +100,9 @@ class Deps:
 
 
 class PackageChanges:
-    """Collects the requests of cells to install or remove packages, until `apply` is called.
+    """Collects the packages that cells request to install or remove. `apply` installs and removes them.
 
-    The last request for each package counts.
+    If cells request both for one package, the last request counts.
     """
 
     def __init__(self, session: Session) -> None:
@@ -131,7 +132,7 @@ class PackageChanges:
     async def apply(self) -> str:
         """Install and remove the requested packages, and clear the requests.
 
-        Return a note for stderr about packages that failed, or "" if none did.
+        Return a note for the stderr of the cell's result that names the packages that failed, or "" if none did.
         """
         wanted, unwanted = [*self._to_install.values()], [*self._to_remove.values()]
         self._to_install, self._to_remove = {}, {}
@@ -145,7 +146,7 @@ class PackageChanges:
 
 
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
-    """Install packages one by one. Return a dict with the lists `installed`, `already_present` and `failed`.
+    """Install packages into a session, one by one. Return a dict with the lists `installed`, `already_present` and `failed`.
 
     If a package failed, the dict also has `error`, the message of the last failure.
     """
@@ -164,9 +165,10 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 
 
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
-    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
+    """Uninstall a package from a session. Return a dict with the lists `removed`, `not_found` and `failed`.
 
-    `configured` tells whether the storage had the package's requirement. The dict repeats it as `removed_from_config`.
+    The package is in one of the lists. `configured` is whether the storage had its requirement. The dict repeats that value as
+    `removed_from_config`.
     """
     outcome: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):

@@ -33,7 +33,7 @@ _LOST = (RedisConnectionError, RedisTimeoutError)
 
 
 class RedisStorage:
-    """A storage in Redis, whose keys have a common prefix. Many processes can use it at the same time."""
+    """A storage of records, such as skills, in Redis. All keys begin with a common prefix. Many processes can use it at the same time."""
 
     def __init__(self, url: str | None = None, prefix: str = "aca-sessions", *, redis: "Redis | BlockingRedis | None" = None) -> None:
         """Store the URL of a server, or a client. The first command opens a connection.
@@ -63,7 +63,7 @@ class RedisStorage:
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
         """Write a record, replacing an earlier one of the same name.
 
-        Also replace the kind's stamp, a random text by which readers detect changes.
+        Also replace the stamp of its kind, a random text, so that callers that cache records notice the change.
         """
         field = check_name(name)
 
@@ -78,7 +78,8 @@ class RedisStorage:
     async def delete(self, kind: Kind, name: str) -> bool:
         """Delete a record. Return whether it existed.
 
-        Also replace the stamp of its kind, by which readers detect changes. If Redis is too full for a new stamp, only remove the old one.
+        Also replace the stamp of its kind, a random text, so that callers that cache records notice the change. If Redis is too full for a
+        new stamp, only remove the old one.
         """
         field, stamp = check_name(name), f"{self._key(kind)}:stamp"
 
@@ -110,9 +111,9 @@ class RedisStorage:
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind during a `with` block. Raise StorageError after waiting 15 s.
+        """Lock the records of a kind during a `with` block. Raise StorageError if the lock is not free within 15 s.
 
-        The lock expires after 10 s even if its holder still works, so that a process that was killed does not keep it.
+        The lock expires after 10 s even if the block still runs, so that a process that was killed does not keep it.
         """
         options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
         lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
@@ -127,13 +128,13 @@ class RedisStorage:
                 await self._run_command(lambda _: lock.release())
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return the place of a record in Redis, for people: the key and the field, as `key/field`."""
+        """Return where Redis keeps a record, as `key/field`, to show to people."""
         return f"{self._key(kind)}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage as an object whose methods work without `await`.
+        """Return an object to list, search, add and remove the skills in this storage without `await`.
 
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        `embed` is a function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         from .skills import SkillLibrary
 
@@ -146,10 +147,10 @@ class RedisStorage:
 
     @asynccontextmanager
     async def _open_for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Yield a storage that works in the current event loop.
+        """Yield a storage of the same records that can be used in the current event loop.
 
-        Connections of `redis.asyncio` work only in the event loop that opened them, so the yielded storage opens new ones. With a blocking
-        client, yield this storage itself.
+        Connections of `redis.asyncio` work only in the event loop that opened them, so the yielded storage opens new ones. A blocking
+        client works in any event loop: then yield this object itself.
         """
         if isinstance(self._redis, BlockingRedis):
             yield self
@@ -168,7 +169,7 @@ class RedisStorage:
             return bool(await create_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
     async def _run_command(self, command: Callable[[Any], Any]) -> Any:
-        """Call `command` with the client and return the answer of Redis. Call a blocking client in a thread.
+        """Call `command` with the Redis client and return what Redis replies. If the client is a blocking one, call it in a thread.
 
         Raise StorageError if Redis fails.
         """

@@ -1,4 +1,4 @@
-"""Search in named texts: by words and related words (BM25, without a model or network), or by vectors from a function of the caller."""
+"""Search texts by words and related words (BM25, without a model or network), or by vectors that a function of the caller returns."""
 
 import asyncio
 import inspect
@@ -105,7 +105,7 @@ class WordIndex:
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
     def best(self, query: str, limit: int) -> list[str]:
-        """Return the names of texts that have a word of the query or a related word: at most `limit`, the best first."""
+        """Return the names of at most `limit` texts that have a word of the query or a related word, the best match first."""
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
@@ -116,14 +116,17 @@ class WordIndex:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Return each text's score for a word: that of the word itself, or the reduced score of its related words if that is higher."""
+        """Return the score of each text for one word of a query.
+
+        It is the BM25 score of the word, or 0.4 times that of its related words (such as `fetch` for `download`) if that is higher.
+        """
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
 
 
 def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
-    """Return the BM25 ranking of texts, given as lists of words, or None if there are no words."""
+    """Build a BM25 index of texts, each given as a list of words. Return None if no text has a word."""
     if not any(texts):
         return None
     import bm25s  # imports scipy, which takes a third of a second: only a program that searches waits for it
@@ -134,17 +137,20 @@ def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
 
 
 class MeaningIndex:
-    """A search index that compares meanings, by vectors from a function of the caller."""
+    """A search index that compares meanings. The meaning of a text is a vector that a function of the caller returns."""
 
     def __init__(self, embed: Embed) -> None:
-        """Store `embed`, which returns a vector for each text. Searches call it only for the query and for texts that are new."""
+        """Store `embed`, a function that returns a vector for each text.
+
+        Searches call it only for the query and for texts that the previous search did not include.
+        """
         self._embed = embed
         self._vector_of: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
         self._rows: np.ndarray | None = None
 
     async def best(self, texts: Mapping[str, str], query: str, limit: int) -> list[str]:
-        """Return the names of the texts whose vectors are nearest to that of the query, the nearest first, at most `limit`."""
+        """Return the names of at most `limit` texts, sorted by how near their vectors are to that of the query, the nearest first."""
         wanted = [f"{name}: {text}" for name, text in texts.items()]
         if not wanted:
             return []
@@ -166,7 +172,7 @@ class MeaningIndex:
         return self._rows
 
     async def _compute_vectors(self, texts: list[str]) -> "np.ndarray":
-        """Return the vectors of texts as rows, scaled to length one, so that the dot product of two is their similarity."""
+        """Return an array with the vector of each text as a row. All have length one, so the dot product of two is their similarity."""
         import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
 
         answered = await _call_embed(self._embed, texts)
@@ -184,7 +190,7 @@ class MeaningIndex:
 
 
 class Search:
-    """A search in texts, by meaning if `embed` is given, otherwise by words. `set_texts` must be called first."""
+    """Searches texts, by meaning if `embed` is given, otherwise by words. `set_texts` must be called first."""
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._texts: dict[str, str] = {}
@@ -192,13 +198,13 @@ class Search:
         self._meaning = MeaningIndex(embed) if embed else None
 
     def set_texts(self, texts: Mapping[str, str]) -> None:
-        """Replace the texts to search. The keys are their names."""
+        """Replace the texts to search. The keys of `texts` are the names that searches return."""
         self._texts = dict(texts)
         if self._meaning is None:
             self._words = WordIndex(texts)
 
     async def best(self, query: str, limit: int) -> list[str]:
-        """Return the names of the texts that match a query, the best first, at most `limit`."""
+        """Return the names of at most `limit` texts that match a query, the best match first."""
         if self._meaning is None:
             return self._words.best(query, limit)
         return await self._meaning.best(self._texts, query, limit)
@@ -214,9 +220,9 @@ async def _call_embed(embed: Embed, texts: list[str]) -> Vectors:
 
 
 def words(text: str) -> list[str]:
-    """Split a text into words, also at capitals and underscores.
+    """Split a text into words, also inside names such as `readFile` and `read_file`.
 
-    Return them in lower case, without suffixes, and without words like "the".
+    Return the words in lower case and without suffixes: `Loading` becomes `load`. Leave out common words such as "the".
     """
     found = [word.lower() for word in _WORD.findall(text)]
     return [_stem(word) for word in found if word not in _EMPTY]
@@ -224,7 +230,10 @@ def words(text: str) -> list[str]:
 
 @cache
 def _related() -> dict[str, list[str]]:
-    """Return a dict that maps each word to its related words. All words have the form that `words` returns."""
+    """Return a dict that maps each word to its related words, such as `download` to `fetch`.
+
+    All words are in lower case and without suffixes, as `words` returns them.
+    """
     related: dict[str, list[str]] = {}
     for line in _RELATED.strip().splitlines():
         group = [*dict.fromkeys(words(line))]

@@ -29,9 +29,10 @@ Try = Callable[[str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
-    """A saved function: Python source that defines `run`. `origin` tells who saved it, `session` or `host`.
+    """A function that was saved for later sessions: Python source that defines `run`.
 
-    `tested` tells whether the examples in its docstring were run and passed. `earlier` has up to 10 older sources, the latest first.
+    `origin` is `session` if a cell saved it, otherwise `host`. `tested` tells whether the examples in its docstring were run and passed.
+    `earlier` has up to 10 older sources, the latest first.
     """
 
     name: str
@@ -50,14 +51,14 @@ class Skill:
 
     @property
     def search_text(self) -> str:
-        """Return the text that searches compare with a query.
+        """Return the text of the skill that a search compares with its query.
 
         It is the description, and the first paragraphs of the docstrings of `run` and of the module.
         """
         return "\n".join(dict.fromkeys([self.description, *_read_documentation(self.source)]))
 
     def describe(self, uses: int = 0) -> dict[str, Any]:
-        """Return the skill as a dict without its source. `uses` is how often the skill was used."""
+        """Return the skill as a dict without its source. The dict includes `uses`, the number of times the skill was used."""
         return {
             "name": self.name,
             "description": self.description,
@@ -74,7 +75,7 @@ SkillList = list[Skill]
 
 
 class Skills:
-    """The skills in a storage, for code with `await`."""
+    """The skills in a storage, with async methods to list, search, add and remove them."""
 
     def __init__(self, storage: Storage, try_examples: Try | None = None, embed: Embed | None = None) -> None:
         """Store the arguments. Nothing is read from the storage before another method is called.
@@ -82,7 +83,7 @@ class Skills:
         Args:
             storage: Where the skills are kept.
             try_examples: Runs the examples of a skill before it is saved, and raises if one fails. By default they are not run.
-            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+            embed: A function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._storage = storage
         self._try_examples = try_examples
@@ -95,11 +96,11 @@ class Skills:
         return [skill.describe(await self._read_use_count(skill.name)) for skill in (await self.all()).values()]
 
     async def search(self, query: str, limit: int = 5) -> Described:
-        """Return the skills that match a query as dicts without their sources, the best first, at most `limit`."""
+        """Return at most `limit` skills that match a query as dicts without their sources, the best match first."""
         return [skill.describe(await self._read_use_count(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "SkillList":
-        """Return Skill objects that match a query, the best first, at most `limit`."""
+        """Return at most `limit` skills that match a query as Skill objects, the best match first."""
         skills = await self.all()
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 
@@ -129,7 +130,7 @@ class Skills:
         """Run the examples in a skill's docstring, if `try_examples` was given, then save the skill. Return it as a dict with its source.
 
         A skill of the same name is replaced, and its source is kept as an earlier one. Raise InvalidArgumentError if the name or the source
-        is invalid, if an example fails, or if `origin` is `session` and the host saved the skill to be replaced.
+        is invalid, if an example fails, or if a session would replace a skill that the host saved.
 
         Args:
             name: A Python name of up to 64 characters.
@@ -150,7 +151,10 @@ class Skills:
         return {**skill.describe(), "source": skill.source}
 
     async def remove(self, name: str, *, origin: str = "host") -> bool:
-        """Remove a skill. Return whether it existed. Raise InvalidArgumentError if `origin` is `session` and the host saved the skill."""
+        """Remove a skill. Return whether it existed. Raise InvalidArgumentError if a session would remove a skill that the host saved.
+
+        `origin` is who removes it, `host` or `session`.
+        """
         # The host may remove any skill and takes no lock, because a full Redis gives none, and removing is what makes room there.
         async with contextlib.nullcontext() if origin == "host" else self._storage.locked("skills"):
             _check_owner(await self._read(name), origin)
@@ -171,7 +175,10 @@ class Skills:
         return None if data is None else _decode_skill(name, data)
 
     async def all(self) -> dict[str, Skill]:
-        """Return a dict of all skills by name, sorted. Read them again only if the storage has changed or cannot detect changes."""
+        """Return a dict of all skills by name, sorted.
+
+        Return the skills of the previous call if the storage reports that no skill has changed since. Otherwise read them again.
+        """
         stamp = await self._storage.stamp("skills")
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
@@ -293,15 +300,15 @@ Answer = TypeVar("Answer")
 
 
 class SkillLibrary:
-    """The skills of a storage, for code outside of sessions. Every call reads the storage, so it sees at once what sessions add.
+    """The skills in a storage, for code outside of sessions. Every call reads the storage, so it sees at once what sessions add.
 
-    Calls block the thread: if an event loop runs in it, all tasks of the loop, such as running cells, wait meanwhile.
+    Each call blocks its thread. If an event loop runs in that thread, its tasks, such as running cells, wait until the call returns.
     """
 
     def __init__(self, open_storage: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Store the arguments. Each method calls `open_storage` in a new event loop, to open the storage there.
+        """Store a function that opens the storage. Each method calls it in a new event loop.
 
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        `embed` is a function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._open_storage = open_storage
         self._embed = embed
@@ -315,16 +322,16 @@ class SkillLibrary:
         return self._all().get(name)
 
     def search(self, query: str, limit: int = 10) -> SkillList:
-        """Return the skills that match a query, the best first, at most `limit`."""
+        """Return at most `limit` skills that match a query, the best match first."""
         return self._call(lambda skills: skills.best(query, limit))
 
     def add(self, skill: Skill | str, source: str = "", description: str = "") -> Skill:
         """Save a skill and return it as it was saved. A skill of the same name is replaced.
 
-        Examples in its docstring are not run. To run them, use `add_skill` of a session.
+        Examples in its docstring are not run. To run them, use `AgentSession.add_skill`.
 
         Args:
-            skill: A skill, for example from another library, or the name of a new skill.
+            skill: A Skill object, for example from another library, or the name of a new skill.
             source: The source, if `skill` is a name.
             description: The description, if `skill` is a name. By default the first paragraph of the docstring.
         """

@@ -27,7 +27,7 @@ _SETTLED_NANOSECONDS = 50_000_000  # times have the grain of the kernel's clock:
 
 
 class Storage(Protocol):
-    """The interface of a storage of records. Each record has a name, and a kind such as skills or artifacts."""
+    """The interface of a storage of records, such as a folder or Redis. Each record has a name, and a kind such as skills or artifacts."""
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """Return the data of a record, or None if there is no such record."""
@@ -53,14 +53,14 @@ class Storage(Protocol):
         ...
 
     def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
-        """Lock the records of a kind during a `with` block, against callers in all processes.
+        """Lock the records of a kind during a `with` block. Others that lock the same kind wait, also in other processes.
 
         Use this to read a record and then change it.
         """
         ...
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return the place of a record, for people: for example the path of its file."""
+        """Return where a record is kept, for example the path of its file, to show to people."""
         ...
 
 
@@ -110,7 +110,7 @@ class FileStorage:
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError after waiting 30 s.
+        """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError if the lock is not free within 30 s.
 
         The kernel releases the lock if the process that holds it ends. Without fcntl, as on Windows, nothing is locked.
         """
@@ -131,9 +131,9 @@ class FileStorage:
         return str(self._file(kind, name))
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage as an object whose methods work without `await`.
+        """Return an object to list, search, add and remove the skills in this storage without `await`.
 
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        `embed` is a function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         from .skills import SkillLibrary
 
@@ -187,7 +187,10 @@ class FileStorage:
         return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
 
     def _lock(self, kind: Kind) -> int | None:
-        """Try to lock the lock file of a kind. Return its descriptor, or None if another process or task holds the lock."""
+        """Try to lock the lock file of a kind, without waiting.
+
+        Return the file's descriptor, or None if another process or task holds the lock.
+        """
         self.base_path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.base_path / f".{kind}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         locked = False
@@ -212,7 +215,10 @@ def _try_to_lock(descriptor: int) -> bool:
 
 
 async def _lock_in_thread(lock: Callable[[], int | None]) -> int | None:
-    """Call `lock` in a thread and return the descriptor that it returns. If the caller is cancelled meanwhile, release the lock."""
+    """Call `lock`, a function that locks a file, in a thread. Return the descriptor that it returns, or None.
+
+    If the caller is cancelled meanwhile, close the descriptor, which releases the lock.
+    """
     try:
         return await create_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
     except OSError as error:
@@ -262,18 +268,18 @@ class MemoryStorage:
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind during a `with` block, against other tasks of the event loop."""
+        """Lock the records of a kind during a `with` block. Other tasks of the event loop that lock the same kind wait."""
         async with self._locks[kind]:
             yield
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return a text that identifies the record for people. It is not a path, because the record is only in memory."""
+        """Return a text that identifies the record, to show to people. It is not a path, because the record is only in memory."""
         return f"memory:{kind}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage as an object whose methods work without `await`.
+        """Return an object to list, search, add and remove the skills in this storage without `await`.
 
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        `embed` is a function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         from .skills import SkillLibrary
 

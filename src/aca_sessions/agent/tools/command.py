@@ -1,6 +1,6 @@
 """Programs of the host as tools. They are started with a list of arguments, without a shell.
 
-No value from a session can act as an option.
+A value that a session passes cannot act as an option.
 """
 
 import asyncio
@@ -29,10 +29,11 @@ class Option:
     description: str = ""
 
     def to_arguments(self, value: object) -> list[str]:
-        """Return the command-line arguments for this option: one for each item if `value` is a list, none if it is False.
+        """Return the command-line arguments that pass this option with a value.
 
-        Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
-        if a value is neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
+        A list gives one argument for each item. A boolean option gives `--name` if the value is true, otherwise nothing. Option and value
+        are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError if a value is
+        neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -50,9 +51,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A tool that calls a program with some arguments preset. `preset` has the arguments that every call passes.
+    """A tool that calls a program with some arguments preset.
 
-    `parameters` names the other arguments that a call may choose. If it is None, a call may choose all of them.
+    `preset` has the arguments that every call passes. `parameters` has the names of the other arguments that a call may choose, or is None
+    if it may choose all others.
     """
 
     name: str
@@ -93,7 +95,10 @@ class Program:
         )
 
     def command_line(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return a call's command line. Raise ToolFailedError if a value has a wrong type, is too long, or could be read as an option."""
+        """Return the command line for a tool call.
+
+        Raise ToolFailedError if a value has a wrong type, is too long, or could be read as an option.
+        """
         options = [word for option in self.options if option.name in arguments for word in option.to_arguments(arguments[option.name])]
         values = self._positional_values(arguments)
         plain = []
@@ -110,9 +115,10 @@ class Program:
         return [*self.command, *options, *plain]
 
     def _positional_values(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the values of positional arguments in order. Raise ToolFailedError if one is missing and a later one is given.
+        """Return the values of the positional arguments, in the order in which the program expects them.
 
-        Otherwise the program would read the later value as the missing one. The later value may come from the preset of a recipe.
+        Raise ToolFailedError if one is missing and a later one is given, because the program would read the later value as the missing one.
+        The later value may come from the preset of a recipe.
         """
         values: list[object] = []
         missing = ""
@@ -151,9 +157,9 @@ class Program:
 
 
 async def _end_process(process: asyncio.subprocess.Process) -> None:
-    """Kill a program's process group if the program still runs, and wait for its end.
+    """If a program still runs, kill its process group and wait for its end.
 
-    Wait at most 2 s, because asyncio reports the end late if another process holds the pipes open.
+    Wait at most 2 s, because asyncio reports the end late if another process holds the program's output pipes open.
     """
     if process.returncode is None:
         _kill_group(process)
@@ -170,8 +176,8 @@ def _kill_group(process: asyncio.subprocess.Process) -> None:
 async def _read_output(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
     """Read an output stream of a program to its end and return its text.
 
-    If it has more than 4 MB, kill the program and raise ToolFailedError. The excess is read too, because asyncio reports the end of a
-    process only when all its output was read.
+    If it has more than 4 MB, kill the program and raise ToolFailedError. Output beyond 4 MB is read and dropped, because asyncio reports
+    the end of a process only when all its output was read.
     """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):

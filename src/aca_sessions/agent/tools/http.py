@@ -33,9 +33,9 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def tool_parameters(self) -> tuple[Parameter, ...]:
-        """Return the parameters of the endpoint's tool.
+        """Return the parameters of the tool that calls this endpoint.
 
-        Those in the path are required, the others only if they are described as `required`.
+        Parameters in the path are required. Others are required only if their entry in `parameters` sets `required`.
         """
         in_path: dict[str, Any] = {name: {} for name in _PATH_ARGUMENT.findall(self.path)}
         properties = in_path | dict(self.parameters)

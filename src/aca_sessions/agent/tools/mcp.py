@@ -18,7 +18,10 @@ _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of an MCP server, named `name.tool`. A tool's effect is `effect`, or what the server's annotations claim, or `write`."""
+    """The tools of an MCP server, named `name.tool`.
+
+    If `effect` is given, all tools have it. Otherwise a tool has the effect that its annotations claim, or `write` without annotations.
+    """
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class McpServer:
 
 
 def _claimed_effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Return the effect that a tool's annotations claim, or `write` without annotations. The server may claim anything."""
+    """Return the effect that a tool's annotations claim, or `write` without annotations. The claim may be false."""
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"

@@ -32,8 +32,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    If `seconds` is set, a call waits while running calls could use up the rest. If `size` is set, calls run one after another, and the last
-    result may exceed the limit.
+    If `seconds` is set, a call waits while the time limits of running calls leave too few seconds for it. If `size` is set, calls run one
+    after another, and the result of the last one may exceed the limit.
     """
 
     calls: int | None = None
@@ -43,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of a tool. `schema` is its JSON schema. If it is not required, `default` is the value that its description shows."""
+    """A parameter of a tool. `schema` is its JSON schema. `default` is the value that the tool's signature shows if it is not required."""
 
     name: str
     schema: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +59,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function of the host that cells can call. `act` gets the arguments as a dict. `seconds` is the time limit of a call."""
+    """A function of the host that cells can call.
+
+    `act` does the work. It is called with the arguments as a dict. `seconds` is the time limit of a call.
+    """
 
     name: str
     act: Callable[[dict[str, Any]], Awaitable[object]]
@@ -98,7 +101,10 @@ class Tool:
                 raise TypeError(f"{self.name} needs {name}: call it as {self.signature}")
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the Python function that the tool was made from and return its result. Raise TypeError if there is none."""
+        """Call the Python function that the tool was made from and return its result.
+
+        Raise TypeError if the tool was not made from a function.
+        """
         if self.function is None:
             raise TypeError(f"{self.name} was not made from a function: only code in a session can call it")
         return self.function(*arguments, **named)
@@ -126,7 +132,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
 
 
 class ToolSource(Protocol):
-    """The interface of a source of tools that must be opened first, such as an MCP server."""
+    """The interface of an object that has tools once it is open, such as a connection to an MCP server."""
 
     async def open(self) -> Sequence[Tool]:
         """Open the source and return its tools."""
@@ -140,7 +146,7 @@ class ToolSource(Protocol):
 def check_value(value: object, schema: Mapping[str, Any], where: str) -> None:
     """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema.
 
-    `where` names the value in messages.
+    `where` is what the error message calls the value, such as `limit` or `names[2]`.
     """
     if options := schema.get("anyOf"):
         if not any(_matches(value, option, where) for option in options):
@@ -176,7 +182,7 @@ def _format_schema(schema: Mapping[str, Any]) -> str:
 
 
 def _format_value(value: object) -> str:
-    """Describe a value in a message: a short text or number by its repr, any other value by its type."""
+    """Return the text for a value in an error message: the repr of a short text or number, the type of any other value."""
     is_short = len(value) <= _SHORT if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 10**_SHORT
     return repr(value) if is_short else f"a {type(value).__name__}"
 
@@ -243,7 +249,7 @@ def _read_parameters(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def _schema_of(annotation: Any) -> tuple[dict[str, Any], str]:
-    """Return the JSON schema of an annotation, and its description: the text in `Annotated[..., "text"]`, or "" without one."""
+    """Return the JSON schema of an annotation, and its description: the text in `Annotated[..., "text"]`, or "" if there is none."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin is Annotated:

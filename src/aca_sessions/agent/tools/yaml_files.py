@@ -20,7 +20,7 @@ _KEYS = {
 
 
 def read_tools_folder(folder: Path) -> list[Tool | ToolSource]:
-    """Return the tools of all YAML files in a folder, in the order of their names. Return an empty list if the folder does not exist."""
+    """Return the tools of all YAML files in a folder, sorted by file name. Return an empty list if the folder does not exist."""
     if not folder.is_dir():
         return []
     return [tool for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) for tool in read_tools_file(file)]
@@ -115,5 +115,5 @@ def _parse_effect(fields: Mapping[str, Any], default: Effect) -> Effect:
 
 
 def _expand_variables(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the values with `${NAME}` replaced by environment variables, so that no secret has to be in the file."""
+    """Return a copy of a dict in which environment variables replace `${NAME}` in the values, so that the YAML file needs no secrets."""
     return {name: os.path.expandvars(value) for name, value in values.items()}
