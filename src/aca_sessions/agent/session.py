@@ -104,7 +104,7 @@ class AgentSession:
         return made
 
     async def start(self) -> None:
-        """Lease the session and open the tools, as `async with` does. Do nothing if the session is started already.
+        """Lease the session and open its tools, such as MCP servers. `async with` calls this. Do nothing if the session is started already.
 
         Raise NotSupportedError if there are tools, but cells at this endpoint cannot call them.
         """
@@ -350,9 +350,9 @@ class LeasedSession:
         self._trial_calls = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. Before returning, install and remove the packages that cells requested.
+        """Run a cell and return its result.
 
-        If another cell still runs, leave that to the last cell that ends, because packages are changed only when no cell runs.
+        If no other cell runs when it ends, first install and remove the packages that cells requested.
         """
         self._running_cells += 1
         try:

@@ -55,8 +55,9 @@ class ToolBox:
     def describe(self, name: str) -> dict[str, Any]:
         """Return a dict that describes a tool: its description, effect, parameters and `members`.
 
-        `members` is a list of such dicts, one for each tool below the name, such as `github.search` below `github`. If `github` itself is
-        not a tool, `callable` is False. Raise ToolFailedError if neither the tool nor a tool below its name exists.
+        `members` is a list of such dicts, one for each tool whose name continues `name`: if `name` is `github`, one for `github.search`.
+        `callable` is False if there are only members and no tool `github` itself. Raise ToolFailedError if there is neither a tool nor a
+        member.
         """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
@@ -180,8 +181,8 @@ def _describe(tool: Tool) -> dict[str, Any]:
 def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
     """Return the functions that answer host calls (calls from a cell to the host), by name, such as `tools.call`.
 
-    `toolbox` also asks for approval of `deps.add` and `deps.remove`. `changes` collects the packages that these calls ask to install or
-    remove. The packages change later, when no cell runs.
+    `toolbox` also asks for approval of `deps.add` and `deps.remove`. `changes` collects the packages that these calls request. They are
+    installed or removed later, when no cell runs.
     """
     return {
         **_tool_handlers(toolbox),

@@ -167,7 +167,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package from a session. Return a dict with the lists `removed`, `not_found` and `failed`.
 
-    The package is in one of the lists. `configured` is whether the storage had its requirement. The dict repeats that value as
+    The package is in one of the lists. `configured` tells whether the storage had its requirement. It is returned in the dict as
     `removed_from_config`.
     """
     outcome: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}

@@ -100,7 +100,7 @@ class WordIndex:
     """A search index that compares words. A word in the name of a text counts as much as three words in the text."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        """Build the index. The keys of `texts` are their names."""
+        """Build the index. `texts` maps the name of each text to the text."""
         self._names = sorted(texts)  # texts with equal scores are sorted by name
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
@@ -198,7 +198,7 @@ class Search:
         self._meaning = MeaningIndex(embed) if embed else None
 
     def set_texts(self, texts: Mapping[str, str]) -> None:
-        """Replace the texts to search. The keys of `texts` are the names that searches return."""
+        """Replace the texts to search. `texts` maps the name of each text to the text."""
         self._texts = dict(texts)
         if self._meaning is None:
             self._words = WordIndex(texts)

@@ -272,15 +272,18 @@ def _is_name(name: object) -> bool:
 
 
 def _encode_skill(skill: Skill) -> bytes:
-    """Encode a skill as a Python file. The first line is a comment with the fields of the skill that are not in its source."""
+    """Encode a skill as a Python file.
+
+    The first line is a comment with the fields of the skill that are not in its source, such as `version` and `origin`.
+    """
     fields = ("description", "version", "origin", "created", "tested", "earlier")
     return f"{_HEADER}{json.dumps({name: getattr(skill, name) for name in fields})}\n{skill.source}".encode("utf-8", "backslashreplace")
 
 
 def _decode_skill(name: str, data: bytes) -> Skill | None:
-    """Decode a skill from a Python file. Return None if the file is invalid.
+    """Decode a skill from a Python file. Return None if the file is not valid.
 
-    If it lacks the comment that `_encode_skill` writes, the fields get defaults.
+    If the file does not begin with the comment that `_encode_skill` writes, fields such as `version` have their defaults.
     """
     first, _, source = data.decode("utf-8", "replace").partition("\n")
     fields: dict[str, Any] = {}

@@ -102,7 +102,7 @@ class FileStorage:
         return await _run_in_thread("listed", lambda: self._names(kind))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return the time when a file of this kind was last added, replaced or deleted, as text. Return "none" if the kind has no folder.
+        """Return the time when a record of a kind was last added, replaced or deleted, as text. Return "none" if the kind has no folder.
 
         Return None in the first 50 ms after a change, because a second change could get the same time.
         """

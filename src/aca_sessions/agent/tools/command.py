@@ -31,9 +31,10 @@ class Option:
     def to_arguments(self, value: object) -> list[str]:
         """Return the command-line arguments that pass this option with a value.
 
-        A list gives one argument for each item. A boolean option gives `--name` if the value is true, otherwise nothing. Option and value
-        are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError if a value is
-        neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
+        A list gives one argument for each item. A boolean option gives `--name` or `-x` if the value is true, otherwise nothing.
+
+        Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
+        if a value is neither text nor number, or if a short option gets "" or "=": the program would take the next argument as its value.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -45,7 +46,7 @@ class Option:
         return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
     def to_parameter(self) -> Parameter:
-        """Return the parameter of a tool for this option."""
+        """Return the tool parameter by which a call sets this option."""
         return Parameter(name=self.name, schema={"type": self.type}, required=False, description=self.description)
 
 

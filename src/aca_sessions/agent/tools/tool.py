@@ -43,7 +43,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of a tool. `schema` is its JSON schema. `default` is the value that the tool's signature shows if it is not required."""
+    """A parameter of a tool. `schema` is its JSON schema.
+
+    If the parameter is not required, the tool's signature shows `default`.
+    """
 
     name: str
     schema: Mapping[str, Any] = field(default_factory=dict)
