@@ -123,7 +123,7 @@ class LiveCell:
         self.following = portal.start_task_soon(self._follow, partial(session.start, code, **options))
 
     def cancel(self) -> None:
-        """Interrupt the cell. The loop over it continues until its result. This does not block, so a signal handler may call it."""
+        """Interrupt the cell without blocking, so a signal handler may call this. A loop over the cell still gets its result."""
         self._cancelled = True
         if self._execution is not None:
             self._portal.start_task_soon(self._session._cancel_quietly, self._execution)

@@ -53,9 +53,9 @@ def decode_completions(content: object) -> Completions:
 
 
 def decode_inspection(content: object) -> str | None:
-    """Return the text in the JSON value that the cell of `Session.inspect` printed, or None for an unknown name.
+    """Return the description of a variable from `content`, the JSON that the cell of `Session.inspect` printed.
 
-    Raise ServiceError if its shape is wrong.
+    Return None if the session has no variable of that name. Raise ServiceError if `content` has another form.
     """
     match content:
         case {"text": None | str() as text}:

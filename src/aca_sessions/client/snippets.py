@@ -539,7 +539,7 @@ def _find_lack() -> "str | None":
 
 
 def _create_module(package: str, name: str, source: str) -> None:
-    """Create one module, and the packages that contain it. If the module's code raises an exception, remove the module and pass it on."""
+    """Create a module and its parent packages in `sys.modules`. If its code raises, remove the module again and re-raise."""
     full = package + "." + name
     above = _ensure_package(full.rpartition(".")[0])
     module = ModuleType(full)

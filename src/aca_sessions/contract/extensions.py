@@ -415,7 +415,7 @@ def decode_package_result(body: Mapping[str, object]) -> CodeExecutionResult:
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """Encode the packages that were installed in a session as JSON."""
+    """Convert the list of packages installed in a session to a JSON object."""
     return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
 
 

@@ -59,7 +59,7 @@ def parse_content_path(path: str) -> str | None:
 
 
 def encode_request(call: ExecutionRequest) -> dict[str, object]:
-    """Encode a request to run a cell."""
+    """Convert a request to run a cell into the JSON object of 2024-10-02-preview and later."""
     body: dict[str, object] = {
         "codeInputType": "Inline",
         "executionType": "Asynchronous" if call.asynchronous else "Synchronous",

@@ -464,9 +464,9 @@ class _Source:
 
 
 def _limited(settings: Settings, limits: Mapping[str, int]) -> Settings:
-    """Return a copy of `settings` with the `limits` of sessions replaced, keyed by arguments of ModelSession such as `memory_megabytes`.
+    """Return a copy of `settings` with the given limits of sessions. The keys are arguments of ModelSession, such as `memory_megabytes`.
 
-    Raise ConfigurationError if a limit is impossible, or if the settings have an Endpoint, whose server sets the limits.
+    Raise ConfigurationError if a limit is impossible, or if the settings have an Endpoint, because then its server sets the limits.
     """
     if not limits:
         return settings

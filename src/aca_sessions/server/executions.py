@@ -299,10 +299,9 @@ class Executions:
         return found, self.accepted_count - len(kept)
 
     def result_in_history(self, execution: RunningExecution) -> CodeExecutionResult | None:
-        """Return an execution's result with a state that reports what happened since the previous execution in the history ended.
+        """Return an execution's result, or None while it runs. Its state covers the time since the previous execution in the history ended.
 
-        Leave out resets and rollbacks between the two executions: callers requested them, and the history shows them as entries of the
-        ledger.
+        Resets and rollbacks in that time are left out: callers requested them, and the history lists them as entries of its own.
         """
         result = execution.result
         if result is None or result.state == NO_REPLY:

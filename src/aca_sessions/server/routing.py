@@ -153,9 +153,9 @@ def check_if_match(request: Request, version: str) -> None:
 
 
 def is_range_outdated(request: Request, version: str) -> bool:
-    """Return whether the request has an If-Range header without `version`, the file's current entity tag.
+    """Return whether the request's If-Range header names another version of a file than `version`, its current entity tag.
 
-    Then the parts that the client has are of an older version, so the whole file must be sent instead of the requested part.
+    If so, the parts that the client has are outdated, and the whole file must be sent instead of the requested part.
     """
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches_tag(wanted, version)

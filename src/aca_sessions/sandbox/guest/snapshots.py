@@ -141,7 +141,7 @@ def _describe_losses(shell: Shell, *, received: int, reopened: int) -> list[str]
 
     Args:
         shell: The shell of this interpreter.
-        received: How many of the open sockets came with the request. They are not listed.
+        received: How many of the open sockets the host sent with its request for the fork. They are not listed.
         reopened: How many of the open files the fork opens again for itself. They are not listed.
     """
     sockets, files = _count_open()

@@ -175,7 +175,7 @@ class InstalledPackages:
 
     Attributes:
         environment: The version of each package of the guests' Python, by its canonical name. These must not change.
-        added: The METADATA files of the packages that a session has installed, which may be replaced.
+        added: The METADATA files of the packages that a session has installed. The resolver may choose other versions of them.
     """
 
     environment: Mapping[str, str]

@@ -439,8 +439,8 @@ class Interpreter:
     def _record_death(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host killed the interpreter, record the host's reason and not `cause`: the host may notice the end of the guest's pipe first,
-        and take it for a crash.
+        If the host itself killed the interpreter, record the host's reason instead of `cause`: the end of the guest's pipe may be noticed
+        before that reason, and looks like a crash.
         """
         if self._death.done():
             return

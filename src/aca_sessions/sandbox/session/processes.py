@@ -155,7 +155,7 @@ class Processes:
         os.close(self._proc)
 
     def _stop(self) -> tuple[dict[ProcessIdentity, bool], bool]:
-        """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
+        """Pause all processes by SIGSTOP. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
         The dictionary maps a process to True if this call stopped it, and to False if it was stopped before. A process that still runs may
         start others or continue stopped ones, so /proc is read until two readings in a row show nothing new. Processes of other workspaces

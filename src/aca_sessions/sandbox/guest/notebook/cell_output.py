@@ -86,7 +86,7 @@ class CellOutput:
                 self._send_display(sendable, name and name[:_MAX_NAME], update)
 
     def show_late(self) -> None:
-        """Send the displays that were made before this cell, when no cell ran, as displays of this cell."""
+        """Send the displays that were made between cells, for example by a thread, as displays of this cell."""
         while self._late:
             self.add_display(self._late.popleft())
 
