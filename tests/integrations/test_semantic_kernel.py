@@ -178,7 +178,8 @@ async def test_printed_text_cannot_pass_for_the_status_of_the_cell(plugin: Pytho
 async def test_a_failed_command_at_the_end_of_a_cell_is_reported_to_a_model(plugin: PythonCodeInterpreterPlugin) -> None:
     (message,) = await tool_messages(plugin, [execute("!pip install humanize")])
     assert "a cell cannot install packages: the host does" in message
-    assert message.endswith("CalledProcessError: Command 'pip install humanize' returned non-zero exit status 1.")
+    assert "\nCalledProcessError: Command 'pip install humanize' returned non-zero exit status 1.\n" in message
+    assert message.splitlines()[-1].startswith("[hint] no ")
 
 
 @pytest.mark.parametrize("code", ["", " \n", "# nothing"])

@@ -19,7 +19,7 @@ os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)
 for source in (policy.PackageSource(), policy.PackageSource(cache="~/packages")):
-    print(repr(source.folder), cache.shown(source))
+    print(repr(source.folder), cache.make_mount(source))
 for find in (images._folder, environments._environments_folder):
     try:
         find()

@@ -124,7 +124,7 @@ def _show_progress(text: str, ended: Event) -> None:
     line = ""
     while not ended.wait(_SECONDS_BETWEEN if line else _SECONDS_BEFORE):
         # A line that wraps could not be erased by returning to its beginning.
-        line = f"{text[: max(10, width - 20)]} … {time.monotonic() - begun:.0f} s"
+        line = f"{text[: max(10, width - 20)]} ... {time.monotonic() - begun:.0f} s"
         write_error(f"\r{line}", end="")
     if line:
         write_error(f"\r{' ' * len(line)}\r", end="")
