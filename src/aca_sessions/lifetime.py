@@ -61,7 +61,7 @@ class SourceLine:
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Issue a ResourceWarning that names this line, because the object that it created was never closed.
+        """Issue a ResourceWarning that names this line, because an object created here was never closed.
 
         Args:
             what: The name of the object in the warning.

@@ -322,7 +322,7 @@ class Executions:
         return decode_response(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _recover_execution(self, session_id: str, id: str, caller: CallerPosition) -> ExecutionResponse:
-        """Fetch an execution because the response to the request that sent its cell was lost.
+        """Fetch an execution whose cell was sent, but for which no response arrived.
 
         If that fails too, return an execution whose result has the state `unknown`.
         """

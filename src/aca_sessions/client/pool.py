@@ -145,7 +145,7 @@ class Leases:
     def terminate(self, session_id: str) -> list[str]:
         """Remove a session with all its leases.
 
-        Return `[session_id]`, because the caller must end the session now, or [] if the pool does not keep the session.
+        Return the sessions that the caller must end now: `[session_id]`, or [] if the pool does not keep that session.
         """
         pooled = self._sessions.pop(session_id, None)
         if pooled is None:

@@ -180,7 +180,7 @@ class Journal:
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
 
     def close(self) -> None:
-        """Close the audit log, and log how many refused requests were not logged."""
+        """Log the number of refused requests that the log left out, and close the audit log."""
         self._refusal_log.close()
         if self._audit is not None:
             self._audit.close()
