@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any, Self
@@ -154,10 +155,16 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    def _first_frame(self) -> str | None:
+        targets = self._browser.send("Target.getTargets")["targetInfos"]
+        return next((one["targetId"] for one in targets if one["type"] == "iframe" and one["browserContextId"] == self.context), None)
+
     def styles_in_frame(self, selector: str, *names: str) -> list[str]:
         """Return computed styles of an element in the page's first frame. It has a process of its own, and no script can look into it."""
-        targets = self._browser.send("Target.getTargets")["targetInfos"]
-        frame = next(one for one in targets if one["type"] == "iframe" and one["browserContextId"] == self.context)["targetId"]
+        deadline = time.monotonic() + _WAIT / 1000
+        while (frame := self._first_frame()) is None:  # the process of a frame may start later than its element appears
+            assert time.monotonic() < deadline, "the page has no frame with a process of its own"
+            time.sleep(0.05)
         session = self._browser.send("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
         for domain in ("DOM", "CSS"):
             self._browser.send(f"{domain}.enable", session)
