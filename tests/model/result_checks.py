@@ -1,5 +1,6 @@
 """Compare what results report with the worlds that are possible: one result after the other, or those of parallel steps."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -79,11 +80,20 @@ def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
         for act in acts:
             rest = [other for other in acts if other is not act]
             pending += [(ran.world, rest, {**courses, act.number: _visible_to_caller(act, ran)}) for ran in _courses(world, act)]
-            for reset in [other for other in rest if isinstance(other.step, Reset)] if not isinstance(act.step, Reset) else ():
-                left = [other for other in rest if other is not reset]
-                for ran in _with_reset(world, act):
-                    both = {act.number: _visible_to_caller(act, ran), reset.number: _visible_to_caller(reset, ran)}
-                    pending.append((ran.world, left, {**courses, **both}))
+            resets = [other for other in rest if isinstance(other.step, Reset)] if not isinstance(act.step, Reset) else []
+            for during in _ordered_subsets(resets):
+                left = [other for other in rest if other not in during]
+                for ran, positions in _with_resets(world, act, len(during)):
+                    seen_by = {act.number: _visible_to_caller(act, ran)}
+                    for reset, position in zip(during, positions, strict=True):
+                        seen_by[reset.number] = _visible_to_caller(reset, replace(ran, asked=position))
+                    pending.append((ran.world, left, {**courses, **seen_by}))
+
+
+def _ordered_subsets(acts: list[Act]) -> Iterator[tuple[Act, ...]]:
+    """Yield all orders of all subsets that are not empty."""
+    for count in range(1, len(acts) + 1):
+        yield from itertools.permutations(acts, count)
 
 
 def _visible_to_caller(act: Act, ran: Ran) -> Ran:
@@ -122,24 +132,38 @@ def _courses(world: World, act: Act) -> Iterator[Ran]:
             yield Ran(after, here, here, Shown(""))
 
 
-def _with_reset(world: World, act: Act) -> Iterator[Ran]:
-    """Yield the courses of a step during which there was a reset. All but cells fail then, or are as if they came after it.
+def _with_resets(world: World, act: Act, count: int) -> Iterator[tuple[Ran, list[int]]]:
+    """Yield the courses of a step during which there were `count` resets, and the positions of these resets.
 
-    A cell whose turn had come may have run wholly after the reset, or have been interrupted by it, or its result was made after it.
+    All steps but cells fail then, or are as if they came after the resets. A cell whose turn had come may have run wholly after some of
+    them, have been interrupted by one, and its result may have been made after the others.
     """
-    after = world.copy()
-    after.reset()
     if not isinstance(act.step, Run | Cancelled):
         if act.error is not None:
-            yield Ran(after, after.now, after.now, Shown(""), asked=after.now)
+            after, positions = _after_resets(world, count)
+            yield Ran(after, after.now, after.now, Shown("")), positions
         return
-    for ran in _courses(after, act):
-        yield replace(ran, start=world.now, asked=after.now)
-    for ran in _courses(world, act):
-        ran.world.reset()
-        yield replace(ran, end=ran.world.now, asked=ran.world.now)
-    transactional = act.step.transactional
-    yield from _matching_result(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
+    for earlier in range(count + 1):
+        before, first = _after_resets(world, earlier)
+        for ran in _courses(before, act):
+            after, others = _after_resets(ran.world, count - earlier)
+            yield replace(ran, world=after, start=world.now, end=after.now if others else ran.end), first + others
+        if earlier == count:
+            continue
+        inside = reference.reset_inside(before, act.number, transactional=act.step.transactional, stages=ANYWHERE)
+        for ran in _matching_result(act, inside):
+            assert ran.asked is not None
+            after, others = _after_resets(ran.world, count - earlier - 1)
+            yield replace(ran, world=after, start=world.now, end=after.now if others else ran.end), [*first, ran.asked, *others]
+
+
+def _after_resets(world: World, count: int) -> tuple[World, list[int]]:
+    """Return the world after some resets, and their positions."""
+    after, positions = world.copy(), []
+    for _ in range(count):
+        after.reset()
+        positions.append(after.now)
+    return after, positions
 
 
 def _matching_result(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
