@@ -31,9 +31,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(RUN) samples/semantic_kernel_agent.py
 
-# Three processes for two cores: many tests wait, for time limits and for processes that start. Who has no test left takes some of
+# Four processes for two cores: many tests wait, for time limits and for processes that start. Who has no test left takes some of
 # another's. `SEED=1` shuffles the tests, the same number always in the same way.
-PYTEST = $(RUN) -m pytest -n 3 --dist worksteal $(if $(SEED),-p randomly --randomly-dont-reset-seed --randomly-seed=$(SEED))
+PYTEST = $(RUN) -m pytest -n 4 --dist worksteal $(if $(SEED),-p randomly --randomly-dont-reset-seed --randomly-seed=$(SEED))
 
 test: $(INSTALLED)
 	@.ci/packages

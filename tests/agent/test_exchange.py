@@ -138,6 +138,7 @@ async def test_a_cancelled_call_interrupts_its_cell(pool: SessionPool) -> None:
         assert (await agent.run("import threading\nreached, threading.active_count() < 4")).text == "(1, True)"
 
 
+@pytest.mark.long
 async def test_the_clock_of_a_cell_stops_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:

@@ -263,6 +263,7 @@ def test_doctor_reports_how_many_sessions_fit_and_why() -> None:
     assert share * (1 << 20) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 def test_doctor_checks_an_endpoint_step_by_step() -> None:
     with Server("--port", "0", "--api-key", "key") as server:
         good = aca_sessions("doctor", "--endpoint", server.endpoint, env=os.environ | {"ACASessions__ApiKey": "key"})

@@ -80,6 +80,7 @@ def test_a_file_name_with_control_sequences_is_printed_harmlessly(files: Files, 
     assert "\x1b" not in files("ls").stdout
 
 
+@pytest.mark.long
 def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
     aca_sessions("run", "--session", "the-secret", "x = 5", env=environment)
     header, line = aca_sessions("sessions", "ls", env=environment).stdout.splitlines()

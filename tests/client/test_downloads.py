@@ -155,6 +155,7 @@ async def test_a_weak_tag_matches_no_part(http: httpx.AsyncClient) -> None:
     assert answer.status_code == 412
 
 
+@pytest.mark.long
 async def test_no_part_of_a_file_that_shrank_is_missed(session: Session) -> None:
     """Check that the file is as long as its first part reported, or that it is read again."""
     shrinking = f"""

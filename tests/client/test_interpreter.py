@@ -126,7 +126,7 @@ async def test_a_missing_permission_names_the_role() -> None:
 
 async def test_a_missing_endpoint_got_no_request() -> None:
     client = httpx.AsyncClient(base_url="http://127.0.0.1:1")
-    async with CodeInterpreter(SessionsHttpClient(client)) as interpreter:
+    async with CodeInterpreter(SessionsHttpClient(client, patience=0.1)) as interpreter:
         with pytest.raises(ServiceUnavailableError) as raised:
             await interpreter.execute("s1", "1")
     assert raised.value.sent is False

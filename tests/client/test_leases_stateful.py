@@ -114,7 +114,7 @@ class LeasesMachine(RuleBasedStateMachine):
 
 
 TestLeases = LeasesMachine.TestCase
-TestLeases.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestLeases.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 class MoreLeases(LeasesMachine):

@@ -57,7 +57,8 @@ async def test_a_notebook_is_valid_and_replays_identically_in_a_fresh_session(po
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("endpoint", ["plain", pytest.param("tls", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("endpoint", ["plain", "tls"])
 @pytest.mark.preloaded
 async def test_a_notebook_replays_at_another_endpoint_and_back(pool: SessionPool, session: Session, endpoint: str, tmp_path: Path) -> None:
     there = await recorded(session, FIGURE, "figure = 1\nprint('out')", "[1, 2]", "1 / 0", "import warnings; warnings.warn('careful')")

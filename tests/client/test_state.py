@@ -266,6 +266,7 @@ async def test_the_history_marks_the_cells_that_a_fallback_undid(session: Sessio
 # --- cancelled cells, and cells that wait ---
 
 
+@pytest.mark.long
 async def test_a_cells_clock_starts_with_the_cell(session: Session) -> None:
     (branch,) = await session.branch()
     async with branch:

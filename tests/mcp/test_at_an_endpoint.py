@@ -21,6 +21,7 @@ async def test_cells_images_files_and_scripts_work_as_in_process(plain_endpoint:
         assert (await client.call_tool("get_kernel_health", {})).structuredContent["status"] == "healthy"
 
 
+@pytest.mark.long
 async def test_the_state_of_the_variables_is_reported_as_far_as_it_is_known(plain_endpoint: dict[str, str]) -> None:
     async with stdio_client_session("--tools", "all", environment=plain_endpoint) as client:
         await run(client, "x = 1")

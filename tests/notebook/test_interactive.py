@@ -70,7 +70,7 @@ def test_every_operation_of_a_session_has_a_blocking_form() -> None:
     assert operations - internal - written_here == BLOCKING
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_type_checker_infers_what_blocking_methods_return(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     script = tmp_path / "script.py"
@@ -273,7 +273,7 @@ def test_a_session_that_is_joined_continues_after_it_is_left(tmp_path: Path) -> 
 def test_it_can_be_opened_and_closed_explicitly() -> None:
     session = InteractiveSession(timeout=4)
     session.open().open()
-    assert session.run(ENDLESS).error is not None
+    assert session.run("import time; time.sleep(60)").error is not None
     session.close()
     session.close()
     with pytest.raises(ACASessionsError, match="not open"):

@@ -551,7 +551,7 @@ def regular_files(place: Place) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(earlier=st.lists(ACTS, max_size=15), later=st.lists(ACTS, max_size=15))
 def test_any_files_are_restored_as_they_were(fork_server: ForkServer, earlier: list[Any], later: list[Any]) -> None:
     with places(fork_server) as make_place:

@@ -49,6 +49,7 @@ async def coming(sandboxes: Sandboxes, after: ForkServer | None = None) -> ForkS
     return sandboxes._starting_heavy
 
 
+@pytest.mark.long
 async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         first = await coming(sandboxes)

@@ -133,7 +133,7 @@ async def test_running_cells_get_five_seconds_more_after_the_drain(drain: tuple[
         assert server.process.wait(120) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_an_idle_session_keeps_a_server_only_until_the_end_of_the_drain() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "1") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=120)
