@@ -201,6 +201,7 @@ def test_an_empty_cell_succeeds_and_prints_nothing(arguments: list[str]) -> None
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+@pytest.mark.long
 def test_a_reader_that_closes_the_pipe_causes_no_traceback() -> None:
     pipeline = f"{sys.executable} -m aca_sessions.cli.main run 'print(\"x\" * 500000)' | true"
     run = subprocess.run(["sh", "-c", pipeline], capture_output=True, text=True, timeout=240, check=False)
@@ -216,6 +217,7 @@ def test_json_is_json_whatever_the_value() -> None:
     assert json.loads(aca_sessions("run", "--json", "float('nan')").stdout)["value"] == {"float": "nan"}
 
 
+@pytest.mark.long
 def test_nothing_of_the_host_is_shown() -> None:
     shadow = aca_sessions("run", 'open("/etc/shadow").read()')
     assert (shadow.stdout, shadow.returncode) == ("", 1)
@@ -414,6 +416,7 @@ def test_a_second_server_does_not_replace_a_socket_file(tmp_path: Path) -> None:
         assert (tmp_path / "s").exists()
 
 
+@pytest.mark.long
 def test_the_module_and_the_script_are_the_same() -> None:
     script = Path(sys.executable).with_name("aca-sessions")
     assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"

@@ -118,7 +118,7 @@ def test_lines_are_read_until_the_cell_is_complete(terminal: Terminal) -> None:
     assert "at 0\r\nat 11\r\nat 22" in terminal.reads("at 22")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failure_is_shown_and_the_session_continues(terminal: Terminal) -> None:
     assert "ZeroDivisionError: division by zero" in terminal.enters("1 / 0")
     assert "SyntaxError" in terminal.enters("1 +")
@@ -173,7 +173,7 @@ def test_ctrl_c_at_the_prompt_clears_it(terminal: Terminal) -> None:
     assert terminal.ends() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_time_travel(terminal: Terminal) -> None:
     terminal.enters("x = 11")
     assert "kept: checkpoint 1 first" in terminal.enters("%checkpoint first")
@@ -281,7 +281,7 @@ def test_exit_and_quit_leave(leaving: str) -> None:
         assert terminal.process.wait(timeout=120) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_are_sent_and_brought_out(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "a b.txt").write_text("one")
     assert "[file sent: data/b.txt]" in terminal.enters("%put 'a b.txt' data/b.txt")
@@ -351,7 +351,7 @@ def test_progress_is_not_shown_to_a_program() -> None:
     assert (run.stdout, run.stderr) == ("1\n", "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_typed_cells_are_kept_for_the_next_time_unless_declined(state_home: Path) -> None:
     with Terminal() as terminal:
         terminal.reads(PROMPT)

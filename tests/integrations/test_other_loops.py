@@ -9,14 +9,20 @@ from aca_sessions import Settings, open_pool
 from aca_sessions.errors import PoolError
 from aca_sessions.integrations.model_session import PythonTool
 
-SETTINGS = [Settings(), Settings(Sandbox={"Preload": [], "Spares": 1, "Tenant": "another fork server"})]
+OWN_FORK_SERVER = Settings(Sandbox={"Preload": [], "Spares": 1, "Tenant": "another fork server"})
 
 
 async def say(tool: PythonTool) -> str:
     return await tool.execute_python("6 * 7")
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["a fork server of others", "its own fork server"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(Settings(), id="a fork server of others", marks=pytest.mark.long),
+        pytest.param(OWN_FORK_SERVER, id="its own fork server"),
+    ],
+)
 def test_a_tool_is_refused_in_another_loop_and_closed_there(nothing_left: None, settings: Settings) -> None:
     tool = PythonTool(settings=settings)
     assert asyncio.run(say(tool)) == "42"

@@ -31,6 +31,7 @@ async def text_from(client: ClientSession, session: str, code: str, **more: Any)
     return text_of(await run(client, code, session_id=session, **more))
 
 
+@pytest.mark.long
 async def test_files_that_one_session_writes_can_be_read_and_changed_by_others(environment) -> None:
     async with stdio_client_session(environment=environment) as client:
         await two(client)

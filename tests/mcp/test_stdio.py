@@ -55,6 +55,7 @@ async def test_a_failed_cell_is_a_result_that_shows_the_error() -> None:
     assert "before" in text_of(result)
 
 
+@pytest.mark.long
 async def test_an_image_is_shown_and_other_displays_are_resources() -> None:
     code = """
         from IPython.display import HTML, display

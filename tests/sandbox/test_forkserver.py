@@ -109,6 +109,7 @@ def test_one_that_dies_before_it_is_sent_its_plan_says_so(monkeypatch: pytest.Mo
     server.release()
 
 
+@pytest.mark.long
 def test_a_release_while_libraries_load_leaves_no_process() -> None:
     for processes in (1, 2, 3, 3, 3, 3, 3, 3):
         server = ForkServer.shared(Policy(preload=("numpy", "pandas")))

@@ -100,6 +100,7 @@ async def test_closing_while_a_heavy_fork_server_is_restarted_leaves_nothing(not
             await asyncio.sleep(pause)
 
 
+@pytest.mark.long
 async def test_sessions_closed_after_retire_do_not_release_their_trees_one_by_one(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as sandboxes:
         opened = [await sandboxes.open() for _ in range(3)]
@@ -112,6 +113,7 @@ async def test_sessions_closed_after_retire_do_not_release_their_trees_one_by_on
         await another.close()
 
 
+@pytest.mark.long
 async def test_a_fork_server_in_use_by_others_gets_its_resources_back(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as others, Sandboxes(replace(ALONE, preload=())) as sandboxes:
         theirs = await others.open()
@@ -152,6 +154,7 @@ async def test_a_heavy_fork_server_that_is_ready_first_is_used(nothing_left: Non
             await sandbox.close()
 
 
+@pytest.mark.long
 async def test_an_open_after_a_fork_server_was_retired_uses_another(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as sandboxes:
         sandboxes.retire()
