@@ -1,1 +1,1 @@
-"""The HTTP server: it offers sessions through Azure's API and this project's extensions. The sessions run in sandboxes of this machine."""
+"""The HTTP server, which offers sessions through Azure's API and this project's extensions. Sessions run in sandboxes on this machine."""

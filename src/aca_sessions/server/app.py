@@ -48,8 +48,8 @@ def check_single_worker() -> None:
 def _read_worker_count(command: list[str]) -> str:
     """Return the number of workers in the command line of a process that uvicorn or gunicorn started as a worker.
 
-    Return "" if the command line has no number, or this process is no such worker. A worker has the command line of its parent, because
-    gunicorn forks workers and uvicorn spawns them with the same arguments.
+    Return "" if the command line has no number, or if this process is not a worker. A worker has the same arguments as its parent, because
+    gunicorn forks workers and uvicorn spawns them with the same command line.
     """
     program = Path(command[0]).parts[-2:] if command else ()
     if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):
@@ -92,9 +92,9 @@ class Service:
         self._sessions.draining = True
 
     async def isolation(self) -> tuple[str, list[str]]:
-        """Return the level of isolation (`full` or `no-namespaces`), and the names of its parts that this host does not enforce.
+        """Return the level of isolation (`full` or `no-namespaces`), and the names of those protections that this host does not enforce.
 
-        The first call runs the check; later calls reuse its report.
+        The first call checks the host. Later calls return the same result.
         """
         report = await self._sessions.isolation()
         return report.level, [finding.name for finding in report.findings if not finding.enforced]

@@ -1,4 +1,7 @@
-"""The routes of cells: execute, follow, reply, interrupt, reset. An execution does not end with the request that started it."""
+"""The routes of cells: run a cell, read its events, reply to its questions, interrupt it, and reset its session.
+
+A cell continues if the connection of the request that started it is closed.
+"""
 
 import math
 import re
@@ -46,7 +49,7 @@ class CellRoutes:
         return routes
 
     async def execute(self, request: Request) -> Response:
-        """Run a cell and return its execution. Wait until the cell has ended, unless the request is asynchronous."""
+        """Run a cell and return its execution. Wait until the cell has ended, unless the request says `Asynchronous`."""
         version, identifier = read_address(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         body = await read_json(request, self._hosting.max_request)
@@ -84,7 +87,7 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def interrupt_session(self, request: Request) -> Response:
-        """Interrupt the execution that runs in a session, if there is one."""
+        """Interrupt the cell that runs in a session, if there is one. Cells that wait for their turn are not affected."""
         _, identifier = read_address(request, plain=False)
         executions = self._sessions.find(identifier).executions
         if executions.running is not None:  # those that wait for their turn are left alone
@@ -123,9 +126,9 @@ class CellRoutes:
         return await self._events_response(request, version, execution, read_after_number(request))
 
     async def reply(self, request: Request) -> Response:
-        """Pass the caller's reply on to a cell that waits for it, in `input()` or in a call of a host's tool.
+        """Send the caller's reply to a cell that waits for one, in `input()` or in a call of one of the caller's tools.
 
-        If the query has `after`, respond as `get_events` does. Otherwise the response is empty.
+        If the query has `after`, respond as `get_events` does. Otherwise respond with an empty object.
         """
         version, identifier = read_address(request, plain=False)
         execution = self._find_execution(identifier, request.path_params["id"])
@@ -156,9 +159,9 @@ class CellRoutes:
         return response
 
     def _encode_execution(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
-        """Encode an execution as the body of a response, in the format of an api-version or of shell pools.
+        """Encode an execution as the body of a response, in the format of the given api-version, or of shell pools if it ran a command.
 
-        If the execution has a result, count the result as fetched, so that it is dropped before results that were not fetched.
+        If it has a result, mark the result as fetched. When results have to be dropped, fetched ones are dropped first.
         """
         fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
         if execution.call.command is not None:

@@ -190,11 +190,11 @@ class RunningExecution:
         self._default_since = session.ledger.fetched
 
     def fetch(self, since: str | None = None) -> ExecutionResponse:
-        """Return the execution as it is now, to send it to a caller. If it has a result, count the result as fetched.
+        """Return the execution as it is now, to send it to a caller. If it has a result, mark the result as fetched.
 
-        The result's state reports what happened to the session after `since`, the position in the ledger up to which the caller knows it.
-        If the caller sent no position, the state reports what happened since the last result that was fetched before this execution was
-        accepted. So callers without a position get each report of lost variables or files once.
+        The result's state reports what happened to the session after `since`, the latest position in the session's ledger that the caller
+        knows. If the caller sent no position, the state reports what happened after the last result that was fetched before this execution
+        was accepted. So a loss of variables or files is reported once to callers without a position.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -212,8 +212,8 @@ class RunningExecution:
     def finish(self, result: CodeExecutionResult) -> None:
         """Store the result and wake the callers that wait for it.
 
-        Set the result's state to what happened to the session since the cell began, as its ledger records it. Keep the state NO_REPLY,
-        which means that this is not known.
+        Set the result's state from what the session's ledger recorded since the cell began. But if the result has the state NO_REPLY, which
+        means that its state is unknown, keep that.
         """
         ledger = self.session.ledger
         self.end = ledger.position
@@ -230,7 +230,10 @@ class RunningExecution:
 
 
 class Executions:
-    """The executions of one session. They run one at a time, in the order of their requests. Old and large results are dropped."""
+    """The executions of one session. They run one at a time, in the order of their requests.
+
+    If the results that are kept become too many or too large, the oldest or the largest ones are dropped.
+    """
 
     def __init__(self, session: "HostedSession", default_timeout: float, *, journal: Journal) -> None:
         self._session = session
@@ -260,7 +263,7 @@ class Executions:
         return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionRequest, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell and return its execution, which runs in the background when its turn comes. If `cancelled` is true, it never runs.
+        """Accept a cell and return its execution. The cell runs in the background when its turn comes, or never if `cancelled` is true.
 
         If there was an execution with this id already, start nothing, so that no cell runs twice. Then return that execution, or raise
         ProblemError (410) if its result was dropped.
@@ -285,9 +288,9 @@ class Executions:
         return execution
 
     def read_history(self, after: int) -> tuple[list[RunningExecution], int]:
-        """Return the executions of the history with numbers above `after`, in order, and how many executions the history has dropped.
+        """Return the executions whose number in the history is above `after`, in order, and how many executions the history has dropped.
 
-        Return at most about 8 MB of executions, but at least one. Reading them does not count as fetching a result.
+        Return at most about 8 MB of executions, but at least one if there is any. Their results do not count as fetched by this.
         """
         kept = self._history | {one.number: one for one in self._unfinished.values() if one.number}
         found, size = [], 0
@@ -301,7 +304,7 @@ class Executions:
     def result_in_history(self, execution: RunningExecution) -> CodeExecutionResult | None:
         """Return an execution's result, or None while it runs. Its state covers the time since the previous execution in the history ended.
 
-        Resets and rollbacks in that time are left out: callers requested them, and the history lists them as entries of its own.
+        The state leaves out resets and rollbacks that a caller requested in that time, because the history lists them as separate entries.
         """
         result = execution.result
         if result is None or result.state == NO_REPLY:
@@ -350,16 +353,16 @@ class Executions:
         await self._tasks.finish()
 
     async def run_in_turn(self, action: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Wait until no cell runs, call `action` with the session's sandbox and return the result of `action`.
+        """Wait until no cell runs, call `action` with the session's sandbox, and return what `action` returns.
 
-        Cells and these calls run one at a time, in the order of their requests. If the caller is cancelled, the call of `action` continues.
+        Cells and actions run one at a time, in the order of their requests. If the caller is cancelled, the action continues.
         """
         return await self._tasks.run_shielded(self._call_in_turn(action))
 
     def schedule_in_turn(self, action: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Schedule `action` to be called with the session's sandbox when no cell runs, and return without waiting.
+        """Arrange that `action` is called with the session's sandbox as soon as no cell runs. Return without waiting.
 
-        Use this instead of `run_in_turn` after a caller was cancelled, because it could not wait.
+        A caller that was cancelled uses this instead of `run_in_turn`, because it must not wait any more.
         """
         self._tasks.start(self._call_in_turn(action))
 
@@ -387,9 +390,9 @@ class Executions:
             self._record_finished(execution)
 
     def _record_finished(self, execution: RunningExecution) -> None:
-        """Record a finished execution in the metrics and the audit log, and drop old or large results of the session.
+        """Record a finished execution in the history, the metrics and the audit log. If too many results are kept then, drop some.
 
-        The recorded state also reports what was lost between the previous execution and this one.
+        The state in the metrics and the audit log also covers losses between the previous execution and this one.
         """
         del self._unfinished[execution.id]
         if execution.number:
@@ -425,16 +428,16 @@ class Executions:
         self._history_size += execution.size
 
     def count_fetched(self, execution: RunningExecution) -> None:
-        """Count a result as fetched, so that it is dropped before results that were not. Do nothing if the result was dropped already."""
+        """Count a result as fetched, so that it is dropped before results that were not fetched. Do nothing if it was dropped already."""
         if execution.id in self._by_id:
             self._fetched_count += 1
             self._fetched_size += execution.size
 
     def _drop_result(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the result of one ended execution. Remember the execution's id, so that requests for the result get the status 410.
+        """Drop the result of one ended execution. Keep the execution's id, so that later requests for the result get the status 410.
 
         Args:
-            latest: The execution that ended last. It is never dropped, because its response may still get lost.
+            latest: The execution that ended last. Its result is never dropped here, because the response that contains it may get lost.
             fetched: Whether to choose only among results that were fetched.
             oldest: Whether to drop the oldest result, instead of the largest.
         """

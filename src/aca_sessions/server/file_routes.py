@@ -150,9 +150,9 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _open_files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Give access to the files of the request's session for an `async with` block.
+        """Open the files of the request's session for an `async with` block, and mark the session as in use meanwhile.
 
-        Yield the files, and the folder that the query's `path` names. During the block, the session is in use and is not ended.
+        Yield the files, and the folder that the request's query names.
         """
         async with self._open_sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
@@ -166,10 +166,10 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _locate_file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Give access to the files of the request's session for an `async with` block.
+        """Open the files of the request's session for an `async with` block, to access the file `path` among them.
 
-        Yield the files, and the folder and the name of one of them. The argument `path` names this file, relative to the folder that the
-        query's `path` names.
+        Yield the files, and the folder and the name of that file. `path` is relative to the folder that the request's query names. If the
+        block raises an OSError about the file, raise a ProblemError with its path instead.
         """
         async with self._open_files(request) as (files, folder):
             try:
@@ -205,9 +205,10 @@ async def open_upload(request: Request, max_bytes: int) -> AsyncIterator[tuple[s
 
 @asynccontextmanager
 async def _parse_form(request: Request) -> AsyncIterator[FormData]:
-    """Parse a request's form and yield it for a `with` block. starlette keeps a large file in the host's temporary folder.
+    """Parse a request's form and yield it for an `async with` block. starlette keeps a large file in the host's temporary folder.
 
-    If the host's disk is full, or the folder cannot be written, the error says that the fault is the host's and not the session's.
+    Raise ProblemError if it cannot be written there: 507 if the host's disk is full, otherwise 500. The message says that the host is at
+    fault, and not the session's /mnt/data.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -233,10 +234,10 @@ def _host_disk_problem(error: OSError) -> ProblemError:
 
 
 async def _with_form_type(request: Request) -> Request:
-    """Return the request with a content type that fits its body: that of a form if the body begins like a form, otherwise none.
+    """Return the request with a corrected Content-Type header.
 
-    A content type that is already that of a form stays. Others cannot be trusted, because Semantic Kernel's tool sends its forms as JSON
-    once it has run a cell.
+    Keep the header of a form (multipart/form-data). Do not trust any other: if the body begins like a form, replace it by the header of a
+    form, otherwise remove it. For example, Semantic Kernel's tool labels its forms as application/json once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -259,8 +260,8 @@ async def _with_form_type(request: Request) -> Request:
 def _with_body_limit(request: Request, max_bytes: int, file_limit: int) -> Request:
     """Return the request with a limit on its body: reading more than `max_bytes` raises ProblemError (413).
 
-    The error names `file_limit`, the limit of the file without the rest of the form. The received bytes are counted too, because a client
-    can send more than its Content-Length.
+    The error's message has `file_limit`, the limit for the file alone, without the rest of the form. The bytes are also counted as they
+    arrive, because a client can send more than its Content-Length.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
@@ -288,11 +289,10 @@ class Download:
 
 
 class DownloadReader:
-    """A reader of file parts for all downloads of a server. It limits how many large parts are held in memory.
+    """A reader of parts of files, shared by all downloads of a server. It limits how many large parts are held in memory.
 
-    A part of up to 8 MiB is read as a whole before the headers are sent, so that the entity tag in the headers fits the content. Larger
-    parts are read while they are sent, to spare memory. If 8 parts of more than 256 KiB are held in memory, further parts of that size are
-    read while they are sent, too.
+    A part of up to 8 MiB is read as a whole before the headers are sent, so that the entity tag in the headers fits the content. A larger
+    part is read while it is sent, to save memory. So is a part of more than 256 KiB if 8 such parts are in memory already.
     """
 
     def __init__(self) -> None:
@@ -306,8 +306,8 @@ class DownloadReader:
             start: The offset of the part's first byte.
             length: How many bytes, or None for all that follow.
             exact: Whether all bytes must be of one version of the file, because the client may combine them with other parts of this
-                version. If so, the response breaks off if the file changes meanwhile. If not, a large part may mix versions, and has a weak
-                entity tag.
+                version. If true, the response is cut off if the file changes meanwhile. If false, a large part may have bytes of several
+                versions, and gets a weak entity tag.
             resources: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)

@@ -1,4 +1,4 @@
-"""The check of requests before they reach the application: Host and Origin must name this server, and a key must be sent.
+"""The check of requests before they reach the application: Host and Origin must name this server, and the key must be right.
 
 Requests that are refused are logged.
 """
@@ -102,7 +102,7 @@ class Throttle:
         self.left_out = 0  # lines since the latest one that was admitted
 
     def admit(self) -> int | None:
-        """Count a line. Return None if it must not be logged, otherwise how many lines were suppressed since the last logged one."""
+        """Count a line. Return None if it must not be logged, otherwise how many lines were left out since the last one that was logged."""
         now = time.monotonic()
         if now >= self._ends:
             self._ends, self._count = now + self._seconds, 0

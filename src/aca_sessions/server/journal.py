@@ -29,7 +29,7 @@ _OTHERS = 0o077
 
 
 class AuditLog:
-    """A file with one JSON object on each line, which only its owner can read.
+    """The audit log: a file with one JSON object on each line. Only the file's owner can read it.
 
     If the file is moved away (log rotation), the next line goes to a new file at the path.
     """
@@ -52,8 +52,8 @@ class AuditLog:
     def write(self, event: str, **fields: object) -> None:
         """Append an event with the current time and the given fields.
 
-        If the file cannot be written, raise nothing: the next event that is written has the number of lost events in `lost_before`. Of
-        several failures in a row, only the first goes to the server's own log.
+        If the file cannot be written, raise nothing and count the event as lost. The next event that is written has the number of lost
+        events in `lost_before`. Of several failures in a row, only the first is reported in the server's own log.
         """
         if self._lost_count:
             fields["lost_before"] = self._lost_count
@@ -71,9 +71,9 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """Append a line in one write(2), so that lines of several processes do not mix. Raise OSError if it cannot be written whole.
+        """Append a line in one write(2), so that lines of several processes do not mix. Raise OSError if it cannot be written completely.
 
-        If a full disk cut off the previous line, end that line first.
+        If the disk was full and the previous line was cut off, write a newline first.
         """
         self._reopen_if_moved()
         whole = b"\n" + line if self._has_partial_line else line
@@ -165,12 +165,12 @@ class Journal:
     def record_refusal(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
         """Record a refused request: count it in the metrics, and write it to the log and to the audit log.
 
-        At most 20 refusals a second are written to the audit log. The next one that is written tells how many were left out.
+        At most 20 refusals a second are written to the audit log. The next one has the number of those that were left out.
 
         Args:
             problem: The error that was sent.
             route: The method and the pattern of the path.
-            identifier: The session's, which is written as a hash.
+            identifier: The session's identifier, which is written as a hash.
         """
         if problem.code in telemetry.REFUSALS:
             telemetry.count_refusal(problem.code)
@@ -180,7 +180,7 @@ class Journal:
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
 
     def close(self) -> None:
-        """Log the number of refused requests that the log left out, and close the audit log."""
+        """Write to the server's log how many refused requests it left out, and close the audit log."""
         self._refusal_log.close()
         if self._audit is not None:
             self._audit.close()
@@ -198,6 +198,6 @@ class Journal:
 def _fingerprint(key: str) -> str:
     """Return a fingerprint of an API key for the audit log.
 
-    scrypt is slow, so that a reader of the log cannot find a weak key by trying many.
+    It is a hash by scrypt, which is slow to compute. So a reader of the log cannot find a weak key by trying many keys.
     """
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

@@ -89,7 +89,8 @@ class McpRoute:
     async def _run_cell(self, arguments: Mapping[str, object], call: ExecutionRequest) -> dict[str, object]:
         """Run a cell or command in the existing session that `arguments` name, and return its result for MCP.
 
-        Raise ProblemError if there is no such session. A new session in its place would hide from the model that the session has ended.
+        Raise ProblemError if there is no such session. Do not start one in its place: the model would not notice that its session has
+        ended.
         """
         identifier = check_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)

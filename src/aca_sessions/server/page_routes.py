@@ -57,9 +57,10 @@ def page_routes() -> Routes:
 
 
 def _policy(style: bytes) -> str:
-    """Return the page's content security policy. It permits one inline style, identified by its hash: the style sheet of frames.
+    """Return the content security policy of the page. It permits one inline style sheet, `style`, which it identifies by a hash.
 
-    Frames cannot load the style sheet, because their origin is `null` and the guard refuses requests from that origin.
+    The page writes this style sheet into its frames. They cannot load it by a URL, because the guard refuses requests of frames: their
+    origin is `null`.
     """
     hashed = base64.b64encode(hashlib.sha256(style).digest()).decode()
     policy = _POLICY | {"style-src": f"'self' 'sha256-{hashed}'"}

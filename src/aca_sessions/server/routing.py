@@ -1,4 +1,4 @@
-"""Shared code of all routes: parsing of requests, and the headers, errors and log lines of responses."""
+"""The code that all routes share: it parses requests, adds headers to responses, turns exceptions into errors, and writes log lines."""
 
 import errno
 import logging
@@ -105,17 +105,17 @@ def check_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *, 
 
 
 def check_has_sessions(request: Request) -> None:
-    """Raise ProblemError (404) if the request's api-version is too early to have requests about sessions."""
+    """Raise ProblemError (404) if the request's api-version is so early that it has no requests about sessions."""
     version = VERSIONS[request.query_params.get("api-version", "")]
     if not version.has_sessions:
         raise ProblemError(404, "NotFound", f"{version.name} has no requests about sessions: use 2025-02-02-preview or later")
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Raise ProblemError (404) unless the request's path ends in `path`, the path that its api-version has for this request.
+    """Raise ProblemError (404) unless the request's path ends in `path`, which is the right one for its api-version.
 
-    Other api-versions have other paths, which the server routes to the same handler. If `whole` is false, more must follow `path`, such as
-    the name of a file.
+    Api-versions have different paths for the same request, such as `code/execute` and `executions`. The server routes all of them to one
+    handler, which must refuse the wrong one. If `whole` is false, more must follow `path`, such as the name of a file.
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
@@ -143,9 +143,9 @@ def read_after_number(request: Request) -> int:
 
 
 def check_if_match(request: Request, version: str) -> None:
-    """Raise ProblemError (412) if the request's If-Match header does not have `version`, the file's current entity tag.
+    """Raise ProblemError (412) if the request's If-Match header does not contain `version`, the file's current entity tag.
 
-    A weak entity tag never matches. The header `*` and no header match every version.
+    A weak entity tag never matches. If the header is `*` or missing, every version is accepted.
     """
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches_tag(wanted, version):
@@ -153,9 +153,9 @@ def check_if_match(request: Request, version: str) -> None:
 
 
 def is_range_outdated(request: Request, version: str) -> bool:
-    """Return whether the request's If-Range header names another version of a file than `version`, its current entity tag.
+    """Return whether the request's If-Range header has another entity tag than `version`, the file's current one.
 
-    If so, the parts that the client has are outdated, and the whole file must be sent instead of the requested part.
+    If so, the client has parts of an old version of the file, and must get the whole file instead of the requested part.
     """
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches_tag(wanted, version)
@@ -255,9 +255,9 @@ def build_route(route: RouteSpec, headers: dict[str, str], journal: Journal) -> 
 
 
 def set_audit_event(request: Request, event: str, **fields: object) -> None:
-    """Store what a handler did with a session, to be written to the audit log if the request succeeds.
+    """Store an event about a session, such as an upload, to be written to the audit log after the handler has succeeded.
 
-    `event` is the name in the log, such as `upload`; `fields` are further values.
+    `event` is the event's name in the log, such as `upload`. `fields` are further values.
     """
     request.state.audit_event = (event, fields)
 

@@ -23,7 +23,7 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class SessionRoutes:
-    """The handlers that describe, list and end the sessions of one server.
+    """The handlers of requests about the sessions of one server, such as to describe, list and end them, and about its health.
 
     These requests do not restart a session's cool-down, the time without use after which it ends.
     """
@@ -35,7 +35,7 @@ class SessionRoutes:
     def routes(self) -> Routes:
         """Return the routes of sessions: those of Azure's API, the health check and the probes.
 
-        Add the isolation report and the metrics, if the server offers them.
+        Add the extensions (isolation report, names, history) and the metrics, if the server offers them.
         """
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
@@ -64,7 +64,10 @@ class SessionRoutes:
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def live(self, _request: Request) -> Response:
-        """Return 200 as long as this process handles requests, even while it drains, so that no orchestrator restarts it then."""
+        """Return 200 as long as this process handles requests.
+
+        It returns 200 even while the server drains, because an orchestrator must not restart it then.
+        """
         return JSONResponse({"status": "alive"})
 
     async def ready(self, _request: Request) -> Response:
@@ -76,7 +79,10 @@ class SessionRoutes:
         return "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
 
     async def isolation(self, _request: Request) -> Response:
-        """Return the report on how sessions are isolated from this host. The first request runs the check; later ones reuse its report."""
+        """Return the report on how sessions are isolated from this host.
+
+        The first request checks the host. Later requests get the same report.
+        """
         return JSONResponse(await self._isolation())
 
     async def metrics(self, _request: Request) -> Response:
@@ -94,10 +100,10 @@ class SessionRoutes:
         return JSONResponse(flat.encode_session(self._sessions.describe(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. Callers that continue to use it find the cause in the state of their next result.
+        """End a session. If a caller continues to use its identifier, the state of the next result reports the cause.
 
-        The cause is `expired` if the header `x-aca-sessions-cause` says so, which a pool sends when it ends an idle session. Otherwise it
-        is `terminated`.
+        The cause is `expired` if the header `x-aca-sessions-cause` has that value, which a pool sends when it ends an idle session.
+        Otherwise it is `terminated`.
         """
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._read_identifier(request), "expired" if expired else "terminated")
@@ -113,7 +119,7 @@ class SessionRoutes:
         return JSONResponse({"sessions": shown})
 
     async def rename(self, request: Request) -> Response:
-        """Set a session's display name, or remove it. The session's identifier stays the same. A later request replaces the name."""
+        """Set a session's display name, replacing an earlier one, or remove it. The session's identifier stays the same."""
         name = extensions.decode_session_name(await read_json(request, _MAX_REQUEST))
         session = self._sessions.find(read_address(request, plain=False)[1])
         session.name = name
@@ -163,7 +169,7 @@ class SessionRoutes:
     async def stop_session(self, request: Request) -> Response:
         """Refuse to stop a session: raise ProblemError (400).
 
-        Azure has this request only for sessions of custom containers. Other sessions are deleted.
+        Azure stops only sessions of custom containers by this request. Sessions of code interpreters are ended by `delete_session`.
         """
         read_address(request, plain=self._hosting.plain)
         said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
@@ -288,7 +294,7 @@ class CheckpointRoutes:
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Create sessions that continue from the state of an existing one: all that the request names, or none.
+        """Create sessions that continue from the state of an existing one, with the identifiers in the request: all of them, or none.
 
         Return the position at which the ledger of each new session begins, and the entries of the existing session's ledger that the caller
         has not received yet. A ledger is the list of what happened to a session.

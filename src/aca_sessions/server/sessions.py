@@ -56,8 +56,8 @@ class HostedSession:
         Args:
             identifier: The name of the session, which is a secret.
             ledger: The list of what happened to all sessions that had this identifier.
-            opening: Gets the sandbox when it is open, or the error if it could not be opened.
-            default_timeout: The time limit of cells that have none of their own, in seconds.
+            opening: A future for the sandbox. It gets an exception if the sandbox cannot be opened.
+            default_timeout: The time limit in seconds of cells that have none of their own.
             journal: The server's metrics and audit log.
             reopen: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
         """
@@ -108,22 +108,22 @@ class HostedSession:
 
     @property
     def is_starting(self) -> bool:
-        """Return whether the sandbox is being opened, or a request waits for its interpreter to start."""
+        """Return whether the sandbox is being opened, or a request waits for the session's interpreter to start."""
         if not self._opening.done():
             return True
         return self.usable and self.in_use and self._opening.result().running is None
 
     @property
     def memory(self) -> MemoryLimit | None:
-        """Return the object that counts how much memory the session uses, or None if its sandbox is not open."""
+        """Return the object that measures and limits the memory of the session, or None if the sandbox is not open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
 
     @contextmanager
     def keep_in_use(self) -> Iterator[None]:
-        """Keep the session in use during the `with` block.
+        """Mark the session as in use during the `with` block.
 
-        The session is then not ended, neither after its cool-down nor to make room for another.
+        The server does not end a session in use when its cool-down is over or when another session needs its place.
         """
         self._user_count += 1
         self.touch()
@@ -191,9 +191,9 @@ class Sessions:
         return (*await self._sandboxes.environment(), self._started)
 
     async def isolation(self) -> IsolationReport:
-        """Return the report on how sessions are isolated from this host. The first call runs the check; later calls reuse its report.
+        """Return the report on how sessions are isolated from this host.
 
-        After a failed check, the next call runs it again.
+        The first call checks the host, and later calls return the same report. If the check failed, the next call repeats it.
         """
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.start_awaited(examine(self._sandboxes))
@@ -236,7 +236,7 @@ class Sessions:
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def find_execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session by its id. Raise ProblemError: 410 if its result was dropped, 404 if it is unknown.
+        """Return an execution of a session by its id. Raise ProblemError: 410 if its result was dropped, 404 if the id is unknown.
 
         If the session is unknown and the server drains, the status is 503, because another server may have the session.
         """
@@ -249,7 +249,8 @@ class Sessions:
     def interrupt(self, identifier: str, id: str) -> None:
         """Interrupt the execution `id` of a session.
 
-        If the request for this execution has not arrived yet, remember the id, so that the cell does not start when the request arrives.
+        If no execution has this id yet, because its request has not arrived, remember the id. The cell is then cancelled when the request
+        arrives.
         """
         session = self._sessions.get(identifier)
         try:
@@ -263,8 +264,8 @@ class Sessions:
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of `sandbox`, one for each identifier. Either all are created, or none.
 
-        If `reseed` is true, each gets its own random seeds. Raise ProblemError: 409 if an identifier is in use, 429 if the server is full.
-        Identifiers are reserved before the first await, so that no other request takes them.
+        If `reseed` is true, each new session gets its own random seeds. Raise ProblemError: 409 if an identifier is in use, 429 if the
+        server is full. The identifiers are reserved before the first await, so that no other request takes them.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -311,18 +312,18 @@ class Sessions:
             await self._tasks.run_shielded(session.close())
 
     async def end_branches(self, branches: Sequence[HostedSession]) -> None:
-        """End the branches that were created for a request that was cancelled. No caller knows of them, so no caller would end them.
+        """End branches that were created for a cancelled request. Its caller does not know them, so it cannot end them.
 
-        Skip those that have ended already.
+        Skip branches that have ended already.
         """
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
-        """End a session at its owner's request. Raise ProblemError (400) if there is no such session.
+        """End a session at the request of its owner. Raise ProblemError (400) if there is no such session.
 
-        The next result of a caller that still uses the session reports `cause`. But `terminated` is reported only to callers that send
-        their position in the session's ledger (the list of what happened to it), because the other callers may never have used this
-        session.
+        If a caller uses the identifier again, the state of its next result reports `cause`. But `terminated` is reported only to callers
+        that send their position in the session's ledger (the list of what happened to it). A caller without a position may never have used
+        the old session.
         """
         session = self.find(identifier)
         self._remove(session, "deleted", cause=cause)
@@ -331,7 +332,7 @@ class Sessions:
         await self._tasks.run_shielded(session.close(cause))
 
     def describe_page(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
-        """Return the descriptions of at most `count` sessions, after leaving out the first `skip`. The least recently used come first."""
+        """Return the descriptions of at most `count` sessions, the least recently used first. Leave out the first `skip` of them."""
         return [self.describe(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
     def describe(self, session: HostedSession) -> SessionInfo:
@@ -349,24 +350,24 @@ class Sessions:
         )
 
     def session_usage(self) -> telemetry.Usage:
-        """Return how many sessions there are, and the most."""
+        """Return how many sessions there are, and how many there may be."""
         return telemetry.Usage(len(self), self.most)
 
     def starting_usage(self) -> telemetry.Usage:
-        """Return how many sessions wait for their first interpreter, and the most."""
+        """Return how many sessions are starting now (wait for their first interpreter), and how many may do so at the same time."""
         return telemetry.Usage(sum(session.is_starting for session in [*self._starting]), self._max_starting)
 
     def memory_usage(self) -> telemetry.Usage:
-        """Return how many bytes all sessions and their files use now, and the most that they may use together.
+        """Return how many bytes of memory all sessions and their files use now, and how many they may use together.
 
-        A memory counter that several branches share is added once.
+        Branches that share one memory counter are counted once.
         """
         counters = {session.memory for session in [*self._sessions.values()]}
         used = sum(memory.used() for memory in counters if memory is not None)
         return telemetry.Usage(used, memory_for_sessions(self._sandboxes.policy))
 
     def descriptor_usage(self) -> telemetry.Usage:
-        """Return how many descriptors this process has open, and the most."""
+        """Return how many file descriptors this process has open, and how many it may have."""
         return telemetry.Usage(open_descriptors(), descriptor_limit())
 
     async def finish(self, within: float) -> None:
@@ -419,7 +420,7 @@ class Sessions:
         Args:
             session: The session.
             reason: Why the session ended, for metrics and audit log.
-            cause: Why the session ended, for the state of its callers' next results. If None, the ledger gets no entry.
+            cause: Why the session ended, for the state of the next result of each caller. If None, the ledger gets no entry.
         """
         session.ended = True
         del self._sessions[session.identifier]
@@ -429,7 +430,10 @@ class Sessions:
         self.journal.record_session_end(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _check_not_draining(self) -> None:
-        """Raise ProblemError (503) if this server is about to stop, because another server behind the same proxy may have the session."""
+        """Raise ProblemError (503) if this server is about to stop.
+
+        The status 503 lets a proxy repeat the request at another server, which may have the session.
+        """
         if self.draining:
             raise ProblemError(
                 503, DRAINING, "this server is about to stop and accepts no new sessions: repeat the request, or use another server"
