@@ -1,4 +1,4 @@
-"""Find which paths and packages of a Python guests see, and choose the uids that guests run under."""
+"""Find out which of the host's paths and packages sessions see, given a Python interpreter. Also choose the uids for sessions."""
 
 import contextlib
 import json
@@ -33,7 +33,9 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return the files and folders of this host that an interpreter needs: a dict from each path to its path without symbolic links.
+    """Return the files and folders of this host that the interpreter `python` needs.
+
+    The result is a dict from each path to the same path with symbolic links resolved.
 
     Leave out everything below /usr, which sessions see anyway.
     """
@@ -137,7 +139,10 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return a path without symbolic links. If the path itself links to a name in its own folder (lib64 -> lib), return it unchanged."""
+    """Return a path with symbolic links resolved.
+
+    If the path itself is a link to a name in its own folder (lib64 -> lib), return it unchanged.
+    """
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

@@ -1,8 +1,8 @@
 """Start the fork server, the process that makes workspaces and forks interpreters, and send requests to it.
 
-All calls block, and are safe from any thread. The process itself is called the zygote (`guest.zygote`). Policies with equal keys (`_Key`)
-share one fork server, which ends when its last user releases it. A process forked from this one starts its own fork server: two processes
-on one socket would get each other's answers.
+Each request blocks until its answer comes. Any thread may send requests. The fork server's process is also called the zygote
+(`guest.zygote`). Policies with equal keys (`_Key`) share one fork server. It ends when `release` was called as often as `shared`. If this
+process forks, the child process starts its own fork server: two processes on one socket would get each other's answers.
 """
 
 import contextlib
@@ -95,7 +95,10 @@ class _Key(NamedTuple):
 
 
 class NumberAllocator:
-    """Gives numbers to workspaces and to the users that own them. A session, its checkpoints and its branches share one user."""
+    """Gives numbers to workspaces and to their owners, the users that sessions run as.
+
+    A session, its checkpoints and its branches share one user.
+    """
 
     def __init__(self, most: int | None) -> None:
         """Limit the users that exist at the same time to `most`. If it is None, there is no limit."""
@@ -125,7 +128,10 @@ class NumberAllocator:
                 del self._workspaces[user]
 
     def _free(self) -> int:
-        """Return the number of a user without workspaces. Search upward from the latest result, so that numbers are reused late."""
+        """Return the number of a user without workspaces. Raise IsolationError if there is none.
+
+        Search from the number after the latest result, so that a number is not used again soon.
+        """
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -195,7 +201,7 @@ class ForkServer:
 
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
-        """Return this process's fork server for a policy. Start it if none is alive. For each call of this, call `release` once."""
+        """Return this process's fork server for a policy. Start it if none is alive. Call `release` once for each call of `shared`."""
         key = _Key.of(policy)
         with cls._sharing:
             server = cls._shared.get(key)
@@ -206,10 +212,10 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Prepare to end this fork server at the next `release`. Do nothing if it has other users, who must release it too.
+        """Prepare to end this fork server at the next `release`. Do nothing if more than one call of `release` is still to come.
 
-        Afterwards, `shared` starts another fork server, and `drop_workspace` does not free memory any more. The end of this fork server
-        frees all its workspaces at once, which is faster.
+        Afterwards, `shared` starts another fork server, and `drop_workspace` frees no memory. The end of this fork server frees all its
+        workspaces at once, which is faster.
         """
         with self._sharing:
             if self._users == 1:
@@ -236,11 +242,11 @@ class ForkServer:
 
     @property
     def alive(self) -> bool:
-        """Return whether the fork server still runs."""
+        """Return whether the fork server still runs, and no message to or from it was lost or malformed."""
         return not self.broken and self.process.poll() is None
 
     def ping(self) -> bool:
-        """Send a ping, and return whether the fork server is alive."""
+        """Send a request that does nothing, wait for the answer, and return whether the fork server is alive."""
         # Unlike `alive`, this notices a death before the process can be waited for.
         with contextlib.suppress(GuestDiedError):
             self._ask(wire.Ping("fork server"))
@@ -434,9 +440,9 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """End the zygote while it starts. Kill the last of its chain of child processes, again and again, until the zygote has ended.
+        """End a zygote that has not started completely. It may be a chain of processes, each of which ends when its child ends.
 
-        Each process in the chain ends when its child has ended.
+        Kill the last process of the chain. Repeat this until the zygote has ended, because the last process may have forked another.
         """
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -446,7 +452,9 @@ class ForkServer:
 
 
 class DiskFolder:
-    """The folder on disk for the files of sessions without namespaces. A shell removes it even if this process is killed.
+    """The folder on disk for the files of sessions without namespaces.
+
+    A shell waits in the background until this process ends, and removes the folder even if this process was killed.
 
     Other users of this host cannot list it. To open a file in it, they must know the file's name and have permission.
     """

@@ -1,4 +1,4 @@
-"""Find out why this host cannot isolate sessions fully, and what its user can do. docs/hosts.md has a row about each cause."""
+"""Find out why this host cannot isolate sessions fully, and what its user can do. docs/hosts.md has a table with a row for each cause."""
 
 import errno
 import os
@@ -229,7 +229,7 @@ def _causes(part: str, number: int) -> list[HostCondition]:
 
 
 def _disabling_settings() -> list[HostCondition]:
-    """Return the kernel settings of this machine that forbid namespaces."""
+    """Return a condition for each kernel setting that forbids namespaces on this machine."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 

@@ -23,8 +23,8 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """The limits of one session, in bytes, counts and seconds.
 
-    Files are kept in memory. `disk` is lowered to at most half of `memory`, and `temporary` to at most a quarter, so that all files
-    together take at most `memory`.
+    Files are kept in memory. `disk` is the limit of /mnt/data, and `temporary` the limit of /tmp and of /dev/shm. `disk` is lowered to at
+    most half of `memory`, and `temporary` to at most a quarter, so that all files together take at most `memory`.
     """
 
     memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
@@ -41,7 +41,7 @@ class Limits:
     history: int = 1000  # cells in `In`, values in `Out`; a value in `Out` stays in memory
 
     def __post_init__(self) -> None:
-        """Lower `disk` and `temporary` to what `memory` allows."""
+        """Lower `disk` to at most half of `memory`, and `temporary` to at most a quarter."""
         object.__setattr__(self, "disk", min(self.disk, self.memory // 2))
         object.__setattr__(self, "temporary", min(self.temporary, self.memory // 4))
 
@@ -121,8 +121,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    A session writes to a writable folder with the rights of the user that it runs under. If the host program runs as root, each session
-    runs as another user, who can write only where every user can.
+    If `shared` is "writable", a session may write to the folder with the rights of the user that it runs as. If the host program runs as
+    root, each session has a uid of its own, and can write only where every user can.
     """
 
     host: str
@@ -197,7 +197,7 @@ class Policy:
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if a setting needs namespaces that `isolation` lacks."""
+        """Raise ConfigurationError if `isolation` is "no-namespaces" and another setting, such as `mounts`, needs namespaces."""
         if self.isolation == "full":
             return
         if self.image:

@@ -156,10 +156,10 @@ async def _check_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _host_folder_check(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return a dict from "host files" to code that tries to read files of the host, and the errors with which it should fail.
+    """Return the check "host files" for sessions of a container image: code to run, and the errors with which it should fail.
 
-    The code is for sessions of a container image: it lists the image's folder on this host. Without an image, return an empty dict. Other
-    sessions try to read /etc/shadow, which would prove nothing here, because the image has its own.
+    The code lists the image's folder on this host. Return {} if the policy has no image: the check in `_ATTEMPTS` reads /etc/shadow then.
+    In a session of an image that would prove nothing, because the image has its own /etc/shadow.
     """
     if policy.image is None:
         return {}

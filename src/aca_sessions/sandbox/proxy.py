@@ -39,7 +39,7 @@ class DeniedError(Exception):
 
 
 class MalformedError(DeniedError):
-    """Raised for an ambiguous request, which two servers may read in different ways."""
+    """Raised for a request whose headers are malformed or ambiguous, so that two servers could read it in different ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def _parse(head: bytes) -> _Head:
 
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
-    """Return the headers to pass on to the target, and the size of the body. Raise MalformedError for an ambiguous header.
+    """Return the headers to pass on to the target, and the size of the body. Raise MalformedError for a malformed or ambiguous header.
 
     Drop headers about the connection, such as Keep-Alive. Each connection to a target carries one request, so that a session cannot smuggle
     in a second one.
@@ -243,7 +243,7 @@ def _is_public(address: str) -> bool:
 
 
 def _embeds_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address contains an IPv4 address. A router may send packets to the latter, which the proxy did not check."""
+    """Return whether an IPv6 address contains an IPv4 address. A router may send packets to the IPv4 address, which was not checked."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 

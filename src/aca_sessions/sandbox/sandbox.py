@@ -103,7 +103,7 @@ class Sandbox:
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
         """Write a file into the workspace, and return its description. Create `folder` if it is missing.
 
-        Start the interpreter first if none runs. The file is in memory, which counts towards the limit of the interpreter's control group.
+        Start the interpreter first if none runs. The session itself allocates the file's memory, so that its memory limit counts it.
         """
         runtime = (await self.interpreter()).runtime
         return await to_thread.run_sync(self.files.write, name, chunks, folder, runtime.allocate)

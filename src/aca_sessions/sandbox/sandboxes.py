@@ -1,7 +1,7 @@
 """Make sandboxes under one policy. A few spare ones are made in advance, so that a new session starts fast.
 
-The first sandboxes come from a fork server that starts fast. A second fork server makes all later ones. It takes seconds to start, because
-it imports libraries that most sessions use, such as numpy.
+The first sandboxes come from a fork server that starts fast. All later ones come from a second fork server, which imports libraries that
+most sessions use, such as numpy, and so takes seconds to start.
 """
 
 import asyncio
@@ -35,7 +35,10 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that it made. When another fork server replaces it, it runs until all its sandboxes are closed."""
+    """A fork server and the sandboxes that it made.
+
+    After another fork server has replaced this one, this one still runs until all its sandboxes are closed.
+    """
 
     def __init__(self, fork_server: ForkServer) -> None:
         self.fork_server = fork_server
@@ -44,13 +47,13 @@ class Generation:
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Track a sandbox and all its later branches until they are closed: the fork server must run as long. Return the sandbox."""
+        """Track a sandbox and all its later branches, so that the fork server runs until they are closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.set_callbacks(partial(self._remove_closed, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """Release the fork server as soon as all its sandboxes are closed. Call this when another fork server makes the new sandboxes."""
+        """Release the fork server as soon as all its sandboxes are closed. Call this when another fork server has replaced this one."""
         self._superseded = True
         self._release_if_done()
 
@@ -90,7 +93,7 @@ class Sandboxes:
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
         """Create the object without starting a fork server.
 
-        If the policy names domains, sessions reach them through `proxy`. If it is None, a new proxy is made for them.
+        If the policy names domains, sessions reach them through `proxy`. If `proxy` is None, a new proxy is made for these domains.
         """
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)

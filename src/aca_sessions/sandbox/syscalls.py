@@ -204,7 +204,7 @@ def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) 
 
 
 def close_range(first: int, last: int | None = None) -> None:
-    """Close the open descriptors from `first` to `last`, or all from `first` on."""
+    """Close the open descriptors from `first` to `last`. If `last` is None, close all from `first` on."""
     _call("close_range", first, _LAST_DESCRIPTOR if last is None else last, 0)
 
 

@@ -1,8 +1,8 @@
 """Encode and decode the messages between host and guest. Uses only the standard library.
 
-A frame is a length and a payload. A payload is a JSON header, followed by the message's long texts without any encoding of their own. A
-frame from the guest is hostile until `decode` has accepted it: its message must be of an expected class and have exactly the fields of that
-class, with their declared types. The header may refer to each long text at most once. So the size of a frame limits the work of reading it.
+A frame is a length and a payload. A payload is a JSON header, followed by the message's long texts as plain UTF-8. A frame from the guest
+is hostile until `decode` has accepted it: its message must be of an expected class and have exactly the fields of that class, with their
+declared types. The header may refer to each long text at most once, so the work of reading a frame grows only with the frame's size.
 """
 
 import json
@@ -51,13 +51,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Plan(Message):
-    """The first message to a zygote (the guest's half of the fork server): how to build the root file system of sessions, and their uids.
+    """The first message to the zygote (the guest's half of the fork server): the root file system, the uids and the modules of sessions.
 
     Attributes:
-        roots: Files and folders that sessions see, from their paths in a session to their paths on the host.
+        roots: Files and folders that sessions see: a dict from each path in a session to its path on the host.
         first_uid: The first of the uids for the fork server and its sessions.
         uid_count: How many uids there are.
-        mounts: Folders that sessions see in addition, from paths in a session to paths on the host.
+        mounts: Folders that sessions see in addition, in a dict like `roots`.
         writable: Those paths in `mounts` to which sessions may write.
         preload: Modules to import before the first session.
         processes: How many processes all sessions may have together.
@@ -80,7 +80,10 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A request to make a workspace for user number `owner`. The answer `Done` comes with a descriptor of the workspace's folder."""
+    """A request to make the workspace with the number `tree`, for user number `owner`.
+
+    The answer `Done` comes with a descriptor of the workspace's folder.
+    """
 
     tree: int
     owner: int
@@ -90,21 +93,24 @@ class MakeTree(Message):
 
 @dataclass(frozen=True)
 class DropTree(Message):
-    """A request to remove a workspace. Its memory is freed when no process uses it any more."""
+    """A request to remove the workspace with the number `tree`. Its memory is freed when no process uses the workspace any more."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class ShowTree(Message):
-    """A request to mount a workspace at /mnt/data of a session. It comes with a pidfd of the session's first process."""
+    """A request to mount the workspace with the number `tree` at /mnt/data of a session.
+
+    It comes with a pidfd of the session's first process.
+    """
 
     tree: int
 
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """A request to start a session in a workspace.
+    """A request to start a session in the workspace with the number `tree`.
 
     It comes with the session's ends of two sockets: one for requests such as cells, and one on which the session's first process reports
     that an interpreter has died. The answer `Done` comes with a pidfd of the session's first process.
@@ -129,7 +135,7 @@ class Done(Message):
 
 @dataclass(frozen=True)
 class Refused(Message):
-    """The answer to a request that failed, because this host cannot provide a part of the isolation."""
+    """The answer to a request that failed, for example because this host cannot provide a part of the isolation."""
 
     part: str
     errno: int
@@ -160,9 +166,9 @@ class Started(Message):
 
 @dataclass(frozen=True)
 class Shown(Message):
-    """Something that a cell displays, by MIME type. If `update` is true, it replaces the earlier display of the same `name`.
+    """A display of a cell. `data` is a dict from MIME type to the content in this format.
 
-    `name` is None if the cell cannot replace this display later.
+    If `update` is true, this display replaces the earlier one of the same `name`. `name` is None if the cell cannot replace it later.
     """
 
     execution: str
@@ -193,7 +199,10 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The result of a cell. `text` is the value of the last expression in IPython's layout, or None if there is none."""
+    """The result of a cell, or of another request such as `Fork`.
+
+    For a cell, `text` is the value of the last expression as IPython formats it, or None if there is no value.
+    """
 
     execution: str
     value: Scalar
@@ -327,7 +336,7 @@ def frame(message: Message) -> bytes:
 
 
 class Frames:
-    """A parser for a stream of frames. It returns their payloads, and takes time that grows only linearly with the stream."""
+    """A parser that splits a stream of frames into payloads. Its time grows only linearly with the length of the stream."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -355,7 +364,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Return a copy of a value in which each long text is replaced by its index in `texts`. Append these texts to `texts`."""
+    """Return a copy of a value in which each long text is replaced by a reference, such as {"text": 0}. Append the text to `texts`."""
     if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
@@ -368,15 +377,15 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return a dict from the name of each field of a message class to the shape of its values, as in `_shape_of`."""
+    """Return a dict from the name of each field of a message class to the shape of the field's values (see `_shape_of`)."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Convert a field's type to a shape, which `_checked` checks values against: `list[str]` becomes `(list, ((None, (str,)),))`.
+    """Convert a field's type to a shape, which `_checked` compares values with: `list[str]` becomes `(list, ((None, (str,)),))`.
 
-    A shape is a container, or None for a type such as `str`, and a tuple of what is allowed in it. For `list` and `dict` this is the shape
-    of all values, for `tuple` the shape of each item, for `Literal` the words, and for None the types.
+    A shape is a pair of a kind and a tuple, whose items depend on the kind. `list` and `dict`: one shape, for all values. `tuple`: a shape
+    for each item. `Literal`: the allowed words. None: the allowed types, such as `str` and `int`.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -412,7 +421,7 @@ def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Return the long text that `place`, a part of a header, refers to, and remove it from `texts`. Raise WireError if it is missing."""
+    """Remove a text from `texts` and return it. `place` is the reference to it, such as {"text": 0}. Raise WireError if it is missing."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a reference to a text must be the index of a text that is not used yet")
