@@ -1,1 +1,1 @@
-"""Sessions for agents: cells can call tools of the host, and keep skills, artifacts and dependencies that outlive the session."""
+"""Sessions for agents: cells can call tools of the host, and save functions (skills), data (artifacts) and packages for later sessions."""

@@ -40,7 +40,7 @@ class CallRecord:
 
 
 class Records:
-    """The records of the latest 10,000 tool calls. If their arguments take more than 64 MB, those of the oldest calls are dropped."""
+    """The records of the latest 10,000 tool calls. If all arguments take more than 64 MB, the arguments of the oldest calls are dropped."""
 
     def __init__(self) -> None:
         self._with_arguments: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
@@ -54,9 +54,10 @@ class Records:
         return len(self._without_arguments) + len(self._with_arguments)
 
     def append(self, record: CallRecord) -> None:
-        """Add the record of a call. Above 10,000 records, drop the oldest.
+        """Add the record of a call. If there are more than 10,000 records, drop the oldest one.
 
-        Above 64 MB of arguments, drop the arguments of the oldest calls.
+        If all arguments take more than 64 MB, drop the arguments of the oldest calls. An argument with more than 10,000 values is replaced
+        by a note.
         """
         sizes = {name: _estimate_size(argument) for name, argument in record.arguments.items()}
         size = sum(filter(None, sizes.values()))
@@ -94,7 +95,7 @@ def _estimate_size(argument: object) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A tool call as the approval function gets it."""
+    """A tool call that needs approval: what the approval function receives."""
 
     tool: str
     effect: Effect
@@ -130,15 +131,15 @@ class Approval:
     def __init__(self, approve: Approve | None) -> None:
         """Store the approval function, sync or async. If it is None, only calls of irreversible tools are refused.
 
-        The function is called with a list: one call, or all calls of a batch that need approval. It returns one bool for all of them, or a
-        list with one bool for each.
+        The function is called with a list of the calls that need approval: one call, or several that were made in a batch. It returns one
+        bool for all of them, or a list with one bool for each.
         """
         self._approve = approve
         self._budget_uses: defaultdict[str, _BudgetUse] = defaultdict(_BudgetUse)
         self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
-        """Return a decision for each call, in the same order.
+        """Return for each call, in the same order, whether it is `approved`, `refused` or `not asked` (allowed without approval).
 
         Call the approval function at most once, with all calls that need approval.
         """

@@ -46,7 +46,10 @@ _BY_ISOLATION = {
 
 
 class AgentSession:
-    """A session whose cells can use the host only through the objects `tools`, `skills`, `artifacts` and `deps`."""
+    """A session whose cells can call tools of the host, and save functions, data and packages for later sessions.
+
+    Cells do this through the objects `tools`, `skills`, `artifacts` and `deps`, and cannot use the host in any other way.
+    """
 
     def __init__(
         self,
@@ -65,9 +68,11 @@ class AgentSession:
             pool: The pool to lease from. By default a pool is opened from the settings.
             storage: Where skills, artifacts and dependencies are kept. By default in memory, for as long as this object exists.
             tools: Tools, sources of tools such as an MCP server, or plain functions, which become tools.
-            approve: Gets a list of calls of tools that write. Returns one bool for all of them, or a list with one bool for each.
+            approve: A function, sync or async, that allows or refuses calls of tools, except those with the effect `read`. It gets a list
+                of calls, and returns one bool for all of them, or a list with one bool for each. By default, only calls of tools with the
+                effect `irreversible` are refused.
             embed: A function that returns a vector for each text, so that searches compare meanings. By default searches compare words.
-            sync_deps_on_start: Whether `start` installs the dependencies in the storage.
+            sync_deps_on_start: Whether `start` installs the dependencies that are in the storage.
             allow_runtime_deps: Whether dependencies can be added and removed, by cells or by methods of this object.
         """
         self._pool = pool
@@ -195,13 +200,13 @@ class AgentSession:
         return await self._artifacts.list()
 
     async def save_artifact(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON or a DataFrame under a name. Return a dict that describes it, as in `list_artifacts`.
+        """Save text, bytes, a JSON value or a DataFrame under a name. Return a dict that describes the artifact, as in `list_artifacts`.
 
         Args:
             name: The name. An artifact of the same name is replaced.
             data: The content.
             description: What the artifact is.
-            metadata: Further facts, which JSON can hold.
+            metadata: Further facts about the artifact, such as `{"source": "sales.csv"}`. They must be values that JSON can hold.
         """
         return await self._artifacts.save(name, data, description, metadata)
 
@@ -252,14 +257,14 @@ class AgentSession:
     def calls(self) -> list[CallRecord]:
         """Return the records of the latest 10,000 calls of tools, the oldest first.
 
-        If the arguments of all calls take more than 64 MB, those of the oldest calls are dropped.
+        If all arguments take more than 64 MB, the arguments of the oldest calls are replaced by a note.
         """
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:
         """Return a dict for each tool, with its name, description, tags, effect and signature.
 
-        Before the start, this call opens sources of tools such as MCP servers, and closes them when it returns.
+        If the session is not started, connect to sources of tools, such as MCP servers, only while this call lasts.
         """
         async with self._open_toolbox() as toolbox:
             return toolbox.list()
@@ -267,7 +272,7 @@ class AgentSession:
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
         """Return at most `limit` tools that match a query, the best match first, as dicts like those of `list_tools`.
 
-        Before the start, this call opens sources of tools such as MCP servers, and closes them when it returns.
+        If the session is not started, connect to sources of tools, such as MCP servers, only while this call lasts.
         """
         async with self._open_toolbox() as toolbox:
             return await toolbox.search(query, limit)
@@ -331,7 +336,8 @@ class LeasedSession:
     async def create(cls, pool: SessionPool, session: Session) -> "LeasedSession":
         """Create the object for a session that was leased from a pool.
 
-        Ask the endpoint which features it supports, to choose how cells run.
+        Ask the endpoint whether it sends events, and choose by this how cells run. If it sends none, send modules to the session, through
+        which cells can make host calls.
         """
         runner, why_no_tools = _run_with_events, ""
         if not await session.supports("events"):
@@ -352,7 +358,7 @@ class LeasedSession:
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell and return its result.
 
-        If no other cell runs when it ends, first install and remove the packages that cells requested.
+        Before the return, install and remove the packages that cells requested, unless another cell still runs.
         """
         self._running_cells += 1
         try:

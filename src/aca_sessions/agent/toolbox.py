@@ -55,9 +55,8 @@ class ToolBox:
     def describe(self, name: str) -> dict[str, Any]:
         """Return a dict that describes a tool: its description, effect, parameters and `members`.
 
-        `members` is a list of such dicts, one for each tool whose name continues `name`: if `name` is `github`, one for `github.search`.
-        `callable` is False if there are only members and no tool `github` itself. Raise ToolFailedError if there is neither a tool nor a
-        member.
+        `members` is a list with such a dict for each tool one level below: for `github`, one for the tool `github.search`. If there is no
+        tool `github`, but only members, `callable` is False. Raise ToolFailedError if there is neither.
         """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
@@ -251,9 +250,9 @@ def _artifact_handlers(artifacts: Artifacts) -> dict[str, CallHandler]:
 def _dependency_handlers(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, CallHandler]:
     """Return the functions that answer the host calls `deps.list`, `deps.add`, `deps.remove` and `deps.sync`, by name.
 
-    They only collect packages in `changes`. The packages are installed or removed when no cell runs. `deps.add` and `deps.remove` need
-    approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because it installs only what was
-    approved before.
+    `deps.add` and `deps.remove` change the requirements in the storage at once. Packages are only collected in `changes`: they are
+    installed or removed when no cell runs. `deps.add` and `deps.remove` need approval like calls of a tool, because they change later
+    sessions too. `deps.sync` needs none, because it installs only what is in the storage already.
     """
 
     async def add(arguments: dict[str, Any]) -> object:

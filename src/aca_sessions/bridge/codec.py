@@ -66,8 +66,8 @@ def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
 
     Args:
         value: The packed value, parsed from JSON.
-        read: Called with the kind (`bytes`, `text` or `table`) and the name of each file. Returns the file's value. The name was checked to
-            have the form of `new_file_name`, so it cannot lead to another folder.
+        read: Called with the kind (`bytes`, `text` or `table`) and the name of each file. Returns the file's value. Only names like those
+            of `new_file_name` are passed to it, so no name can lead to another folder.
     """
     if isinstance(value, list):
         return [unpack(item, read) for item in value]

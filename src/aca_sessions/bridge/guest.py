@@ -89,7 +89,10 @@ def write_file(data: bytes) -> str:
 
 
 def read_file(kind: str, name: str) -> Any:
-    """Return the value in a file that the host wrote to the session's data folder. Delete it. `kind` is `bytes`, `text` or `table`."""
+    """Read a file that the host wrote to the session's data folder, delete the file, and return the value that was in it.
+
+    `kind` is `bytes`, `text` or `table`.
+    """
     path = os.path.join(session_folders.data, name)
     with open(path, "rb") as file:
         data = file.read()
@@ -290,7 +293,10 @@ class Tools(_Namespace):
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
-    """Return a function that calls a tool, given its description. Its member tools, such as `a.b`, are attributes of the function."""
+    """Return a function that calls the tool with this description.
+
+    Tools one level below it, such as `a.b` for the tool `a`, are attributes of the function.
+    """
     signature = _signature(described["parameters"])
 
     def tool(*arguments: Any, **named: Any) -> Any:
@@ -501,7 +507,10 @@ class Deps(_Namespace):
     """Packages that every session of this agent has: add, remove, list, sync."""
 
     def add(self, package: str) -> dict[str, Any]:
-        """Save a requirement and return it as `pending`: it is installed as soon as no cell runs."""
+        """Save a requirement, such as `pandas>=2`. Its package is installed as soon as no cell runs.
+
+        Return a dict that lists the requirement under `pending`.
+        """
         return call("deps.add", package=package)  # type: ignore[no-any-return]
 
     def remove(self, package: str) -> dict[str, Any]:
@@ -513,7 +522,10 @@ class Deps(_Namespace):
         return call("deps.list")  # type: ignore[no-any-return]
 
     def sync(self) -> dict[str, Any]:
-        """Return all requirements as `pending`: they are installed once no cell runs."""
+        """Have all saved requirements installed into this session as soon as no cell runs.
+
+        Return a dict that lists them under `pending`.
+        """
         return call("deps.sync")  # type: ignore[no-any-return]
 
 

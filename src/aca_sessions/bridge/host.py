@@ -43,7 +43,7 @@ CallHandler = Callable[..., Awaitable[object]]
 
 
 class ToolFailedError(Exception):
-    """A tool failed. Code in the session gets the message of this exception, but not its cause."""
+    """A host call failed or was refused. Code in the session gets the message of this exception, but not its cause."""
 
 
 class ByteLimit:
@@ -56,7 +56,10 @@ class ByteLimit:
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes for the `with` block. Wait until that many are free. If `size` exceeds the limit, reserve all of it."""
+        """Reserve `size` bytes for the `with` block. Wait until that many are free.
+
+        If `size` exceeds the limit, reserve as many bytes as the limit allows.
+        """
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:
@@ -74,7 +77,10 @@ class HostCalls:
     """Answers host calls of sessions by calling functions from a table. A call waits while the arguments of others take too much memory."""
 
     def __init__(self, table: Mapping[str, CallHandler]) -> None:
-        """Use `table`, which maps the name of each call to the coroutine function that answers it with keyword arguments."""
+        """Use `table`, which maps the name of each call, such as `tools.call`, to the coroutine function that answers it.
+
+        The function gets the arguments of the call as keyword arguments, and returns the value.
+        """
         self._table = dict(table)
         self._texts, self._files = ByteLimit(_MOST_CALLS_TEXT), ByteLimit(_MOST_IN_FILES)
         self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
@@ -82,8 +88,8 @@ class HostCalls:
     async def answer(self, session: "Session", text: str) -> str:
         """Carry out a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        Raise nothing but CancelledError. `session` made the call. Files that the arguments name are downloaded from it, and files that the
-        value names are uploaded to it.
+        Raise nothing but CancelledError. `session` is the session that made the call. Files to which the arguments refer are downloaded
+        from the session, and files to which the value refers are uploaded to the session.
         """
         try:
             async with self._texts.reserve(len(text)):
@@ -205,7 +211,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Decode a value that a session sent. `files` maps the names of the files to which it refers to their contents.
+    """Decode a value that a session sent. `files` has the contents of the files to which the value refers, by name.
 
     A table in parquet is not parsed: it becomes a `codec.Table`.
     """

@@ -1,11 +1,11 @@
 """Run a cell in a thread of the session, for endpoints without events, where the host cannot get calls during an execution.
 
-This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await, a
-last value, displays, a traceback. Its output is collected for its result.
+This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await,
+the value of the last expression, displays, a traceback. Its output is collected for its result.
 
 While the cell runs, the host polls the session: each poll is a short execution in the main thread, which delivers answers to host calls and
-prints the unanswered calls, or the cell's result. If the host does not receive what a poll printed, it polls again. The session
-then prints the same calls or the same result, so that no call is lost and no cell runs twice.
+prints the unanswered calls, or the cell's result. If the host does not receive what a poll printed, it polls again. The session then prints
+the same calls or the same result, so that no call is lost and no cell runs twice.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class OutputCapture:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """Show the value of an expression statement: by IPython in the main thread, on stdout in a cell's thread.
+        """Show the value of an expression statement: through IPython in the main thread, but as text on stdout in a cell's thread.
 
-        Doctests in a cell redirect stdout and read the value there.
+        Examples of a docstring that a cell tests by doctest run in the cell's thread. Doctest reads the value from stdout.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
@@ -239,7 +239,7 @@ class ThreadedCell:
             self._ended()
 
     def _close(self) -> None:
-        """Ignore interrupts from now on, because the user's code has ended. Cancel one that was requested and not raised yet."""
+        """Ignore interrupts from now on, because the user's code has ended. Cancel an interrupt that was requested and not raised yet."""
         with self._turn:
             self._is_users = False
             _raise_in(self._thread, None)
@@ -312,7 +312,7 @@ class ThreadedCell:
 
 
 def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
-    """Make the interpreter raise an exception in a thread. With None, cancel one that was requested and not raised yet."""
+    """Make the interpreter raise an exception in a thread. If `error` is None, cancel an exception that was requested but not raised."""
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), raised)
 
@@ -356,7 +356,10 @@ def _skip_own_frames(traceback: TracebackType | None) -> TracebackType | None:
 
 
 class _PollState:
-    """The state that is kept between the host's polls: the latest cell, its unanswered host calls, and answers that it has not read."""
+    """The state that is kept between the host's polls.
+
+    It is the latest cell, the cell's unanswered host calls, and answers that the cell has not read yet.
+    """
 
     def __init__(self) -> None:
         self.id = ""

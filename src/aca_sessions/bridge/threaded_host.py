@@ -66,7 +66,7 @@ _STILL_RUNS = "it did not end when it was interrupted, and still runs in a threa
 
 
 async def send_modules(session: Session) -> str:
-    """Send the modules that cells with host calls need to a session. Return "" if the session can import them, else the reason why not.
+    """Send a session the modules that its cells need for host calls. Return "" if it can import them, else the reason why not.
 
     Raise ServiceUnavailableError if the session did not reply, so that it is not known whether it has the modules.
     """
@@ -88,7 +88,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the sent modules. It ends with a hash of their sources."""
+    """Return the name of the package that has the sent modules in the session. The name ends with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -129,7 +129,7 @@ class Report:
 
 
 class ThreadedRunner:
-    """Runs the cells of one session that make host calls, at an endpoint without events. One cell runs at a time."""
+    """Runs cells that can make host calls in one session, at an endpoint without events. One cell runs at a time."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -138,8 +138,8 @@ class ThreadedRunner:
     async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell within `timeout` seconds, by default 100. Cancelling the call interrupts the cell.
 
-        `calls` answers the cell's host calls. Time in which the cell waits for an answer does not count, up to an hour in total, but
-        processor time that the session uses during such a wait does.
+        `calls` answers the cell's host calls. While the cell waits for an answer, only the session's processor time counts against
+        `timeout`. At most an hour in total is not counted.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
@@ -184,7 +184,7 @@ class Clock:
         """Count the time since the last call of this method, or since the clock was created.
 
         Args:
-            ran: How many of these seconds the cell did not wait for an answer of the host.
+            ran: For how many of these seconds the cell ran, which means that it did not wait for an answer of the host.
             computed: The processor seconds of the session's interpreter since the cell began. None if the session did not report them.
         """
         now = self._now()
@@ -241,7 +241,7 @@ class _Cell:
         return self._result(report.outcome, overran=overran)
 
     async def _start_cell(self, code: str) -> Report:
-        """Start the cell and return the session's first report. If the session lacks the modules that it needs, send them and try again."""
+        """Start the cell and return the session's first report. If the session lacks the modules for host calls, send them and retry."""
         report = await self._poll(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if report.stage == "no module":
             lacking = await send_modules(self._session)
@@ -261,7 +261,10 @@ class _Cell:
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _wait_for_answer(self) -> None:
-        """Wait at most two seconds until a host call is answered. Not longer, because the cell may end or make more calls meanwhile."""
+        """Wait at most two seconds until a host call is answered. Store the answers, which the next poll delivers.
+
+        Do nothing if no call waits for an answer. Two seconds are the limit because the cell may end or make more calls meanwhile.
+        """
         if not self._open:
             return
         done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """The session classes of llm-sandbox. To use them, a script imports them from `aca_sessions.compat.llm_sandbox` instead.
 
-Arguments about containers and images have no effect. A session that gets any of them warns once.
+Some arguments of llm-sandbox have no effect here, most of them about containers. A session that gets any of them warns once.
 """
 
 import json
@@ -53,7 +53,7 @@ class InteractiveSettings:
 
 
 class _IgnoredOptions(TypedDict, total=False):
-    """The arguments of llm-sandbox about containers, images and its pool. They have no effect."""
+    """The arguments of llm-sandbox that have no effect here, most of them about containers and images."""
 
     backend: Any
     client: Any
@@ -127,7 +127,7 @@ class _Session(InteractiveSession):
         self._prepare()
 
     def run(self, code: str, **options: Any) -> CodeExecutionResult:
-        """Run a cell and return its result. First make a new interpreter show its working directory as `/sandbox`."""
+        """Run a cell and return its result. If the interpreter is new, first make it show its working directory as `/sandbox`."""
         if not self._is_prepared:
             self._prepare()
         result = super().run(code, **options)
@@ -182,7 +182,7 @@ class InteractiveSandboxSession:
             raise
 
     def close(self) -> None:
-        """End the session, with its variables and files."""
+        """End the session. Its variables and files are lost."""
         self._session.close()
 
     def run(

@@ -1,4 +1,4 @@
-"""The classes of py-code-mode. `Session(storage=…, executor=…)` is an `AgentSession`: cells run isolated with every executor."""
+"""The classes of py-code-mode. `Session(storage=…, executor=…)` is an `AgentSession`: cells run isolated, whichever executor is given."""
 
 import ast
 from collections.abc import Sequence
@@ -191,7 +191,10 @@ def _read_requirements(config: SubprocessConfig) -> list[str]:
 
 
 def _parse_value(result: CodeExecutionResult) -> Any:
-    """Return the value of a cell's last expression: an object if its text is a Python literal, as in py-code-mode; otherwise its text."""
+    """Return the value of a cell's last expression. If only its text is known, such as `[1, 2]`, parse the text as a Python literal.
+
+    Return the text itself if it is not a literal. py-code-mode does the same.
+    """
     if result.text is None or not isinstance(result.value, str):
         return result.value
     try:

@@ -53,8 +53,8 @@ class PythonSessionProvider(ContextProvider):
 
         Args:
             pool: The pool of sessions.
-            settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
-                environment.
+            settings: Where sessions run, if no pool is given. By default the settings are read from appsettings.json (section ACASessions)
+                and from environment variables.
             source_id: The provider's name in Agent Framework.
             options: `timeout`, `max_output`, `install_packages` and other options of ModelSession.
         """

@@ -72,9 +72,10 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Validate the files that a model sent, and return their contents by name. The second value is None, or an error for the model.
+    """Validate the files that a model sent. Return a dict of their contents by name, and None (no error).
 
-    With an error, there are no contents. A model may send the mapping as JSON text, and binary content as a data URI.
+    If the files are invalid, return an empty dict, and an error to show to the model. A model may send the dict as JSON text, and binary
+    content as a data URI.
     """
     if isinstance(files, str):
         try:
@@ -130,9 +131,10 @@ _NAMED_PACKAGE = re.compile(r"[\w.-]+(?:\[[\w.,-]+\])?(?:[<>=!~]=?[\w.*+!-]+)?",
 
 
 def checked_packages(packages: object) -> tuple[list[str], CodeError | None]:
-    """Validate the packages that a model sent, and return them as a list. The second value is None, or an error for the model.
+    """Validate the packages that a model sent. Return a list of them, and None (no error).
 
-    With an error, the list is empty. A model may send the list as JSON text, or the names as text with spaces or commas between them.
+    If they are invalid, return an empty list, and an error to show to the model. A model may send the list as JSON text, or as names with
+    spaces or commas between them.
     """
     example = 'send a list such as ["humanize", "numpy<3"]'
     if isinstance(packages, str):
@@ -204,13 +206,14 @@ class ModelSession:
     ) -> None:
         """Use the given pool, which the caller closes, or open one at the first call.
 
-        Raise InvalidArgumentError or ConfigurationError for invalid arguments, and for limits that contradict the pool or the settings.
+        Raise InvalidArgumentError or ConfigurationError if an argument is invalid, or if a memory or disk limit is given where it cannot be
+        set: with a pool, or for an endpoint in the settings.
 
         Args:
             pool: The pool of sessions.
-            session_id: The session's name, by default a new one. In a pool of yours, `close` does not end a session that you name.
-            settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
-                environment.
+            session_id: The session's name, by default a new one. If you give both a pool and a name, `close` does not end the session.
+            settings: Where sessions run, if no pool is given. By default the settings are read from appsettings.json (section ACASessions)
+                and from environment variables.
             max_output: The approximate length, in characters, to which the text of a result is shortened for a model.
             timeout: The time limit of each cell in seconds, by default the endpoint's: 100 in the embedded sandbox.
             memory_megabytes: The memory limit of a session in the embedded sandbox, instead of the one in the settings. Not allowed with a
@@ -339,7 +342,10 @@ class ModelSession:
 
 
 class _ModelFunction(Generic[Function]):
-    """A method whose docstring differs from session to session: its first line ends with a sentence about the session's network."""
+    """A method that models call. On each session, the first line of its docstring ends with a sentence about that session.
+
+    The sentence is about the session's network or, for `install_packages`, about how packages are fetched.
+    """
 
     def __init__(self, function: Function, *, installs: bool = False) -> None:
         self._function = function
@@ -354,7 +360,7 @@ class _ModelFunction(Generic[Function]):
 
 
 def model_function(function: Function) -> Function:
-    """Decorate a method that models call. Its docstring, which models read, gets a sentence on what the session reaches on the network."""
+    """Decorate a method that models call. Its docstring, which models read, gets a sentence on the session's network access."""
     return cast(Function, _ModelFunction(function))
 
 
@@ -370,7 +376,7 @@ def install_function(function: Function) -> Function:
 def _described(function: Callable[..., Awaitable[Any]], sentence: str, *, is_offered: bool) -> Callable[..., Awaitable[Any]]:
     """Return a function that calls `function`, and whose docstring has `sentence` at the end of its first line.
 
-    If `is_offered` is False, Semantic Kernel does not find it when it searches a plugin for functions.
+    If `is_offered` is False, the returned function lacks the mark by which Semantic Kernel finds the functions of a plugin.
     """
 
     @wraps(function)
@@ -454,7 +460,10 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Return whether this process opened the pool here and has not closed it. `_warn_if_open` warns if so."""
+        """Return whether this object opened its pool itself, in this process, and the pool is still open.
+
+        If this is true when the ModelSession is discarded, `_warn_if_open` warns that it was not closed.
+        """
         return self.is_open and self._owner.is_current
 
     async def close(self) -> None:

@@ -30,8 +30,9 @@ class PythonResult(CodeExecutionResult):
 class PythonCodeInterpreterPlugin(ModelSession):
     """A Semantic Kernel plugin that runs a model's Python in one session: `kernel.add_plugin(plugin, "PythonInterpreter")`.
 
-    If no pool is given, the first call opens a pool from the settings. Calls can run at the same time, for example those that a model makes
-    in one turn. They share the session's variables. The plugin has two kernel functions, and with `install_packages=True` a third.
+    The plugin has the kernel functions `execute_python` and `execute_python_with_files`, and with `install_packages=True` also
+    `install_packages`. If no pool is given, the first call opens a pool from the settings. Calls can run at the same time, for example
+    those that a model makes in one turn. They share the session's variables.
     """
 
     # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
@@ -67,7 +68,8 @@ def add_aca_sessions(
     Args:
         kernel: The kernel that gets the functions execute_python and execute_python_with_files, and with `install_packages=True` also
             install_packages.
-        settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
+        settings: Where sessions run. By default the settings are read from appsettings.json (section ACASessions) and from environment
+            variables.
         plugin_name: The name under which models find the functions.
         options: `timeout`, `install_packages` and other options of PythonCodeInterpreterPlugin.
     """
@@ -100,7 +102,7 @@ class ShowImages:
 def _show_images(history: ChatHistory) -> None:
     """Add the images in the latest turn's tool results to the history, as a user message. Do nothing if a tool call has no result yet.
 
-    A second call adds nothing, because that message is then the last one.
+    If this is called twice, the second call adds nothing: the history then ends with the user message, not with tool results.
     """
     images = [image for answer in _latest_answers(history) for image in _images(answer)]
     if images:
@@ -131,7 +133,7 @@ def _images(answer: FunctionResultContent) -> list[ImageContent]:
 def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") -> list[Tool]:
     """Convert each function of a Semantic Kernel plugin to a tool of an `AgentSession`, named `plugin.function`.
 
-    The kernel's filters apply to its calls.
+    The kernel's filters apply to calls of these tools.
 
     Args:
         plugin: The plugin.

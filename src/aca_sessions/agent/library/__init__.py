@@ -1,1 +1,1 @@
-"""The data that outlives an agent's session: skills, artifacts, dependencies. Also the storages that keep it, and the search in it."""
+"""Skills, artifacts and dependencies, which outlive an agent's session: their classes, the storages that keep them, and text search."""

@@ -29,7 +29,7 @@ class Artifacts:
         return [self._describe(one) for one in found if one is not None]
 
     async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON or a DataFrame under a name. Return a dict that describes it, as in `list`.
+        """Save text, bytes, a JSON value or a DataFrame under a name. Return a dict that describes the artifact, as in `list`.
 
         An artifact of the same name is replaced.
 
@@ -37,7 +37,8 @@ class Artifacts:
             name: The name, of up to 128 characters.
             data: The content.
             description: What the artifact is.
-            metadata: Further facts, which JSON can hold. Name, description and metadata have at most 64K characters together, as JSON.
+            metadata: Further facts about the artifact, such as `{"source": "sales.csv"}`. As JSON, name, description and metadata must have
+                at most 64K characters together.
         """
         form, content = _encode_data(data)
         place = f"{check_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
@@ -71,9 +72,9 @@ class Artifacts:
         return _decode_data(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return an artifact's data in the form in which the host sends it to a session.
+        """Return an artifact's data for sending to a session.
 
-        A table is returned encoded (`codec.Table`), because the session decodes it. Other data is returned as by `load`.
+        A table stays encoded, as a `codec.Table`, because the session decodes it. Other data is returned as by `load`.
         """
         form, content = await self._read_content(name)
         return codec.Table(content) if form == "table" else _decode_data(form, content)
@@ -94,7 +95,7 @@ class Artifacts:
     async def delete(self, name: str) -> None:
         """Delete an artifact, if it exists.
 
-        This takes no lock, because a full Redis cannot grant one, and deleting artifacts must be possible to make room there.
+        Take no lock: Redis cannot grant one when its memory is full, and then deleting artifacts must still be possible, to free memory.
         """
         described = await self._read_description(name)
         await self._storage.delete("artifacts", name)

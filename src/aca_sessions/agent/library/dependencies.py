@@ -26,9 +26,9 @@ class Deps:
         self._initial_file: Path | None = None
 
     def set_initial_file(self, file: Path) -> None:
-        """Set a file whose lines are the requirements as long as the storage has none.
+        """Set a file, such as requirements.txt, with the requirements to use as long as the storage has none.
 
-        The first `add` or `remove` copies the lines to the storage. From then on, the file is ignored.
+        The first `add` or `remove` copies them to the storage. From then on, the file is ignored.
         """
         self._initial_file = file
 
@@ -132,7 +132,7 @@ class PackageChanges:
     async def apply(self) -> str:
         """Install and remove the requested packages, and clear the requests.
 
-        Return a note for the stderr of the cell's result that names the packages that failed, or "" if none did.
+        Return a note for stderr that names the packages for which this failed, or "" if there are none.
         """
         wanted, unwanted = [*self._to_install.values()], [*self._to_remove.values()]
         self._to_install, self._to_remove = {}, {}
@@ -167,7 +167,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package from a session. Return a dict with the lists `removed`, `not_found` and `failed`.
 
-    The package is in one of the lists. `configured` tells whether the storage had its requirement. It is returned in the dict as
+    The package is in one of the lists. `configured` is whether the storage had a requirement for the package; the dict has it as
     `removed_from_config`.
     """
     outcome: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}

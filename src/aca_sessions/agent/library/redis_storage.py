@@ -149,8 +149,8 @@ class RedisStorage:
     async def _open_for_this_loop(self) -> AsyncIterator["RedisStorage"]:
         """Yield a storage of the same records that can be used in the current event loop.
 
-        Connections of `redis.asyncio` work only in the event loop that opened them, so the yielded storage opens new ones. A blocking
-        client works in any event loop: then yield this object itself.
+        Connections of `redis.asyncio` work only in the event loop that opened them, so the yielded storage opens new ones. If the client is
+        a blocking one, which works in any event loop, yield this object itself.
         """
         if isinstance(self._redis, BlockingRedis):
             yield self

@@ -172,7 +172,11 @@ class MeaningIndex:
         return self._rows
 
     async def _compute_vectors(self, texts: list[str]) -> "np.ndarray":
-        """Return an array with the vector of each text as a row. All have length one, so the dot product of two is their similarity."""
+        """Call `embed` with texts. Return an array whose rows are their vectors, scaled to length 1.
+
+        So the dot product of two rows is the similarity of their texts. Raise ConfigurationError if `embed` returns anything but one vector
+        for each text.
+        """
         import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
 
         answered = await _call_embed(self._embed, texts)

@@ -51,9 +51,9 @@ class Skill:
 
     @property
     def search_text(self) -> str:
-        """Return the text of the skill that a search compares with its query.
+        """Return the text by which searches find the skill.
 
-        It is the description, and the first paragraphs of the docstrings of `run` and of the module.
+        It consists of the description and the first paragraphs of two docstrings in the source: that of `run` and that of the module.
         """
         return "\n".join(dict.fromkeys([self.description, *_read_documentation(self.source)]))
 
@@ -206,7 +206,7 @@ def check_skill_name(name: object) -> str:
 def parse_run(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     """Parse a skill's source and return the syntax tree of its function `run`.
 
-    Raise InvalidArgumentError if it is invalid or has no `run`.
+    Raise InvalidArgumentError if the source is invalid or does not define `run`.
     """
     if not isinstance(source, str) or len(source) > _MOST_SOURCE:
         got = f"{len(source)} characters" if isinstance(source, str) else type(source).__name__

@@ -1,4 +1,4 @@
-"""The storage of skills, artifacts and dependencies. Readers get only whole records. Names are validated, because AI models choose them."""
+"""Storages of skills, artifacts and dependencies. A reader never gets a half-written record. Names are checked: AI models choose them."""
 
 import asyncio
 import contextlib

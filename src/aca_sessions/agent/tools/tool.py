@@ -1,4 +1,7 @@
-"""Tools: each has a name, parameters, an effect, and a coroutine function that does the work. `@tool` turns a function into a tool."""
+"""Tools of the host that cells can call. `@tool` turns a function into a tool.
+
+The effect of a tool is `read`, `write` or `irreversible`. It decides which calls need approval.
+"""
 
 import asyncio
 import inspect
@@ -32,8 +35,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    If `seconds` is set, a call waits while the time limits of running calls leave too few seconds for it. If `size` is set, calls run one
-    after another, and the result of the last one may exceed the limit.
+    If `seconds` is set, each running call reserves as many seconds as its time limit, and a call waits until enough are free. If `size` is
+    set, calls run one after another, and the result of the last one may exceed the limit.
     """
 
     calls: int | None = None
@@ -64,7 +67,8 @@ class Parameter:
 class Tool:
     """A function of the host that cells can call.
 
-    `act` does the work. It is called with the arguments as a dict. `seconds` is the time limit of a call.
+    `act` does the work: it is called with a dict of the arguments. `seconds` is the time limit of a call. `function` is the Python function
+    from which `@tool` made the tool, or None.
     """
 
     name: str
@@ -127,7 +131,8 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool 
 
     Args:
         function: The function, if the decorator has no arguments.
-        options: `name` (by default the function's), `effect`, `budget`, `tags`, and `seconds`, the time limit of a call.
+        options: `name` (by default the function's), `effect` (`read`, `write` or `irreversible`, by default `write`), `budget`, `tags`, and
+            `seconds`, the time limit of a call.
     """
     if function is not None:
         return _build_tool(function, options)
@@ -147,7 +152,7 @@ class ToolSource(Protocol):
 
 
 def check_value(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema.
+    """Raise TypeError if a value does not match `anyOf`, `type`, `enum` and `items` of a JSON schema. Ignore all else in the schema.
 
     `where` is what the error message calls the value, such as `limit` or `names[2]`.
     """
