@@ -104,7 +104,7 @@ def _is_package(name: object, version: object) -> bool:
 
 
 def _readable(requirements: object) -> list[str]:
-    """Return those requirements of a package that can be checked: they are valid, have no URL, and apply without an extra."""
+    """Return those requirements of a package that pip can check: valid ones without a URL that do not belong to an extra."""
     # Requirements of an extra hold only for those who asked for the extra, and their markers cannot be evaluated without its name.
     readable = []
     for text in cast(list[object], requirements):

@@ -144,7 +144,7 @@ def _unpack_file(path: str, folder: str) -> None:
 
 
 def _find_or_pull(image: str) -> tuple[str, str]:
-    """Find an engine (podman or docker) that has an image; if none has, pull the image. Return the engine and the image's digest."""
+    """Find podman or docker, whichever has the image. If neither has it, pull it. Return the engine's name and the image's digest."""
     engines = [engine for engine in _ENGINES if shutil.which(engine)]
     if not engines:
         raise ConfigurationError(
@@ -244,7 +244,7 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def ipython_mount(image: str | None) -> dict[str, str]:
-    """Return the mount of a copy of this host's IPython, for sessions of an image that has no IPython.
+    """Return the mount that shows a copy of this host's IPython to sessions of an image without IPython. Make the copy if necessary.
 
     The dict maps the path in a session to the folder on this host. It is empty if `image` is None, because no copy is needed then, or if
     this host cannot keep files.

@@ -28,11 +28,11 @@ _FREE_SHARE = 2  # an image may take half of the free disk
 
 
 class UnpackingError(Exception):
-    """Raised for an archive that is not a root file system, that is too large, or that would leave its folder."""
+    """Raised for an archive that is not a root file system, that is too large, or that would write outside its folder."""
 
 
 class _Allowance:
-    """Counts the bytes and entries that an archive may still unpack. Without a limit, a tar of a few kilobytes could fill the disk."""
+    """The number of bytes and entries that may still be unpacked. Without a limit, a tar of a few kilobytes could fill the disk."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
@@ -40,7 +40,7 @@ class _Allowance:
         self._entries = self._most_entries = most_entries
 
     def count(self, size: int) -> None:
-        """Count an entry of `size` bytes, before it is created. Raise UnpackingError if a limit is exceeded."""
+        """Subtract an entry of `size` bytes, before it is created. Raise UnpackingError if a limit is exceeded."""
         self._entries -= 1
         self._bytes -= size
         if self._bytes < 0:
@@ -52,7 +52,7 @@ class _Allowance:
 
 
 class _Headers:
-    """Wraps the stream of a tar while one entry's headers are read, and limits their size: tarfile reads them into memory whole."""
+    """A wrapper of a tar's stream that limits the headers of one entry to 1 MB, because tarfile reads them into memory as a whole."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -70,7 +70,7 @@ class _Headers:
 
 
 class _Member(tarfile.TarInfo):
-    """An entry of a tar. Reading its headers raises UnpackingError if they are larger than a limit (`_Headers`)."""
+    """An entry of a tar. Reading its headers raises UnpackingError if they are larger than 1 MB (see `_Headers`)."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
@@ -85,8 +85,8 @@ class _Member(tarfile.TarInfo):
 def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
     """Unpack a tar, which may be compressed, into an empty folder. Skip devices, and make this process's user own all files.
 
-    Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would write outside the
-    folder. Keep what was unpacked before the error.
+    Raise UnpackingError if the archive cannot be read, has more than `most_entries` files, links and folders, is larger than half of the
+    free disk or 64 GB, or would write outside the folder. After an error, what was unpacked before stays.
     """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -113,7 +113,11 @@ class _MemberTarget:
         self._allowance = allowance
 
     def create(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Create the file, folder or link of a tar's entry. Replace an earlier one of that name. Skip devices and pipes."""
+        """Create the file, folder or link that a tar's entry describes. Replace an earlier file or link of that name.
+
+        Skip devices and pipes. Raise UnpackingError if the tar was made by `docker save`, or if it uses one name for a folder and for
+        something else.
+        """
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
         if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):

@@ -66,7 +66,7 @@ def _memory(system: Path) -> tuple[int, int]:
 
 
 def _all_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads each limit of the machine, and of the container that this process is in, allows."""
+    """Return how many more processes and threads can start: one number for each limit of this machine and of this process's container."""
     running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
     pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
     pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]
@@ -74,7 +74,7 @@ def _all_processes(system: Path) -> list[int]:
 
 
 def _own_processes(system: Path) -> list[int]:
-    """Return how many more processes and threads RLIMIT_NPROC allows this user, as a list with one number. Without a limit, return []."""
+    """Return how many more processes and threads RLIMIT_NPROC allows this user: a list of one number, or [] if there is no limit."""
     # The kernel does not apply this limit to root: getrlimit(2). It counts threads.
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if not os.geteuid() or soft == resource.RLIM_INFINITY:
@@ -118,7 +118,7 @@ def is_shortage(error: OSError) -> bool:
 
 
 def shortage_error(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
-    """Build an exception of class `kind`, whose message tells that no file descriptor is left for `what`, and what to do about it."""
+    """Build an exception of class `kind`, whose message explains that no file descriptor is left for `what`, and what to do about it."""
     return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
 
 
@@ -176,7 +176,7 @@ class _Reserve:
 
     @contextmanager
     def closed_for_block(self) -> Iterator[None]:
-        """Close the spare file descriptor so that the `with` block can open one. After the block, open a spare one again.
+        """Close the spare file descriptor so that the `with` block can open another one. After the block, open a new spare one.
 
         If another thread takes the free descriptor first, the block fails.
         """

@@ -83,9 +83,9 @@ class CgroupV1:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Use the folders `parents`, below which groups are made. They are given by the names of their controllers, such as `memory`.
+        """Make groups below the folders in `parents`, which maps the name of a controller, such as `memory`, to a folder of its hierarchy.
 
-        `parents` may also have a folder of version 2, with the name `trees`. Groups below it are used to freeze processes.
+        The key `trees`, which is optional, names no controller but a folder of version 2. Groups below that folder can freeze processes.
         """
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
         self.not_counted = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
@@ -115,7 +115,7 @@ class CgroupV1:
         """Do nothing. In version 1, controllers need not be enabled for the groups below a group."""
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
-        """Return whether this process can make groups that limit processor time."""
+        """Return whether a group can limit processor time. This is the same for all groups of version 1."""
         return "cpu" in self._controllers
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
@@ -145,7 +145,7 @@ class CgroupV1:
         return str(folders[self._controllers.index("memory")] / "memory.oom_control")
 
     def freezer_folder(self, folders: Sequence[Path]) -> Path | None:
-        """Return the group's folder in version 2, below which processes can be frozen, or None if that is not possible on this host."""
+        """Return the group's folder of version 2, below which processes can be frozen, or None if this host cannot freeze processes."""
         return _if_freezable(folders[self._controllers.index(_FREEZER)]) if _FREEZER in self._controllers else None
 
 
@@ -231,7 +231,7 @@ class SessionGroup:
     def __init__(
         self, version: CgroupVersion, folders: Sequence[Path], memory: int, nice: int, pending_removals: "PendingRemovals"
     ) -> None:
-        """Take over the folders of a group whose limits are written already. `memory` is its memory limit in bytes.
+        """Take over the folders of a group whose limits are written already. `memory` is the group's memory limit in bytes.
 
         `nice` is the nice value of interpreters. It is used only if the group cannot limit processor time. `pending_removals` removes the
         group later, if it still has processes when `remove` is called.
@@ -258,8 +258,8 @@ class SessionGroup:
     async def add_first_process(self, init: int) -> Path | None:
         """Put a session's first process (pid `init`) into the group before it forks, so that all its descendants are in the group too.
 
-        Return a new group below this one that has only these processes, so that they can be frozen. Return None if this host cannot freeze
-        groups.
+        If this host can freeze groups, put these processes into a new group below this one, and return that new group, so that they can be
+        frozen. Otherwise return None.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
@@ -268,7 +268,10 @@ class SessionGroup:
         """Do nothing. The kernel counts the memory of a group, and kills processes at the limit."""
 
     def set_cell_running(self, running: bool) -> None:
-        """Record, when a cell begins or ends, how many processes the kernel has killed, so that `was_exceeded` notices only later ones."""
+        """Record, when a cell begins or ends, how many processes the kernel has killed so far.
+
+        `was_exceeded` then reports only later kills.
+        """
         self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
     def used(self) -> int:
@@ -317,7 +320,10 @@ class SessionGroup:
 
 
 class PendingRemovals:
-    """Control groups to remove later, because they still have processes. If this process ends first, its `CleanupShell` removes them."""
+    """Control groups that could not be removed yet, because they still have processes.
+
+    If this process ends before they are removed, its `CleanupShell` removes them.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -416,7 +422,7 @@ class Groups:
         return SessionGroup(self.version, folders, memory, self._nice, self._pending_removals)
 
     def release(self) -> None:
-        """Record that one caller of `shared` no longer uses this group. If no other caller uses it, remove the group."""
+        """Record that one caller of `shared` no longer uses this group. If it was the last caller, remove the group."""
         with self._sharing:
             self._users -= 1
             if self._users:
@@ -432,7 +438,7 @@ def _mounts(kind: str) -> list[list[str]]:
 
 
 def _own_groups() -> list[tuple[str, str]]:
-    """Return a pair of controller and path for each control group that this process is in. For version 2 the controller is ""."""
+    """Return the control groups that this process is in, as pairs of controller and path. For version 2 the controller is ""."""
     with open("/proc/self/cgroup") as lines:
         rows = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
@@ -492,7 +498,10 @@ class CleanupShell:
     """
 
     def __init__(self, script: str, *arguments: str) -> None:
-        """Start the shell with `arguments` as `$1` and so on. `script` must begin with `read _`, which waits until it must clean up."""
+        """Start the shell. In `script`, the `arguments` are `$1` and so on.
+
+        The script must begin with `read _`, which blocks until `finish` is called or this process ends.
+        """
         # A socket and not a pipe: a process that was forked from this one has the end open as well, so the shell would not notice a close.
         # `finish` shuts the socket down, which no copy prevents.
         self._link, theirs = socket.socketpair()

@@ -12,7 +12,7 @@ Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the ho
 
 
 class MemoryLimit(Protocol):
-    """The counter and limit of one session's memory. It is kept when an interpreter of the session is replaced by a new one.
+    """The counter and limit of one session's memory. It stays in use when the session gets a new interpreter.
 
     In all methods, `init` is the pid on this host of a first process of the session: the ancestor of an interpreter and of all its forks.
     Each interpreter that is started, not forked, has its own first process.

@@ -205,7 +205,7 @@ class Watchdog:
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes that files use now, and that processes and sockets used when last measured. A mapped file counts twice."""
+        """Return how many bytes files use now, plus what processes and sockets used when last measured. A mapped file counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def free_file_bytes(self) -> int:
@@ -217,7 +217,7 @@ class Watchdog:
         return False
 
     async def stop(self, init: int) -> None:
-        """Stop measuring a first process (pid `init`) and its descendants, after they have ended.
+        """Stop measuring a first process (pid `init`) and its descendants, which have ended, and wait until no measurement runs.
 
         The session's remaining files still count towards the common limit of all sessions.
         """
@@ -307,7 +307,10 @@ def _bytes_in_folder(path: str, most: int) -> int:
 
 
 def private_memory(init: int) -> int:
-    """Return how many bytes of memory a session's processes do not share with any other process, or 0 if this process may not read that."""
+    """Return how many bytes of memory are private to a single process, summed over all processes of a session.
+
+    Return 0 if this process may not read that.
+    """
     values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in process_tree(init)]
     return sum(map(sum, values)) * _KB
 
@@ -350,7 +353,11 @@ def _threads(pid: int) -> list[str]:
 
 
 def _kilobytes(pid: int, file: str) -> int:
-    """Return the memory of a process in kB, read from a file in /proc/PID: `file` is `status` or `smaps_rollup`."""
+    """Return how many kB of memory a process uses, as a file in /proc/PID shows it.
+
+    `file` is `status`, which is fast but counts shared memory fully, or `smaps_rollup`, which is exact. If this process may not read
+    `smaps_rollup`, use `status`.
+    """
     values = _values(f"/proc/{pid}/{file}", _SUMMED[file])
     # A process whose first thread has ended shows no memory, although others run on. Their entries do.
     if not values:

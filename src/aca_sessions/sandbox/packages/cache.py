@@ -60,8 +60,7 @@ class PackageCache:
 
         Args:
             folder: The path of the cache.
-            size: How many bytes all package sets may have together. If they have more, those that were not used for the longest time are
-                removed.
+            size: How many bytes all package sets may have together. If they have more, the least recently used ones are removed.
             mount_point: The path at which sessions see all package sets, or None if they use the path on this host.
         """
         if not folder:
@@ -82,7 +81,7 @@ class PackageCache:
         return str(self._root / "sets")
 
     def derive_name(self, *parts: str) -> str:
-        """Return a hash of `parts` and the cache's secret, to use as a name or key in the cache. Sessions cannot guess it."""
+        """Return a name or key for the cache: a hash of `parts` and the cache's secret, so that sessions cannot guess it."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def lock_set(self, name: str) -> LockedPackageSet | None:
@@ -192,7 +191,7 @@ class PackageCache:
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Create a file that is never seen without its content. Do nothing if it exists, even if another process creates it meanwhile."""
+        """Create a file atomically: other processes see it only with its content. If the file already exists, leave it unchanged."""
         with self.work_folder() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
@@ -266,7 +265,7 @@ def _files_of(folder: Path, name: str) -> set[str]:
 
 
 def _make_relative(recorded: str) -> str:
-    """Turn a path from a RECORD into a path in a package set. A RECORD lists a script as ../../bin/name, but it is at bin/name."""
+    """Convert a path in a RECORD to a path in a package set: a script, which a RECORD lists as ../../bin/name, is at bin/name."""
     return recorded.strip('"').removeprefix("../../")
 
 
@@ -304,7 +303,7 @@ def _size(folder: Path) -> int:
 
 
 def make_mount(source: PackageSource) -> dict[str, str]:
-    """Return the mount by which sessions see all package sets: a dict from the path in a session to the folder on this host.
+    """Return the mount that shows all package sets to sessions: a dict from the path in a session to the folder on this host.
 
     Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """

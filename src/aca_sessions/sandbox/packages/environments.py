@@ -1,4 +1,4 @@
-"""Manage named virtual environments for sessions, in the user's data folder. They do not include the host program's packages."""
+"""Manage named virtual environments for sessions, in the user's data folder. They do not contain the packages of this program."""
 
 import asyncio
 import re
@@ -76,20 +76,20 @@ class Environments:
         """Create an environment with the packages in `requirements_file`.
 
         Raise ConfigurationError if that fails, and leave no incomplete environment behind. `python` is the path of the interpreter for the
-        environment. None means the host program's own.
+        environment. None means the interpreter that runs this program.
         """
         async with self._create_empty(name, python) as folder:
             await self._install(folder, [f"--requirement={requirements_file}"])
 
     async def create_like(self, name: str, service: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
-        """Create an environment with the packages that a hosted service offers. Return those packages that were left out.
+        """Create an environment with the packages that a hosted service offers. Return the packages that were left out.
 
         Args:
             name: The name of the new environment.
             service: The service, a key of `SERVICE_PACKAGES`, such as `azure`.
-            python: The path of the interpreter for the environment. None means the host program's own.
-            skip_missing: Whether to leave out packages that have no wheel for this Python. If not, such a package raises
-                ConfigurationError.
+            python: The path of the interpreter for the environment. None means the interpreter that runs this program.
+            skip_missing: Whether to leave out packages that have no wheel for this Python. If it is false, raise ConfigurationError for
+                such a package.
         """
         wanted = SERVICE_PACKAGES[service]
         async with self._create_empty(name, python) as folder:

@@ -65,7 +65,7 @@ def limit(kind: int, size: int) -> None:
 
 
 def limit_received(size: int) -> None:
-    """Make pip exit once it has received more than `size` bytes. Without this limit, a package index decides how much pip downloads."""
+    """Make pip exit once it has received more than `size` bytes. Without this limit, the package index could send any amount."""
     left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
 
     def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
@@ -105,7 +105,7 @@ def limit_wheels(size: int, *, together: bool) -> None:
 
 
 def refuse_wheel(reason: str) -> None:
-    """Print the reason and exit at once. An exception would not do, because pip might catch it."""
+    """Print the reason and exit at once. An exception would not be enough, because pip might catch it."""
     print(f"ERROR: {reason}", flush=True)
     os._exit(1)
 

@@ -68,9 +68,9 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 
 
 def check_environment_allows(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """Raise PackageError if a requirement contradicts the packages of the guests' Python, which no session can replace.
+    """Raise PackageError if a requirement, such as `numpy<2`, excludes the version in the guests' Python, which no session can replace.
 
-    `environment` has the version of each of these packages, by its canonical name.
+    `environment` has the version of each package of the guests' Python, by its canonical name.
     """
     version = environment.get(canonicalize_name(requirement.name))
     if version is not None and requirement.marker is None and not _fits(requirement, version):

@@ -73,7 +73,7 @@ _ERRORS_BY_PATTERN = {
 
 
 def explain_failure(output: str) -> PackageError:
-    """Convert the output of a failed pip to an error that gives the cause and what to do."""
+    """Convert the output of a failed run of pip to an error whose message gives the cause and what to do."""
     for sign, (name, message) in _ERRORS_BY_PATTERN.items():
         if re.search(sign, output):
             return PackageError(name, message)
@@ -90,9 +90,9 @@ def explain_failure(output: str) -> PackageError:
 
 
 def filter_progress(line: str) -> str | None:
-    """Return a line of pip's output that users may see, without folders of this host. Return None for any other line.
+    """Return a line of pip's output without folders of this host if users may see the line, else None.
 
-    Users see lines that report progress and contain no address.
+    Users may see lines that report progress and contain no address.
     """
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
@@ -132,16 +132,16 @@ def _errors(output: str) -> str:
 
 
 def _format_output(text: str) -> str:
-    """Return a part of pip's output as text for users. Shorten it to 2,000 characters.
+    """Return a part of pip's output as text for users, shortened to 2,000 characters.
 
-    Where pip says that the user requested a constraint, say instead that the sessions' environment has it.
+    pip says "The user requested (constraint) numpy==2". Replace that by "the sessions' environment has numpy==2".
     """
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
 
 def _secrets(value: str) -> set[str]:
-    """Return the parts of the addresses in a setting that may be secret: user names, passwords and folders of more than 3 characters."""
+    """Return what may be secret in the addresses of a setting: user names, passwords and folders, if longer than 3 characters."""
     found: set[str] = set()
     for word in value.split():
         if not word.startswith(("http://", "https://")):
@@ -278,7 +278,7 @@ def _folder_variables(folder: Path) -> dict[str, str]:
 
 
 def _find_pip_script() -> str:
-    """Return the path of the script that `pip --python` runs."""
+    """Return the path of the script that starts pip in any Python. `pip --python` uses it too."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
         raise PackageError(
@@ -304,7 +304,10 @@ async def _configuration() -> dict[str, str]:
 async def _run_program(
     command: Sequence[str], variables: Mapping[str, str], folder: Path, report_progress: ReportProgress
 ) -> tuple[int, str]:
-    """Run a program, and return its exit status and output. If the caller is cancelled, kill the program and its process group."""
+    """Run a program, and return its exit status and output. Call `report_progress` with each line that users may see.
+
+    If the caller is cancelled, kill the program and its process group.
+    """
     process = await asyncio.create_subprocess_exec(
         *command,
         env=variables,

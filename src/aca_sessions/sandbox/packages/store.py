@@ -85,7 +85,7 @@ class Packages:
         Return None if the requirements are met already. Raise PackageError if they cannot be met.
 
         Args:
-            requirements: All that the session has ever asked for, except what the guests' Python meets.
+            requirements: What the session asks for now and has installed before, except what the guests' Python already meets.
             sets: The package sets that the session has. The new one may contain other versions of their packages.
             report_progress: Called with each line of progress.
         """
@@ -139,7 +139,7 @@ class Packages:
         return package_set
 
     def _survey(self) -> Survey:
-        """Return the version and packages of the guests' Python. Cache them, because starting a Python takes long."""
+        """Return the version and packages of the guests' Python, from the cache if it has them: asking that Python takes long."""
         key = self.cache.derive_name("survey", self._python)
         stored = self.cache.load_text(key)
         if stored is not None and (found := Survey(**json.loads(stored))).is_current:
@@ -183,7 +183,7 @@ class SessionPackages:
 
     @property
     def paths(self) -> list[str]:
-        """Return the folders, as the session sees them, from which its interpreters import the packages that it installed."""
+        """Return the folders from which the session imports the packages that it installed, as paths inside the session."""
         return [package_set.path for package_set in self._sets]
 
     @property
@@ -208,16 +208,16 @@ class SessionPackages:
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Take over the packages of another session, for a new branch of it. Lock their package sets for the branch too."""
+        """Give this new branch the packages of the session `other` that it was made from. Lock their package sets for the branch too."""
         for one in other._sets:
             if (package_set := self._packages.cache.lock_set(one.name)) is not None:
                 self._sets.append(package_set)  # one by one: if a later one fails, `close` releases those before it
         self._requested, self.ever_changed = dict(other._requested), other.ever_changed
 
     async def close(self) -> None:
-        """Wait until a change of the packages has ended, then unlock all package sets.
+        """Wait until an install or uninstall that is changing the session has ended, then unlock all package sets.
 
-        An install that is still downloading will not add its packages.
+        Do not wait for an install that is still downloading. It will not add its packages.
         """
         self._closed = True
         await self._tasks.finish()
@@ -229,7 +229,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for package_set in self._sets for wheel in package_set.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Call and await `work` while no other call of this method does. Convert a PackageError or OSError to a failed result."""
+        """Call `work` and return its result. Concurrent calls take turns. Convert a PackageError or OSError to a failed result."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -308,10 +308,10 @@ class SessionPackages:
         return kept
 
     async def _replace_sets(self, sets: list[LockedPackageSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Replace the session's package sets by `sets`, and return the result of the interpreter's attempt to use them.
+        """Make the interpreter use `sets` instead of the session's package sets, and return the result.
 
-        If it fails, for example because one of `modules` is imported already, keep the old ones. In both cases, unlock the package sets
-        that the session does not use afterwards.
+        If that fails, for example because one of `modules` is imported already, the session keeps its old sets. In both cases, unlock the
+        package sets that the session does not use afterwards.
         """
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None

@@ -39,7 +39,7 @@ class Output:
         self._pass_on(bytes(self._head + self._tail))
 
     def drain(self, most: int = 1 << 22) -> bool:
-        """Read what is in the pipe now. Return False if the pipe has ended, because nothing has it open for writing, else True.
+        """Read what is in the pipe now. Return False if no process has the pipe open for writing any more, else True.
 
         After `most` bytes or 512 reads, stop and set `flooded`: a guest that writes single bytes must not keep the host busy.
         """
@@ -110,10 +110,10 @@ class CellNotSentError(GuestDiedError):
 class Clock:
     """A stopwatch for the seconds that a cell has used of its timeout.
 
-    The host starts it when it sends the cell, and stops it while the cell waits for an answer to a question. While it is stopped, the
-    processor time of the cell's processes still counts, for example of threads that go on computing, but never more than the time that has
-    passed. All other waiting is free for STILL_SECONDS in total, and then counts as used. Otherwise a cell that asks again and again would
-    have no deadline.
+    The host starts it when it sends the cell, and stops it while the cell waits for an answer to a question. While the clock is stopped,
+    only the processor time of the cell's processes counts as used, for example that of a thread that goes on computing. It counts at most
+    as much as the time that has passed. The rest of that time does not count until it has reached STILL_SECONDS in total, and counts from
+    then on. Otherwise a cell that asks again and again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
@@ -134,7 +134,7 @@ class Clock:
         return self._used + busy + max(0.0, self._still + idle - STILL_SECONDS)
 
     def stop(self) -> None:
-        """Pause the clock: until `start`, only the cell's processor time counts."""
+        """Stop the clock: until the next `start`, only the processor time of the cell's processes counts (see `Clock`)."""
         if self._since is not None:
             self._used += self._now() - self._since
             self._since, self._stopped = None, (self._now(), self._computed())
@@ -147,7 +147,7 @@ class Clock:
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Divide the time since `stop` into two numbers of seconds: processor time that the cell's processes used, and the rest.
+        """Return two numbers of seconds since `stop`: the processor time that the cell's processes have used, and the remaining time.
 
         Return zeros if the clock was not stopped by `stop`.
         """
@@ -159,14 +159,14 @@ class Clock:
 
 
 class GracePeriod:
-    """The time that an interpreter has to react to a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
+    """The time that an interpreter has to react to a signal: INTERRUPT_GRACE seconds, plus the time that it waits for a processor.
 
-    Without the second part, an interpreter on a busy machine would be killed and lose its variables, although it reacts as soon as it can.
+    Without this addition, an interpreter on a busy machine would be killed and lose its variables, although it reacts as soon as it can.
     At most QUEUED_SECONDS are added, because code of the session can slow down its own interpreter.
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Start the grace period. `queued` returns how many seconds the interpreter has waited for a processor since it started."""
+        """Start the grace period. `queued` returns how many seconds the interpreter has waited for a processor in its whole life."""
         self._queued = queued
         self._now = now
         self._before = queued()
@@ -302,15 +302,15 @@ class Cell:
     ) -> CodeExecutionResult:
         """Build the result of the execution.
 
-        The `state` in the result tells only what this execution did to the session. Later it is replaced by all that happened since the
-        caller's last result, taken from the session's ledger (the list of what happened to the session).
+        The `state` in the result only reports what this execution did to the session. Later another module replaces it by a state that
+        reports all that has happened since the caller's last result, as the session's ledger records it.
 
         Args:
             cause: Why the interpreter died. It is ignored if the cell has finished.
             stdout: The text of stdout.
             stderr: The text of stderr.
             processes: The processes that the cell left running.
-            duration: Seconds from the moment when the host sent the cell.
+            duration: How many seconds have passed since the host sent the cell.
         """
         finished = self.finished.result() if self.finished.done() else None
         error = None

@@ -26,7 +26,7 @@ _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait 
 
 
 class UnfinishedFrames:
-    """A counter of the bytes of frames that guests have begun to send but not completed. It limits their total.
+    """The counter and limit of unfinished frames: the bytes of all frames that guests have begun to send but not completed.
 
     All guests of this process share one limit, even on different event loops. If the limit is exceeded, the frame that was begun first is
     refused, because an honest guest writes a frame without a pause.
@@ -39,15 +39,15 @@ class UnfinishedFrames:
 
     @property
     def size(self) -> int:
-        """Return how many bytes are counted now."""
+        """Return how many bytes of unfinished frames are counted now."""
         with self._lock:
             return sum(self._held.values())
 
     def record(self, inbox: "Inbox", size: int, *, is_new_frame: bool) -> None:
         """Record that `inbox` holds the first `size` bytes of a frame. If the total exceeds the limit, refuse the oldest frames.
 
-        Frames of which less than 256 KiB have arrived are not counted. `is_new_frame` tells whether this is another frame than in the last
-        call for this inbox. If so, it counts as the youngest of all.
+        A frame is not counted before 256 KiB of it have arrived. `is_new_frame` must be True if the last call for this inbox was about an
+        earlier frame. The new frame then counts as the youngest of all unfinished frames.
         """
         with self._lock:
             if is_new_frame or size < _SMALL:
@@ -89,7 +89,7 @@ class Inbox:
 
         Args:
             on_frame: Called with the payload of each frame. It raises WireError to refuse the frame.
-            most: The size in bytes of the largest payload that is accepted. The attribute `most` changes it later.
+            most: The size in bytes of the largest payload that is accepted. Set the attribute `most` to change it later.
             on_refused: Called after a frame was refused.
             on_end: Called at the end of the pipe.
         """
@@ -106,7 +106,10 @@ class Inbox:
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Pass on the last frames of a guest that is dead or about to be killed, with at most 4 reads from its pipe. Then stop."""
+        """Pass on the frames that are already in the pipe, with at most 4 reads, and stop reading.
+
+        Call this when the guest is dead or about to be killed.
+        """
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -125,7 +128,7 @@ class Inbox:
         self._unfinished_frames.record(self, 0, is_new_frame=True)
 
     def refuse_soon(self) -> None:
-        """Schedule on the inbox's event loop that the unfinished frame is refused and reading stops. Any thread may call this."""
+        """Tell the inbox's event loop to refuse the unfinished frame and stop reading, and do not wait for it. Any thread may call this."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
             self._loop.call_soon_threadsafe(self._refuse)
 
@@ -178,7 +181,7 @@ class Inbox:
     def _pass_on_some(self, most: float) -> tuple[int, bool]:
         """Pass on complete frames until they have cost `most` units of work (see `Inbox`).
 
-        Return how many frames were passed on, and whether they were all that had arrived completely.
+        Return how many frames were passed on, and whether no complete frame is left.
         """
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
@@ -204,7 +207,7 @@ class Inbox:
 
 @dataclass(slots=True)
 class _Outgoing:
-    """A frame that is not completely written yet."""
+    """A frame in an `Outbox` that is not completely written to the socket yet."""
 
     left: memoryview
     descriptors: Sequence[int]
@@ -321,7 +324,7 @@ class Channel:
         return self._outbox.put(wire.frame(message), descriptors)
 
     def drain(self) -> None:
-        """Read what the guest has written to stdout and stderr so far."""
+        """Read what the guest has written to stdout and stderr so far. The two `Output` objects in `streams` keep it."""
         for stream in self.streams:
             before = stream.read
             stream.drain()

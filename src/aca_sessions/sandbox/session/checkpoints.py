@@ -27,7 +27,7 @@ class SessionCheckpoint:
     """A checkpoint: a forked interpreter that keeps the variables and runs no cells, and a copy of the files.
 
     Attributes:
-        workspace: The workspace that holds the copy of the files. `files` gives access to it.
+        workspace: The workspace with the copy of the files. `files` reads and writes that copy.
         size: The bytes of the copied files.
         left_behind: Lines that name what could not be saved, such as child processes.
         hidden: Whether it was taken only to undo a transactional cell if that fails. Users do not see such a checkpoint.
@@ -51,7 +51,7 @@ class SessionCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one session. They count towards the session's memory. If there are too many, the oldest are removed."""
+    """The checkpoints of one session, which count towards the session's memory. Taking too many removes the oldest ones."""
 
     def __init__(self, fork_server: ForkServer, workspace: Workspace, files: Files, limits: Limits) -> None:
         self._fork_server = fork_server
@@ -65,7 +65,7 @@ class Checkpoints:
     def usable(self) -> list[SessionCheckpoint]:
         """Return the checkpoints that users can roll back to, the oldest first.
 
-        These have a live interpreter, and were not taken for a transactional cell (`hidden`).
+        A checkpoint is usable if its interpreter is alive, and if it was not taken for a transactional cell (`hidden`).
         """
         return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
 
@@ -171,7 +171,7 @@ class Checkpoints:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Remove all checkpoints without waiting. Call this only when their event loop is closed."""
+        """Remove all checkpoints without waiting for tasks. Call this only when the session's event loop is closed."""
         for checkpoint in self._taken:
             checkpoint.interpreter.abandon()
             checkpoint.files.close()

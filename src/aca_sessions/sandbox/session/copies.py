@@ -54,8 +54,8 @@ class CopyResult:
 def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> CopyResult:
     """Copy all files of `source` into `target`, an empty workspace. Keep hard links, and holes (unallocated parts of sparse files).
 
-    Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
-    `allocate` is called before content is written, to charge the session for its memory.
+    Raise SnapshotError if the files have more than `most` bytes, if the session has too little memory left for them, or if they cannot
+    be copied. `allocate` is called before content is written, so that the kernel charges the session for the memory.
     """
     try:
         with explained_shortage("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
@@ -98,7 +98,7 @@ class _CopyJob:
         return CopyResult(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
-        """Copy some entries of the workspace. Return how many of them were left out because they are pipes, sockets or devices."""
+        """Copy some entries into the target. Return how many of them were left out because they are pipes, sockets or devices."""
         with self._open:
             left_out = sum(not self._make(path, status) for path, status in entries)
             # Memory is allocated for all of them at once: one by one would take twice the time.
@@ -109,7 +109,7 @@ class _CopyJob:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Make the copy of one file, folder or link at `path`. For a pipe, socket or device, make nothing and return False.
+        """Make a copy of the file, folder or link at `path`, and return True. For a pipe, socket or device, make nothing and return False.
 
         The copy of a file stays empty until `_copy` fills it.
         """
@@ -143,8 +143,8 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
     """Make the session's files (`live`) the same as the checkpoint's. No process of the session may run meanwhile.
 
     Raise SnapshotError if that is impossible. Then no live file is changed. Raise PartlyRestoredError if only some files were restored,
-    which can happen only if a process writes at the same time. `allocate` is called before content is written, to charge the session for
-    its memory.
+    which can happen only if a process writes at the same time. `allocate` is called before content is written, so that the kernel charges
+    the session for the memory.
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
@@ -160,8 +160,8 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 def deleted_open_files(pid: int, live: Files) -> tuple[str, ...] | None:
     """Return the former paths of deleted files that a process still has open, relative to /mnt/data and sorted.
 
-    `pid` is the pid on this host. If there are more than 20 paths, the last entry is a text that tells how many others there are. Return
-    None if this host may not read which files the process has open.
+    `pid` is the pid on this host. If there are more than 20 paths, the last entry is a text such as "and 5 more".
+    Return None if this host may not read which files the process has open.
     """
     try:
         with live.as_guest() as top:
@@ -216,7 +216,7 @@ class _Restoration:
     def prepare(self) -> None:
         """Decide what to change, and reserve the space for it. On failure undo all, and raise OSError or SnapshotError.
 
-        If there is space only after the restore has removed other files, reserve nothing.
+        If there is not enough space until other files are removed, reserve nothing. Then `commit` removes those files first.
         """
         with self._undo:
             self._read_trees()
@@ -291,7 +291,10 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _found_paths(self) -> dict[int, str]:
-        """Map each inode number that the workspace has before the restore to one of its paths. Leave out paths too long for the kernel."""
+        """Return the inodes of the workspace before the restore: a dict from each inode's number to one path that leads to the inode.
+
+        Leave out paths that are too long for the kernel.
+        """
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _can_keep_inode(self, path: str, place: str) -> bool:
@@ -301,7 +304,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Find the paths whose inode is in its place already (`_kept`), and those whose inode must be moved from elsewhere (`_moved`)."""
+        """Add each path whose inode is at that path already to `_kept`, and each path whose inode must be moved there to `_moved`."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -411,7 +414,7 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the workspace has space for the checkpoint's files once its present files are removed."""
+        """Return whether the checkpoint's files will fit into the workspace once the files that are there now are removed."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         # A tmpfs counts every name as an inode.
@@ -435,7 +438,7 @@ class _Restoration:
         self._path_now[inode] = self._made[path]
 
     def _trim(self, path: str) -> None:
-        """Free the space of a file that its new content does not need, so that other files can use it."""
+        """Free that part of a file's space which its new content does not need, so that other files can use the space."""
         wanted = self._wanted[path]
         place = self._path_now[wanted.st_ino]
         add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)

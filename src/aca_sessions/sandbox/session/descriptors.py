@@ -75,7 +75,7 @@ class SpawnedSession:
 
 
 def host_pid(pidfd: int) -> int:
-    """Return the pid on this host of the process of a pidfd, not its pid in its own namespace. Raise GuestDiedError if it has ended."""
+    """Return the pid that the process of a pidfd has on this host. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
     if pid <= 0:
@@ -84,7 +84,7 @@ def host_pid(pidfd: int) -> int:
 
 
 def pid_in_session(pidfd: int) -> int:
-    """Return the pid that the process of a pidfd has in its own pid namespace. Raise GuestDiedError if the process has ended."""
+    """Return the pid that the process of a pidfd has in the session's pid namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         found = [line for line in lines if line.startswith("NSpid:")]
     number = int(found[0].split()[-1]) if found else -1
@@ -96,8 +96,8 @@ def pid_in_session(pidfd: int) -> int:
 def set_autogroup_nice(process: int, nice: int | None) -> bool:
     """Set the nice value of an interpreter's autogroup, so that the host's own processes come first on a busy machine.
 
-    The kernel divides the processors between autogroups (sched(7)). Return whether the work is done: False means that the caller must try
-    again later. If this kernel has no autogroups, do nothing and return True.
+    The kernel divides the processors between autogroups (sched(7)). Return False if the value could not be set now and the caller must try
+    again later, else True. If this kernel has no autogroups, do nothing and return True.
 
     Args:
         process: The pidfd of the interpreter.
@@ -141,7 +141,7 @@ def open_process_of_session(init: int, number: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Return the wait status of a zombie: a process that has ended, but that its parent has not waited for. Return None for others."""
+    """Return the wait status of a zombie, a process that has ended but that its parent has not waited for. Otherwise return None."""
     try:
         fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
@@ -150,7 +150,7 @@ def exit_status(pidfd: int) -> int | None:
 
 
 def processor_time(init: int, interpreter: int, since: float) -> float:
-    """Return how many processor seconds an interpreter and the processes that were started since a given time have used.
+    """Return how many seconds of processor time an interpreter has used, together with the processes that were started since `since`.
 
     The time of a process that has ended counts only if its parent has waited for it.
 
@@ -172,7 +172,7 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
 
 
 def queued_time(process: int) -> float:
-    """Return for how many seconds in all a process's main thread was ready to run but had no processor, or 0 if that is not known."""
+    """Return for how many seconds in total a process's main thread was ready to run but had no processor. If unknown, return 0."""
     # The second number of /proc/PID/schedstat, in nanoseconds: sched-stats.rst of the kernel's documentation.
     try:
         return int(Path(f"/proc/{host_pid(process)}/schedstat").read_text().split()[1]) / 1e9
@@ -254,7 +254,7 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 @contextmanager
 def _as_user(owner: int | None) -> Iterator[None]:
-    """Within the `with` block, let files, pipes and sockets that this thread creates belong to the uid `owner`. None changes nothing."""
+    """Within the `with` block, make the uid `owner` own the files, pipes and sockets that this thread creates. None changes nothing."""
     if owner is None:
         yield
         return

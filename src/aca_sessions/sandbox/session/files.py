@@ -79,7 +79,7 @@ class OpenFile:
         self._files.close_file(self)
 
     def close_now(self) -> None:
-        """Close the descriptor if it is open. Only `Files` calls this."""
+        """Close the descriptor if it is open. Only `Files` may call this. Other callers use `close`."""
         with self._turn:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -135,8 +135,8 @@ class Files:
     def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
         """Write `chunks` to a file, completely or not at all. The old file remains until the new one is complete. Make missing folders.
 
-        Raise OSError (EDQUOT) if the session has no room for the file. `allocate` is called before each write, to charge the session for
-        its memory.
+        Raise OSError (EDQUOT) if the session has too little memory left for the file. `allocate` is called before each write, so that the
+        kernel charges the session for the memory.
         """
         validate_name(name)
         with self.as_guest():

@@ -67,7 +67,8 @@ class Interpreter:
     def __init__(
         self, runtime: SharedRuntime, channel: Channel, process: int, *, workspace: int, forked: bool = False, has_run_cells: bool = False
     ) -> None:
-        """Take over the connection to an interpreter, and its pidfd (`process`). `workspace` is the number of its workspace.
+        """Take over the connection to an interpreter, and its pidfd (`process`). `workspace` is the number of its workspace (a
+        session's or branch's files at /mnt/data).
 
         `forked` tells whether it was forked from another interpreter. `has_run_cells` tells whether that other interpreter had run cells.
         """
@@ -162,9 +163,10 @@ class Interpreter:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
 
     async def warm_up(self) -> None:
-        """Make the guest use the memory that cells need, so that the first cell is fast.
+        """Make the guest run a few small cells in advance, so that the user's first cell is fast.
 
-        The kernel copies memory that the guest shares with the fork server only when the guest first uses it.
+        The kernel copies memory that the guest shares with the fork server when the guest first writes to it. These cells cause most of
+        that copying.
         """
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
@@ -263,7 +265,7 @@ class Interpreter:
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
         """Wait until the cell ends, the interpreter dies, or the cell's clock has reached `timeout`.
 
-        The clock stands still while questions are open, so questions have their own deadline. If no question was asked or answered for
+        While questions are open, the clock is stopped, so they have a deadline of their own: if no question was asked or answered for
         ANSWER_SECONDS, all open questions fail, and the clock runs again.
         """
         changed, since = cell.changed, time.perf_counter()
@@ -283,7 +285,10 @@ class Interpreter:
                     self.answer(cell.execution, number, None)
 
     def _processor_seconds(self, since: float) -> float:
-        """Return the result of `processor_time`, or 0 if it cannot be read, for example because the interpreter has ended."""
+        """Return how many processor seconds this interpreter and processes started since `since` have used (`processor_time`).
+
+        Return 0 if that cannot be read, for example because the interpreter has ended.
+        """
         with contextlib.suppress(OSError, GuestDiedError):
             return processor_time(self.runtime.init, self.pidfd, since)
         return 0.0
@@ -291,7 +296,7 @@ class Interpreter:
     def answer(self, execution: str, number: int, text: str | None) -> bool:
         """Answer a question of the running cell. Return False, and send nothing, if this question is not open.
 
-        If `text` is None, the cell gets an error and no answer.
+        If `text` is None, the cell gets an error instead of an answer.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.close_question(number):
@@ -300,7 +305,7 @@ class Interpreter:
         return True
 
     def open_questions(self, execution: str) -> list[int]:
-        """Return the numbers of the questions that the running cell waits for, or none if another cell runs."""
+        """Return the numbers of the questions that an execution waits for, or [] if this execution is not the one that runs now."""
         cell = self._cell
         return sorted(cell.open) if cell is not None and cell.execution == execution else []
 
@@ -308,7 +313,7 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell. If the cell does not end within the `GracePeriod`, kill the interpreter and the processes that it started.
+        """Interrupt a cell by SIGINT. If it does not end within the `GracePeriod`, kill the interpreter and the processes that it started.
 
         Do nothing if the execution with this id is not the one that runs now.
         """
@@ -381,7 +386,10 @@ class Interpreter:
             self._channel.close()
 
     def _on_pipe_end(self) -> None:
-        """Record a crash and kill the interpreter after 1 s, unless the session's first process reports before how it ended."""
+        """Wait 1 s for the session's first process to report how the interpreter ended. Then record a crash and kill the interpreter.
+
+        Do neither if the report has come.
+        """
         # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_death, "crash")
 
@@ -409,7 +417,7 @@ class Interpreter:
                 raise wire.WireError(f"expected a frame of the cell that runs, and Started only once, got {type(message).__name__}")
 
     def _on_question(self, asked: wire.Asked, cell: Cell | None) -> None:
-        """Register a question of the running cell, or refuse it if its cell has ended or the caller does not answer such questions.
+        """Register a question of the running cell. Refuse it if the cell has ended or the caller does not answer this kind of question.
 
         Raise WireError if the guest leaves too many answers unread.
         """
@@ -439,8 +447,8 @@ class Interpreter:
     def _record_death(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host itself killed the interpreter, record the host's reason instead of `cause`: the end of the guest's pipe may be noticed
-        before that reason, and looks like a crash.
+        If the host itself has killed the interpreter, record the host's reason instead of `cause`. Otherwise the end of the guest's
+        pipe would be recorded as a crash.
         """
         if self._death.done():
             return
@@ -458,7 +466,10 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill the interpreter and what it started, or the whole session if it is the last one. Record `reason` if none is recorded yet."""
+        """Kill the interpreter and the processes that it started. Record `reason` if none is recorded yet.
+
+        If this is the last interpreter of the session and its branches, kill all their processes.
+        """
         self._killed_for = self._killed_for or reason
         if self.runtime.is_last_interpreter(self.session_pid):
             self.runtime.kill(reason)
@@ -470,9 +481,10 @@ class Interpreter:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
-        """Return at most 100 processes that a cell left running.
+        """Return at most 100 processes that still run after a cell, started by this cell or an earlier one.
 
-        With namespaces the guest reports them, and those of other workspaces are left out. Without namespaces the host finds them itself.
+        With namespaces the guest lists them, and processes of other workspaces (such as those of branches) are left out. Without
+        namespaces the host lists them.
         """
         if self.runtime.has_namespaces:
             foreign_pids = self.runtime.foreign_pids(self.workspace)
@@ -553,7 +565,7 @@ async def fork(interpreter: Interpreter, workspace: Workspace, limits: Limits, *
 
 @contextlib.contextmanager
 def _stop_on_failure(channel: Channel) -> Iterator[None]:
-    """If the `with` block raises, stop reading from `channel`, because the caller then closes the channel's descriptors."""
+    """If the `with` block raises, stop reading from `channel`, so that the caller can close the channel's descriptors."""
     try:
         yield
     except BaseException:

@@ -66,7 +66,10 @@ class Processes:
     """
 
     def __init__(self, proc: int, workspace: int) -> None:
-        """Take over `proc`, a descriptor of the namespace's own /proc. `workspace` is the number of the workspace at /mnt/data."""
+        """Take over `proc`, a descriptor of the session's own /proc.
+
+        `workspace` is the number of the workspace that is mounted at /mnt/data now: the files of the session or of one of its branches.
+        """
         self.active_workspace: int | None = workspace
         self._mounted_workspace: int | None = workspace
         self._latest_workspace = workspace
@@ -104,8 +107,8 @@ class Processes:
     def switch_workspace(self, workspace: int, mount: Callable[[], None]) -> tuple[RunningProcess, ...]:
         """Stop all processes, call `mount` unless `workspace` is at /mnt/data already, and continue the processes of `workspace`.
 
-        Return the processes that were killed because they did not stop. Raise TimeoutError if a process still runs after that, because it
-        must not see the other workspace. If `mount` fails, all processes stay stopped until the next switch.
+        Return the processes that were killed because they did not stop. Raise TimeoutError if a process still runs after that: it must
+        not see the other workspace, so nothing is mounted. If `mount` fails, all processes stay stopped until the next switch.
         """
         ended = self.stop_all()
         if self._mounted_workspace != workspace:
@@ -117,9 +120,9 @@ class Processes:
         return ended
 
     def stop_all(self) -> tuple[RunningProcess, ...]:
-        """Stop all processes until the next `switch_workspace`. Return those that were killed because they did not stop.
+        """Stop all processes, except the session's first one, until the next `switch_workspace`.
 
-        Raise TimeoutError if a process still runs after that.
+        Return the processes that were killed because they did not stop. Raise TimeoutError if a process still runs after that.
         """
         stopped, calm = self._stop()
         ended: tuple[RunningProcess, ...] = ()
@@ -194,7 +197,7 @@ class Processes:
         return self._kill(lambda one: one not in spared, {one.session_pid for one in spared})
 
     def _kill(self, doomed: Callable[[ProcessIdentity], bool], known: Set[int] | None = None) -> KillResult:
-        """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
+        """Kill the processes that `doomed` selects. Repeat it until two readings of /proc in a row show none alive, at most 400 times.
 
         If `known` is given, first kill every process whose pid is not in this set, whatever `doomed` returns for it: see `_read_all`.
         """
@@ -216,8 +219,8 @@ class Processes:
     def _continue(self, stopped: dict[ProcessIdentity, bool]) -> None:
         """Continue the processes that `_stop` stopped (those that map to True), the highest pids first.
 
-        These are usually the children, and must run before their parents: a shell that sees a child still stopped would treat it as a
-        stopped job.
+        A child usually has a higher pid than its parent, and must continue first: a shell that finds its child still stopped would treat
+        the child as a stopped job.
         """
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
@@ -233,7 +236,7 @@ class Processes:
     ) -> tuple[list[_ProcessState], bool]:
         """Read the state of every process but the first, and send the signal `number` to some of them.
 
-        Return the states, and whether a process had ended before its state was read.
+        Return the states, and whether any process had ended before its state could be read.
 
         Args:
             number: The signal, or None to send none.
@@ -297,7 +300,7 @@ def _are_all_stopped(alive: list[_ProcessState]) -> bool:
 
 
 def _read_process(process: int, number: int) -> _ProcessState:
-    """Read a process's start, parent, name, number of threads and thread states from its folder in /proc.
+    """Read a process's start time, parent, name, number of threads and states of its threads from its folder in /proc.
 
     `process` is a descriptor of that folder, and `number` is the pid. States of threads that have ended are left out.
     """

@@ -41,7 +41,10 @@ _REST_SECONDS = 0.05  # so that cells of branches in close succession do not wai
 
 @dataclass(frozen=True, slots=True)
 class RegisteredInterpreter:
-    """An interpreter of a `SharedRuntime`. When it has died, `on_death` is called with its wait status, or None if that is unknown."""
+    """An interpreter that is registered at a `SharedRuntime`.
+
+    When it has died, `on_death` is called with its wait status, or with None if that is unknown.
+    """
 
     pidfd: int
     workspace: int
@@ -96,7 +99,7 @@ class SharedRuntime:
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
-        """Start to enforce the memory limit: when the processes exceed it, kill all of them.
+        """Start to enforce the memory limit: if it is exceeded, kill all processes of the session and its branches.
 
         `init` is the first process's pid on this host. `sockets` is a netlink socket that lists the session's sockets, or None. This call
         takes it over.
@@ -160,7 +163,7 @@ class SharedRuntime:
             raise OSError(number, os.strerror(number))
 
     def register(self, session_pid: int, interpreter: RegisteredInterpreter) -> None:
-        """Add an interpreter. It stays stopped while another workspace is mounted at /mnt/data."""
+        """Add an interpreter. It is stopped while a workspace other than its own is mounted at /mnt/data."""
         self._interpreters[session_pid] = interpreter
         self._workspaces.setdefault(interpreter.workspace)
         if self._processes is not None:
@@ -177,7 +180,7 @@ class SharedRuntime:
         return {*self._interpreters} | (self._processes.foreign_pids(workspace) if self._processes is not None else set())
 
     def is_last_interpreter(self, session_pid: int) -> bool:
-        """Return whether no other interpreter is registered."""
+        """Return whether the session and its branches have no interpreter other than this one."""
         return not self._interpreters.keys() - {session_pid}
 
     @asynccontextmanager
@@ -221,8 +224,8 @@ class SharedRuntime:
     def kill_with_children(self, session_pid: int, pidfd: int) -> None:
         """Kill an interpreter and its descendants, except other interpreters and their descendants.
 
-        Processes that it started, but whose parent has ended, live on. They are killed with the last interpreter of their workspace, or by
-        `end_processes`.
+        Processes whose parent has ended are no longer its descendants, so they live on, even if it started them. They are killed with the
+        last interpreter of their workspace, or by `end_processes`.
         """
         if not self._owner.is_current:
             return
@@ -240,13 +243,18 @@ class SharedRuntime:
             self._tasks.start(self._end_workspace(interpreter.workspace))
 
     async def end_processes(self, workspace: int) -> KillResult:
-        """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which have ended and which have not."""
+        """Kill the processes that the cells of a workspace (a session, or one of its branches) started, but not its interpreters.
+
+        This works even while a cell runs. Return which processes ended, and which are still alive. Without
+        namespaces, do nothing and return an empty result.
+        """
         return await self._tasks.run_shielded(self._end_processes(workspace))
 
     async def unregister(self, session_pid: int) -> None:
-        """Remove a dead interpreter. If it was the last one of its workspace, kill the other processes of that workspace.
+        """Remove a dead interpreter.
 
-        If it was the last one of all, kill all processes, stop counting memory and close the descriptors.
+        If it was the last one of its workspace (the session, or one of its branches), kill that workspace's other processes. If it was the
+        last one of the session and all its branches, kill everything that still runs, stop counting memory and close the descriptors.
         """
         interpreter = self._interpreters.pop(session_pid, None)
         if self._closed:
@@ -289,8 +297,8 @@ class SharedRuntime:
     async def _run_stop(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
         """Call `stop` (`switch_workspace` or `stop_all` of `_processes`) in a thread, and record the processes that it had to kill.
 
-        The result of the next cell in the same workspace names these processes. If others still run after that, kill the whole session and
-        raise GuestDiedError.
+        The result of the workspace's next cell names the processes that were killed. If `stop` raises TimeoutError because a process still
+        runs, kill all processes of the session and its branches, and raise GuestDiedError.
         """
         if self._closed or self._processes is None:
             return
@@ -312,9 +320,9 @@ class SharedRuntime:
             return await to_thread.run_sync(self._processes.kill_workspace, workspace)
 
     async def _end_workspace(self, workspace: int) -> None:
-        """Kill the processes of a workspace, except its interpreters. If the workspace has no interpreter either, drop its record.
+        """Kill the processes of a workspace, except its interpreters. If the workspace has no interpreter either, stop tracking it.
 
-        If the dropped workspace was at /mnt/data, mount the oldest other one there and continue its processes.
+        If that workspace was at /mnt/data, mount the oldest of the others there and continue the processes of that one.
         """
         await self._end_processes(workspace)
         async with self._processes_lock:
@@ -373,7 +381,7 @@ class SharedRuntime:
                 interpreter.on_death(None)
 
     def _other_interpreters(self, session_pid: int) -> set[int]:
-        """Return the pids on this host of all other interpreters and of their descendants."""
+        """Return the pids on this host of all interpreters but the given one, and of the descendants of these interpreters."""
         found: set[int] = set()
         for other in self._interpreters.keys() - {session_pid}:
             with contextlib.suppress(GuestDiedError):
@@ -382,7 +390,7 @@ class SharedRuntime:
         return found
 
     async def _wait_until_all_ended(self) -> None:
-        """Wait until all processes have ended, but at most 1 s."""
+        """Wait until all processes of the session and its branches have ended, but at most 1 s."""
         # The first process of a pid namespace outlives all others (pid_namespaces(7)): when its pidfd is readable, none is left. All
         # callers share one reader: a second would replace it, and would later remove the reader of whatever has the descriptor's number.
         if self._all_ended is None:
@@ -401,9 +409,9 @@ class SharedRuntime:
             self._watches_reports = False
 
     def abandon(self, session_pid: int) -> None:
-        """Remove an interpreter without waiting. This also completes a call of `unregister` that was cancelled.
+        """Remove an interpreter, as `unregister` does, but do not wait until its processes have ended.
 
-        Do nothing if `unregister` has completed.
+        Use this also to complete a call of `unregister` that was cancelled. Do nothing if `unregister` has completed.
         """
         interpreter = self._interpreters.pop(session_pid, None)
         if not self._interpreters:
@@ -454,10 +462,10 @@ class SharedRuntime:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Replace an OSError of the `with` block by an error that tells that the session's memory cannot be counted.
+    """If the `with` block raises OSError, raise an error with the message that the session's memory cannot be counted.
 
-    The error is GuestDiedError if the session's first process has ended, else IsolationError. If the OSError means that no file descriptor
-    is left, it is not replaced.
+    The error is GuestDiedError if the session's first process has ended, else IsolationError. Raise the OSError itself if it
+    means that no file descriptor is left.
     """
     try:
         yield

@@ -32,7 +32,7 @@ _DEPTH = 16  # how many folders may be open at a time
 
 
 def walk(top: int, may_skip: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the path and status of each file, folder and link in a workspace: first the top folder, whose path is '', then what is below.
+    """Yield the path and status of the top folder of a workspace (the path is ''), and of each file, folder and link below it.
 
     A folder comes before its entries. Raise SnapshotError for more than 131,072 entries. If a folder cannot be read, call `may_skip` with
     its path. If that returns True, skip the folder's entries, else raise OSError.
@@ -140,7 +140,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 def _open_path_only(top: int, path: str) -> Iterator[int]:
     """Open a path with O_PATH, which needs no rights on the entry itself. Give the descriptor to the `with` block.
 
-    For an empty path, give it `top`.
+    If the path is empty, give `top` to the block.
     """
     if not path:  # a top without rights would not even be looked up as "."
         yield top
@@ -241,7 +241,7 @@ def undo_reserve(target: int, holes: list[tuple[int, int]], status: os.stat_resu
 
 
 def trim(source: int, target: int, size: int) -> None:
-    """Give the file `target` the size `size`, and make holes where `source` has holes. Leave its other content as it is."""
+    """Set the size of the file `target`, and make holes in it where `source` has holes. Leave its other content as it is."""
     os.ftruncate(target, size)
     for start, end in holes(source, size):
         syscalls.punch_hole(target, start, end - start)

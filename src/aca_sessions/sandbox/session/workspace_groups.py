@@ -31,9 +31,9 @@ class WorkspaceGroups:
     """
 
     def __init__(self, group: Path, init: int, workspace: int) -> None:
-        """Take over `group`, which has the session's first process (the pidfd `init`) and all processes that descend from it.
+        """Take over `group`, the control group with the session's first process (the pidfd `init`) and all its descendants.
 
-        `workspace` is the number of the workspace at /mnt/data.
+        `workspace` is the number of the workspace that is mounted at /mnt/data now: the files of the session or of one of its branches.
         """
         self.active_workspace: int | None = workspace
         self._mounted_workspace: int | None = workspace
@@ -46,7 +46,7 @@ class WorkspaceGroups:
         self._divided = False  # whether each workspace has a group of its own
 
     def register(self, session_pid: int, workspace: int, pidfd: int) -> None:
-        """Register an interpreter. If its workspace is not at /mnt/data now, stop it.
+        """Register an interpreter. If its workspace is not at /mnt/data now, stop the interpreter by SIGSTOP.
 
         The next `switch_workspace` moves a stopped interpreter into the control group of its workspace.
         """
@@ -79,8 +79,8 @@ class WorkspaceGroups:
     def switch_workspace(self, workspace: int, mount: Callable[[], None]) -> tuple[RunningProcess, ...]:
         """Freeze all processes, call `mount` unless `workspace` is at /mnt/data already, and thaw the processes of `workspace`.
 
-        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process still runs after that, because it
-        must not see the other workspace. If `mount` fails, all processes stay frozen until the next switch.
+        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process still runs after that: it must
+        not see the other workspace, so nothing is mounted. If `mount` fails, all processes stay frozen until the next switch.
         """
         ended = self.stop_all()
         self._move_stopped()
@@ -94,7 +94,7 @@ class WorkspaceGroups:
         return ended
 
     def stop_all(self) -> tuple[RunningProcess, ...]:
-        """Freeze all processes except the first, until the next `switch_workspace`.
+        """Freeze all processes, except the session's first one, until the next `switch_workspace`.
 
         Return the processes that were killed because they did not freeze. Raise TimeoutError if a process still runs after that.
         """
@@ -129,7 +129,7 @@ class WorkspaceGroups:
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
 
     def close(self) -> None:
-        """Remove the groups, except those that still have processes."""
+        """Remove the control groups of the session, except those that still have processes."""
         # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
         for workspace in [*self._groups]:
             self.forget_workspace(workspace)
