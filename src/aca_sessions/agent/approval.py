@@ -210,7 +210,7 @@ def _check_budget(tool: Tool, used: _BudgetUse) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of the result of a tool call, for the record of the call.
+    """Return the SHA-256 of a tool call's result, for the call's record.
 
     `text` is the result as JSON. It refers to bytes, tables and long texts by random names, which `files` maps to their contents. Each name
     is replaced by the hash of its content first, so that equal results have equal digests.

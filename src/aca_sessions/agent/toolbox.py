@@ -113,7 +113,7 @@ class ToolBox:
         return tool
 
     async def _call_decided(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Run a tool and return its result. Raise ToolFailedError if the decision is `refused`.
+        """Run a tool and return its result. Raise ToolFailedError if the decision is `refused` or the tool's budget is used up.
 
         Record the call in every case: also if it is refused, over budget, failed or cancelled.
         """

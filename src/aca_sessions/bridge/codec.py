@@ -1,6 +1,6 @@
-"""Encode and decode the values of host calls: JSON, with bytes, long texts and tables in separate files.
+"""Encode and decode the values of host calls (calls from a cell to functions of the host).
 
-Decoding runs no code and unpickles nothing.
+The form is JSON, with bytes, long texts and tables in separate files. Decoding runs no code and unpickles nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The host's half of host calls: it validates a session's calls, carries them out and returns the answers.
+"""The host's half of host calls (calls from a cell to functions of the host).
 
-Untrusted code writes everything in a call, so a call can only name a function in the table of `HostCalls`.
+It validates the calls, carries them out and returns the answers. Untrusted code writes everything in a call, so a call can only name a
+function in the table of `HostCalls`.
 """
 
 import asyncio
@@ -74,7 +75,10 @@ class ByteLimit:
 
 
 class HostCalls:
-    """Answers host calls of sessions by calling functions from a table. A call waits while the arguments of others take too much memory."""
+    """Answers host calls (calls from a cell to functions of the host) by calling functions from a table.
+
+    A call waits while the arguments of other calls take too much memory.
+    """
 
     def __init__(self, table: Mapping[str, CallHandler]) -> None:
         """Use `table`, which maps the name of each call, such as `tools.call`, to the coroutine function that answers it.

@@ -139,7 +139,7 @@ class OutputCapture:
     def _show(self, value: object) -> None:
         """Show the value of an expression statement: through IPython in the main thread, but as text on stdout in a cell's thread.
 
-        Examples of a docstring that a cell tests by doctest run in the cell's thread. Doctest reads the value from stdout.
+        If a cell runs doctests, their examples run in the cell's thread, and doctest reads the values from stdout.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)

@@ -1,9 +1,9 @@
-"""Run cells with host calls at endpoints that report no events while a cell runs.
+"""Run cells with host calls (calls to functions of the host) at endpoints that report no events while a cell runs.
 
-The cell runs in a thread of the session. While it runs, the host polls the session: each poll is a short execution. It delivers
-answers to host calls, waits a short time for new calls or for the cell's end, and prints a line of JSON, the report. If the host does not
-receive the report, it polls again, and the session repeats its report. A cell that may have started is never sent again, and no call is
-carried out twice.
+The cell runs in a thread of the session. While it runs, the host polls the session: each poll is a short execution. A poll delivers answers
+to host calls, waits a short time for new calls or for the cell's end, and prints a line of JSON, the report. If the host does not receive
+the report, it polls again, and the session repeats its report. A cell that may have started is never sent again, and no call is carried out
+twice.
 """
 
 import asyncio
@@ -129,7 +129,10 @@ class Report:
 
 
 class ThreadedRunner:
-    """Runs cells that can make host calls in one session, at an endpoint without events. One cell runs at a time."""
+    """Runs cells in one session at an endpoint without events. The cells can make host calls (calls to functions of the host).
+
+    One cell runs at a time.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session

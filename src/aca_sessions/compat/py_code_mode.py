@@ -103,7 +103,7 @@ class ContainerExecutor(SubprocessExecutor):
 
 
 class Session(AgentSession):
-    """An `AgentSession` with the arguments of py-code-mode's session, whose `run` returns py-code-mode's result."""
+    """An `AgentSession` with the interface of py-code-mode's session: it has the same arguments, and `run` returns an ExecutionResult."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Session(AgentSession):
     async def run(self, code: str, timeout: float | None = None) -> ExecutionResult:  # type: ignore[override]  # py-code-mode's own result
         """Run a cell and return its result. `timeout` is the cell's time limit in seconds, by default the executor's.
 
-        A cell that exceeds it is interrupted, and the next cell does not wait for it.
+        A cell that runs longer is interrupted, so it does not delay the next cell.
         """
         result = await super().run(code, timeout=self._timeout if timeout is None else timeout)
         return ExecutionResult(

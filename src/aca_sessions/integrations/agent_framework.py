@@ -16,7 +16,7 @@ _INSTALL = "Installs Python packages for execute_python. If it fails, nothing wa
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
-    """Make the tool `execute_python` for Agent Framework, which runs code in `session`.
+    """Make a tool for Agent Framework, named `execute_python`, that runs code in `session`.
 
     Each call of the tool returns the text of the cell's result, then its images.
     """
@@ -28,7 +28,7 @@ def execute_tool(session: ModelSession) -> FunctionTool:
 
 
 def install_tool(session: ModelSession) -> FunctionTool:
-    """Make the tool `install_packages` for Agent Framework, which installs packages into `session`.
+    """Make a tool for Agent Framework, named `install_packages`, that installs packages into `session`.
 
     Each call returns an error if the session's option `install_packages` is off.
     """
@@ -62,7 +62,7 @@ class PythonSessionProvider(ContextProvider):
         self._sessions = ModelSession(pool, settings=settings, **options)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
-        """Add the tools for this conversation's session, and instructions for the model on their use, to `context`.
+        """Add to `context` the tools for this conversation's session, and instructions on how to use them.
 
         The session's name is in `state`. A conversation without one gets a new name.
         """

@@ -66,7 +66,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program of the host, with the options and positional arguments that cells may pass, and with its recipes."""
+    """A program of the host, with the options and positional arguments that cells may pass, and recipes (tools with preset arguments)."""
 
     name: str
     command: Sequence[str]
