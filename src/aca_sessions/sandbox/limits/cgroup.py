@@ -380,7 +380,7 @@ class Groups:
     def shared(cls, together: Together) -> "Groups | None":
         """Return this process's control group with the limits in `together`, or None if this process cannot make control groups.
 
-        Make the group if it does not exist yet. The caller must call `release` once for each call of this.
+        Make the group if it does not exist yet. The caller must call `release` once for each call of `shared`.
         """
         # The process is part of the key: a forked one gets a group of its own.
         key = (os.getpid(), together)

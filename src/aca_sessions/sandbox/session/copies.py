@@ -190,8 +190,8 @@ def _deleted_name(entry: str, device: int) -> str | None:
 class _Restoration:
     """One restore of a workspace: call `prepare`, then `commit`.
 
-    `_wanted` maps the paths of the checkpoint's files, folders and links to their status, and `_found` maps those of the workspace before
-    the restore.
+    `_wanted` and `_found` map the paths of files, folders and links to their status. `_wanted` has the paths of the checkpoint, and
+    `_found` has the paths of the workspace before the restore.
     """
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
@@ -275,8 +275,8 @@ class _Restoration:
     def _match(self) -> None:
         """Choose for each file, folder and link an existing inode to reuse, or none if it must be made anew.
 
-        Prefer the inode that the checkpoint was copied from, if it still exists and is of the same kind. The second choice is the inode
-        that is at the same path now.
+        Prefer the inode from which the checkpoint's copy was made, if it still exists and is of the same kind. The second choice is the
+        inode that is at the same path now.
         """
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._found_paths()

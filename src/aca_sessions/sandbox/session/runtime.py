@@ -91,7 +91,7 @@ class SharedRuntime:
         self._allocating = threading.Lock()  # while a thread holds it, the ends stay open
 
     async def count_first_process(self) -> int:
-        """Add the first process to the memory limit before it forks, so that its descendants are counted. Return its pid on this host."""
+        """Count the first process's memory before it forks, so that its descendants are counted too. Return its pid on this host."""
         # It waits for the host before it forks, so all other processes are counted with it.
         self._counted_init = init = host_pid(self.init)
         with _explained_control_group():

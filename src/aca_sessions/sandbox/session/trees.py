@@ -68,7 +68,7 @@ def open_below(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Open the folder that a path is in. Give its descriptor and the last component of the path to the `with` block."""
+    """Open the folder that a path is in. Give the folder's descriptor and the last component of the path to the `with` block."""
     with open_below(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 

@@ -141,7 +141,10 @@ class WorkspaceGroups:
         return self._groups.get(workspace) if self._divided else self._group
 
     def _move_stopped(self) -> None:
-        """Move interpreters that `register` stopped into their workspaces' groups. All processes must be frozen or stopped."""
+        """Move the interpreters that `register` has stopped, each into the group of its workspace, and continue them there.
+
+        Call this only while all processes are frozen or stopped.
+        """
         if self._stopped and not self._divided:
             self._make_group(self._first_workspace)
             foreign_pids = {self._init_pid(), *(pid for _, process in self._stopped.values() for pid in _pid_of(process))}
