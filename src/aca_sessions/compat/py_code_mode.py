@@ -191,9 +191,9 @@ def _read_requirements(config: SubprocessConfig) -> list[str]:
 
 
 def _parse_value(result: CodeExecutionResult) -> Any:
-    """Return the value of a cell's last expression. If only its text is known, such as `[1, 2]`, parse the text as a Python literal.
+    """Return the value of a cell's last expression. If only its text is known, such as `[1, 2]`, parse the text as py-code-mode does.
 
-    Return the text itself if it is not a literal. py-code-mode does the same.
+    Return the text itself if it is not a Python literal.
     """
     if result.text is None or not isinstance(result.value, str):
         return result.value
