@@ -101,7 +101,7 @@ class NumberAllocator:
     """
 
     def __init__(self, most: int | None) -> None:
-        """Limit the users that exist at the same time to `most`. If it is None, there is no limit."""
+        """Allow at most `most` users at the same time. If `most` is None, there is no limit."""
         self._most = most
         self._workspaces: dict[int, int] = {}  # how many workspaces a user has
         self._latest = 0

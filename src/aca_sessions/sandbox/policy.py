@@ -72,7 +72,7 @@ class Together:
 
     @property
     def nice(self) -> int:
-        """Return the nice value (0 to 19) that gives a process nearly the weight `cpu_weight`."""
+        """Return the nice value (0 to 19) that gives a process nearly the weight `cpu_weight`. An ordinary process has the weight 1."""
         return min(max(round(-math.log(self.cpu_weight, _NICE_STEP)), 0), 19)
 
 

@@ -72,7 +72,7 @@ def _fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
 
 def reseed() -> None:
-    """Give this process new random seeds and temporary file names, because all forks of a process would draw the same ones."""
+    """Give this process new random seeds and temporary file names. Otherwise all forks of a process would draw the same ones."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -157,7 +157,7 @@ def _describe_losses(shell: Shell, *, received: int, reopened: int) -> list[str]
 
 
 def _read_offsets() -> dict[int, int]:
-    """Return the read/write offset of each open file in /mnt/data that a fork can reopen, by descriptor."""
+    """Return the read/write offsets of the open files in /mnt/data that a fork can reopen. The keys are the descriptors of the files."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -183,7 +183,7 @@ def _reopen(positions: dict[int, int]) -> None:
 
 
 def _count_open() -> tuple[int, int]:
-    """Return how many sockets and how many files of the user this process has open."""
+    """Return how many sockets and how many files the user's code has open in this process."""
     sockets = files = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

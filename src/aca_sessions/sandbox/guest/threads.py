@@ -41,7 +41,7 @@ def pause(loop: Loop) -> None:
 
 
 def go_on() -> None:
-    """Start the threads again that `pause` ended. A fork can call this as well, for threads that its parent had."""
+    """Restart the threads that `pause` ended. A fork calls this as well, because only one thread exists in it."""
     while _ended:
         with contextlib.suppress(RuntimeError):  # no thread can be started: their libraries work without
             _ended.pop()()

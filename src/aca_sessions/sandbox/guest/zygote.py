@@ -125,7 +125,7 @@ def preload_and_serve(control: socket.socket, host: int, isolation: Isolation, p
 def _create_isolation(first: str, rest: list[str]) -> tuple[Isolation, list[str]]:
     """Create a `NamespaceIsolation` if `first` is the number of a descriptor, or a `NoNamespaceIsolation` if it is JSON.
 
-    Return it with `rest`, which is unchanged.
+    Return it with `rest`, which is unchanged. With namespaces, also make this process end with its parent, and forbid tracing it.
     """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
@@ -256,7 +256,7 @@ def _limit_all_sessions(processes: int) -> None:
 
 
 def _limit_inotify() -> None:
-    """Limit all sessions together to half of the user's inotify instances and watches, so that the other half is left to the host."""
+    """Limit all sessions together to half of the inotify instances and watches that this user may have. The host keeps the other half."""
     # The kernel counts those of the namespaces below as the user's, too.
     for name in ("instances", "watches"):
         with open(f"/proc/sys/fs/inotify/max_user_{name}") as most:
@@ -343,9 +343,9 @@ def _build_as_user(plan: Plan, code: str) -> str:
 
 
 def _change_user(uid: int) -> None:
-    """Change this process to the user `uid`, as which no other process of the host runs.
+    """Make this process run as the user `uid`, which no other process of the host uses.
 
-    Keep the process dumpable, so that this user owns its files in /proc.
+    Keep the process dumpable, so that this user owns the process's files in /proc.
     """
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.

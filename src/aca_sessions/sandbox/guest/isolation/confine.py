@@ -68,8 +68,9 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
     """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a new user namespace.
 
-    In the user namespace this process has no capabilities over the other namespaces. If the session shares the host's network, no network
-    namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, which names the step, if a step fails.
+    The user namespace comes last, so this process then has no capabilities over the others. If the session shares the host's network, no
+    network namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, which names the step, if a step
+    fails.
     """
     own_network = spawn.network != "host"
     with isolation_step("mount, network, ipc, uts and cgroup namespaces"):
@@ -88,8 +89,8 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
 def set_limits(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
-    `processes`, if given, is the limit of processes instead of `spawn.processes`. The kernel counts all processes of a user, so the limit
-    must be higher if other processes run as the session's user.
+    If `processes` is given, it replaces the limit `spawn.processes`. The kernel counts all processes of a user, so the limit must be higher
+    if other processes run as the session's user.
     """
     # Preloaded libraries alone map 1.4 GB, so `address_space` is added to what this process has mapped.
     memory = _address_space() + spawn.address_space

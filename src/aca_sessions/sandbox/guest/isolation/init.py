@@ -29,8 +29,9 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 def main(spawn: Spawn, isolation: "Isolation", connection: int, report: int, shell: "Shell") -> NoReturn:
     """Turn this process, a new fork of the zygote, into the first process of a session.
 
-    Isolate it, start the interpreter as its child, then reap dead processes. If a step of the isolation fails, send `Refused` and exit.
-    Exit without a message if the host closes `connection` before it sends a byte.
+    Wait until the host has moved this process to the session's control group and sends a byte. Then isolate this process, start the
+    interpreter as its child, and reap dead processes. If a step of the isolation fails, send `Refused` and exit. If the host closes
+    `connection` without sending the byte, exit without a message.
 
     Args:
         spawn: The host's request for this session.
@@ -115,9 +116,9 @@ def _allocate(files: "list[int]", request: bytes) -> int:
 
 
 def _listen_for_proxy() -> int:
-    """Listen at the address of the HTTP proxy in the session's network namespace. Return the socket's descriptor.
+    """Open a listening socket in the session's network namespace, at the address of the HTTP proxy. Return its descriptor.
 
-    The host's proxy accepts connections on it.
+    The proxy, which runs on the host, accepts the session's connections on this socket.
     """
     listener = socket.create_server(PROXY)
     return listener.detach()

@@ -44,9 +44,9 @@ def kill_descendants(ancestor: int, spared: frozenset[int] = frozenset()) -> Non
 
 
 def _kill_listed_descendants(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stop (SIGSTOP), then kill all descendants of `ancestor` except the `spared` ones. Return whether there were any.
+    """Stop (SIGSTOP), then kill all descendants of `ancestor` that are found now. Return whether there were any.
 
-    `spared` are children of `ancestor`. Their descendants are spared too.
+    Spare the children of `ancestor` in `spared`, and their descendants.
     """
     stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
     while new := _list_descendants(ancestor, spared) - stopped:
@@ -167,7 +167,7 @@ class NoNamespaceIsolation:
     """Starts, isolates and ends sessions on a host without namespaces. `NamespaceIsolation` has the same methods."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Make this process the parent of sessions' orphaned processes, so that it can find and kill them.
+        """Make this process adopt the orphaned processes of sessions, so that it can find and kill them.
 
         Args:
             base: The folder that holds the sessions' folders.
@@ -268,14 +268,14 @@ class NoNamespaceIsolation:
         confine.drop_privileges()
 
     def end_sessions(self) -> None:
-        """Kill all sessions' processes, then remove their folders."""
+        """Kill the processes of all sessions, then remove the folder that holds the files of all sessions."""
         for uid in {self._uid(workspace) for workspace in self._inits.values()} - {0}:
             _kill_user_processes(uid)
         kill_descendants(os.getpid())
         _remove_folder(self._base)
 
     def record_init(self, workspace: int, init: int) -> None:
-        """Store the pid `init` of a session's first process, so that `_kill_leftovers` does not kill it as an orphan of another session."""
+        """Store the pid `init` of a session's first process, so that `_kill_leftovers` spares it when it kills orphans of others."""
         self._inits[init] = workspace
 
     def _folder(self, workspace: int) -> str:

@@ -1,7 +1,7 @@
 """The template root: a root file system on a tmpfs, with the folders, mounts and files that every session sees.
 
-It contains parts of the host's system, or the folders of a container image whose Python can run sessions. Each session has a read-only copy
-of it as its root.
+It contains parts of the host's system, or the folders of a container image whose Python can run sessions. The root of each session is a
+read-only copy of it.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class RefusalError(Exception):
 
 @contextmanager
 def isolation_step(name: str) -> Iterator[None]:
-    """Convert an OSError in the `with` block to a RefusalError, which names `name` as the failed part of the isolation."""
+    """Convert an OSError in the `with` block to a RefusalError, which reports that the part `name` of the isolation failed."""
     try:
         yield
     except OSError as error:
@@ -161,7 +161,7 @@ def enter(base: str) -> int:
 def mount_tmp(size: int) -> None:
     """Mount a new, empty /tmp of `size` bytes.
 
-    If the Python environment is in a folder of the host's /tmp, create a link with the same path in the new /tmp.
+    If the Python environment is in a folder of the host's /tmp, link to it from the new /tmp, so that its paths stay valid.
     """
     syscalls.mount("tmpfs", "/tmp", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, f"size={size},nr_inodes=16k,mode=1777")
     for name in os.listdir(_BELOW_TMP):
@@ -283,7 +283,7 @@ def _show(entry: os.DirEntry[str], target: str) -> None:
 
 
 def _link_settings(target: str, source: str) -> None:
-    """Fill the folder `target` with a symbolic link to each entry of an image's /etc, whose path on the host is `source`."""
+    """Create a symbolic link in the folder `target` to each entry of an image's /etc. `source` is the path of this /etc on the host."""
     # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
     # its folder: links between settings keep their targets.
     for name in os.listdir(source):

@@ -147,7 +147,10 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 @dataclass(frozen=True)
 class Barriers:
-    """What isolates a session from the host besides the seccomp filter. For each field that is false, the filter refuses more calls."""
+    """What isolates a session from the host besides the seccomp filter, such as namespaces.
+
+    For each field that is false, the filter refuses more system calls.
+    """
 
     namespaces: bool = False
     own_user: bool = False  # its user owns no file and no process of the host
@@ -241,7 +244,7 @@ def _argument_rules(barriers: Barriers) -> dict[str, list[bytes]]:
 def _checks_without_namespaces(checks: dict[str, list[bytes]], barriers: Barriers) -> dict[str, list[bytes]]:
     """Return a dict from the name of a system call to BPF instructions that check its arguments in a session without namespaces.
 
-    They deny access to Unix sockets and processes of the host, as namespaces would. `checks` is the dict for all sessions.
+    The instructions deny access to Unix sockets and processes of the host, as namespaces would. `checks` is the dict for all sessions.
     """
     internet = [family for name, family in FAMILIES.items() if barriers.network and name != "AF_UNIX"]
     itself = {name: _allow_only_values(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}

@@ -113,7 +113,7 @@ class CellOutput:
         self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
 
     def finish(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
-        """End the collection and return the cell's result. Displays that are made after this call are kept for the next cell."""
+        """Stop collecting, and return the cell's result. Displays that are made after this call are kept for the next cell."""
         with self._turn:
             self._is_finished = True
         name, message, traceback = self.error or (None, "", "")
@@ -168,7 +168,7 @@ class CellOutput:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """If a text has over `limit` characters, replace its middle by a note of how many were removed."""
+    """Shorten a text of over `limit` characters: replace its middle by a note that says how many characters were removed."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -205,7 +205,7 @@ def _scalar(value: Any) -> Scalar:
 
 
 def _encode_form(content: Any) -> str:
-    """Return the content of a display in one format as text: text unchanged, bytes in base64, other objects as JSON, or else as `str`."""
+    """Convert a display's content in one format to text: bytes to base64, other objects to JSON or, if that fails, by `str`."""
     if isinstance(content, str):
         return content
     if isinstance(content, bytes):

@@ -48,7 +48,10 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return a dict from the path of each file in /mnt/data to its inode, size and mtime. Return None if there are over 2,000 files."""
+    """Return a dict from the path of each file in /mnt/data to its inode, size and mtime.
+
+    Leave out `__pycache__` and temporary files of this package. Return None if there are over 2,000 files.
+    """
     found: Listing = {}
     pending = [""]
     while pending:
@@ -87,7 +90,10 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def list_processes() -> list[ProcessRow]:
-    """Return pid and name of the session's processes, sorted by pid. Leave out the interpreter, the first process and zombies."""
+    """Return pid and name of the session's processes, sorted by pid. Leave out the interpreter, the first process and zombies.
+
+    Return [] without namespaces, because /proc cannot be read then.
+    """
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
@@ -112,8 +118,8 @@ def _process(pid: int) -> ProcessRow | None:
 class VariableTracker:
     """Finds which variables of a session changed since the last call of `changes`.
 
-    It keeps references to old numbers and short texts. Otherwise a new object could get the address of an old one, so that the change would
-    be missed.
+    It keeps references to old numbers and short texts. Otherwise a new value could get the memory address of an old one, and the change
+    would be missed.
     """
 
     def __init__(self) -> None:
@@ -150,7 +156,10 @@ class VariableTracker:
         return [_describe_change(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
 
     def _find_rebound(self, now: dict[str, Any]) -> list[str]:
-        """Return the names of variables that are new or deleted, or whose value is another object than at the last call."""
+        """Return the names of variables that are new or deleted, or whose value is another object than at the last call.
+
+        Store the names and addresses of the present values for the next call.
+        """
         keys, ids = list(now), list(map(id, now.values()))
         old_keys, old_ids = self._keys, self._ids
         self._keys, self._ids = keys, ids
@@ -183,9 +192,9 @@ class VariableTracker:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _comparable(self, name: str, value: Any) -> object:
-        """Return type and value of a variable if it is a number or a short text, so that they can be compared later. Else return `_OTHER`.
+        """Return what to compare later: the type and value of a number or short text, or `_OTHER` for any other value.
 
-        Return `_ABSENT` if the user did not define the variable.
+        Return `_ABSENT` if the variable does not exist, is a module, or has the value that IPython gave it.
         """
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
@@ -206,7 +215,7 @@ def _describe_change(change: VariableChangeKind, name: str, value: Any, measures
 
 
 class _Sizes:
-    """Stores the length or shape of variables that can change in place, such as lists. `find_changed` returns those that differ later.
+    """Stores the length or shape of variables that can change in place, such as lists. `find_changed` finds differences later.
 
     Types are compared by their addresses, because `==` on a type could run code of the user.
     """

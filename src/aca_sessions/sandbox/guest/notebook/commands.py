@@ -96,7 +96,7 @@ class ShellCommand:
         return self._status
 
     def failure(self) -> subprocess.CalledProcessError | None:
-        """Return an error if the cell's last statement is a `!` command that failed, else None.
+        """Return an error if the cell's last statement is a `!` or `%` line whose command failed, else None.
 
         Failures of `!` commands in earlier statements are ignored, because they may be intended.
         """

@@ -1,4 +1,4 @@
-"""Show values in a session: the last value as the cell's value, everything else as displays.
+"""Show values in a session: the value of a cell's last expression as the cell's value, everything else as displays.
 
 A value is shown in several formats ("forms"), one for each MIME type. This module adds these to the formats of IPython:
 
@@ -125,7 +125,7 @@ class Formatter(DisplayFormatter):
 class PlainText(PlainTextFormatter):
     """IPython's formatter for plain text. It shows a numpy number as a plain number, and describes a matplotlib figure in words.
 
-    Figures have no registered printer, because matplotlib's inline backend would remove it.
+    The description of figures is not registered as a printer of IPython, because matplotlib's inline backend would remove it.
     """
 
     def __call__(self, value: Any) -> str | None:
@@ -259,7 +259,7 @@ def _polars_type(dtype: Any) -> str:
 
 
 def _make_names_unique(fields: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the fields (columns of a table) with different names: append a number to a repeated name and keep the real name as `title`."""
+    """Give the fields (columns of a table) unique names: append a number to a repeated name, and keep the real name as `title`."""
     taken = {field["name"] for field in fields}
     named: dict[str, dict[str, str]] = {}
     for field in fields:
@@ -294,7 +294,7 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value in a table to one that JSON can hold. Convert an object of another type to the name of its type.
+    """Convert a value in a table to one that JSON can hold. An object of an unknown type becomes the name of its type.
 
     `str` is called only on objects whose types belong to Python or pandas, so that no code of the user runs.
     """

@@ -16,7 +16,7 @@ _RUNS_OWN_LOOP = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever
 
 
 def needs_loop(code: str) -> bool:
-    """Return whether a cell must run inside the event loop even without `await`: if it starts tasks and runs no loop of its own."""
+    """Return whether a cell must run inside the event loop even without `await`, because it starts tasks and runs no loop of its own."""
     return bool(_STARTS_TASKS.search(code)) and not _RUNS_OWN_LOOP.search(code)
 
 
@@ -103,7 +103,7 @@ class Loop:
         return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
     def close(self) -> None:
-        """Close the loop. The zygote calls this before the first fork, because all sessions would share the loop's epoll descriptor."""
+        """Close the loop. The zygote calls this before it forks sessions, which would otherwise all share the loop's epoll descriptor."""
         if self._loop is not None:
             self._loop.close()
         self._loop = None

@@ -1,8 +1,9 @@
 """Import modules from a session's workspace and from the packages that the host mounted in /.packages. Reload changed ones.
 
 Changed modules of the workspace are reloaded before each cell, as by IPython's `%autoreload 2`. That extension itself is not used: it
-checks every module before every cell, it compares only times, which a rollback sets back, and it keeps the old module if the new one fails.
-Only its `superreload` is used, which updates in place the functions and classes that other code imported from a module.
+checks every module before every cell, it compares only times, which a rollback sets back, and if a changed module fails, a later `import`
+returns the old one. Only its `superreload` is used, which updates in place the functions and classes that other code imported from a
+module.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ _package_folders: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """Loads modules without .pyc files. With them, Python would miss an edit that keeps a file's size within the same second."""
+    """Loads modules without .pyc files. With these, Python would miss an edit within the same second that keeps the file's size."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.
@@ -105,7 +106,10 @@ def clear_listings() -> None:
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
-    """Reload the imported modules whose files have changed. If one fails, keep its old definitions and pass the error to `show_error`."""
+    """Reload the imported modules whose files have changed.
+
+    If one fails, keep what it defined earlier, pass the error to `show_error`, and make the next `import` of the module fail as well.
+    """
     for name in [name for name, loaded in _loaded_modules.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded_modules[name].module
         if module is None:  # the user removed it from sys.modules
@@ -138,7 +142,7 @@ def _reimport(name: str, module: ModuleType) -> None:
 
 
 def _record_import(name: str, loaded: _LoadedModule) -> None:
-    """Add a module that is being imported to `_loaded_modules`. Place it before the modules that import it, to reload it before them."""
+    """Add a module that is being imported to `_loaded_modules`, before the modules that import it, so that it is reloaded before them."""
     waiting = [one for one in _loaded_modules if one != name and _is_being_imported(one)]
     if name in _loaded_modules:
         loaded.module = _loaded_modules[name].module
@@ -182,10 +186,10 @@ def _digest(source: bytes) -> bytes:
 
 
 def use_packages(request: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in the folders `request.paths` importable, and those of earlier requests not. Return the result of the request.
+    """Make the packages in the folders `request.paths` importable, in place of those of earlier requests. Return the result of the request.
 
-    If a module named in `request.replaced` is already imported, the result has an error and nothing changes. `send` sends a message to the
-    host: it is called with `Started`.
+    If a module named in `request.replaced` is already imported, or a folder cannot be read, the result has an error and nothing changes.
+    `send` sends the message `Started` to the host.
     """
     loaded = [name for name in request.replaced if name in sys.modules]
     if loaded:

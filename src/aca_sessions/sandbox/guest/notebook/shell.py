@@ -138,9 +138,10 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def redirect_errors(self, has_other_forms: bool = True) -> Iterator[None]:
-        """Print errors of formatting an object in the `with` block on stderr, or store them as the cell's error.
+        """Choose what happens to an error while an object is formatted for display in the `with` block.
 
-        They are printed if `has_other_forms` is true, because the object may still be shown in another format.
+        If `has_other_forms` is true, the error is printed on stderr, because the object may still be shown in another format. Otherwise it
+        is stored as the cell's error.
         """
         outer, self._prints_errors = self._prints_errors, has_other_forms
         try:
@@ -149,7 +150,7 @@ class Shell(InteractiveShell):
             self._prints_errors = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Show a traceback without the frames of this package at its end, such as that of the SIGINT handler."""
+        """Report an error with its traceback. Remove frames of this package at the traceback's end, such as that of the SIGINT handler."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain_missing_folder(value)
         tracebacks.cut_own_frames(traceback)
@@ -223,7 +224,7 @@ class Shell(InteractiveShell):
         self._tracker.changes()
 
     def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
-        """Clear the variables. `%reset` calls this method."""
+        """Clear the variables, and set `__spec__` again, which multiprocessing reads. `%reset` calls this method."""
         super().reset(new_session, aggressive)
         self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
 
@@ -249,7 +250,10 @@ class Shell(InteractiveShell):
 
 
 def build_shell(preload: list[str]) -> Shell:
-    """Build the shell in the zygote. Import `preload` and run typical cells once, so that first cells start fast."""
+    """Build the shell in the zygote. Import `preload` and run typical cells once, so that first cells start fast.
+
+    Also replace `input` and `getpass`, which then ask the caller of the cell.
+    """
     for module in preload:
         importlib.import_module(module)
     config = Config()

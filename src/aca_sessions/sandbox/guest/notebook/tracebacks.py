@@ -38,9 +38,9 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Let `get_code_name` number the sources of a new cell from 1.
+        """Make `get_code_name` number the sources of a new cell from 1.
 
-        The cell's own source is named `<Cell In[3]>`, for example. The first source that the cell runs by `run_cell` is named
+        Source 1 is the cell itself, named `<Cell In[3]>` for example. Source 2 is the first text that the cell runs by `run_cell`, named
         `<Cell In[3], 2>`.
         """
         self._compiled = 0
@@ -71,7 +71,7 @@ def shorten_tracebacks(formatting: Any) -> None:
     """Change IPython's traceback formatter `formatting`, so that it shortens tracebacks of over 40 frames and long chains of errors.
 
     Of the frames at one line, it keeps the first two and the last. If more than 40 frames are left, it keeps the first 20 and the last 20.
-    It leaves out errors in the middle of a chain. Set `formatting.chained`, which counts the errors of a chain, to 0 before each traceback.
+    It leaves out errors in the middle of a chain. The caller must set the counter `formatting.chained` to 0 before each traceback.
     """
     records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
 
