@@ -1,15 +1,15 @@
 """Isolated, persistent Python sessions for AI agents.
 
-How the package is laid out. Calls go right, results come back:
+The folders and modules of the package. Calls go right, results come back:
 
     integrations · mcp · cli · notebook ─► agent ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
 
     models, errors      the data that goes in and comes out, and the exceptions
-    settings            the ACASessions section of appsettings.json
+    settings            the settings, from appsettings.json and environment variables
     connect             decides, alone, whether sessions are remote or embedded
     contract            the data that crosses HTTP, with its encoders and decoders
-    client              sends it: one request, one interpreter, one session, the pool
-    server              serves it from sandboxes
+    client              sends requests to a server; has the classes for one session and for a pool of sessions
+    server              receives the requests and runs the cells in sandboxes
     sandbox             isolates and runs untrusted code; sandbox.guest is the untrusted side
     agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
     integrations        adapters for agent frameworks, such as Semantic Kernel; beside them mcp, cli and notebook

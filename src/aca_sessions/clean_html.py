@@ -1,12 +1,12 @@
-"""Make guest HTML, Markdown and LaTeX safe for a notebook: keep only what runs nothing and loads nothing, as HTML.
+"""Convert guest HTML, Markdown and LaTeX to HTML that is safe in a notebook, because it runs nothing and loads nothing.
 
-The output is written anew and copies nothing of the input. Tags are written from the lists below, balanced and at most 300 deep. Everything
-else is escaped.
+No tag is copied from the input. The tags of the output are written anew: only those in the lists below, balanced and at most 300 deep. All
+text is escaped.
 
-An element is written only at a position where a browser keeps it. For example, a browser closes a paragraph before a block, and moves out
-of a table what does not belong there. If such an element were written at its original position, its end tag would close an element of the
-page, outside the box that `cleaned` puts around the output. If a browser still reads the output differently, that changes how it looks, not
-what it can do.
+An element is written only at a position where a browser keeps it. For example, a browser closes a paragraph before a block, and moves an
+element that does not belong in a table out of the table. If such an element were written at its original position, its end tag would close
+an element of the page, outside the box that `cleaned` puts around the output. If a browser still reads the output differently, that changes
+how it looks, not what it can do.
 
 The notebook's style sheets apply to the output. The output has neither classes nor ids, with which it could look like a part of the
 notebook. The playground has the same lists in `clean.js`.
@@ -75,7 +75,7 @@ _BOX = (
 
 
 def cleaned(html: str) -> str:
-    """Return the safe part of HTML, in a box that separates it from the host's text. Return '' if that part shows nothing."""
+    """Return the safe part of HTML, in a box (a `<div>` with a line at its left). Return '' if the safe part shows nothing."""
     return _in_a_box(html, {})
 
 
@@ -140,7 +140,7 @@ def cleaned_latex(source: str) -> str:
 
 
 def _formula(source: str, *, block: bool) -> str:
-    """Return a formula as MathML, or its source if it cannot be converted."""
+    """Convert a LaTeX formula to MathML. If that is impossible, return its source as HTML. `block` puts it on a line of its own."""
     from latex2mathml.converter import convert_to_element
 
     if len(source) <= _LONGEST_FORMULA and not _MACROS.search(source):
@@ -151,7 +151,7 @@ def _formula(source: str, *, block: bool) -> str:
 
 
 def _mathml(element: "Element") -> str:
-    """Return an element of MathML as text, with known elements and attributes only. The converter checks neither `\\href` nor `\\text`."""
+    """Convert a MathML element to text, with only allowed tags and attributes: the converter passes on what `\\href` and `\\text` hold."""
     inside = escape(unescape(element.text or "")) + "".join(_mathml(child) + escape(unescape(child.tail or "")) for child in element)
     if element.tag not in _MATH:
         return inside
@@ -171,7 +171,7 @@ class _Cleaner:
         self._dropping, self._depth = "", 0
 
     def read(self, html: str) -> None:
-        """Read all of the HTML. Like browsers, drop everything after a tag or comment that has no end."""
+        """Parse HTML and collect its safe part. Like browsers, drop a tag or comment that has no end, and everything after it."""
         place = 0
         while (start := html.find("<", place)) >= 0:
             self._text(html[place:start])
@@ -192,7 +192,7 @@ class _Cleaner:
         self._text(html[place:])
 
     def written(self) -> str:
-        """Return the safe HTML that was written so far, and close its open elements."""
+        """Return the safe HTML that `read` has collected, with end tags for the elements that are still open."""
         return "".join([*self._parts, *(f"</{name}>" for name in reversed(self._open))])
 
     def _text(self, text: str) -> None:
@@ -275,8 +275,8 @@ class _Cleaner:
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
     """Yield the rules by which a browser closes open elements before an element `name` begins, such as a `<p>` before a `<div>`.
 
-    Each rule is a pair of sets of names. The browser closes an open element in the first set, unless it contains an open element in the
-    second.
+    Each rule is a pair of sets of names. The browser closes an open element with a name in the first set, unless an element with a name in
+    the second set is open inside it.
     """
     if name in _BLOCKS:
         yield {"p"}, set()

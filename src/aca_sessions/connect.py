@@ -85,9 +85,9 @@ def policy_of(settings: Settings) -> "Policy":
 
 
 def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
-    """Return what sessions can reach on the network and install, as the settings or the policy say.
+    """Return which network sessions can reach, and whether tools for models offer to install packages.
 
-    If the sessions are at an endpoint, their network is not known here.
+    The network is that of `policy`, or that of the settings if `policy` is None. It is not known for sessions at an endpoint.
     """
     can_install = settings.Packages.InstallFunction
     if settings.SessionsHttpClient.Endpoint:
@@ -110,10 +110,10 @@ def _package_source(options: PackagesSettings) -> "PackageSource":
 
 
 class Opening(Generic[Opened]):
-    """An `async with` block that opens one object, such as a pool, and closes it at the end with everything that it needed.
+    """An `async with` block that opens one object, such as a pool, and closes it at the end, with all that was opened for it.
 
-    This is a class and not a generator. If the caller never closes a generator, the event loop does so when it ends, while other objects
-    still use what the generator opened.
+    This is a class and not an async generator. When an event loop ends, it closes generators that the caller forgot to close. Other objects
+    might still use what such a generator opened.
     """
 
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
@@ -131,7 +131,7 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it. If that loop is closed, end the embedded processes without it.
+        """Close everything on the event loop that opened it. If that loop is closed, only end the processes of embedded sessions.
 
         Do nothing in a forked process.
         """
@@ -158,9 +158,9 @@ class Opening(Generic[Opened]):
 
 
 class Stack(AsyncExitStack):
-    """What to close, in reverse order, when an opened object such as a pool is closed.
+    """The functions that close an opened object, such as a pool, and what was opened for it, the latest first.
 
-    If its event loop is closed already, nothing can be awaited. Then call the functions in `at_once` instead, which end the processes.
+    If the event loop is closed already, nothing can be awaited. Then call the functions in `sync_closers` instead, which end the processes.
     """
 
     def __init__(self) -> None:
@@ -257,8 +257,8 @@ def open_server(
 ) -> Opening["Service"]:
     """Open a server of embedded sessions, as an ASGI application.
 
-    The `async with` block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if
-    strangers can reach it.
+    The `async with` block raises ConfigurationError if this process is one of several workers, because each would have sessions of its own.
+    Without a key in `hosting`, everyone who can reach the server can use it.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -321,7 +321,7 @@ def environments(settings: Settings, tell: Callable[[str], None]) -> "Environmen
 
 
 def _override_settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    """Return the settings, with `endpoint` and `max_concurrent_sessions` in place of their own values unless these are None."""
+    """Return the settings with another endpoint or another limit of sessions. None keeps the value in the settings."""
     named: dict[str, Any] = {}
     if endpoint is not None:
         named["SessionsHttpClient"] = {"Endpoint": endpoint}
@@ -376,9 +376,9 @@ async def _remote_client(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _choose_auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return how to authenticate at the endpoint: by a key if there is one, else by sign-in if it is in Azure.
+    """Return how to authenticate at the endpoint: with the key in the settings or, at an endpoint in Azure, with an Azure token.
 
-    Return None for a socket file without a key. Raise ConfigurationError for any other endpoint without one.
+    Without a key, return None for a Unix socket, and raise ConfigurationError for any other endpoint outside Azure.
     """
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 

@@ -6,7 +6,7 @@ ACASessionsError
 ├── ConfigurationError          a setting is missing or contradicts another; names the key
 ├── InvalidArgumentError        a name, a time limit or data that cannot be sent
 ├── AuthenticationError         no token, or refused (401, 403)
-├── NotSupportedError           this endpoint cannot do that; names one that can
+├── NotSupportedError           the endpoint or the operating system does not support this
 ├── ServiceError                the service answered with an error
 │   ├── NotFoundError           no such session, file or execution
 │   └── RateLimitedError        too many sessions or requests
@@ -43,7 +43,7 @@ class AuthenticationError(ACASessionsError):
 
 
 class NotSupportedError(ACASessionsError):
-    """The endpoint does not support the operation."""
+    """The endpoint or the operating system does not support the operation."""
 
 
 class ServiceError(ACASessionsError):

@@ -1,9 +1,9 @@
-"""Make guest text safe to show beside the host's text: names, text that looks like a line of the host, and control sequences.
+"""Make guest text safe to show beside the host's text: escape control sequences, quote odd names, and mark imitated lines of the host.
 
 The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins with a label
 gets `QUOTE` in front, so a label without `QUOTE` is always from the host. A label is recognized in upper and lower case, and with invisible
-characters and colours between its letters. Other letters that look like those of a label are not recognized, because no list of them is
-complete.
+characters and colours between its letters. Letters that only look like those of a label, such as Cyrillic ones, are not recognized,
+because no list of them is complete.
 """
 
 import re
@@ -39,7 +39,8 @@ def shown_name(name: str, longest: int = 200) -> str:
 def shown_caption(text: str) -> str:
     """Return the guest's description of an image as one line, truncated to 200 characters.
 
-    Quote it with `repr` if a reader could mistake it for several items of a list, or for a line of the host.
+    Quote it with `repr` if a reader could misread it: if it contains "; ", which separates captions in a list, a label of the host, or
+    unprintable characters.
     """
     line = " ".join(text.split())[:_MAX_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
@@ -71,7 +72,7 @@ def for_terminal(text: str) -> str:
 
 
 class TerminalFilter:
-    """Makes guest text safe for one terminal, piece by piece as it is written. It must process the text of all streams.
+    """A filter that makes guest text safe for one terminal, piece by piece. Pass stdout and stderr through the same filter.
 
     The host's labels are recognized at every position, not only at the beginning of lines: a long line wraps, so its middle may begin a
     row.

@@ -1,4 +1,4 @@
-"""Write hints: one line of the host after a cell that lacked a package or the network, which tells the caller what to do.
+"""Write hints. If a cell lacked a package or the network, the hint is a line of the host that tells the caller what to do.
 
 A hint depends only on what the host knows about the session, and never quotes the guest. A guest can cause a hint, but cannot choose its
 words.
@@ -23,7 +23,7 @@ _NO_NETWORK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """What a hint advises the caller of one integration to do.
+    """The advice that hints give to the users of one integration.
 
     Attributes:
         install: How to install a missing package. It is '' if the integration has no function for that.
@@ -42,7 +42,7 @@ def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str
     Args:
         result: The result of a cell.
         access: What the cell's session can reach and install.
-        remedies: What to advise.
+        remedies: The advice of the integration that ran the cell.
     """
     ends = (str(result.error or ""), result.stderr[-_LOOKED_AT:], result.stdout[-_LOOKED_AT:])
     if any(_NO_PACKAGE.search(text) for text in ends):
@@ -66,7 +66,7 @@ def network_sentence(access: Access) -> str:
 
 
 def install_sentence(access: Access) -> str:
-    """Return a sentence for the description of a tool that installs packages: that the host downloads them.
+    """Return a sentence which says that the host downloads packages, for the description of a tool that installs them.
 
     Return '' if it is not known whether the host or the session downloads them.
     """

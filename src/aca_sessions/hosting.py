@@ -18,8 +18,8 @@ _logger = logging.getLogger(EVENTS)
 def log_event(event: str, **fields: object) -> None:
     """Log an event of a server as one line: the event's name, then its fields as `name=value`.
 
-    The log record also has them as `event` and `fields`, for a formatter. The level is INFO, so that only a program which enables it gets
-    lines about an embedded server. The fields must not hold secrets, or text that a caller or a session chose.
+    The log record also has the attributes `event` and `fields`, for a formatter. The level is INFO, so an embedded server logs these lines
+    only if the program enables INFO. The fields must not hold secrets, or text that a caller or a session chose.
     """
     shown = "".join(f" {name}={_format_value(value)}" for name, value in fields.items() if value is not None)
     _logger.info("%s%s", event, shown, extra={"event": event, "fields": fields})
@@ -32,7 +32,7 @@ def _format_value(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """The options of a server that do not concern its sandboxes.
+    """The options of a server: how many sessions it hosts, for how long and for whom. The limits of sandboxes are in `Policy`.
 
     If `cooldown` is None, sessions do not expire, so the program that starts them must end them.
     """

@@ -136,7 +136,7 @@ class LiveCell:
     def interrupted_by_ctrl_c(self) -> AbstractContextManager[None]:
         """Make the first Ctrl-C in a `with` block interrupt the cell, and a second one raise KeyboardInterrupt.
 
-        After the first, the loop over the cell continues until its result.
+        After the first Ctrl-C, the `for` loop over the cell continues until it has got the result.
         """
 
         def interrupt(*_: object) -> None:
@@ -163,7 +163,7 @@ class LiveCell:
                 self._undo_unread_delivery()
 
     def _undo_unread_delivery(self) -> None:
-        """If the caller did not read the result, treat it as not received: the next result then reports lost variables and files again."""
+        """Treat a result that the caller did not read as not received: the next result then reports lost variables and files again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()
@@ -268,7 +268,7 @@ class InteractiveSession:
 
     @classmethod
     def _wrap(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
-        """Wrap an async session in an open object that calls it through a portal. Closing the object does not end the session."""
+        """Create an open InteractiveSession that calls an async session through a portal. Closing it does not end the session."""
         opened = cls(timeout=timeout)
         opened._opened = portal, session
         return opened

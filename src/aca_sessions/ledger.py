@@ -54,8 +54,8 @@ class Ledger:
     def record(self, since: int, start: int, end: int) -> Record:
         """Return the entries to send to a client with the result of an execution.
 
-        These are the entries after position `since`, which the client has received, up to position `end`. Entries after `start`, where the
-        execution began, are included even if the client has received them.
+        `since` is the last position that the client has received. Return the entries after it, up to position `end`. Include all entries
+        after `start`, where the execution began, even if the client has received them.
         """
         since = min(since, start)
         entries = [entry for entry in self._entries_after(since) if entry.position <= end]
@@ -91,16 +91,16 @@ class Ledger:
 
 @dataclass(slots=True)
 class CallerPosition:
-    """The number of the last ledger entry that one caller has received. The ledger lists what happened to a session.
+    """How far one caller has read a session's ledger, the list of what happened to the session.
 
-    Only results that reach the caller change it.
+    When a result reaches the caller, the position moves to the end of that execution.
 
     Attributes:
         ledger: The id of the ledger, or None if the caller has received no result yet.
-        position: The number of the entry.
-        unreported: What happened up to `position` and was not reported yet. A branch begins with such a state, from the session that it
-            continues.
-        requested: The numbers of resets and rollbacks that the caller asked for. They are not reported to it.
+        position: The number of the last entry that the caller has received.
+        unreported: What happened up to `position` and was not reported yet. In a branch, this is at first what the original session had not
+            reported to its caller yet.
+        requested: The numbers of the entries about resets and rollbacks that the caller asked for. The caller's results do not report them.
     """
 
     ledger: str | None = None
@@ -136,7 +136,7 @@ class CallerPosition:
         return frozenset(position for position in self.requested if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with a state for this caller: what happened since its position. Move the position to the end of the execution.
+        """Return the result with a new `state`: what happened after this position. Move this position to the end of the execution.
 
         If the result has no record of the ledger, return it unchanged.
         """
@@ -170,7 +170,7 @@ class CallerPosition:
             self.position = min(self.position, record.since)
 
     def add_requested(self, ledger: str, position: int) -> None:
-        """Remember that the caller asked for the reset or rollback at `position` of a ledger, so that no result reports it to them."""
+        """Remember that the caller asked for the reset or rollback at `position` of a ledger, so that no result reports it."""
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
@@ -216,7 +216,7 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 
 
 def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool) -> State:
-    """Return what happened to a session, including one more ledger entry.
+    """Return the state after one more ledger entry: what happened to the session up to this entry.
 
     A rollback does not undo a loss of variables or files before its checkpoint: that loss is still reported.
 
@@ -246,9 +246,9 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
 
 
 def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return why the files of a session were lost or rolled back, or None if there is no reason.
+    """Return the reason that was recorded when the files of a session were lost or rolled back, or None if none was recorded.
 
-    This becomes the reason of the whole state if there is nothing to report about the variables.
+    The reason of a state is usually about the variables. This one takes its place if there is nothing to report about the variables.
     """
     reason = None
     for _, state in reversed(states):

@@ -104,7 +104,7 @@ class Tasks:
     async def run_shielded(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine to its end, even if the caller is cancelled. Return its result.
 
-        If it ended with the caller, something could stay half opened or half closed.
+        Use this to open or close something: a coroutine that is cancelled in the middle could leave it half opened or half closed.
         """
         task = self.start_awaited(work)
         task.add_done_callback(_mark_retrieved)
@@ -132,8 +132,8 @@ class Tasks:
 async def run_in_thread(work: Callable[..., Result], *arguments: object) -> Result:
     """Run a function in a worker thread. Return or raise only when the function has ended, even if the caller is cancelled.
 
-    A task that asyncio cancels leaves anyio's `run_sync` at once, while the thread continues. The task could then close a descriptor that
-    the thread uses, and the next file that is opened could get the same number.
+    anyio's `run_sync` does not wait: it returns at once if asyncio cancels the task, while the thread continues. The task could then close
+    a descriptor that the thread still uses, and the next file that is opened could get the same number.
     """
     running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
     running.add_done_callback(_mark_retrieved)
@@ -163,7 +163,7 @@ async def create_in_thread(make: Callable[[], Result], discard: Callable[[Result
 
 
 class _Handover(Generic[Result]):
-    """Hands an object over from the thread that makes it to the task that needs it, or to `discard` if the task was cancelled."""
+    """The transfer of an object from the thread that makes it to the task that needs it, or to `discard` if the task was cancelled."""
 
     def __init__(self, make: Callable[[], Result], discard: Callable[[Result], None]) -> None:
         self._make = make

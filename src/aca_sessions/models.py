@@ -55,7 +55,7 @@ class State:
     @property
     @lru_cache(256)  # noqa: B019
     def consequence(self) -> str:
-        """Return a phrase about what a person or a model can still rely on in the session."""
+        """Return what a person or a model can still rely on in the session, such as `variables from before are gone, files are kept`."""
         if (self.reason or "").endswith("to the last checkpoint"):
             returned = "are as at the last checkpoint"
         elif self.checkpoint:
@@ -82,7 +82,7 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 class Entry:
     """One entry of a session's ledger: something that happened, and how it affected variables, files and processes.
 
-    If the entry is a rollback, `to` is the number of the entry after which the session had the restored state.
+    If the entry is a rollback, `to` is the position in the ledger at which the restored checkpoint was taken.
     """
 
     position: int
@@ -141,7 +141,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A process that a cell left running. A reset or rollback of the session ends it. `pid` is its pid in the session."""
+    """A process that was still running when a cell ended. A reset or rollback of the session ends it. `pid` is its pid in the session."""
 
     pid: int
     name: str
@@ -182,17 +182,18 @@ class CodeExecutionResult:
         stdout: What the cell wrote to stdout.
         stderr: What the cell wrote to stderr, with the traceback if it failed.
         value: The value of the last expression, if it is text, a number, a bool or None.
-        text: The value of the last expression in IPython's layout, or None if there is none.
+        text: The value of the last expression as IPython prints it, or None if there is none.
         displays: What the cell displayed.
-        files: The files that the cell changed, at most 1,000. None are listed if /mnt/data has more than 2,000 files.
-        processes: The processes that the cell left running, at most 100.
+        files: The files that the cell changed, at most 1,000. Empty if /mnt/data has more than 2,000 files.
+        processes: The processes that still ran when the cell ended, at most 100. This cell or an earlier one started them.
         variables: The variables that the cell changed, at most 200.
         error: The exception that ended the cell, or None.
         state: What happened to the session since the last result that this caller received.
         duration: How long the cell ran, in seconds.
         record: The part of the session's ledger that `state` was computed from.
         max_output: The approximate limit of `str(result)`, in characters.
-        hint: What the caller can do about a missing package or network, in words of the host; see `hints`. Services do not send it.
+        hint: Advice for the caller if the cell lacked a package or the network, otherwise ''. Tools for models and the command line add it;
+            endpoints do not send it.
     """
 
     session_id: str = ""
@@ -303,7 +304,7 @@ class Prompt(str):
     """The prompt of a cell that waits for a line, as text.
 
     Attributes:
-        password: Whether the cell calls `getpass()`: show the prompt, which is not in the cell's output, and do not show the answer.
+        password: Whether the cell calls `getpass()`. If so, show the prompt, because the cell has not printed it, and hide the answer.
     """
 
     password: bool = False
@@ -447,7 +448,8 @@ class Access:
     """What a pool's sessions can reach and install, as far as the program that opened the pool knows.
 
     Attributes:
-        network: `("none",)`, `("host",)`, or the allowed domains. None if it is not known, because the sessions are at an endpoint.
+        network: `("none",)` for no network, `("host",)` for the network of the host, or the allowed domains. None if it is not known,
+            because the sessions are at an endpoint.
         can_install: Whether tools for models offer to install packages, unless their own arguments say otherwise.
     """
 
@@ -468,7 +470,7 @@ class SessionInfo:
         leased_since: When its current lease began.
         memory: The bytes of memory that it and its branches use together. Known only from servers with extensions.
         running: The id of the execution that runs in it. Known only from servers with extensions.
-        name: The name for people that a user of the playground gave it. Known only from servers with extensions.
+        name: The title that a user of the playground gave it. Known only from servers with extensions.
         cells: How many cells it was sent. Known only from servers with extensions.
     """
 

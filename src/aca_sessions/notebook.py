@@ -70,7 +70,7 @@ def _seconds(text: str) -> float:
 class CellError(ExecutionError):
     """The error of a cell in a session. A notebook shows it like an error of its own code, with the traceback from the session.
 
-    Each instance has a subclass with the name of the session's exception, such as ValueError.
+    Each instance belongs to a subclass that has the name of the exception in the session, such as ValueError.
     """
 
     def __init__(self, result: CodeExecutionResult) -> None:
@@ -80,7 +80,7 @@ class CellError(ExecutionError):
 
     @classmethod
     def of(cls, result: CodeExecutionResult) -> "CellError":
-        """Return the error of a failed cell. Its class has the name of the session's exception."""
+        """Create the error for a failed cell, in a new subclass that has the name of the exception in the session."""
         name = result.error.name if result.error and _ERRORS_NAME.fullmatch(result.error.name) else "SessionError"
         kind: type[CellError] = type(name, (cls,), {"__module__": __name__})
         return kind(result)
@@ -116,7 +116,7 @@ class SessionMagics(Magics):
     def session(self, line: str, cell: str | None = None) -> object:
         """Run a cell in an isolated session, and show what it writes and displays while it runs.
 
-        `%session CODE` runs one line and returns its value if that is a plain one. Options stand before the code.
+        `%session CODE` runs one line, and returns its value if that is a number, a bool or text. Write options before the code.
         """
         if cell is None:
             found = _LINE_OPTIONS.match(line)
@@ -172,7 +172,7 @@ class SessionMagics(Magics):
     @argument("target", nargs="?", default=".", help="a file or folder on this machine (default: the current folder)")
     @line_magic
     def session_get(self, line: str) -> Path:
-        """Copy a file out of the session and return its path here. A file of that name is replaced."""
+        """Copy a file from the session to this machine and return its path here. An existing file at that path is replaced."""
         options = _parsed(self.session_get, line)
         target = Path(options.target)
         target = target / Path(options.file).name if target.is_dir() else target
@@ -242,7 +242,7 @@ class SessionMagics(Magics):
     @argument("file", help="an .ipynb file, or a .py file for the cells alone")
     @line_magic
     def session_export(self, line: str) -> Path:
-        """Write the session's cells, with outputs and the files that were put in, as a notebook of its own. Return its path."""
+        """Write the session's cells, outputs and uploaded files as a notebook, or only the cells as a .py file. Return the path."""
         options = _parsed(self.session_export, line)
         path = Path(options.file)
         if path.suffix not in (".ipynb", ".py"):
@@ -256,7 +256,10 @@ class SessionMagics(Magics):
 
     @contextmanager
     def _leased(self, name: str) -> Iterator[InteractiveSession]:
-        """Lease the session with this name for a `with` block. Raise errors of this package as UsageError, without a traceback."""
+        """Lease the session with this name for a `with` block. Convert this package's errors, except CellError, to UsageError.
+
+        IPython shows a UsageError without a traceback.
+        """
         portal, pool = self._open()
         leased: Future[Session] = Future()
 
@@ -291,7 +294,7 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: OwnerProcess) -> None:
-    """Close the stack if this process opened it. In a forked process, do nothing: its event loop has no thread there."""
+    """Close the stack if this process opened it. In a forked process, do nothing: the event loop's thread does not exist there."""
     if owner.is_current:
         stack.close()
 
@@ -331,16 +334,23 @@ def _described(checkpoint: Checkpoint) -> str:
 
 
 def is_plain(result: CodeExecutionResult) -> bool:
-    """Return whether `result.value` is the whole value of the last expression, and not only a text about it."""
+    """Return whether `result.value` is the value of the last expression: a number, a bool or text.
+
+    Otherwise it is None, the `repr` of another object, or text so long that the session may have shortened it.
+    """
     value = result.value
     return value is not None and not (isinstance(value, str) and (value == result.text or len(value) >= _LONGEST_VALUE))
 
 
 class Shown:
-    """Shows one cell of a session in a notebook: its output while it runs, then its value, its error and the session's state."""
+    """The view of one cell in a notebook: it shows output while the cell runs, then the value, the error and the session's state."""
 
     def __init__(self, shell: InteractiveShell, html: Html, secret: bytes) -> None:
-        """Show in the current output of `shell`. `html` is how to show HTML. `secret` keys the ids of the session's displays."""
+        """Prepare to show a cell in the current output of `shell`.
+
+        `html` is as in `rendering.trusted`. `secret` is the key of the hash that turns the names of the session's displays into display ids
+        of the notebook.
+        """
         self._shell = shell
         self._html = html
         self._secret = secret
@@ -394,7 +404,7 @@ class Shown:
                 self._skipped.append(text)
 
     def finish(self, result: CodeExecutionResult, *, is_streamed: bool = True, shows_plain: bool = True) -> CodeExecutionResult:
-        """Show what is left of a cell that has ended: its value and state. Return its result, or raise CellError if it failed.
+        """Show the value of a cell that has ended, and the session's state. Return the result, or raise CellError if the cell failed.
 
         Args:
             result: The result.

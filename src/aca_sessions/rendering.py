@@ -99,9 +99,9 @@ def _is_image(display: Display) -> bool:
 
 
 def _describe_display(display: Display) -> str:
-    """Return a display as text for a model: its plain text if that says something.
+    """Return a display as text for a model: its plain text, unless that only names the object.
 
-    If it only names the object, such as `<IPython.core.display.HTML object>`, return the display's source or a note on its HTML.
+    In place of a text such as `<IPython.core.display.HTML object>`, return the display's source (such as Markdown) or a note on its HTML.
     """
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):

@@ -1,4 +1,4 @@
-"""The ACASessions section of appsettings.json and of the environment.
+"""The settings of this package, from the section ACASessions of appsettings.json and from environment variables.
 
 There are four sources, and the first that has a value wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`,
 in upper or lower case), `appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default.
@@ -63,7 +63,7 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the number of the line with the key at the path `keys`. If it is not in the file, use its nearest parent that is."""
+        """Return the line number of the key at the path `keys`. If the file lacks that key, return the line of its nearest parent."""
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
@@ -111,8 +111,8 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
     """Raise ConfigurationError if an environment variable of a section is not a setting, or if two contradict each other.
 
     Args:
-        section: The section, with which the variables' names begin, in upper or lower case.
-        known: The settings, each with the keys below it.
+        section: The name of the section, such as `ACASessions`. Its variables begin with this name, in upper or lower case.
+        known: The names of all settings, each with the names of the keys below it.
     """
     prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
     for variable, value in os.environ.items():
@@ -153,9 +153,9 @@ def _check_separator(variable: str, section: str, known: Mapping[str, Collection
 
 
 def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
-    """Raise ConfigurationError if two environment variables contradict each other: one for a section, one for a key in it.
+    """Raise ConfigurationError if a variable for a section contradicts a variable for a key in the same section.
 
-    The variable for a section holds JSON.
+    The variable for a section holds JSON: `ACASessions__SessionPool={"MaxConcurrentSessions": 5}`.
     """
     for name, (variable, value) in found.items():
         for key, inner in _leaves(name, value):
@@ -318,7 +318,7 @@ class TogetherSettings(_Section):
 
 
 class MountSettings(_Section):
-    """A folder of this host that every embedded session can read, or also write if it is `writable`."""
+    """A folder of this host that every embedded session can read, and also write if `Shared` is "writable"."""
 
     Host: str
     Guest: str
@@ -388,7 +388,7 @@ class McpSettings(_Section):
 
 
 class AuditSettings(_Section):
-    """What the audit log records of embedded sessions, for their operator."""
+    """The audit log of embedded sessions, for their operator: its file, and whether it records the source of cells."""
 
     File: str | None = None  # without it there is no audit log
     Code: bool = False  # whether to record the source of cells; otherwise only its size
@@ -398,10 +398,10 @@ _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox
 
 
 class Settings(BaseSettings):
-    """All settings of the section.
+    """All settings of this package, from the section ACASessions of appsettings.json and from the environment.
 
-    Each can also be given as an argument, with the name that it has in appsettings.json: `Settings(MaxConcurrentSessions=320)`. Raises
-    ConfigurationError, which names the key that is wrong.
+    The names of environment variables begin with `ACASessions__`, for example `ACASessions__MaxConcurrentSessions`. A setting can also be
+    given as an argument: `Settings(MaxConcurrentSessions=320)`. If a setting is wrong, ConfigurationError is raised and names its key.
     """
 
     model_config = SettingsConfigDict(
@@ -457,7 +457,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources of settings. Move short names like `Endpoint` into their sections, such as `SessionsHttpClient`.
 
-        So a source overrides a setting in later sources, whether those use the short or the full name.
+        An earlier source then overrides a later one, even if one uses the short name of a setting and the other the full name. Raise
+        ConfigurationError if an environment variable of the section is not a setting.
         """
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
@@ -548,7 +549,7 @@ def _into_sections(source: _Source) -> dict[str, Any]:
 
 
 def _variables() -> dict[str, list[str]]:
-    """Return the settings that environment variables can set, from the name of each to the names of the keys below it."""
+    """Return the names of all settings, each with the names of the keys below it, for `check_variables`."""
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
@@ -564,7 +565,7 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
 def _rule_text(kind: str, message: str, value: object) -> str:
     """Return the part of an error message that says what was expected and what was given.
 
-    Show the given value only if it is a number or a choice of words. Any other value may be secret, so at most its type is shown.
+    Show the given value only if a number or one of a few fixed words was expected. Any other value may be secret, so show at most its type.
     """
     if kind == "missing":
         return "must be set"

@@ -58,7 +58,7 @@ class Usage:
 
 
 class MeasuredServer(Protocol):
-    """What the metrics need of a server: how much it uses of its limits."""
+    """A server that the metrics can measure: it reports how much of its limits it uses."""
 
     def session_usage(self) -> Usage: ...  # noqa: D102
     # Sessions whose first interpreter has not started yet.

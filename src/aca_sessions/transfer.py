@@ -1,11 +1,11 @@
 """Pass variables between a notebook and a session: plain values and pandas DataFrames.
 
 Nothing is pickled. A plain value is JSON. A DataFrame travels in a file: as an Arrow stream if both sides have pyarrow, otherwise as JSON.
-The session's half is in `client.snippets`. What comes from a session is hostile:
+The code that runs in the session is in `client.snippets`. What comes from a session may be hostile:
 
 - JSON is limited in size, and only known types are made from it.
-- An Arrow stream may use only types whose values take room in the file, and no compression. So it cannot become much larger in memory than
-  the file is. Older releases of pyarrow than 14.0.1 could run code from a file (CVE-2023-47248) and are not used.
+- An Arrow stream may use only types whose values take space in the file, and no compression. So it cannot become much larger in memory
+  than the file is. Releases of pyarrow before 14.0.1 could run code from a file (CVE-2023-47248) and are not used.
 """
 
 import json
@@ -31,8 +31,8 @@ _NOT_FINITE = re.compile(r"\b(?:nan|inf)\b")
 async def pass_in(session: Session, name: str, value: object) -> CodeExecutionResult | None:
     """Set a variable of a session to a value of the notebook. Raise InvalidArgumentError if the value cannot be passed.
 
-    A plain value, such as a number or a list, is set by running a cell, which an exported notebook contains. Return that cell's result. A
-    DataFrame is sent as a file: return None.
+    A plain value, such as a number or a list, is set by a cell. The session's history records that cell, so an exported notebook has it.
+    Return the cell's result. A pandas DataFrame is sent as a file, which the history does not record: return None.
     """
     checked_name(name)
     try:
@@ -51,7 +51,10 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
 
 
 async def pass_out(session: Session, name: str) -> object:
-    """Return the value of a session's variable. Raise InvalidArgumentError if such a value cannot be passed to the notebook."""
+    """Return a copy of the value of a session's variable: a plain value, such as a number or a list, or a pandas DataFrame.
+
+    Raise InvalidArgumentError for any other value, or if the session has no such variable.
+    """
     checked_name(name)
     file = _new_file()
     _succeeded(name, await session._run_snippet("export_variable", name, file, int(_has_safe_pyarrow())))
@@ -143,7 +146,7 @@ def _frame_from_arrow(data: bytes) -> object:
 
 
 def _is_compressed(message: bytes) -> bool:
-    """Return whether an Arrow message (a FlatBuffer) has a compressed body. pyarrow would only tell after decompressing it."""
+    """Return whether an Arrow message (a FlatBuffer) has a compressed body. pyarrow itself reports that only after decompressing."""
     header = _field(message, _target(message, 0), 2)
     kind = message[_field(message, _target(message, 0), 1)]
     if kind not in (_DICTIONARY, _BATCH):

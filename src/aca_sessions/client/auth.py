@@ -67,8 +67,8 @@ class AzureTokenProvider:
     def clear_cache(self, refused: str | None = None) -> None:
         """Drop the cached token, so that the next request gets a new one.
 
-        If `refused` is given, the token that the service refused, drop the cached token only if both are equal. If they differ, another
-        call has renewed the token already.
+        `refused` is the token that the service refused. If the cached token is another one, keep it, because another call has renewed it
+        already. If `refused` is None, drop any cached token.
         """
         if self._cached is not None and refused in (None, self._cached.token):
             self._cached = None

@@ -51,8 +51,8 @@ class Execution:
     async def events(self) -> AsyncIterator[Event]:
         """Yield the cell's events in order, from its beginning, as they happen.
 
-        The last event has the result. If the cell failed, the event before it has the error. Each call yields all events again. Meanwhile,
-        the functions given to `answering` answer the cell's `input()` and host calls.
+        The last event has the result. If the cell failed, the event before it has the error. Each call of `events` begins with the first
+        event again. While events are read, the functions given to `answering` answer the cell's `input()` and host calls.
         """
         calls = Tasks()
         try:
@@ -103,9 +103,9 @@ class Execution:
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return a copy of this handle that passes the result through `amend`: callers get what `amend` returns for the result.
+        """Return a copy of this handle that calls `amend` with the result, and gives callers what `amend` returns.
 
-        If `amending` was called before, the earlier function is called first, and `amend` gets what it returns.
+        If this handle comes from `amending` itself, `amend` is called with what the earlier function returned.
         """
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
@@ -226,7 +226,7 @@ class Executions:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
         `caller` is a position in the session's ledger (the list of what happened to the session). The result's state reports what happened
-        since.
+        after that position.
         """
         caller = caller or CallerPosition()
         id = str(uuid.uuid4())
@@ -295,8 +295,8 @@ class Executions:
     ) -> ExecutionResponse:
         """Send a cell and return its execution, which has a result if the cell has ended already.
 
-        If the response is lost, do not send the cell again, because it may have run. Fetch the execution by `id` instead, which the client
-        chose. Raise NotSupportedError if the api-version cannot run the cell asynchronously.
+        If the response is lost, do not send the cell again, because it may have run. Instead, fetch the execution by the `id` that this
+        client chose. Raise NotSupportedError if the api-version cannot run the cell asynchronously.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
             long = (call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS
@@ -400,9 +400,9 @@ class Executions:
 
 
 def extension_headers(caller: CallerPosition) -> dict[str, str]:
-    """Return the headers that ask for all members of a result, and for what happened to the session since `caller`.
+    """Return the headers that ask for an extended result, and for what happened to the session after the position `caller`.
 
-    `caller` is a position in the session's ledger (the list of what happened to the session).
+    The position is one in the session's ledger (the list of what happened to the session).
     """
     if caller.ledger is None:
         return _RICH

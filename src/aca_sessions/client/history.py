@@ -184,9 +184,9 @@ class RecordingFile(io.FileIO):
 
 
 def upload_step(path: str, sent: bytes | RecordingFile) -> UploadStep:
-    """Create the step of the history for an upload.
+    """Create the step of the history for an upload that has ended.
 
-    `sent` is the content, after the upload: the size and hash of a RecordingFile are those of what was read from it.
+    `sent` is the content, or the RecordingFile that was uploaded: it has recorded what was read from it.
     """
     if isinstance(sent, bytes):
         content: bytes | bytearray = sent

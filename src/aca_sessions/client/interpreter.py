@@ -84,8 +84,8 @@ class CodeInterpreter:
     async def _execute_for(self, caller: CallerPosition, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
-        `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
-        happened since.
+        `caller` is the caller's position in the session's ledger (the list of what happened to the session). The result's `state` reports
+        what happened after that position.
         """
         if request.timeout is not None:
             checked_timeout(request.timeout)
@@ -111,8 +111,8 @@ class CodeInterpreter:
             name: The name of a function in the module `snippets`.
             arguments: The arguments of that function after its first, `user`, which the session adds.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
-                the last result that this client delivered for the session.
+            caller: A position in the session's ledger. The result's `state` reports what happened after it. By default, it is the position
+                of the last result that this client delivered for the session.
         """
         checked_session_id(session_id)
         caller = caller or replace(self._position_of(session_id))
@@ -126,8 +126,8 @@ class CodeInterpreter:
 
         `run` sends the cell by several snippets (cells that the client writes itself).
 
-        `caller` is the caller's position in the session's ledger (the list of what happened to it). The result's `state` reports what
-        happened since.
+        `caller` is the caller's position in the session's ledger (the list of what happened to the session). The result's `state` reports
+        what happened after that position.
         """
         start = self._ledgers.position_of(session_id)
         result = await run()
@@ -214,7 +214,7 @@ class CodeInterpreter:
     async def reset(self, session_id: str, *, caller: CallerPosition | None = None) -> None:
         """Clear a session's variables and keep its files.
 
-        Our own server starts a fresh interpreter, even while a cell runs. Other endpoints run a cell that clears the variables.
+        A server of this package starts a fresh interpreter, even while a cell runs. Other endpoints run a cell that clears the variables.
         """
         checked_session_id(session_id)
         if await self._http.offers("reset"):
@@ -258,8 +258,8 @@ class CodeInterpreter:
             on_input: Answers `input()` while the events are read.
             transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
             on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
-            caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
-                the last result that this client delivered for the session.
+            caller: A position in the session's ledger. The result's `state` reports what happened after it. By default, it is the position
+                of the last result that this client delivered for the session.
         """
         checked_session_id(session_id)
         caller = caller or self._position_of(session_id)
@@ -288,8 +288,8 @@ class CodeInterpreter:
             session_id: The session.
             execution_id: The execution's id.
             on_input: Answers `input()` while the events are read.
-            caller: The position in the session's ledger since which the result's `state` reports what happened. By default, the position of
-                the last result that this client delivered for the session.
+            caller: A position in the session's ledger. The result's `state` reports what happened after it. By default, it is the position
+                of the last result that this client delivered for the session.
         """
         caller = caller or self._position_of(checked_session_id(session_id))
         execution = self._executions.open_handle(session_id, execution_id, caller).answering(on_input)
@@ -362,13 +362,13 @@ class CodeInterpreter:
         )
 
     async def _roll_back(self, session_id: str, caller: CallerPosition, *, id: str | None, name: str | None) -> Checkpoint:
-        """Roll a session back to the checkpoint with this name or id, or to the latest one if both are None. Return the checkpoint.
+        """Roll a session back to the checkpoint with this name or id, or to the latest if neither is given. Return the checkpoint.
 
         Args:
             session_id: The session.
             caller: The caller that asks for the rollback. Its results do not report the rollback.
             id: The id of a checkpoint.
-            name: The name of a checkpoint. If both match, the checkpoint with this name is used, not the one with the id.
+            name: The name of a checkpoint. If a checkpoint has this name and another one has that id, the one with the name is used.
         """
         response = await self._request_checkpoints("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
         reached = decode_response(response, extensions.decode_checkpoint)
@@ -411,7 +411,7 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_CHECKPOINT_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return how each part of the sessions' isolation was checked, keyed by the part's name, such as `network` or `seccomp`.
+        """Return a text for each part of the sessions' isolation, such as `network` or `seccomp`: how the service has checked it.
 
         The text for a part that is not enforced begins with `NOT ENFORCED: `. Return None if the endpoint does not report its isolation.
         """

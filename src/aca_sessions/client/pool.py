@@ -44,9 +44,9 @@ class _PooledSession:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease: the right of a caller to use a session now. It ends with the session.
+    """The right of a caller to use a session now. When the session ends, its leases end too.
 
-    If a session of the same name starts later, that one needs another lease.
+    A session that starts later under the same name needs a new lease.
     """
 
     session_id: str
@@ -245,7 +245,7 @@ class SessionPool:
                 lease.
             acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
             on_event: Called with each PoolEvent.
-            access: What the sessions can reach and install, if that is known. Tools for models tell it to the model.
+            access: What the sessions can reach and install, if that is known. The descriptions of tools for models include it.
         """
         self.access = access or Access()
         self._expiring: asyncio.Task[None] | None = None
@@ -354,7 +354,10 @@ class SessionPool:
         await self._finish(self._end([session_id]))
 
     def active(self) -> list[SessionInfo]:
-        """Return a description of all sessions that the pool keeps. Those with `is_active` are leased now, the others are idle."""
+        """Return descriptions of the sessions that the pool keeps. Those with `is_active` are leased now, the others are idle.
+
+        Sessions that were idle for too long are ended first.
+        """
         self._owner.check()
         self._end_expired(self._leases.expire())
         return self._leases.infos()
@@ -377,7 +380,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def _abandon(self) -> None:
-        """Mark the pool as closed because its event loop is closed, so that the pool cannot end its sessions any more.
+        """Mark the pool as closed, without ending its sessions: its event loop is closed, so it can send no requests.
 
         An embedded server, one that runs in this process, ends its sessions itself. Sessions at other endpoints expire.
         """
@@ -458,7 +461,7 @@ def _wake(turn: "asyncio.Future[Lease | None]", granted: Lease | None) -> None:
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
     """End a session at the endpoint and ignore errors.
 
-    A session in which no cell was run does not exist at the endpoint. A session that cannot be ended expires.
+    An error is harmless: either the session does not exist there, because no cell was run in it, or it expires by itself later.
     """
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.

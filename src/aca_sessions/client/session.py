@@ -113,7 +113,7 @@ class Session:
             name: The name of a function in the module `snippets`.
             arguments: The arguments of that function after its first, `user`, which the session adds.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position in the session's ledger since which the result's `state` reports what happened, by default this object's.
+            caller: A position in the session's ledger, by default this object's. The result's `state` reports what happened after it.
         """
         caller = caller or replace(self._caller)
         return await self._interpreter._execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
@@ -249,8 +249,8 @@ class Session:
     async def reset(self) -> None:
         """Clear the variables and keep the files.
 
-        Our own server starts a fresh interpreter, even in the middle of a cell, ends background processes and removes all checkpoints.
-        Other endpoints run a cell that clears the variables, after the cell that runs now has ended.
+        A server of this package starts a fresh interpreter, even in the middle of a cell. It also ends background processes and removes all
+        checkpoints. Other endpoints run a cell that clears the variables, after the cell that runs now has ended.
         """
         await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.add(ResetStep())
@@ -285,10 +285,11 @@ class Session:
         return await self._interpreter.checkpoints(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Roll variables and all files in /mnt/data back to a checkpoint and end background processes. Return the checkpoint, which stays.
+        """Roll variables and all files in /mnt/data back to a checkpoint, and end background processes. Keep the checkpoint and return it.
 
-        If the rollback fails, SnapshotError is raised and the session continues as it was. The state of the next result reports what the
-        rollback could not restore, such as open files that are no longer in /mnt/data.
+        Raise SnapshotError if the rollback fails. The session then continues as it was. If the rollback failed half-way, the files may have
+        changed, and the state of the next result reports that. After a rollback, the state of the next result reports what could not be
+        restored, such as open files that are no longer in /mnt/data.
 
         Args:
             checkpoint: A checkpoint, its name or its id, by default the latest. A text is looked up as a name first, then as an id.

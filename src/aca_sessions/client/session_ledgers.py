@@ -59,7 +59,7 @@ class SessionLedgers:
         """Create the ledgers of one endpoint.
 
         Args:
-            run: Runs a cell of the client, given a session and the source text.
+            run: Called with a session's identifier and the source text of a cell that the client wrote itself. It runs the cell.
             verify_after: Seconds without use after which a session's marker is checked before the next cell.
             clock: Returns monotonic seconds.
         """
@@ -73,8 +73,8 @@ class SessionLedgers:
     ) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, and return its result with the ledger entries that are new to `caller`.
 
-        First check whether the service has replaced the session by an empty one, unless that was checked recently. Check it once more if
-        the response names another instance of the session than before.
+        First check whether the service has replaced the session by an empty one, unless that was checked recently. Check this again if the
+        response names another instance of the session than before.
         """
         await self._check_marker_if_needed(session_id)
         known = self._session(session_id)
@@ -138,9 +138,9 @@ class SessionLedgers:
         return self._session(session_id).ledger.position
 
     def record_instance(self, session_id: str, guid: str) -> None:
-        """Remember the guid of a session's instance, which its responses name.
+        """Remember the guid in a response, which names the instance of the session that responded.
 
-        If the guid changed, check the session's marker variable before its next cell.
+        If the guid has changed, the session's marker variable will be checked before its next cell.
         """
         known = self._session(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
@@ -149,7 +149,7 @@ class SessionLedgers:
     def record_end(self, session_id: str) -> None:
         """Record that a caller ended a session, so that callers of the session know why its variables and files are lost.
 
-        Results of callers that first use a session of this identifier after that do not report this.
+        A caller that uses this identifier for the first time afterwards has lost nothing, so its results do not report the end.
         """
         known = self._sessions.get(session_id)
         if known is not None:
@@ -202,7 +202,7 @@ class SessionLedgers:
     def _record_reported_loss(self, known: _KnownSession, result: CodeExecutionResult) -> None:
         """Record in the ledger that variables were lost, if a result reports it.
 
-        If the state of the result is not `kept`, check the marker before the next cell.
+        If the state of the result is not `kept`, the marker will be checked before the next cell.
         """
         known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
@@ -220,5 +220,5 @@ class SessionLedgers:
 
 
 def _is_marker(result: CodeExecutionResult) -> bool:
-    """Return whether the result of a cell that reads the marker variable has its value. It has none after a timeout, for example."""
+    """Return whether a cell that reads the marker variable returned a value. After a timeout, for example, it returned none."""
     return result.success and isinstance(result.value, str) and result.value != ""

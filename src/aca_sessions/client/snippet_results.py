@@ -11,7 +11,7 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def parse_printed_json(result: CodeExecutionResult) -> object:
-    """Parse the last line that a cell of the client printed as JSON, and return its value.
+    """Return the value that a snippet printed as JSON in its last line.
 
     Raise ExecutionError if the cell failed, and ServiceError if the line is not JSON.
     """
@@ -66,7 +66,7 @@ def decode_inspection(content: object) -> str | None:
 def decode_command_result(result: CodeExecutionResult) -> CommandResult:
     """Convert the result of the cell of `Session.execute_command` to a CommandResult.
 
-    The last line that the cell printed is the exit code. If its cell failed, the exit code is 1. Raise ServiceError if the line is not a
+    The last line that the cell printed is the exit code. If the cell failed, the exit code is 1. Raise ServiceError if the line is not a
     number.
     """
     output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
