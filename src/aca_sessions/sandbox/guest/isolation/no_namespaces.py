@@ -275,7 +275,10 @@ class NoNamespaceIsolation:
         _remove_folder(self._base)
 
     def record_init(self, workspace: int, init: int) -> None:
-        """Store the pid `init` of a session's first process, so that `_kill_leftovers` spares it when it kills orphans of others."""
+        """Store the pid `init` of a session's first process.
+
+        `_kill_leftovers` spares this process when it kills the orphans of another session.
+        """
         self._inits[init] = workspace
 
     def _folder(self, workspace: int) -> str:
