@@ -1,4 +1,4 @@
-"""Create a self-signed certificate for a server once, and store it in a folder. It is for clients that accept only https."""
+"""Create a self-signed certificate for a server, for clients that accept only https. It is stored in a folder, to be used at each start."""
 
 import ipaddress
 import os
@@ -39,7 +39,7 @@ def certificate(folder: Path, host: str) -> tuple[Path, Path]:
 
 
 def is_self_signed(cert: Path) -> bool:
-    """Return whether a certificate is self-signed, so that clients trust it only if they are given its file."""
+    """Return whether a certificate is self-signed. Clients trust such a certificate only if its file is given to them."""
     found = x509.load_pem_x509_certificate(cert.read_bytes())
     return found.issuer == found.subject
 

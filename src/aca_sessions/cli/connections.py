@@ -40,11 +40,12 @@ class ConnectionLimits:
     """Limits on how slow a client may be. The time until a response begins has no limit, because cells may run for minutes.
 
     Args:
-        head: Seconds in which the head of a request must arrive, after the connection is opened or the last response has ended.
-        body: Seconds in which `body_bytes` of a request's body must arrive.
-        body_bytes: The fewest bytes of a body that must arrive in `body` seconds.
-        response: The longest pause in reading a response, in seconds. deploy/nginx.conf allows its clients the same pause.
-        unread_bytes: The most bytes of responses, of all connections together, that may wait in this process's memory.
+        head: Seconds in which the head of a request must arrive, counted from the opening of the connection or the end of the last
+            response.
+        body: Seconds in which at least `body_bytes` of a request's body must arrive.
+        body_bytes: How many bytes must arrive in `body` seconds.
+        response: For how many seconds a client may read nothing of a response that is ready. deploy/nginx.conf has the same limit.
+        unread_bytes: How many bytes of responses, of all connections together, may wait in this process's memory.
     """
 
     head: float = 20.0
@@ -69,7 +70,7 @@ def most_connections() -> int:
 
 
 class ConnectionSlot:
-    """One of the limited number of open connections. Its `protocol` is None during a TLS handshake."""
+    """A place for one connection among the limited number of open ones. `protocol` is None during a TLS handshake."""
 
     def __init__(self, accepted: socket.socket, address: object) -> None:
         self.address = _network(address)
@@ -89,7 +90,7 @@ class ConnectionSlot:
     def phase(self) -> str:
         """Return what the server waits for on this connection: "head", "body", "response" or "application", as in `Connection.phase`.
 
-        During a TLS handshake it is "head".
+        During a TLS handshake, when there is no request yet, return "head".
         """
         return self.protocol.phase if self.protocol is not None else "head"
 
@@ -104,9 +105,9 @@ class ConnectionSlot:
         return _buffered(self.protocol.transport) if self.protocol is not None else 0
 
     def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
-        """Return whether the client has sent or read too little for longer than `limits` allow.
+        """Return whether the client has sent or read too little for longer than `limits` allow. `now` is a time of `time.monotonic`.
 
-        Each call measures progress since the earlier calls, so call this regularly. `now` is a time of `time.monotonic`.
+        Each call records how far the client has come, and compares this with the earlier calls. So call this regularly.
         """
         phase, protocol = self.phase, self.protocol
         mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
@@ -130,8 +131,8 @@ class ConnectionSlot:
     def _waiting(self) -> int:
         """Return how many bytes of a response the client has not received, including those in the kernel's buffer.
 
-        The bytes in the kernel's buffer count too, because they may be megabytes. If they did not count, a slow reader would look idle
-        until a third of the buffer is empty.
+        The kernel's buffer may hold megabytes, and accepts more data only once a third of it is empty. Without counting its bytes, a client
+        that reads slowly would look until then like one that reads nothing.
         """
         import fcntl
         import termios
@@ -142,7 +143,10 @@ class ConnectionSlot:
 
 
 class Connections(ServerState):
-    """All connections of a server, up to a limit. At the limit, a new connection replaces one that waits for its client."""
+    """All connections of a server, up to a limit.
+
+    At the limit, a new connection is accepted and another one is closed, on which the server waits for its client.
+    """
 
     def __init__(self, limits: ConnectionLimits, most: int) -> None:
         super().__init__()
@@ -156,8 +160,7 @@ class Connections(ServerState):
     def can_take(self) -> bool:
         """Return whether another connection can be accepted now.
 
-        None can be accepted while too many closed connections still have their descriptors. asyncio frees these in the next turn of its
-        event loop.
+        Return False while 32 closed connections still have their file descriptors. asyncio closes these in the next turn of its event loop.
         """
         self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
@@ -182,8 +185,8 @@ class Connections(ServerState):
     def close_one(self) -> bool:
         """Close one connection on which the server waits for a request. Return False if there is none.
 
-        `_close_least_important` chooses it. A client without the key may also lose its connection while a response waits for it to read,
-        because it could keep the connection by never reading.
+        `_close_least_important` chooses it. If the client has not sent the key, its connection may also be closed while it has a response
+        to read. Otherwise it could keep the connection forever by never reading.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):
@@ -197,7 +200,7 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections while more than one has unread responses, and these exceed the limit on memory together."""
+        """Close connections while more than one has unread responses, and these responses together exceed the limit on memory."""
         waiting = [slot for slot in self._slots.values() if slot.unread]
         while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
             self._close_least_important(waiting, lambda slot: slot.unread)
@@ -213,10 +216,10 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close one open connection of `waiting`. Return False if none is open.
+        """Close one open connection of `waiting`. Return False if none of them is open.
 
-        Prefer clients without the key. Among these prefer the address whose connections have the largest `weight` together, then the
-        connection that has waited longest.
+        Choose among clients without the key, if there are any. Of these, choose from the address whose connections have the largest
+        `weight` together. Of its connections, choose the one that has waited longest.
         """
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
@@ -263,7 +266,7 @@ class Listener(socket.socket):
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP protocol for one connection, which also tells what the server waits for, and whether the client has the API key."""
+    """uvicorn's HTTP protocol for one connection. It also reports what the server waits for, and whether the client has the API key."""
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: AbstractEventLoop | None = None
@@ -276,8 +279,8 @@ class Connection(H11Protocol):
     def phase(self) -> str:
         """Return what the server waits for on this connection, in one word.
 
-        "head" and "body" are parts of a request. "response" means that the client has to read one. "application" means that a request is
-        processed.
+        "head" or "body" is a part of a request that the client has to send. "response" is a response that the client has to read.
+        "application" means that the application processes a request.
         """
         if _buffered(self.transport):
             return "response"
@@ -315,7 +318,11 @@ class Connection(H11Protocol):
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of a response. If some of it must wait in memory, close connections until all such parts fit the limit."""
+        """Send a part of a response.
+
+        If the client does not read it at once, a part must wait in memory. Then close connections if all such parts together exceed the
+        limit.
+        """
         await send(event)
         if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
@@ -328,7 +335,7 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return what counts as one client when connections are compared: an IPv4 address, or the /64 network of an IPv6 address.
+    """Return what counts as one client when connections are compared: an IPv4 address, or the first 64 bits of an IPv6 address.
 
     Return "" for a client on a socket file.
     """

@@ -119,7 +119,7 @@ class Observation:
 
     @property
     def agrees(self) -> bool:
-        """Return whether the endpoint responded as expected."""
+        """Return whether the endpoint's value equals the value of this package's server."""
         return self.expected == self.observed
 
 
@@ -145,7 +145,7 @@ VALUES: dict[str, tuple[str, object]] = {
 async def compare(settings: Settings, report: Path | None) -> bool:
     """Compare an endpoint's responses with those of this package's server, and print each comparison. Return whether all are equal.
 
-    If `report` is given, write the comparisons to this file as JSON, even if an error ends them early.
+    If `report` is given, write the comparisons to this file as JSON. If an error occurs, print and write the comparisons made before it.
     """
     session, observations = f"conformance-{uuid.uuid4()}", list[Observation]()
     try:

@@ -1,4 +1,7 @@
-"""The API keys of a server: read them from a file or the environment, and keep them out of the command line, which all users can read."""
+"""The API keys of a server: read them from a file or from the environment.
+
+A key in the command line is moved to the environment, because all users of the machine can read command lines.
+"""
 
 import argparse
 import logging
@@ -49,9 +52,9 @@ def api_keys(options: argparse.Namespace) -> Keys | None:
 
 
 def given_or_new(options: argparse.Namespace) -> tuple[Keys, str]:
-    """Return a function that returns the accepted keys, and the text to print in place of them.
+    """Return a function that returns the accepted keys, and a text about them to print: a new key itself, or "(as given)".
 
-    If the options and the environment have no key, create one. Only a new key is printed; otherwise the text is "(as given)".
+    If the options and the environment have no key, create a new one. A given key is never printed.
     """
     given = api_keys(options)
     if given is not None:
@@ -61,7 +64,10 @@ def given_or_new(options: argparse.Namespace) -> tuple[Keys, str]:
 
 
 class KeyFile:
-    """A file of API keys, one a line. It is read again when it has changed. If it is unusable then, the previous keys stay accepted."""
+    """A file of API keys, one a line, which is read again when it has changed.
+
+    If the changed file is unusable, the keys that were read before stay accepted.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the keys in `path`. Raise ConfigurationError if the file is unusable."""
@@ -92,10 +98,10 @@ class KeyFile:
         self._keys, self._problem = keys, None
 
     def _read_stamp(self) -> tuple[int, ...] | None:
-        """Return the file's device, inode, size and times, which show whether it has changed. Return None if it changed less than 2 s ago.
+        """Return the file's device, inode, size and times. If they have changed, the file has changed.
 
-        A second change within one step of the file system's clock could leave all of these as they are. So at None the caller reads the
-        file again.
+        Return None if it changed less than 2 s ago. A further change could then leave all of these values equal, because the file system
+        counts time in coarse steps. So the caller must read the file again.
         """
         try:
             found = self._path.stat()

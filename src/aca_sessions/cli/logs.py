@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def configure(form: str) -> None:
-    """Set the format of all log lines, `text` or `json`. Also write a server's events, which have the level INFO."""
+    """Set the format of all log lines, `text` or `json`. Also enable the level INFO for the events of a server."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(JsonLines() if form == "json" else TimedLines())
     logging.getLogger(EVENTS).setLevel(logging.INFO)

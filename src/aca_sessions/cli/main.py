@@ -62,7 +62,10 @@ def _execute(arguments: Sequence[str] | None) -> int:
 
 
 def _output_failed(error: OSError) -> int:
-    """Return the exit code for a failed write to standard output. Raise `error` again if it is any other error, because it is a bug."""
+    """Return the exit code if `error` is a failed write to standard output. Print a message unless the reader has ended.
+
+    Raise any other error again, because it is a bug.
+    """
     problem = output_problem()
     if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
         return _BROKEN_PIPE  # the reader is gone
@@ -239,7 +242,10 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command `playground`. It runs the code of `serve`, so it also gets the defaults of options that only `serve` has."""
+    """Add the command `playground`.
+
+    It runs the code of `serve`. So options that only `serve` has are set to their defaults here.
+    """
     playground = commands.add_parser("playground", help="use this machine's sandbox from a page in the browser, until Ctrl-C")
     playground.set_defaults(**vars(commands.choices["serve"].parse_args([])))
     playground.set_defaults(act=_playground, api_key=None, cooldown=_PLAYGROUND_IDLE_SECONDS)
@@ -286,7 +292,7 @@ def _seconds(text: str) -> float:
 
 
 def _proxy(text: str) -> str:
-    """Parse the value of an option: an IP address, a network in the usual form, or the word `unix`."""
+    """Validate a trusted proxy from an option: an IP address, a network such as 10.0.0.0/8, or `unix` for a proxy on a socket file."""
     try:
         return text if text == "unix" else str(ipaddress.ip_network(text))
     except ValueError:

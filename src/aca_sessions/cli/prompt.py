@@ -95,8 +95,8 @@ def _keys() -> KeyBindings:
 class CellCompleter(Completer):
     """Completes cells with names from the session, and the commands of the repl with names of files.
 
-    Code in the session can offer any completions. So only those are shown that continue the typed text and do not turn it into a command of
-    the repl. Otherwise a completion could become `%put FILE`, and Enter would send a file of this machine into the session.
+    Code in the session can offer any completions. So only those are shown that continue the typed text, and do not turn it into a command
+    of the repl. Otherwise a completion could become `%put FILE`, and Enter would send a file of this machine into the session.
     """
 
     def __init__(self, complete: Complete, list_files: ListFiles) -> None:

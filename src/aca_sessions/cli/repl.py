@@ -79,7 +79,7 @@ def _execute(session: InteractiveSession, code: str) -> None:
 
 
 def _time_travel(session: InteractiveSession, code: str) -> str | None:
-    """Run a command about checkpoints, such as %undo or %rollback, and return its message. Return None if `code` is another command."""
+    """Run a command about checkpoints, such as %undo or %rollback, and return its message. Return None if `code` is not such a command."""
     match code.split():
         case ["%checkpoint"]:
             return f"kept: {_named(session.checkpoint())}"

@@ -33,7 +33,7 @@ _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # witho
 def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
     """Print the result of a cell, and save its images in the current folder.
 
-    No image gets a name in `taken`, such as the name of a file that is copied out of the session later.
+    The names in `taken` are not used for images. They belong to files that are copied out of the session later, for example.
     """
     printer = CellPrinter()
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
@@ -55,9 +55,9 @@ def show_json(result: CodeExecutionResult) -> None:
 
 
 def save_images(result: CodeExecutionResult, folder: Path, taken: Collection[str] = ()) -> Iterator[str]:
-    """Save each image of a result as a new file `image-NUMBER` in a folder. Yield a message for the user about each.
+    """Save each image of a result as a new file `image-NUMBER` in a folder. Yield a message for the user about each image.
 
-    The message has the path, or says why the image was not saved. No image gets a name in `taken`.
+    The message has the path, or says why the image was not saved. The names in `taken` are not used.
     """
     images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
     for ending, content in images:
@@ -92,7 +92,8 @@ class CellPrinter:
     def before_answer(self, prompt: Prompt) -> str:
         """Print what the cell wrote before `input()` or `getpass()` asks the user. Return the prompt that the caller must still print.
 
-        It is '' for `input()`, because the cell prints that prompt itself. Control sequences that could harm the terminal are removed.
+        For `input()` this is '', because the cell prints that prompt itself. For `getpass()` it is the prompt without harmful control
+        sequences.
         """
         self._flush()
         self._open.clear()  # the answer ends the line
@@ -110,7 +111,7 @@ class CellPrinter:
         self.write_notes(*notes, state_note(result), hint_note(result))
 
     def write(self, name: str, text: str) -> None:
-        """Print text of the cell on `stdout` or `stderr`, as `name` says. Remember whether it ends with a newline."""
+        """Print text of the cell on the stream `name`, `stdout` or `stderr`. Remember whether the text ended with a newline."""
         if _is_terminal(name):
             if name != self._on_screen:
                 self._flush()
@@ -122,7 +123,7 @@ class CellPrinter:
         self._written = text if name == "stderr" else self._written
 
     def write_notes(self, *notes: str) -> None:
-        """Print messages of this program on standard error, each on its own line and without colours that the cell has set."""
+        """Print messages of this program on standard error, each on its own line. Reset colours of the terminal that the cell has set."""
         self._flush()
         if reset := self._screen.reset():
             _put(self._on_screen, reset)
@@ -208,9 +209,10 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
-    """Return the cell to run. If the command line names a Python file, add the file to `files`, and return a cell that runs it.
+    """Return the source of the cell to run, from the command line or standard input.
 
-    The caller writes `files` into the session before the cell runs.
+    If the command line names a Python file, add the file to `files` and return a cell that runs it. The caller must write `files` into the
+    session before the cell runs.
     """
     given, arguments = options.code, [code_from_argument(one) for one in options.arguments]
     if given != "-" and _names_file(given):
@@ -273,9 +275,9 @@ async def _follow(session: Session, execution: Execution, taken: Collection[str]
 
 
 def hinted(result: CodeExecutionResult, endpoint: str | None) -> CodeExecutionResult:
-    """Return the result with a hint for the user, such as "install a missing package with --with PACKAGE".
+    """Return the result with a hint for the user, if the cell lacked a package or the network. Return other results without one.
 
-    Only a cell that lacked a package or the network gets a hint.
+    An example of a hint is "install a missing package with --with PACKAGE".
     """
     return replace(result, hint=hint(result, access_of(settings_at(endpoint)), _REMEDIES))
 
@@ -315,7 +317,7 @@ def _targets(files: Sequence[str], *, force: bool) -> dict[str, Path]:
 
 
 async def _bring_out(session: Session, name: str, target: Path, *, force: bool) -> bool:
-    """Copy a file of the session to `target`. Return whether that succeeded. Print an error instead of raising it."""
+    """Copy a file of the session to `target`. Return whether that succeeded. If not, print the error and do not raise it."""
     try:
         with reserved(target, force=force):
             await session.save_file(name, target)

@@ -108,9 +108,9 @@ def _show_playground(folder: Path, endpoint: str, key: str, *, browse: bool) -> 
 
 
 def _open_in_browser(folder: Path, address: str) -> None:
-    """Open `address` in a browser, by way of an HTML file in the private `folder` that redirects to it.
+    """Open `address` in a browser, through an HTML file in the private `folder` that redirects to it.
 
-    The address contains the key, and any user can read the arguments of a browser's process (proc(5)).
+    `address` contains the key. As an argument of the browser's process it could be read by any user (proc(5)).
     """
     # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
@@ -119,7 +119,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The time after a first SIGTERM in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
+    """The period after a first SIGTERM in which a server refuses new sessions. It is over when no session is left, or after `seconds`."""
 
     def __init__(self, refuse_new_sessions: Callable[[], None], session_count: Callable[[], int], seconds: float) -> None:
         self._refuse_new_sessions = refuse_new_sessions
@@ -143,9 +143,10 @@ class Draining:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server whose `serve` returns after a signal. It calls `greet` once clients can connect.
+    """A uvicorn server whose `serve` returns after SIGINT or SIGTERM. It calls `greet` once clients can connect.
 
-    uvicorn's own class would raise the signal again, so that the caller of `serve` could not end sessions and remove the socket file.
+    uvicorn's own class raises the signal again at the end. That could end the process before the caller of `serve` has ended the sessions
+    and removed the socket file.
     """
 
     def __init__(
@@ -162,13 +163,13 @@ class Server(uvicorn.Server):
         """Prepare to serve an application.
 
         Args:
-            app: The application that answers requests.
-            drain: Called when the server ends, before it closes connections. Gets the seconds for which running cells may continue.
+            app: The application.
+            drain: Called when the server stops, before it closes connections. Gets how many seconds running cells may continue.
             greet: Called once clients can connect.
-            draining: The period between a first SIGTERM and the end of the server. By default the server ends at once.
+            draining: The period between a first SIGTERM and the end of the server. If None, a SIGTERM ends the server at once.
             tls: The files of a certificate and its key.
-            trusted_proxies: Addresses and networks of proxies whose X-Forwarded-For names their client; `unix` for a proxy on a socket
-                file.
+            trusted_proxies: Addresses and networks of proxies. The server believes the address of a client in their X-Forwarded-For
+                headers. `unix` is a proxy on a socket file.
             limits: How slow a client may be.
         """
         cert, key = tls or (None, None)
@@ -220,7 +221,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _start_draining(self) -> None:
-        """Handle a SIGTERM: start draining at the first, and end the server at the second. Without draining, end it at the first."""
+        """Handle a SIGTERM: the first one starts draining, and the second one ends the server. Without draining, the first one ends it."""
         if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
@@ -237,9 +238,9 @@ class Server(uvicorn.Server):
 async def _log_start(
     examine: Callable[[], Awaitable[tuple[str, list[str]]]], endpoint: str, settings: Settings, hosting: Hosting, drain: float
 ) -> None:
-    """Wait until `examine` returns how sessions are isolated, and then log the event `started` with that and the server's limits.
+    """Wait until `examine` returns how sessions are isolated. Then log the event `started`, with the isolation and the server's limits.
 
-    If the server stops before that, log the event with "not examined".
+    If the server stops before that, log the event with "not examined" as the isolation.
     """
     import resource  # not on Windows, where `aca-sessions mcp` imports this module
 
@@ -271,9 +272,10 @@ async def _log_start(
 
 
 def _keys(options: argparse.Namespace) -> tuple[Keys | None, str]:
-    """Return a function that returns the accepted keys, and the text to print in place of them, which shows only a new key.
+    """Return a function that returns the accepted keys, and a text about them to print: a new key itself, "(as given)" or "(none)".
 
-    With --no-api-key, and on a socket file if no key was given, return None in place of the function: every request is accepted.
+    With --no-api-key, and on a socket file if no key was given, return None instead of a function: every request is accepted. Raise
+    ConfigurationError if a key is given together with --no-api-key.
     """
     if options.no_api_key and api_keys(options):
         raise ConfigurationError(

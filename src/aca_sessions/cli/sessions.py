@@ -24,14 +24,14 @@ _LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `r
 
 
 def settings_at(endpoint: str | None) -> Settings:
-    """Return the settings, with `endpoint` in place of the configured Endpoint unless it is None."""
+    """Return the settings. If `endpoint` is given, use it instead of the configured Endpoint."""
     return Settings(**({"Endpoint": endpoint} if endpoint else {}))
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
     """Return the settings as `settings_at` does, but raise ConfigurationError if they have no Endpoint.
 
-    `what` is the command or option that needs an Endpoint, because its sessions must outlive this process. The error names it.
+    Call this for commands and options whose sessions must outlive this process. `what` is the name of the command or option, for the error.
     """
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
@@ -42,7 +42,7 @@ def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
 
 
 async def list_sessions(options: argparse.Namespace) -> int:
-    """Print a table of the endpoint's sessions, with the time of the last use, the time at which each ends, and its name."""
+    """Print a table of the endpoint's sessions: when each was used last, when it ends, and its name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         listed = await interpreter.list_sessions()
     if not listed:
@@ -66,7 +66,7 @@ async def end_sessions(options: argparse.Namespace) -> int:
 
 
 async def list_files(options: argparse.Namespace) -> int:
-    """Print one line for each file in a folder of a session, with its size, the time of its last change and its name."""
+    """Print a line for each file in a folder of a session: its size, when it was changed last, and its name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         await _require_session(interpreter, options.session)
         try:
@@ -166,9 +166,9 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 async def _require_session(interpreter: CodeInterpreter, name: str) -> None:
-    """Raise InvalidArgumentError if the endpoint has no session of this name. A request about its files would start one.
+    """Raise InvalidArgumentError if the endpoint has no session of this name. Do nothing if its api-version cannot look up sessions.
 
-    Do nothing if the endpoint's api-version cannot look up sessions.
+    Call this before a request about files, because that would start a missing session.
     """
     if interpreter.can_end_sessions:
         try:
@@ -182,9 +182,9 @@ def _place_of(place: int, count: int) -> str:
 
 
 def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
-    """Replace the error for an unknown session by one that does not contain the session's name, which is secret.
+    """If the error is about an unknown session, return another error, which does not contain the session's name: the name is secret.
 
-    The new error names the command's `argument` that is wrong. Return any other error unchanged.
+    The new error says which `argument` of the command is wrong. Return any other error unchanged.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
@@ -194,10 +194,10 @@ def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
 
 
 def free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path on this machine to which the session's file `name` is copied: `target`, or if that is a folder, a file in it.
+    """Return the path on this machine to which the session's file `name` is copied.
 
-    The file in it has the same name, without the session's folders. Raise InvalidArgumentError if the path exists. With `force` a file may
-    exist there, and will be replaced.
+    It is `target`. But if that is an existing folder, it is a path in this folder with the file's name, without the session's folders.
+    Raise InvalidArgumentError if something exists at the path, unless it is a file and `force` is true: this file will be replaced.
     """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
@@ -209,9 +209,9 @@ def free_path(name: str, target: str, *, force: bool) -> Path:
 
 @contextmanager
 def reserved(path: Path, *, force: bool) -> Iterator[None]:
-    """Create an empty file at `path` before a `with` block fills it, so that no file of another program is replaced meanwhile.
+    """Create an empty file at `path`, to be filled in a `with` block, so that no file of another program is replaced meanwhile.
 
-    Raise FileExistsError if `path` exists. Delete the file if the block fails. With `force`, do nothing.
+    Raise FileExistsError if `path` exists. Delete the file if the block fails. If `force` is true, do nothing.
     """
     if force:
         yield

@@ -33,8 +33,8 @@ class _Output(io.FileIO):
 def prepare() -> None:
     """Prepare the standard streams: escape characters that they cannot encode, and replace closed streams by /dev/null.
 
-    Without /dev/null, the kernel would give the number of a closed stream to the next file or socket, which would then get the stream's
-    text. Raise InvalidArgumentError if standard output is closed, because then the output of the command would be lost.
+    Without /dev/null, the next file or socket would get the descriptor of a closed stream, and then receive the stream's text. Raise
+    InvalidArgumentError if standard output is closed, because then the output of the command would be lost.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -86,7 +86,7 @@ def code_from_input() -> str:
 def code_from_argument(text: str) -> str:
     """Return the source text in a command-line argument. Raise InvalidArgumentError if it is not UTF-8.
 
-    In the C locale, Python decodes bytes outside of ASCII as lone surrogates. Such text is encoded again and decoded as UTF-8.
+    In the C locale, Python decodes bytes outside of ASCII as lone surrogates. Convert these back to bytes, and decode them as UTF-8.
     """
     try:
         text.encode()
@@ -104,7 +104,7 @@ def code_from_argument(text: str) -> str:
 def progress(text: str) -> Iterator[None]:
     """Show a line on standard error while the `with` block runs: `text`, and the seconds since the block began.
 
-    Show nothing if standard error is not a terminal, or in the first half second.
+    Show it only if standard error is a terminal, and only after the first half second.
     """
     if not sys.stderr.isatty():
         yield
@@ -148,7 +148,10 @@ def output_problem() -> OSError | None:
 
 
 def silence() -> None:
-    """Flush standard output and error. If that fails, redirect the stream to /dev/null, because Python would fail on it at exit."""
+    """Flush standard output and error.
+
+    If this fails for one of them, redirect it to /dev/null. Otherwise Python would try again at exit, and print an error.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:

@@ -1,4 +1,4 @@
-"""Encode and decode the messages of the HTTP API: Azure's data-plane API by api-version, and this project's extensions.
+"""Encode and decode the messages of the HTTP API: the requests of each of Azure's api-versions, and this project's extensions.
 
 Client and server share these functions, which do no I/O.
 """

@@ -1,7 +1,7 @@
-"""Encode and decode the extensions: what this project's server offers beyond Azure's API, and lists in a header of every response.
+"""Encode and decode the extensions: what this project's server offers in addition to Azure's API.
 
-Names that client and server share come first; then results, events, checkpoints and branches, packages, and what a server reports about
-itself.
+The server names its extensions in a header of every response. Names that client and server share come first in this module; then results,
+events, checkpoints and branches, packages, and what a server reports about itself.
 """
 
 import math
@@ -73,9 +73,9 @@ _LONGEST_SESSION_NAME = 64
 
 
 def encode_full_result(result: CodeExecutionResult) -> dict[str, object]:
-    """Encode all members of a result as JSON.
+    """Encode all members of a result as JSON: the extended result.
 
-    The server sends this in place of Azure's form of the result, and not beside it, so that no stream or image is sent twice.
+    The server sends it instead of the result in Azure's form. With both, each stream and image would be sent twice.
     """
     value: object = result.value
     if isinstance(value, float) and not math.isfinite(value):
@@ -137,7 +137,7 @@ def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExe
 
 
 def encode_record(record: Record) -> dict[str, object]:
-    """Encode as JSON a record: the part of a session's ledger (the list of what happened to it) that a response carries."""
+    """Encode as JSON a record: those entries of a session's ledger (the list of what happened to it) that a response contains."""
     entries = []
     for entry in record.entries:
         entries.append({name: value for name, value in asdict(entry).items() if value is not None})
@@ -153,7 +153,7 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Encode as JSON which entry of a session's ledger records the requested reset or rollback: the ledger's id, and the entry's position.
+    """Encode as JSON where a session's ledger records the requested reset or rollback: the ledger's id, and the position of the entry.
 
     A ledger is the list of what happened to a session.
     """
@@ -190,7 +190,7 @@ def decode_answered_kinds(header: str) -> tuple[str, ...]:
 def encode_reply(number: int, text: str | None) -> dict[str, object]:
     """Encode as JSON the caller's reply to a question of a cell: a prompt of `input()`, or a host call.
 
-    `number` is the number that the event with the question has. `text` is None if the caller has no answer.
+    `number` is that of the event which contains the question. `text` is None if the caller has no answer.
     """
     return {"number": number, "text": text}
 
@@ -337,8 +337,8 @@ def _describe_members(body: object, *names: str) -> str:
 def decode_session_name(body: object) -> str | None:
     """Return a session's display name from a request's body, without spaces around it, or None to remove the name.
 
-    Raise ProblemError for a name with control characters, line breaks or marks that change the direction of text: it could look like
-    another session's.
+    Raise ProblemError for an invalid name, such as one with line breaks or with marks that change the direction of text. Such a name could
+    look like the name of another session.
     """
     match body:
         case {"name": None}:
@@ -360,7 +360,10 @@ def _is_identifier(name: object) -> bool:
 
 
 def encode_past_cell(number: int, code: str, events: Sequence[Event], *, transactional: bool) -> dict[str, object]:
-    """Encode a cell of a session's history as JSON, without its execution. `events` are the cell's outputs, in order."""
+    """Encode a cell of a session's history as JSON. The caller adds the execution with the result.
+
+    `events` are the cell's outputs, in order.
+    """
     return {"number": number, "code": code, "transactional": transactional, EVENTS_MEMBER: [_encode_event(event) for event in events]}
 
 
@@ -370,8 +373,8 @@ def encode_history(cells: Sequence[Mapping[str, object]], record: Record, *, acc
     Args:
         cells: Cells in the order in which they were sent.
         record: The entries of the session's ledger, the list of what happened to it.
-        accepted: How many cells were sent to the session.
-        gone: How many of these are not in the history any more.
+        accepted: How many cells have been sent to the session since it began.
+        gone: How many of these cells the history does not have any more.
     """
     return {"cells": [*cells], "ledger": encode_record(record), "accepted": accepted, "gone": gone}
 
@@ -443,17 +446,17 @@ def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str,
 
     Args:
         level: The isolation that the settings require: `full` or `no-namespaces`.
-        parts: How each enforced part of the isolation was checked, keyed by its name, such as `network` or `seccomp`.
-        missing: The same for each part that is not enforced.
+        parts: The protections that are enforced, such as `network` or `seccomp`. The values say how each was checked.
+        missing: The protections that are not enforced. The values say how each was checked.
     """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Decode a report on how sessions are isolated from the host: return how each part was checked, keyed by its name, such as `network`.
+    """Decode a report on how sessions are isolated from the host. Return how each protection, such as `network`, was checked.
 
-    The text for a part that is not enforced begins with `NOT ENFORCED: `. If the report has the isolation that the settings require, the
-    key `level` has it.
+    The text begins with `NOT ENFORCED: ` if the protection is not enforced. If the server sent which isolation its settings require, this
+    is under the key `level`.
     """
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}
@@ -461,9 +464,10 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_activity(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Encode as JSON whether a session is active, its memory, the id of the execution that runs, its display name and number of cells.
+    """Encode as JSON whether a session is active, its memory, the id of the running execution, its display name and its number of cells.
 
-    `idle` is the number of seconds since its last use. It is sent in place of a time, because the clocks of client and server may differ.
+    `idle` is the number of seconds since the session was used last. The server sends this number and not a time, because the clocks of
+    client and server may differ.
     """
     live: dict[str, object] = {
         "active": session.is_active,

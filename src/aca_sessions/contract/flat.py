@@ -1,7 +1,8 @@
-"""Encode and decode the bodies of api-version 2024-10-02-preview and later: executions, files and sessions without envelopes.
+"""Encode and decode the bodies of api-version 2024-10-02-preview and later: executions, files and sessions.
 
-The bodies of the routes `.management/*`, through which Azure's platform manages sessions, are here too. Values, errors and times are
-written in the same way in all versions. Functions of the client come first, then those of the server, then those that all versions share.
+These bodies are flat: unlike those in `nested`, they have no object `properties` around their members. The bodies of the routes
+`.management/*`, through which Azure's platform manages sessions, are here too. Values, errors and times are written in the same way in all
+versions. Functions of the client come first, then those of the server, then those that all versions share.
 """
 
 import base64
@@ -134,7 +135,8 @@ def decode_session(body: Body) -> SessionInfo:
 def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
     """Parse a request to run a cell. Raise ProblemError if the body is invalid.
 
-    If `lenient` is true, accept the `properties` envelope of older versions too, which az CLI and some samples still send.
+    If `lenient` is true, also accept a body whose members are inside an object `properties`, as in older api-versions. az CLI and some
+    samples still send such bodies.
     """
     body = require_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
@@ -147,9 +149,9 @@ def decode_request(body: object, *, lenient: bool = False) -> ExecutionRequest:
 
 
 def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]:
-    """Encode an execution in Azure's form, with stdout and stderr truncated to `output_limit` characters each.
+    """Encode an execution in Azure's form. Truncate stdout and stderr to `output_limit` characters each.
 
-    If `full` is true, encode the result by `encode_full_result` instead, which truncates nothing.
+    If `full` is true, encode its result with `encode_full_result` instead, which truncates nothing.
     """
     body: dict[str, object] = {
         "$id": "1",
@@ -247,10 +249,10 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """Encode in Azure's form what a cell showed: its first PNG image, or else the value of its last expression.
+    """Encode the value of a cell as Azure does: the first PNG image that the cell displayed, or else the value of its last expression.
 
-    Finite numbers and booleans stay as they are, and None becomes null. Other values become text, a string without its quotes. "" means no
-    value.
+    Finite numbers and booleans stay as they are, and None becomes null. Other values become the text that IPython shows, a string without
+    its quotes. "" means that there is no value, as after an assignment or a call of `print()`.
     """
     images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
     if images:
@@ -263,9 +265,10 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Decode what a cell showed from Azure's form. Return its value, the text of the value, and its displays.
+    """Decode the value of a cell that Azure sent. Return the value, its text, and the displays.
 
-    An image becomes a display, without a value and a text. null and "" mean that there is no value.
+    A number, a boolean or text is returned as the value and as text, without displays. An image is returned as a display, without a value.
+    For null and "", which mean that there is no value, return (None, None, ()).
     """
     match value:
         case None | "":
@@ -280,7 +283,8 @@ def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]
 def encode_stderr(result: CodeExecutionResult) -> str:
     """Return the stderr that Azure would send for a result.
 
-    If the interpreter died, or the cell ran too long and left no traceback, return Azure's own message instead of what the cell wrote.
+    If the interpreter died, or if the cell ran too long and left no traceback, return the fixed message that Azure sends in this case.
+    Otherwise return what the cell wrote.
     """
     if result.error is None:
         return result.stderr
@@ -331,7 +335,7 @@ def decode_result(content: Body, value: object, identifier: str, *, success: boo
 
     Args:
         content: The JSON object that holds stdout, stderr and the duration.
-        value: The cell's last value. The name of its member depends on the api-version, so the caller reads it.
+        value: The encoded value of the cell. The caller reads it, because its member has different names in different api-versions.
         identifier: The identifier of the session.
         success: Whether the cell succeeded. If not, the error is parsed from stderr.
     """
@@ -356,7 +360,7 @@ def encode_time(moment: datetime) -> str:
 
 
 def decode_time(text: str) -> datetime:
-    """Parse a time from .NET, with seven digits after the second. The seventh is dropped, because Python reads six."""
+    """Parse a time from .NET, which has seven digits after the second. Drop the seventh, because Python reads only six."""
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
 
 
@@ -413,7 +417,7 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Return three options from the body of a request to run a cell: asynchronous, time limit and output limit.
+    """Return three options of a request to run a cell: whether it is asynchronous, its time limit, and its output limit.
 
     The time limit is in seconds, or None. The output limit is how many characters of stdout and of stderr to send. Raise ProblemError if an
     option is invalid.
@@ -429,7 +433,7 @@ def decode_limits(body: Body) -> tuple[bool, float | None, int]:
 def decode_choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
     """Return `body[name]` in lower case, or the first of `choices` if the body has no such member.
 
-    Raise ProblemError if it is not among `choices`.
+    Raise ProblemError if the value is not one of `choices`.
     """
     value = body.get(name)
     if value is None:

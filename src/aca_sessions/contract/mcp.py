@@ -72,7 +72,7 @@ def encode_tool_result(result: CodeExecutionResult, *, command: bool) -> dict[st
 
 
 def encode_tool_error(message: str) -> dict[str, object]:
-    """Encode the result of a call of an MCP tool that was refused. `message` gives the reason, for the model to read."""
+    """Encode the result of a tool call that was refused. `message` gives the reason, for the model to read."""
     return {"content": [{"type": "text", "text": message}], "isError": True}
 
 

@@ -1,6 +1,7 @@
 """Encode and decode the bodies of api-versions 2024-02-02-preview and 2024-08-02-preview, and of the private preview.
 
-The two api-versions put everything into `properties` envelopes. Functions of the client come first, then those of the server.
+The bodies of the two api-versions are nested: their members are inside an object `properties`, called an envelope here. Functions of the
+client come first, then those of the server.
 """
 
 import math
@@ -109,9 +110,9 @@ def _require_properties(body: object, members: str) -> Body:
 
 
 def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: bool) -> dict[str, object]:
-    """Encode a finished execution in Azure's form, with stdout and stderr truncated to `output_limit` characters each.
+    """Encode a finished execution in Azure's form. Truncate stdout and stderr to `output_limit` characters each.
 
-    If `full` is true, encode the result by `encode_full_result` instead, which truncates nothing.
+    If `full` is true, encode its result with `encode_full_result` instead, which truncates nothing.
     """
     result = execution.result or CodeExecutionResult()
     if full:
@@ -120,7 +121,10 @@ def encode_execution(execution: ExecutionResponse, output_limit: int, *, full: b
 
 
 def _encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
-    """Encode the members of a result that have the same names in Azure's private preview and in the two api-versions after it."""
+    """Encode a result's status, stdout, stderr, value and duration.
+
+    Azure's private preview and the two api-versions after it have the same names for these members.
+    """
     return {
         "status": _status(result),
         "stdout": result.stdout[:output_limit],

@@ -71,7 +71,7 @@ class ExecutionResponse:
 def split_path(path: str) -> tuple[str, str]:
     """Split a path into its folder, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
 
-    Raise ValueError if the path contains `..`, or is absolute but not below /mnt/data.
+    Raise ValueError if the path contains `..`, or if it is absolute and outside of /mnt/data. The path `/` means /mnt/data.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
@@ -96,7 +96,10 @@ class ProblemError(Exception):
 
 
 class MalformedBodyError(ProblemError):
-    """The error for a body that cannot be parsed. Azure's framework reports it in its own form: see `encode_problem`."""
+    """The error for a body that cannot be parsed.
+
+    Azure's web framework refuses such a body before the service sees it, so the response has another format. See `encode_problem`.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         """Create the error for the member `key` of a body. The key `$` stands for the whole body."""
@@ -105,7 +108,10 @@ class MalformedBodyError(ProblemError):
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Encode an error response in Azure's form. Malformed bodies and errors with status 429 have other forms than the rest."""
+    """Encode an error response in Azure's form: an object `error` with code and message.
+
+    Azure sends two other forms: code and message alone with status 429, and application/problem+json for a malformed body.
+    """
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
@@ -162,7 +168,7 @@ def _code_and_message(body: object) -> tuple[str, str]:
 def _validation_message(content: Mapping[str, object]) -> str | None:
     """Return the message of an error response in the format application/problem+json, or None if it has no message.
 
-    The message consists of the response's errors. If there are none, it is the title.
+    The message consists of the texts in the member `errors`. If there are none, it is the member `title`.
     """
     errors = content.get("errors")
     lines = [str(line) for of_key in errors.values() if isinstance(of_key, list) for line in of_key] if isinstance(errors, Mapping) else []
@@ -171,7 +177,7 @@ def _validation_message(content: Mapping[str, object]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a Retry-After header (seconds or a date) asks to wait, or None. `headers` have lower-case names."""
+    """Return how many seconds to wait according to the Retry-After header (seconds or a date), or None. `headers` have lower-case names."""
     header = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(header):
         return float(header)
@@ -190,7 +196,7 @@ def is_well_formed(text: object) -> bool:
 
 
 def type_name(value: object) -> str:
-    """Name the JSON type of a value, for error messages that must not show the value because it may be secret."""
+    """Return the name of a value's JSON type. Error messages contain it instead of the value, which may be secret."""
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 

@@ -27,7 +27,7 @@ def decode_request(body: object, *, version: str, supported: bool) -> ExecutionR
 def decode_command(body: Mapping[str, object]) -> Command:
     """Return the command of a request's body: a line for the shell, or a program with its arguments.
 
-    Raise ProblemError for any other body.
+    Raise ProblemError if the body has none or both of them, or if one is invalid.
     """
     line, words, stdin = body.get("shellCommand"), body.get("execCommandAndArgs"), body.get("stdin")
     if (line is None) == (words is None):

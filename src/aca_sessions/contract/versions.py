@@ -1,6 +1,6 @@
-"""List Azure's api-versions, with the dialect (paths and bodies) and the features of each.
+"""The api-versions of Azure: the paths, bodies and features of each.
 
-Other modules look a version up here and do not compare versions.
+Other modules look up a version here instead of comparing versions.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""The clients of an MCP server and their sessions. Each connection is a client and names its sessions independently of other clients.
+"""The clients of an MCP server and their sessions. Each connection is one client, which chooses the names of its own sessions.
 
-A client can use a session of another client only if it was created with `shared=True`.
+A client can use a session of another client only if that session was created with `shared=True`.
 """
 
 import asyncio
@@ -63,16 +63,16 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """Set `is_started` of a session to False if the pool ended the session because it was idle. Ignore other events.
+        """If the pool ended a session because it was idle, set the session's `is_started` to False. Ignore other events.
 
-        The next use of the session then starts a new, empty one.
+        When the session is used again, a new and empty one is started under its name.
         """
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].is_started = False
 
 
 class Client:
-    """One MCP client, which is one connection. It has sessions, one of which is active: tool calls use it if they name no session."""
+    """One MCP client, which is one connection. It has sessions, of which one is active: the one for tool calls that name no session."""
 
     def __init__(self, server: SharedState) -> None:
         """Create a client with one session, `default`, which is started at its first use."""
@@ -200,7 +200,7 @@ class Client:
     async def close(self) -> None:
         """End the sessions of a client that has disconnected. Ignore failures.
 
-        With the option `keep_shared`, do not end those that it created with `shared=True`.
+        With the option `keep_shared`, do not end sessions that this client created with `shared=True`.
         """
         ending = [*self._own.values()]
         if not self.options.keep_shared:

@@ -265,7 +265,10 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
-    """Return a cell's result as JSON fields. Also add its text, its images and links to its other displays and files to `call`."""
+    """Convert a cell's result to the answer of a tool, and add the content that clients show to `call`.
+
+    The content is the result's text, its images, and links to its other displays and to files. Also notify the client of changed resources.
+    """
     told = hint(result, call.client.server.pool.access, _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     text = render(result)
@@ -281,9 +284,9 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
 
 def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str]) -> CellAnswer:
-    """Return a cell's result as JSON fields, with `uris` as the links to its displays.
+    """Convert a cell's result to the answer of a tool. `uris` are the links to its displays.
 
-    It is about as long as the text that `render` returns, because some clients give it to the model in place of that text.
+    The answer is about as long as the text that `render` returns, because some clients give the model the answer in place of that text.
     """
     failed, stderr, text = result.error, result.written_to_stderr, result.text or ""
     traceback = error_text(result).removesuffix(for_model(str(failed))).rstrip("\n") if failed and failed.traceback else ""
@@ -311,7 +314,7 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
 
 
 def _first_paths(paths: list[str]) -> list[str]:
-    """Return as many of the first paths as an answer lists: at most 20, with at most about 2,000 characters together."""
+    """Return the first paths, to be listed in an answer: at most 20, with at most about 2,000 characters together."""
     room = _MOST_PATH_CHARACTERS
     for number, path in enumerate(paths[:_MOST_LINKS]):
         room -= len(path)
@@ -335,9 +338,9 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Split displays into images to send and other displays. Leave out displays that are only plain text.
+    """Split displays into images that are sent in the tool's result, and other displays. Leave out displays that are only plain text.
 
-    An image that is too large for the rest of the size limit becomes one of the others.
+    The images have a common size limit. An image that exceeds what is left of it is returned among the other displays.
     """
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS

@@ -164,7 +164,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
 
 
 def _text(part: bytes) -> str | None:
-    """Decode a part of a file as UTF-8, without a character that is incomplete at its end. Return None if it is not UTF-8."""
+    """Decode a part of a file as UTF-8. Drop a character that is cut off at the end. Return None if the part is not UTF-8."""
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(part)
     except UnicodeDecodeError:

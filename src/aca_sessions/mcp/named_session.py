@@ -1,6 +1,6 @@
-"""A session's record in the MCP server, such as its name, its displays and how many cells it ran. To read it needs no request.
+"""What the MCP server itself knows about a session, such as its name, its displays and how many cells it ran.
 
-Nothing here awaits, so no other call can change a session in the middle of a method.
+Reading it needs no request to the session. Nothing here awaits, so no other call can change it in the middle of a method.
 """
 
 import time
@@ -20,7 +20,10 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
-    """The record of a session, which MCP clients know by `name`. The pool knows it by `id`, which is secret and not sent to clients."""
+    """What the MCP server knows about a session.
+
+    MCP clients call the session by its `name`. The pool calls it by its `id`, which is secret and not sent to clients.
+    """
 
     name: str
     description: str = ""
@@ -53,7 +56,10 @@ class NamedSession:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count a cell as running during the `with` block. At the end, add it to the session's number of cells and their total time."""
+        """Count a cell as running during the `with` block.
+
+        At the end, add 1 to the session's number of cells, and the cell's duration to their total time.
+        """
         started = time.monotonic()
         self._running.append(started)
         try:
@@ -65,7 +71,7 @@ class NamedSession:
             self.last_execution = datetime.now(UTC)
 
     def record_result(self, result: CodeExecutionResult) -> None:
-        """Record the name of a cell's error, and why variables were lost. If files were lost, set `is_started` to False."""
+        """Record the error's name if a cell failed, and the cause if variables were lost. If files were lost, set `is_started` to False."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":
@@ -74,13 +80,16 @@ class NamedSession:
             self.is_started = False
 
     def record_restart(self, cause: str) -> None:
-        """Record why the session's variables were lost or cleared. Keep only the latest 20 reasons."""
+        """Record why the session's interpreter was replaced: by a loss, a rollback, or a restart, even one that kept the variables.
+
+        Keep only the latest 20 causes.
+        """
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:
         """Store a display, so that clients can read it later, and return the number in its URI.
 
-        Drop the oldest displays if there are more than 50, or more than 16 Mi characters.
+        If more than 50 displays or more than 16 Mi characters are stored then, drop the oldest displays.
         """
         self.displayed += 1
         self.displays[self.displayed] = display

@@ -41,9 +41,10 @@ class CollectedFiles:
 
 @dataclass(slots=True)
 class _SessionFiles:
-    """What is known about one session's files below outputs/: the version of each shared file that it has, and the last list of its files.
+    """What is known about the files below outputs/ of one session.
 
-    `seen` is that list. It has the size and the time of the last change of each file, keyed by path.
+    `versions` has the version of each shared file that the session has. `seen` is the last list of its files: size and time of change by
+    path.
     """
 
     versions: dict[str, int] = field(default_factory=dict)
@@ -69,18 +70,21 @@ class Outputs:
     def includes(self, named: NamedSession) -> bool:
         """Return whether a session shares its files below outputs/ with the client's other sessions.
 
-        A session that several clients can use does not, and none does if the size limit is 0.
+        The answer is False for a session that several clients can use, and for every session if the size limit is 0.
         """
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Assume that a session has no shared files, because it ended or was rolled back. It gets all of them before its next cell."""
+        """Forget which files a session has, because it ended or was rolled back.
+
+        Before its next cell, `copy_in` then copies all shared files into it.
+        """
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Before a cell runs in a session, copy the shared files into it that other sessions changed since its previous cell.
+        """Copy into a session those shared files that other sessions changed since its previous cell. Call this before its next cell.
 
-        In a session that is not started, create the folder outputs/ first.
+        If the session is not started, create the folder outputs/ in it first.
         """
         if not named.is_started:
             self.forget(named)
@@ -103,8 +107,8 @@ class Outputs:
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
         """Download the files below outputs/ that a session changed, to share them with the client's other sessions. Return their paths.
 
-        Call this after anything that may have written files. It lists the folder itself, because a cell's result omits files that
-        background processes wrote, and omits all files if there are too many.
+        Call this after anything that may have written files. It lists the folder and does not use the list of files in a cell's result:
+        that list lacks files that background processes wrote, and is empty if there are too many files.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -191,7 +195,7 @@ def path_of(file: RemoteFile) -> str:
 async def _list_outputs(session: Session) -> tuple[Marks, bool]:
     """Return the size and time of each file below outputs/, keyed by path, and whether the list is complete.
 
-    It is incomplete if there are more than 1000 files and folders.
+    If there are more than 1000 files and folders, the list is not complete.
     """
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]

@@ -21,7 +21,7 @@ ROOT = "/mnt/data"
 
 
 def checked(path: str) -> str:
-    """Return a file's path relative to /mnt/data, which may be given with or without that folder in front.
+    """Validate the path of a file and return it relative to /mnt/data. Both `/mnt/data/a.csv` and `a.csv` give `a.csv`.
 
     Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data.
     """
@@ -33,7 +33,7 @@ def checked(path: str) -> str:
 
 
 def checked_folder(path: str) -> str:
-    """Return a folder's path relative to /mnt/data, which may be given with or without that folder in front, or '' for /mnt/data itself.
+    """Validate the path of a folder and return it relative to /mnt/data. Both `/mnt/data/a` and `a` give `a`; `/mnt/data` itself gives "".
 
     Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data.
     """
@@ -132,7 +132,10 @@ def _kind(name: str) -> str:
 
 
 def _best(display: Display) -> str:
-    """Return the MIME type in which to send a display: HTML or another of `_PREFERRED`, else any but plain text, else plain text."""
+    """Return the MIME type in which to send a display: the first of `_PREFERRED` that it has, such as HTML.
+
+    If it has none of these, return any other type, and plain text only if there is no other.
+    """
     known = [kind for kind in _PREFERRED if kind in display.data]
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 

@@ -60,9 +60,9 @@ class SessionServer(Server[Client, Any]):
         notification_options: NotificationOptions | None = None,
         experimental_capabilities: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
-        """Return the server's capabilities, which each client gets when it connects.
+        """Return the server's capabilities, which each client receives when it connects.
 
-        They tell clients that the list of resources may change, and that clients can subscribe to resources.
+        They announce that the list of resources may change, and that clients can subscribe to resources.
         """
         del notification_options
         options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
@@ -124,7 +124,8 @@ class SessionServer(Server[Client, Any]):
 def _tools(kind: str, access: Access) -> dict[str, Tool]:
     """Return the MCP tools by name. If `kind` is "session", leave out the tools for files, variables and checkpoints.
 
-    The descriptions of some tools end with what sessions can reach on the network, according to `access`.
+    Add a sentence about the network that sessions can reach, which depends on `access`, to the descriptions of tools that run code or
+    install packages.
     """
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
@@ -179,7 +180,7 @@ async def serve_http(options: argparse.Namespace) -> int:
 
 
 class _Connections:
-    """All HTTP connections to the MCP server. As an async context manager, it ends them at the end of the `with` block."""
+    """All HTTP connections to the MCP server. Used as an async context manager, it ends the connections at the end of the block."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -207,9 +208,9 @@ class _Connections:
         await self._task
 
     async def _run(self) -> None:
-        """Run the SDK's session manager until `end` is called.
+        """Run the session manager of the MCP SDK until `end` is called.
 
-        The manager holds a task group, which must be entered and left by the same task.
+        This needs a task of its own: the manager has a task group, which must be entered and left by the same task.
         """
         try:
             async with self._manager.run():

@@ -25,7 +25,7 @@ Wait = Annotated[float, Field(description="Seconds to wait for a response.", gt=
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What the client that created a session gave with it."""
+    """What the client gave when it created a session."""
 
     description: str
     shared: bool
@@ -179,7 +179,7 @@ async def delete_session(call: Call, session_id: Name) -> DeletedAnswer:
 
 async def get_kernel_health(call: Call, session_id: SessionName = None) -> HealthAnswer:
     """Report the health of a session: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and
-    why its variables were lost or cleared.
+    why its interpreter was replaced.
     """
     named = call.client.find(session_id)
     # A session that runs a cell or was never used is not asked.
@@ -240,7 +240,10 @@ def _metadata(named: NamedSession) -> Metadata:
 
 
 async def _check_health(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
-    """Return the health of a session. It is not responsive if leasing and checking it together take more than `timeout` seconds."""
+    """Return the health of a session.
+
+    If leasing and checking it together take more than `timeout` seconds, the returned health has `responsive` set to False.
+    """
     started = time.perf_counter()
     async with AsyncExitStack() as held:
         try:

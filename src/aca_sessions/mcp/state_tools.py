@@ -126,7 +126,7 @@ async def code_completion(call: Call, code: Text, cursor_pos: Cursor, session_id
 async def restart_kernel(call: Call, preserve_state: bool = False, session_id: SessionName = None) -> RestartedAnswer:
     """Start a new interpreter for a session; its files stay. Without preserve_state this works even while a cell runs.
 
-    With preserve_state the new interpreter has the old one's variables. Otherwise nothing changes and the error says why.
+    With preserve_state the new interpreter has the old one's variables. If that fails, nothing changes and the error says why.
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:

@@ -48,9 +48,9 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _to_list(value: object) -> object:
-    """Convert an argument that should be a list but is text: parse it if it is a JSON list, otherwise make it the only item of a list.
+    """Convert an argument to a list, if a model sent text instead: parse a JSON list, and make other text the only item of a list.
 
-    Return other values unchanged.
+    Return values that are not text unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -66,7 +66,11 @@ Words = Annotated[list[str], BeforeValidator(_to_list), Field(max_length=1000)]
 
 @dataclass(slots=True)
 class Call:
-    """One call of an MCP tool: the client that calls, the connection on which to notify and ask it, and the result's content so far."""
+    """One call of an MCP tool.
+
+    `client` made the call, `context` has the connection on which the server sends it notifications and questions, and `content` is the
+    result's content so far.
+    """
 
     client: Client
     context: RequestContext[ServerSession, Client, Any]
@@ -75,12 +79,15 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content, such as text or an image, to the call's result. Without any, the result's content is the answer as JSON text."""
+        """Add content, such as text or an image, to the call's result.
+
+        If nothing is added during a call, the content of its result is the tool's answer as JSON text.
+        """
         self.content += blocks
 
     @property
     def can_ask(self) -> bool:
-        """Return whether the client can ask its user (MCP elicitation)."""
+        """Return whether the client can ask its user a question (MCP elicitation)."""
         parameters = self.context.session.client_params
         return parameters is not None and parameters.capabilities.elicitation is not None
 
@@ -98,7 +105,10 @@ class Call:
         await self._log(event.kind, note)
 
     async def ask(self, prompt: str) -> str | None:
-        """Ask the client's user for the line that `input()` returns. Return None if there is none; the cell then gets an EOFError."""
+        """Ask the client's user for the line that `input()` returns in the cell.
+
+        Return None if the user gives none or the client cannot ask. The cell's `input()` then raises EOFError.
+        """
         session, request = self.context.session, self.context.request_id
         message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
         try:
@@ -109,7 +119,10 @@ class Call:
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
-        """Notify the client that its list of resources changed, and that those of `uris` changed to which it has subscribed."""
+        """Notify the client that its list of resources changed.
+
+        If it has subscribed to some of the resources in `uris`, also notify it that these changed.
+        """
         session = self.context.session
         await session.send_resource_list_changed()
         for uri in uris:
@@ -152,7 +165,7 @@ class Tool:
     _answer: TypeAdapter[Any]
 
     def saying(self, sentence: str) -> "Tool":
-        """Return a copy of the tool, with a sentence added to the description that models read."""
+        """Return a copy of the tool that has `sentence` at the end of its description, which models read."""
         return replace(self, listed=self.listed.model_copy(update={"description": f"{self.listed.description} {sentence}".rstrip()}))
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
@@ -178,7 +191,8 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
     Args:
         function: An async function. Its first parameter is the `Call`; the others become the schema of the tool's arguments.
         title: The name that users see.
-        kind: `reads` changes nothing, `changes` deletes and replaces nothing, and `destroys` may do both.
+        kind: `reads` for a tool that changes nothing, `changes` for one that only adds things, `destroys` for one that may delete or
+            replace things.
         repeatable: Whether a second call with the same arguments changes nothing more.
         outside: Whether the tool may reach anything outside of the session, such as the network.
     """
