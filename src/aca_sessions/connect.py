@@ -171,7 +171,7 @@ class Stack(AsyncExitStack):
 async def _close_on_loop(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
     """Close a stack on the event loop that opened it, which runs in another thread.
 
-    Raise PoolError if that takes over 10 s. The loop then closes it later.
+    Raise PoolError if that takes over 10 s. The event loop then closes the stack later.
     """
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)

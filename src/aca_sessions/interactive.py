@@ -37,7 +37,7 @@ class LoopThread:
     """An event loop in its own thread. A `with` block starts the loop, returns a portal for calling it, and stops it at the end.
 
     This is a class and not a generator such as `anyio.from_thread.start_blocking_portal`, because Python closes a generator when nothing
-    refers to it. In a forked process, closing would wait forever for the thread, which does not exist there.
+    refers to it any more. If that happened in a forked process, closing would wait forever for the thread, which exists only in the parent.
     """
 
     def __init__(self) -> None:

@@ -59,7 +59,7 @@ def _section(name: str, text: str, *, headed: bool) -> str:
 
 
 def share(room: int, parts: int) -> int:
-    """Return how many characters each of `parts` texts may have if all may have `room` together. Return at least 200."""
+    """Divide `room` characters equally among `parts` texts. Return how many each text may have, but at least 200."""
     return max(200, room // max(1, parts))
 
 

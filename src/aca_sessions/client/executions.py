@@ -34,7 +34,7 @@ async def _cannot(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """A handle to one execution. Dropping the handle does not stop the cell; `cancel` interrupts the cell."""
+    """A handle to one execution. The cell continues if the handle is garbage-collected; `cancel` interrupts the cell."""
 
     id: str
     session_id: str

@@ -48,8 +48,8 @@ _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 class Session:
     """A session that runs cells and keeps variables and files, named by its `session_id`.
 
-    Each result reports what the session lost since the last result that this object received. If two objects use one session, each of them
-    reports it.
+    Each result reports what the session lost since the last result that this object received. If two objects use one session, each object
+    reports every loss once.
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
