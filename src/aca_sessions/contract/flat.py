@@ -267,8 +267,8 @@ def encode_value(result: CodeExecutionResult) -> object:
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
     """Decode the value of a cell that Azure sent. Return the value, its text, and the displays.
 
-    A number, a boolean or text is returned as the value and as text, without displays. An image is returned as a display, without a value.
-    For null and "", which mean that there is no value, return (None, None, ()).
+    A number, a boolean or text is returned as the value and as its text, without displays. An image is returned as a display: then value
+    and text are None. For null and "", which mean that there is no value, return (None, None, ()).
     """
     match value:
         case None | "":

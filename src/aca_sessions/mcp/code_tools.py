@@ -265,9 +265,9 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
-    """Convert a cell's result to the answer of a tool, and add the content that clients show to `call`.
+    """Convert a cell's result to the answer of a tool, and notify the client if resources have changed.
 
-    The content is the result's text, its images, and links to its other displays and to files. Also notify the client of changed resources.
+    Also add content to `call` for the client to show: the result's text, its images, and links to its other displays and to files.
     """
     told = hint(result, call.client.server.pool.access, _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
