@@ -9,7 +9,7 @@ VENV := .venv$(if $(filter command,$(firstword $(origin PYTHON))),-$(notdir $(PY
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 COMPARABLE := $(VENV)/.bench
-LAB := .venv-jupyterlab/.installed
+OTHERS := .venv-others/.installed
 
 .PHONY: install demo test test-long test-all test-containers check bench soak redteam picture clean
 
@@ -40,14 +40,15 @@ test: $(INSTALLED)
 	$(PYTEST)
 
 # What `make test` leaves out: every bomb, package, browser and cluster of servers, and ten times as many programs for the reference model.
-test-long: $(INSTALLED) $(LAB)
+test-long: $(INSTALLED) $(OTHERS)
 	@.ci/packages
 	$(PYTEST) -m long $(LONG)
 
-# JupyterLab has an environment of its own; its kernels use ours.
-$(LAB): $(INSTALLED)
-	@echo "Adding JupyterLab and pyarrow for their tests: about 400 MB on disk, once."
-	$(RUN) -m venv .venv-jupyterlab && .venv-jupyterlab/bin/python -m pip install --quiet --disable-pip-version-check 'jupyterlab>=4.4' 'pyarrow>=14.0.1'
+# Programs of others that use ours have an environment of their own: JupyterLab, papermill and FastMCP's client.
+$(OTHERS): $(INSTALLED)
+	@echo "Adding JupyterLab, papermill, FastMCP and pyarrow for their tests: about 450 MB on disk, once."
+	$(RUN) -m venv .venv-others && .venv-others/bin/python -m pip install --quiet --disable-pip-version-check \
+		'jupyterlab>=4.4' 'papermill>=2.6' 'fastmcp>=2.10' 'pyarrow>=14.0.1'
 	@touch $@
 
 test-all: test test-long test-containers

@@ -47,9 +47,9 @@ for name, content in bad.items():
 @pytest.mark.long
 def test_an_arrow_table_that_could_grow_in_memory_is_refused() -> None:
     """An Arrow table of a session that is compressed, or has values that take no room in its file, is refused before it is unpacked."""
-    libraries = [*(ROOT / ".venv-jupyterlab" / "lib").glob("python3*/site-packages")]
+    libraries = [*(ROOT / ".venv-others" / "lib").glob("python3*/site-packages")]
     if not libraries or not (libraries[0] / "pyarrow").exists():
-        pytest.skip("needs pyarrow in .venv-jupyterlab: make test-long installs it")
+        pytest.skip("needs pyarrow in .venv-others: make test-long installs it")
     done = subprocess.run([sys.executable, "-c", ARROW, libraries[0]], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 6

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,13 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from ..conftest import ROOT
 from ..playground.browser import Browser, Page, needs_chromium
+from .kernels import kernel_environment
 
-LAB = ROOT / ".venv-jupyterlab" / "bin" / "jupyter-lab"
+LAB = ROOT / ".venv-others" / "bin" / "jupyter-lab"
 pytestmark = [
     pytest.mark.long,
     needs_chromium,
-    pytest.mark.skipif(not LAB.exists(), reason="needs JupyterLab in .venv-jupyterlab: make test-long installs it"),
+    pytest.mark.skipif(not LAB.exists(), reason="needs JupyterLab in .venv-others: make test-long installs it"),
 ]
 
 CELLS = (
@@ -46,10 +46,6 @@ CELLS = (
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Open the notebook in JupyterLab and run all cells."""
     folder = tmp_path_factory.mktemp("lab")
-    kernel = folder / "share" / "kernels" / "python3" / "kernel.json"
-    kernel.parent.mkdir(parents=True)
-    start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": start, "display_name": "Python 3", "language": "python"}))
     work = folder / "work"
     work.mkdir()
     cells = [new_code_cell(source) for source in CELLS]
@@ -65,8 +61,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         "--expose-app-in-browser",
         f"--notebook-dir={work}",
     ]
-    places = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
-    environment = {**os.environ, **places, "JUPYTER_PATH": str(folder / "share")}
+    environment = os.environ | kernel_environment(folder)
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([LAB, *options], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:

@@ -5,6 +5,8 @@ import json
 import logging
 import time
 
+import anyio
+
 from ..hosting import EVENTS
 
 _OF_EVENTS = ("event", "fields")
@@ -23,6 +25,12 @@ def configure(form: str) -> None:
         handler.setFormatter(JsonLines() if form == "json" else TimedLines())
     logging.getLogger(EVENTS).setLevel(logging.INFO)
     logging.captureWarnings(form == "json")  # they would otherwise be lines of another format
+    logging.getLogger("mcp.server.streamable_http").addFilter(_is_not_a_disconnect)
+
+
+def _is_not_a_disconnect(record: logging.LogRecord) -> bool:
+    """Return False for the traceback that the MCP SDK logs as an error when a client closes its session. It is no error."""
+    return not (record.exc_info and isinstance(record.exc_info[1], anyio.ClosedResourceError))
 
 
 class TimedLines(logging.Formatter):
