@@ -39,7 +39,7 @@ class InvalidArgumentError(ACASessionsError, ValueError):
 
 
 class AuthenticationError(ACASessionsError):
-    """The token is missing, or the service refused it."""
+    """The service refused the API key or the token, or no token could be obtained. The message says what to check."""
 
 
 class NotSupportedError(ACASessionsError):

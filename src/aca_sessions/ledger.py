@@ -93,13 +93,13 @@ class Ledger:
 class CallerPosition:
     """How far one caller has read a session's ledger, the list of what happened to the session.
 
-    When a result reaches the caller, the position moves to the end of that execution.
+    When the caller gets the result of an execution, the position moves to the end of that execution.
 
     Attributes:
         ledger: The id of the ledger, or None if the caller has received no result yet.
-        position: The number of the last entry that the caller has received.
-        unreported: What happened up to `position` and was not reported yet. In a branch, this is at first what the original session had not
-            reported to its caller yet.
+        position: The number of the last entry that need not be reported to the caller any more, except for `unreported`.
+        unreported: What the next result must report in addition to the entries after `position`. Only a new branch has it: what the
+            original session had not reported to its caller when the branch was made. Otherwise it says that nothing was lost.
         requested: The numbers of the entries about resets and rollbacks that the caller asked for. The caller's results do not report them.
     """
 

@@ -1,4 +1,7 @@
-"""Manage what outlives a call: processes, background tasks, work in threads, and objects that the user must close."""
+"""Helpers for what must be ended properly: background tasks and work in threads, which run to their end even if the caller is cancelled.
+
+Also errors for objects that are used in a forked process, and warnings that name the line where an object was made but never closed.
+"""
 
 import asyncio
 import contextlib

@@ -26,7 +26,9 @@ Html = Literal["clean", "raw"]
 
 
 def render(result: CodeExecutionResult) -> str:
-    """Return the text of a result for a model. Add headings such as `[stdout]` only if there are several parts to tell apart."""
+    """Return the text of a result for a model. Put a heading such as `[stdout]` above each part if there are several, and always above
+    stderr.
+    """
     error = error_text(result)
     streams = {
         "stdout": for_model(result.stdout),

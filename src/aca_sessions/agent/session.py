@@ -172,7 +172,7 @@ class AgentSession:
         return await self._skills.list()
 
     async def search_skills(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
-        """Return at most `limit` skills that match a query as dicts without their sources, the best match first."""
+        """Return the skills that match a query best, at most `limit`, the best first. Each is a dict without its source."""
         return await self._skills.search(query, limit)
 
     async def get_skill(self, name: str) -> dict[str, Any] | None:

@@ -183,10 +183,10 @@ class Connections(ServerState):
         return self._slots.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
-        """Close one connection on which the server waits for a request. Return False if there is none.
+        """Close one connection that can be spared, chosen by `_close_least_important`. Return False if there is none.
 
-        `_close_least_important` chooses it. If the client has not sent the key, its connection may also be closed while it has a response
-        to read. Otherwise it could keep the connection forever by never reading.
+        It is one on which the server waits for a request, or one whose client has not sent the key and has not yet read its whole response.
+        Without the second kind, clients without a key could occupy all connections for minutes by not reading.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):

@@ -487,9 +487,10 @@ def check_index(user: dict, url: str) -> None:
 
 
 def show_workdir_as(user: dict, name: str) -> None:
-    """Make `%pwd`, shells and `ls` show the working directory as `name`, a symbolic link to it. Do nothing if `name` is no such link.
+    """Make `%pwd` and shells print `name` in place of the folder to which this symbolic link leads. Do nothing if `name` is not a link to a
+    folder.
 
-    `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
+    `ls -l` with the link lists the folder's files, not the link itself. `os.getcwd()` still returns the real path (getcwd(3)).
     """
     folder = os.path.realpath(name)
     if folder == name or not os.path.isdir(folder):

@@ -413,7 +413,7 @@ def encode_package_result(result: CodeExecutionResult) -> dict[str, object]:
 
 
 def decode_package_result(body: Mapping[str, object]) -> CodeExecutionResult:
-    """Decode the result of installing or uninstalling packages from `encode_package_result`."""
+    """Decode what `encode_package_result` returned: the result of installing or uninstalling packages."""
     return decode_full_result(cast(Mapping[str, object], body[RICH_MEMBER]))
 
 

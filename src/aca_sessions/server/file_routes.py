@@ -258,10 +258,10 @@ async def _with_form_type(request: Request) -> Request:
 
 
 def _with_body_limit(request: Request, max_bytes: int, file_limit: int) -> Request:
-    """Return the request with a limit on its body: reading more than `max_bytes` raises ProblemError (413).
+    """Return the request with a limit on its body. Raise ProblemError (413) at once if its Content-Length is larger than `max_bytes`.
 
-    The error's message has `file_limit`, the limit for the file alone, without the rest of the form. The bytes are also counted as they
-    arrive, because a client can send more than its Content-Length.
+    Reading more than `max_bytes` from the returned request raises the same error, because a client can send more than its Content-Length,
+    or announce no length. The error's message names `file_limit`, the limit for the file alone, without the rest of the form.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:

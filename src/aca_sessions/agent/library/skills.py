@@ -96,7 +96,7 @@ class Skills:
         return [skill.describe(await self._read_use_count(skill.name)) for skill in (await self.all()).values()]
 
     async def search(self, query: str, limit: int = 5) -> Described:
-        """Return at most `limit` skills that match a query as dicts without their sources, the best match first."""
+        """Return the skills that match a query best, at most `limit`, the best first. Each is a dict without its source."""
         return [skill.describe(await self._read_use_count(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "SkillList":

@@ -187,7 +187,7 @@ class FileStorage:
         return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
 
     def _lock(self, kind: Kind) -> int | None:
-        """Try to lock the lock file of a kind, without waiting.
+        """Try to lock the lock file for records of one kind, such as skills, without waiting.
 
         Return the file's descriptor, or None if another process or task holds the lock.
         """

@@ -98,7 +98,7 @@ class Processes:
         self._frozen.pop(workspace, None)
 
     def foreign_pids(self, workspace: int) -> set[int]:
-        """Return the pids, in the session, of all processes that cannot have been started by a cell of `workspace`.
+        """Return the pids, as numbered inside the session, of all processes that cannot have been started by a cell of `workspace`.
 
         These are the interpreters of all workspaces, and all processes of the other workspaces.
         """

@@ -69,7 +69,7 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """Give the next cell a new loop. Do not close the present one, because another process or thread still uses it."""
+        """Give the next cell a new loop. Call this in a new fork: the parent process still uses the present loop, so it is not closed."""
         # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
         # from it, so the loop is kept.
         self._abandoned.append(self._loop)
