@@ -33,6 +33,7 @@ class Cell:
     outputs: list[dict] = field(default_factory=list)
     messages: list[dict] = field(default_factory=list)
     asked: list[dict] = field(default_factory=list)
+    is_clearing: bool = False
 
     @property
     def text(self) -> str:
@@ -70,6 +71,11 @@ class Notebook:
 
         def take(message: dict) -> None:
             cell.messages.append(message)
+            if message["msg_type"] == "clear_output":
+                cell.is_clearing = True
+            if cell.is_clearing and (message["msg_type"] in OUTPUTS or not message["content"].get("wait", True)):
+                cell.is_clearing = False
+                cell.outputs.clear()
             if message["msg_type"] in OUTPUTS[:2] + OUTPUTS[3:]:
                 cell.outputs.append(output_from_msg(message))
                 on_output(cell)
@@ -218,6 +224,15 @@ def test_displays_are_updated_in_place_and_cleared(notebook: Notebook) -> None:
     ids = [one["content"]["transient"]["display_id"] for one in cell.messages if one["content"].get("transient")]
     assert len({*ids}) == 1
     assert ids[0] != "d"  # or the session could update displays of the notebook
+
+
+def test_text_and_displays_keep_their_order(notebook: Notebook) -> None:
+    cell = notebook.run("%%session one\nprint('A'); display(1); print('B'); display(2); print('C')")
+    shown = [one.get("text") or one["data"]["text/plain"] for one in cell.outputs]
+    assert [text.strip() for text in shown] == ["A", "1", "B", "2", "C"]
+    assert notebook.run("%%session one\nfrom IPython.display import clear_output\nprint('A'); clear_output(); print('B')").text == "B\n"
+    progress = "for n in range(5): clear_output(wait=True); display(n); print('done', n)"
+    assert notebook.run(f"%%session one\n{progress}").text == "4done 4\n"
 
 
 def test_files_go_in_and_out_and_a_reset_clears_the_state(notebook: Notebook) -> None:

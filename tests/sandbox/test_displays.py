@@ -56,10 +56,56 @@ async def test_clear_output_removes_what_was_displayed(session: Session) -> None
     assert (texts(result), result.stdout) == (["'b'"], "1\n2\n")
 
 
-async def test_clear_output_can_wait_for_the_next_display(session: Session) -> None:
+async def test_clear_output_can_wait_for_the_next_output(session: Session) -> None:
     await session.run("from IPython.display import clear_output")
     result = await session.run("for n in range(5): clear_output(wait=True); display(n)\nclear_output(wait=True)")
     assert texts(result) == ["4"]
+    assert texts(await session.run("display('a'); clear_output(wait=True); print(1)")) == []
+
+
+async def told(session: Session, code: str) -> list[str]:
+    """Return the text and the displays of a cell in the order of its events. Text that arrived in pieces is joined."""
+    pieces: list[tuple[str, str]] = []
+    async for event in session.stream(f"from IPython.display import clear_output\nimport os, sys\n{code}"):
+        piece = (event.kind, event.display.data["text/plain"] if event.display else event.text)
+        if event.kind == "stdout" and pieces and pieces[-1][0] == "stdout":
+            piece = ("stdout", pieces.pop()[1] + event.text)
+        if event.kind != "result":
+            pieces.append(piece)
+    return [text.strip() or kind for kind, text in pieces]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("print('A'); display(1); print('B'); display(2); print('C')", ["A", "1", "B", "2", "C"]),
+        ("print('A'); clear_output(); print('B')", ["A", "clear", "B"]),
+        ("display(1); print('A'); clear_output(wait=True); print('B')", ["1", "A", "clear", "B"]),
+        (
+            "for n in range(3): clear_output(wait=True); display(n); print(n, 'done')",
+            ["clear", "0", "0 done", "clear", "1", "1 done", "clear", "2", "2 done"],
+        ),
+        ("os.system('echo A'); display(1); os.system('echo B')", ["A", "1", "B"]),
+        ("print('A' * 100_000); display(1); print('B')", ["A" * 100_000, "1", "B"]),
+    ],
+)
+async def test_events_keep_the_order_of_text_and_displays(session: Session, code: str, expected: list[str]) -> None:
+    for _ in range(3):
+        assert await told(session, code) == expected
+
+
+async def test_a_process_that_prints_without_a_pause_holds_up_no_display(session: Session) -> None:
+    code = "import subprocess; chatty = subprocess.Popen(['yes'])\nfor n in range(20): display(n)\nchatty.kill(); chatty.wait()"
+    result = await session.run(code, timeout=60)
+    assert (result.error, texts(result)) == (None, [str(n) for n in range(20)])
+
+
+async def test_displays_come_although_stdout_is_a_file_or_closed(session: Session) -> None:
+    code = "import os, sys; kept = os.dup(1); os.dup2(os.open('out', os.O_CREAT | os.O_RDWR), 1); print('x' * 9, flush=True); display(1)"
+    assert texts(await session.run(f"{code}\nos.dup2(kept, 1); kept = sys.stdout; sys.stdout = None; display(2); sys.stdout = kept")) == [
+        "1",
+        "2",
+    ]
 
 
 @pytest.mark.slow

@@ -195,6 +195,7 @@ class ThreadedCell:
         self._transformers = transformers
         self._ended = ended
         self._displays: list[tuple[dict[str, str], str | None]] = []
+        self._clear_next = False
         self._output = CellOutput("", self._store_display, _late)
         self._capture = OutputCapture(shell, self._output)
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -280,14 +281,15 @@ class ThreadedCell:
             self._output.store_value(SimpleNamespace(result=value), formats)
 
     def _store_display(self, message: Message) -> None:
-        """Store the display that a `Shown` message holds, or remove all displays on `Cleared`.
+        """Store the display that a `Shown` message holds, or remove all displays on `Cleared`: now, or before the next one is stored.
 
         If the message updates a display, replace the latest one with the same name.
         """
-        names = [name for _, name in self._displays]
-        if isinstance(message, Cleared):
+        if self._clear_next or message == Cleared(""):
             self._displays.clear()
-        elif isinstance(message, Shown) and message.update and message.name in names:
+        self._clear_next = message == Cleared("", wait=True)
+        names = [name for _, name in self._displays]
+        if isinstance(message, Shown) and message.update and message.name in names:
             last = len(names) - 1 - names[::-1].index(message.name)
             self._displays[last] = (message.data, message.name)
         elif isinstance(message, Shown):

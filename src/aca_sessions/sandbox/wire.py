@@ -179,9 +179,10 @@ class Shown(Message):
 
 @dataclass(frozen=True)
 class Cleared(Message):
-    """The message that a cell has removed everything that it displayed so far."""
+    """The message that a cell removes everything that it displayed so far: now, or if `wait` is true, when it prints or displays more."""
 
     execution: str
+    wait: bool = False
 
 
 @dataclass(frozen=True)

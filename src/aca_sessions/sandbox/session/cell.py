@@ -35,8 +35,9 @@ class Output:
     def forward(self, tell: Callable[[str], None] | None) -> None:
         """Call `tell` with the text that is kept now, and later with all new text. If `tell` is None, stop these calls."""
         self._tell = tell
-        self._decoder.reset()
-        self._pass_on(bytes(self._head + self._tail))
+        if tell is not None:
+            self._decoder.reset()
+            self._pass_on(bytes(self._head + self._tail))
 
     def drain(self, most: int = 1 << 22) -> bool:
         """Read what is in the pipe now. Return False if no process has the pipe open for writing any more, else True.
@@ -207,6 +208,7 @@ class Cell:
         self._room = _MAX_DISPLAYED
         self._sizes: list[int] = []
         self._places: dict[str, int] = {}  # of the latest display of each name
+        self._clear_next = False
 
     def add_display(self, shown: wire.Shown) -> None:
         """Add a display to the result, or replace the earlier display of the same name if `shown` is an update of it.
@@ -216,6 +218,8 @@ class Cell:
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
             raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
+        if self._clear_next:
+            self.clear_displays()
         size = sum(len(mime) + len(content) for mime, content in shown.data.items())
         place = self._places.get(shown.name) if shown.name and shown.update else None
         if place is None:
@@ -234,6 +238,8 @@ class Cell:
 
     def report_output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         """Report text that the cell wrote to `stream` as an event, if the caller wants events."""
+        if self._clear_next:
+            self.clear_displays()
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
@@ -338,8 +344,14 @@ class Cell:
             duration=duration,
         )
 
-    def clear_displays(self) -> None:
-        """Remove from the result all displays that the cell has shown so far, and report this as an event."""
+    def clear_displays(self, *, wait: bool = False) -> None:
+        """Remove from the result all displays that the cell has shown so far, and report this as an event.
+
+        If `wait` is true, do so when the cell prints or displays something.
+        """
+        self._clear_next = wait
+        if wait:
+            return
         self.displays.clear()
         self._sizes.clear()
         self._places.clear()

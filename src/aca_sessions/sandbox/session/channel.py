@@ -105,6 +105,12 @@ class Inbox:
         """
         self._units += size / _UNIT
 
+    def read_now(self) -> bool:
+        """Pass on the frames that are in the pipe now. Return False if some have to wait, because the guest has caused too much work."""
+        if self._open and self._watched:
+            self._read()
+        return self._watched or not self._open
+
     def finish(self) -> None:
         """Pass on the frames that are already in the pipe, with at most 4 reads, and stop reading.
 
@@ -348,11 +354,15 @@ class Channel:
         self._link.close()
 
     def _on_output(self, stream: Output) -> None:
-        """Read stdout or stderr. If the guest floods it, do not read it again for 0.02 s, so that other sessions get their turn."""
+        """Read stdout or stderr. If the guest floods it, do not read it again for 0.02 s, so that other sessions get their turn.
+
+        First pass on the guest's frames, because a display is sent only after the text before it was read.
+        """
         # What is not read stays in the pipe. A full pipe holds up its writer alone.
-        if not stream.drain(_STREAM_READ_AT_ONCE):
+        is_turn = self.inbox.read_now()
+        if is_turn and not stream.drain(_STREAM_READ_AT_ONCE):
             self._unwatch(stream.descriptor)
-        elif stream.flooded:
+        elif not is_turn or stream.flooded:
             self._unwatch(stream.descriptor)
             asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, stream)
 

@@ -234,8 +234,7 @@ class Interpreter:
                 self.runtime.memory.set_cell_running(False)
                 self._cell, self._channel.inbox.most = None, _MAX_IDLE
             self._channel.drain()
-            if cell.tell is not None:
-                self._forward_output(None)
+            self._forward_output(None)
             left: tuple[RunningProcess, ...] = ()
             if cell.finished.done() and (cell.processes or not self.runtime.has_namespaces):
                 left = self._left_running(cell)
@@ -396,8 +395,9 @@ class Interpreter:
     def _on_frame(self, payload: bytes) -> None:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
         cell = self._cell
-        if cell is not None and cell.tell is not None:
-            self._channel.drain()  # so that events keep the order in which the guest wrote
+        # Events keep the order in which the guest wrote. Before a display, it has waited until its text was read: what is there came later.
+        if cell is not None and isinstance(message, wire.Asked | wire.Finished):
+            self._channel.drain()
         if isinstance(message, wire.Asked):
             self._on_question(message, cell)
             return
@@ -409,7 +409,9 @@ class Interpreter:
             case wire.Shown(cell.execution):
                 cell.add_display(message)
             case wire.Cleared(cell.execution):
-                cell.clear_displays()
+                if message.wait and cell.tell is None:
+                    self._forward_output(cell)  # from now on the cell has to know of output
+                cell.clear_displays(wait=message.wait)
             case wire.Finished(cell.execution):
                 cell.finish(message)
                 self._channel.inbox.most = _MAX_IDLE

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import stat
+import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any
 
 from ...wire import Cleared, FileRow, Finished, Message, ProcessRow, Scalar, Shown, VariableRow
@@ -91,7 +97,7 @@ class CellOutput:
             self.add_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
-        """Remove the displays of this cell: immediately, or if `wait` is true, when the cell makes its next display.
+        """Remove the displays of this cell: immediately, or if `wait` is true, when the cell prints or displays something.
 
         Do nothing after the cell has finished, or in a forked process.
         """
@@ -100,7 +106,8 @@ class CellOutput:
         with self._turn:
             self._clear_first = wait
             if not wait:
-                self._clear()
+                self._forget_displays()
+            self._send(Cleared(self.execution, wait))
 
     def store_error(self, error: BaseException, traceback: str) -> None:
         """Store the error with which the cell ended, and its formatted traceback. Shorten long texts by `clip`."""
@@ -136,7 +143,8 @@ class CellOutput:
 
     def _send_display(self, data: dict[str, str], name: str | None, update: bool) -> None:
         if self._clear_first:
-            self._clear()
+            self._clear_first = False
+            self._forget_displays()
         position = self._display_positions.get(name) if name and update else None
         if position is None and len(self._sizes) >= _MAX_DISPLAYS:
             return
@@ -159,12 +167,41 @@ class CellOutput:
             return {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
         return lighter
 
-    def _clear(self) -> None:
-        self._clear_first = False
+    def _forget_displays(self) -> None:
         self._sizes.clear()
         self._display_positions.clear()
         self._images.clear()
-        self._send(Cleared(self.execution))
+
+
+def sent_in_order(send: Callable[[Message], None]) -> Callable[[Message], None]:
+    """Return a function that sends a message once the host has read all printed text, so that the host gets both in the order of the cell.
+
+    A process that prints without a pause can make this impossible. The function then waits for 1 s once, and after that for 0.02 s.
+    """
+    patience = 1.0
+
+    def send_in_order(message: Message) -> None:
+        nonlocal patience
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a stream of the user's, perhaps a closed one
+                stream.flush()
+        until = monotonic() + patience
+        while _is_unread(1) or _is_unread(2):
+            if monotonic() > until:
+                patience = 0.02
+                break
+            sleep(0.0002)
+        send(message)
+
+    return send_in_order
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Return whether a pipe holds bytes that its reader has not read yet. Return False if the descriptor is no pipe any more."""
+    try:
+        return stat.S_ISFIFO(os.fstat(descriptor).st_mode) and any(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    except OSError:
+        return False
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:

@@ -25,7 +25,7 @@ from ...wire import Finished, Message, Run, Started
 from ..folders import session_folders
 from ..link import AnswerError, flush_streams, interrupts
 from . import changes, commands, loop, modules, tracebacks
-from .cell_output import CellOutput, clip, new_late_displays
+from .cell_output import CellOutput, clip, new_late_displays, sent_in_order
 from .displays import PLAIN_TYPES, Formatter, PlainText, Publisher, ValueHook
 
 _MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
@@ -87,7 +87,7 @@ class Shell(InteractiveShell):
         """
         self._cell, self._ask = cell, ask
         define_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
-        self.collected = CellOutput(cell.execution, send, self._late)
+        self.collected = CellOutput(cell.execution, sent_in_order(send), self._late)
         modules.clear_listings()
         self.compile.begin_cell()
         self.last_command = commands.ShellCommand()
