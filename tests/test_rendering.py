@@ -1,5 +1,7 @@
 """Test what a model reads of a result."""
 
+from html import unescape
+
 import pytest
 
 from aca_sessions import CodeExecutionResult, Session
@@ -94,6 +96,29 @@ def test_a_notebook_shows_a_display_in_isolation_from_the_page(data: dict[str, s
     assert "onload" not in html
     assert "onclick" not in html
     assert "<img src=x" not in html
+
+
+def test_a_notebook_shows_a_value_once_and_the_error_last() -> None:
+    table = Display({"text/plain": "   n\n0  1", "text/html": "<table><tr><td>1</td></tr></table>"})
+    html = CodeExecutionResult(stdout="out\n", text="   n\n0  1", displays=(table,))._repr_mimebundle_()["text/html"]
+    assert html.startswith("<pre>out\n</pre>\n")
+    assert "<td>1</td>" in html
+    assert "0  1" not in html
+    error = CodeError("ValueError", "no", "Traceback\nValueError: no")
+    failed = CodeExecutionResult(stderr="warning\nTraceback\nValueError: no", displays=(table,), error=error)
+    html = failed._repr_mimebundle_()["text/html"]
+    assert html.startswith("<pre>warning\n</pre>\n")
+    assert html.endswith("</div>\n<pre>Traceback\nValueError: no</pre>")
+    assert html.count("ValueError") == 1
+    assert CodeExecutionResult(stdout="out\n", text="42")._repr_mimebundle_()["text/html"] == "<pre>out\n</pre>\n<pre>42</pre>"
+
+
+def test_the_note_on_scripts_can_be_typed() -> None:
+    result = CodeExecutionResult(displays=(Display({"text/html": "<script>1</script>"}),))
+    typed = unescape(result._repr_mimebundle_()["text/html"].partition("<code>")[2].partition("</code>")[0])
+    shown: list[dict[str, str]] = []
+    exec(typed, {"result": result, "display": lambda data, raw: shown.append(data)})
+    assert "&lt;script&gt;1&lt;/script&gt;" in shown[0]["text/html"]
 
 
 @pytest.mark.parametrize(

@@ -444,7 +444,7 @@ class Shown:
 
     def _display(self, shown: Display) -> None:
         self._put(self._screen.flush())
-        data = trusted(shown, self._html)
+        data = trusted(shown, self._html, runs_scripts="--html=raw")
         if not data:
             return
         self._is_clearing = False

@@ -21,7 +21,7 @@ _OBJECT = re.compile(r"<IPython\.core\.display\.\w+ object>")
 _IMAGES = frozenset(("image/png", "image/jpeg", "image/gif"))
 _SOURCES = ("text/markdown", "text/latex", "application/json")  # what can be read as it is
 _MAX_NAMED = 10
-_NO_SCRIPTS = "<p><i>Scripts of this output do not run here; <code>html=raw</code> runs them.</i></p>"
+_RUNS_SCRIPTS = 'from aca_sessions.rendering import mimebundle; display(mimebundle(result, html="raw"), raw=True)'
 Html = Literal["clean", "raw"]
 
 
@@ -147,14 +147,22 @@ def _size(size: int) -> str:
 def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
     """Return a result for a notebook, by MIME type: as plain text and as HTML.
 
-    The HTML has the output and stderr, the displays, and the state of the session.
+    The HTML has stdout, stderr, the displays, the value unless a display shows it, the error, and the state of the session.
     """
-    parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
+    parts = [_preformatted(result.stdout), _preformatted(result.written_to_stderr)]
     for display in result.displays:
-        parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
+        parts += _as_html(trusted(display, html))
+    if all(display.data.get("text/plain") != result.text for display in result.displays):
+        parts.append(_preformatted(result.text or ""))
+    if result.error is not None:
+        parts.append(_preformatted(result.error.traceback or str(result.error)))
     if note := state_note(result):
         parts.append(f"<pre>{escape(note)}</pre>")
-    return {"text/plain": render(result), "text/html": "\n".join(parts)}
+    return {"text/plain": render(result), "text/html": "\n".join(filter(None, parts))}
+
+
+def _preformatted(text: str) -> str:
+    return f"<pre>{escape(for_terminal(text))}</pre>" if text else ""
 
 
 def state_note(result: CodeExecutionResult) -> str:
@@ -167,19 +175,19 @@ def hint_note(result: CodeExecutionResult) -> str:
     return f"[hint] {result.hint}" if result.hint else ""
 
 
-def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
+def trusted(display: Display, html: Html = "clean", *, runs_scripts: str = _RUNS_SCRIPTS) -> dict[str, str]:
     """Return the parts of a display that a page may show, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
     All other types are left out, because they run code or load files from the network: widgets, charts of plotly and Vega, maps. If `html`
     is "raw", HTML is put into an <iframe> without cleaning it. The <iframe> has its own origin: its scripts cannot reach the page, but they
-    can use the reader's network.
+    can use the reader's network. `runs_scripts` is what a reader must type to see HTML with its scripts, for the note that they do not run.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
     if "text/plain" in data:
         shown["text/plain"] = for_terminal(data["text/plain"])
     if "text/html" in data:
-        shown |= _html(data["text/html"], shown.get("text/plain", ""), html)
+        shown |= _html(data["text/html"], shown.get("text/plain", ""), html, runs_scripts)
     elif "image/svg+xml" in data and not shown.keys() & _IMAGES:
         encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
         shown["text/html"] = f'<img src="data:image/svg+xml;base64,{encoded}">'  # an image runs no scripts
@@ -195,7 +203,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 _RENDERED = {"text/markdown": cleaned_markdown, "text/latex": cleaned_latex}
 
 
-def _html(source: str, text: str, html: Html) -> dict[str, str]:
+def _html(source: str, text: str, html: Html, runs_scripts: str) -> dict[str, str]:
     """Return a display's HTML as a dict with the key `text/html`, or an empty dict if there is nothing to show.
 
     If `html` is `raw`, put `source` into an <iframe>. Otherwise clean it and, if it has scripts, add a note that they do not run. If it has
@@ -205,17 +213,18 @@ def _html(source: str, text: str, html: Html) -> dict[str, str]:
         return {"text/html": sandboxed(source)}
     written = cleaned(source)
     if "<script" in source.lower():
-        return {"text/html": (written or f"<pre>{escape(text)}</pre>") + _NO_SCRIPTS}
+        note = f"<p><i>Scripts of this output do not run here; <code>{escape(runs_scripts)}</code> runs them.</i></p>"
+        return {"text/html": (written or f"<pre>{escape(text)}</pre>") + note}
     return {"text/html": written} if written else {}
 
 
-def _as_html(shown: dict[str, str], *, is_told: bool) -> list[str]:
+def _as_html(shown: dict[str, str]) -> list[str]:
     for mime in _IMAGES:
         if mime in shown:
             return [f'<img src="data:{mime};base64,{escape(shown[mime])}">']
     if "text/html" in shown:
         return [shown["text/html"]]
-    return [] if is_told or "text/plain" not in shown else [f"<pre>{escape(shown['text/plain'])}</pre>"]
+    return [f"<pre>{escape(shown['text/plain'])}</pre>"] if "text/plain" in shown else []
 
 
 def _is_base64(text: str) -> bool:

@@ -189,7 +189,7 @@ def test_a_figure_is_shown_as_the_notebook_shows_its_own(notebook: Notebook) -> 
 def test_html_is_shown_without_its_scripts(notebook: Notebook) -> None:
     html = notebook.run("%%session one\nfrom IPython.display import HTML; HTML('<b>bold</b><script>alert(1)</script>')").html
     assert "<b>bold</b></div>" in html
-    assert "Scripts of this output do not run here" in html
+    assert "Scripts of this output do not run here; <code>--html=raw</code> runs them" in html
     assert "alert" not in html
 
 
