@@ -12,10 +12,11 @@ import secrets
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from dataclasses import replace
+from functools import partial, wraps
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from .client.session import Session
 from .connect import open_pool
 from .errors import ACASessionsError, ExecutionError
 from .guest_text import TerminalFilter, for_terminal, printable, shown_caption, shown_name
+from .hints import Remedies, hint
 from .interactive import InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
-from .rendering import Html, state_note, trusted
+from .rendering import Html, hint_note, state_note, trusted
 from .transfer import checked_name, pass_in, pass_out
 
 _DEFAULT = "notebook"
@@ -45,10 +47,12 @@ _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the ses
 _LONGEST_PROMPT = 200
 _LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
 _ERRORS_NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
+_VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*)"  # an option and its variables: `-i a, b`
 # What may stand before the code of a line: options with their values.
-_LINE_OPTIONS = re.compile(
-    r"\s*(?:(?:(?:-[nio]|--(?:name|input|output|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+)\s+)*)(?=\S|$)"
-)
+_LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
+_NAME_AFTER_VARIABLES = re.compile(rf"{_VARIABLES}\s+(?!-)(\S+)")
+_MOST_NAMED = 10  # sessions in a message
+_CANNOT_ASK = "this front end cannot ask for a line, so `input()` fails: put the values into the code"
 
 
 def load(shell: object) -> None:
@@ -97,6 +101,8 @@ class SessionMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
+        for magics in self.magics.values():
+            magics.update({name: _with_help(magic) for name, magic in magics.items()})
         self._shell = shell
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, SessionPool] | None = None
@@ -125,7 +131,9 @@ class SessionMagics(Magics):
             if not code:
                 raise UsageError("%session needs code on its line: use %%session for a cell")
             return self._run(options, code, returns=True)
-        options = _parsed(self.session, self._shell.var_expand(line))
+        line = self._shell.var_expand(line)
+        options = _parsed(self.session, line)
+        self._check_name_after_variables(options, line)
         return self._run(options, cell.removesuffix("\n"), returns=False)
 
     def _run(self, options: Namespace, code: str, *, returns: bool) -> object:
@@ -141,7 +149,7 @@ class SessionMagics(Magics):
             for name in inputs:
                 if set_by := session._call(partial(pass_in, name=name, value=self._shell.user_ns[name])):
                     shown.finish(set_by)
-            result = shown.run(session, code, options.timeout, shows_plain=not returns)
+            result = shown.run(session, code, options.timeout, shows_plain=not returns, advise=partial(self._advise, options.name))
             for name in outputs:
                 self._shell.push({name: session._call(partial(pass_out, name=name))})
             return result.value if returns and is_plain(result) else None
@@ -152,7 +160,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_files(self, line: str) -> list[str]:
         """Return the names of the files in a session's /mnt/data."""
-        with self._leased(_parsed(self.session_files, line).name) as session:
+        with self._leased(_parsed(self.session_files, line).name, starts=False) as session:
             return [file.name for file in session.list_files()]
 
     @magic_arguments()
@@ -163,8 +171,10 @@ class SessionMagics(Magics):
         """End a session by name. The next cell with that name starts a new one."""
         name = _parsed(self.session_reset, line).name
         portal, pool = self._open()
+        unknown = self._describe_unknown(name)
         self._sessions.pop(name, None)
         portal.call(pool.terminate, name)
+        print(unknown or f"the session {shown_name(name)} was ended: its next cell starts a new one")
 
     @magic_arguments()
     @_NAME
@@ -172,12 +182,16 @@ class SessionMagics(Magics):
     @argument("target", nargs="?", default=".", help="a file or folder on this machine (default: the current folder)")
     @line_magic
     def session_get(self, line: str) -> Path:
-        """Copy a file from the session to this machine and return its path here. An existing file at that path is replaced."""
+        """Copy a file from the session to this machine and return its path here. An existing file at that path is replaced.
+
+        Missing folders of the path are created. A path that ends with `/` is a folder.
+        """
         options = _parsed(self.session_get, line)
         target = Path(options.target)
-        target = target / Path(options.file).name if target.is_dir() else target
-        with self._leased(options.name) as session:
+        target = target / Path(options.file).name if target.is_dir() or options.target.endswith("/") else target
+        with self._leased(options.name, starts=False) as session:
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 session.save_file(options.file, target)
             except OSError as error:
                 raise UsageError(f"{target} cannot be written: {error.strerror}") from error
@@ -192,11 +206,13 @@ class SessionMagics(Magics):
         """Copy a file into the session's /mnt/data."""
         options = _parsed(self.session_put, line)
         path = Path(options.file)
+        target = options.target or path.name
         with self._leased(options.name) as session:
             try:
-                session.upload_file(options.target or path.name, path)
+                session.upload_file(target, path)
             except OSError as error:
                 raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        print(f"copied to the session {shown_name(options.name)}: {shown_name(target)}")
 
     @magic_arguments()
     @_NAME
@@ -224,7 +240,7 @@ class SessionMagics(Magics):
     @line_magic
     def session_checkpoints(self, line: str) -> None:
         """List the session's checkpoints, the oldest first."""
-        with self._leased(_parsed(self.session_checkpoints, line).name) as session:
+        with self._leased(_parsed(self.session_checkpoints, line).name, starts=False) as session:
             print("\n".join(map(_described, session.checkpoints())) or "no checkpoint")
 
     @magic_arguments()
@@ -234,7 +250,7 @@ class SessionMagics(Magics):
     def session_rollback(self, line: str) -> None:
         """Roll the session's variables and files back to a checkpoint."""
         options = _parsed(self.session_rollback, line)
-        with self._leased(options.name) as session:
+        with self._leased(options.name, starts=False) as session:
             print(f"back at {_described(session.rollback(options.checkpoint))}")
 
     @magic_arguments()
@@ -247,20 +263,53 @@ class SessionMagics(Magics):
         path = Path(options.file)
         if path.suffix not in (".ipynb", ".py"):
             raise UsageError(f"%session_export writes an .ipynb or a .py file, got {path.name!r}")
-        with self._leased(options.name) as session:
+        with self._leased(options.name, starts=False) as session:
             try:
                 (session.write_script if path.suffix == ".py" else session.write_notebook)(path)
             except OSError as error:
                 raise UsageError(f"{path} cannot be written: {error.strerror}") from error
         return path
 
+    def _check_name_after_variables(self, options: Namespace, line: str) -> None:
+        """Raise UsageError for `-i a b` if the notebook has no session `b`: probably both words were meant as variables."""
+        name = options.positional
+        found = [match for match in _NAME_AFTER_VARIABLES.finditer(line) if _unquoted(match[4]) == name]
+        if found and name not in self._sessions:
+            option, variables = found[0][1], found[0][3]
+            raise UsageError(
+                f"`{name}` would be a new session: write several variables as `{option} {variables},{name}`, "
+                f"or the name of the session first, as `{name} {option} {variables}`"
+            )
+
+    def _describe_unknown(self, name: str) -> str:
+        """Return a message that lists the sessions, or '' if there is a session of that name.
+
+        Also return '' for sessions at an endpoint, because other programs may have started them there.
+        """
+        if name in self._sessions or self._open()[1].access.network is None:
+            return ""
+        names = [*map(shown_name, self._sessions)][-_MOST_NAMED:]
+        return (
+            f"there is no session {shown_name(name)}: this notebook has {', '.join(names) or 'none yet, a cell with %%session starts one'}"
+        )
+
+    def _advise(self, name: str, result: CodeExecutionResult) -> str:
+        option = "" if name == _DEFAULT else f"-n {name} "
+        remedies = Remedies(
+            f"install a missing package with %session_install {option}PACKAGE", f"bring data in with %session_put {option}PATH"
+        )
+        return hint(result, self._open()[1].access, remedies)
+
     @contextmanager
-    def _leased(self, name: str) -> Iterator[InteractiveSession]:
+    def _leased(self, name: str, *, starts: bool = True) -> Iterator[InteractiveSession]:
         """Lease the session with this name for a `with` block. Convert this package's errors, except CellError, to UsageError.
 
-        IPython shows a UsageError without a traceback.
+        If `starts` is false, raise UsageError if the notebook has no session of that name, unless it is the default name. IPython shows a
+        UsageError without a traceback.
         """
         portal, pool = self._open()
+        if not starts and name != _DEFAULT and (unknown := self._describe_unknown(name)):
+            raise UsageError(unknown)
         leased: Future[Session] = Future()
 
         async def hold() -> None:
@@ -299,8 +348,19 @@ def _close_here(stack: ExitStack, owner: OwnerProcess) -> None:
         stack.close()
 
 
+def _with_help(magic: Callable[..., object]) -> Callable[..., object]:
+    """Return a magic that prints its help if its line is `-h` or `--help`, and otherwise calls `magic`."""
+
+    @wraps(magic)
+    def call(line: str, *cell: str) -> object:
+        return print(magic.__doc__) if line.strip() in ("-h", "--help") else magic(line, *cell)
+
+    return call
+
+
 def _parsed(magic: Any, line: str) -> Namespace:
     """Parse the arguments of a magic, and remove the quotes around them, which IPython leaves there."""
+    line = re.sub(_VARIABLES, lambda found: found[1] + found[2] + "".join(found[3].split()), line)
     options: Namespace = parse_argstring(magic, line)
     for key, value in vars(options).items():
         if isinstance(value, str | list):
@@ -360,11 +420,20 @@ class Shown:
         self._named: set[str] = set()
         self._texts: set[object] = set()
         self._skipped: list[str] = []
+        self._printed = ""  # the end of what the cell wrote to stdout
 
-    def run(self, session: InteractiveSession, code: str, timeout: float | None, *, shows_plain: bool) -> CodeExecutionResult:
+    def run(
+        self,
+        session: InteractiveSession,
+        code: str,
+        timeout: float | None,
+        *,
+        shows_plain: bool,
+        advise: Callable[[CodeExecutionResult], str],
+    ) -> CodeExecutionResult:
         """Run a cell and show its output. Return its result, or raise CellError if it failed.
 
-        Interrupting the notebook's kernel interrupts the cell. `shows_plain` is as in `finish`.
+        Interrupting the notebook's kernel interrupts the cell. `shows_plain` is as in `finish`. `advise` returns the hint for a result.
         """
         # The kernel knows by this attribute whether the frontend can ask, which nbclient and papermill cannot.
         can_ask = getattr(getattr(self._shell, "kernel", None), "_allow_stdin", True)
@@ -385,7 +454,8 @@ class Shown:
             raise
         if result is None:
             raise UsageError("the session's loop was stopped while the cell ran, so its result is lost: restart the kernel")
-        return self.finish(result, shows_plain=shows_plain)
+        advice = _CANNOT_ASK if not can_ask and result.error is not None and result.error.name == "EOFError" else advise(result)
+        return self.finish(replace(result, hint=advice), shows_plain=shows_plain)
 
     def show(self, event: Event) -> None:
         """Show what an event of a cell reports, such as output or a display."""
@@ -420,13 +490,15 @@ class Shown:
             clear_output()
         if result.text is not None and result.text not in self._texts and (shows_plain or not is_plain(result)):
             self._show_value(result)
-        notes = [*(f"[{printable(text, colours=False)}]" for text in self._skipped), state_note(result)]
+        notes = [*(f"[{printable(text, colours=False)}]" for text in self._skipped), state_note(result), hint_note(result)]
         print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "", file=sys.stderr)
         if result.error is not None:
             raise CellError.of(result)
         return result
 
     def _write(self, name: str, text: str) -> None:
+        if name == "stdout":
+            self._printed = (self._printed + text)[-_LONGEST_PROMPT:]
         if name != self._stream:
             self._put(self._screen.flush())
             (sys.stdout if self._stream == "stdout" else sys.stderr).flush()
@@ -470,10 +542,13 @@ class Shown:
     def _answer(self, cell: LiveCell, prompt: Prompt) -> str | None:
         """Return the line that the user types for the session's `input()` or `getpass()`.
 
-        Return None at the end of input, or after an interrupt, which also interrupts the cell.
+        Return None at the end of input, or after an interrupt, which also interrupts the cell. The question repeats the prompt only if the
+        cell has not just printed it.
         """
         self._end()
-        asked = f"the session asks: {' '.join(printable(prompt, colours=False).split())[-_LONGEST_PROMPT:]} "
+        is_printed = not prompt.password and self._printed.endswith(prompt[-_LONGEST_PROMPT:])
+        text = "" if is_printed else f"{' '.join(printable(prompt, colours=False).split())[-_LONGEST_PROMPT:]} "
+        asked = f"the session asks: {text}"
         try:
             with handle_ctrl_c(signal.default_int_handler):
                 return getpass.getpass(asked) if prompt.password else input(asked)

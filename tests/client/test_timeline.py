@@ -92,9 +92,14 @@ async def test_the_number_of_branches_is_bounded(session: Session, count: object
 
 
 async def test_a_missing_checkpoint_is_reported(begun: Session) -> None:
-    await begun.checkpoint("first")
-    with pytest.raises(SnapshotError, match=r"the checkpoint '.*' does not exist"):
+    with pytest.raises(SnapshotError, match="the checkpoint 'nowhere' does not exist, and the session has no other"):
         await begun.rollback("nowhere")
+    await begun.checkpoint("first")
+    await begun.checkpoint()
+    await begun.checkpoint("n\x1b" * 100)
+    with pytest.raises(SnapshotError, match=r"'nowhere' does not exist\. The session has 'n\\x1bn\\x.{60,80}, '2', 'first'; ") as caught:
+        await begun.rollback("nowhere")
+    assert str(caught.value).isprintable()
     assert await world(begun) == "(1, ['a'], 'one')"
 
 

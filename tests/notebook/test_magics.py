@@ -135,15 +135,20 @@ def test_output_arrives_while_the_cell_runs_and_input_is_asked_by_the_kernel(not
     # The kernel sends output and questions by different ways. The answer waits for the output, so output that came late would be none.
     cell = notebook.run(code, ("Ada", "plum"), first=("begun\n", "\r 50%", "seen", "Name? "))
     assert [(one["prompt"], one["password"]) for one in cell.asked] == [
-        ("the session asks: Name? ", False),
+        ("the session asks: ", False),  # the cell has printed its prompt
         ("the session asks: Key? ", True),
     ]
+    assert cell.text.count("Name? ") == 1
+    unseen = "%%session asks\nimport contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): input('Unseen? ')"
+    assert [one["prompt"] for one in notebook.run(unseen, ("",)).asked] == ["the session asks: Unseen? "]
     assert cell.text.endswith("\r100%('Ada', 'plum')")
     assert "plum" not in cell.text.removesuffix("('Ada', 'plum')")
 
 
 def test_a_notebook_that_cannot_be_asked_ends_input_at_once(notebook: Notebook) -> None:
-    assert notebook.run("%%session asks\ninput()").reply["ename"] == "EOFError"
+    cell = notebook.run("%%session asks\ninput()")
+    assert cell.reply["ename"] == "EOFError"
+    assert "[hint] this front end cannot ask for a line" in cell.stream("stderr")
 
 
 def test_an_error_is_an_error_of_the_notebook_with_the_traceback_of_the_session(notebook: Notebook) -> None:
@@ -245,6 +250,52 @@ def test_files_go_in_and_out_and_a_reset_clears_the_state(notebook: Notebook) ->
     notebook.run("%session_reset files")
     assert notebook.run("%session -n files 'x' in globals()").text == "False"
     assert notebook.run("%session_get -n files nothing.txt").reply["ename"] == "UsageError"
+
+
+def test_files_are_copied_with_a_confirmation_and_into_missing_folders(notebook: Notebook) -> None:
+    notebook.run("open('in.txt', 'w').write('content')")
+    assert notebook.run("%session_put -n files in.txt other.txt").text == "copied to the session files: other.txt\n"
+    notebook.run("%session_get -n files other.txt new/folder/")
+    notebook.run("%session_get -n files other.txt new/one.txt")
+    assert notebook.run("open('new/folder/other.txt').read() + open('new/one.txt').read()").text == "'contentcontent'"
+    assert notebook.run("%session_reset files").text == "the session files was ended: its next cell starts a new one\n"
+
+
+@pytest.mark.parametrize(
+    "magic", ["files nosuch", "get -n nosuch a.txt", "export -n nosuch a.ipynb", "rollback -n nosuch", "checkpoints -n nosuch"]
+)
+def test_a_mistyped_session_is_an_error_that_lists_the_sessions(notebook: Notebook, magic: str) -> None:
+    notebook.run("%session -n listed 1")
+    cell = notebook.run(f"%session_{magic}")
+    assert cell.reply["ename"] == "UsageError"
+    assert "there is no session nosuch: this notebook has " in cell.text
+    assert "listed" in cell.text
+    assert "there is no session nosuch" in notebook.run("%session_reset nosuch").text
+
+
+def test_spaces_after_the_commas_of_variables_name_no_session(notebook: Notebook) -> None:
+    notebook.run("a, b = 1, 2")
+    assert notebook.run("%%session commas -i a, b -o c, d\nc = a + b; d = 4; c").text == "3"
+    assert notebook.run("c, d").text == "(3, 4)"
+    assert notebook.run("%session -n commas -i a , b a + b").text == "3"
+    cell = notebook.run("%%session -i a b\na")
+    assert cell.reply["ename"] == "UsageError"
+    assert "`b` would be a new session: write several variables as `-i a,b`" in cell.text
+    assert notebook.run("%%session -i a commas\na").text == "1"
+
+
+def test_magics_print_their_help(notebook: Notebook) -> None:
+    for code in ("%%session --help\n1", "%session -h", "%session --help"):
+        assert "set a variable of the session first" in notebook.run(code).stream("stdout")
+    assert "a file in the session's /mnt/data" in notebook.run("%session_get --help").stream("stdout")
+
+
+def test_a_missing_package_is_answered_with_the_magic_that_installs_it(notebook: Notebook) -> None:
+    cell = notebook.run("%%session one\nimport no_module_of_that_name")
+    assert cell.stream("stderr") == "[hint] install a missing package with %session_install -n one PACKAGE\n"
+    cell = notebook.run("%%session\n!pip install no-package-of-that-name")
+    assert "%session_install NAME in a notebook" in cell.text
+    assert "[hint] install a missing package with %session_install PACKAGE\n" in cell.stream("stderr")
 
 
 def test_a_rollback_returns_to_a_checkpoint(notebook: Notebook) -> None:

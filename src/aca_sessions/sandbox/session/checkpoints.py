@@ -21,6 +21,8 @@ from .descriptors import Workspace
 from .files import Files
 from .interpreter import Interpreter, fork
 
+_MOST_NAMED = 10  # checkpoints in a message
+
 
 @dataclass(slots=True)
 class SessionCheckpoint:
@@ -84,8 +86,11 @@ class Checkpoints:
         asked = name if name is not None else id
         if asked is None:
             raise SnapshotError("the session does not have a checkpoint to return to: take one first")
+        if not latest_first:
+            raise SnapshotError(f"the checkpoint {asked!r:.80} does not exist, and the session has no other: take one first")
+        others = ", ".join(f"{checkpoint.name or checkpoint.id!r:.80}" for checkpoint in latest_first[:_MOST_NAMED])
         raise SnapshotError(
-            f"the checkpoint {asked!r:.80} does not exist: it was removed, or ended to free memory. `checkpoints()` lists the others"
+            f"the checkpoint {asked!r:.80} does not exist. The session has {others}; it may have removed others to free memory"
         )
 
     async def take(self, live: Interpreter, name: str | None, ids: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:

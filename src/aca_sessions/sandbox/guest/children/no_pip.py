@@ -9,8 +9,9 @@ import sysconfig
 import tempfile
 
 INSTEAD = (
-    "a cell cannot install packages: the host does, between cells. Use session.install('NAME') in the program that runs the cell, the MCP "
-    "tool install_dependencies, or deps.add('NAME') in a cell of an agent; then run the cell again"
+    "a cell cannot install packages: the host does, between cells. Use session.install('NAME') in the program that runs the cell, "
+    "%session_install NAME in a notebook, the MCP tool install_dependencies, or deps.add('NAME') in a cell of an agent; then run the cell "
+    "again"
 )
 _PLACES = ("-t", "--target", "--prefix", "--root", "--user", "--python", "--dry-run", "--help", "-h")
 _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
