@@ -15,6 +15,7 @@ from importlib import metadata
 from keyword import iskeyword
 from uuid import uuid4
 
+from .client.history import VariableStep
 from .client.session import Session
 from .client.snippet_results import decode_names, parse_printed_json
 from .client.snippets import MOST_ARROW, MOST_JSON, decode_frame, encode_variable, has_safe_types, is_frame, plain_value
@@ -32,7 +33,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
     """Set a variable of a session to a value of the notebook. Raise InvalidArgumentError if the value cannot be passed.
 
     A plain value, such as a number or a list, is set by a cell. The session's history records that cell, so an exported notebook has it.
-    Return the cell's result. A pandas DataFrame is sent as a file, which the history does not record: return None.
+    Return the cell's result. A pandas DataFrame is sent as a file. The history records only the name of the variable: return None.
     """
     checked_name(name)
     try:
@@ -47,6 +48,7 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
     file = _new_file()
     await session._interpreter._upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
     _succeeded(name, await session._run_snippet("import_variable", name, file))
+    session.history.add(VariableStep(name))
     return None
 
 

@@ -2,15 +2,18 @@
 
 import base64
 import json
+import shlex
 from pathlib import Path
 
 import nbformat
+import pandas
 import pytest
 
 from aca_sessions import Session, SessionPool, open_pool, replay
 from aca_sessions.client import history as notebook
 from aca_sessions.client.history import CellStep, DeleteStep, History, InstallStep, ResetStep, UploadStep
 from aca_sessions.errors import InvalidArgumentError
+from aca_sessions.transfer import pass_in
 
 from ..scenarios.endpoints import settings_of
 
@@ -224,6 +227,36 @@ async def test_a_failed_install_is_reported_and_the_cells_are_run(session: Sessi
     report = await replay(written, session)
     assert [missing.partition(":")[0] for missing in report.missing] == ["no-package-of-that-name-anywhere"]
     assert [cell.verdict for cell in report.cells] == ["output differs"]
+
+
+async def test_an_installation_is_a_cell_that_jupyter_and_a_replay_run(session: Session, tmp_path: Path) -> None:
+    requirements = ("pip>=1", "no-package-of-that-name; python_version < '3'")
+    session.history.add(InstallStep(requirements))
+    session.history.add(CellStep("1"))
+    (installs, runs) = session.to_notebook()["cells"]
+    assert (installs["cell_type"], installs["execution_count"], runs["cell_type"]) == ("code", None, "code")
+    words = shlex.split(installs["source"])
+    assert words == ["%pip", "install", *requirements]
+    read = notebook.read_notebook(session.to_notebook())
+    assert [step for step, _ in read] == [InstallStep(requirements), CellStep("1")]
+    edited = with_cell(**installs | {"source": "%pip install pip"})
+    assert [step for step, _ in notebook.read_notebook(edited)] == [CellStep("%pip install pip")]
+    session.write_script(tmp_path / "a.py")
+    assert (tmp_path / "a.py").read_text().startswith(f"# %%\n# {installs['source']}\n\n# %%\n1")
+
+
+async def test_a_frame_that_was_passed_in_is_named_and_reported_as_missing(pool: SessionPool, session: Session) -> None:
+    frame = pandas.DataFrame({"n": [1, 2]})
+    await session.run("import pandas")
+    await pass_in(session, "frame", frame)
+    await session.run("frame.n.sum()")
+    written = session.to_notebook()
+    nbformat.validate(nbformat.from_dict(written))
+    assert written["cells"][1]["source"].startswith("`frame` was set to a DataFrame from outside the session")
+    async with pool.session() as fresh:
+        report = await replay(written, fresh)
+    assert report.missing == ("frame, a DataFrame that the notebook does not hold",)
+    assert [cell.verdict for cell in report.cells] == ["same", "error differs"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,11 +63,20 @@ class InstallStep:
     requirements: tuple[str, ...]
 
 
-Step = CellStep | UploadStep | DeleteStep | ResetStep | InstallStep
+@dataclass(frozen=True, slots=True)
+class VariableStep:
+    """A step of the history: a variable that the caller set to a DataFrame, which the history does not hold."""
+
+    name: str
+
+
+Step = CellStep | UploadStep | DeleteStep | ResetStep | InstallStep | VariableStep
 
 
 class History:
     """The history of a session: its latest cells, uploads, deletions, resets and installations, called steps.
+
+    DataFrames that the caller passed in are steps without their content.
 
     At most 1,000 steps and about 32 MB are kept. Older steps are dropped, and `left_out` counts them.
     """
@@ -219,7 +229,8 @@ def to_notebook(history: History) -> dict[str, Any]:
 def to_script(history: History) -> str:
     """Convert a history to a Python script with `# %%` before each cell.
 
-    Outputs and rolled-back cells are left out. Magics, shell lines and steps that are not cells become comments.
+    Outputs and rolled-back cells are left out. Magics, shell lines and steps that are not cells become comments. An installation becomes
+    `# %pip install …`.
     """
     parts = []
     for step in history.steps:
@@ -228,6 +239,8 @@ def to_script(history: History) -> str:
                 continue
             case CellStep(code):
                 parts.append(f"# %%\n{_as_python(code)}")
+            case InstallStep(requirements):
+                parts.append(f"# %%\n{_as_python(_pip_install(requirements))}")
             case _:
                 parts.append(f"# %% [markdown]\n# {_described(step)}")
     return "\n\n".join(parts) + "\n"
@@ -300,7 +313,15 @@ def _cell(step: Step, count: int) -> dict[str, Any]:
         case ResetStep():
             return {"cell_type": "markdown", "metadata": {_METADATA: {"reset": True}}, "source": _described(step)}
         case InstallStep(requirements):
-            return {"cell_type": "markdown", "metadata": {_METADATA: {"install": list(requirements)}}, "source": _described(step)}
+            installed: dict[str, object] = {_METADATA: {"install": list(requirements)}}
+            source = _pip_install(requirements)  # Jupyter runs it, and a replay reads the metadata
+            return {"cell_type": "code", "execution_count": None, "metadata": installed, "outputs": [], "source": source}
+        case VariableStep(name):
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"variable": name}}, "source": _described(step)}
+
+
+def _pip_install(requirements: Iterable[str]) -> str:
+    return f"%pip install {shlex.join(requirements)}"
 
 
 def _described(step: Step) -> str:
@@ -309,8 +330,10 @@ def _described(step: Step) -> str:
             return f"`{_inline(path)}` was uploaded: {size} bytes{'' if content is not None else ', not kept here'}."
         case DeleteStep(path):
             return f"`{_inline(path)}` was deleted."
-        case InstallStep(requirements):
-            return f"Installed: `{_inline(' '.join(requirements))}`."
+        case VariableStep(name):
+            return (
+                f"`{_inline(name)}` was set to a DataFrame from outside the session, which is not kept here. Set it before the next cell."
+            )
     return "The variables were cleared."
 
 
@@ -360,6 +383,11 @@ def _parse_cell(cell: object) -> tuple[Step, list[Output]] | None:
     Return None for a Markdown or raw cell, unless its metadata describes a step, such as an upload.
     """
     match cell:
+        case {"cell_type": "code", "source": source, "outputs": [], "metadata": {"aca_sessions": {"install": requirements}}} if (
+            isinstance(step := _step_of_metadata({"install": requirements}, None), InstallStep)
+            and _text(source) == _pip_install(step.requirements)  # otherwise the cell was edited
+        ):
+            return step, []
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return CellStep(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
         case {"cell_type": "markdown", "metadata": {"aca_sessions": noted}, **rest}:
@@ -390,7 +418,11 @@ def _step_of_metadata(noted: object, attachments: object) -> Step:
         case {"install": [*requirements]}:
             checked_requirements(tuple(requirements))
             return InstallStep(tuple(requirements))
-    raise InvalidArgumentError(f"its metadata {_METADATA!r} must be an upload, a deletion, a reset or an installation: remove the cell")
+        case {"variable": str(name)}:
+            return VariableStep(name)
+    raise InvalidArgumentError(
+        f"its metadata {_METADATA!r} must be an upload, a deletion, a reset, an installation or a variable: remove the cell"
+    )
 
 
 def _attached(attachments: object, path: str) -> bytes | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
-from .history import CellStep, DeleteStep, InstallStep, Output, ResetStep, Step, UploadStep, outputs_of, read_notebook
+from .history import CellStep, DeleteStep, InstallStep, Output, ResetStep, Step, UploadStep, VariableStep, outputs_of, read_notebook
 from .session import Session
 
 _VARYING = (  # what differs between two runs and means nothing: addresses of objects, names of cells in tracebacks
@@ -34,7 +34,9 @@ Outcome = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCell:
-    """The comparison of one code cell's new outputs with the outputs in the notebook. `number` counts the code cells from 1.
+    """The comparison of one code cell's new outputs with the outputs in the notebook.
+
+    `number` counts the code cells from 1, without those that `write_notebook` made for installations.
 
     `differences` has a text for each part that differs (`stdout was 'a', is 'b'`), or the reason why the cell was not run.
     """
@@ -51,7 +53,7 @@ class ReplayedCell:
 class ReplayReport:
     """The comparisons of all code cells of a replayed notebook.
 
-    `missing` lists packages that could not be installed, and uploads without content in the notebook.
+    `missing` lists packages that could not be installed, and uploads and DataFrames without content in the notebook.
     """
 
     cells: tuple[ReplayedCell, ...]
@@ -93,7 +95,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
     return ReplayReport(tuple(cells), tuple(missing))
 
 
-async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep, session: Session) -> list[str]:
+async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep | VariableStep, session: Session) -> list[str]:
     """Repeat an upload, a deletion, a reset or an installation. Return descriptions of what could not be repeated."""
     match step:
         case UploadStep(path, _, sha256, content):
@@ -107,6 +109,8 @@ async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep, 
             await session.reset()
         case InstallStep(requirements):
             return await _repeat_installation(requirements, session)
+        case VariableStep(name):
+            return [f"{name:.200}, a DataFrame that the notebook does not hold"]
     return []
 
 
