@@ -1,6 +1,7 @@
-"""Pass variables between a notebook and a session: plain values and pandas DataFrames.
+"""Pass variables between a notebook and a session: plain values and pandas DataFrames, and into a session also Series and arrays.
 
-Nothing is pickled. A plain value is JSON. A DataFrame travels in a file: as an Arrow stream if both sides have pyarrow, otherwise as JSON.
+Nothing is pickled. A plain value is JSON, or Python source on its way in. A DataFrame travels in a file: as an Arrow stream if both sides
+have pyarrow, otherwise as JSON. A Series or an array travels as a DataFrame.
 The code that runs in the session is in `client.snippets`. What comes from a session may be hostile:
 
 - JSON is limited in size, and only known types are made from it.
@@ -8,17 +9,30 @@ The code that runs in the session is in `client.snippets`. What comes from a ses
   than the file is. Releases of pyarrow before 14.0.1 could run code from a file (CVE-2023-47248) and are not used.
 """
 
+import contextlib
 import json
-import re
+import math
 import struct
+import sys
+from datetime import date, datetime, time, timedelta
 from importlib import metadata
 from keyword import iskeyword
+from typing import Any
 from uuid import uuid4
 
 from .client.history import VariableStep
 from .client.session import Session
 from .client.snippet_results import decode_names, parse_printed_json
-from .client.snippets import MOST_ARROW, MOST_JSON, decode_frame, encode_variable, has_safe_types, is_frame, plain_value
+from .client.snippets import (
+    DEEPEST_VALUE,
+    MOST_ARROW,
+    MOST_JSON,
+    decode_frame,
+    encode_variable,
+    has_safe_types,
+    is_frame,
+    plain_value,
+)
 from .errors import InvalidArgumentError
 from .guest_text import shown_caption
 from .models import CodeExecutionResult
@@ -26,28 +40,29 @@ from .models import CodeExecutionResult
 _LONGEST_LITERAL = 500_000  # characters of a cell that sets a variable
 _SAFE_PYARROW = (14, 0, 1)
 _DICTIONARY, _BATCH = 2, 3  # types of Arrow's messages that can be compressed
-_NOT_FINITE = re.compile(r"\b(?:nan|inf)\b")
 
 
 async def pass_in(session: Session, name: str, value: object) -> CodeExecutionResult | None:
     """Set a variable of a session to a value of the notebook. Raise InvalidArgumentError if the value cannot be passed.
 
-    A plain value, such as a number or a list, is set by a cell. The session's history records that cell, so an exported notebook has it.
-    Return the cell's result. A pandas DataFrame is sent as a file. The history records only the name of the variable: return None.
+    A plain value, such as a number, a tuple or a date, is set by a cell. The session's history records that cell, so an exported notebook
+    has it. Return the cell's result. A DataFrame or Series of pandas, or an array of numbers with one or two dimensions, is sent as a file.
+    The history records only the name of the variable: return None.
     """
     checked_name(name)
     try:
-        if not is_frame(value):
-            return await session.run(f"{name} = {_literal(plain_value(value))}", sanitize=False)
+        frame, form = _as_frame(value)
+        if frame is None:
+            return await session.run(f"{name} = {_short_literal(value)}", sanitize=False)
         arrow = _has_safe_pyarrow() and not decode_names(parse_printed_json(await session._run_snippet("print_missing", "pyarrow")))
-        data = encode_variable(value, arrow)
+        data = encode_variable(frame, arrow)
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
     file = _new_file()
     await session._interpreter._upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
-    _succeeded(name, await session._run_snippet("import_variable", name, file))
+    _succeeded(name, await session._run_snippet("import_variable", name, file, form))
     session.history.add(VariableStep(name))
     return None
 
@@ -85,14 +100,42 @@ def _succeeded(name: str, result: CodeExecutionResult) -> None:
         raise InvalidArgumentError(f"{name} cannot be passed: {shown_caption(result.error.message)}")
 
 
-def _literal(value: object) -> str:
-    text = repr(value)
+def _as_frame(value: Any) -> tuple[Any, str]:
+    """Return a DataFrame that holds the value, and the form that the session must make of it. Return None and '' for other values."""
+    if is_frame(value):
+        return value, "frame"
+    with contextlib.suppress(ImportError):
+        if "numpy" in sys.modules and type(value) is sys.modules["numpy"].ndarray and value.dtype.kind in "biuf" and value.ndim in (1, 2):
+            import pandas
+
+            return pandas.DataFrame(value), f"{value.ndim}-d array"
+    if "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].Series):
+        return (value.to_frame(0), "unnamed series") if value.name is None else (value.to_frame(), "series")
+    return None, ""
+
+
+def _short_literal(value: object) -> str:
+    text = _literal(value)
     if len(text) > _LONGEST_LITERAL:
         raise ValueError(
             f"as text it must have at most {_LONGEST_LITERAL} characters, got {len(text)}: pass a DataFrame, or a file by %session_put"
         )
-    # `nan` is a name and not a literal. The word may also be a part of a text, where it must not be replaced.
-    return f"__import__('json').loads({json.dumps(value)!r})" if _NOT_FINITE.search(text) else text
+    return text
+
+
+def _literal(value: Any, depth: int = 0) -> str:
+    """Return an expression that creates a plain value. Besides those of `plain_value`, these are tuples, dates, times and durations."""
+    kind = type(value)
+    if kind in (list, tuple) and depth <= DEEPEST_VALUE:
+        items = ", ".join(_literal(item, depth + 1) for item in value)
+        return f"[{items}]" if kind is list else f"({items},)" if len(value) == 1 else f"({items})"
+    if kind is dict and depth <= DEEPEST_VALUE:
+        plain_value(dict.fromkeys(value))  # raises TypeError if a key is not text
+        return "{" + ", ".join(f"{key!r}: {_literal(item, depth + 1)}" for key, item in value.items()) + "}"
+    if kind in (date, timedelta) or (kind in (datetime, time) and value.tzinfo is None):
+        return f"__import__('datetime').{repr(value).removeprefix('datetime.')}"
+    plain = plain_value(value, depth)
+    return f"float({str(plain)!r})" if type(plain) is float and not math.isfinite(plain) else repr(plain)
 
 
 async def _download_and_delete(session: Session, name: str, file: str) -> bytes:

@@ -252,10 +252,10 @@ async def test_a_frame_that_was_passed_in_is_named_and_reported_as_missing(pool:
     await session.run("frame.n.sum()")
     written = session.to_notebook()
     nbformat.validate(nbformat.from_dict(written))
-    assert written["cells"][1]["source"].startswith("`frame` was set to a DataFrame from outside the session")
+    assert written["cells"][1]["source"].startswith("`frame` was set from outside the session")
     async with pool.session() as fresh:
         report = await replay(written, fresh)
-    assert report.missing == ("frame, a DataFrame that the notebook does not hold",)
+    assert report.missing == ("frame, whose data the notebook does not hold",)
     assert [cell.verdict for cell in report.cells] == ["same", "error differs"]
 
 

@@ -345,6 +345,30 @@ def test_plain_values_go_in_and_out_unchanged(notebook: Notebook) -> None:
     assert notebook.run("again == plain, numbers").text == "(True, [0.5, 3])"
 
 
+def test_tuples_and_dates_go_in_unchanged(notebook: Notebook) -> None:
+    values = (
+        "((), (1,), [(2, float('-inf'))], {'k': ('nan', None)}, datetime.date(2024, 2, 29), datetime.datetime(2024, 1, 1, 12, 30), "
+        "datetime.time(1, 2, 3, 4), datetime.timedelta(-1, 5))"
+    )
+    notebook.run(f"import datetime; values = {values}")
+    assert notebook.run(f"%%session values -i values\nimport datetime\nvalues == {values}").text == "True"
+
+
+@pytest.mark.long
+def test_series_and_arrays_go_in_unchanged(notebook: Notebook) -> None:
+    code = (
+        "import numpy as np, pandas as pd\nnamed = pd.Series([1.5, None], index=['a', 'b'], name='n')\nplain = pd.Series(['x', None])\n"
+        "whole = np.array([1, 2], dtype='int16')\ntable = np.array([[1.5, np.nan], [3, 4]])\nflags = np.array([True, False])"
+    )
+    notebook.run(code)
+    checks = (
+        f"passed = named, plain, whole, table, flags\n{code}\nfor got, same in zip(passed[:2], (named, plain)): "
+        "pd.testing.assert_series_equal(got, same)\nfor got, same in zip(passed[2:], (whole, table, flags)): "
+        "np.testing.assert_array_equal(got, same); assert got.dtype == same.dtype\npassed[0].name, passed[1].name"
+    )
+    assert notebook.run(f"%%session values -i named, plain, whole, table, flags\n{checks}").text == "('n', None)"
+
+
 @pytest.mark.long
 def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
     notebook.run(FRAME)
@@ -356,7 +380,8 @@ def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
     ("line", "setup", "said"),
     [
         ("-i missing", "", "this notebook has no variable of that name"),
-        ("-i given", "given = (1, 2)", "a tuple cannot be passed"),
+        ("-i given", "given = {1, 2}", "a set cannot be passed"),
+        ("-i given", "from datetime import UTC, datetime; given = datetime.now(UTC)", "a datetime cannot be passed"),
         ("-i given", "given = {1: 2}", "the keys of a dict must be text, got a int"),
         ("-i given", "given = []\ngiven.append(given)", "must not be nested"),
         ("-i given", "given = 'x' * 1_000_000", "at most 500000 characters"),

@@ -65,7 +65,7 @@ class InstallStep:
 
 @dataclass(frozen=True, slots=True)
 class VariableStep:
-    """A step of the history: a variable that the caller set to a DataFrame, which the history does not hold."""
+    """A step of the history: a variable that the caller set to a DataFrame, Series or array, which the history does not hold."""
 
     name: str
 
@@ -76,7 +76,7 @@ Step = CellStep | UploadStep | DeleteStep | ResetStep | InstallStep | VariableSt
 class History:
     """The history of a session: its latest cells, uploads, deletions, resets and installations, called steps.
 
-    DataFrames that the caller passed in are steps without their content.
+    DataFrames, Series and arrays that the caller passed in are steps without their content.
 
     At most 1,000 steps and about 32 MB are kept. Older steps are dropped, and `left_out` counts them.
     """
@@ -331,9 +331,7 @@ def _described(step: Step) -> str:
         case DeleteStep(path):
             return f"`{_inline(path)}` was deleted."
         case VariableStep(name):
-            return (
-                f"`{_inline(name)}` was set to a DataFrame from outside the session, which is not kept here. Set it before the next cell."
-            )
+            return f"`{_inline(name)}` was set from outside the session, to data that are not kept here. Set it before the next cell."
     return "The variables were cleared."
 
 

@@ -53,7 +53,7 @@ class ReplayedCell:
 class ReplayReport:
     """The comparisons of all code cells of a replayed notebook.
 
-    `missing` lists packages that could not be installed, and uploads and DataFrames without content in the notebook.
+    `missing` lists packages that could not be installed, and uploads and variables without content in the notebook.
     """
 
     cells: tuple[ReplayedCell, ...]
@@ -110,7 +110,7 @@ async def _repeat_step(step: UploadStep | DeleteStep | ResetStep | InstallStep |
         case InstallStep(requirements):
             return await _repeat_installation(requirements, session)
         case VariableStep(name):
-            return [f"{name:.200}, a DataFrame that the notebook does not hold"]
+            return [f"{name:.200}, whose data the notebook does not hold"]
     return []
 
 

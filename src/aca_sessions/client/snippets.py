@@ -266,7 +266,7 @@ def install(user: dict, *requirements: str) -> None:
 
 MOST_JSON = 16 << 20  # bytes of a passed variable; as objects they take forty times as much
 MOST_ARROW = 64 << 20
-_DEEPEST_VALUE = 50
+DEEPEST_VALUE = 50
 _DTYPES = re.compile(
     r"bool|boolean|u?int(?:8|16|32|64)|U?Int(?:8|16|32|64)|float(?:16|32|64)|Float(?:32|64)|object|str|string|category"
     # Not the time zones of dateutil: they may be the path of a file.
@@ -283,20 +283,28 @@ def export_variable(user: dict, name: str, file: str, arrow: int) -> None:
         out.write(data)
 
 
-def import_variable(user: dict, name: str, file: str) -> None:
-    """Set a variable to the DataFrame in `file` in /mnt/data, which the client has uploaded, and delete the file."""
+def import_variable(user: dict, name: str, file: str, form: str) -> None:
+    """Set a variable to the DataFrame in `file` in /mnt/data, which the client has uploaded, and delete the file.
+
+    If `form` is not `frame`, set the variable to what the DataFrame holds: a `series`, an `unnamed series`, a `1-d array` or a `2-d array`.
+    """
     path = os.path.join(_workspace(), file)
     with open(path, "rb") as sent:
-        form, _, content = sent.read().partition(b"\n")
+        encoding, _, content = sent.read().partition(b"\n")
     os.remove(path)
     if find_spec("pandas") is None:
         raise ImportError("the session has no pandas: install it there with %session_install pandas")
-    if form == b"arrow":
+    if encoding == b"arrow":
         import pyarrow
 
-        user[name] = pyarrow.ipc.open_stream(content).read_pandas()
+        value = pyarrow.ipc.open_stream(content).read_pandas()
     else:
-        user[name] = decode_frame(json.loads(content)["frame"])
+        value = decode_frame(json.loads(content)["frame"])
+    if form.endswith("array"):
+        value = value.to_numpy()
+    if form not in ("frame", "2-d array"):
+        value = value[:, 0] if form == "1-d array" else value.iloc[:, 0]
+    user[name] = value.rename(None) if form == "unnamed series" else value
 
 
 def _workspace() -> str:
@@ -333,8 +341,8 @@ def plain_value(value: Any, depth: int = 0) -> Any:
     """Return a value that JSON can hold, with the numbers of numpy converted to Python's. Raise TypeError for other values."""
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
-    if depth > _DEEPEST_VALUE:
-        raise TypeError(f"lists and dicts must not be nested more than {_DEEPEST_VALUE} deep")
+    if depth > DEEPEST_VALUE:
+        raise TypeError(f"lists and dicts must not be nested more than {DEEPEST_VALUE} deep")
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) is list:
