@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -32,6 +33,7 @@ from aca_sessions.errors import ConfigurationError, InvalidArgumentError
 from aca_sessions.integrations.semantic_kernel import ShowImages
 
 from ..cli.test_cli import Server
+from ..conftest import ROOT
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOT = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.title('Sales'); plt.show()"
@@ -248,6 +250,29 @@ async def test_the_host_gets_the_whole_result(plugin: PythonCodeInterpreterPlugi
     assert isinstance(image, ImageContent)
     assert image.mime_type == "image/png"
     assert bytes(image.data)[:8] == PNG
+
+
+@pytest.mark.long
+def test_a_type_checker_infers_what_the_functions_return(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    calls = ('execute_python("1")', 'execute_python_with_files("1", {"a": "b"})', 'install_packages(["a"])', 'for_session("a").run("1")')
+    revealed = "".join(f"    reveal_type(await python.{call})\n" for call in calls)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from semantic_kernel import Kernel\nfrom aca_sessions import add_aca_sessions\nasync def main() -> None:\n"
+        f"    python = add_aca_sessions(Kernel())\n{revealed}    await python.execute_python(5)\n"
+    )
+    checked = subprocess.run([sys.executable, "-m", "mypy", "--strict", script], cwd=ROOT, capture_output=True, text=True)
+    result = "aca_sessions.integrations.semantic_kernel.PythonResult"
+    assert re.findall(r'Revealed type is "(.*)"', checked.stdout) == [result] * 4
+    assert checked.stdout.count("error:") == 1
+    assert 'incompatible type "int"; expected "str"' in checked.stdout
+
+
+def test_semantic_kernel_knows_the_fields_of_what_the_functions_return() -> None:
+    for function in Kernel().add_plugin(PythonCodeInterpreterPlugin(install_packages=True), "py").functions.values():
+        returned = function.metadata.return_parameter
+        assert (returned.type_, returned.schema_data["properties"]["stdout"]) == ("PythonResult", {"type": "string"})
 
 
 async def test_a_model_with_vision_gets_the_images_after_all_answers(plugin: PythonCodeInterpreterPlugin) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast
 
 from semantic_kernel import Kernel
 from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
@@ -15,7 +15,12 @@ from ..agent.library.search import Embed
 from ..agent.tools.tool import Effect, Parameter, Tool
 from ..models import CodeExecutionResult
 from ..settings import Settings
-from .model_session import CODE, FILES, PACKAGES, ModelSession, Options, install_function, model_function
+from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, install_function, model_function
+
+
+def _kernel_function(function: Function) -> Function:
+    """Decorate a function of a plugin, as Semantic Kernel's `kernel_function` does, and keep its type for type checkers."""
+    return cast(Function, kernel_function(function))
 
 
 class PythonResult(CodeExecutionResult):
@@ -39,21 +44,29 @@ class PythonCodeInterpreterPlugin(ModelSession):
 
     _result_type = PythonResult
 
+    if TYPE_CHECKING:
+
+        async def run(self, code: object, files: object = ...) -> PythonResult:
+            """Run a cell."""
+
+        async def install(self, packages: object) -> PythonResult:
+            """Install packages."""
+
     @model_function
-    @kernel_function
-    async def execute_python(self, code: Annotated[str, CODE]) -> CodeExecutionResult:
+    @_kernel_function
+    async def execute_python(self, code: Annotated[str, CODE]) -> PythonResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
         return await self.run(code)
 
     @model_function
-    @kernel_function
-    async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> CodeExecutionResult:
+    @_kernel_function
+    async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> PythonResult:
         """Writes files into the session of execute_python, then runs Python code there that can read or import them."""
         return await self.run(code, files)
 
     @install_function
-    @kernel_function
-    async def install_packages(self, packages: Annotated[list[str], PACKAGES]) -> CodeExecutionResult:
+    @_kernel_function
+    async def install_packages(self, packages: Annotated[list[str], PACKAGES]) -> PythonResult:
         """Installs Python packages for execute_python. If it fails, nothing was installed."""
         return await self.install(packages)
 
