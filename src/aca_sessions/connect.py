@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
 
 import httpx
 from anyio import to_thread
@@ -16,7 +16,7 @@ from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import VERSIONS
-from .errors import ConfigurationError, NotSupportedError, PoolError
+from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError, PoolError
 from .hosting import Hosting
 from .lifetime import OwnerProcess
 from .models import Access
@@ -98,6 +98,14 @@ def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
     return Access(network=network.domains if network.kind == "allow" else (network.kind,), can_install=can_install)
 
 
+def checked_settings(settings: Settings | None) -> Settings | None:
+    """Return `settings`. Raise InvalidArgumentError if they are a dict or anything else but Settings."""
+    if settings is None or isinstance(settings, Settings):
+        return settings
+    how = "Settings(**…)" if isinstance(settings, dict) else "Settings(Endpoint=…), and other arguments by name"
+    raise InvalidArgumentError(f"settings must be Settings, got {type(settings).__name__}: pass {how}")
+
+
 def _package_source(options: PackagesSettings) -> "PackageSource":
     from .sandbox.policy import MB, PackageSource
 
@@ -116,7 +124,9 @@ class Opening(Generic[Opened]):
     might still use what such a generator opened.
     """
 
-    def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
+    def __init__(self, opener: str, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
+        """Create a block that calls `open_on`. `opener` is the name of the function that returns the block, for messages."""
+        self._opener = opener
         self._open_on = open_on
         self._stack = Stack()
         self._owner = OwnerProcess()
@@ -146,6 +156,21 @@ class Opening(Generic[Opened]):
             await _close_on_loop(self._stack, loop)
         else:
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
+
+    if not TYPE_CHECKING:  # or a type checker would accept every attribute, and `await`
+
+        def __getattr__(self, name: str) -> Never:
+            raise AttributeError(f"{self._opener}() has no attribute {name!r} until it is opened: {self._how_to_open()}")
+
+        def __await__(self) -> Never:
+            raise TypeError(f"{self._opener}() cannot be awaited: {self._how_to_open()}")
+
+    def _how_to_open(self) -> str:
+        what = self._opener.removeprefix("open_")
+        return (
+            f"use `async with {self._opener}() as {what}:`, or `{what} = await stack.enter_async_context({self._opener}())` with a "
+            "contextlib.AsyncExitStack, which closes it"
+        )
 
     def abandon(self) -> None:
         """End all processes that were started for the opened object, without awaiting anything.
@@ -203,6 +228,8 @@ def open_pool(
         spares: How many sessions an embedded pool keeps ready. It replaces the number in the policy or the settings.
     """
 
+    checked_settings(settings)
+
     async def open_on(stack: Stack) -> SessionPool:
         chosen = _override_settings(settings, endpoint, max_concurrent_sessions)
         options = chosen.SessionPool
@@ -222,7 +249,7 @@ def open_pool(
         stack.sync_closers.append(pool._abandon)
         return await stack.enter_async_context(pool)
 
-    return Opening(open_on)
+    return Opening("open_pool", open_on)
 
 
 def open_interpreter(
@@ -236,20 +263,24 @@ def open_interpreter(
         endpoint: The endpoint. It replaces the one in the settings.
     """
 
+    checked_settings(settings)
+
     async def open_on(stack: Stack) -> CodeInterpreter:
         chosen = _override_settings(settings, endpoint, None)
         return await _open_interpreter(chosen, policy, Hosting(cooldown=60 * chosen.SessionPool.SessionTimeoutMinutes), stack)
 
-    return Opening(open_on)
+    return Opening("open_interpreter", open_on)
 
 
 def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
     """Open a client that sends single HTTP requests to the endpoint in the settings, or to an embedded server if they have none."""
 
+    checked_settings(settings)
+
     async def open_on(stack: Stack) -> SessionsHttpClient:
         return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
 
-    return Opening(open_on)
+    return Opening("open_http", open_on)
 
 
 def open_server(
@@ -271,6 +302,8 @@ def open_server(
 def _open_server(
     settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None", *, single_process: bool
 ) -> Opening["Service"]:
+    checked_settings(settings)
+
     async def open_on(stack: Stack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
@@ -299,7 +332,7 @@ def _open_server(
         stack.sync_closers.append(sessions.journal.close)
         return Service(await stack.enter_async_context(sessions), host)
 
-    return Opening(open_on)
+    return Opening("open_server", open_on)
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
@@ -307,7 +340,7 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
     _require_linux()
     from .sandbox.probe import report
 
-    return await report(policy_of(settings or Settings()))
+    return await report(policy_of(checked_settings(settings) or Settings()))
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":

@@ -1,10 +1,11 @@
 """Test leases on real sessions."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from aca_sessions import CodeInterpreter, Policy, SessionPool, Settings, open_interpreter, open_pool
+from aca_sessions import CodeInterpreter, InteractiveSession, Policy, SessionPool, Settings, open_interpreter, open_pool, open_server
 from aca_sessions.errors import InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError, RateLimitedError
 
 
@@ -310,3 +311,22 @@ async def test_a_branch_can_be_closed_after_its_session_and_its_pool() -> None:
         await pool._interpreter.delete_session(one.session_id)
         await one.close()
     await other.close()
+
+
+@pytest.mark.parametrize("opener", [open_pool, open_interpreter, open_server, InteractiveSession])
+def test_what_is_no_settings_is_refused_at_once(opener: Callable[[object], object]) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^settings must be Settings, got dict: pass Settings\(\*\*…\)$"):
+        opener({"MaxConcurrentSessions": 3})
+    with pytest.raises(InvalidArgumentError, match=r"^settings must be Settings, got str: pass Settings\(Endpoint=…\), and"):
+        opener("http://127.0.0.1:1")
+
+
+async def test_a_pool_that_is_used_before_it_is_opened_raises_how_to_open_it() -> None:
+    how = r"use `async with open_pool\(\) as pool:`, or `pool = await stack.enter_async_context\(open_pool\(\)\)`"
+    pool = open_pool()
+    with pytest.raises(AttributeError, match=f"^open_pool\\(\\) has no attribute 'session' until it is opened: {how}"):
+        pool.session()  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=f"^open_pool\\(\\) cannot be awaited: {how}"):
+        await pool  # type: ignore[misc]
+    with pytest.raises(TypeError, match="use `async with open_interpreter\\(\\) as interpreter:`"):
+        await open_interpreter()  # type: ignore[misc]
