@@ -24,7 +24,8 @@ MEMBERS = {
         write_notebook write_script
     """,
     "PythonCodeInterpreterPlugin": """
-        close download_file execute_python execute_python_with_files for_session install install_packages list_files run upload_file
+        close download_file end_session execute_python execute_python_with_files for_session install install_packages list_files run
+        upload_file
     """,
 }
 

@@ -40,3 +40,8 @@ async def test_each_conversation_has_a_session_of_its_own_and_finds_it_again(poo
             await agent.run("go", session=other)
             assert str(model.tool_messages()[-1]) == "False"
     assert [tool["function"]["name"] for tool in model.requests[0]["tools"]] == ["execute_python"]
+
+
+def test_an_unknown_option_is_refused_in_the_name_of_the_provider() -> None:
+    with pytest.raises(TypeError, match=r"^PythonSessionProvider\(\) got an unexpected keyword argument 'foo': its options are "):
+        PythonSessionProvider(foo=1)  # type: ignore[call-arg]

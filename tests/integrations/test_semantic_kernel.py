@@ -28,7 +28,7 @@ from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAICh
 from semantic_kernel.contents import ChatHistory, ImageContent, TextContent
 from semantic_kernel.filters import FilterTypes
 
-from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_pool
+from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError, InvalidArgumentError
 from aca_sessions.integrations.semantic_kernel import ShowImages
 
@@ -330,6 +330,34 @@ async def test_one_plugin_serves_many_conversations(plugin: PythonCodeInterprete
     assert (await plugin.for_session("alice").execute_python("x")).value == "alice"
 
 
+async def test_the_host_ends_one_conversation_and_keeps_the_others(plugin: PythonCodeInterpreterPlugin) -> None:
+    alice, bob = plugin.for_session("alice"), plugin.for_session("bob")
+    for one in (alice, bob):
+        await one.execute_python_with_files("x = 1", {"secret.txt": "mine"})
+    await plugin.for_session("alice").end_session()
+    code = "import os; 'x' in globals(), os.path.exists('secret.txt')"
+    assert [(await one.execute_python(code)).text for one in (alice, bob)] == ["(False, False)", "(True, True)"]
+
+
+async def test_a_session_of_an_earlier_program_at_an_endpoint_is_ended_too(served: str) -> None:
+    settings = Settings(Endpoint=served)
+    async with open_interpreter(settings) as earlier:
+        await earlier.execute("of-an-earlier-program", "1")
+        assert "of-an-earlier-program" in [info.session_id for info in await earlier.list_sessions()]
+        async with PythonCodeInterpreterPlugin(settings=settings) as plugin:
+            await plugin.for_session("of-an-earlier-program").end_session()
+        assert "of-an-earlier-program" not in [info.session_id for info in await earlier.list_sessions()]
+
+
+@pytest.mark.parametrize("name", ["", "é", 5, "x" * 300, None])
+def test_a_name_that_no_session_can_have_is_refused_at_once(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="session_id must be 1 to 256 ASCII letters"):
+        PythonCodeInterpreterPlugin().for_session(name)
+    if name is not None:
+        with pytest.raises(InvalidArgumentError, match="session_id must be 1 to 256 ASCII letters"):
+            PythonCodeInterpreterPlugin(session_id=name)
+
+
 async def test_the_host_copies_files_under_a_folder_it_names(plugin: PythonCodeInterpreterPlugin, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "data.csv").write_text("a\n1\n")
@@ -430,6 +458,17 @@ def test_the_environment_of_the_tests_has_no_key() -> None:
     assert "OPENAI_API_KEY" not in os.environ
 
 
+def test_what_is_no_settings_or_no_option_is_refused_by_the_function_that_was_called() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"settings must be Settings, got dict: pass Settings\(\*\*"):
+        add_aca_sessions(Kernel(), {"MaxConcurrentSessions": 3})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^add_aca_sessions\(\) got an unexpected keyword argument 'foo': its options are "):
+        add_aca_sessions(Kernel(), foo=1)  # type: ignore[call-arg]
+
+
 def test_settings_in_the_place_of_a_pool_are_refused_at_once() -> None:
-    with pytest.raises(InvalidArgumentError, match="got Settings: pass them by name"):
+    with pytest.raises(InvalidArgumentError, match="got Settings: pass others by name"):
         PythonCodeInterpreterPlugin(Settings())  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="got str: pass others by name"):
+        PythonCodeInterpreterPlugin("alice")  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match=r"use `async with open_pool\(\) as pool"):
+        PythonCodeInterpreterPlugin(open_pool())  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from agent_framework import AgentSession, Content, ContextProvider, FunctionTool
 from ..client.pool import SessionPool
 from ..models import CodeExecutionResult
 from ..settings import Settings
-from .model_session import CODE, PACKAGES, ModelSession, Options
+from .model_session import CODE, PACKAGES, ModelSession, Options, check_options
 
 _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook whose variables and files are kept between calls."
 _EXECUTE = "Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."
@@ -59,6 +59,7 @@ class PythonSessionProvider(ContextProvider):
             options: `timeout`, `max_output`, `install_packages` and other options of ModelSession.
         """
         super().__init__(source_id)
+        check_options(options, "PythonSessionProvider")
         self._sessions = ModelSession(pool, settings=settings, **options)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:

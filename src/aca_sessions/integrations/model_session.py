@@ -16,10 +16,10 @@ from pathlib import Path
 from types import MappingProxyType, MethodType
 from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast
 
-from ..client.arguments import checked_path, checked_timeout
+from ..client.arguments import checked_path, checked_session_id, checked_timeout
 from ..client.files import replace_file
 from ..client.pool import SessionPool
-from ..connect import access_of, open_pool
+from ..connect import access_of, checked_settings, open_pool
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotSupportedError
 from ..hints import Remedies, hint, install_sentence, network_sentence
 from ..lifetime import OwnerProcess, SourceLine, find_calling_line
@@ -184,6 +184,13 @@ class Options(TypedDict, total=False):
     install_packages: bool | None
 
 
+def check_options(options: Options, function: str) -> None:
+    """Raise TypeError if there is an unknown option. The error names `function`, which passes its options on to ModelSession."""
+    if unknown := options.keys() - Options.__annotations__.keys():
+        known = ", ".join(Options.__annotations__)
+        raise TypeError(f"{function}() got an unexpected keyword argument {min(unknown)!r}: its options are {known}")
+
+
 class ModelSession:
     """One Python session for a model. The model's mistakes do not raise: they become results with an error.
 
@@ -222,14 +229,15 @@ class ModelSession:
             install_packages: Whether a model may install packages, with a function `install_packages`. The default is the setting
                 `Packages:InstallFunction`, which is false unless you set it.
         """
-        if isinstance(pool, Settings):
-            raise InvalidArgumentError("pool must be a SessionPool, got Settings: pass them by name, as in settings=Settings(…)")
+        if isinstance(pool, Settings | dict | str):
+            got = type(pool).__name__
+            raise InvalidArgumentError(f"pool must be a SessionPool, got {got}: pass others by name, as in settings=Settings(…)")
         if isinstance(max_output, bool) or not isinstance(max_output, int) or max_output < _LEAST_OUTPUT:
             raise InvalidArgumentError(f"max_output must be at least {_LEAST_OUTPUT} characters, got {max_output!r:.40}")
         limits = {"memory_megabytes": memory_megabytes, "disk_megabytes": disk_megabytes}
         self._source = _Source(pool, settings, {name: value for name, value in limits.items() if value is not None})
         self._closes_source = True
-        self._session_id = session_id or f"model-{uuid.uuid4()}"
+        self._session_id = f"model-{uuid.uuid4()}" if session_id is None else checked_session_id(session_id)
         self._owns_session = session_id is None
         self._max_output = max_output
         self._timeout = checked_timeout(timeout)
@@ -289,10 +297,11 @@ class ModelSession:
     def for_session(self, session_id: str) -> Self:
         """Return a ModelSession for another session of the same pool, for example one for each conversation of a server.
 
-        Closing it does nothing. Close the original, which closes the pool if it opened the pool.
+        Closing it does nothing: call `end_session` to end the session. Close the original, which closes the pool if it opened the pool.
+        Raise InvalidArgumentError if no session can have this name.
         """
         sibling = copy(self)
-        sibling._session_id, sibling._owns_session, sibling._closes_source = session_id, False, False
+        sibling._session_id, sibling._owns_session, sibling._closes_source = checked_session_id(session_id), False, False
         return sibling
 
     async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
@@ -317,6 +326,13 @@ class ModelSession:
         """Return the files in the session's /mnt/data. This method is for the host program: a model can list them with Python."""
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.list_files()
+
+    async def end_session(self) -> None:
+        """End the session, which deletes its variables and files. A later call starts a new session of the same name.
+
+        This method is for the host program, for example when a conversation is over: no model can call it.
+        """
+        await (await self._source.open()).terminate(self._session_id)
 
     async def close(self) -> None:
         """Close the pool and its sessions, if this object opened the pool. Otherwise end only the session, unless you gave its name.
@@ -444,7 +460,7 @@ class _Source:
                 'pool, as in open_pool(Settings(Sandbox={"Limits": {"MemoryMegabytes": 512}}))'
             )
         self.pool = pool
-        self._settings = None if pool else _limited(settings or Settings(), limits)
+        self._settings = None if pool else _limited(checked_settings(settings) or Settings(), limits)
         self.access = pool.access if pool is not None else access_of(self._settings or Settings())
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()

@@ -15,7 +15,7 @@ from ..agent.library.search import Embed
 from ..agent.tools.tool import Effect, Parameter, Tool
 from ..models import CodeExecutionResult
 from ..settings import Settings
-from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, install_function, model_function
+from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, check_options, install_function, model_function
 
 
 def _kernel_function(function: Function) -> Function:
@@ -86,6 +86,7 @@ def add_aca_sessions(
         plugin_name: The name under which models find the functions.
         options: `timeout`, `install_packages` and other options of PythonCodeInterpreterPlugin.
     """
+    check_options(options, "add_aca_sessions")
     plugin = PythonCodeInterpreterPlugin(settings=settings, **options)
     kernel.add_plugin(plugin, plugin_name)
     return plugin
