@@ -93,6 +93,13 @@ async def test_a_model_sees_the_parameter_of_the_function(offline: SessionPool) 
     )
 
 
+async def test_text_in_the_place_of_a_list_reaches_the_function_through_semantic_kernel(offline: SessionPool) -> None:
+    calls = [install("tiny-greeting")], [install({"a": 1})]
+    installed, refused = await tool_messages(PythonCodeInterpreterPlugin(offline), *calls)
+    assert installed == "installed tiny-greeting 1.0"
+    assert "'packages' must be a list of texts, got dict: send a list such as" in refused
+
+
 @pytest.mark.parametrize("packages", ["tiny-greeting", '["tiny-greeting"]', "tiny-greeting==1.0, tiny-greeting", ("tiny-greeting",)])
 async def test_packages_may_be_given_as_text(offline: SessionPool, packages: object) -> None:
     result = await ModelSession(offline).install(packages)

@@ -17,6 +17,9 @@ from ..models import CodeExecutionResult
 from ..settings import Settings
 from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, check_options, install_function, model_function
 
+# Models are told to send a list, but some send text. Semantic Kernel would refuse text for a list, and passes a union on unparsed.
+_LIST = {"schema_data": {"type": "array", "items": {"type": "string"}, "description": PACKAGES}}
+
 
 def _kernel_function(function: Function) -> Function:
     """Decorate a function of a plugin, as Semantic Kernel's `kernel_function` does, and keep its type for type checkers."""
@@ -66,7 +69,7 @@ class PythonCodeInterpreterPlugin(ModelSession):
 
     @install_function
     @_kernel_function
-    async def install_packages(self, packages: Annotated[list[str], PACKAGES]) -> PythonResult:
+    async def install_packages(self, packages: Annotated[list[str] | str, PACKAGES, _LIST]) -> PythonResult:
         """Installs Python packages for execute_python. If it fails, nothing was installed."""
         return await self.install(packages)
 
