@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import re
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from aca_sessions import InteractiveSession, Settings, open_interpreter
 from aca_sessions.cli import endpoints
+from aca_sessions.client.http import MAY_SPEAK_TLS
 from aca_sessions.errors import CertificateError, ConfigurationError, ServiceUnavailableError
 
 from ..cli.test_cli import Server
@@ -114,6 +116,30 @@ async def test_an_endpoint_without_tls_is_told_from_one_that_cannot_be_reached()
         error = await refusal(endpoint)
     assert not isinstance(error, CertificateError)
     assert f"{endpoint.removeprefix('https://')} does not answer with TLS: if its server runs without --tls" in str(error)
+
+
+async def test_an_http_endpoint_that_speaks_tls_is_asked_about_https(tmp_path: Path) -> None:
+    async with (
+        tls(write_certificate(tmp_path)) as endpoint,
+        open_interpreter(settings_for(endpoint.replace("https", "http"))) as interpreter,
+    ):
+        with pytest.raises(ServiceUnavailableError, match=re.escape(f"try again. {MAY_SPEAK_TLS}")):
+            await interpreter.list_sessions()
+        result = await interpreter.execute("one", "1")
+    assert str(result.error).startswith("ConnectionError: the answer was lost")
+    assert str(result.error).endswith(f". {MAY_SPEAK_TLS}")
+
+
+async def test_a_server_that_has_answered_before_it_loses_an_answer_is_not_asked_about_https() -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (await reader.readline()).startswith(b"GET /listSessions?"):
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 16\r\n\r\n{"sessions": []}')
+        writer.close()
+
+    async with listening(accept) as endpoint, open_interpreter(settings_for(endpoint.replace("https", "http"))) as interpreter:
+        await interpreter.list_sessions()
+        result = await interpreter.execute("one", "1")
+    assert str(result.error).endswith("before you run it again")
 
 
 async def test_doctor_reports_a_refused_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

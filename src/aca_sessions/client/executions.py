@@ -19,7 +19,7 @@ from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, 
 from ..ledger import CallerPosition
 from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event, Prompt
-from .http import SessionsHttpClient, decode_response
+from .http import MAY_SPEAK_TLS, SessionsHttpClient, decode_response
 
 AnswerInput = Callable[[Prompt], "str | Awaitable[str | None] | None"]
 AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
@@ -428,7 +428,9 @@ def _no_reply_result(session_id: str, error: ACASessionsError | None = None) -> 
     if isinstance(error, ServiceError) and error.status_code == _GONE:
         lost = CodeError("ResultGone", "the cell ran, but the server has dropped its result: fetch results sooner")
     else:
+        advice = f". {MAY_SPEAK_TLS}" if MAY_SPEAK_TLS in str(error) else ""
         lost = CodeError(
-            "ConnectionError", "the answer was lost: the cell may have run or not, so look at what it changes before you run it again"
+            "ConnectionError",
+            f"the answer was lost: the cell may have run or not, so look at what it changes before you run it again{advice}",
         )
     return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=NO_REPLY)

@@ -22,6 +22,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _REMEMBERED_URLS = 64
 _CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout)
+_NO_HTTP = (httpx.RemoteProtocolError, httpx.ReadError)  # how a TLS server's end of a plain connection appears
+MAY_SPEAK_TLS = "Does this endpoint speak https? Then begin ACASessions:SessionsHttpClient:Endpoint with https://"
 _CONNECTS = 3  # attempts to connect to an endpoint that has not answered yet: its address is probably wrong
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
@@ -60,6 +62,7 @@ class SessionsHttpClient:
         self.api_version = api_version
         self._url = lru_cache(_REMEMBERED_URLS)(self._build_url)  # parsing one takes as long as encoding a request
         self._offer: str | None = None
+        self._has_answered = False
         self._offered: frozenset[str] | None = None  # the words of `_offer`, or None before the first answer
         self.on_session: Seen = lambda _session_id, _guid: None  # called with a session and its guid when an answer names one
 
@@ -121,10 +124,14 @@ class SessionsHttpClient:
             except httpx.HTTPError as error:
                 if method != "GET" or time.monotonic() + wait > deadline:
                     advice = "try again" if method == "GET" else "it may have acted on the request, so check that before you try again"
+                    # Port 80, which is None here as it is for a socket file, speaks no TLS.
+                    if isinstance(error, _NO_HTTP) and url.scheme == "http" and url.port is not None and not self._has_answered:
+                        advice = f"{advice}. {MAY_SPEAK_TLS}"
                     raise ServiceUnavailableError(
                         f"{url.host} sent no complete answer ({type(error).__name__}): {advice}", sent=True
                     ) from error
             else:
+                self._has_answered = True
                 if response.is_success or not _should_retry(method, response):
                     break
                 wished = retry_after(response.headers)
