@@ -24,6 +24,17 @@ def test_an_example_prints_the_output_on_the_page(code: str, output: str) -> Non
     assert run.stdout == output
 
 
+def test_the_example_of_streaming_runs_as_it_is_on_the_page() -> None:
+    (code,) = re.findall(r"```python\n([^`]*session\.stream[^`]*)```", (ROOT / "docs" / "interactive.md").read_text())
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    assert run.stdout.splitlines()[-1] == "42 42"
+
+
+def test_the_example_of_installing_is_a_program() -> None:
+    """It needs a package index, so it is only compiled here."""
+    compile((ROOT / "docs" / "packages.md").read_text().partition("```python\n")[2].partition("```")[0], "packages.md", "exec")
+
+
 @pytest.mark.long
 def test_the_first_example_works_after_a_plain_installation(tmp_path: Path) -> None:
     """Without the extra `data`: sessions have no pandas, and nobody sees if a result failed that is not printed."""

@@ -26,10 +26,11 @@ from semantic_kernel.agents import ChatCompletionAgent
 from semantic_kernel.connectors.ai.function_choice_behavior import FunctionChoiceBehavior
 from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
 from semantic_kernel.contents import ChatHistory, ImageContent, TextContent
+from semantic_kernel.exceptions import KernelInvokeException
 from semantic_kernel.filters import FilterTypes
 
 from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_interpreter, open_pool
-from aca_sessions.errors import ConfigurationError, InvalidArgumentError
+from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, PoolClosedError
 from aca_sessions.integrations.semantic_kernel import ShowImages
 
 from ..cli.test_cli import Server
@@ -382,6 +383,27 @@ async def test_a_closed_pool_is_reported_to_the_model_without_a_traceback() -> N
         plugin = PythonCodeInterpreterPlugin(pool)
     (message,) = await tool_messages(plugin, [execute("1")])
     assert message.endswith("the pool is closed: open a new one")
+
+
+async def test_a_failure_of_the_host_is_raised_to_the_host_with_its_cause() -> None:
+    async with open_pool() as pool:
+        plugin = PythonCodeInterpreterPlugin(pool)
+    seen: list[Exception] = []
+    async with conversation(plugin, [execute("1")]) as talk:
+        with pytest.raises(KernelInvokeException) as error:
+            await talk.kernel.invoke(plugin_name="PythonInterpreter", function_name="execute_python", code="1")
+        assert isinstance(error.value.__cause__, PoolClosedError)
+
+        @talk.kernel.filter(FilterTypes.FUNCTION_INVOCATION)
+        async def watch(context, next) -> None:
+            try:
+                await next(context)
+            except ACASessionsError as failure:
+                seen.append(failure)
+                raise
+
+        assert await talk.ask() == "done"
+    assert [type(failure) for failure in seen] == [PoolClosedError]
 
 
 async def test_a_plugin_that_was_closed_opens_again() -> None:
