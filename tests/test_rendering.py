@@ -42,7 +42,7 @@ def test_many_files_are_counted() -> None:
 
 def test_images_are_described_and_never_sent() -> None:
     shown = read(displays=(Display({"image/png": "iVBORw0KGgo=", "text/plain": "Figure Sales"}),))
-    assert shown == "[images] 1 image shown to the user: Figure Sales"
+    assert shown == "[images] 1 image, for the user to see: Figure Sales"
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_images_are_described_and_never_sent() -> None:
         ({"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": "# h"}, "# h"),
         ({"text/plain": "<IPython.core.display.Latex object>", "text/latex": "$x$"}, "$x$"),
         ({"text/plain": "<IPython.core.display.JSON object>", "application/json": '{"a": 1}'}, '{"a": 1}'),
-        ({"text/plain": "<IPython.core.display.HTML object>", "text/html": "<b>"}, "[an HTML page of 3 characters was shown to the user]"),
-        ({"text/plain": "<IPython.core.display.SVG object>", "image/svg+xml": "<svg/>"}, "[images] 1 image shown to the user"),
+        ({"text/plain": "<IPython.core.display.HTML object>", "text/html": "<b>"}, "[an HTML page of 3 characters, for the user to see]"),
+        ({"text/plain": "<IPython.core.display.SVG object>", "image/svg+xml": "<svg/>"}, "[images] 1 image, for the user to see"),
         ({}, "(no output)"),
     ],
 )
@@ -202,4 +202,4 @@ async def test_changed_files_are_described(session: Session) -> None:
 async def test_a_figure_is_described_in_words(session: Session) -> None:
     await session.run("import matplotlib.pyplot as plt")
     code = "plt.plot([1, 2], label='lamp'); plt.title('Sales'); plt.xlabel('month'); plt.ylabel('sold'); plt.legend(); plt.show()"
-    assert str(await session.run(code)) == "[images] 1 image shown to the user: Figure Sales (sold by month) [lamp]"
+    assert str(await session.run(code)) == "[images] 1 image, for the user to see: Figure Sales (sold by month) [lamp]"

@@ -112,7 +112,7 @@ def _describe_display(display: Display) -> str:
         if isinstance(source := display.data.get(mime), str):
             return for_model(source)
     html = display.data.get("text/html")
-    return f"[an HTML page of {len(html)} characters was shown to the user]" if isinstance(html, str) else for_model(str(text or ""))
+    return f"[an HTML page of {len(html)} characters, for the user to see]" if isinstance(html, str) else for_model(str(text or ""))
 
 
 def _notes(result: CodeExecutionResult) -> list[str]:
@@ -124,7 +124,7 @@ def _notes(result: CodeExecutionResult) -> list[str]:
         notes.append(f"[processes] {len(result.processes)} still running: {running}")
     if images := [display for display in result.displays if _is_image(display)]:
         described = [shown_caption(str(display.data.get("text/plain", ""))) for display in images]
-        count = f"{len(images)} image{'s' if len(images) > 1 else ''} shown to the user"
+        count = f"{len(images)} image{'s' if len(images) > 1 else ''}, for the user to see"
         notes.append(f"[images] {count}: {_listed([text for text in described if text])}".rstrip(": "))
     if result.state != State():
         notes.append(f"[state] {result.state}; {result.state.consequence}")

@@ -23,7 +23,8 @@ async def stdio_client_session(
     *arguments: str, environment: dict[str, str] | None = None, **callbacks: Any
 ) -> AsyncIterator[ClientSession]:
     """Start a server process, and yield a client that is connected to it."""
-    own = {**LIGHT, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(environment or {})}
+    inherited = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH") if name in os.environ}
+    own = {**LIGHT, **inherited, **(environment or {})}
     parameters = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments], env=own)
     async with (
         stdio_client(parameters, errlog=sys.__stderr__) as (reading, writing),

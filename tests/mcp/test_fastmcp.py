@@ -83,7 +83,7 @@ EXPECTED = {
 
 
 def test_over_stdio() -> None:
-    environment = {**LIGHT, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    environment = LIGHT | {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH") if name in os.environ}
     seen = played(command=COMMAND[0], args=[*COMMAND[1:], "mcp"], env=environment)
     assert "run_python_code" in seen.pop("tools")
     assert seen == EXPECTED

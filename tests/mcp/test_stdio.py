@@ -61,7 +61,7 @@ async def test_an_image_is_shown_and_other_displays_are_resources() -> None:
         from IPython.display import HTML, display
         import matplotlib.pyplot as plt
         display(HTML("<b>bold</b>"))
-        plt.plot()
+        plt.title("Sales")
         plt.show()
     """
     async with stdio_client_session() as client:
@@ -69,9 +69,64 @@ async def test_an_image_is_shown_and_other_displays_are_resources() -> None:
         (image,) = [block for block in result.content if block.type == "image"]
         (link,) = [block for block in result.content if block.type == "resource_link"]
         html = await client.read_resource(link.uri)
+        (drawn,) = result.structuredContent["images"]
+        stored = await client.read_resource(AnyUrl(drawn["uri"]))
     assert base64.b64decode(image.data).startswith(b"\x89PNG")
     assert (html.contents[0].mimeType, html.contents[0].text) == ("text/html", "<b>bold</b>")
+    assert (link.mimeType, link.size) == ("text/html", 11)
     assert result.structuredContent["outputs"] == [str(link.uri)]
+    assert (drawn["sent"], drawn["title"]) == (True, "Figure Sales")
+    assert (stored.contents[0].mimeType, stored.contents[0].blob) == ("image/png", image.data)
+
+
+NOISE = """
+    import base64, os, struct, zlib
+    from IPython.display import Image, display
+
+    def noise(size):
+        def chunk(kind, data):
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0))
+        rows = chunk(b"IDAT", zlib.compress(b"".join(b"\\0" + os.urandom(size) for _ in range(size))))
+        data = b"\\x89PNG\\r\\n\\x1a\\n" + head + rows + chunk(b"IEND", b"")
+        return {"image/png": base64.b64encode(data).decode(), "text/plain": f"Figure {size}"}
+
+    for size in (1000, 500, 600, 300):
+        display(noise(size), raw=True)
+"""
+
+
+async def test_images_that_exceed_the_limit_of_a_result_are_linked_and_named() -> None:
+    async with stdio_client_session() as client:
+        result = await run(client, NOISE)
+        images = result.structuredContent["images"]
+        (large, _) = links = [block for block in result.content if block.type == "resource_link"]
+        stored = (await client.read_resource(large.uri)).contents[0]
+    assert [(one["title"], one["sent"]) for one in images] == [(f"Figure {n}", n in (500, 300)) for n in (1000, 500, 600, 300)]
+    assert [str(link.uri) for link in links] == [one["uri"] for one in images if not one["sent"]]
+    assert (large.name, large.mimeType, large.size) == ("display 1: Figure 1000", "image/png", len(base64.b64decode(stored.blob)))
+    assert sum(len(block.data) for block in result.content if block.type == "image") < 700_000
+    seen, left = text_of(result).splitlines()
+    assert seen == "[images] 2 images, for the user to see: Figure 500; Figure 300"
+    assert left == (
+        "[images] too large to send, because a result has room for 0.5 MB of images: Figure 1000 (1.0 MB); Figure 600 (0.4 MB). "
+        "Lower the resolution, for example with dpi=100"
+    )
+
+
+async def test_processes_that_still_run_are_in_the_structured_content() -> None:
+    async with stdio_client_session() as client:
+        result = await run(client, "import subprocess; process = subprocess.Popen(['sleep', '60']); process.pid")
+    assert result.structuredContent["processes"] == [{"pid": int(result.structuredContent["results"][0]), "name": "sleep"}]
+
+
+async def test_a_table_has_no_link_because_the_result_has_it_as_text() -> None:
+    async with stdio_client_session() as client:
+        result = await run(client, "import pandas as pd; pd.DataFrame({'a': [1]})")
+        (uri,) = result.structuredContent["outputs"]
+        stored = (await client.read_resource(AnyUrl(uri))).contents[0]
+    assert [block.type for block in result.content] == ["text"]
+    assert "<table" in stored.text
 
 
 @pytest.mark.long

@@ -8,29 +8,30 @@ from typing import Annotated, Literal, TypeVar
 
 import anyio
 from mcp import types
-from pydantic import AnyUrl, Field
+from pydantic import Field
 
 from ..client.session import Session
 from ..client.snippet_results import decode_command_result
 from ..client.snippets import snippet
 from ..errors import InvalidArgumentError, NotFoundError
-from ..guest_text import for_model, shown_name
+from ..guest_text import for_model, shown_caption, shown_name
 from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
 from ..rendering import clip, error_text, render, share
-from .named_session import KEPT_DISPLAYS, NamedSession
+from .named_session import NamedSession
 from .outputs import CollectedFiles
-from .resources import checked
+from .resources import checked, display_resource, file_resource, link_to
 from .tool import Call, SessionName, Words, tool
 
 SCRIPTS = "scripts"
 _SCRIPT_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
-_MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result in base64; clients have limits of about that size
+_MOST_IMAGE_CHARACTERS = 700_000  # of all images of a result in base64: Claude Desktop takes a result of at most 1,048,576 characters
 _MOST_LINKS = 20
 _MOST_NAMED = 10
 _MOST_PATH_CHARACTERS = 2000  # of one list of files
 _PLAIN = "text/plain"
+_TABLE = "application/vnd.dataresource+json"
 _LONGEST_MESSAGE = 2000  # of an error
 _REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
 Answer = TypeVar("Answer")
@@ -54,24 +55,43 @@ class ErrorAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageAnswer:
+    """An image that the cell displayed. If it is too large to send, read the resource `uri`."""
+
+    sent: bool
+    uri: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningAnswer:
+    """A process that still runs."""
+
+    pid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellAnswer:
-    """The result of a cell."""
+    """The result of a cell. A field is left out if it has its default."""
 
     session_id: str
     success: bool
     stdout: str
-    stderr: str
     results: list[str] = field(metadata={"description": "The value of the last expression, as text"})
-    error: ErrorAnswer | None
     state: str
     execution_time: float
-    outputs: list[str]
-    new_files: list[str]
-    changed_files: list[str]
-    deleted_files: list[str]
-    shared_files: list[str]
-    more_files: int = field(metadata={"description": "How many files are left out of the lists"})
-    hint: str = field(metadata={"description": "What to do about a missing package or network"})
+    stderr: str = ""
+    error: ErrorAnswer | None = None
+    images: list[ImageAnswer] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list, metadata={"description": "The URIs of other displays"})
+    new_files: list[str] = field(default_factory=list)
+    changed_files: list[str] = field(default_factory=list)
+    deleted_files: list[str] = field(default_factory=list)
+    shared_files: list[str] = field(default_factory=list)
+    more_files: int = field(default=0, metadata={"description": "How many files are left out of the lists"})
+    processes: list[RunningAnswer] = field(default_factory=list)
+    hint: str = field(default="", metadata={"description": "What to do about a missing package, the network or a limit"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +124,10 @@ class RanAnswer:
     returncode: int
     stdout: str
     stderr: str
-    new_files: list[str]
     state: str
     execution_time: float
-    hint: str
+    new_files: list[str] = field(default_factory=list)
+    hint: str = ""
 
 
 async def run_python_code(
@@ -264,6 +284,36 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
     raise AssertionError("the last event of every cell is its result")
 
 
+@dataclass(frozen=True, slots=True)
+class _ShownImage:
+    """An image of a result, with the number under which the session stores it."""
+
+    number: int
+    title: str
+    content: types.ImageContent
+    sent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How the displays of a result are shown. Numbers are those under which the session stores displays."""
+
+    described: list[Display] = field(default_factory=list)  # in the result's text
+    images: list[_ShownImage] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+    linked: list[int] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return the note on the images that are not sent, in a list that is empty if all are sent."""
+        left = [f"{one.title or 'an image'} ({_bytes(one.content) / 1e6:.1f} MB)" for one in self.images if not one.sent]
+        if not left:
+            return []
+        listed = "; ".join(left[:_MOST_NAMED]) + (f"; and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else "")
+        room = f"a result has room for {_MOST_IMAGE_CHARACTERS * 3 / 4e6:.1f} MB of images"
+        return [f"[images] too large to send, because {room}: {listed}. Lower the resolution, for example with dpi=100"]
+
+
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
     """Convert a cell's result to the answer of a tool, and notify the client if resources have changed.
 
@@ -271,22 +321,22 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     """
     told = hint(result, call.client.server.pool.access, _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
-    text = render(result)
-    call.show(types.TextContent(type="text", text="\n".join([text, *_notes(collected)])))
-    images, others = _split_images(result.displays)
-    call.show(*images)
-    uris = [_keep(call, named, display) for display in others[-KEPT_DISPLAYS:]]
-    files = [file.path for file in result.files if file.kind != "deleted"]
-    call.show(*(_link(named.file_uri(path), shown_name(path)) for path in files[:_MOST_LINKS]))
-    if uris or result.files:
+    shown = _sort_displays(named, result.displays)
+    text = render(replace(result, displays=tuple(shown.described)))
+    call.show(types.TextContent(type="text", text="\n".join([text, *shown.notes, *_notes(collected)])))
+    call.show(*(one.content for one in shown.images if one.sent))
+    call.show(*(link_to(display_resource(named, number)) for number in shown.linked if number in named.displays))
+    files = [file for file in result.files if file.kind != "deleted"]
+    call.show(*(link_to(file_resource(named, file.path, file.size)) for file in files[:_MOST_LINKS]))
+    if shown.images or shown.others or result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
-    return _answer(named, result, collected, uris)
+    return _answer(named, result, collected, shown)
 
 
-def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str]) -> CellAnswer:
-    """Convert a cell's result to the answer of a tool. `uris` are the links to its displays.
+def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, shown: _Shown) -> CellAnswer:
+    """Convert a cell's result to the answer of a tool.
 
-    The answer is about as long as the text that `render` returns, because some clients give the model the answer in place of that text.
+    Its texts are about as long as those that `render` returns, because some clients give the model the answer in place of them.
     """
     failed, stderr, text = result.error, result.written_to_stderr, result.text or ""
     traceback = error_text(result).removesuffix(for_model(str(failed))).rstrip("\n") if failed and failed.traceback else ""
@@ -303,14 +353,21 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
         error=ErrorAnswer(failed.name, clip(failed.message, _LONGEST_MESSAGE), clip(traceback, result.max_output)) if failed else None,
         state=str(result.state),
         execution_time=result.duration,
-        outputs=uris,
+        images=[ImageAnswer(sent=one.sent, uri=_uri(named, one.number), title=one.title) for one in shown.images[:_MOST_LINKS]],
+        outputs=[uri for number in shown.others if (uri := _uri(named, number))],
         new_files=listed["created"],
         changed_files=listed["changed"],
         deleted_files=listed["deleted"],
         shared_files=listed["shared"],
         more_files=sum(len(paths) - len(listed[kind]) for kind, paths in by_kind.items()),
+        processes=[RunningAnswer(one.pid, one.name) for one in result.processes[:_MOST_LINKS]],
         hint=result.hint,
     )
+
+
+def _uri(named: NamedSession, number: int) -> str:
+    """Return the URI of a stored display, or '' if later displays have replaced it."""
+    return named.display_uri(number) if number in named.displays else ""
 
 
 def _first_paths(paths: list[str]) -> list[str]:
@@ -337,21 +394,28 @@ def _named(paths: tuple[str, ...]) -> str:
     return ", ".join(map(shown_name, paths[:_MOST_NAMED])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Split displays into images that are sent in the tool's result, and other displays. Leave out displays that are only plain text.
-
-    The images have a common size limit. An image that exceeds what is left of it is returned among the other displays.
-    """
-    images: list[types.ImageContent] = []
-    others, room = [], _MOST_IMAGE_CHARACTERS
+def _sort_displays(named: NamedSession, displays: tuple[Display, ...]) -> _Shown:
+    """Store a cell's displays, except those that are only plain text, and choose the images to send: the first ones that fit."""
+    shown, room = _Shown(), _MOST_IMAGE_CHARACTERS
     for display in displays:
         image = _image(display)
-        if image is not None and len(image.data) <= room:
-            room -= len(image.data)
-            images.append(image)
+        if image is not None:
+            one = _ShownImage(named.keep(display), shown_caption(str(display.data.get(_PLAIN, ""))), image, sent=len(image.data) <= room)
+            shown.images.append(one)
+            room -= len(image.data) if one.sent else 0
         elif set(display.data) - {_PLAIN}:
-            others.append(display)
-    return images, others
+            shown.others.append(named.keep(display))
+            if _TABLE not in display.data:  # the result has a table as text
+                shown.linked.append(shown.others[-1])
+        if image is None or one.sent:
+            shown.described.append(display)
+        else:
+            shown.linked.append(one.number)
+    return shown
+
+
+def _bytes(image: types.ImageContent) -> int:
+    return len(image.data) * 3 // 4
 
 
 def _image(display: Display) -> types.ImageContent | None:
@@ -360,17 +424,6 @@ def _image(display: Display) -> types.ImageContent | None:
         if isinstance(data, str) and Display({"image/png": data}).png:
             return types.ImageContent(type="image", data="".join(data.split()), mimeType=kind)
     return None
-
-
-def _keep(call: Call, named: NamedSession, display: Display) -> str:
-    number = named.keep(display)
-    uri = f"session://{named.name}/displays/{number}"
-    call.show(_link(uri, f"display {number}: {', '.join(map(shown_name, sorted(set(display.data) - {_PLAIN})))}"[:200]))
-    return uri
-
-
-def _link(uri: str, name: str) -> types.ResourceLink:
-    return types.ResourceLink(type="resource_link", uri=AnyUrl(uri), name=name)
 
 
 RUN_CODE = ("run_python_code", "run_script")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ..models import CodeExecutionResult, Display
 
 _KEPT_RESTARTS = 20
-KEPT_DISPLAYS = 50
+_KEPT_DISPLAYS = 50
 _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 
@@ -43,6 +43,10 @@ class NamedSession:
     def file_uri(self, path: str) -> str:
         """Return the URI of the MCP resource for a file of the session."""
         return f"session://{self.name}/files/{quote(path)}"
+
+    def display_uri(self, number: int) -> str:
+        """Return the URI of the MCP resource for a display that `keep` has stored."""
+        return f"session://{self.name}/displays/{number}"
 
     @property
     def uptime(self) -> float:
@@ -93,7 +97,7 @@ class NamedSession:
         """
         self.displayed += 1
         self.displays[self.displayed] = display
-        while len(self.displays) > KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):
+        while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):
             self.displays.pop(next(iter(self.displays)))
         return self.displayed
 

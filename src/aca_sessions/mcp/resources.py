@@ -11,7 +11,7 @@ from pydantic import AnyUrl
 
 from ..client.arguments import checked_path
 from ..errors import ACASessionsError, InvalidArgumentError
-from ..guest_text import shown_name
+from ..guest_text import shown_caption, shown_name
 from ..models import Display
 from .clients import Client
 from .named_session import NamedSession
@@ -44,6 +44,7 @@ def checked_folder(path: str) -> str:
 _MOST_LISTED = 500
 _LARGEST = 16 << 20
 _BYTES = "application/octet-stream"
+_BINARY = ("image/", "audio/", "video/", "application/pdf")  # in base64, except SVG
 _PREFERRED = ("text/html", "image/svg+xml", "text/markdown", "text/latex", "application/json")
 TEMPLATES = [
     types.ResourceTemplate(uriTemplate="session://{session_id}/files/{+path}", name="A file of a session"),
@@ -57,7 +58,7 @@ async def listed(client: Client) -> list[types.Resource]:
     for named in client.sessions().values():
         if named.is_started:
             found += await _files(client, named)
-            found += [_shown(named, number, display) for number, display in named.displays.items()]
+            found += [display_resource(named, number) for number in named.displays]
     return found[:_MOST_LISTED]
 
 
@@ -81,18 +82,37 @@ def _one_line(path: str) -> str:
 async def _files(client: Client, named: NamedSession) -> list[types.Resource]:
     async with client.lease(named) as session:
         files = [file async for file in walk(session, most=_MOST_LISTED) if not file.is_directory]
-    return [
-        types.Resource(
-            uri=AnyUrl(named.file_uri(path_of(file))), name=_one_line(path_of(file)), description=f"of session {named.name}",
-            mimeType=_kind(file.name), size=file.size,
-        )
-        for file in files
-    ]  # fmt: skip
+    return [file_resource(named, path_of(file), file.size) for file in files]
 
 
-def _shown(named: NamedSession, number: int, display: Display) -> types.Resource:
-    uri = AnyUrl(f"session://{named.name}/displays/{number}")
-    return types.Resource(uri=uri, name=f"display {number}", description=f"of session {named.name}", mimeType=_best(display))
+def file_resource(named: NamedSession, path: str, size: int) -> types.Resource:
+    """Describe a file of a session as an MCP resource."""
+    return types.Resource(
+        uri=AnyUrl(named.file_uri(path)),
+        name=_one_line(path),
+        description=f"file in session {named.name}",
+        mimeType=_kind(path.rpartition("/")[2]),
+        size=size,
+    )
+
+
+def display_resource(named: NamedSession, number: int) -> types.Resource:
+    """Describe a display that a session stores as an MCP resource."""
+    display = named.displays[number]
+    kind, content = _content_of(display)
+    caption = shown_caption(str(display.data.get("text/plain", "")))
+    return types.Resource(
+        uri=AnyUrl(named.display_uri(number)),
+        name=f"display {number}" + (f": {caption}" if caption and not caption.startswith("<") else ""),
+        description=f"displayed in session {named.name}",
+        mimeType=kind,
+        size=len(content.encode("utf-8", "replace") if isinstance(content, str) else content),
+    )
+
+
+def link_to(resource: types.Resource) -> types.ResourceLink:
+    """Return a link to a resource, for the content of a tool's result."""
+    return types.ResourceLink(type="resource_link", **resource.model_dump(exclude_none=True))
 
 
 async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
@@ -102,9 +122,7 @@ async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
     if parts.scheme == "session" and kind == "files":
         return await _file(client, named, checked(unquote(rest)))
     if parts.scheme == "session" and kind == "displays" and rest.isdecimal() and int(rest) in named.displays:
-        display = named.displays[int(rest)]
-        best = _best(display)
-        return best, _text_of(display.data[best])
+        return _content_of(named.displays[int(rest)])
     # Without the session's name, which other messages do not repeat either.
     raise InvalidArgumentError(
         f"there is no resource {parts.path!r:.200} of this session: expected session://NAME/files/PATH or session://NAME/displays/NUMBER, "
@@ -140,5 +158,13 @@ def _best(display: Display) -> str:
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 
 
-def _text_of(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _content_of(display: Display) -> tuple[str, str | bytes]:
+    """Return the MIME type in which to send a display, and its content: bytes for an image, and otherwise text."""
+    kind = _best(display)
+    value = display.data[kind]
+    if kind.startswith(_BINARY) and kind != "image/svg+xml" and isinstance(value, str):
+        try:
+            return kind, base64.b64decode(value)
+        except ValueError:
+            pass  # code in the session may display anything as an image
+    return kind, value if isinstance(value, str) else json.dumps(value)

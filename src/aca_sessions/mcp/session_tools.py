@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -93,11 +93,11 @@ class DeletedAnswer:
 class ProcessAnswer:
     """The interpreter's process. All values are null if it did not respond."""
 
-    memory_mb: float | None = None
-    cpu_seconds: float | None = None
-    cpu_percent: float | None = None  # over its whole life
-    num_threads: int | None = None
-    create_time: float | None = None  # seconds since 1970
+    memory_mb: float | None
+    cpu_seconds: float | None
+    cpu_percent: float | None  # over its whole life
+    num_threads: int | None
+    create_time: float | None  # seconds since 1970
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ class HealthAnswer:
     restart_causes: list[str]
     isolation: str | None
     kernel_process: ProcessAnswer
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +256,7 @@ async def _check_health(call: Call, named: NamedSession, timeout: float) -> Sess
 
 def _process(health: SessionHealth | None) -> ProcessAnswer:
     if health is None or not health.responsive:
-        return ProcessAnswer()
+        return ProcessAnswer(memory_mb=None, cpu_seconds=None, cpu_percent=None, num_threads=None, create_time=None)
     return ProcessAnswer(
         memory_mb=health.memory / MB,
         cpu_seconds=health.cpu,

@@ -169,7 +169,7 @@ class Tool:
         return replace(self, listed=self.listed.model_copy(update={"description": f"{self.listed.description} {sentence}".rstrip()}))
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Validate the arguments, call the function, and return its answer as JSON.
+        """Validate the arguments, call the function, and return its answer as JSON, without the fields that have their default values.
 
         If arguments are invalid, or the function raises an ACASessionsError, return a failed result with a message for the model.
         """
@@ -180,7 +180,7 @@ class Tool:
             return failure(_explain(error, self._arguments.model_fields))
         except ACASessionsError as error:
             return failure(str(error))
-        structured = self._answer.dump_python(answer, mode="json")
+        structured = self._answer.dump_python(answer, mode="json", exclude_defaults=True)
         content = call.content or [types.TextContent(type="text", text=json.dumps(structured, ensure_ascii=False))]
         return types.CallToolResult(content=content, structuredContent=structured)
 
