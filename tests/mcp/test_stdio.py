@@ -249,7 +249,9 @@ async def test_input_that_the_user_declines_is_an_end_of_file() -> None:
         return types.ElicitResult(action="decline")
 
     async with stdio_client_session(elicitation_callback=decline) as client:
-        assert (await run(client, "input()")).structuredContent["error"]["name"] == "EOFError"
+        error = (await run(client, "input()")).structuredContent["error"]
+    assert error["name"] == "EOFError"
+    assert error["message"].startswith("the user declined to answer")
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from aca_sessions.mcp.session_tools import check_kernel_responsiveness
 from aca_sessions.mcp.state_tools import restart_kernel
 from aca_sessions.mcp.tool import Call
 
-from .clients import Running, http_client_session, http_server, run, stdio_client_session, text_of
+from .clients import Running, http_client_session, http_server, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +65,11 @@ async def test_sessions_are_created_selected_and_deleted(connected: Connected) -
         listed = await ask(client, "list_sessions")
         assert (listed["active_session"], listed["total_sessions"], listed["max_sessions"]) == ("work", 3, 20)
         assert listed["sessions"]["work"]["execution_count"] == 1
+        await run(client, "1", session_id="default")
+        listed = (await ask(client, "list_sessions"))["sessions"]
+        assert {name: (one["active"], one["started"]) for name, one in listed.items()} == {
+            "default": (False, True), "work": (True, True), "session_1": (False, False),
+        }  # fmt: skip
         ended = await ask(client, "delete_session", session_id="work")
         assert (ended["was_active"], ended["new_active_session"]) == (True, "default")
         assert "no session of that name" in text_of(await run(client, "x", session_id="work"))
@@ -75,7 +80,7 @@ async def test_an_invalid_session_is_refused_and_the_rest_continues(connected: C
         await ask(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="default")
-        assert "cannot be deleted" in await refused(client, "delete_session", session_id="default")
+        assert "create_session and switch_session" in await refused(client, "delete_session", session_id="default")
         assert "no session of that name" in await refused(client, "delete_session", session_id="other")
         assert "no session of that name" in await refused(client, "switch_session", session_id="other")
         for name in ("", "../x", "a/b", "a b", "-x", "x" * 65, "é", "a\nb", "mcp-1;"):
@@ -145,6 +150,8 @@ async def test_files_are_written_read_listed_and_deleted(connected: Connected) -
         assert (await ask(client, "read_file", path="folder/text.txt", max_bytes=3))["text"] == "gr"
         assert (await ask(client, "read_file", path="folder/text.txt", offset=4))["text"] == "ße"
         assert base64.b64decode((await ask(client, "read_file", path="raw.bin"))["base64"]) == b"\xff\x00"
+        assert await refused(client, "read_file", path="folder") == "folder is a folder: list its files with list_files"
+        assert (await refused(client, "read_file", path="folder/none")).startswith("'none': the session has no file")
         flat = {one["path"] for one in (await ask(client, "list_files"))["files"]}
         deep = {one["path"] for one in (await ask(client, "list_files", recursive=True))["files"]}
         assert deep - flat == {"folder/text.txt"}
@@ -213,7 +220,7 @@ async def test_a_restart_that_preserves_state_removes_no_checkpoint() -> None:
 async def test_a_session_whose_outputs_cannot_be_saved_is_not_restarted(connected: Connected) -> None:
     async with connected() as client:
         await run(client, "import threading, time; x = 1; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
-        assert await refused(client, "restart_kernel", preserve_state=True)
+        assert "cannot be preserved: threads are running" in await refused(client, "restart_kernel", preserve_state=True)
         assert text_of(await run(client, "x")) == "1"
 
 
@@ -230,6 +237,19 @@ async def test_health_reports_the_last_execution(connected: Connected) -> None:
         answer = await ask(client, "check_kernel_responsiveness")
         assert (answer["responsive"], answer["busy"]) == (True, False)
         assert answer["response_time"] > 0
+
+
+async def test_a_running_cell_is_interrupted_and_hides_only_what_its_interpreter_knows(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "import time")
+        before = await ask(client, "get_kernel_health")
+        assert (await ask(client, "interrupt"))["status"] == "nothing was running"
+        await start(client, "while True: time.sleep(0.01)")
+        health = await ask(client, "get_kernel_health")
+        assert (health["responsive"], "memory_usage" in health) == (False, False)
+        assert health["uptime"] > before["uptime"]
+        assert (await ask(client, "interrupt"))["status"] == "interrupted"
+        assert text_of(await run(client, "6 * 7")) == "42"
 
 
 async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:

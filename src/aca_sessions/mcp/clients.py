@@ -181,7 +181,9 @@ class Client:
         Raise InvalidArgumentError for `default`, and if there is no such session.
         """
         if name == DEFAULT:
-            raise InvalidArgumentError("the session 'default' cannot be deleted: clear its variables with restart_kernel")
+            raise InvalidArgumentError(
+                "the session 'default' cannot be deleted: to begin with an empty one, use create_session and switch_session"
+            )
         named = self.find(name)
         was_active = self.find(None) is named
         self._own.pop(name, None) if self._own.get(name) is named else self.server.shared.pop(name, None)

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..errors import InvalidArgumentError
+from ..client.session import Session
+from ..errors import InvalidArgumentError, NotFoundError
+from ..guest_text import shown_name
 from .code_tools import SCRIPTS
 from .outputs import FOLDER, path_of, walk
 from .resources import ROOT, checked, checked_folder
@@ -107,7 +109,12 @@ async def read_file(
     named = call.client.find(session_id)
     inside = checked(path)
     async with call.client.lease(named) as session:
-        data = await session.download_file(inside)
+        try:
+            data = await session.download_file(inside)
+        except NotFoundError as error:
+            if await _is_folder(session, inside):
+                raise InvalidArgumentError(f"{shown_name(inside)} is a folder: list its files with list_files") from error
+            raise
     part = data[offset : offset + max_bytes]
     text = _text(part)
     return ReadAnswer(
@@ -161,6 +168,14 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
         files=len(sizes),
         bytes=sum(sizes),
     )
+
+
+async def _is_folder(session: Session, path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    try:
+        return any(file.is_directory and file.name == name for file in await session.list_files(folder))
+    except NotFoundError:
+        return False
 
 
 def _text(part: bytes) -> str | None:

@@ -59,7 +59,7 @@ class SessionAnswer:
 
     description: str
     active: bool
-    current: bool
+    started: bool
     shared: bool
     health: Literal["healthy", "not started"]
     busy: bool
@@ -102,14 +102,16 @@ class ProcessAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthAnswer:
-    """The health of a session. Memory is in bytes and times are in seconds. What only the interpreter knows is null while a cell runs."""
+    """The health of a session. Memory is in bytes and times are in seconds. What only the interpreter knows is null or left out while a
+    cell runs. `uptime` counts from the creation of the session.
+    """
 
     session_id: str
     status: Literal["healthy", "unresponsive"]
     started: bool
     responsive: bool
     busy_for: float | None
-    memory_usage: int
+    memory_usage: int | None = None  # left out while a cell runs
     cpu_time: float | None
     uptime: float
     execution_count: int
@@ -161,7 +163,7 @@ async def switch_session(call: Call, session_id: Name) -> SwitchedAnswer:
 async def list_sessions(call: Call) -> SessionsAnswer:
     """List your sessions and those that other clients share, and which one is active."""
     active = call.client.find(None)
-    sessions = {name: _answer(named, current=named is active) for name, named in call.client.sessions().items()}
+    sessions = {name: _answer(named, active=named is active) for name, named in call.client.sessions().items()}
     return SessionsAnswer(
         sessions=sessions,
         active_session=active.name,
@@ -190,9 +192,9 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
         started=named.is_started,
         responsive=named.busy_for is None and (health is None or health.responsive),
         busy_for=named.busy_for,
-        memory_usage=health.memory if health else 0,
+        memory_usage=health.memory if health and health.responsive else None,
         cpu_time=health.cpu if health and health.responsive else None,
-        uptime=health.uptime if health and health.uptime else named.uptime,
+        uptime=named.uptime,
         execution_count=named.executions,
         last_execution_time=named.last_execution,
         average_execution_time=named.seconds / named.executions if named.executions else None,
@@ -220,11 +222,11 @@ async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECOND
     )
 
 
-def _answer(named: NamedSession, *, current: bool) -> SessionAnswer:
+def _answer(named: NamedSession, *, active: bool) -> SessionAnswer:
     return SessionAnswer(
         description=named.description,
-        active=named.is_started,
-        current=current,
+        active=active,
+        started=named.is_started,
         shared=named.shared,
         health="healthy" if named.is_started else "not started",
         busy=named.busy_for is not None,

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..errors import SnapshotError
+from ..guest_text import for_model
 from ..models import Checkpoint
+from ..rendering import clip
 from .session_tools import NewName
 from .tool import Call, SessionName, tool
 
@@ -73,7 +75,7 @@ class StatusAnswer:
     """Confirmation of an operation."""
 
     session_id: str
-    status: Literal["interrupted", "ok"]
+    status: Literal["interrupted", "nothing was running", "ok"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +137,24 @@ async def restart_kernel(call: Call, preserve_state: bool = False, session_id: S
             undone = await session.run("raise Exception", transactional=True)
             if undone.state.variables != "rolled_back":
                 session._undo_delivery(undone)  # the user's next cell reports a loss again
-                why = f"the session was not restarted, because its variables cannot be preserved: {undone.state}"
+                refused = undone.error if undone.state.kind == "kept" else None  # it says why no checkpoint could be taken
+                reason = clip(for_model(refused.message.removeprefix("the cell was not run: ")), 1000) if refused else str(undone.state)
+                why = f"the session was not restarted, because its variables cannot be preserved: {reason}"
                 raise SnapshotError(f"{why}. To restart it without them, leave preserve_state out")
         else:
             await session.reset()
-        kept = [one.name for one in await session.variables()] if preserve_state else []
+        names = [one.name for one in await session.variables()] if preserve_state else []
     named.record_restart("asked for, variables kept" if preserve_state else "asked for")
-    return RestartedAnswer(named.name, True, preserve_state, kept)
+    return RestartedAnswer(named.name, True, preserve_state, names)
 
 
 async def interrupt(call: Call, session_id: SessionName = None) -> StatusAnswer:
     """Interrupt the cell that a session runs now; its variables stay."""
     named = call.client.find(session_id)
+    was_running = named.busy_for is not None
     async with call.client.lease(named) as session:
         await session.interrupt()
-    return StatusAnswer(named.name, "interrupted")
+    return StatusAnswer(named.name, "interrupted" if was_running else "nothing was running")
 
 
 async def ping(call: Call) -> StatusAnswer:

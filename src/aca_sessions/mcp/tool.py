@@ -17,7 +17,7 @@ from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema
 
-from ..errors import ACASessionsError
+from ..errors import ACASessionsError, NotFoundError
 from ..guest_text import for_model, shown_name
 from ..models import Event
 from .clients import Client
@@ -178,6 +178,8 @@ class Tool:
             answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
         except ValidationError as error:
             return failure(_explain(error, self._arguments.model_fields))
+        except NotFoundError as error:
+            return failure(error.message)
         except ACASessionsError as error:
             return failure(str(error))
         structured = self._answer.dump_python(answer, mode="json", exclude_defaults=True)

@@ -45,7 +45,7 @@ from .processes import KillResult
 from .runtime import RegisteredInterpreter, SharedRuntime
 
 _START_SECONDS = 30.0
-_FAILED = "the handler of the cell's questions, such as on_input, failed or gave no answer: check it, and run the cell again"
+_FAILED = "the user declined to answer or did not answer in time, or the handler of the question failed: put the values into the code"
 _NOT_ANSWERED = "the cell has ended, or was run without a handler of its questions, such as on_input: pass one to the call that runs it"
 _OWN_SECONDS = 30.0  # the timeout of the host's own requests
 _ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
