@@ -46,6 +46,18 @@ async def test_a_malformed_message_does_not_end_the_server() -> None:
     assert answer["result"]["structuredContent"]["results"] == ["42"]
 
 
+async def test_a_request_of_a_later_protocol_is_logged_as_one_line() -> None:
+    process = await asyncio.create_subprocess_exec(*COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    probe = {"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {}}  # as FastMCP 4 sends it first
+    process.stdin.write(json.dumps(probe).encode() + b"\n")
+    answer = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+    process.stdin.close()
+    (line,) = (await process.stderr.read()).splitlines()
+    assert (answer["id"], answer["error"]["message"]) == (1, "Invalid request parameters")
+    assert line.startswith(b"WARNING root: Failed to validate request: ")
+    assert await process.wait() == 0
+
+
 @pytest.mark.long
 async def test_a_client_that_vanishes_during_a_cell_leaves_nothing() -> None:
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "run_python_code", "arguments": {"code": ENDLESS}}}

@@ -25,7 +25,20 @@ def configure(form: str) -> None:
         handler.setFormatter(JsonLines() if form == "json" else TimedLines())
     logging.getLogger(EVENTS).setLevel(logging.INFO)
     logging.captureWarnings(form == "json")  # they would otherwise be lines of another format
+    shorten_mcp_log()
+
+
+def shorten_mcp_log() -> None:
+    """Shorten what the MCP SDK logs about its clients: requests that it does not know become one line, and disconnects none."""
     logging.getLogger("mcp.server.streamable_http").addFilter(_is_not_a_disconnect)
+    logging.getLogger().addFilter(_keep_first_line)  # the SDK logs invalid requests with the root logger
+
+
+def _keep_first_line(record: logging.LogRecord) -> bool:
+    """Cut the message about an invalid request after its first line. Pydantic adds 90 lines for a method that the SDK does not know."""
+    if isinstance(record.msg, str) and record.msg.startswith("Failed to validate request: "):
+        record.msg = record.msg.partition("\n")[0]
+    return True
 
 
 def _is_not_a_disconnect(record: logging.LogRecord) -> bool:
