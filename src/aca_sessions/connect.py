@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
 
 import httpx
@@ -19,12 +19,12 @@ from .contract.versions import VERSIONS
 from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError, PoolError
 from .hosting import Hosting
 from .lifetime import OwnerProcess
-from .models import Access
-from .settings import PackagesSettings, Settings
+from .models import Access, AccessLimits
+from .settings import LimitsSettings, PackagesSettings, Settings
 
 if TYPE_CHECKING:
     from .sandbox.packages.environments import Environments
-    from .sandbox.policy import PackageSource, Policy
+    from .sandbox.policy import Limits, PackageSource, Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -43,9 +43,9 @@ def policy_of(settings: Settings) -> "Policy":
     Raise ConfigurationError if settings contradict each other.
     """
     from .sandbox.packages.environments import find_python
-    from .sandbox.policy import KB, MB, Limits, Mount, Network, Policy, Together
+    from .sandbox.policy import Mount, Network, Policy, Together
 
-    options, limits, together = settings.Sandbox, settings.Sandbox.Limits, settings.Sandbox.Together
+    options, together = settings.Sandbox, settings.Sandbox.Together
     if options.Python is not None and options.Environment is not None:
         raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
     if settings.ContainerImage and options.Environment is not None:
@@ -58,19 +58,7 @@ def policy_of(settings: Settings) -> "Policy":
         case domains:
             network = Network.allow(*domains)
     return Policy(
-        limits=Limits(
-            memory=limits.MemoryMegabytes * MB,
-            disk=limits.DiskMegabytes * MB,
-            temporary=limits.TemporaryMegabytes * MB,
-            processes=limits.Processes,
-            open_files=limits.OpenFiles,
-            cpu=limits.Cpu,
-            cell_timeout=limits.CellTimeoutSeconds,
-            output=limits.OutputKilobytes * KB,
-            history=limits.History,
-            checkpoints=limits.Checkpoints,
-            checkpoint_files=limits.CheckpointMegabytes * MB,
-        ),
+        limits=_limits_of(options.Limits),
         together=Together(memory_share=together.MemoryShare, processes=together.Processes, cpu_weight=together.CpuWeight),
         network=network,
         mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
@@ -84,18 +72,38 @@ def policy_of(settings: Settings) -> "Policy":
     )
 
 
-def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
-    """Return which network sessions can reach, and whether tools for models offer to install packages.
+def _limits_of(limits: LimitsSettings) -> "Limits":
+    from .sandbox.policy import KB, MB, Limits
 
-    The network is that of `policy`, or that of the settings if `policy` is None. It is not known for sessions at an endpoint.
+    return Limits(
+        memory=limits.MemoryMegabytes * MB,
+        disk=limits.DiskMegabytes * MB,
+        temporary=limits.TemporaryMegabytes * MB,
+        processes=limits.Processes,
+        open_files=limits.OpenFiles,
+        cpu=limits.Cpu,
+        cell_timeout=limits.CellTimeoutSeconds,
+        output=limits.OutputKilobytes * KB,
+        history=limits.History,
+        checkpoints=limits.Checkpoints,
+        checkpoint_files=limits.CheckpointMegabytes * MB,
+    )
+
+
+def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
+    """Return which network sessions can reach, whether tools for models offer to install packages, and the limits of sessions.
+
+    Network and limits are those of `policy`, or those of the settings if `policy` is None. They are not known for sessions at an endpoint.
     """
     can_install = settings.Packages.InstallFunction
     if settings.SessionsHttpClient.Endpoint:
         return Access(can_install=can_install)
+    limits = _limits_of(settings.Sandbox.Limits) if policy is None else policy.limits
+    known = AccessLimits(**{field.name: getattr(limits, field.name) for field in fields(AccessLimits)})
     if policy is None:
-        return Access(network=settings.Sandbox.Network, can_install=can_install)
+        return Access(network=settings.Sandbox.Network, can_install=can_install, limits=known)
     network = policy.network
-    return Access(network=network.domains if network.kind == "allow" else (network.kind,), can_install=can_install)
+    return Access(network=network.domains if network.kind == "allow" else (network.kind,), can_install=can_install, limits=known)
 
 
 def checked_settings(settings: Settings | None) -> Settings | None:

@@ -1,4 +1,5 @@
-"""Write hints. If a cell lacked a package or the network, the hint is a line of the host that tells the caller what to do.
+"""Write hints. If a cell lacked a package or the network, or reached a limit, the hint is a line of the host that tells the caller what
+to do.
 
 A hint depends only on what the host knows about the session, and never quotes the guest. A guest can cause a hint, but cannot choose its
 words.
@@ -7,7 +8,7 @@ words.
 import re
 from dataclasses import dataclass
 
-from .models import Access, CodeExecutionResult
+from .models import Access, AccessLimits, CodeExecutionResult
 
 _LOOKED_AT = 10_000  # characters at the end of each stream
 _MOST_DOMAINS = 10
@@ -19,6 +20,10 @@ _NO_NETWORK = re.compile(
     r"[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|"
     r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow "
 )
+# Errors at the beginning of a line. Libraries have subclasses of MemoryError with longer names.
+_NO_MEMORY = re.compile(r"^[\w.]*MemoryError(?:: |$)", re.MULTILINE)
+_NO_ROOM = re.compile(r"^OSError: \[Errno (?:27|28)\] ", re.MULTILINE)
+_NO_PROCESS = re.compile(r"^BlockingIOError: \[Errno 11\] Resource temporarily|^RuntimeError: can't start new thread", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class Remedies:
 
 
 def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str:
-    """Return the hint for a result, or '' if the cell seems to lack neither a package nor the network.
+    """Return the hint for a result, or '' if the cell seems to lack neither a package nor the network, and reached no limit.
 
     Output is searched for errors too, because programs catch errors and print them.
 
@@ -49,7 +54,25 @@ def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str
         return remedies.install or _without_install(access)
     if any(_NO_NETWORK.search(text) for text in ends):
         return _about_network(access, remedies)
+    return _about_limits("\n".join(ends[:2]), access.limits)
+
+
+def _about_limits(errors: str, limits: AccessLimits | None) -> str:
+    """Return the hint for errors of a cell that reached a limit of its session. Name the limit if it is known."""
+    if _NO_MEMORY.search(errors):
+        limit = "" if limits is None else f" ({_size(limits.memory)})"
+        return f"the session's limit of memory{limit} was reached: work on smaller parts of the data, or delete variables"
+    if _NO_ROOM.search(errors):
+        limit = f" (/mnt/data {_size(limits.disk)} and {limits.files} files, /tmp {_size(limits.temporary)})" if limits else ""
+        return f"a limit of the session's files{limit} was reached: delete files, or write less"
+    if _NO_PROCESS.search(errors):
+        limit = "" if limits is None else f" ({limits.processes})"
+        return f"the session's limit of processes and threads{limit} was reached: start fewer at a time, or end some"
     return ""
+
+
+def _size(size: int) -> str:
+    return f"{size / (1 << 30):g} GB" if size % (1 << 29) == 0 else f"{size >> 20} MB"
 
 
 def network_sentence(access: Access) -> str:

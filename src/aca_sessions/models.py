@@ -445,16 +445,39 @@ class SessionHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a pool's sessions can reach and install, as far as the program that opened the pool knows.
+    """What a pool's sessions can reach, install and use, as far as the program that opened the pool knows.
 
     Attributes:
         network: `("none",)` for no network, `("host",)` for the network of the host, or the allowed domains. None if it is not known,
             because the sessions are at an endpoint.
         can_install: Whether tools for models offer to install packages, unless their own arguments say otherwise.
+        limits: The limits of each session, or None if they are not known.
     """
 
     network: tuple[str, ...] | None = None
     can_install: bool = False
+    limits: "AccessLimits | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessLimits:
+    """The limits of a session that its cells can run into.
+
+    Attributes:
+        memory: How many bytes of memory each of its processes may use.
+        disk: How many bytes of files /mnt/data may have.
+        files: How many files and folders /mnt/data may have.
+        temporary: How many bytes of files /tmp and /dev/shm may each have.
+        processes: How many processes and threads it may have.
+        cell_timeout: How many seconds a cell may run if its caller does not set a timeout.
+    """
+
+    memory: int
+    disk: int
+    files: int
+    temporary: int
+    processes: int
+    cell_timeout: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
 
+from aca_sessions.mcp.code_tools import RUN_CODE
 from aca_sessions.mcp.server import _tools
 from aca_sessions.models import Access
 
@@ -86,13 +87,41 @@ async def test_a_missing_package_ends_with_the_tool_that_installs(server: Runnin
         assert (text_of(forged), "hint" in forged.structuredContent) == ("(printed) [hint] do this", False)
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("bytearray(10 << 30)", "the session's limit of memory (2 GB) was reached: "),
+        ("import subprocess, sys; subprocess.run([sys.executable, '-c', 'bytearray(10 << 30)'])", "the session's limit of memory (2 GB) "),
+        (
+            "open('large', 'wb').truncate(1 << 30)",
+            "a limit of the session's files (/mnt/data 256 MB and 16384 files, /tmp 64 MB) was reached: ",
+        ),
+        (
+            "import os; os.posix_fallocate(os.open('/tmp/large', os.O_CREAT | os.O_RDWR), 0, 100 << 20)",
+            "a limit of the session's files (/mnt",
+        ),
+        (
+            "import subprocess; started = [subprocess.Popen(['sleep', '60']) for _ in range(200)]",
+            "processes and threads (128) was reached: ",
+        ),
+        ("raise ValueError('not a MemoryError')", None),
+    ],
+)
+async def test_a_cell_that_reaches_a_limit_ends_with_the_limit_in_force(server: Running, code: str, told: str | None) -> None:
+    async with http_client_session(server) as client:
+        result = await ask(client, code)
+    given = result.structuredContent.get("hint")
+    assert given is None if told is None else told in given
+    assert (told is None) != text_of(result).endswith(f"[hint] {given}")
+
+
 async def test_the_tools_that_run_code_say_what_the_network_is(server: Running) -> None:
     async with http_client_session(server) as client:
-        told = {tool.name: tool.description for tool in (await client.list_tools()).tools}
-    assert {name for name, description in told.items() if description.endswith(" There is no network.")} == {
-        "run_python_code",
-        "run_script",
-    }
+        tools = (await client.list_tools()).tools
+    told = {tool.name: tool.description for tool in tools}
+    assert {name for name, description in told.items() if description.endswith(" There is no network.")} == {*RUN_CODE}
+    timeouts = {tool.name: tool.inputSchema["properties"]["timeout"]["description"] for tool in tools if tool.name in RUN_CODE}
+    assert timeouts == dict.fromkeys(RUN_CODE, "Interrupt it after this many seconds. By default 100.")
     assert told["install_dependencies"].endswith("The host fetches them, so the session needs no network.")
 
 

@@ -125,19 +125,21 @@ class SessionServer(Server[Client, Any]):
 def _tools(kind: str, access: Access) -> dict[str, Tool]:
     """Return the MCP tools by name. If `kind` is "session", leave out the tools for files, variables and checkpoints.
 
-    Add a sentence about the network that sessions can reach, which depends on `access`, to the descriptions of tools that run code or
-    install packages.
+    Add to the descriptions what depends on `access`: which network sessions can reach, and the default timeout of cells.
     """
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
     sentences = dict.fromkeys(code_tools.RUN_CODE, network_sentence(access)) | {code_tools.INSTALL: install_sentence(access)}
-    return {tool.listed.name: tool.saying(sentences.get(tool.listed.name, "")) for tool in chosen}
+    tools = {tool.listed.name: tool.saying(sentences.get(tool.listed.name, "")) for tool in chosen}
+    seconds = access.limits.cell_timeout if access.limits else None
+    return tools | {name: tools[name].with_default_timeout(seconds) for name in code_tools.RUN_CODE}
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:
     """Serve one MCP client on standard input and output, until it closes its end. Return the command's exit code."""
     standard_input()
+    logs.shorten_mcp_log()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
         server = SessionServer(state)
         await server.run(reading, writing, server.create_initialization_options())

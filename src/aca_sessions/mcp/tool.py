@@ -7,6 +7,7 @@ values in its errors, and makes no output schema of a dataclass with slots.
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -167,6 +168,14 @@ class Tool:
     def saying(self, sentence: str) -> "Tool":
         """Return a copy of the tool that has `sentence` at the end of its description, which models read."""
         return replace(self, listed=self.listed.model_copy(update={"description": f"{self.listed.description} {sentence}".rstrip()}))
+
+    def with_default_timeout(self, seconds: float | None) -> "Tool":
+        """Return a copy of the tool whose argument `timeout` has its default in its description. Do nothing if that is not known."""
+        if seconds is None:
+            return self
+        schema = deepcopy(self.listed.inputSchema)
+        schema["properties"]["timeout"]["description"] += f" By default {seconds:g}."
+        return replace(self, listed=self.listed.model_copy(update={"inputSchema": schema}))
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
         """Validate the arguments, call the function, and return its answer as JSON, without the fields that have their default values.
