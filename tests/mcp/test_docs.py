@@ -1,6 +1,10 @@
 """Test that docs/mcp.md agrees with the server."""
 
+import json
+import os
 import re
+
+import pytest
 
 from aca_sessions.mcp.clients import Options
 from aca_sessions.mcp.server import _tools
@@ -8,6 +12,7 @@ from aca_sessions.models import Access
 from aca_sessions.settings import McpSettings
 
 from ..conftest import ROOT
+from .clients import run, stdio_client_session, text_of
 
 PAGE = (ROOT / "docs" / "mcp.md").read_text()
 
@@ -32,3 +37,16 @@ def test_the_page_and_the_readme_have_the_current_defaults() -> None:
     assert f"`Mcp:ClientIdleMinutes` ({options.idle_seconds / 60:g})" in PAGE
     assert f"`Mcp:OutputsMegabytes` ({options.outputs_size >> 20})" in PAGE
     assert f"| {options.sessions_per_client}, {options.clients}, {options.idle_seconds / 60:g} |" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+async def test_the_settings_of_the_page_reach_sessions_when_they_are_pasted() -> None:
+    (snippet,) = (found for found in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) if '"env"' in found)
+    started = json.loads(snippet)["mcpServers"]["python"]
+    assert started["args"][0] == "mcp"
+    async with stdio_client_session(*started["args"][1:], environment=started["env"]) as client:
+        (tool,) = [tool for tool in (await client.list_tools()).tools if tool.name == "run_python_code"]
+        found = text_of(await run(client, "import os; sorted(os.listdir('/mnt/srv'))"))
+    assert found == str(sorted(os.listdir("/srv")))
+    assert tool.description.endswith("only these domains, by HTTP and HTTPS: api.github.com, raw.githubusercontent.com.")
+    assert tool.inputSchema["properties"]["timeout"]["description"].endswith("By default 200.")
