@@ -31,6 +31,7 @@ from semantic_kernel.filters import FilterTypes
 
 from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_interpreter, open_pool
 from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, PoolClosedError
+from aca_sessions.integrations.model_session import PythonTool
 from aca_sessions.integrations.semantic_kernel import ShowImages
 
 from ..cli.test_cli import Server
@@ -357,6 +358,32 @@ def test_a_name_that_no_session_can_have_is_refused_at_once(name: str) -> None:
     if name is not None:
         with pytest.raises(InvalidArgumentError, match="session_id must be 1 to 256 ASCII letters"):
             PythonCodeInterpreterPlugin(session_id=name)
+
+
+async def test_a_model_is_told_of_a_loss_between_two_calls(pool: SessionPool) -> None:
+    plugin, other = PythonCodeInterpreterPlugin(pool, "a"), PythonTool(pool, "a")
+    assert str((await plugin.execute_python("x = 1")).state) == "kept"
+    await other.execute_python("x")
+    await pool.terminate("a")
+    result = await plugin.for_session("a").execute_python("'x' in globals()")
+    assert (result.value, str(result.state)) == (False, "lost: terminated")
+    assert "[state] lost: terminated" in str(result)
+    assert "[state] lost: terminated" in await other.execute_python("1")
+    assert "[state]" not in await other.execute_python("1")
+    async with pool.session("a") as session:
+        assert str((await session.run("import os; os._exit(1)")).state.kind) == "lost"
+    results = await asyncio.gather(*(plugin.execute_python("'x' in globals()") for _ in range(2)))
+    assert sorted(str(one.state) for one in results)[-1].startswith("lost: exit")
+    assert "[state] lost: exit" in await other.execute_python("1")
+
+
+async def test_a_session_that_the_host_closed_is_not_reported_as_lost(pool: SessionPool) -> None:
+    for plugin in (PythonCodeInterpreterPlugin(pool), PythonCodeInterpreterPlugin()):
+        await plugin.execute_python("x = 1")
+        await plugin.close()
+        result = await plugin.execute_python("'x' in globals()")
+        assert (result.value, str(result.state)) == (False, "kept")
+        await plugin.close()
 
 
 async def test_the_host_copies_files_under_a_folder_it_names(plugin: PythonCodeInterpreterPlugin, tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ async def test_a_shared_session_is_reachable_by_others_and_outlives_its_creator(
         assert (list(listed["sessions"]), listed["active_session"]) == (["default"], "default")
 
 
+async def test_each_client_is_told_that_a_shared_session_lost_its_variables(server) -> None:
+    async with http_client_session(server) as other, http_client_session(server) as maker:
+        await maker.call_tool("create_session", {"session_id": "team", "shared": True})
+        await run(maker, "x = 1", session_id="team")
+        await run(other, "x", session_id="team")
+        assert "[state] lost: exit" in text_of(await run(maker, "import os; os._exit(1)", session_id="team"))
+        assert "[state] lost: exit" in text_of(await run(other, "1", session_id="team"))
+        assert "[state]" not in text_of(await run(maker, "1", session_id="team")) + text_of(await run(other, "1", session_id="team"))
+
+
 async def test_a_server_that_cannot_start_raises(pool: SessionPool) -> None:
     connections = _Connections(SharedState(pool, Options.of(Settings().Mcp)))
     async with connections._manager.run():

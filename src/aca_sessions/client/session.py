@@ -5,6 +5,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,7 @@ from .snippet_results import (
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _BRANCH = "~branch-"  # proxies that shard sessions by name hash only what stands before this: a branch is on its session's server
+_MOST_POSITIONS = 10_000
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 
 
@@ -440,3 +442,24 @@ class Branch(Session):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class CallerPositions:
+    """What one caller knows of each session that it leases again and again, for the 10,000 sessions that it used last.
+
+    Each lease has a new `Session`. With this, its results report what was lost since the caller's last result of any lease.
+    """
+
+    def __init__(self) -> None:
+        self._positions: OrderedDict[str, CallerPosition] = OrderedDict()
+
+    def continue_in(self, session: Session) -> None:
+        """Let `session` report what happened since the position of the caller's earlier object, and share its position from now on."""
+        session._caller = self._positions.pop(session.session_id, session._caller)
+        self._positions[session.session_id] = session._caller
+        if len(self._positions) > _MOST_POSITIONS:
+            self._positions.popitem(last=False)
+
+    def forget(self, session_id: str) -> None:
+        """Forget a session that the caller has ended, so that its end is not reported as a loss."""
+        self._positions.pop(session_id, None)

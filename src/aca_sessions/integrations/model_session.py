@@ -6,8 +6,8 @@ import json
 import re
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from dataclasses import fields, replace
 from functools import cache, wraps
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast
 from ..client.arguments import checked_path, checked_session_id, checked_timeout
 from ..client.files import replace_file
 from ..client.pool import SessionPool
+from ..client.session import CallerPositions, Session
 from ..connect import access_of, checked_settings, open_pool
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotSupportedError
 from ..hints import Remedies, hint, install_sentence, network_sentence
@@ -264,7 +265,7 @@ class ModelSession:
         if error is not None:
             return self._result(CodeExecutionResult(error=error, stderr=str(error)))
         pool = self._source.pool or await self._source.open()
-        async with pool.session(self._session_id) as session:
+        async with self._leased(pool) as session:
             try:
                 for name, data in contents.items():
                     await session.upload_file(name, data)
@@ -285,7 +286,7 @@ class ModelSession:
         if error is not None:
             return self._result(CodeExecutionResult(error=error, stderr=str(error)))
         pool = self._source.pool or await self._source.open()
-        async with pool.session(self._session_id) as session:
+        async with self._leased(pool) as session:
             try:
                 result = await session.install(*requirements)
             except (InvalidArgumentError, NotSupportedError) as failure:
@@ -293,6 +294,13 @@ class ModelSession:
                 result = CodeExecutionResult(error=error, stderr=str(error))
         is_of_the_host = result.error is not None and result.error.name in _OF_THE_HOST
         return self._result(replace(result, hint=_GO_ON if is_of_the_host else ""))
+
+    @asynccontextmanager
+    async def _leased(self, pool: SessionPool) -> AsyncIterator[Session]:
+        """Lease the session for a `with` block. Its results report what was lost since the model's last result, in whatever lease."""
+        async with pool.session(self._session_id) as session:
+            self._source.positions.continue_in(session)
+            yield session
 
     def for_session(self, session_id: str) -> Self:
         """Return a ModelSession for another session of the same pool, for example one for each conversation of a server.
@@ -343,6 +351,7 @@ class ModelSession:
             await self._source.close()
         elif self._owns_session and self._source.pool is not None:
             await self._source.pool.terminate(self._session_id)
+            self._source.positions.forget(self._session_id)
 
     async def __aenter__(self) -> Self:
         return self
@@ -466,6 +475,7 @@ class _Source:
         self._opening = asyncio.Lock()
         self._owner = OwnerProcess()
         self.is_open = False  # whether the pool was opened here
+        self.positions = CallerPositions()  # what the model knows of each session
 
     async def open(self) -> SessionPool:
         async with self._opening:  # calls of one turn may arrive together
@@ -485,6 +495,7 @@ class _Source:
     async def close(self) -> None:
         if self.is_open:
             self.is_open, self.pool = False, None
+            self.positions = CallerPositions()
             await self._stack.aclose()
 
 

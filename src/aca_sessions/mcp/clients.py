@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import anyio
 
 from ..client.pool import PoolEvent, SessionPool
-from ..client.session import Session
+from ..client.session import CallerPositions, Session
 from ..errors import ACASessionsError, InvalidArgumentError
 from ..settings import McpSettings
 from .named_session import NamedSession
@@ -83,6 +83,7 @@ class Client:
         self.log_level = "info"
         self.active = DEFAULT
         self._own: dict[str, NamedSession] = {}
+        self._positions = CallerPositions()  # what this client knows of each session
         self._made_to_share: list[NamedSession] = []
         self._add(NamedSession(name=DEFAULT))
 
@@ -155,9 +156,9 @@ class Client:
             async with self.server.pool.session(one.session_id):
                 pass  # from its first lease on the pool ends it
             free = self._free_name(name)  # another call may have taken it meanwhile
-            return self._add(
-                NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, is_started=named.is_started)
-            )
+            made = NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, is_started=named.is_started)
+            self._positions.continue_in(one)
+            return self._add(made)
         except BaseException:
             if one is not None:  # for example: the pool had no place for it
                 with anyio.CancelScope(shield=True):
@@ -195,8 +196,9 @@ class Client:
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
-        """Lease a session from the pool for a `with` block."""
+        """Lease a session from the pool for a `with` block. Its results report what was lost since this client's last result."""
         async with self.server.pool.session(named.id) as session:
+            self._positions.continue_in(session)
             yield session
 
     async def close(self) -> None:
