@@ -383,6 +383,8 @@ async def test_a_session_that_the_host_closed_is_not_reported_as_lost(pool: Sess
         await plugin.close()
         result = await plugin.execute_python("'x' in globals()")
         assert (result.value, str(result.state)) == (False, "kept")
+        await plugin.end_session()
+        assert str((await plugin.execute_python("1")).state) == "kept"
         await plugin.close()
 
 

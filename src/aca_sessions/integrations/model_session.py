@@ -341,6 +341,7 @@ class ModelSession:
         This method is for the host program, for example when a conversation is over: no model can call it.
         """
         await (await self._source.open()).terminate(self._session_id)
+        self._source.positions.forget(self._session_id)
 
     async def close(self) -> None:
         """Close the pool and its sessions, if this object opened the pool. Otherwise end only the session, unless you gave its name.
