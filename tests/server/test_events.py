@@ -113,6 +113,17 @@ async def started(http: httpx.AsyncClient, code: str, **headers: str) -> str:
     return str((await http.post("executions", json=body, headers=headers)).json()["id"])
 
 
+async def test_the_events_of_a_cell_say_how_long_it_has_run_or_that_it_waits(http: httpx.AsyncClient) -> None:
+    first = await started(http, "import time\nprint('begun')\nwhile True: time.sleep(0.01)")
+    second = await started(http, "1")
+    elapsed = [
+        (await http.get(f"executions/{id}/events", params={"wait": wait})).json()["elapsed"] for id, wait in ((first, 25), (second, 0))
+    ]
+    assert (elapsed[0] >= 0, elapsed[1]) == (True, None)
+    await http.post(f"executions/{first}/interrupt")
+    assert (await http.get(f"executions/{second}/events", params={"wait": 25})).json()["elapsed"] >= 0
+
+
 async def test_the_last_events_come_with_the_finished_execution(http: httpx.AsyncClient) -> None:
     id = await started(http, "print('out')\n5")
     after, kinds = 0, []

@@ -45,6 +45,7 @@ RICH_MEMBER = "acaSessions"
 EVENTS_MEMBER = "events"
 NEXT_MEMBER = "after"
 EXECUTION_MEMBER = "execution"
+ELAPSED_MEMBER = "elapsed"  # the seconds since a cell began, or null while it waits for its turn
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
 INTERRUPT_SESSION_PATH = "session/interrupt"

@@ -179,6 +179,7 @@ class RunningExecution:
         if cancelled:
             self.cancelled.set()
         self.status: Status = "NotStarted"
+        self.began: float | None = None  # when the cell began to run, by `time.monotonic()`
         self.done = asyncio.Event()
         self.events = Events()
         self.result: CodeExecutionResult | None = None
@@ -188,6 +189,11 @@ class RunningExecution:
         self.previous_end = self.start  # the position at which the previous cell of the history ended, once this one has
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
         self._default_since = session.ledger.fetched
+
+    @property
+    def elapsed(self) -> float | None:
+        """Return how many seconds ago the cell began to run, or None if it still waits for its turn."""
+        return None if self.began is None else round(time.monotonic() - self.began, 3)
 
     def fetch(self, since: str | None = None) -> ExecutionResponse:
         """Return the execution as it is now, to send it to a caller. If it has a result, mark the result as fetched.
@@ -474,6 +480,7 @@ class Executions:
         if execution.cancelled.is_set():
             raise CellNotStartedError
         execution.status = "Running"
+        execution.began = execution.began or time.monotonic()
         self._session.has_state = True
         return await sandbox.execute(partial(self._run_in_interpreter, execution), transactional=execution.call.transactional)
 
