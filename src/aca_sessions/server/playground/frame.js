@@ -13,9 +13,13 @@ const HEAD = `<!doctype html><meta charset="utf-8"><meta name="color-scheme" con
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html) => cleaned(html, policy);
 
-const [ROW, LINE, PICTURE, LEAST, MOST] = [29, 24, 220, 44, 380]; // pixels
+// Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and the frame can be dragged.
+const mostHeight = () => Math.max(440, 0.6 * innerHeight);
+const MOST_MEASURED = 300_000; // characters: a larger text gets the greatest height, because its layout would hold up the page
+const SHEET = new CSSStyleSheet();
+SHEET.replaceSync(STYLE);
 
-/** A frame that shows some HTML, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
+/** A frame that shows some HTML as high as it is, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
 export function framed(html, text) {
   const clean = safeHtml(html);
   const note = /<script\b/i.test(html) ? element("p", { class: "note" }, "Scripts of this output do not run here.") : "";
@@ -23,15 +27,25 @@ export function framed(html, text) {
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });
   frame.srcdoc = policy.createHTML(HEAD + clean);
   const holder = element("div", { class: "framed" }, frame);
-  holder.style.height = `${guessedHeight(clean)}px`;
+  if (clean.length > MOST_MEASURED) holder.style.height = `${mostHeight()}px`;
+  else measure(clean, holder);
   return element("div", {}, holder, note);
 }
 
-/** The page cannot look into the frame, so its height is guessed from its content. */
-function guessedHeight(clean) {
-  const count = (pattern) => clean.match(pattern)?.length ?? 0;
-  const rows = count(/<tr\b/g);
-  const lines = rows ? 0 : count(/<(?:p|li|h\d|br|pre|div)\b/g) + clean.replace(/<[^>]*>/g, "").length / 90;
-  const guess = rows * ROW + lines * LINE + count(/<img\b/g) * PICTURE;
-  return Math.round(Math.min(MOST, Math.max(LEAST, guess + 20)));
+/** Give the holder of a frame the height of its content.
+ *
+ * The page cannot look into the frame. So it lays out the same clean HTML unseen, in a shadow tree with the frame's style. This is safe
+ * because clean HTML has no elements, attributes or addresses that run or load anything: its only pictures are `data:`.
+ */
+function measure(clean, holder) {
+  const copy = element("div", { class: "measure", inert: true, "aria-hidden": "true" });
+  const tree = copy.attachShadow({ mode: "open" });
+  tree.adoptedStyleSheets = [SHEET];
+  tree.innerHTML = policy.createHTML(clean);
+  // The copy is as high as its content and, if it is too wide, a scroll bar. It changes when pictures are decoded and the page gets wider.
+  new ResizeObserver(() => {
+    const height = Math.ceil(copy.getBoundingClientRect().height);
+    if (height) holder.style.height = `${Math.min(height, mostHeight())}px`; // 0: in a session that is not shown
+  }).observe(copy);
+  holder.append(copy);
 }
