@@ -11,6 +11,7 @@ import pytest
 
 from ..cli.test_cli import Server
 from ..conftest import ROOT
+from ..wheels import make_wheel
 from .browser import Browser
 from .conftest import KEY, Playground, opened
 
@@ -37,6 +38,53 @@ def test_a_question_of_a_cell_is_answered_in_its_place(playground: Playground) -
     playground.page.write("Ada")
     playground.page.press("Enter")
     assert "Who? Ada\nHello Ada" in playground.ended()
+    assert playground.page.evaluate("document.activeElement.id") == "source"
+
+
+def test_a_cell_that_waits_says_so_and_the_clock_goes_on_after_a_reload(playground: Playground, tmp_path: Path) -> None:
+    page = playground.page
+    (tmp_path / "go.txt").write_text("go")
+    playground.start(UNTIL_GO)
+    playground.start("'second'")
+    page.wait("parseInt(document.querySelector('.cell .running').innerText.replace('Running … ', '')) >= 2")
+    assert page.text(".cell:last-child .running") == "Waiting …"
+    page.wait("document.querySelector('.state-of-session.running')")
+    badge = "document.querySelector('.state-of-session.running')"
+    assert page.evaluate(f"[getComputedStyle({badge}).paddingLeft, getComputedStyle({badge}, '::before').content]") == ["0px", "none"]
+    page.reload()
+    clock = "document.querySelector('.cell .running')?.innerText"
+    shown = page.wait(f"/^Running … [0-9]/.test({clock}) && {clock}")
+    assert float(shown.split()[2]) >= 2
+    assert [page.text(f"#{id}") for id in ("files", "variables", "packages", "checkpoints")] == ["Shown when the cell has ended."] * 4
+    page.choose(tmp_path / "go.txt", "#upload")
+    assert "'second'" in playground.ended()
+    page.wait("document.querySelector('#files .row')")
+
+
+def test_a_completion_does_not_hold_up_a_cell(playground: Playground) -> None:
+    page = playground.page
+    playground.run("import time\nclass Slow:\n    def __dir__(self): time.sleep(50); return []\nslow = Slow()")
+    for act in (lambda: playground.run("real"), lambda: page.press("Escape")):
+        page.write("slow.")
+        before = len(_sent(playground, "/executions?"))
+        page.press("Tab")
+        deadline = time.monotonic() + 120
+        while len(_sent(playground, "/executions?")) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        act()
+        assert _sent(playground, "/interrupt?")[-1].partition("/interrupt?")[0].rpartition("/")[2].startswith("page-own-")
+
+
+def test_a_file_that_is_too_large_is_named_before_it_is_sent(playground: Playground, tmp_path: Path) -> None:
+    page = playground.page
+    (tmp_path / "large.csv").write_text("1,2\n")
+    assert page.evaluate("document.querySelector('#upload').dataset.most") == str(128 << 20)
+    page.evaluate("document.querySelector('#upload').dataset.most = 3")
+    page.choose(tmp_path / "large.csv", "#upload")
+    page.wait("document.querySelector('.refusal')")
+    assert page.text(".refusal") == "large.csv (4 B) is too large: this server takes files of up to 3 B."
+    assert _sent(playground, "/files?api-version") == []
 
 
 def test_a_file_is_uploaded_read_written_downloaded_and_deleted(playground: Playground, browser: Browser, tmp_path: Path) -> None:
@@ -93,6 +141,40 @@ def test_a_table_has_the_look_of_the_page(playground: Playground) -> None:
     names = ("text-align", "padding-left", "border-top-width", "border-collapse")
     assert playground.page.styles_in_frame("td", *names) == ["right", "12px", "0px", "collapse"]
     assert [one for one in playground.page.happened("Network.responseReceived") if one["response"]["status"] == 403] == []
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "import pandas as pd, numpy as np; pd.DataFrame(np.random.rand(200, 30))",
+        "HTML('<h3>Hi</h3><button>press</button><a href=https://example.org>link</a><script>0</script><p style=color:red>red</p>')",
+        "HTML('<svg xmlns=http://www.w3.org/2000/svg width=9 height=300></svg><p>below the picture</p>')",
+    ],
+    ids=["table", "blocks", "picture"],
+)
+def test_a_frame_is_as_high_as_its_content(playground: Playground, html: str) -> None:
+    playground.run(f"from IPython.display import HTML\n{html}")
+    height = playground.page.wait("document.querySelector('.framed iframe')?.clientHeight")
+    content = float(playground.page.styles_in_frame("html", "height")[0].removesuffix("px"))
+    playground.page.wait(f"0 <= document.querySelector('.framed iframe').clientHeight - {content} && {height} - {content} < 2")
+
+
+def test_the_end_stays_in_view_until_the_reader_scrolls_up(playground: Playground) -> None:
+    page = playground.page
+    playground.run("print('line\\n' * 100)")
+    page.evaluate("transcript = document.querySelector('#transcript')")
+    page.evaluate("below = () => transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight")
+    grow = "transcript.firstChild.append(Object.assign(document.createElement('div'), { style: 'height: 300px' }))"
+    page.wait("below() < 2")
+    page.evaluate(f"{grow}, transcript.dispatchEvent(new Event('scroll'))")  # the event of the page's own scroll, after the growth
+    page.wait("below() < 2")
+    x, y = page.evaluate("(() => { const box = transcript.getBoundingClientRect(); return [box.x + 9, box.y + 9]; })()")
+    page.send("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-400)
+    page.wait("below() > 100")
+    page.evaluate(f"{grow}, new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    assert page.evaluate("below() > 300")
+    playground.run("print('line\\n' * 50)")
+    page.wait("below() < 2")
 
 
 def test_a_reload_returns_to_the_session_with_its_cells_and_outputs(playground: Playground) -> None:
@@ -199,6 +281,24 @@ def test_an_installation_that_failed_is_not_green(playground: Playground, code: 
     playground.run(code)
     verdict = "document.querySelector('.verdict')"
     assert playground.page.evaluate(f"[{verdict}.classList.contains('good'), /failed/i.test({verdict}.innerText)]") == [False, True]
+    assert "install packages in the panel Packages" in playground.page.text(".cell .note")
+
+
+@pytest.mark.usefixtures("light")
+def test_a_package_is_installed_in_its_panel(browser: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "alpha")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+    with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
+        page = playground.page
+        playground.run("1")
+        for name, outcome in (("beta", "#install .refusal"), ("alpha", "#packages .row")):
+            page.evaluate("document.querySelector('#requirement').select()")
+            page.write(name)
+            page.press("Enter")
+            page.wait(f"document.querySelector('{outcome}')?.innerText.includes('{name}')")
+        assert page.text("#packages .row").split() == ["alpha", "1.0"]
+        assert "1.0" in playground.run("import alpha; alpha.version")
 
 
 @pytest.mark.parametrize("device", [{"width": 1280, "height": 700}, {"width": 390, "height": 700, "mobile": True}], ids=["desk", "phone"])
@@ -284,8 +384,13 @@ def test_an_interrupt_keeps_the_variables(playground: Playground) -> None:
     playground.run("x = 42")
     playground.start("while True: pass")
     playground.page.click("#interrupt")
-    assert "KeyboardInterrupt" in playground.ended()
-    assert playground.state() == "kept"
+    shown = playground.ended()
+    assert ("KeyboardInterrupt" in shown, "Interrupted after" in shown) == (True, True)
+    assert (playground.state(), playground.page.evaluate("document.activeElement.id")) == ("kept", "source")
+    playground.start("while True: pass")
+    playground.page.wait("/^Running/.test(document.querySelector('.cell .running')?.innerText)")
+    playground.page.press("Control+c")
+    assert "Interrupted after" in playground.ended()
     assert "42" in playground.run("x")
 
 
@@ -312,6 +417,8 @@ def test_rollback_and_branches(playground: Playground) -> None:
     assert "2" in playground.run("print(x)")
     page.click(".session:not([aria-current])")
     page.wait("document.querySelectorAll('.cell').length === 2")
+    page.click("#undo")
+    assert page.text("#undo") == "Really go back"
     page.click("#undo")
     page.wait("document.querySelector('.notice.warn')?.innerText.includes('Back at checkpoint #1')")
     playground.cells = 2
@@ -391,7 +498,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plain_server_shows_what_it_does_not_support(browser: Browser) -> None:
     with Server("--port", "0", "--api-key", KEY, "--plain") as plain, opened(browser, plain) as playground:
         page = playground.page
-        assert "Interrupt, Checkpoint, Undo and Branch cannot be had here." in page.text("#limits")
+        assert "Interrupts, checkpoints and branches cannot be had here." in page.text("#limits")
         for id in ("interrupt", "checkpoint", "undo", "branch", "transactional"):
             disabled, title, described = page.evaluate(
                 f"(() => {{ const one = document.querySelector('#{id}'); return [one.disabled, one.title, one.ariaDescription]; }})()"
@@ -413,8 +520,52 @@ def test_a_session_that_ended_meanwhile_is_reported(browser: Browser, options: l
     with Server("--port", "0", "--api-key", KEY, "--cooldown", "0.5", *options) as short, opened(browser, short) as playground:
         playground.run("x = 1")
         _all_ended(short)
-        assert "NameError" in playground.run("x")
+        shown = playground.run("x")
+        assert ("NameError" in shown, "It expired, or the server was restarted" in shown) == (True, True)
         assert playground.state() == "lost: expired"
+
+
+@pytest.mark.usefixtures("light")
+def test_a_full_server_says_so_and_a_session_that_is_gone_is_named(browser: Browser) -> None:
+    with Server("--port", "0", "--api-key", KEY, "--max-sessions", "1") as small, opened(browser, small) as playground:
+        page = playground.page
+        playground.run("x = 1")
+        page.wait("document.querySelector('.state-of-session.idle')")
+        name, id = page.text("#session-name"), page.evaluate("JSON.parse(sessionStorage.getItem('aca-sessions /')).session")
+        page.click("#new-session button")
+        page.wait("!document.querySelector('.cell')")
+        playground.cells = 0
+        assert "The cell was not run: the server is full (1 of 1 sessions)" in playground.run("1")
+        query = {"api-version": "2025-10-02-preview", "identifier": id}
+        httpx.delete(f"{small.endpoint}/session", params=query, headers={"authorization": f"Bearer {KEY}"}).raise_for_status()
+        page.wait(f"document.querySelector('.notice')?.innerText.startsWith('The session {name} is not there any more')")
+        assert "1" in playground.run("print(1)")
+
+
+@pytest.mark.usefixtures("light")
+def test_after_a_restart_with_another_key_the_page_asks_for_it_and_goes_on(browser: Browser) -> None:
+    with Server("--port", "0", "--api-key", KEY) as first, opened(browser, first) as playground:
+        page = playground.page
+        playground.run("x = 42")
+        page.wait("document.querySelector('#isolation').innerText === 'full isolation'")
+        page.write("print('kept')")
+        first.process.kill()
+        first.process.wait()
+        page.wait("document.querySelector('#isolation').innerText === '' && document.querySelector('#problem').innerText")
+        assert page.evaluate("getComputedStyle(document.querySelector('.state-of-session')).visibility") == "hidden"
+        with Server("--port", first.endpoint.rpartition(":")[2], "--api-key", "the key of the second"):
+            page.wait("document.activeElement.id === 'key'")
+            told = page.text("#door")
+            assert ("does not take the key that this page had" in told, "Authorization" in told) == (True, False)
+            for key, problem in (("wrong", "does not take this key"), ("the key of the second", "")):
+                page.evaluate("document.querySelector('#key').select()")
+                page.write(key)
+                page.press("Enter")
+                page.wait(f"document.querySelector('#key-problem').innerText.includes({problem!r})")
+            page.wait("document.activeElement.id === 'source' && document.querySelector('#isolation').innerText === 'full isolation'")
+            assert page.evaluate("document.activeElement.value") == "print('kept')"
+            shown = playground.run("; 'x' in globals()")
+            assert ("kept" in shown, "False" in shown, "x = 42" in page.text(".cell")) == (True, True, True)
 
 
 @pytest.mark.usefixtures("light")
@@ -434,7 +585,7 @@ def test_without_namespaces_there_is_no_time_travel(browser: Browser, public_pyt
     monkeypatch.setenv("ACASessions__Sandbox__Python", public_python)
     with Server("--port", "0", "--api-key", KEY) as bare, opened(browser, bare) as playground:
         playground.page.wait("document.querySelector('#isolation').innerText === 'isolation: no-namespaces'")
-        playground.page.wait("document.querySelector('#limits').innerText.startsWith('Checkpoint, Undo and Branch cannot')")
+        playground.page.wait("document.querySelector('#limits').innerText.startsWith('Checkpoints and branches cannot')")
         assert "42" in playground.run("6 * 7")
 
 
@@ -470,6 +621,11 @@ def _downloaded(file: Path) -> bytes:
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     return file.read_bytes()
+
+
+def _sent(playground: Playground, part: str) -> list[str]:
+    urls = [one["request"]["url"] for one in playground.page.happened("Network.requestWillBeSent") if one["request"]["method"] == "POST"]
+    return [url for url in urls if part in url]
 
 
 def _all_ended(server: Server) -> None:

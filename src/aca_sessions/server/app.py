@@ -73,7 +73,7 @@ class Service:
         subjects = (CellRoutes, SessionRoutes, CheckpointRoutes, FileRoutes, PackageRoutes, McpRoute)
         named = [route for subject in subjects for route in subject(sessions, hosting).routes()]
         routes = [build_route(route, self._headers, sessions.journal) for route in named]
-        page = [build_route(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
+        page = [build_route(route, self._headers, sessions.journal) for route in (page_routes(hosting.max_upload) if hosting.page else [])]
         problems: Any = {HTTPException: self._respond_to_http_exception}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes), *page], exception_handlers=problems)
         guarded = hosting.accepted_keys or hosting.allowed_hosts

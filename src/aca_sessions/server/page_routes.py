@@ -40,15 +40,15 @@ _HEADERS = {
 }
 
 
-def page_routes() -> Routes:
+def page_routes(max_upload: int) -> Routes:
     """Return the routes of the playground: the page at the root, and below playground/ its scripts, styles and snippets.
 
-    A snippet is code that the page runs in a session.
+    A snippet is code that the page runs in a session. The page uploads files of at most `max_upload` bytes.
     """
     folder = files(__package__) / "playground"
     parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _media_type(part.name)}
     parts |= {f"playground/snippets/{name}.py": source_of(name).encode() for name in _SNIPPETS}
-    page = parts.pop("playground/page.html")
+    page = parts.pop("playground/page.html").replace(b'data-most=""', f'data-most="{max_upload}"'.encode())
     headers = _HEADERS | {"content-security-policy": _policy(parts["playground/frame.css"])}
     return [
         ("", "GET", _content_handler(page, _TYPES[".html"], headers)),

@@ -4,6 +4,7 @@ const VERSION = "2025-10-02-preview";
 const HERE = new URL("./", location.href);
 let key = "";
 let offered = new Set();
+let onKeyRefused = () => {};
 const lives = new Map(); // session → the mark of the life that was last seen of it
 
 /** An answer that is not a success, or none at all (status 0). */
@@ -27,6 +28,11 @@ export async function signIn(given) {
     if (problem.status === 401) return false;
     throw problem;
   }
+}
+
+/** Call `act` whenever the server refuses the key that this page has. */
+export function whenKeyRefused(act) {
+  onKeyRefused = act;
 }
 
 /** Forgets the key. */
@@ -101,7 +107,13 @@ async function sent(url, options) {
 }
 
 async function problemOf(answer) {
+  if (answer.status === 401) {
+    onKeyRefused();
+    return new Problem(401, "Unauthorized", "the server does not take the key of this page: enter its key, and send this again");
+  }
   const body = await answer.json().catch(() => ({}));
   const content = body.error ?? body;
+  const [, count, most] = content.message?.match(/There are already '(\d+)' active sessions and the maximum active sessions count is '(\d+)'/) ?? [];
+  if (most) content.message = `the server is full (${count} of ${most} sessions): end one that is not needed, or try again when one is idle`;
   return new Problem(answer.status, content.code ?? "Unknown", content.message ?? content.title ?? `the server answered ${answer.status}`);
 }

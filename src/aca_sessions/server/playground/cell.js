@@ -1,6 +1,6 @@
 /** One cell on the page: its source, its output while it runs, and its result. */
 
-import { Problem } from "./api.js";
+import { Problem, offers } from "./api.js";
 import { button, element, span } from "./dom.js";
 import { interrupt, reply, resultOf } from "./execution.js";
 import { highlighted } from "./highlight.js";
@@ -23,6 +23,8 @@ export class Cell {
     const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, "Waiting …");
+    this.began = null; // when it began to run, by this page's clock
+    this.isInterrupted = false;
     this.element = element(
       "li",
       { class: "cell", "aria-busy": "true" },
@@ -36,7 +38,7 @@ export class Cell {
   async live(work, looks) {
     const clock = this.startClock();
     try {
-      return this.end(await work({ hear: (event) => this.hear(event), looks }));
+      return this.end(await work({ hear: (event) => this.hear(event), begin: (seconds) => this.begin(seconds), looks }));
     } catch (problem) {
       const told = problem instanceof Problem ? "The cell was not run" : "This page failed, whatever the cell did";
       this.status.replaceWith(element("p", { class: "verdict bad" }, `${told}: ${problem.message.replace(/\.$/, "")}.`));
@@ -65,25 +67,36 @@ export class Cell {
   end(result) {
     this.result = result;
     this.output.finish(result);
-    this.status.replaceWith(verdict(result, this.whyNotGood(result)));
+    const isRefused = PIP.test(this.source) && offers("packages") && this.wrote(/cannot install packages/);
+    if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
+    this.status.replaceWith(verdict(result, { failed: this.whyNotGood(result), isInterrupted: this.isInterrupted }));
     return result;
   }
 
   /** A cell goes on after a `%pip` that failed, unless that is its last line: so only its output tells. */
   whyNotGood(result) {
-    const failed = PIP.test(this.source) && this.output.parts.some(({ kind, text }) => kind === "stderr" && PIP_FAILED.test(text));
+    const failed = PIP.test(this.source) && this.wrote(PIP_FAILED);
     return failed && !result.error ? "pip failed" : "";
+  }
+
+  wrote(pattern) {
+    return this.output.parts.some(({ kind, text }) => kind === "stderr" && pattern.test(text));
   }
 
   /** Interrupts it. */
   interrupt() {
+    this.isInterrupted = true;
     return interrupt(this.session, this.id);
   }
 
+  /** The server says how long it has run. */
+  begin(seconds) {
+    this.began ??= performance.now() - seconds * 1000;
+  }
+
   startClock() {
-    const began = performance.now();
     const tell = () => {
-      this.status.textContent = `Running … ${span((performance.now() - began) / 1000)}`;
+      if (this.began !== null) this.status.textContent = `Running … ${span((performance.now() - this.began) / 1000)}`;
     };
     return setInterval(tell, 500);
   }

@@ -4,12 +4,14 @@ import { element } from "./dom.js";
 
 const MOST = 60;
 
-/** The list below an editor's text area; `ask` returns the completions of IPython. */
+/** The list below an editor's text area; `ask` returns the completions of IPython, and `giveUp` ends a request for them. */
 export class Completion {
-  constructor(area, list, ask) {
+  constructor(area, list, { ask, giveUp }) {
     this.area = area;
     this.list = list;
     this.ask = ask;
+    this.giveUp = giveUp;
+    this.turn = 0; // counts requests, so that late answers are ignored
     this.close();
     area.addEventListener("blur", () => this.close());
     area.addEventListener("input", () => this.close());
@@ -22,15 +24,22 @@ export class Completion {
 
   /** Asks, and shows what is found; one match alone is taken at once. */
   async open(insert) {
+    const turn = (this.turn += 1);
     const [text, cursor] = [this.area.value, this.area.selectionStart];
     const found = await this.ask(text, [...text.slice(0, cursor)].length);
-    if (this.area.value !== text || this.area.selectionStart !== cursor || !Array.isArray(found?.matches)) return;
+    if (turn !== this.turn || this.area.value !== text || this.area.selectionStart !== cursor || !Array.isArray(found?.matches)) return;
     const characters = [...text];
     [this.start, this.end] = [found.start, found.end].map((place) => characters.slice(0, place).join("").length);
     this.matches = found.matches.filter((one) => typeof one === "string").slice(0, MOST);
     this.insert = insert;
     if (this.matches.length === 1) this.take(0);
     else if (this.isOpen) this.show();
+  }
+
+  /** Ends a request that is on its way: its answer is not shown. */
+  drop() {
+    this.turn += 1;
+    this.giveUp();
   }
 
   show() {

@@ -2,12 +2,12 @@
 
 import { asked, forgetLife } from "./api.js";
 import { Completion } from "./completion.js";
-import { byId, button, enable, forgetRefusal, refuse } from "./dom.js";
+import { byId, button, element, enable, forgetRefusal, refuse } from "./dom.js";
 import { Editor } from "./editor.js";
 import { listFiles, save, showFiles, takeDrops, upload } from "./files.js";
 import { newIdentifier, whyNotNamed } from "./names.js";
 import { fileName, notebook } from "./notebook.js";
-import { SessionList, endSession, listSessions, showCheckpoints, showVariables } from "./panels.js";
+import { SessionList, endSession, listPackages, listSessions, showCheckpoints, showPackages, showVariables } from "./panels.js";
 import { remember, remembered } from "./tab.js";
 import { stateText } from "./verdict.js";
 import { Workspace } from "./workspace.js";
@@ -23,12 +23,17 @@ export class Desk {
   constructor(offers) {
     this.offers = offers;
     this.level = "";
-    this.isCutOff = false; // whether the server did not answer
+    this.isCutOff = false; // whether the server did not answer, or refused the key
     this.listed = [];
+    [this.turn, this.shownTurn] = [0, 0]; // of requests for the list
+    this.shownPanels = null; // the session whose panels are shown
     this.workspaces = new Map();
     const end = (id, made) => this.doing(() => this.end(id), made);
     this.sessions = new SessionList(byId("sessions"), { select: (id) => this.select(id), end });
-    const completion = new Completion(byId("source"), byId("completions"), (text, cursor) => this.completed(text, cursor));
+    const completion = new Completion(byId("source"), byId("completions"), {
+      ask: (text, cursor) => this.completed(text, cursor),
+      giveUp: () => this.current.dropCompletion(),
+    });
     this.editor = new Editor(byId("source"), byId("mirror"), completion, (source) => this.run(source));
   }
 
@@ -45,25 +50,51 @@ export class Desk {
     if (this.offers("isolation")) await this.doing(() => this.learnIsolation());
   }
 
+  /** Continues after the key was asked for again. */
+  async goOn() {
+    this.editor.area.focus();
+    await this.refresh();
+  }
+
   connectTools() {
     const tools = {
-      interrupt: () => this.current.cells[0]?.interrupt(),
+      interrupt: () => this.interrupt(),
       checkpoint: () => this.current.checkpoint(),
-      undo: () => this.current.rollBack(null, { usedUp: true }),
       branch: () => this.branch(),
       export: () => this.export(),
     };
     for (const [id, act] of Object.entries(tools)) byId(id).addEventListener("click", () => this.doing(act, byId(id)));
-    const act = (made) => this.doing(() => this.current.reset(this.offers("reset")), made);
-    const reset = button("Reset", act, { id: "reset", sure: "Really reset" });
-    reset.dataset.title = byId("reset").dataset.title;
-    byId("reset").replaceWith(reset);
+    this.confirm("reset", "Really reset", () => this.current.reset(this.offers("reset")));
+    this.confirm("undo", "Really go back", () => this.current.rollBack(null, { usedUp: true }));
+    document.addEventListener("keydown", (event) => {
+      if (!isInterruptKey(event) || byId("interrupt").disabled || byId("desk").inert) return;
+      event.preventDefault();
+      this.doing(() => this.interrupt(), byId("interrupt"));
+    });
     byId("run").addEventListener("click", () => this.editor.submit());
     byId("new-session").addEventListener("submit", (event) => {
       event.preventDefault();
       this.doing(() => this.begin(byId("new-name").value.trim()), byId("new-name"));
     });
-    for (const id of ["files-panel", "variables-panel", "checkpoints-panel"]) byId(id).addEventListener("toggle", () => this.refreshPanels());
+    byId("packages-panel").hidden = !this.offers("packages");
+    byId("install").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const requirements = byId("requirement").value.trim().split(/\s+/).filter(Boolean);
+      if (requirements.length) this.doing(() => this.install(requirements), byId("requirement"));
+    });
+    for (const id of ["files-panel", "variables-panel", "packages-panel", "checkpoints-panel"]) byId(id).addEventListener("toggle", () => this.refreshPanels());
+  }
+
+  /** Makes a button ask once more before it acts. */
+  confirm(id, sure, act) {
+    const asking = button(byId(id).textContent, (made) => this.doing(act, made), { id, sure });
+    asking.dataset.title = byId(id).dataset.title;
+    byId(id).replaceWith(asking);
+  }
+
+  async interrupt() {
+    this.editor.area.focus({ preventScroll: true }); // the button is disabled as soon as no cell runs
+    await this.current.cells[0]?.interrupt();
   }
 
   connectName() {
@@ -88,11 +119,14 @@ export class Desk {
   /** Keeps the end of the transcript in view while it grows, for a reader who is there. */
   followTheEnd() {
     const transcript = byId("transcript");
-    let isThere = true;
-    const look = () => (isThere = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < NEAR_THE_END);
-    transcript.addEventListener("scroll", look);
-    transcript.addEventListener("click", (event) => event.target.closest("summary") && (isThere = false)); // what is unfolded stays in view
-    this.growth = new ResizeObserver(() => isThere && this.scrollDown());
+    transcript.addEventListener("scroll", () => {
+      // Only an upward scroll leaves the end. The event of a scroll by this page may arrive when the content has grown again.
+      if (transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < NEAR_THE_END) this.isFollowing = true;
+      else if (transcript.scrollTop < this.scrolledTo) this.isFollowing = false;
+      this.scrolledTo = transcript.scrollTop;
+    });
+    transcript.addEventListener("click", (event) => event.target.closest("summary") && (this.isFollowing = false)); // what is unfolded stays in view
+    this.growth = new ResizeObserver(() => this.isFollowing && this.scrollDown());
   }
 
   /** Do something that may be refused, and show why beside `made`, which caused it. Then update the panels. */
@@ -112,8 +146,8 @@ export class Desk {
   }
 
   fail(problem, made = null) {
-    const text = problem.status === 401 ? "The server does not take the key any more." : problem.message;
-    if (!refuse(made, text)) byId("problem").textContent = text;
+    if (problem.status === 401) return; // the form for the key has opened, and says so
+    if (!refuse(made, problem.message)) byId("problem").textContent = problem.message;
   }
 
   async run(source) {
@@ -125,7 +159,7 @@ export class Desk {
   /** Return nothing while a cell runs, because the session cannot answer then. */
   async completed(text, cursor) {
     if (this.current.cells.length) return null;
-    return this.current.asked("complete", text, cursor).catch((problem) => this.fail(problem));
+    return this.current.complete(text, cursor).catch((problem) => this.fail(problem));
   }
 
   /** Turns to a new session of this name, or to the live one with that identifier. */
@@ -153,8 +187,20 @@ export class Desk {
 
   async upload(files) {
     this.announce(`Uploading ${files.length === 1 ? files[0].name : `${files.length} files`}`);
-    for (const file of files) await upload(this.current.id, file);
+    for (const file of files) await upload(this.current.id, file, Number(byId("upload").dataset.most));
     this.announce("Uploaded");
+  }
+
+  async install(requirements) {
+    const [workspace, made] = [this.current, byId("install").querySelector("button")];
+    [made.disabled, made.textContent] = [true, "Installing …"];
+    try {
+      await workspace.install(requirements);
+      byId("requirement").value = "";
+    } finally {
+      [made.disabled, made.textContent] = [false, "Install"];
+    }
+    this.announce("Installed");
   }
 
   export() {
@@ -218,9 +264,15 @@ export class Desk {
   }
 
   async end(id) {
-    await endSession(id);
+    const ending = this.workspaces.get(id);
+    this.workspaces.delete(id); // its end is no news
+    try {
+      await endSession(id);
+    } catch (problem) {
+      if (ending) this.workspaces.set(id, ending);
+      throw problem;
+    }
     forgetLife(id);
-    this.workspaces.delete(id);
     if (this.current.id === id) await this.select(this.newIdentifier("page-"));
   }
 
@@ -233,21 +285,43 @@ export class Desk {
 
   async refreshSessions() {
     const workspace = this.current;
+    const turn = (this.turn += 1);
     const sessions = await listSessions().catch((problem) => {
-      this.isCutOff = true;
+      this.showCutOff(true);
       this.fail(problem);
     });
-    if (!sessions) return;
-    if (this.isCutOff) [this.isCutOff, byId("problem").textContent] = [false, ""];
+    if (!sessions || turn < this.shownTurn) return; // a later list is shown already
+    this.shownTurn = turn;
+    if (this.isCutOff) this.showCutOff(false);
     this.listed = sessions;
     const live = new Map(sessions.map((one) => [one.id, one]));
-    for (const one of this.workspaces.values()) one.update(live.get(one.id) ?? null);
+    for (const one of this.workspaces.values()) {
+      const wasLive = one.live !== null;
+      one.update(live.get(one.id) ?? null);
+      if (wasLive && !one.live) this.tellEnd(one);
+    }
     if (workspace !== this.current) return;
     this.showSessions();
     await workspace.giveName().catch((problem) => this.fail(problem, byId("rename")));
     await workspace.catchUp().catch((problem) => this.fail(problem));
     this.editor.remember(workspace.all.map(({ source }) => source));
     if (workspace === this.current) this.showSessions();
+  }
+
+  tellEnd(workspace) {
+    const why = "is not there any more: it expired, gave way to a new one, or was ended elsewhere. Its variables and files are gone.";
+    for (const one of new Set([workspace, this.current])) one.tell(`The session ${workspace.name} ${why}`, "warn");
+  }
+
+  /** What the page shows of the server is not known while it cannot be reached, and may be another's afterwards. */
+  showCutOff(isCutOff) {
+    this.isCutOff = isCutOff;
+    document.body.classList.toggle("cut-off", isCutOff);
+    if (isCutOff) byId("isolation").textContent = byId("isolation").title = "";
+    else {
+      byId("problem").textContent = "";
+      if (this.offers("isolation")) this.learnIsolation().catch((problem) => this.fail(problem));
+    }
   }
 
   showSessions() {
@@ -262,9 +336,14 @@ export class Desk {
   async refreshPanels() {
     const workspace = this.current;
     if (workspace.cells.length === 0) await workspace.refreshPanels();
+    else if (this.shownPanels !== workspace) {
+      const later = () => element("p", { class: "empty" }, "Shown when the cell has ended.");
+      for (const id of ["files", "variables", "packages", "checkpoints"]) byId(id).replaceChildren(later());
+    }
   }
 
   async loadPanels(workspace) {
+    if (workspace === this.current) this.shownPanels = workspace;
     const told = async (id, load, show) => {
       const found = workspace.begun && byId(id).open ? await load() : [];
       if (workspace === this.current) show(found);
@@ -272,6 +351,7 @@ export class Desk {
     const lists = [
       told("files-panel", () => listFiles(workspace.id), (files) => this.showFiles(workspace, files)),
       told("variables-panel", () => workspace.asked("variables", WITHOUT_CLASSES), (variables) => showVariables(byId("variables"), variables)),
+      told("packages-panel", () => (this.offers("packages") ? listPackages(workspace.id) : []), (found) => showPackages(byId("packages"), found)),
       told("checkpoints-panel", () => this.whyNoTimeTravel() || workspace.loadCheckpoints(), () => this.showCheckpoints(workspace)),
     ];
     for (const ended of await Promise.allSettled(lists)) if (ended.reason) this.fail(ended.reason);
@@ -302,7 +382,7 @@ export class Desk {
     enable(byId("export"), all.length ? "" : "There is no cell yet.");
     enable(byId("transactional"), noTravel);
     byId("limits").hidden = noTravel === "";
-    const missing = this.offers("interrupt") ? "Checkpoint, Undo and Branch" : "Interrupt, Checkpoint, Undo and Branch";
+    const missing = this.offers("interrupt") ? "Checkpoints and branches" : "Interrupts, checkpoints and branches";
     byId("limits").textContent = noTravel && `${missing} cannot be had here. ${noTravel}`;
   }
 
@@ -324,8 +404,16 @@ export class Desk {
 
   scrollDown() {
     const transcript = byId("transcript");
+    this.isFollowing = true;
     transcript.scrollTop = transcript.scrollHeight;
+    this.scrolledTo = transcript.scrollTop;
   }
+}
+
+/** Ctrl C, unless it copies something. */
+function isInterruptKey({ key, ctrlKey, shiftKey, altKey, metaKey }) {
+  const { selectionStart, selectionEnd } = document.activeElement;
+  return key === "c" && ctrlKey && !shiftKey && !altKey && !metaKey && selectionStart === selectionEnd && getSelection().toString() === "";
 }
 
 /** The same act, once at a time; who asks meanwhile has it done once more. */

@@ -55,6 +55,7 @@ export class Editor {
 
   onKey(event) {
     const completing = this.completion.isOpen;
+    if (event.key === "Escape") this.completion.drop();
     const act = this.completion.actionOf(event) ?? this.actionOf(event);
     if (act) {
       event.preventDefault();

@@ -4,6 +4,7 @@ import { Problem, asked, beganAnew, moveTo, offers, part, request, since } from 
 import { randomName } from "./dom.js";
 
 const LONGEST_POLL = 25; // seconds
+const [FIRST_POLL, WAITING_POLL] = [0.2, 1]; // seconds, until a cell has begun: the server sends no event then
 const UNWATCHED_POLL = 1000; // milliseconds; browsers have six connections to a server, and one that waits takes one
 const OUTPUT_LIMIT = 1 << 20;
 const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between repeated requests
@@ -12,7 +13,6 @@ const UNTOLD = { kind: "untold", reason: null, consequence: "this endpoint does 
 const NO_REPLY = { kind: "unknown", reason: "no reply", consequence: "variables and files may have changed: look at one before you rely on it" };
 const CRASH = { kind: "lost", reason: "crash", consequence: "variables from before are gone, files are kept" };
 const EXPIRED = { kind: "lost", reason: "expired", consequence: "variables and files from before are gone" };
-
 
 /** Run a cell and return its result. `reader` gets its events, `onStarted` its id, and `onNumbered` its place in the session's history. */
 export async function run(session, code, { transactional, reader, onStarted, onNumbered }) {
@@ -36,7 +36,7 @@ export async function run(session, code, { transactional, reader, onStarted, onN
 /** Return the result of a cell that was started, here or elsewhere. `reader` gets its events, and knows whether the page is looked at. */
 export async function follow(session, id, reader) {
   try {
-    return offers("events") ? await followed(session, id, reader) : await polled(session, id);
+    return offers("events") ? await followed(session, id, reader) : await polled(session, id, reader);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     return { ...NOTHING, error: hostError(`Whether the cell ran is not known: ${problem.message}`), state: NO_REPLY };
@@ -55,11 +55,14 @@ export async function reply(session, id, number, text) {
 /** Interrupt a cell. Its result shows what that did. */
 export const interrupt = (session, id) => request("POST", `executions/${id}/interrupt`, { session });
 
+/** Return an id for a cell of the page's own. */
+export const ownId = () => randomName(OWN);
+
 /** Run a cell of the page's own and return `[answer, result]`. The answer is a line of JSON, which code of the session can forge. */
-export async function ownCell(session, name, ...values) {
+export async function ownCell(session, id, name, ...values) {
   const source = await part(`snippets/${name}.py`);
   const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope[${JSON.stringify(name)}](globals(), *${JSON.stringify(values)}))[1])({})`;
-  const headers = { "operation-id": randomName(OWN), ...since(session) };
+  const headers = { "operation-id": id, ...since(session) };
   const result = resultOf(await asked("POST", "executions", { session, headers, json: call(code, "Synchronous") }));
   return [parsed(result.stdout), result];
 }
@@ -77,20 +80,23 @@ function call(code, executionType) {
 }
 
 async function followed(session, id, reader) {
-  for (let after = 0; ; ) {
-    const query = { after, wait: reader.looks() ? LONGEST_POLL : 0 };
+  for (let [after, longest] = [0, FIRST_POLL]; ; ) {
+    const query = { after, wait: reader.looks() ? longest : 0 };
     const page = await patiently(() => asked("GET", `executions/${id}/events`, { session, query, headers: since(session) }));
     page.events.forEach((event) => reader.hear(event));
     if (page.execution) return resultOf(page.execution);
     after = page.after;
+    longest = page.elapsed === null ? WAITING_POLL : LONGEST_POLL;
+    if (page.elapsed !== null) reader.begin(page.elapsed);
     if (query.wait === 0) await pause(UNWATCHED_POLL);
   }
 }
 
-async function polled(session, id) {
+async function polled(session, id, reader) {
   for (let wait = 60; ; wait = Math.min(wait * 1.5, 2000)) {
     const record = await patiently(() => asked("GET", `executions/${id}`, { session, headers: since(session) }));
     if (record.result || record.acaSessions) return resultOf(record);
+    if (record.status === "Running") reader.begin(0);
     await pause(wait);
   }
 }

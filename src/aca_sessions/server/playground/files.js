@@ -11,11 +11,16 @@ export async function listFiles(session) {
   return value.filter((one) => one.type !== "directory").map((one) => ({ ...one, folder: one.directory === "." ? "" : (one.directory ?? "") }));
 }
 
-/** Writes a file into the session. */
-export async function upload(session, file) {
+/** Writes a file into the session; `most` is how many bytes the server takes. */
+export async function upload(session, file, most) {
+  const named = `${shownName(file.name)} (${size(file.size)})`;
+  if (file.size > most) throw new Error(`${named} is too large: this server takes files of up to ${size(most)}.`);
   const form = new FormData();
   form.append("file", file, file.name);
-  await request("POST", "files", { session, body: form });
+  await request("POST", "files", { session, body: form }).catch((problem) => {
+    problem.message = `${named}: ${problem.message}`;
+    throw problem;
+  });
 }
 
 /** The list of files, each with what may be done to it by `doing`. */

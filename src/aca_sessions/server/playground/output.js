@@ -1,7 +1,7 @@
 /** What a cell gives, as a notebook shows it: streams, displays, questions, its value or error. */
 
 import { wellFormed } from "./clean.js";
-import { element } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { failure } from "./failure.js";
 import { framed } from "./frame.js";
 import { Terminal, shown } from "./terminal.js";
@@ -29,7 +29,7 @@ export class Output {
 
   /** Show what only the result has: the value and the error, and also the output if no events came. */
   finish(result) {
-    this.element.querySelectorAll("form").forEach((form) => form.remove());
+    this.element.querySelectorAll("form").forEach(removeForm);
     if (this.isEmpty) {
       if (result.stdout) this.write("stdout", result.stdout);
       result.displays.forEach((data) => this.display(data, null));
@@ -89,7 +89,7 @@ export class Output {
     const secret = event.password || /pass(word|phrase)|secret|token|key/i.test(event.text ?? "");
     const field = element("input", { type: secret ? "password" : "text", autocomplete: "off", "aria-label": event.text || "Input for the cell" });
     const send = (text) => {
-      form.remove();
+      removeForm(form);
       if (text !== null) this.write("stdout", secret ? "••••\n" : `${text}\n`);
       answer(event.number, text);
     };
@@ -105,6 +105,13 @@ export class Output {
     field.focus();
     form.scrollIntoView({ block: "nearest" });
   }
+}
+
+/** Removes a form. What was typed there goes on in the editor. */
+function removeForm(form) {
+  const hadFocus = form.contains(document.activeElement);
+  form.remove();
+  if (hadFocus) byId("source").focus({ preventScroll: true });
 }
 
 /** The best of a display's forms. Whatever runs or loads something stays in its frame. */

@@ -1,6 +1,6 @@
 /** The playground: takes the key, and joins sessions, cells and panels. */
 
-import { offers, signIn, signOut } from "./api.js";
+import { offers, signIn, signOut, whenKeyRefused } from "./api.js";
 import { Desk } from "./desk.js";
 import { byId } from "./dom.js";
 import { forget, remember, remembered } from "./tab.js";
@@ -28,32 +28,48 @@ async function tryKey(key, refused) {
   return false;
 }
 
+/** Ask for the key, in the place of the page or over it. */
 function knock() {
   byId("door").hidden = false;
-  const form = byId("key-form");
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const key = byId("key").value.trim();
-    if (await tryKey(key, "The server does not take this key.")) enter();
-    else byId("key").select();
-  });
-  byId("key").value = remembered().key ?? ""; // where the server did not answer: to be tried again
+  byId("key").value = desk ? "" : (remembered().key ?? ""); // where the server did not answer: to be tried again
   byId("key").focus();
+}
+
+/** Ask for the key again: the page with its cells stays below the form. */
+function knockAgain() {
+  if (!byId("door").hidden) return;
+  byId("desk").inert = true;
+  byId("problem").textContent = "";
+  byId("key-problem").textContent = "The server does not take the key that this page had. It was probably started anew: enter the key that it has now. Cells and text stay.";
+  knock();
 }
 
 function enter() {
   byId("key").value = "";
   byId("door").hidden = true;
-  byId("desk").hidden = false;
+  byId("desk").hidden = byId("desk").inert = false;
   byId("leave").hidden = false;
-  byId("leave").addEventListener("click", () => {
-    signOut();
-    forget();
-    location.reload();
-  });
-  new Desk(offers).open();
+  if (desk) desk.goOn();
+  else {
+    desk = new Desk(offers);
+    whenKeyRefused(knockAgain);
+    desk.open();
+  }
 }
 
+byId("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const key = byId("key").value.trim();
+  if (await tryKey(key, "The server does not take this key.")) enter();
+  else byId("key").select();
+});
+byId("leave").addEventListener("click", () => {
+  signOut();
+  forget();
+  location.reload();
+});
+
+let desk = null;
 byId("place").textContent = location.host;
 const given = keyOfTheAddress();
 const kept = remembered().key;

@@ -105,6 +105,20 @@ function variableRow({ name, type, shape, size: bytes, text }) {
   return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(type)), element("td", { class: "worth", title: value }, value));
 }
 
+/** The packages that were installed in a session, beside those that each session has. */
+export async function listPackages(session) {
+  return (await asked("GET", "session/packages", { session })).packages;
+}
+
+/** Shows them. */
+export function showPackages(holder, packages) {
+  const rows = packages.slice(0, MOST).map(({ name, version }) =>
+    element("li", { class: "row" }, element("span", { class: "name" }, name), element("span", { class: "facts" }, version)),
+  );
+  const none = element("p", { class: "empty" }, "None yet, beside those that each session has.");
+  holder.replaceChildren(rows.length ? element("ul", { class: "plain" }, ...rows) : none);
+}
+
 /** What a session can go back to, the latest first; or why it cannot. */
 export function showCheckpoints(holder, session, checkpoints, { whyNot, goBack, drop }) {
   if (!checkpoints.length) {

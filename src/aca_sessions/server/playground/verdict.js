@@ -4,11 +4,11 @@ import { element, shownName, size, span } from "./dom.js";
 
 const MOST_NAMED = 8;
 
-/** The line below a cell. `failed` names what failed in a cell that went on. */
-export function verdict(result, failed = "") {
+/** The line below a cell. `failed` names what failed in a cell that went on; `isInterrupted` says that a reader of this page stopped it. */
+export function verdict(result, { failed = "", isInterrupted = false } = {}) {
   const { kind } = result.state;
   const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error || failed ? "warn" : "good";
-  const outcome = `${result.error ? "Failed" : "Done"} in ${span(result.seconds)}${failed && `, but ${failed}`}`;
+  const outcome = `${outcomeOf(result, isInterrupted)} ${span(result.seconds)}${failed && `, but ${failed}`}`;
   const changes = [...result.variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
   const more = changes.length > MOST_NAMED ? [`and ${changes.length - MOST_NAMED} more`] : [];
   return element(
@@ -19,6 +19,11 @@ export function verdict(result, failed = "") {
   );
 }
 
+function outcomeOf({ error }, isInterrupted) {
+  if (!error) return "Done in";
+  return isInterrupted && error.name === "KeyboardInterrupt" ? "Interrupted after" : "Failed in";
+}
+
 /** The state as results write it: `lost: memory`. */
 export const stateText = (state) => (state.reason ? `${state.kind}: ${state.reason}` : state.kind);
 
@@ -26,6 +31,7 @@ export const stateText = (state) => (state.reason ? `${state.kind}: ${state.reas
 export function told(state) {
   const follows = state.consequence;
   if (state.kind === "kept") return state.processes === "ended" ? "State kept; background processes were ended." : "State kept.";
+  if (state.reason === "expired") return `State lost: the server had no such session any more. It expired, or the server was restarted: ${follows}.`;
   const kind = state.kind === "untold" ? "not told" : state.kind.replace("_", " ");
   return `State ${kind}${state.reason ? ` (${state.reason})` : ""}: ${follows}.`;
 }

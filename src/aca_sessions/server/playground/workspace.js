@@ -2,10 +2,11 @@
 
 import { asked, moveTo, offers, request } from "./api.js";
 import { Cell, notice } from "./cell.js";
-import { element } from "./dom.js";
-import { follow, ownCell, run } from "./execution.js";
+import { element, shownName } from "./dom.js";
+import { follow, interrupt, ownCell, ownId, run } from "./execution.js";
 import { wordsOf } from "./names.js";
 
+const INSTALL_TIMEOUT = 600; // seconds
 const RESET = "Reset: the variables are gone, the files are kept.";
 const BRANCHED = "This session goes on from where another was.";
 const taken = (checkpoint) => `Checkpoint ${checkpoint} is taken.`;
@@ -40,6 +41,7 @@ export class Workspace {
     this.isFollowed = false; // whether this page knows the ledger by its own results
     this.gone = 0; // cells that the server does not keep any more
     this.checkpoints = [];
+    this.completion = null; // the id of one that is on its way
     this.explain();
   }
 
@@ -55,6 +57,7 @@ export class Workspace {
 
   /** Run a cell. Return its result, or null if the server refused it. */
   async run(source, transactional) {
+    this.dropCompletion();
     const cell = new Cell(this.id, source, { edit: this.edit, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
     const onNumbered = (number) => this.numbered(number);
@@ -183,8 +186,32 @@ export class Workspace {
 
   /** Runs a cell of the page's own and returns its answer. A loss that it detects is reported with the user's next cell. */
   async asked(name, ...values) {
-    const [answer] = await ownCell(this.id, name, ...values);
+    const [answer] = await ownCell(this.id, ownId(), name, ...values);
     return answer;
+  }
+
+  /** Return the completions of a text. The latest request counts; those before it are dropped. */
+  async complete(text, cursor) {
+    this.dropCompletion();
+    const id = (this.completion = ownId());
+    const [answer] = await ownCell(this.id, id, "complete", text, cursor);
+    if (this.completion === id) this.completion = null;
+    return answer;
+  }
+
+  /** Interrupt a completion that is on its way, because cells wait for it. */
+  dropCompletion() {
+    const id = this.completion;
+    this.completion = null;
+    if (id && offers("interrupt")) interrupt(this.id, id).catch(() => {}); // it may have ended, or not arrived
+  }
+
+  /** Installs packages, between cells. */
+  async install(requirements) {
+    const json = { requirements, timeout: INSTALL_TIMEOUT };
+    const { error } = (await asked("POST", "session/packages", { session: this.id, json })).acaSessions;
+    if (error) throw new Error(`not installed: ${error.message}`);
+    this.tell(`Installed: ${requirements.map(shownName).join(", ")}.`);
   }
 
   /** Gives it another name, or takes the name away. One that is not live yet gets it when it begins. */
