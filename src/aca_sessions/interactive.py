@@ -415,9 +415,10 @@ class InteractiveSession:
         self._require_open()[1].write_script(path)
 
     def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
-        """Run a notebook's cells in this session, and return a report of the cells whose outputs differ.
+        """Run a notebook's cells in this session, and compare each cell's outputs with those in the notebook. Return a report on all cells.
 
-        `timeout` is the limit of each cell in seconds.
+        Uploads, deletions, installations and resets that the notebook records are repeated too. A cell that fails does not stop the replay.
+        `timeout` is the time limit of each cell in seconds, by default the endpoint's.
         """
         return self._call(lambda session: replay(notebook, session, timeout=timeout))
 

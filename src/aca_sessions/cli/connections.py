@@ -237,7 +237,10 @@ class Connections(ServerState):
 
 
 class Listener(socket.socket):
-    """A listening socket that accepts a connection only if `Connections` has room for it."""
+    """A listening socket that asks `connections` about each connection. At the limit, `connections` closes another one to make room.
+
+    Without `connections`, it is an ordinary socket.
+    """
 
     connections: Connections | None = None
 

@@ -141,10 +141,11 @@ class CellCompleter(Completer):
 
 
 def open_history(path: Path | None, *, kept: bool) -> History:
-    """Open the history of typed cells: a file, or if `kept` is False, only this process's memory.
+    """Open the history of typed cells. If `kept` is False, it is only in this process's memory.
 
-    The file is `path`, by default one in this user's folder for state. Only this user may read it. Raise ConfigurationError if `path`
-    cannot be used. If the default file cannot be used, the history is in memory.
+    Otherwise it is in the file `path`; raise ConfigurationError if that cannot be used. Without `path`, it is in a file in this user's state
+    folder, or in memory if that file cannot be used. A file that is created here can be read only by this user; an existing one keeps its
+    permissions.
     """
     if not kept:
         return InMemoryHistory()

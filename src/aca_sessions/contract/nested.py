@@ -36,7 +36,10 @@ def content_path(name: str) -> str:
 
 
 def parse_content_path(path: str) -> str | None:
-    """Parse a content path, `content/NAME` relative to `files/`, and return NAME. Return None for other paths."""
+    """Return NAME if `path` is `content/NAME`, the URL path of a file's content, or None for any other path.
+
+    `path` is the part of the request's URL path after `files/`. See `content_path` for the client's half.
+    """
     return path.removeprefix("content/") if path.startswith("content/") else None
 
 

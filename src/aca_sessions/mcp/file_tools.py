@@ -73,7 +73,11 @@ class WrittenAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkspaceAnswer:
-    """The folders of a session, and how much is in them."""
+    """The answer of `get_workspace_info`: where a session has its files, how many files and bytes it has in all, and what it shares.
+
+    `shared` lists the folders that the session shares with the client's other sessions. `shared_bytes` is the size of the client's shared
+    outputs, even if this session shares none.
+    """
 
     session_id: str
     workspace: str

@@ -383,10 +383,14 @@ def _shapes(kind: type[Any]) -> dict[str, _Shape]:
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Convert a field's type to a shape, which `_checked` compares values with: `list[str]` becomes `(list, ((None, (str,)),))`.
+    """Convert a field's declared type to a shape: a pair `(kind, parts)` that `_checked` uses to check a value.
 
-    A shape is a pair of a kind and a tuple, whose items depend on the kind. `list` and `dict`: one shape, for all values. `tuple`: a shape
-    for each item. `Literal`: the allowed words. None: the allowed types, such as `str` and `int`.
+    For example, `list[str]` becomes `(list, ((None, (str,)),))`. What `parts` holds depends on the kind:
+
+    - `list` and `dict`: one shape, which every item or every value must fit.
+    - `tuple`: one shape for each item.
+    - `Literal`: the allowed words.
+    - `None`, the kind of plain types: the allowed types, such as `str` and `int`.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
