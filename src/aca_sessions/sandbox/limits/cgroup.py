@@ -150,7 +150,7 @@ class CgroupV1:
 
 
 class CgroupV2:
-    """Finds, limits and measures control groups of version 2, where a group is one folder for all controllers. Implements `CgroupVersion`."""
+    """Finds, limits and measures control groups of version 2, where a group is one folder for all controllers. See `CgroupVersion`."""
 
     name = "cgroup v2"
     not_counted = ""
