@@ -144,8 +144,8 @@ def open_history(path: Path | None, *, kept: bool) -> History:
     """Open the history of typed cells. If `kept` is False, it is only in this process's memory.
 
     Otherwise it is in the file `path`; raise ConfigurationError if that cannot be used. Without `path`, it is in a file in this user's
-    state folder, or in memory if that file cannot be used. A file that is created here can be read only by this user; an existing one keeps its
-    permissions.
+    state folder, or in memory if that file cannot be used. A file that is created here can be read only by this user; an existing one
+    keeps its permissions.
     """
     if not kept:
         return InMemoryHistory()
