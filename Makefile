@@ -96,7 +96,7 @@ redteam: $(INSTALLED)
 
 # docs/playground.png, taken anew by its test.
 picture: $(INSTALLED)
-	PLAYGROUND_PICTURE=1 $(RUN) -m pytest -m '' tests/playground -k picture
+	PLAYGROUND_PICTURE=1 $(RUN) -m pytest -m '' tests/playground -k screenshot
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,7 +15,7 @@ export const safeHtml = (html) => cleaned(html, policy);
 
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and the frame can be dragged.
 const mostHeight = () => Math.max(440, 0.6 * innerHeight);
-const MOST_MEASURED = 300_000; // characters: a larger text gets the greatest height, because its layout would hold up the page
+const MOST_MEASURED = 50_000; // characters: a larger text gets the greatest height, because its layout would hold up the page
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(STYLE);
 

@@ -115,7 +115,7 @@ export function showPackages(holder, packages) {
   const rows = packages.slice(0, MOST).map(({ name, version }) =>
     element("li", { class: "row" }, element("span", { class: "name" }, name), element("span", { class: "facts" }, version)),
   );
-  const none = element("p", { class: "empty" }, "None yet, beside those that each session has.");
+  const none = element("p", { class: "empty" }, "None installed yet.");
   holder.replaceChildren(rows.length ? element("ul", { class: "plain" }, ...rows) : none);
 }
 
