@@ -11,7 +11,7 @@ const RESET = "Reset: the variables are gone, the files are kept.";
 const BRANCHED = "This session goes on from where another was.";
 const taken = (checkpoint) => `Checkpoint ${checkpoint} is taken.`;
 const wentBack = (checkpoint) => `Back at checkpoint ${checkpoint}: variables and files are as they were then.`;
-// How an entry of the session's ledger is told, if somebody asked for it.
+// The sentence for an entry of the session's ledger that a caller asked for.
 const TOLD = {
   reset: ({ cause }) => cause === "reset" && RESET,
   checkpoint: ({ checkpoint }) => checkpoint && taken(`#${checkpoint}`),
@@ -23,7 +23,7 @@ const TOLD = {
 export class Workspace {
   constructor(id, { edit, onChange, given = null, ended = false }) {
     this.id = id;
-    this.given = given; // the name that somebody gave it
+    this.given = given; // the name that a user gave it
     this.isGivenHere = given !== null; // and that the server does not know yet
     this.live = null; // what the server lists of it, or nothing
     this.ended = ended; // whether it was live before
