@@ -18,6 +18,11 @@ _NONE = "ERROR: Could not find a version that satisfies the requirement thing (f
         ),
         (f"Skipping link: none of the wheel's tags (cp39) are compatible\n{_NONE}", "NoWheelError", "no wheel"),
         (f"Skipping link: No sources permitted for thing\n{_NONE}", "NoWheelError", "nothing is built from source"),
+        (
+            f"to search for versions of other:\nNo sources permitted\n1 location(s) to search for versions of thing:\n{_NONE}",
+            "PackageNotFoundError",
+            "the index does not have a package thing",
+        ),
         (f"Link requires a different Python (3.11.7 not in: '>=3.99')\n{_NONE}", "NoWheelError", "no wheel"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "DiskFullError", "CacheFolder"),
         ("OSError: [Errno 27] File too large", "PackageTooLargeError", "CacheMegabytes"),

@@ -118,7 +118,7 @@ def _missing(requirement: str, versions: str, output: str) -> PackageError:
     if _UNREACHED.search(output):
         advice = "check this host's network and ACASessions:Packages:IndexUrl"
         return PackageError("IndexUnreachableError", f"cannot reach a package index to look for {wanted}: {advice}")
-    if _UNFIT.search(output):
+    if _UNFIT.search(output.rpartition("to search for versions of ")[2]):  # what pip said about earlier packages is no cause
         return PackageError(
             "NoWheelError",
             f"{wanted} has no wheel for the sessions' Python on this machine, and nothing is built from source: name another version",
