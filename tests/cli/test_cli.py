@@ -60,8 +60,8 @@ def test_a_file_is_run_with_its_arguments_and_its_images_and_files_are_brought_o
         "display(Image(b'\\x89PNG', format='png'))\nopen('out.txt', 'w').write('result')\n"
         "print(sys.argv[1:], __name__)\n1 / 0\n"
     )
-    run = aca_sessions("run", "--get", "out.txt", "--get", "none.txt", "my tool.py", "$a", "{b} *", "--", "-c")
-    assert (run.stdout, run.returncode) == ("['$a', '{b} *', '-c'] __main__\n", 1)
+    run = aca_sessions("run", "--get", "out.txt", "--get", "none.txt", "my tool.py", "$a", "{b} *", "--get", "--", "--help")
+    assert (run.stdout, run.returncode) == ("['$a', '{b} *', '--get', '--', '--help'] __main__\n", 1)
     assert "my tool.py:6" in run.stderr
     assert "IPython" not in run.stderr
     assert run.stderr.endswith(
@@ -72,12 +72,48 @@ def test_a_file_is_run_with_its_arguments_and_its_images_and_files_are_brought_o
     assert sorted(os.listdir(tmp_path)) == ["image-1.png", "my tool.py", "out.txt"]
 
 
+@pytest.mark.parametrize("form", mostly_long(["code", "file", "input"], "file"))
+@pytest.mark.parametrize(
+    ("given", "code", "said"), mostly_long([("", 0, ""), ("0", 0, ""), ("3", 3, ""), ("-1", 255, ""), ("'bye'", 1, "bye\n")], every=3)
+)
+def test_sys_exit_is_the_exit_code_as_in_python(tmp_path: Path, form: str, given: str, code: int, said: str) -> None:
+    program = f"import sys\nprint('out')\nsys.exit({given})"
+    (tmp_path / "a.py").write_text(program)
+    arguments = {"code": program, "file": "a.py", "input": "-"}
+    run = aca_sessions("run", arguments[form], stdin=program if form == "input" else "")
+    assert (run.stdout, run.stderr, run.returncode) == ("out\n", said, code)
+
+
 @pytest.mark.long
-def test_a_file_that_calls_exit_without_an_error_succeeds(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("print('out')\nraise SystemExit(0)")
-    assert (run := aca_sessions("run", "--live", "a.py")).returncode == 0, run.stderr
-    (tmp_path / "a.py").write_text("print('out')\nraise SystemExit(3)")
-    assert aca_sessions("run", "a.py").returncode == 1
+def test_json_reports_sys_exit_as_in_python() -> None:
+    succeeded = json.loads(aca_sessions("run", "--json", "import sys; sys.exit()").stdout)
+    assert (succeeded["success"], succeeded["exit_code"], succeeded["error"], succeeded["stderr"]) == (True, 0, None, "")
+    failed = aca_sessions("run", "--json", "import sys; sys.exit(3)")
+    result = json.loads(failed.stdout)
+    assert (failed.returncode, result["success"], result["exit_code"]) == (3, False, 3)
+    assert (result["error"]["message"], result["stderr"]) == ("3", "")
+
+
+@pytest.mark.long
+def test_an_interpreter_that_ended_itself_is_exit_code_1_and_reported() -> None:
+    run = aca_sessions("run", "import os; print('out'); os._exit(5)")
+    assert (run.stdout, run.returncode, "[session state lost: exit" in run.stderr) == ("out\n", 1, True)
+
+
+def test_questions_are_answered_by_lines_of_standard_input() -> None:
+    run = aca_sessions("run", "import getpass\nprint([input('n? '), getpass.getpass(), input()])\ninput()", stdin="one\r\ntwo\nthree")
+    assert (run.stdout, run.returncode, "EOFError" in run.stderr) == ("n? ['one', 'two', 'three']\n", 1, True)
+
+
+def test_standard_input_can_be_read_as_a_file() -> None:
+    code = "import sys\nprint([input(), sys.stdin.readline(), [*sys.stdin.buffer], sys.stdin.read()])"
+    run = aca_sessions("run", code, stdin="one\ntwo\nthree\nfö\n")
+    assert (run.stdout, run.returncode) == ("['one', 'two\\n', [b'three\\n', b'f\\xc3\\xb6\\n'], '']\n", 0)
+
+
+@pytest.mark.long
+def test_the_network_of_the_session_can_be_chosen() -> None:
+    assert aca_sessions("run", "--network", "host", "__import__('socket').gethostbyname('localhost')").stdout == "'127.0.0.1'\n"
 
 
 @pytest.mark.long
@@ -167,7 +203,12 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["serve", "--cooldown", "inf"], "--cooldown"),
             (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
             (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
-            (["run"], "CODE"),
+            (["run"], "are required: CODE|FILE|- (code"),
+            (["run", "none.txt"], "none.txt is not a file"),
+            (["run", "./none"], "./none is not a file"),
+            (["run", "."], ". is not a file"),
+            (["run", "--network", "none", "--endpoint", "http://localhost:1", "1"], "--network is for sessions of this machine"),
+            (["run", "1", "--json"], "options of `run` before it"),
             (["run", "none.py"], "none.py cannot be read: No such file or directory"),
             (["run", "1", "2"], "only a file can have arguments"),
             (["run", "--get", "..", "1"], "--get must name a file of the session, got .."),
@@ -185,6 +226,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
         (["run", "--session", "mine", "1"], "aca-sessions serve"),
         (["run", "--timeout", "soon", "1"], "--timeout"),
         (["run", "none.py"], "none.py cannot be read: No such file or directory"),
+        (["run", "none.txt"], "none.txt is not a file"),
         (["serve", "--port", "70000"], "70000"),
     ),
 )
@@ -229,7 +271,7 @@ def test_nothing_of_the_host_is_shown() -> None:
 def test_an_interrupted_command_ends_quietly() -> None:
     code = "print('ready', flush=True)\nwhile True: pass"
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
-    command = subprocess.Popen([*COMMAND, "run", code], stderr=subprocess.PIPE, text=True, preexec_fn=listens)
+    command = subprocess.Popen([*COMMAND, "run", "--json", code], stderr=subprocess.PIPE, text=True, preexec_fn=listens)
     deadline = time.monotonic() + 120
     while len(descendants(command.pid)) < 5 and time.monotonic() < deadline:  # three of the fork server, two of the session
         time.sleep(0.05)

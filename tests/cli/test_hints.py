@@ -1,6 +1,7 @@
 """Test that a cell of the command line that lacks a package or the network ends with the option that helps."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,15 @@ MISSING = "[hint] install a missing package with --with PACKAGE"
 def test_a_missing_package_ends_with_the_option_that_installs() -> None:
     run = aca_sessions("run", "print('[hint] do this'); import humanizzze")
     assert (run.returncode, run.stderr.splitlines()[-1]) == (1, MISSING)
+
+
+@pytest.mark.long
+def test_a_missing_module_beside_the_file_ends_with_the_option_that_brings_it_in(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("value = 1")
+    (tmp_path / "uses.py").write_text("import helper")
+    run = aca_sessions("run", "uses.py")
+    assert run.stderr.splitlines()[-1] == "[hint] helper.py is not in the session: bring it in with --file helper.py"
+    assert aca_sessions("run", "--file", "helper.py", "uses.py").returncode == 0
 
 
 @pytest.mark.long

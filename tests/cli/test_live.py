@@ -1,4 +1,4 @@
-"""Test `aca-sessions run --live` as a shell uses it."""
+"""Test the output of `aca-sessions run` while the cell runs, as a shell uses it."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ class Live:
 
     def __init__(self, *arguments: str, **options: object) -> None:
         listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
-        command = [*COMMAND, "run", "--live", *arguments]
+        command = [*COMMAND, "run", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens, start_new_session=True, **options
         )
@@ -40,22 +40,29 @@ class Live:
         return *self.process.communicate(timeout=120), self.process.returncode
 
 
-def test_a_cell_prints_the_same_as_without_live() -> None:
-    run = aca_sessions("run", "--live", "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)\n6 * 7")
-    assert (run.stdout, run.stderr, run.returncode) == ("out\n42\n", "err\n", 0)
+def test_streams_get_what_the_cell_wrote_and_its_value_has_its_own_line() -> None:
+    code = "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)"
+    run = aca_sessions("run", code)
+    assert (run.stdout, run.stderr, run.returncode) == ("out", "err", 0)
+    assert aca_sessions("run", f"{code}\n6 * 7").stdout == "out\n42\n"
+
+
+def test_all_output_arrives() -> None:
+    run = aca_sessions("run", "--live", "import sys\nprint('x' * 3_000_000)\nprint('y' * 3_000_000, file=sys.stderr)")
+    assert (run.stdout == "x" * 3_000_000 + "\n", run.stderr == "y" * 3_000_000 + "\n", run.returncode) == (True, True, 0)
 
 
 @pytest.mark.long
 def test_displays_are_printed_once_and_images_are_saved() -> None:
     image = "Image(b'\\x89PNG\\r\\n\\x1a\\n', format='png')"
-    code = f"from IPython.display import Image\ndisplay('one')\ndisplay({image})\n'three'"
-    run = aca_sessions("run", "--live", code)
-    assert (run.stdout, run.stderr) == ("'one'\n'three'\n", "[image saved: image-1.png]\n")
+    code = f"from IPython.display import Image\nprint('zero')\ndisplay('one')\ndisplay({image})\ndisplay('two')\n'two'"
+    run = aca_sessions("run", code)
+    assert (run.stdout, run.stderr) == ("zero\n'one'\n'two'\n'two'\n", "[image saved: image-1.png]\n")
 
 
 @pytest.mark.long
 def test_a_failed_cell_ends_with_one_traceback() -> None:
-    run = aca_sessions("run", "--live", "print('out')\n1 / 0")
+    run = aca_sessions("run", "print('out')\n1 / 0")
     assert (run.stdout, run.returncode) == ("out\n", 1)
     assert run.stderr.count("ZeroDivisionError: division by zero") == 1
 

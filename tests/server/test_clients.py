@@ -11,8 +11,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from aca_sessions.cli.commands import _parser
 from aca_sessions.cli.connections import Listener
-from aca_sessions.cli.main import _parser
 from aca_sessions.cli.serving import Server, listen_on_port
 from aca_sessions.server.guard import client_address
 

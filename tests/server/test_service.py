@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.cli.main import _parser
+from aca_sessions.cli.commands import _parser
 
 from ..conftest import ROOT
 

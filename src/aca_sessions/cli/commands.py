@@ -1,4 +1,4 @@
-"""The entry point of the command line `aca-sessions`. Modules that a command needs are imported only when it runs."""
+"""The commands of `aca-sessions` and their options. Modules that a command needs are imported only when it runs."""
 
 import argparse
 import asyncio
@@ -7,10 +7,9 @@ import ipaddress
 import logging
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Never, cast
 
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
@@ -28,8 +27,8 @@ _NETWORK = "what sessions can reach: nothing, all that this host reaches, or the
 _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command, by default the one of this process's command line, and exit with its exit code.
+def execute(arguments: Sequence[str] | None) -> int:
+    """Run a command, by default the one of this process's command line, and return its exit code.
 
     The code is 2 if the command could not run, and 130 after Ctrl-C.
     """
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         status = _output_failed(error)
     silence()
-    sys.exit(status)
+    return status
 
 
 def _execute(arguments: Sequence[str] | None) -> int:
@@ -126,7 +125,7 @@ async def _conformance(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
+    parser: argparse.ArgumentParser = _Parser(prog="aca-sessions", description="Isolated Python sessions.")
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version of this program and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
@@ -147,11 +146,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    run = commands.add_parser("run", help="run one cell or file; exit 1 if it fails")
+    run = commands.add_parser("run", help="run one cell or file; exit with its exit code, 1 if it fails")
     run.add_argument("code", metavar="CODE|FILE|-", help="Python source, or a file of it, or - to read it from standard input")
-    run.add_argument(
-        "arguments", nargs="*", metavar="ARGUMENT", help="arguments of FILE, in its sys.argv; put -- before one that begins with -"
-    )
+    arguments = run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="all that follows FILE, for its sys.argv")
+    arguments.required = False  # otherwise an error about missing code names it, too
     run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data; may be repeated")
     run.add_argument(
         "--get", action="append", default=[], metavar="FILE", help="a file of the session to copy here afterwards; may be repeated"
@@ -167,9 +165,10 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
+    run.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
     shown = run.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the whole result as JSON when the cell has ended")
-    shown.add_argument("--live", action="store_true", help="print output while the cell runs; Ctrl-C interrupts it, and its result follows")
+    shown.add_argument("--live", action="store_true", help=argparse.SUPPRESS)  # the default, which earlier versions had as an option
     run.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
     run.set_defaults(act=_run)
 
@@ -273,6 +272,11 @@ def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     mcp.set_defaults(act=_mcp)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Never:
+        super().error(message.replace(": CODE|FILE|-", ": CODE|FILE|- (code, a file, or - for code from standard input)"))
+
+
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version  # takes longer to import than many commands take to run
@@ -305,7 +309,3 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= _MOST_SESSIONS:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_SESSIONS}, got {text!r:.80}")
     return int(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,9 +4,12 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import getpass
 import itertools
 import json
 import os
+import re
+import signal
 import sys
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..client.executions import Execution
+from ..client.executions import AnswerInput, Execution, events_of
 from ..client.interpreter import CodeInterpreter
 from ..client.session import Session
 from ..connect import access_of, open_interpreter
@@ -22,36 +25,64 @@ from ..contract.extensions import encode_full_result
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import TerminalFilter, printable, shown_name
 from ..hints import Remedies, hint
+from ..interactive import handle_ctrl_c
 from ..models import CodeExecutionResult, Display, Event, Prompt
 from ..rendering import hint_note, state_note
+from ..settings import Settings
 from .sessions import reserved, settings_at, settings_with_endpoint
-from .streams import code_from_argument, code_from_input, progress, write_error
+from .streams import code_from_argument, code_from_input, is_closed, progress, standard_input, write_error
 
+_SUCCESSES = ("", "0", "None")  # messages of a SystemExit that is no failure
+_EXIT_NUMBER = re.compile("-?[0-9]{1,10}")
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
 
 
-def show(result: CodeExecutionResult, taken: Collection[str] = ()) -> None:
-    """Print the result of a cell, and save its images in the current folder.
-
-    The names in `taken` are not used for images. They belong to files that are copied out of the session later, for example.
-    """
+def show(result: CodeExecutionResult) -> None:
+    """Print the result of a cell that has ended, and save its images in the current folder."""
     printer = CellPrinter()
-    for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
-        if text:
-            printer.write(name, text if text.endswith("\n") else f"{text}\n")
-    printer.write_notes(*save_images(result, Path(), taken), state_note(result), hint_note(result))
+    for event in events_of(result):
+        printer.print_event(event)
+    printer.finish(result, *save_images(result, Path()))
 
 
 def show_json(result: CodeExecutionResult) -> None:
     """Print the result of a cell as one line of JSON."""
     shown = {
         "success": result.success,
+        "exit_code": program_exit_code(result),
         "duration": result.duration,
         **encode_full_result(result),
         "state": str(result.state),
         "hint": result.hint,
     }
     print(json.dumps(shown), flush=True)
+
+
+def program_exit_code(result: CodeExecutionResult) -> int:
+    """Return the exit code that Python would have after the cell: the number of `sys.exit`, 0 after a success, otherwise 1."""
+    message = _exit_message(result)
+    if message is None:
+        return result.exit_code
+    if message in _SUCCESSES:
+        return 0
+    return int(message) & 0xFF if _EXIT_NUMBER.fullmatch(message) else 1
+
+
+def as_program(result: CodeExecutionResult) -> CodeExecutionResult:
+    """Return the result of a cell that called `sys.exit` with what Python shows then: the text that was given, and nothing for a number.
+
+    Return other results unchanged.
+    """
+    message = _exit_message(result)
+    if message is None or result.error is None:
+        return result
+    text = "" if message in _SUCCESSES or _EXIT_NUMBER.fullmatch(message) else f"{message}\n"
+    error = replace(result.error, traceback=text) if program_exit_code(result) else None
+    return replace(result, stderr=result.written_to_stderr + text, error=error)
+
+
+def _exit_message(result: CodeExecutionResult) -> str | None:
+    return result.error.message if result.error is not None and result.error.name == "SystemExit" else None
 
 
 def save_images(result: CodeExecutionResult, folder: Path, taken: Collection[str] = ()) -> Iterator[str]:
@@ -83,11 +114,10 @@ class CellPrinter:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
                 self.write(name, text)
             case Event(kind="skipped", text=text):
-                self._end_line("stderr")
                 self.write_notes(f"[{text}]")
             case Event(kind="display", display=Display(data={"text/plain": str(text), **others})) if not _is_image(others):
                 self._write_line("stdout", text)
-                self._displayed = text
+                self._displayed = text if others else None  # a value with other forms is displayed, too: not printed again
 
     def before_answer(self, prompt: Prompt) -> str:
         """Print what the cell wrote before `input()` or `getpass()` asks the user. Return the prompt that the caller must still print.
@@ -100,14 +130,18 @@ class CellPrinter:
         return self._screen.filter(prompt) + self._screen.flush() if prompt.password else ""
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
-        """Print the value and the error of a cell that has ended, unless they are printed already. Then print each note on its own line."""
+        """Print the value and the error of a cell that has ended, unless they are printed already. Then print each note on its own line.
+
+        An open line is ended only at a terminal or before more text, so that a pipe or a file gets exactly what the cell wrote.
+        """
         if result.text and result.text != self._displayed:
             self._write_line("stdout", result.text)
-        self._end_line("stdout")
-        error = (result.error.traceback or str(result.error)) if result.error else ""
+        error = _shown_error(result)
         if not self._written.endswith(error):  # without live events all of stderr comes at the end, and ends with the error already
-            self._write_line("stderr", error)
-        self._end_line("stderr")
+            self._end_line_on_screen("stdout")
+            self._write_line("stderr", error.removesuffix("\n"))
+        self._end_line_on_screen("stdout")
+        self._end_line_on_screen("stderr")
         self.write_notes(*notes, state_note(result), hint_note(result))
 
     def write(self, name: str, text: str) -> None:
@@ -124,6 +158,8 @@ class CellPrinter:
 
     def write_notes(self, *notes: str) -> None:
         """Print messages of this program on standard error, each on its own line. Reset colours of the terminal that the cell has set."""
+        if any(notes):
+            self._end_line("stderr")
         self._flush()
         if reset := self._screen.reset():
             _put(self._on_screen, reset)
@@ -138,9 +174,19 @@ class CellPrinter:
         if self._open.get(name):
             self.write(name, "\n")
 
+    def _end_line_on_screen(self, name: str) -> None:
+        if _is_terminal(name):
+            self._end_line(name)
+
     def _flush(self) -> None:
         if held := self._screen.flush():
             _put(self._on_screen, held)
+
+
+def _shown_error(result: CodeExecutionResult) -> str:
+    if result.error is None:
+        return ""
+    return result.error.traceback or ("" if result.error.name == "SystemExit" else str(result.error))
 
 
 def _is_terminal(name: str) -> bool:
@@ -170,6 +216,9 @@ def _save_image(image: bytes, folder: Path, ending: str, taken: Collection[str])
 
 
 _INTERRUPTED, _UNUSABLE = 130, 2
+_LONGEST_LINE = 1 << 20  # bytes of standard input that answer one `input()`
+_PATH = re.compile(r"\.{0,2}/|~|[\w./-]+\.(txt|csv|tsv|json|ipynb|md|rst|sh|toml|yaml|yml|ini|cfg|log|html|xlsx|zip)\Z")
+_NO_MODULE = re.compile(r"\ANo module named '(\w+)'")
 _REMEDIES = Remedies("install a missing package with --with PACKAGE", "bring data in with --file PATH")
 # Runs a file with `%run`, whose tracebacks name the file and leave out IPython. The magic is called as a function, because `%run` in a cell
 # would replace `$name` and `{name}` in arguments. Sessions without namespaces have their files elsewhere, in their working directory.
@@ -184,7 +233,7 @@ async def run(options: argparse.Namespace) -> int:
 
     Copy the files that `--get` names out of the session, even if the cell failed.
     """
-    settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
+    settings = _settings(options)
     files = [(path.name, _content(f"--file {path}", path)) for path in options.file]
     code = _code(options, files)
     targets = _targets(options.get, force=options.force)
@@ -201,11 +250,20 @@ async def run(options: argparse.Namespace) -> int:
             return installed.exit_code
         for file_name, content in files:
             await session.upload_file(file_name, content)
-        status = await (_run_live if options.live else _run_to_its_end)(session, code, options)
+        status = await (_run_to_its_end if options.json else _run_live)(session, code, options)
         for file_name, target in targets.items():
             saved = await _bring_out(session, file_name, target, force=options.force)
             status = status or (0 if saved else _UNUSABLE)
         return status
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
+    if options.network is None:
+        return settings
+    if settings.SessionsHttpClient.Endpoint:
+        raise ConfigurationError("--network is for sessions of this machine: give it to `aca-sessions serve`, or leave out the Endpoint")
+    return Settings(Sandbox={"Network": options.network})
 
 
 def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
@@ -220,12 +278,25 @@ def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
         files.append((code_from_argument(path.name), _content(given, path)))
         return _RUN_FILE.format(name=files[-1][0], arguments=arguments)
     if arguments:
-        raise InvalidArgumentError("only a file can have arguments, as in `aca-sessions run analyse.py 2026`: put CODE into quotes")
+        raise InvalidArgumentError(
+            "only a file can have arguments, as in `aca-sessions run analyse.py 2026`: put CODE into quotes, and options of `run` before it"
+        )
+    if given != "-" and _looks_like_path(given, is_new=not options.session):
+        raise ConfigurationError(f"{shown_name(given)} is not a file: name a file that exists, or put code into parentheses")
     return code_from_input() if given == "-" else code_from_argument(given)
 
 
 def _names_file(text: str) -> bool:
     return os.path.isfile(text) or (text.endswith(".py") and "\n" not in text)
+
+
+def _looks_like_path(text: str, *, is_new: bool) -> bool:
+    """Return whether a text is meant as a path: it begins as no code does, or has the ending of a file.
+
+    The name of a folder is code if the session is not new, because it may have a variable of this name.
+    """
+    is_one_word = not re.search(r"[\s()\[\]'\"]", text)
+    return is_one_word and (bool(_PATH.match(text)) or (is_new and os.path.isdir(text)))
 
 
 async def _install(session: Session, packages: Sequence[str]) -> CodeExecutionResult:
@@ -239,15 +310,16 @@ async def _end_quietly(interpreter: CodeInterpreter, name: str) -> None:
 
 
 async def _run_to_its_end(session: Session, code: str, options: argparse.Namespace) -> int:
-    result = hinted(await session.run(code, timeout=options.timeout), options.endpoint)
-    show_json(result) if options.json else show(result, _names(options.get))
-    return result.exit_code
+    result = hinted(await session.run(code, timeout=options.timeout), options)
+    show_json(as_program(result))
+    return program_exit_code(result)
 
 
 async def _run_live(session: Session, code: str, options: argparse.Namespace) -> int:
     """Run a cell, print its output while it runs, and return the exit code. Ctrl-C interrupts the cell, and its result is still printed."""
-    execution = (await session.start(code, timeout=options.timeout)).amending(partial(hinted, endpoint=options.endpoint))
-    following = asyncio.create_task(_follow(session, execution, _names(options.get)))
+    printer = CellPrinter()
+    execution = await session.start(code, timeout=options.timeout, on_input=_answering(options, printer))
+    following = asyncio.create_task(_follow(session, execution.amending(partial(hinted, options=options)), printer, _names(options.get)))
     try:
         return await asyncio.shield(following)
     except asyncio.CancelledError:
@@ -260,26 +332,73 @@ async def _run_live(session: Session, code: str, options: argparse.Namespace) ->
         return _INTERRUPTED
 
 
-async def _follow(session: Session, execution: Execution, taken: Collection[str]) -> int:
-    printer, status = CellPrinter(), 1
+async def _follow(session: Session, execution: Execution, printer: CellPrinter, taken: Collection[str]) -> int:
+    status, is_complete = 1, True
     try:
         async for event in execution.events():
             printer.print_event(event)
+            is_complete = is_complete and event.kind != "skipped"
             if event.result is not None:
-                printer.finish(event.result, *save_images(event.result, Path(), taken))
-                status = event.result.exit_code
+                status, shown = program_exit_code(event.result), as_program(event.result)
+                printer.finish(shown, *save_images(event.result, Path(), taken))
     except BaseException:
         await session._cancel_quietly(execution)
         raise
-    return status
+    return status if is_complete else status or 1
 
 
-def hinted(result: CodeExecutionResult, endpoint: str | None) -> CodeExecutionResult:
-    """Return the result with a hint for the user, if the cell lacked a package or the network. Return other results without one.
+def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput | None:
+    """Return a function that answers `input()` and `getpass()` of the cell: the user at a terminal, otherwise a line of standard input.
 
-    An example of a hint is "install a missing package with --with PACKAGE".
+    Return None if standard input cannot be read, or has the code.
     """
-    return replace(result, hint=hint(result, access_of(settings_at(endpoint)), _REMEDIES))
+    if options.code == "-" or is_closed("stdin"):
+        return None
+    if not sys.stdin.isatty():
+        return _next_line
+    running = asyncio.current_task()
+
+    def ask(prompt: Prompt) -> str | None:
+        try:
+            with handle_ctrl_c(signal.default_int_handler):
+                return read_answer(printer, prompt)
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            if running is not None:
+                running.cancel()  # as asyncio does at Ctrl-C
+            return None
+
+    return ask
+
+
+def read_answer(printer: CellPrinter, prompt: Prompt) -> str:
+    """Ask the user for the line that `input()` or `getpass()` returns in a cell. For `getpass()` the line is not shown.
+
+    Raise EOFError at Ctrl-D.
+    """
+    text = printer.before_answer(prompt)
+    # getpass itself writes the text, after it has turned off the echo: what is typed before that would be shown, or discarded.
+    return getpass.getpass(text) if prompt.password else input()
+
+
+def _next_line(_prompt: Prompt) -> str | None:
+    """Return the next line of standard input, or None at its end. Bytes that are not UTF-8 are replaced."""
+    line = standard_input().readline(_LONGEST_LINE)
+    return line.decode(errors="replace").removesuffix("\n").removesuffix("\r") if line else None
+
+
+def hinted(result: CodeExecutionResult, options: argparse.Namespace) -> CodeExecutionResult:
+    """Return the result with a hint for the user, if the cell lacked a file of this machine, a package or the network.
+
+    An example of a hint is "install a missing package with --with PACKAGE". Return other results without one.
+    """
+    missing = _NO_MODULE.search(result.error.message) if result.error is not None else None
+    if missing and options.code != "-" and _names_file(options.code):
+        path = Path(options.code).with_name(f"{missing[1]}.py")
+        if path.is_file():
+            return replace(result, hint=f"{path.name} is not in the session: bring it in with --file {shown_name(str(path))}")
+    return replace(result, hint=hint(result, access_of(_settings(options)), _REMEDIES))
 
 
 def _content(what: str, path: Path) -> bytes:

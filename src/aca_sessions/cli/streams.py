@@ -64,6 +64,11 @@ def _open_null_device(number: int) -> TextIO:
     return cast(TextIO, io.TextIOWrapper(io.FileIO(descriptor, "r+"), write_through=True))
 
 
+def is_closed(name: str) -> bool:
+    """Return whether a standard stream was closed when the command began."""
+    return name in _closed
+
+
 def standard_input() -> BinaryIO:
     """Return the bytes stream of standard input. Raise InvalidArgumentError if it is closed."""
     if "stdin" in _closed:

@@ -244,7 +244,6 @@ def replace_streams() -> tuple[int, int]:
     os.dup2(nothing, 0)
     os.close(nothing)
     read_ends = (_pipe_at(1), _pipe_at(2))
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     restore_streams()
     syscalls.set_line_buffered()
     return read_ends

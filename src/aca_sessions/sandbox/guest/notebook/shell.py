@@ -249,10 +249,36 @@ class Shell(InteractiveShell):
             number -= 1
 
 
+class StandardInput(io.RawIOBase):
+    """The bytes of `sys.stdin`: each read asks the caller of the cell for a line, as `input` does. Without an answer, it is at its end."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor that processes of the cell inherit, which is /dev/null."""
+        return 0
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the rest of the latest line, or if there is none, the next line."""
+        if not self._rest:
+            try:
+                self._rest = f"{self._shell.read_line()}\n".encode()
+            except EOFError:
+                return 0
+        part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
 def build_shell(preload: list[str]) -> Shell:
     """Build the shell in the zygote. Import `preload` and run typical cells once, so that first cells start fast.
 
-    Also replace `input` and `getpass`, which then ask the caller of the cell.
+    Also replace `input`, `getpass` and `sys.stdin`, which then ask the caller of the cell.
     """
     for module in preload:
         importlib.import_module(module)
@@ -278,6 +304,7 @@ def build_shell(preload: list[str]) -> Shell:
     # IPython's own would read a terminal.
     builtins.input = shell.read_line
     getpass.getpass = shell.read_secret
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(StandardInput(shell)), encoding="utf-8")  # type: ignore[misc]
     # IPython's own %pip prints that packages were installed, even if pip failed.
     shell.magics_manager.register_function(lambda line: shell.system(f"{shlex.quote(sys.executable)} -m pip {line}"), magic_name="pip")
     sys.argv[:] = [""]
