@@ -293,8 +293,7 @@ class InteractiveSession:
             self._running.clear()
             self._stack.pop_all()
             return
-        for running in [*self._running]:
-            running.cancel()
+        self._cancel_calls()
         self._stack.close()
 
     def run(
@@ -454,6 +453,11 @@ class InteractiveSession:
                 "the session was closed while this call waited, so its result is lost: keep the 'with' block open until the call has "
                 "returned, then open a new session and call it again"
             ) from error
+
+    def _cancel_calls(self) -> None:
+        """Cancel the calls that run in other threads, and interrupt their cells."""
+        for running in [*self._running]:
+            running.cancel()
 
     def _cancel_on_close(self, call: "Future[Answer]") -> "Future[Answer]":
         self._running.add(call)

@@ -1,5 +1,6 @@
 """Test `aca-sessions repl` at a terminal."""
 
+import asyncio
 import fcntl
 import os
 import re
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,6 +258,17 @@ def test_tab_completes_names_of_the_session(terminal: Terminal) -> None:
     assert "42" in terminal.reads("42")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("leaving", mostly_long([CTRL_C, "\r"], CTRL_C))
+def test_a_completion_that_does_not_return_is_abandoned_with_its_prompt(terminal: Terminal, leaving: str) -> None:
+    terminal.enters("class Slow:\n    def __dir__(self): __import__('time').sleep(10_000)\n\n")
+    terminal.enters("slow = Slow()")
+    terminal.types("slow.\t")
+    time.sleep(1)
+    terminal.types(f"{leaving}6 * 7\r")
+    assert "42" in terminal.reads("42")
+
+
 @pytest.mark.long
 def test_tab_completes_commands_files_of_the_session_and_paths_here(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "unique_here.txt").write_text("here")
@@ -418,7 +431,7 @@ def test_a_cell_is_complete_if_python_accepts_it_or_after_an_empty_line(code: st
 def offered(typed: str, matches: list[str], start: int, end: int | None = None, after: str = "") -> list[str]:
     """Return what a line becomes with each completion, if the session offers `matches` for the text from `start` to `end`."""
     found = Completions(matches=tuple(matches), start=start, end=len(typed) if end is None else end)
-    completer = CellCompleter(lambda code, cursor: found, list)
+    completer = CellCompleter(lambda code, cursor: found, list, lambda: None)
     completions = completer.get_completions(Document(typed + after, len(typed)), CompleteEvent())
     return [typed[: len(typed) + one.start_position] + one.text + after for one in completions]
 
@@ -429,6 +442,20 @@ def test_completions_continue_what_was_typed() -> None:
     assert offered("%ti", ["%time"], 0) == ["%time"]
     assert offered("%ge", [], 0) == ["%get"]
     assert offered("%che", [], 0) == ["%checkpoint", "%checkpoints"]
+
+
+async def test_a_cancelled_completion_is_abandoned_and_not_waited_for() -> None:
+    asked, abandoned = threading.Event(), threading.Event()
+    completer = CellCompleter(lambda _code, _cursor: asked.set() or threading.Event().wait(), list, abandoned.set)
+
+    async def complete() -> None:
+        _ = [one async for one in completer.get_completions_async(Document("x"), CompleteEvent())]
+
+    completing = asyncio.create_task(complete())
+    await asyncio.to_thread(asked.wait)
+    completing.cancel()
+    await asyncio.wait({completing})
+    assert (completing.cancelled(), abandoned.is_set()) == (True, True)
 
 
 @pytest.mark.parametrize(

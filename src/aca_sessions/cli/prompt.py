@@ -1,8 +1,11 @@
 """The prompt of `aca-sessions repl`: it reads cells, completes names with Tab, and keeps a history of the cells typed."""
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 from IPython.core.inputtransformer2 import TransformerManager
 from prompt_toolkit import PromptSession
@@ -33,13 +36,14 @@ ListFiles = Callable[[], Iterable[str]]
 class CellPrompt:
     """A prompt that reads cells from the terminal."""
 
-    def __init__(self, history: History, complete: Complete, list_files: ListFiles) -> None:
+    def __init__(self, history: History, complete: Complete, list_files: ListFiles, abandon: Callable[[], object]) -> None:
         """Create the prompt.
 
         Args:
             history: The cells typed earlier. Each new cell is added.
             complete: Returns the session's completions of a text at a cursor position. Called in another thread.
             list_files: Returns the names of the session's files. Called in another thread.
+            abandon: Ends the running calls of `complete` and `list_files`. Called if the prompt ends before they return.
         """
         self._session = PromptSession[str](
             ">>> ",
@@ -48,9 +52,8 @@ class CellPrompt:
             lexer=PygmentsLexer(PythonLexer),
             key_bindings=_keys(),
             history=history,
-            completer=CellCompleter(complete, list_files),
+            completer=CellCompleter(complete, list_files, abandon),
             complete_while_typing=False,
-            complete_in_thread=True,
         )
 
     def read(self) -> str:
@@ -99,10 +102,32 @@ class CellCompleter(Completer):
     of the repl. Otherwise a completion could become `%put FILE`, and Enter would send a file of this machine into the session.
     """
 
-    def __init__(self, complete: Complete, list_files: ListFiles) -> None:
+    def __init__(self, complete: Complete, list_files: ListFiles, abandon: Callable[[], object]) -> None:
         self._complete = complete
         self._list_files = list_files
+        self._abandon = abandon
         self._paths = PathCompleter(expanduser=True)
+
+    async def get_completions_async(self, document: Document, complete_event: CompleteEvent) -> AsyncGenerator[Completion, None]:
+        """Yield the completions, which another thread asks for. If the prompt ends meanwhile, do not wait for them."""
+        found = Future[list[Completion]]()
+
+        def ask() -> None:
+            try:
+                found.set_result([*self.get_completions(document, complete_event)])
+            except BaseException as error:
+                found.set_exception(error)
+
+        found.set_running_or_notify_cancel()
+        # A thread of an executor would be waited for: code in the session decides how long a completion takes.
+        Thread(target=ask, daemon=True).start()
+        try:
+            completions = await asyncio.wrap_future(found)
+        except asyncio.CancelledError:
+            self._abandon()
+            raise
+        for one in completions:
+            yield one
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         """Yield the completions at the cursor. Yield none if asking the session for them fails."""

@@ -1,7 +1,6 @@
 """The command `aca-sessions repl`, which runs cells that the user types in a session."""
 
 import argparse
-import getpass
 import shlex
 import signal
 import sys
@@ -12,7 +11,7 @@ from ..guest_text import printable, shown_caption, shown_name
 from ..interactive import InteractiveSession, LiveCell, handle_ctrl_c
 from ..models import Checkpoint, Completions, Prompt
 from .prompt import COMMANDS, EXITS, CellPrompt, open_history
-from .run import CellPrinter, save_images, show
+from .run import CellPrinter, read_answer, save_images, show
 from .sessions import free_path, reserved, settings_at, settings_with_endpoint
 from .streams import progress
 
@@ -39,7 +38,7 @@ def repl(options: argparse.Namespace) -> int:
         def list_files() -> list[str]:
             return [file.name for file in session.list_files() if not file.is_directory]
 
-        prompt = CellPrompt(history, complete, list_files)
+        prompt = CellPrompt(history, complete, list_files, session._cancel_calls)
         print(_GREETING)
         while (code := _read(prompt)) is not None and code.strip() not in EXITS:
             if code.strip():
@@ -169,9 +168,7 @@ def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
         with handle_ctrl_c(signal.default_int_handler):
             if cell.is_cancelled:  # by a Ctrl-C between the question and this block
                 return None
-            text = printer.before_answer(prompt)
-            # getpass itself writes the text, after it has turned off the echo: what is typed before that would be shown, or discarded.
-            return getpass.getpass(text) if prompt.password else input()
+            return read_answer(printer, prompt)
     except EOFError:
         return None
     except KeyboardInterrupt:
