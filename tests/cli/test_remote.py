@@ -29,13 +29,16 @@ def files(environment: dict[str, str]) -> Iterator[Files]:
 
 def test_files_are_put_listed_got_and_removed(files: Files, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
-    assert files("put", "a.txt").returncode == files("put", "-", "folder/b.txt", stdin="two").returncode == 0
+    put = files("put", "a.txt")
+    assert (put.returncode, put.stdout, put.stderr) == (0, "", "[file sent: a.txt]\n")
+    assert files("put", "-", "folder/b.txt", stdin="two").returncode == 0
     assert [line.split()[-1] for line in files("ls").stdout.splitlines()] == ["a.txt", "folder/"]
     assert files("ls", "folder").stdout.split()[0] == "3"
     assert (files("get", "folder/b.txt").returncode, (tmp_path / "b.txt").read_text()) == (0, "two")
     assert files("get", "a.txt", "-").stdout == "one"
     assert files("rm", "a.txt", "folder/b.txt").returncode == 0
-    assert files("ls", "folder").stdout == ""
+    none = files("ls", "folder")
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "no files\n")
 
 
 @pytest.mark.long

@@ -73,6 +73,8 @@ async def list_files(options: argparse.Namespace) -> int:
             files = await interpreter.list_files(options.session, options.folder)
         except NotFoundError as error:
             raise _missing_file(options.folder) from error
+    if not files:
+        write_error("no files")  # standard output stays empty for programs that read it
     for one in files:
         print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {shown_name(one.name, _LONGEST_PATH)}{'/' if one.is_directory else ''}")
     return 0
@@ -105,6 +107,7 @@ async def put_file(options: argparse.Namespace) -> int:
             await interpreter.upload_file(options.session, name, data)
         except OSError as error:
             raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}: name a file that you may read") from error
+    write_error(f"[file sent: {shown_name(name, _LONGEST_PATH)}]")
     return 0
 
 
