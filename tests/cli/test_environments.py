@@ -58,12 +58,12 @@ def pack_again(folder: Path, distribution: importlib.metadata.Distribution) -> N
 async def test_a_session_in_its_own_environment_sees_no_package_of_the_host_program() -> None:
     made = aca_sessions("env", "create", "small", "-r", "requirements.txt")
     assert (made.returncode, '"Environment": "small"' in made.stdout) == (0, True)
-    assert re.match(r"small  Python 3\.\d+\.\d+  \d+ packages\n", aca_sessions("env", "list").stdout)
+    assert re.match(r"small  Python 3\.\d+\.\d+  \d+ packages\n", aca_sessions("env", "ls").stdout)
     async with open_pool(Settings(Sandbox={"Environment": "small"})) as pool, pool.session() as session:
         seen = "import importlib.util as u, alpha; [bool(u.find_spec(n)) for n in ('alpha', 'semantic_kernel', 'httpx', 'numpy')]"
         assert (await session.run(seen)).text == "[True, False, False, False]"
         assert (await session.install("numpy<0")).error is not None
-    assert aca_sessions("env", "remove", "small").returncode == 0
+    assert aca_sessions("env", "rm", "small").returncode == 0
     none = aca_sessions("env", "list")
     assert (none.stdout, "no environments: `aca-sessions env create" in none.stderr) == ("", True)
 

@@ -57,8 +57,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     making.add_argument("--skip-missing", action="store_true", help="with --like: leave out packages that have no wheel for this Python")
     making.add_argument("--python", metavar="PATH", help="the Python of the environment, by default the one that runs this program")
     making.set_defaults(act=create)
-    own.add_parser("list", help="list environments").set_defaults(act=show)
-    removing = own.add_parser("remove", help="remove an environment")
+    own.add_parser("list", aliases=["ls"], help="list environments").set_defaults(act=show)
+    removing = own.add_parser("remove", aliases=["rm"], help="remove an environment")
     removing.add_argument("name")
     removing.set_defaults(act=remove)
 
