@@ -171,6 +171,12 @@ def test_packages_are_installed_before_the_cell(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(wheels))
     run = aca_sessions("run", "--with", "alpha", "import alpha; alpha.__name__")
     assert (run.stdout, run.stderr, run.returncode) == ("'alpha'\n", "", 0)
+    make_wheel(wheels, "beta")
+    assert aca_sessions("run", "--with", "alpha>=1,<3,beta", "import alpha, beta").returncode == 0
+    (tmp_path / "a.py").write_text("# /// script\n# dependencies = [\n#   'beta>=1',\n# ]\n# ///\nimport beta\nprint(beta.__name__)\n")
+    assert aca_sessions("run", "a.py").stdout == "beta\n"
+    (tmp_path / "a.py").write_text("# /// script\n# dependencies = 'beta'\n# ///\n")
+    assert "must be a list of texts" in aca_sessions("run", "a.py").stderr
     missing = aca_sessions("run", "--with", "alpha", "--with", "no-such-package", "print('ran')")
     assert (missing.stdout, missing.returncode) == ("", 1)
     assert "no-such-package" in missing.stderr

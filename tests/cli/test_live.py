@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -80,6 +81,32 @@ def test_ctrl_c_interrupts_the_cell_and_its_result_is_printed() -> None:
     assert (stdout, status) == ("", 130)
     assert stderr.rstrip().endswith("KeyboardInterrupt:")
     assert "cli/run.py" not in stderr
+
+
+def test_ctrl_c_before_a_command_begins_is_quiet() -> None:
+    code = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "httpx":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from aca_sessions.cli.main import main
+main(["run", "1"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert (run.stdout, run.stderr, run.returncode) == ("", "", 130)
+
+
+def test_a_question_is_answered_at_the_terminal() -> None:
+    ours, theirs = os.openpty()
+    with Live("input('who? ') + '!'", stdin=theirs) as live:
+        os.write(ours, b"Ada\n")
+        stdout, _, status = live.end()
+    os.close(ours)
+    os.close(theirs)
+    assert (stdout, status) == ("who? 'Ada!'\n", 0)
 
 
 @pytest.mark.long

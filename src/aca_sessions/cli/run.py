@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tomllib
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -218,6 +219,8 @@ def _save_image(image: bytes, folder: Path, ending: str, taken: Collection[str])
 _INTERRUPTED, _UNUSABLE = 130, 2
 _LONGEST_LINE = 1 << 20  # bytes of standard input that answer one `input()`
 _PATH = re.compile(r"\.{0,2}/|~|[\w./-]+\.(txt|csv|tsv|json|ipynb|md|rst|sh|toml|yaml|yml|ini|cfg|log|html|xlsx|zip)\Z")
+_SCRIPT = re.compile(r"^# /// script[ \t]*\n((?:#(?: .*)?\n)+?)# ///[ \t]*$", re.MULTILINE)
+_COMMA = re.compile(r",\s*(?=[A-Za-z])(?![^\[]*\])")  # between packages, and not in thing[one,two] or thing>1,<2
 _NO_MODULE = re.compile(r"\ANo module named '(\w+)'")
 _REMEDIES = Remedies("install a missing package with --with PACKAGE", "bring data in with --file PATH")
 # Runs a file with `%run`, whose tracebacks name the file and leave out IPython. The magic is called as a function, because `%run` in a cell
@@ -237,6 +240,9 @@ async def run(options: argparse.Namespace) -> int:
     files = [(path.name, _content(f"--file {path}", path)) for path in options.file]
     code = _code(options, files)
     targets = _targets(options.get, force=options.force)
+    packages = [name for given in options.packages for name in _COMMA.split(given)]
+    if _runs_file(options):
+        packages += _script_dependencies(options.code, files[-1][1])
     opening, name = open_interpreter(settings), options.session or str(uuid.uuid4())
     with progress("starting the sandbox"):
         interpreter = await opening.__aenter__()
@@ -245,7 +251,7 @@ async def run(options: argparse.Namespace) -> int:
         if not options.session:
             stack.push_async_callback(_end_quietly, interpreter, name)
         session = Session(interpreter, name)
-        if options.packages and not (installed := await _install(session, options.packages)).success:
+        if packages and not (installed := await _install(session, packages)).success:
             show_json(installed) if options.json else show(installed)
             return installed.exit_code
         for file_name, content in files:
@@ -273,7 +279,7 @@ def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
     session before the cell runs.
     """
     given, arguments = options.code, [code_from_argument(one) for one in options.arguments]
-    if given != "-" and _names_file(given):
+    if _runs_file(options):
         path = Path(given)
         files.append((code_from_argument(path.name), _content(given, path)))
         return _RUN_FILE.format(name=files[-1][0], arguments=arguments)
@@ -286,8 +292,23 @@ def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
     return code_from_input() if given == "-" else code_from_argument(given)
 
 
-def _names_file(text: str) -> bool:
-    return os.path.isfile(text) or (text.endswith(".py") and "\n" not in text)
+def _runs_file(options: argparse.Namespace) -> bool:
+    text = options.code
+    return text != "-" and (os.path.isfile(text) or (text.endswith(".py") and "\n" not in text))
+
+
+def _script_dependencies(name: str, content: bytes) -> list[str]:
+    """Return the packages in the block `# /// script` of a file (PEP 723). Raise ConfigurationError if the block is wrong."""
+    block = _SCRIPT.search(content.decode(errors="replace").replace("\r\n", "\n"))
+    if block is None:
+        return []
+    try:
+        found = tomllib.loads("\n".join(line[2:] for line in block[1].splitlines())).get("dependencies", [])
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"the block `# /// script` of {shown_name(name)} must be TOML: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ConfigurationError(f"`dependencies` in the block `# /// script` of {shown_name(name)} must be a list of texts")
+    return found
 
 
 def _looks_like_path(text: str, *, is_new: bool) -> bool:
@@ -394,7 +415,7 @@ def hinted(result: CodeExecutionResult, options: argparse.Namespace) -> CodeExec
     An example of a hint is "install a missing package with --with PACKAGE". Return other results without one.
     """
     missing = _NO_MODULE.search(result.error.message) if result.error is not None else None
-    if missing and options.code != "-" and _names_file(options.code):
+    if missing and _runs_file(options):
         path = Path(options.code).with_name(f"{missing[1]}.py")
         if path.is_file():
             return replace(result, hint=f"{path.name} is not in the session: bring it in with --file {shown_name(str(path))}")
