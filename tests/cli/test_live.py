@@ -137,3 +137,14 @@ def test_live_works_at_every_endpoint(option: str) -> None:
         run = aca_sessions("run", "--live", "--session", "mine", "print('out')\n1 / 0", env=environment)
     assert (run.stdout, run.returncode) == ("out\n", 1)
     assert run.stderr.count("ZeroDivisionError: division by zero") == 1
+
+
+@pytest.mark.long
+def test_output_that_a_slow_reader_lost_is_reported() -> None:
+    with Server("--port", "0", "--api-key", "key") as server:
+        environment = os.environ | {"ACASessions__Endpoint": server.endpoint, "ACASessions__ApiKey": "key"}
+        with Live("--session", "mine", "print('ready')\nfor _ in range(300): print('x' * 100_000)", env=environment) as live:
+            assert live.line() == "ready\n"
+            assert aca_sessions("run", "--session", "mine", "1", env=environment).returncode == 0  # after the first cell
+            stdout, stderr, status = live.end()
+    assert (len(stdout) < 30_000_000, "were dropped before they were read]" in stderr, status) == (True, True, 1)
