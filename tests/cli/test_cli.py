@@ -220,7 +220,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["run", "--get", "..", "1"], "--get must name a file of the session, got .."),
             (["run", "--get", "", "1"], "--get must name a file of the session, got ''"),
             (["run", "--get", "a/x", "--get", "b/x", "1"], "another --get writes x already"),
-            (["run", "--with", "--index-url=http://evil.example", "1"], "requirement"),
+            (["run", "--with", "--index-url=http://evil.example", "1"], "--with: expected one argument"),
             ([], "COMMAND"),
             (["serve", "--port", "70000"], "70000"),
             (["serve", "--socket", "/nonexistent/socket"], "--socket"),
