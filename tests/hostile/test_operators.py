@@ -19,7 +19,7 @@ from ..conftest import COMMAND, descendants, mostly_long
 
 pytestmark = pytest.mark.slow
 
-SECRETS = ("the-secret", "hunter2", "payroll", "wage", "the-key", "the-scrapers-key")
+SECRETS = ("the-secret", "hunter2", "payroll", "wage", "the-callers-key", "the-scrapers-key")
 FORGED = '{"event":"forged"}'
 
 
@@ -49,8 +49,8 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 async def client(file: Path, request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
     audit = getattr(request, "param", {"audit": str(file)})
-    hosting = Hosting(**({"audit": str(file)} | audit), api_key="the-key", metrics=numbers, metrics_key="the-scrapers-key")
-    params, headers = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}, {"authorization": "Bearer the-key"}
+    hosting = Hosting(**({"audit": str(file)} | audit), api_key="the-callers-key", metrics=numbers, metrics_key="the-scrapers-key")
+    params, headers = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}, {"authorization": "Bearer the-callers-key"}
     async with open_server(policy=Policy(preload=(), spares=0), hosting=hosting) as app:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", params=params, headers=headers) as opened:
@@ -117,11 +117,15 @@ def lost(numbers: str) -> float:
 @pytest.mark.parametrize("way", mostly_long(["file", "environment", "option", "option="], "option"))
 def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a server can be reached, its key is in no command line, however it was given, and only its user reads its variables."""
-    (tmp_path / "key").write_text("the-key\n")
-    options = {"file": ["--api-key-file", str(tmp_path / "key")], "option": ["--api-key", "the-key"], "option=": ["--api-key=the-key"]}
+    (tmp_path / "key").write_text("the-callers-key\n")
+    options = {
+        "file": ["--api-key-file", str(tmp_path / "key")],
+        "option": ["--api-key", "the-callers-key"],
+        "option=": ["--api-key=the-callers-key"],
+    }
     given = options.get(way, [])
     if way == "environment":
-        monkeypatch.setenv("ACA_SESSIONS_API_KEY", "the-key")
+        monkeypatch.setenv("ACA_SESSIONS_API_KEY", "the-callers-key")
     if "--metrics" in command:
         given = [*given, "--metrics-key", "the-scrapers-key"]
     pipe = subprocess.PIPE
@@ -132,14 +136,17 @@ def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: P
             for pid in (process.pid, *descendants(process.pid)):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                     line = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    assert b"the-key" not in line
+                    assert b"the-callers-key" not in line
                     assert b"the-scrapers-key" not in line
             assert stat.S_IMODE(os.stat(f"/proc/{process.pid}/environ").st_mode) == 0o400
             url = endpoint if "mcp" in command else f"{endpoint}/files?api-version=2025-10-02-preview&identifier=a"
-            codes = [httpx.get(url, headers={"authorization": f"Bearer {key}"}).status_code for key in ("the-key", "the-scrapers-key", "x")]
+            codes = [
+                httpx.get(url, headers={"authorization": f"Bearer {key}"}).status_code
+                for key in ("the-callers-key", "the-scrapers-key", "x")
+            ]
             assert (codes[0] == 401, codes[1:]) == (False, [401, 401])
         finally:
             process.terminate()
             _, said = process.communicate()
     assert ("other users of this machine could read the key" in said) == ("option" in way or "--metrics" in command)
-    assert "the-key" not in said
+    assert "the-callers-key" not in said

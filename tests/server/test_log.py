@@ -28,6 +28,7 @@ def bearer(key: str) -> dict[str, str]:
 @pytest.mark.slow
 def test_a_server_logs_its_start_refusals_new_keys_drain_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, audit = tmp_path / "keys", tmp_path / "audit"
+    keys.touch(0o600)
     keys.write_text("the-first\n")
     flags = ["--log-format", "json", "--api-key-file", str(keys), "--audit", str(audit), "--tls", "--tls-dir", str(tmp_path / "a b")]
     with Server("--port", "0", "--drain-seconds", "600", "--max-sessions", "7", *flags) as server:

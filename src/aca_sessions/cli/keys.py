@@ -19,6 +19,7 @@ from .streams import write_error
 API_KEY, METRICS_KEY = "ACA_SESSIONS_API_KEY", "ACA_SESSIONS_METRICS_KEY"
 _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
 _MOST_BYTES, _MOST_KEYS = 1 << 16, 100  # each request is compared with every key
+_SHORTEST = 8  # characters of a key in a file: a shorter line is more likely a mistake, and can be guessed
 _SETTLED_SECONDS = 2.0  # file systems count time in steps of up to this, so a second change within one has the same time
 _logger = logging.getLogger("aca_sessions")
 
@@ -64,7 +65,7 @@ def given_or_new(options: argparse.Namespace) -> tuple[Keys, str]:
 
 
 class KeyFile:
-    """A file of API keys, one a line, which is read again when it has changed.
+    """A file of API keys, one a line, which is read again when it has changed. Lines that begin with `#` are comments.
 
     If the changed file is unusable, the keys that were read before stay accepted.
     """
@@ -73,6 +74,7 @@ class KeyFile:
         """Read the keys in `path`. Raise ConfigurationError if the file is unusable."""
         self._path = path
         self._problem: str | None = None
+        self._is_open = False
         self._is_pipe = path.exists() and not path.is_file()  # of a shell, as in `--api-key-file <(…)`: it can be read once only
         self._stamp = None if self._is_pipe else self._read_stamp()
         self._keys = self._read()
@@ -115,20 +117,29 @@ class KeyFile:
     def _read(self) -> tuple[str, ...]:
         try:
             with self._path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
                 text = file.read(_MOST_BYTES + 1).decode()
         except (OSError, UnicodeError) as error:
             raise self._unusable(f"cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
-        keys = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+        lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1)}
+        lines = {number: line for number, line in lines.items() if line and not line.startswith("#")}
+        keys = tuple(dict.fromkeys(lines.values()))
         if len(text) > _MOST_BYTES or len(keys) > _MOST_KEYS:
             raise self._unusable(f"must have at most {_MOST_KEYS} keys and {_MOST_BYTES} bytes")
         if not keys:
             raise self._unusable("must hold a key, and is empty")
         if not all(key.isascii() and key.isprintable() for key in keys):
             raise self._unusable("must hold only characters that an HTTP header can hold")
+        for number, key in lines.items():  # the number and not the line, which may be a secret all the same
+            if len(key) < _SHORTEST or " " in key:
+                raise self._unusable(f"must hold keys of at least {_SHORTEST} characters without spaces, and line {number} is none")
+        was_open, self._is_open = self._is_open, stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
+        if self._is_open and not was_open:  # not refused: containers mount secrets with such a mode
+            _logger.warning("every user of this machine can read the keys in %s: run chmod o= on it", self._path)
         return keys
 
     def _unusable(self, why: str) -> ConfigurationError:
-        return ConfigurationError(f"--api-key-file {self._path} {why}: write one key a line to it")
+        return ConfigurationError(f"--api-key-file {self._path} {why}: write one key a line to it, and '#' before a comment")
 
 
 def hide() -> None:
