@@ -32,7 +32,9 @@ _live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}
 _active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")
 _start_seconds = _create_histogram("aca_sessions.server.start.duration", "How long sessions waited for an interpreter")
 _cell_seconds = _create_histogram("aca_sessions.server.execution.duration", "How long cells ran, by how they ended")
-_losses = _meter.create_counter("aca_sessions.server.losses", "{loss}", "Deaths of interpreters, and sessions that expired, by the reason")
+_losses = _meter.create_counter(
+    "aca_sessions.server.losses", "{loss}", "Deaths of interpreters, and sessions that a server ended, by the reason"
+)
 _refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit or a check refused, by the reason")
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
@@ -46,7 +48,8 @@ REFUSALS = (
     "HostNotAllowed",
     "OriginNotAllowed",
 )
-_LOSS_REASONS = ("memory", "killed", "exit", "crash", "expired")
+_ENDINGS = ("expired", "evicted")  # by the server: its cool-down was over, or it was full and needed the place
+_LOSS_REASONS = ("memory", "killed", "exit", "crash", *_ENDINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +164,9 @@ def count_session_start() -> None:
 
 
 def count_session_end(reason: str) -> None:
-    """Count a session that a server has ended. If the reason is `expired`, also count a loss of variables and files."""
+    """Count a session that a server has ended. If it expired or was evicted, also count a loss of variables and files."""
     _live.add(-1)
-    if reason == "expired":
+    if reason in _ENDINGS:
         _losses.add(1, {"reason": reason})
 
 
@@ -194,8 +197,8 @@ def record_server_execution(result: CodeExecutionResult) -> None:
         result.duration, {"outcome": "succeeded" if result.error is None else outcome_of(result), "state": result.state.kind}
     )
     reason = (result.state.reason or "").partition(",")[0]
-    # `count_session_end` counts expiries.
-    if reason in _LOSS_REASONS and reason != "expired":
+    # `count_session_end` counts sessions that the server ended.
+    if reason in _LOSS_REASONS and reason not in _ENDINGS:
         _losses.add(1, {"reason": reason})
 
 

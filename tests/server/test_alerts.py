@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, str]] = {
         "aca_sessions_server_descriptors_limit": "100x100",
     },
     "AcaSessionsLoseVariables": {'aca_sessions_server_losses_total{reason="memory"}': "0+1x100"},
+    "AcaSessionsEvicted": {'aca_sessions_server_losses_total{reason="evicted"}': "0+1x100"},
     "AcaSessionsStartSlowly": {
         'aca_sessions_server_start_duration_seconds_bucket{le="5"}': "0+9x100",
         'aca_sessions_server_start_duration_seconds_bucket{le="2.5"}': "0+1x100",

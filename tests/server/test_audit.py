@@ -94,18 +94,31 @@ def test_events_have_the_key_and_the_address_of_the_request_that_caused_them(fil
     token = current_request.set(request)
     journal.record_session_start("mine")
     journal.record_refusal(to_problem(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
-    journal.record_session_end("theirs", "expired", 1.0)  # to make room for mine
+    journal.record_session_end("theirs", "evicted", 1.0)  # to make room for mine
     journal.record_session_end("mine", "deleted", 1.0)
     current_request.set({"type": "http", "client": ("a text of a proxy", 1)})
     journal.record_session_start("mine")
     current_request.reset(token)
     journal.record_session_end("mine", "closed", 1.0)
     journal.close()
-    begun, refusal, expired, deleted, unknown, closed = events()
+    begun, refusal, evicted, deleted, unknown, closed = events()
     assert (refusal["status"], refusal["code"]) == (403, "FileNotAccessible")
     assert [event["client"] for event in (begun, refusal, deleted)] == ["192.0.2.1"] * 3
     assert {event["key"] for event in (begun, refusal, deleted)} == {begun["key"]} != {None}
-    assert [(event["client"], event["key"]) for event in (expired, unknown, closed)] == [(None, None)] * 3
+    assert [(event["client"], event["key"]) for event in (evicted, unknown, closed)] == [(None, None)] * 3
+
+
+@pytest.mark.slow
+async def test_a_session_that_a_full_server_ends_is_logged_as_evicted(file: Path, events: Events, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_server(policy=POLICY, hosting=Hosting(max_sessions=1, audit=str(file))) as app:
+        query = {"api-version": "2025-10-02-preview"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any", params=query, timeout=60) as client:
+            for name in ("first", "second", "third"):
+                assert (await client.get("/files", params={"identifier": name})).status_code == 200
+    assert [event["reason"] for event in events() if event["event"] == "session_ended"] == ["evicted", "evicted", "closed"]
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]  # at most one a minute
+    assert record.getMessage().startswith("this server has its maximum of 1 sessions: it ended the one that was idle for longest")
+    assert "Raise --max-sessions" in record.getMessage()
 
 
 def test_a_rotated_file_is_created_again(log: AuditLog, file: Path, events: Events) -> None:

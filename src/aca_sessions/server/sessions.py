@@ -6,6 +6,7 @@ close in the background.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import OrderedDict
@@ -29,11 +30,14 @@ from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
 from .executions import Executions, RunningExecution, unknown_execution
+from .guard import Throttle
 from .journal import Journal
 
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
 _REAP_EVERY = 5.0  # seconds
+_LOGGED_EVICTIONS = 1, 60.0  # lines, and the seconds in which there may be so many
+_logger = logging.getLogger("aca_sessions")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -174,6 +178,7 @@ class Sessions:
         self._cancelled_early: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
         self._started = datetime.now(UTC)
         self.draining = False  # if set, new sessions are refused and existing ones are served
+        self._evictions = Throttle(*_LOGGED_EVICTIONS)
         self._tasks = Tasks()
         self._isolation: asyncio.Task[IsolationReport] | None = None
         self._reaper: asyncio.Task[None] | None = None
@@ -454,7 +459,16 @@ class Sessions:
 
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
-            self._expire(self._least_recently_used(), "expired")
+            session = self._least_recently_used()
+            if (left_out := self._evictions.admit()) is not None:
+                _logger.warning(
+                    "this server has its maximum of %d sessions: it ended the one that was idle for longest (%.0f s) for a new one, and %d "
+                    "others since the last such line. Raise --max-sessions, or add a server",
+                    self.most,
+                    (datetime.now(UTC) - session.last_used).total_seconds(),
+                    left_out,
+                )
+            self._expire(session, "evicted")
 
     def _least_recently_used(self) -> HostedSession:
         """Return the session that may be evicted: the idle one whose last use is longest ago.
@@ -473,9 +487,10 @@ class Sessions:
             raise ProblemError(429, _FULL, f"The request sessions count is '1'. {there_are}{advice}")
         return idle
 
-    def _expire(self, session: HostedSession, cause: str) -> None:
-        self._remove(session, cause, cause=cause)
-        self._tasks.start(session.close(cause))
+    def _expire(self, session: HostedSession, reason: str) -> None:
+        # Callers get `expired` for both reasons: what they lose and what they can do is the same.
+        self._remove(session, reason, cause="expired")
+        self._tasks.start(session.close("expired"))
 
     async def __aenter__(self) -> Self:
         telemetry.observe_server(self)
