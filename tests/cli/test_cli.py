@@ -228,6 +228,13 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["serve", "--no-api-key", "--api-key-file", "/dev/null"], "must hold a key"),
             (["serve", "--api-key-file", "/dev/null/none"], "--api-key-file /dev/null/none cannot be read"),
             (["serve", "--api-key-file", "/etc/hostname", "--api-key", "key"], "not allowed with"),
+            (["serve", "--port", "0", "--tls-dir", "/tmp"], "--tls-dir has no effect without --tls: add --tls"),
+            (["serve", "--port", "0", "--audit-code"], "--audit-code has no effect without --audit FILE"),
+            (
+                ["serve", "--port", "0", "--metrics-key", "key"],
+                "--metrics-key (or $ACA_SESSIONS_METRICS_KEY) has no effect without --metrics",
+            ),
+            (["serve", "--port", "0", "--allowed-host", "http://x/"], "without scheme, port and path, got 'http://x/'"),
         ],
         (["run", "--session", "mine", "1"], "aca-sessions serve"),
         (["run", "--timeout", "soon", "1"], "--timeout"),

@@ -149,4 +149,6 @@ def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: P
             process.terminate()
             _, said = process.communicate()
     assert ("other users of this machine could read the key" in said) == ("option" in way or "--metrics" in command)
+    assert ("use $ACA_SESSIONS_API_KEY or --api-key-file in place of --api-key" in said) == ("option" in way)
+    assert ("$ACA_SESSIONS_METRICS_KEY in place of --metrics-key" in said) == ("--metrics" in command)
     assert "the-callers-key" not in said

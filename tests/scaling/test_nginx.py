@@ -179,6 +179,15 @@ async def test_no_log_holds_an_identifier_or_a_file(cluster: Cluster, interprete
     assert "secret" not in cluster.logs()
 
 
+def test_a_request_that_reached_no_server_is_refused_with_503(client: httpx.Client, cluster: Cluster) -> None:
+    cluster.configure([Member()])  # never started
+    cluster.reload()
+    answer = client.post(f"/executions?{QUERY}&identifier=a", json=CELL)
+    cluster.configure(cluster.members)
+    cluster.reload()
+    assert (answer.status_code, answer.headers["x-ms-error-code"], answer.headers["retry-after"]) == (503, "ServerUnreachable", "1")
+
+
 async def test_a_server_that_starts_too_many_sessions_keeps_its_own(cluster: Cluster) -> None:
     member, *others = cluster.members
     names = cluster.of(member, Hosting().max_starting + 1, "starting")

@@ -2,6 +2,8 @@
 
 import ipaddress
 import os
+import ssl
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,24 +19,23 @@ _SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "aca-sessions")])
 _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of cert.pem and key.pem in a folder. If one is missing, create both, with a self-signed certificate for `host`.
+def certificate(folder: Path, *hosts: str) -> tuple[Path, Path]:
+    """Return the paths of cert.pem and key.pem in a folder. If one is missing, create both, with a self-signed certificate for `hosts`.
 
-    A certificate that this function created is replaced if it expires within a day or lacks `host`. The user's own certificate is never
-    replaced. Raise ConfigurationError if the user's certificate has expired or has no key, or if the folder is unusable.
+    A certificate that this function created is replaced if it expires within a day or lacks one of `hosts`. The user's own certificate is
+    never replaced. Raise ConfigurationError if the user's certificate has expired or has no key, or if a file or the folder is unusable.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = x509.load_pem_x509_certificate(cert.read_bytes()) if cert.exists() else None
+        found = _read(cert) if cert.exists() else None
         if found is not None and found.subject != _SUBJECT:
             _check_own(found, cert, key)
-        elif found is None or not key.exists() or not _is_usable(found, host):
-            _make(cert, key, {*_NAMES, host})
+        elif found is None or not key.exists() or not _is_usable(found, hosts):
+            _make(cert, key, {*_NAMES, *hosts})
+        _check_key(cert, key)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written and has no broken cert.pem"
-        ) from error
+        raise ConfigurationError(f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written") from error
     return cert, key
 
 
@@ -42,6 +43,26 @@ def is_self_signed(cert: Path) -> bool:
     """Return whether a certificate is self-signed. Clients trust such a certificate only if its file is given to them."""
     found = x509.load_pem_x509_certificate(cert.read_bytes())
     return found.issuer == found.subject
+
+
+def _read(cert: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(cert.read_bytes())
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--tls-dir: {cert} must be a certificate in PEM format: replace it, or delete it to get a new one"
+        ) from error
+
+
+def _check_key(cert: Path, key: Path) -> None:
+    key.read_bytes()  # raises an OSError that names the file
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")  # never asks for one at the terminal
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"--tls-dir: {key} must be the private key of {cert.name}, in PEM format and without a password: replace it, or delete both "
+            "files to get new ones"
+        ) from error
 
 
 def _check_own(found: x509.Certificate, cert: Path, key: Path) -> None:
@@ -52,10 +73,11 @@ def _check_own(found: x509.Certificate, cert: Path, key: Path) -> None:
         raise ConfigurationError(f"--tls-dir: {cert} ended on {found.not_valid_after_utc:%Y-%m-%d}: replace it and {key.name}")
 
 
-def _is_usable(found: x509.Certificate, host: str) -> bool:
+def _is_usable(found: x509.Certificate, hosts: Iterable[str]) -> bool:
     if found.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=1):
         return False
-    return _alternative(host) in found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    named = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return all(_alternative(host) in named for host in hosts)
 
 
 def _make(cert: Path, key: Path, names: set[str]) -> None:

@@ -147,17 +147,18 @@ def hide() -> None:
 
     Other users can read a process's command line, but not its environment (proc(5)).
     """
-    arguments, variables = [], dict(os.environ)
+    arguments, variables, remedies = [], dict(os.environ), []
     words = iter(sys.orig_argv[1:])
     for word in words:
         name, equals, value = word.partition("=")
         if name in _VARIABLES:
             variables[_VARIABLES[name]] = value if equals else next(words, "")
+            remedies.append(f"${_VARIABLES[name]}" + (" or --api-key-file" if name == "--api-key" else "") + f" in place of {name}")
         else:
             arguments.append(word)
     if len(arguments) == len(sys.orig_argv) - 1:
         return
     write_error(
-        "aca-sessions: until now other users of this machine could read the key in the command line: use --api-key-file or the environment"
+        f"aca-sessions: until now other users of this machine could read the key in the command line: use {', and '.join(remedies)}"
     )
     os.execve(sys.executable, [sys.orig_argv[0], *arguments], variables)  # noqa: S606

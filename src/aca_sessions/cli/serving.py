@@ -6,9 +6,11 @@
 import argparse
 import asyncio
 import html
+import ipaddress
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import socket
@@ -36,11 +38,13 @@ from ..settings import Settings
 from . import logs
 from .certificate import certificate, is_self_signed
 from .connections import CONNECTION_LIMITS, Connection, ConnectionLimits, Connections, Listener, most_connections
-from .keys import api_keys, given_or_new
+from .keys import METRICS_KEY, api_keys, given_or_new
 
 Welcome = Callable[[str, str], None]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_HOST_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
+_TLS_FOLDER = Path(".aca-sessions")  # the default of --tls-dir
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
 _logger = logging.getLogger("aca_sessions")
 GRACE_SECONDS = 5
@@ -67,10 +71,12 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
     if options.access_log:
         logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
     try:
-        settings, hosting = _settings(options), _hosting(options, keys)
+        settings = _settings(options)
+        _check_options(options, settings)
+        hosting = _hosting(options, keys)
         async with open_server(settings, hosting=hosting) as service:
             where = _endpoint(options, listener)
-            tls = certificate(options.tls_dir, options.host) if options.tls else None
+            tls = certificate(options.tls_dir, options.host, *{*options.allowed_host} - {"*"}) if options.tls else None
             draining, starting = None, Tasks()
             if options.drain_seconds:
                 draining = Draining(service.refuse_new_sessions, lambda: service.session_count, options.drain_seconds)
@@ -287,6 +293,17 @@ def _keys(options: argparse.Namespace) -> tuple[Keys | None, str]:
     return (None, "(none)") if options.socket and api_keys(options) is None else given_or_new(options)
 
 
+def _check_options(options: argparse.Namespace, settings: Settings) -> None:
+    """Raise ConfigurationError if an option would have no effect, because another one is missing."""
+    for given, option, has_effect, needed in (
+        (options.tls_dir != _TLS_FOLDER, "--tls-dir", options.tls, "--tls"),
+        (options.audit_code, "--audit-code", settings.Audit.File, "--audit FILE"),
+        (options.metrics_key, f"--metrics-key (or ${METRICS_KEY})", options.metrics, "--metrics"),
+    ):
+        if given and not has_effect:
+            raise ConfigurationError(f"{option} has no effect without {needed}: add {needed}, or leave it out")
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     sandbox = {"Sandbox": {"Network": options.network}} if options.network else {}
     audit = {name: value for name, value in {"File": options.audit, "Code": options.audit_code or None}.items() if value}
@@ -354,12 +371,26 @@ def address(listener: socket.socket) -> str:
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
     """Return the host names that requests may have in Host and Origin headers, as a protection against DNS rebinding.
 
-    An empty set means that all names are accepted.
+    An empty set means that all names are accepted. Raise ConfigurationError if an option holds more than a name, such as a URL.
     """
+    for name in {*options.allowed_host} - {"*"}:
+        if not _HOST_NAME.fullmatch(name) and not _is_address(name):
+            raise ConfigurationError(
+                f"--allowed-host must be a host name or an IP address, without scheme, port and path, got {name!r:.80}: "
+                "for example sessions.example.org"
+            )
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE
     return _LOOPBACK | own | {name.lower() for name in options.allowed_host}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def listen_on_port(host: str, port: int) -> Listener:
