@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aca_sessions.cli.main import _parser
+from aca_sessions.cli.commands import _parser
 
 from ..conftest import ROOT
 from .cluster import CONFIGURATION, NGINX, needs_nginx
