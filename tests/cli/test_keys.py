@@ -134,4 +134,5 @@ async def test_each_key_of_the_file_is_accepted_until_it_is_removed(file: Path) 
         assert (await status("numbers", "/metrics"), await status("", "/livez")) == (200, 200)
         replace(file, "the-second\nthe-third\n")
         assert [await status(key) for key in ("the-first", "the-second", "the-third")] == [401, 200, 200]
+    assert [problem.message.partition(":")[0] for problem in refusals[:2]] == ["the request has a wrong key", "the request has no key"]
     assert not any(key in problem.message for problem in refusals for key in ("the-first", "the-second", "the-third"))

@@ -80,7 +80,8 @@ class Guard:
         pairs = [(key, hmac.compare_digest(one.encode("utf-8", "replace"), key.encode())) for one in given for key in accepted]
         known = [key for key, is_same in pairs if is_same]
         if not known:
-            said = f"the request must have this server's key: send it in the header Authorization as 'Bearer KEY', or in {mcp.KEY_HEADER}"
+            found = "a wrong key" if any(given) else "no key"
+            said = f"the request has {found}: send this server's key in the header Authorization as 'Bearer KEY', or in {mcp.KEY_HEADER}"
             return ProblemError(401, "Unauthorized", said)
         scope.setdefault("state", {})[ACCEPTED_KEY] = known[0]
         return None
