@@ -484,7 +484,11 @@ def test_the_access_log_contains_routes_and_no_secrets() -> None:
         with httpx.Client(base_url=server.endpoint, params=params, headers={"authorization": "Bearer the-key"}) as client:
             client.post("/executions", json={"code": "'the-code'"})
             client.get("/files/the-file.txt/content")
+            client.request("the-method", "/files", headers={"authorization": "Bearer the-wrong"})
+            client.get("/files/the-file.txt", headers={"host": "the-host"})
     log = server.rest[1]
     assert "POST /executions 200 session " in log
     assert "GET /files/{name:path} 404 session " in log
+    assert "- any 401 session - " in log
+    assert "GET any 403 session - " in log
     assert "the-" not in log

@@ -26,7 +26,7 @@ from .guard import Guard
 from .journal import current_request
 from .mcp_route import McpRoute
 from .page_routes import page_routes
-from .routing import build_route, problem_response
+from .routing import build_route, log_access, problem_response
 from .session_routes import LIVE_PATH, READY_PATH, CheckpointRoutes, PackageRoutes, SessionRoutes
 from .sessions import Sessions
 
@@ -59,6 +59,7 @@ def _read_worker_count(command: list[str]) -> str:
     return str(parser.parse_known_args(command[1:])[0].workers)
 
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SUPPORTED = {"api-supported-versions": ", ".join(VERSIONS)}
 _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools/{pool}"
 
@@ -119,6 +120,7 @@ class Service:
         current_request.reset(token)
         response = problem_response(problem)
         response.headers.update(self._headers)
+        log_access(scope["method"] if scope["method"] in _METHODS else "-", "any", response.status_code, "-", 0.0)
         return response
 
     async def _respond_to_http_exception(self, _request: Request, error: HTTPException) -> Response:
