@@ -50,6 +50,7 @@ def test_a_server_logs_its_start_refusals_new_keys_drain_and_end(tmp_path: Path,
     assert printed[:2] == ["ApiKey: (as given)", f"Certificate: {tmp_path / 'a b' / 'cert.pem'}"]
     assert (started["event"], started["endpoint"], started["sessions"], started["drain_seconds"]) == ("started", server.endpoint, 7, 600)
     assert started["isolation"].startswith("full")
+    assert started["keys"] == 1
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", started["time"])
     assert [answer.json()["result"]["executionResult"] for answer in (first, second)] == [42, 43]  # the session lives on
     assert {answer.status_code for answer in refused} == {401}

@@ -265,6 +265,7 @@ async def _log_start(
             endpoint=endpoint,
             **isolation,
             network=",".join(settings.Sandbox.Network),
+            keys=len(hosting.accepted_keys()) if hosting.accepted_keys else 0,
             sessions=hosting.max_sessions,
             cooldown_seconds=hosting.cooldown,
             drain_seconds=drain,
