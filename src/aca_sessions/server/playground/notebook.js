@@ -8,7 +8,7 @@ const IMAGES = ["image/png", "image/jpeg", "image/gif"];
 const BASE64 = /^[A-Za-z0-9+/=\s]+$/;
 const KERNEL = { display_name: "Python 3", language: "python", name: "python3" };
 
-/** A notebook, as values. `leftOut` counts cells that nobody keeps any more. */
+/** A notebook, as values. `leftOut` counts cells that are no longer kept. */
 export function notebook(cells, leftOut) {
   const metadata = { kernelspec: KERNEL, language_info: { name: "python" }, aca_sessions: { left_out: leftOut } };
   return { cells: cells.map(codeCell), metadata, nbformat: 4, nbformat_minor: 5 };
