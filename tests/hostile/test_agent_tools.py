@@ -139,7 +139,7 @@ ONE_FILE = """
 name = ".call-" + "a" * 32
 open(name, "wb").write(bytes(16 << 20))
 answers = at_once([{"$": "bytes", "file": name}] * 60)
-sum('"value"' in one for one in answers), sum("it is read by one call" in one for one in answers)
+sum('"value"' in one for one in answers), sum("which has an argument of this call, is missing" in one for one in answers)
 """
 MANY_FILES = """
 names = [".call-" + f"{n:032x}" for n in range(11)]

@@ -149,8 +149,10 @@ class HostCalls:
                 try:
                     contents[name] = await session.download_file(name)
                 except NotFoundError as error:
-                    reason = "it is read by one call, once, and deleted then, so send its content again"
-                    raise ToolFailedError(f"the file {name} of this call does not exist: {reason}") from error
+                    advice = "call the function again with the same arguments, and delete no such files"
+                    raise ToolFailedError(
+                        f"the file {name} in /mnt/data, which has an argument of this call, is missing: {advice}"
+                    ) from error
                 await session.delete_file(name)
                 if sum(len(contents.get(one, b"")) for one in names) > most:
                     raise ToolFailedError(f"the file {name} of this call grew while it was read: write all of it before the call")

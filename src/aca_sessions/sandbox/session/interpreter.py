@@ -47,6 +47,9 @@ from .runtime import RegisteredInterpreter, SharedRuntime
 _START_SECONDS = 30.0
 _FAILED = "the user declined to answer or did not answer in time, or the handler of the question failed: put the values into the code"
 _NOT_ANSWERED = "the cell has ended, or was run without a handler of its questions, such as on_input: pass one to the call that runs it"
+_NOT_READY = (
+    "a session ended before it was ready: try again. If it ends again, standard error of the program that runs the sessions has the cause"
+)
 _OWN_SECONDS = 30.0  # the timeout of the host's own requests
 _ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
 _REPORT_SECONDS = 1.0  # in which a death is reported
@@ -524,9 +527,7 @@ async def start(
         spawned.link.close()
         await runtime.unregister(0)
         if isinstance(error, ConnectionError):  # the session's end is noticed here first
-            raise GuestDiedError(
-                "a session ended before it was ready; see this program's standard error for the cause, and try again"
-            ) from error
+            raise GuestDiedError(_NOT_READY) from error
         if isinstance(error, TimeoutError):
             raise GuestDiedError(
                 f"a session did not start within {_START_SECONDS:g} s: end others if this machine is busy, and try again"
@@ -644,7 +645,7 @@ def _check_first_frame(payloads: list[bytes], complete: bool) -> None:
     too many open.
     """
     if not payloads:
-        raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")
+        raise GuestDiedError(_NOT_READY)
     match wire.decode(payloads[0], wire.Ready, wire.Refused):
         case wire.Refused() as refused:
             raise refusal_error(refused)

@@ -474,6 +474,7 @@ def _explained_control_group() -> Iterator[None]:
             raise
         if isinstance(error, ProcessLookupError):
             raise GuestDiedError(
-                "a session ended while it started, before its memory could be counted: see this program's standard error, and try again"
+                "a session ended while it started, before its memory could be counted: try again. Standard error of the program that runs "
+                "the sessions has the cause"
             ) from error
         raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from error
