@@ -91,7 +91,7 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     make_wheel(wheels, name, version)
     made = aca_sessions("env", "create", "like-azure", "--like", "azure", "--skip-missing")
     assert made.returncode == 0
-    assert "left out, because there is no wheel: pandas==2.2.2" in made.stdout
+    assert "left out, because they have no wheel: pandas==2.2.2" in made.stdout
     assert name not in made.stdout
     assert aca_sessions("env", "create", "like-azure", "--like", "azure").returncode == 2
 

@@ -74,7 +74,7 @@ def played(**server: object) -> dict[str, object]:
 EXPECTED = {
     "described": True,
     "value": ["42", ["42"], False],
-    "failed": [True, False],  # a cell that raises an exception is no failure of the tool
+    "failed": [True, False],  # the tool has succeeded if it reports the exception of a cell
     "plot": "image",
     "file": "made here",
     "logged": True,

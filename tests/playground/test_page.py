@@ -68,9 +68,7 @@ def test_a_completion_does_not_hold_up_a_cell(playground: Playground) -> None:
         page.write("slow.")
         before = len(_sent(playground, "/executions?"))
         page.press("Tab")
-        deadline = time.monotonic() + 120
-        while len(_sent(playground, "/executions?")) == before:
-            assert time.monotonic() < deadline
+        while len(_sent(playground, "/executions?")) == before:  # pytest's timeout ends a test that hangs
             time.sleep(0.05)
         act()
         assert _sent(playground, "/interrupt?")[-1].partition("/interrupt?")[0].rpartition("/")[2].startswith("page-own-")

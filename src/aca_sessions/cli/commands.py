@@ -323,7 +323,7 @@ async def _create_environment(options: argparse.Namespace) -> int:
     else:
         await own.create(options.name, requirements_file=_readable(options.requirements), python=options.python)
     if missing:
-        print(f"left out, because there is no wheel: {', '.join(missing)}")
+        print(f"left out, because they have no wheel: {', '.join(missing)}")
     print(f'created: to use it, write into the settings {{"ACASessions": {{"Sandbox": {{"Environment": "{options.name}"}}}}}}')
     return 0
 

@@ -90,7 +90,7 @@ class ConnectionSlot:
     def phase(self) -> str:
         """Return what the server waits for on this connection: "head", "body", "response" or "application", as in `Connection.phase`.
 
-        During a TLS handshake, when there is no request yet, return "head".
+        During a TLS handshake, before the first request, return "head".
         """
         return self.protocol.phase if self.protocol is not None else "head"
 

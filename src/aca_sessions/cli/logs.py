@@ -42,7 +42,7 @@ def _keep_first_line(record: logging.LogRecord) -> bool:
 
 
 def _is_not_a_disconnect(record: logging.LogRecord) -> bool:
-    """Return False for the traceback that the MCP SDK logs as an error when a client closes its session. It is no error."""
+    """Return False for the traceback that the MCP SDK logs as an error when a client closes its session."""
     return not (record.exc_info and isinstance(record.exc_info[1], anyio.ClosedResourceError))
 
 

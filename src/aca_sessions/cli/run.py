@@ -33,7 +33,7 @@ from ..settings import Settings
 from .sessions import reserved, settings_at, settings_with_endpoint
 from .streams import code_from_argument, code_from_input, is_closed, progress, standard_input, write_error
 
-_SUCCESSES = ("", "0", "None")  # messages of a SystemExit that is no failure
+_SUCCESSES = ("", "0", "None")  # messages of a SystemExit that counts as success
 _EXIT_NUMBER = re.compile("-?[0-9]{1,10}")
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
 

@@ -252,7 +252,7 @@ def encode_value(result: CodeExecutionResult) -> object:
     """Encode the value of a cell as Azure does: the first PNG image that the cell displayed, or else the value of its last expression.
 
     Finite numbers and booleans stay as they are, and None becomes null. Other values become the text that IPython shows, a string without
-    its quotes. "" means that there is no value, as after an assignment or a call of `print()`.
+    its quotes. "" means that the cell has no value, as after an assignment or a call of `print()`.
     """
     images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
     if images:
