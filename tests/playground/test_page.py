@@ -393,6 +393,20 @@ def test_an_interrupt_keeps_the_variables(playground: Playground) -> None:
     assert "42" in playground.run("x")
 
 
+def test_an_interrupt_is_shown_in_every_tab(playground: Playground, browser: Browser, server: Server) -> None:
+    playground.start("print('begun', flush=True)\nwhile True: pass")
+    name = playground.page.wait("document.querySelector('.stream') && document.querySelector('.session[aria-current]').dataset.name")
+    with opened(browser, server) as other:
+        other.page.click(f".session[data-name='{name}']")
+        other.page.wait("document.querySelector('.stream')")
+        playground.page.press("Control+c")
+        for tab in (playground, other):
+            assert "Interrupted after" in tab.ended()
+        other.page.reload()
+        other.page.wait("document.querySelector('.verdict')?.innerText.startsWith('Interrupted after')")
+        assert "Failed in" in playground.run("raise KeyboardInterrupt")  # no caller interrupted this
+
+
 def test_a_changed_state_is_shown(playground: Playground) -> None:
     playground.run("x = 1; import os")
     assert "State lost (exit): variables from before are gone, files are kept." in playground.run("os._exit(3)")

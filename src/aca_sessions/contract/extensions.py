@@ -45,6 +45,7 @@ RICH_MEMBER = "acaSessions"
 EVENTS_MEMBER = "events"
 NEXT_MEMBER = "after"
 EXECUTION_MEMBER = "execution"
+INTERRUPTED_MEMBER = "interrupted"  # whether a caller has interrupted the cell
 ELAPSED_MEMBER = "elapsed"  # the seconds since a cell began, or null while it waits for its turn
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
@@ -360,12 +361,13 @@ def _is_identifier(name: object) -> bool:
 # --- the history of a session ---
 
 
-def encode_past_cell(number: int, code: str, events: Sequence[Event], *, transactional: bool) -> dict[str, object]:
+def encode_past_cell(number: int, code: str, events: Sequence[Event], *, transactional: bool, interrupted: bool) -> dict[str, object]:
     """Encode a cell of a session's history as JSON. The caller adds the execution with the result.
 
     `events` are the cell's outputs, in order.
     """
-    return {"number": number, "code": code, "transactional": transactional, EVENTS_MEMBER: [_encode_event(event) for event in events]}
+    cell = {"number": number, "code": code, "transactional": transactional, INTERRUPTED_MEMBER: interrupted}
+    return cell | {EVENTS_MEMBER: [_encode_event(event) for event in events]}
 
 
 def encode_history(cells: Sequence[Mapping[str, object]], record: Record, *, accepted: int, gone: int) -> dict[str, object]:

@@ -145,6 +145,7 @@ class CellRoutes:
     async def _events_response(self, request: Request, version: Version, execution: RunningExecution, after: int) -> Response:
         found, last = await execution.events.read_after(after, within=_parse_wait(request.query_params.get("wait", "")))
         body = extensions.encode_events(found, last) | {extensions.ELAPSED_MEMBER: execution.elapsed}
+        body[extensions.INTERRUPTED_MEMBER] = execution.cancelled.is_set()
         if execution.events.closed:
             body[extensions.EXECUTION_MEMBER] = self._encode_execution(request, version, execution)
         return JSONResponse(body)

@@ -325,6 +325,8 @@ class Executions:
 
         The execution's result shows whether the cell was stopped.
         """
+        if execution.done.is_set():
+            return
         execution.cancelled.set()
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))

@@ -139,7 +139,8 @@ class SessionRoutes:
             result = executions.result_in_history(one)
             seen = ExecutionResponse(id=one.id, identifier=identifier, status=one.status, asynchronous=one.call.asynchronous, result=result)
             events = one.events.read_all() if one.done.is_set() else []
-            cell = extensions.encode_past_cell(one.number, one.call.code, events, transactional=one.call.transactional)
+            marks = {"transactional": one.call.transactional, "interrupted": one.cancelled.is_set()}
+            cell = extensions.encode_past_cell(one.number, one.call.code, events, **marks)
             cell[extensions.EXECUTION_MEMBER] = version.dialect.encode_execution(seen, one.call.output_limit, full=True)
             cells.append(cell)
         entries = session.ledger.record(0, session.ledger.position, session.ledger.position)

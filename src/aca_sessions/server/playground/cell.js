@@ -24,7 +24,6 @@ export class Cell {
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, "Waiting …");
     this.began = null; // when it began to run, by this page's clock
-    this.isInterrupted = false;
     this.element = element(
       "li",
       { class: "cell", "aria-busy": "true" },
@@ -50,12 +49,12 @@ export class Cell {
   }
 
   /** Show a cell of the server's history that has ended. */
-  restore({ events, execution }) {
+  restore({ events, execution, interrupted }) {
     for (const event of events) {
       if (event.kind === "input") this.output.write("stdout", "\n"); // its answer is not kept
       else this.output.show(event, null);
     }
-    this.end(resultOf(execution));
+    this.end(resultOf(execution, interrupted));
     this.element.removeAttribute("aria-busy");
   }
 
@@ -69,7 +68,7 @@ export class Cell {
     this.output.finish(result);
     const isRefused = PIP.test(this.source) && offers("packages") && this.wrote(/cannot install packages/);
     if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
-    this.status.replaceWith(verdict(result, { failed: this.whyNotGood(result), isInterrupted: this.isInterrupted }));
+    this.status.replaceWith(verdict(result, { failed: this.whyNotGood(result) }));
     return result;
   }
 
@@ -85,7 +84,6 @@ export class Cell {
 
   /** Interrupts it. */
   interrupt() {
-    this.isInterrupted = true;
     return interrupt(this.session, this.id);
   }
 

@@ -84,7 +84,7 @@ async function followed(session, id, reader) {
     const query = { after, wait: reader.looks() ? longest : 0 };
     const page = await patiently(() => asked("GET", `executions/${id}/events`, { session, query, headers: since(session) }));
     page.events.forEach((event) => reader.hear(event));
-    if (page.execution) return resultOf(page.execution);
+    if (page.execution) return resultOf(page.execution, page.interrupted);
     after = page.after;
     longest = page.elapsed === null ? WAITING_POLL : LONGEST_POLL;
     if (page.elapsed !== null) reader.begin(page.elapsed);
@@ -121,13 +121,13 @@ const NOTHING = { seconds: 0, stdout: "", text: null, displays: [], error: null,
 /** An error without a traceback. */
 const hostError = (message) => ({ name: "", message, title: message, traceback: message });
 
-/** The result of an execution that has ended, from the server's answer. */
-export function resultOf(record) {
+/** The result of an execution that has ended, from the server's answer; and whether somebody interrupted it. */
+export function resultOf(record, isInterrupted = false) {
   const rich = record.acaSessions;
   if (!rich) return { ...NOTHING, seconds: (record.result.executionTimeInMilliseconds ?? 0) / 1000, ...plainResult(record) };
   const error = rich.error && errorOf(rich.error);
   const { duration: seconds, stdout, text, displays, files, variables, processes, state, ledger } = rich;
-  return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error };
+  return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error, isInterrupted };
 }
 
 function errorOf({ name, message, traceback }) {

@@ -4,11 +4,11 @@ import { element, shownName, size, span } from "./dom.js";
 
 const MOST_NAMED = 8;
 
-/** The line below a cell. `failed` names what failed in a cell that went on; `isInterrupted` says that a reader of this page stopped it. */
-export function verdict(result, { failed = "", isInterrupted = false } = {}) {
+/** The line below a cell. `failed` names what failed in a cell that went on. */
+export function verdict(result, { failed = "" } = {}) {
   const { kind } = result.state;
   const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error || failed ? "warn" : "good";
-  const outcome = `${outcomeOf(result, isInterrupted)} ${span(result.seconds)}${failed && `, but ${failed}`}`;
+  const outcome = `${outcomeOf(result)} ${span(result.seconds)}${failed && `, but ${failed}`}`;
   const changes = [...result.variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
   const more = changes.length > MOST_NAMED ? [`and ${changes.length - MOST_NAMED} more`] : [];
   return element(
@@ -19,7 +19,7 @@ export function verdict(result, { failed = "", isInterrupted = false } = {}) {
   );
 }
 
-function outcomeOf({ error }, isInterrupted) {
+function outcomeOf({ error, isInterrupted }) {
   if (!error) return "Done in";
   return isInterrupted && error.name === "KeyboardInterrupt" ? "Interrupted after" : "Failed in";
 }
