@@ -83,6 +83,51 @@ def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: P
     assert "outside.example" not in log.read_text()
 
 
+MARKDOWN = f"""# title <script>{STEALS}</script>
+
+[a](javascript:{STEALS}) [b](//link.outside.example "x") ![c](http://picture.outside.example) <http://auto.outside.example>
+
+- <img src=x onerror="{STEALS}">
+- `x` <link rel="preconnect" href="http://list.outside.example">
+- $\\href{{http://formula.outside.example}}{{x}}$ $\\text{{<link rel=preconnect href=//text.outside.example>}}$
+- $\\mathrm{{</mi></math><img src=x onerror="{STEALS}">}}$
+
+| a |
+|---|
+| $x$ <a title="$y$ \ue0000\ue001 &#xe000;1&#xe001;"> {"&#xe000;1&#xe001;" * 9} |
+
+{HTML.replace(chr(10), " ")}
+"""
+
+
+@needs_chromium
+def test_markdown_and_formulas_reach_neither_the_page_nor_the_network(tmp_path: Path) -> None:
+    """Markdown and LaTeX of a session run no script in the playground and load nothing, and a formula is shown where it was written."""
+    log = tmp_path / "network.json"
+    slow = ["$x", "[a](", "**a ", "`a``", "- a\n", "a|b\n-|-\n", "{", "\\frac", "&#xe000;0&#xe001;"]
+    with ExitStack() as stack:
+        server = stack.enter_context(Server("--port", "0", "--api-key", KEY))
+        browser = stack.enter_context(Browser(tmp_path, f"--log-net-log={log}"))
+        with opened(browser, server) as playground:
+            page = playground.page
+            playground.run(f"from IPython.display import Latex, Markdown\nmarkdown = {MARKDOWN!r}\nMarkdown(markdown)")
+            page.wait("document.querySelector('.framed iframe')")
+            assert page.styles_in_frame("body", "margin-top") == ["0px"]
+            shown = page.evaluate("document.querySelector('.measure').shadowRoot.innerHTML")
+            assert (shown.count("<mi>x</mi>"), shown.count("<mi>y</mi>"), "title</h1>" in shown.replace(" ", "")) == (1, 0, True)
+            playground.run("display(Latex(markdown), Latex('$' + markdown.replace('$', '') + '$'))")
+            playground.run(f"for text in {slow!r}: display(Markdown(text * 1_700), Latex('$' + text * 900 + '$'))")
+            assert page.evaluate("[document.title, typeof taken]") == ["aca-sessions playground", "undefined"]
+            assert page.happened("Page.javascriptDialogOpening") == []
+            assert page.evaluate("[...document.querySelectorAll('iframe')].every((one) => one.contentDocument === null)") is True
+            harmful = "script, link, iframe, object, embed, form, style, [href], [style], [onerror], [onload], [src]:not([src^='data:'])"
+            found = f"shadowRoot.querySelectorAll({json.dumps(harmful)}).length"
+            counts = page.evaluate(f"[...document.querySelectorAll('.measure')].map((one) => one.{found})")
+            assert (len(counts) > 3, sum(counts)) == (True, 0)
+            assert "42" in playground.run("6 * 7")
+    assert "outside.example" not in log.read_text()
+
+
 @needs_chromium
 def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
     """However many colours and lines code prints, the playground lays out a bounded number of elements, and goes on."""

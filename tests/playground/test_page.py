@@ -157,6 +157,40 @@ def test_a_frame_is_as_high_as_its_content(playground: Playground, html: str) ->
     playground.page.wait(f"0 <= document.querySelector('.framed iframe').clientHeight - {content} && {height} - {content} < 2")
 
 
+@pytest.mark.parametrize("form", ["Markdown", "Latex"])
+def test_markdown_and_formulas_are_laid_out(playground: Playground, browser: Browser, form: str) -> None:
+    page = playground.page
+    code, expected = {
+        "Markdown": (
+            "# Hi *there*\n\n- **one** `a<b` and $x^{2}$\n  - two\n\n| a | b |\n|:--|--:|\n| 1 | 2 |\n\n$$\n\\frac{1}{2}\n+ \\beta\n$$",
+            [
+                "<h1>Hi <em>there</em></h1>",
+                "<li><strong>one</strong> <code>a&lt;b</code> and <math><msup><mi>x</mi>",
+                "<ul><li>two</li></ul>",
+                '<td align="right">2</td>',
+                '<math display="block"><mfrac><mrow>',
+                "<mi>β</mi>",
+            ],
+        ),
+        "Latex": (
+            r"so $\displaystyle \left[\begin{matrix}1 & \sqrt{x}\end{matrix}\right]$ & $\unknown{x}$",
+            ["so <math displaystyle=", "<mtable><mtr><mtd><mn>1</mn></mtd><mtd><msqrt>", "&amp; <code>\\unknown{x}</code>"],
+        ),
+    }[form]
+    playground.run(f"from IPython.display import {form}\n{form}({code!r})")
+    page.wait("document.querySelector('.framed iframe')")
+    assert page.styles_in_frame("math", "display")[0].endswith("math")
+    if form == "Markdown":
+        assert page.styles_in_frame("h1", "font-weight", "margin-top") == ["700", "0px"]
+        assert page.styles_in_frame("td + td", "text-align") == ["right"]
+    shown = page.evaluate("document.querySelector('.measure').shadowRoot.innerHTML")
+    assert [part for part in expected if part not in shown] == []
+    page.click("#export")
+    file = browser.downloads / f"{page.text('#session-name')}.ipynb"
+    exported = nbformat.reads(_downloaded(file).decode(), as_version=4).cells[0].outputs[0].data["text/html"]
+    assert exported == shown
+
+
 def test_the_end_stays_in_view_until_the_reader_scrolls_up(playground: Playground) -> None:
     page = playground.page
     playground.run("print('line\\n' * 100)")

@@ -13,28 +13,33 @@ const DROPPED = words("script style template iframe frame frameset noframes noem
 const VOID = words("br col hr img wbr");
 const ATTRIBUTES = words("align alt border class colspan dir height high lang low max min open optimum rowspan scope span start title valign value width");
 const PICTURE = /^data:image\/(?:png|jpeg|gif|webp|svg\+xml)[;,]/i;
+const FORMULA = /\ue000(\d{1,5})\ue001/g;
 const DEEPEST = 300;
 
-/** The same content, of known elements and attributes only; pictures are those that it brings itself. */
-export function cleaned(html, policy) {
+/** The same content, of known elements and attributes only; pictures are those that it brings itself.
+ *
+ * `formulas` is MathML that this page made. It goes in the place of its marks, in text and nowhere else, and each only once: code that
+ * knows the marks could repeat a formula without end.
+ */
+export function cleaned(html, policy, formulas = []) {
   const body = new DOMParser().parseFromString(policy.createHTML(html), "text/html").body;
-  return body ? content(body, 0) : "";
+  return body ? content(body, 0, [...formulas]) : "";
 }
 
-function content(node, depth) {
+function content(node, depth, formulas) {
   if (depth > DEEPEST) return "";
-  return [...node.childNodes].map((child) => written(child, depth + 1)).join("");
+  return [...node.childNodes].map((child) => written(child, depth + 1, formulas)).join("");
 }
 
-function written(node, depth) {
-  if (node.nodeType === Node.TEXT_NODE) return escaped(node.data);
+function written(node, depth, formulas) {
+  if (node.nodeType === Node.TEXT_NODE) return escaped(node.data).replace(FORMULA, (_, place) => formulas.splice(place, 1, "")[0] ?? "");
   if (node.nodeType !== Node.ELEMENT_NODE) return "";
   const name = node.localName;
   if (name === "svg") return `<img alt="" src="${escaped(picture(node))}">`;
   if (DROPPED.has(name)) return "";
-  if (!KEPT.has(name)) return content(node, depth);
+  if (!KEPT.has(name)) return content(node, depth, formulas);
   const opening = `<${name}${attributes(node)}>`;
-  return VOID.has(name) ? opening : `${opening}${content(node, depth)}</${name}>`;
+  return VOID.has(name) ? opening : `${opening}${content(node, depth, formulas)}</${name}>`;
 }
 
 function attributes(node) {
@@ -48,7 +53,7 @@ const picture = (svg) => `data:image/svg+xml,${encodeURIComponent(wellFormed(new
 /** Without surrogates that have lost their other half, which cannot be written down. */
 export const wellFormed = (text) => text.replace(/[\ud800-\udfff]/gu, "");
 
-const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
+export const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 
 function words(text) {
   return new Set(text.split(" "));

@@ -3,6 +3,7 @@
 import { part } from "./api.js";
 import { cleaned } from "./clean.js";
 import { element } from "./dom.js";
+import { latex, markdown } from "./markdown.js";
 import { shown } from "./terminal.js";
 
 const policy = globalThis.trustedTypes?.createPolicy("sandboxed-frame", { createHTML: (html) => html }) ?? { createHTML: (html) => html };
@@ -10,8 +11,19 @@ const policy = globalThis.trustedTypes?.createPolicy("sandboxed-frame", { create
 const STYLE = await part("frame.css");
 const HEAD = `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><style>${STYLE}</style>`;
 
+/** What a display has to be laid out: `{ html, formulas, text }`, from HTML, Markdown or LaTeX; or nothing. */
+export function layoutOf(data) {
+  const text = (type) => (typeof data[type] === "string" ? data[type] : "");
+  if (text("text/html")) return { html: text("text/html"), text: text("text/plain") };
+  for (const [type, read] of [["text/markdown", markdown], ["text/latex", latex]]) {
+    const made = text(type) && read(text(type));
+    if (made) return { ...made, text: text(type) };
+  }
+  return null;
+}
+
 /** HTML that runs and loads nothing, as text. */
-export const safeHtml = (html) => cleaned(html, policy);
+export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and the frame can be dragged.
 const mostHeight = () => Math.max(440, 0.6 * innerHeight);
@@ -19,9 +31,9 @@ const MOST_MEASURED = 50_000; // characters: a larger text gets the greatest hei
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(STYLE);
 
-/** A frame that shows some HTML as high as it is, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
-export function framed(html, text) {
-  const clean = safeHtml(html);
+/** A frame that shows a layout as high as it is, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
+export function framed({ html, formulas, text }) {
+  const clean = safeHtml(html, formulas);
   const note = /<script\b/i.test(html) ? element("p", { class: "note" }, "Scripts of this output do not run here.") : "";
   if (!/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim()) return element("div", {}, shown(text, "value"), note);
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });

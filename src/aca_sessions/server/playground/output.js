@@ -3,7 +3,7 @@
 import { wellFormed } from "./clean.js";
 import { byId, element } from "./dom.js";
 import { failure } from "./failure.js";
-import { framed } from "./frame.js";
+import { framed, layoutOf } from "./frame.js";
 import { Terminal, shown } from "./terminal.js";
 
 const IMAGES = ["image/png", "image/jpeg", "image/gif"];
@@ -121,7 +121,8 @@ function rendered(data) {
   const text = has("text/plain") ? data["text/plain"] : "";
   if (image) return picture(`data:${image};base64,${data[image].replace(/\s/g, "")}`, text);
   if (has("image/svg+xml")) return picture(`data:image/svg+xml,${encodeURIComponent(wellFormed(data["image/svg+xml"]))}`, text);
-  if (has("text/html")) return framed(data["text/html"], text);
+  const layout = layoutOf(data);
+  if (layout) return framed(layout);
   const source = SOURCES.find(has) ?? Object.keys(data).find(has);
   return shown(source ? data[source] : "", "value");
 }
