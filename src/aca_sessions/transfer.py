@@ -1,4 +1,4 @@
-"""Pass variables between a notebook and a session: plain values and pandas DataFrames, and into a session also Series and arrays.
+"""Pass variables between a notebook and a session: plain values, times, and DataFrames, Series and arrays of numbers.
 
 Nothing is pickled. A plain value is JSON, or Python source on its way in. A DataFrame travels in a file: as an Arrow stream if both sides
 have pyarrow, otherwise as JSON. A Series or an array travels as a DataFrame.
@@ -9,12 +9,9 @@ The code that runs in the session is in `client.snippets`. What comes from a ses
   than the file is. Releases of pyarrow before 14.0.1 could run code from a file (CVE-2023-47248) and are not used.
 """
 
-import contextlib
-import json
 import math
+import re
 import struct
-import sys
-from datetime import date, datetime, time, timedelta
 from importlib import metadata
 from keyword import iskeyword
 from typing import Any
@@ -23,22 +20,31 @@ from uuid import uuid4
 from .client.history import VariableStep
 from .client.session import Session
 from .client.snippet_results import decode_names, parse_printed_json
-from .client.snippets import (
-    DEEPEST_VALUE,
-    MOST_ARROW,
-    MOST_JSON,
-    decode_frame,
-    encode_variable,
-    has_safe_types,
-    is_frame,
-    plain_value,
-)
+from .client.snippets import MOST_ARROW, MOST_JSON, as_frame, decode_json, encode_plain, encode_variable, from_frame, has_safe_types
 from .errors import InvalidArgumentError
 from .guest_text import shown_caption
 from .models import CodeExecutionResult
 
-_LONGEST_LITERAL = 500_000  # characters of a cell that sets a variable
+_LONGEST_LITERAL = 100_000  # characters of a cell that sets a variable
 _SAFE_PYARROW = (14, 0, 1)
+_OTHERS = "use numbers, texts, dates, lists, dicts, or a DataFrame, Series or array of numbers, or write it to a file"
+_UNSUPPORTED = re.compile(r"a value of the type (.{1,50}) cannot be copied")
+_HINTS = {
+    **dict.fromkeys(("frozenset", "range", "map", "filter", "zip", "generator", "dict_keys", "dict_values", "dict_items"), "use list(…)"),
+    **dict.fromkeys(("OrderedDict", "defaultdict", "Counter"), "use dict(…)"),
+    **dict.fromkeys(("LazyFrame", "Table", "ChunkedArray"), "use a DataFrame of pandas"),
+    **dict.fromkeys(("DataFrame", "Series"), "it must be one of pandas (.to_pandas()), and a variable of its own"),
+    **dict.fromkeys(("function", "type", "module", "builtin_function_or_method"), "define or import it on the other side too"),
+    **dict.fromkeys(("Figure", "Axes", "Image"), "save it to a file"),
+    **dict.fromkeys(("PosixPath", "UUID"), "use str(…)"),
+    **dict.fromkeys(("Index", "DatetimeIndex"), "use .to_series()"),
+    "ndarray": "use .tolist(), or an array of numbers as a variable of its own",
+    "Decimal": "use float(…) or str(…)",
+    "Period": "use .to_timestamp()",
+    "datetime64": "use pandas.Timestamp(…)",
+    "timedelta64": "use pandas.Timedelta(…)",
+    "bytes": "write it to a file, or use .hex()",
+}
 _DICTIONARY, _BATCH = 2, 3  # types of Arrow's messages that can be compressed
 
 
@@ -46,40 +52,41 @@ async def pass_in(session: Session, name: str, value: object) -> CodeExecutionRe
     """Set a variable of a session to a value of the notebook. Raise InvalidArgumentError if the value cannot be passed.
 
     A plain value, such as a number, a tuple or a date, is set by a cell. The session's history records that cell, so an exported notebook
-    has it. Return the cell's result. A DataFrame or Series of pandas, or an array of numbers with one or two dimensions, is sent as a file.
-    The history records only the name of the variable: return None.
+    has it. Return the cell's result. A DataFrame, a Series, an array or a long plain value is sent as a file. The history records only the
+    name of the variable: return None.
     """
     checked_name(name)
     try:
-        frame, form = _as_frame(value)
-        if frame is None:
-            return await session.run(f"{name} = {_short_literal(value)}", sanitize=False)
+        frame, _ = as_frame(value)
+        if frame is None and len(code := f"{name} = {_literal(encode_plain(value))}") <= _LONGEST_LITERAL:
+            return await session.run(code, sanitize=False)
         arrow = _has_safe_pyarrow() and not decode_names(parse_printed_json(await session._run_snippet("print_missing", "pyarrow")))
-        data = encode_variable(frame, arrow)
+        data = encode_variable(value, arrow)
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, InvalidArgumentError):
             raise
-        raise InvalidArgumentError(f"{name} cannot be passed to the session: {error}") from error
+        raise InvalidArgumentError(f"{name} cannot be passed to the session: {_with_hint(str(error))}") from error
     file = _new_file()
     await session._interpreter._upload(session.session_id, file, data)  # not by the session's method, which adds it to the history
-    _succeeded(name, await session._run_snippet("import_variable", name, file, form))
+    _succeeded(f"{name} cannot be passed to the session", await session._run_snippet("import_variable", name, file))
     session.history.add(VariableStep(name))
     return None
 
 
 async def pass_out(session: Session, name: str) -> object:
-    """Return a copy of the value of a session's variable: a plain value, such as a number or a list, or a pandas DataFrame.
+    """Return a copy of the value of a session's variable: a plain value, such as a number or a list, a DataFrame, a Series or an array.
 
     Raise InvalidArgumentError for any other value, or if the session has no such variable.
     """
     checked_name(name)
     file = _new_file()
-    _succeeded(name, await session._run_snippet("export_variable", name, file, int(_has_safe_pyarrow())))
+    exported = await session._run_snippet("export_variable", name, file, int(_has_safe_pyarrow()))
+    _succeeded(f"{name} cannot be passed from the session", exported)
     data = await _download_and_delete(session, name, file)
     try:
         return _unpacked(data)
     except ImportError as error:
-        raise InvalidArgumentError(f"{name} is a DataFrame, and this notebook has no pandas: pip install pandas") from error
+        raise InvalidArgumentError(f"{name} cannot be passed from the session: this notebook has no pandas: pip install pandas") from error
     except Exception as error:  # from any of the libraries, and with what the session wrote: so it is not chained
         raise InvalidArgumentError(f"{name} cannot be passed from the session: its data is malformed ({type(error).__name__})") from None
 
@@ -95,47 +102,40 @@ def _new_file() -> str:
     return f".variable-{uuid4().hex}"
 
 
-def _succeeded(name: str, result: CodeExecutionResult) -> None:
+def _succeeded(failure: str, result: CodeExecutionResult) -> None:
     if result.error is not None:
-        raise InvalidArgumentError(f"{name} cannot be passed: {shown_caption(result.error.message)}")
+        raise InvalidArgumentError(f"{failure}: {_with_hint(shown_caption(result.error.message))}")
 
 
-def _as_frame(value: Any) -> tuple[Any, str]:
-    """Return a DataFrame that holds the value, and the form that the session must make of it. Return None and '' for other values."""
-    if is_frame(value):
-        return value, "frame"
-    with contextlib.suppress(ImportError):
-        if "numpy" in sys.modules and type(value) is sys.modules["numpy"].ndarray and value.dtype.kind in "biuf" and value.ndim in (1, 2):
-            import pandas
-
-            return pandas.DataFrame(value), f"{value.ndim}-d array"
-    if "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].Series):
-        return (value.to_frame(0), "unnamed series") if value.name is None else (value.to_frame(), "series")
-    return None, ""
+def _with_hint(message: str) -> str:
+    """Return the message of `encode_plain` for a type that is not supported, and what to do. Return other messages unchanged."""
+    found = _UNSUPPORTED.search(message)
+    return f"{message}: {_HINTS.get(found[1], _OTHERS)}" if found else message
 
 
-def _short_literal(value: object) -> str:
-    text = _literal(value)
-    if len(text) > _LONGEST_LITERAL:
-        raise ValueError(
-            f"as text it must have at most {_LONGEST_LITERAL} characters, got {len(text)}: pass a DataFrame, or a file by %session_put"
-        )
-    return text
-
-
-def _literal(value: Any, depth: int = 0) -> str:
-    """Return an expression that creates a plain value. Besides those of `plain_value`, these are tuples, dates, times and durations."""
-    kind = type(value)
-    if kind in (list, tuple) and depth <= DEEPEST_VALUE:
-        items = ", ".join(_literal(item, depth + 1) for item in value)
-        return f"[{items}]" if kind is list else f"({items},)" if len(value) == 1 else f"({items})"
-    if kind is dict and depth <= DEEPEST_VALUE:
-        plain_value(dict.fromkeys(value))  # raises TypeError if a key is not text
-        return "{" + ", ".join(f"{key!r}: {_literal(item, depth + 1)}" for key, item in value.items()) + "}"
-    if kind in (date, timedelta) or (kind in (datetime, time) and value.tzinfo is None):
-        return f"__import__('datetime').{repr(value).removeprefix('datetime.')}"
-    plain = plain_value(value, depth)
-    return f"float({str(plain)!r})" if type(plain) is float and not math.isfinite(plain) else repr(plain)
+def _literal(content: Any) -> str:
+    """Return an expression that creates the value that `encode_plain` encoded as `content`."""
+    if isinstance(content, list):
+        return f"[{', '.join(map(_literal, content))}]"
+    if not isinstance(content, dict):
+        return f"float({str(content)!r})" if isinstance(content, float) and not math.isfinite(content) else repr(content)
+    ((name, arguments),) = content.items()
+    texts = [_literal(argument) for argument in arguments] if name != "dict" else []
+    match name:
+        case "dict":
+            return "{" + ", ".join(f"{_literal(key)}: {_literal(value)}" for key, value in arguments) + "}"
+        case "tuple":
+            return f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+        case "set":
+            return f"{{{', '.join(texts)}}}" if texts else "set()"
+        case "fold":
+            return f"{texts[0]}.replace(fold=1)"
+        case "NaT" | "NA":
+            return f"__import__('pandas').{name}"
+        case "Timestamp" | "Timedelta":
+            given = ", ".join(f"{key}={text}" for key, text in zip(("unit", "tz"), texts[1:], strict=False))
+            return f"__import__('pandas').{name}({texts[0]}, {given})"
+    return f"__import__('{'zoneinfo' if name == 'ZoneInfo' else 'datetime'}').{name}({', '.join(texts)})"
 
 
 async def _download_and_delete(session: Session, name: str, file: str) -> bytes:
@@ -153,13 +153,13 @@ async def _download_and_delete(session: Session, name: str, file: str) -> bytes:
 
 
 def _unpacked(data: bytes) -> object:
-    form, _, content = data.partition(b"\n")
-    if form == b"arrow" and len(content) <= MOST_ARROW and _has_safe_pyarrow():
-        return _frame_from_arrow(content)
-    if form != b"json" or len(content) > MOST_JSON:
+    header, _, content = data.partition(b"\n")
+    encoding, _, form = header.decode().partition(" ")
+    if encoding == "arrow" and len(content) <= MOST_ARROW and _has_safe_pyarrow():
+        return from_frame(_frame_from_arrow(content), form)
+    if encoding != "json" or len(content) > MOST_JSON:
         raise ValueError
-    read = json.loads(content)
-    return decode_frame(read["frame"]) if "frame" in read else read["value"]
+    return decode_json(content, form)
 
 
 def _has_safe_pyarrow() -> bool:

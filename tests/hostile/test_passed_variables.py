@@ -9,17 +9,56 @@ from aca_sessions import Session
 from aca_sessions.errors import InvalidArgumentError
 from aca_sessions.transfer import pass_out
 
-FORGED = (
-    {"frame": 5},
-    {"frame": {"rows": 1 << 70, "name": None, "index": [], "columns": []}},
-    {"frame": {"rows": 1, "name": None, "index": [], "columns": [["a", "object", "x"]]}},
-    {"frame": {"rows": 2, "name": None, "index": [], "columns": [["a", "int64", [1]]]}},
-    {"frame": {"rows": 1, "name": None, "index": [], "columns": [["a", "datetime64[ns, dateutil//dev/zero]", [1]]]}},
-    {"frame": {"rows": 1, "name": None, "index": [], "columns": [["a", "datetime64[ns, ../../etc/passwd]", [1]]]}},
-    {"frame": {"rows": 1, "name": None, "index": [], "columns": [["a", "period[D]", [1]]]}},
-    {"frame": {"rows": 1, "name": None, "index": [], "columns": [["a", "category", [[9], ["int64", [1]], False]]]}},
-    {"neither": 1},
+COLUMN = {"rows": 1, "names": [None], "index": []}
+FRAMES = (
+    5,
     [1],
+    COLUMN | {"names": [None, None], "columns": [["a", "int64", [1]]]},
+    {"rows": 1 << 70, "names": [None], "index": [], "columns": []},
+    {"rows": 2, "names": [None], "index": [], "columns": [["a", "int64", [1]]]},
+    *(
+        COLUMN | {"columns": [["a", *column]]}
+        for column in (
+            ["object", "x"],
+            ["object", [{"Path": ["/etc/passwd"]}]],
+            ["datetime64[ns, dateutil//dev/zero]", [1]],
+            ["datetime64[ns, ../../etc/passwd]", [1]],
+            ["period[D]", [1]],
+            ["category", [[9], ["int64", [1]], False]],
+        )
+    ),
+)
+VALUES = (
+    {},
+    {"neither": 1},
+    {"list": [], "tuple": []},
+    {"eval": ["1"]},
+    {"tuple": 5},
+    {"dict": [[["unhashable"], 1]]},
+    {"dict": [[n << 61, 0] for n in range(10_001)]},
+    {"set": [*range(10_001)]},
+    {"date": [10**9, 1, 1]},
+    {"datetime": ["\x07\xe8\x01\xff\xff\xff\x00\x00\x00\x00", None]},  # a pickled state
+    {"datetime": ["\x07\xe8\x01\xff\xff\xff\x00\x00\x00\x00"]},
+    {"time": [1, "x"]},
+    {"timedelta": [1e300]},
+    {"timezone": ["x"]},
+    {"ZoneInfo": ["../../etc/passwd"]},
+    {"ZoneInfo": ["/dev/zero"]},
+    {"Timestamp": ["2024", "ns"]},
+    {"Timestamp": [1, "ns", "dateutil//dev/zero"]},
+    {"Timestamp": [1 << 80, "ns"]},
+    {"Timedelta": [1, "Y"]},
+)
+ONE = COLUMN | {"columns": [["a", "int64", [1]]]}
+SHAPES = ("", "2", "-1", "1,x", "1," * 70 + "1", "0,1000000000000", "0,20000,20000")
+FORMS = (
+    ("series", COLUMN | {"columns": []}),
+    ("series", COLUMN | {"columns": [["a", "int64", [1]]] * 2}),
+    ("nosuch 1", ONE),
+    ("array 1", COLUMN | {"columns": [["a", "object", ["x"]]]}),
+    *((f"array {shape}", ONE) for shape in SHAPES),
+    *((f"array {shape}", COLUMN | {"rows": 0, "columns": [["a", "int64", []]]}) for shape in SHAPES),
 )
 FORGES = """
 import builtins, io
@@ -43,8 +82,17 @@ async def forge(session: Session, content: bytes) -> None:
 
 async def test_a_session_passes_no_object_that_its_data_does_not_hold(session: Session) -> None:
     """A variable that a session passes to a notebook is JSON or a flat Arrow table: nothing of it is unpickled, and its size is bounded."""
-    contents = [b"json\n" + json.dumps(forged).encode() for forged in FORGED]
-    contents += [pickle.dumps([1]), b"", b"json\n" + b"[" * 100_000, b"json\n{", b"arrow\nARROW1"]
+    forged = [*FORMS, *(("frame", frame) for frame in FRAMES), *(("value", value) for value in VALUES)]
+    contents = [f"json {form}\n{json.dumps(content)}".encode() for form, content in forged]
+    contents += [
+        pickle.dumps([1]),
+        b"",
+        b"json value\n" + b"[" * 100_000,
+        b"json value\n{",
+        b"arrow frame\nARROW1",
+        b"\xff\n[]",
+        b"json\n1",
+    ]
     for content in contents:
         await forge(session, content)
         with pytest.raises(InvalidArgumentError, match="its data is malformed"):

@@ -345,28 +345,75 @@ def test_plain_values_go_in_and_out_unchanged(notebook: Notebook) -> None:
     assert notebook.run("again == plain, numbers").text == "(True, [0.5, 3])"
 
 
-def test_tuples_and_dates_go_in_unchanged(notebook: Notebook) -> None:
-    values = (
-        "((), (1,), [(2, float('-inf'))], {'k': ('nan', None)}, datetime.date(2024, 2, 29), datetime.datetime(2024, 1, 1, 12, 30), "
-        "datetime.time(1, 2, 3, 4), datetime.timedelta(-1, 5))"
-    )
-    notebook.run(f"import datetime; values = {values}")
-    assert notebook.run(f"%%session values -i values\nimport datetime\nvalues == {values}").text == "True"
+PLAIN = """
+import datetime as dt, zoneinfo
+oslo = zoneinfo.ZoneInfo("Europe/Oslo")
+values = [
+    (), (1,), [(2, float("-inf"))], {"k": ("nan", None), 1: {2, "x"}, (3, 4): set()},
+    dt.date(2024, 2, 29), dt.datetime(2024, 1, 1, 12, 30), dt.time(1, 2, 3, 4), dt.timedelta(-1, 5),
+    dt.datetime(2024, 10, 27, 2, 30, tzinfo=oslo, fold=1), dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc), oslo,
+    dt.time(1, tzinfo=dt.timezone(dt.timedelta(hours=-3.5), "name")),
+]
+def describe(values):
+    return [(value, type(value), getattr(value, "fold", 0), getattr(value, "tzinfo", None)) for value in values]
+"""
+
+
+def test_tuples_sets_and_times_go_in_and_out_unchanged(notebook: Notebook) -> None:
+    notebook.run(PLAIN)
+    assert notebook.run(f"%%session values -i values -o back\nback = values\n{PLAIN}\ndescribe(back) == describe(values)").text == "True"
+    assert notebook.run("describe(back) == describe(values)").text == "True"
+
+
+def test_a_long_plain_value_goes_in(notebook: Notebook) -> None:
+    notebook.run("long = [0.1, 'text'] * 100_000")
+    assert notebook.run("%%session values -i long\nlong == [0.1, 'text'] * 100_000").text == "True"
+
+
+COLUMNS = """
+import datetime as dt, numpy as np, pandas as pd
+index = pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["x", None])
+columns = {
+    "named": pd.Series([1.5, None], index=index, name="n"),
+    "texts": pd.Series(["x", None]),
+    "zone": pd.Series(pd.to_datetime(["2024-01-01", None]).tz_localize("Europe/Oslo"), name=("t", 1)),
+    "spans": pd.Series(pd.to_timedelta([1, None], unit="s")),
+    "days": pd.Series([dt.date(2024, 1, 1), None, pd.NaT, float("nan"), dt.time(2), [1, (2,)]]),
+    "moments": pd.Series([dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc), pd.Timestamp("2024-01-01", tz="Europe/Oslo")], dtype="object"),
+    "table": pd.DataFrame({"k": ["a", "b"], "v": [1, 2], "w": [3, 4]}).groupby("k").agg({"v": ["min", "max"], "w": ["min"]}),
+}
+arrays = {
+    "whole": np.array([1, 2], dtype="int16"), "cube": np.arange(24.0).reshape(2, 3, 4), "flags": np.array([True, False]),
+    "empty": np.zeros((0, 5), dtype="float32"), "times": np.array(["2024-01-01", "NaT"], dtype="datetime64[s]"),
+}
+scalars = [pd.Timestamp("2024-01-01 12:00:00.000000001", tz="Europe/Oslo"), pd.Timedelta(5, "ns"), pd.Timestamp("2024-01-01")]
+stamp, gone = scalars[0], [pd.NaT, pd.NA]
+globals().update(columns | arrays)
+"""
+CHECK = """
+for name, value in columns.items():
+    test = pd.testing.assert_frame_equal if name == "table" else pd.testing.assert_series_equal
+    test(got[name], value)
+    assert type(got[name].iloc[0]) is type(value.iloc[0]), name
+for name, value in arrays.items():
+    np.testing.assert_array_equal(got[name], value)
+    assert (got[name].dtype, got[name].shape, got[name].flags.writeable) == (value.dtype, value.shape, True), name
+assert (got["scalars"], got["stamp"], got["stamp"].tz) == (scalars, scalars[0], scalars[0].tz)
+assert got["gone"][0] is pd.NaT and got["gone"][1] is pd.NA
+"""
 
 
 @pytest.mark.long
-def test_series_and_arrays_go_in_unchanged(notebook: Notebook) -> None:
-    code = (
-        "import numpy as np, pandas as pd\nnamed = pd.Series([1.5, None], index=['a', 'b'], name='n')\nplain = pd.Series(['x', None])\n"
-        "whole = np.array([1, 2], dtype='int16')\ntable = np.array([[1.5, np.nan], [3, 4]])\nflags = np.array([True, False])"
+def test_series_arrays_and_times_of_pandas_go_in_and_out_unchanged(notebook: Notebook) -> None:
+    names = "named,texts,zone,spans,days,moments,table,whole,cube,flags,empty,times,scalars,stamp,gone"
+    notebook.run(COLUMNS)
+    cell = notebook.run(
+        f"%%session values -i {names} -o {names}\ngot = {{name: globals()[name] for name in '{names}'.split(',')}}\n{COLUMNS}{CHECK}"
     )
-    notebook.run(code)
-    checks = (
-        f"passed = named, plain, whole, table, flags\n{code}\nfor got, same in zip(passed[:2], (named, plain)): "
-        "pd.testing.assert_series_equal(got, same)\nfor got, same in zip(passed[2:], (whole, table, flags)): "
-        "np.testing.assert_array_equal(got, same); assert got.dtype == same.dtype\npassed[0].name, passed[1].name"
-    )
-    assert notebook.run(f"%%session values -i named, plain, whole, table, flags\n{checks}").text == "('n', None)"
+    assert (cell.reply["status"], cell.text) == ("ok", "")
+    notebook.run(f"got = {{name: globals()[name] for name in '{names}'.split(',')}}")
+    cell = notebook.run(f"{COLUMNS}\nassert got['cube'] is not cube\n{CHECK}")
+    assert (cell.reply["status"], cell.text) == ("ok", "")
 
 
 @pytest.mark.long
@@ -380,11 +427,20 @@ def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
     ("line", "setup", "said"),
     [
         ("-i missing", "", "this notebook has no variable of that name"),
-        ("-i given", "given = {1, 2}", "a set cannot be passed"),
-        ("-i given", "from datetime import UTC, datetime; given = datetime.now(UTC)", "a datetime cannot be passed"),
-        ("-i given", "given = {1: 2}", "the keys of a dict must be text, got a int"),
+        (
+            "-i given",
+            "given = {'a': b'x'}",
+            "given cannot be passed to the session: a value of the type bytes cannot be copied: write it to a",
+        ),
+        ("-i given", "from decimal import Decimal; given = [Decimal(1)]", "of the type Decimal cannot be copied: use float(…) or str(…)"),
+        (
+            "-i given",
+            "import dateutil.tz, datetime; given = datetime.datetime.now(dateutil.tz.gettz())",
+            "its time zone cannot be copied: use",
+        ),
+        ("-i given", "given = {n: n for n in range(20_000)}", "more than 10000 items must have texts as keys: use a list or a DataFrame"),
         ("-i given", "given = []\ngiven.append(given)", "must not be nested"),
-        ("-i given", "given = 'x' * 1_000_000", "at most 500000 characters"),
+        ("-i given", "given = 'x' * 17_000_000", "at most 16777216 bytes, got 17000002: install pyarrow on both sides, or write it"),
         pytest.param(
             "-i given",
             "import pandas as pd; given = pd.DataFrame({'c': [1j]})",
@@ -393,7 +449,11 @@ def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
         ),
         ("-i 2x", "", "must be an identifier, got '2x'"),
         ("-o missing", "", "the session has no variable missing"),
-        ("-o sys", "", "a module cannot be passed"),
+        (
+            "-o sys",
+            "",
+            "sys cannot be passed from the session: a value of the type module cannot be copied: define or import it on the other side too",
+        ),
         ("--file nothing.txt", "", "--file nothing.txt cannot be read"),
         ("--timeout soon", "", "must be a number of seconds above 0"),
         ("--nosuch", "", "unrecognized arguments"),

@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import importlib
 import json
+import math
 import os
 import platform
 import re
@@ -23,6 +24,8 @@ import threading
 import time
 import warnings
 import zlib
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock
 from functools import cache
 from http.client import HTTPException
 from importlib import metadata
@@ -55,7 +58,7 @@ def source_of(name: str) -> str:
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
             binding[statement.name] = statement
         elif isinstance(statement, (ast.Import, ast.ImportFrom)):
-            binding.update((alias.name, statement) for alias in statement.names)
+            binding.update((alias.asname or alias.name, statement) for alias in statement.names)
         elif isinstance(statement, ast.Assign):
             binding.update((target.id, statement) for target in statement.targets if isinstance(target, ast.Name))
     used, found = set(), [binding[name]]
@@ -267,11 +270,13 @@ def install(user: dict, *requirements: str) -> None:
 MOST_JSON = 16 << 20  # bytes of a passed variable; as objects they take forty times as much
 MOST_ARROW = 64 << 20
 DEEPEST_VALUE = 50
+MOST_KEYS = 10_000  # in a dict or set, other than texts: numbers can be chosen so that looking them up takes quadratic time
+_ZONE = re.compile(r"(?!dateutil)[\w+:-]{1,40}(?:/[\w+-]{1,40}){0,3}")  # not the time zones of dateutil: they may be the path of a file
 _DTYPES = re.compile(
     r"bool|boolean|u?int(?:8|16|32|64)|U?Int(?:8|16|32|64)|float(?:16|32|64)|Float(?:32|64)|object|str|string|category"
-    # Not the time zones of dateutil: they may be the path of a file.
-    r"|timedelta64\[(?:s|ms|us|ns)\]|datetime64\[(?:s|ms|us|ns)(?:, (?!dateutil)[\w+:-]{1,40}(?:/[\w+-]{1,40}){0,3})?\]"
+    r"|timedelta64\[(?:s|ms|us|ns)\]|datetime64\[(?:s|ms|us|ns)(?:, " + _ZONE.pattern + r")?\]"
 )
+_ARRAYS = re.compile(r"bool|u?int(?:8|16|32|64)|float(?:16|32|64)|(?:timedelta|datetime)64\[(?:s|ms|us|ns)\]")
 
 
 def export_variable(user: dict, name: str, file: str, arrow: int) -> None:
@@ -283,28 +288,21 @@ def export_variable(user: dict, name: str, file: str, arrow: int) -> None:
         out.write(data)
 
 
-def import_variable(user: dict, name: str, file: str, form: str) -> None:
-    """Set a variable to the DataFrame in `file` in /mnt/data, which the client has uploaded, and delete the file.
-
-    If `form` is not `frame`, set the variable to what the DataFrame holds: a `series`, an `unnamed series`, a `1-d array` or a `2-d array`.
-    """
+def import_variable(user: dict, name: str, file: str) -> None:
+    """Set a variable to what `encode_variable` encoded in `file` in /mnt/data, which the client has uploaded, and delete the file."""
     path = os.path.join(_workspace(), file)
     with open(path, "rb") as sent:
-        encoding, _, content = sent.read().partition(b"\n")
+        header, _, content = sent.read().partition(b"\n")
     os.remove(path)
-    if find_spec("pandas") is None:
+    encoding, _, form = header.decode().partition(" ")
+    if form != "value" and find_spec("pandas") is None:
         raise ImportError("the session has no pandas: install it there with %session_install pandas")
-    if encoding == b"arrow":
+    if encoding == "arrow":
         import pyarrow
 
-        value = pyarrow.ipc.open_stream(content).read_pandas()
+        user[name] = from_frame(pyarrow.ipc.open_stream(content).read_pandas(), form)
     else:
-        value = decode_frame(json.loads(content)["frame"])
-    if form.endswith("array"):
-        value = value.to_numpy()
-    if form not in ("frame", "2-d array"):
-        value = value[:, 0] if form == "1-d array" else value.iloc[:, 0]
-    user[name] = value.rename(None) if form == "unnamed series" else value
+        user[name] = decode_json(content, form)
 
 
 def _workspace() -> str:
@@ -312,51 +310,168 @@ def _workspace() -> str:
 
 
 def encode_variable(value: Any, arrow: bool) -> bytes:
-    """Encode a DataFrame or a plain value (None, bool, number, text, list or dict) as bytes: a line `json` or `arrow`, then the content.
+    """Encode a variable as bytes: a line with the encoding (`json` or `arrow`) and the form, then the content.
 
+    The form is `value` for what `encode_plain` encodes. It is `frame` for a DataFrame of pandas. A Series or an array is sent as a
+    DataFrame with one column, in the form `series`, `unnamed series` or `array`, a space and its shape.
     Raise TypeError for other values, and ValueError if the content is too large.
     """
-    if is_frame(value):
-        if arrow:
-            stream = _as_arrow(value)
-            if stream is not None:
-                return _join_form(b"arrow\n", stream, MOST_ARROW)
-        return _join_form(b"json\n", json.dumps({"frame": _as_json(value)}).encode(), MOST_JSON)
-    return _join_form(b"json\n", json.dumps({"value": plain_value(value)}).encode(), MOST_JSON)
-
-
-def _join_form(form: bytes, content: bytes, limit: int) -> bytes:
+    frame, form = as_frame(value)
+    stream = _as_arrow(frame) if arrow and frame is not None else None
+    content = stream or json.dumps(encode_plain(value) if frame is None else _as_json(frame)).encode()
+    limit, how = (MOST_ARROW, "") if stream else (MOST_JSON, "install pyarrow on both sides, or ")
     if len(content) > limit:
-        how = "write it to a file instead, or use pyarrow on both sides" if limit < MOST_ARROW else "write it to a file instead"
-        raise ValueError(f"it must have at most {limit} bytes, got {len(content)}: {how}")
-    return form + content
+        raise ValueError(f"it must have at most {limit} bytes, got {len(content)}: {how}write it to a file")
+    return f"{'arrow' if stream else 'json'} {form}\n".encode() + content
 
 
-def is_frame(value: Any) -> bool:
-    """Return whether a value is a pandas DataFrame. Do not import pandas for this: if it is not imported, there are no DataFrames."""
-    return "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].DataFrame)
+def decode_json(content: bytes, form: str) -> Any:
+    """Return the variable that `encode_variable` encoded as JSON. Raise an exception if the content is anything else."""
+    read = json.loads(content)
+    return decode_plain(read) if form == "value" else from_frame(decode_frame(read), form)
 
 
-def plain_value(value: Any, depth: int = 0) -> Any:
-    """Return a value that JSON can hold, with the numbers of numpy converted to Python's. Raise TypeError for other values."""
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        value = value.item()
+def as_frame(value: Any) -> "tuple[Any, str]":
+    """Return a DataFrame that holds the value, and the form. Return None and `value` if it is no DataFrame, Series or array of numbers.
+
+    Do not import pandas to recognize its types: if it is not imported, the value has none of them.
+    """
+    pandas, numpy = sys.modules.get("pandas"), sys.modules.get("numpy")
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        return value, "frame"
+    if pandas is not None and isinstance(value, pandas.Series):
+        return (value.to_frame(0), "unnamed series") if value.name is None else (value.to_frame(), "series")
+    if numpy is not None and type(value) is numpy.ndarray and value.ndim and find_spec("pandas") is not None:
+        flat = value.ravel().astype(value.dtype.newbyteorder("="))
+        if _ARRAYS.fullmatch(str(flat.dtype)):
+            return importlib.import_module("pandas").DataFrame({"array": flat}), "array " + ",".join(map(str, value.shape))
+    return None, "value"
+
+
+def from_frame(frame: Any, form: str) -> Any:
+    """Return the DataFrame, Series or array that a DataFrame holds. Raise ValueError if the DataFrame does not have this form."""
+    if form == "frame":
+        return frame
+    (column,) = range(frame.shape[1])
+    series = frame.iloc[:, column]
+    if form in ("series", "unnamed series"):
+        return series if form == "series" else series.rename(None)
+    kind, _, shape = form.partition(" ")
+    sides = [int(side) for side in shape.split(",")]
+    # An empty array may have sides of any length, and a sum of it would be as large as these.
+    if kind != "array" or min(sides) < 0 or math.prod(side or 1 for side in sides) > MOST_ARROW or not _ARRAYS.fullmatch(str(series.dtype)):
+        raise ValueError("an array must have a known type and a shape that fits its values")
+    return series.to_numpy(copy=True).reshape(sides)
+
+
+def encode_plain(value: Any, depth: int = 0) -> Any:
+    """Return a value that JSON can hold, with the numbers of numpy converted to Python's. Raise TypeError for a type that is not supported.
+
+    A value that JSON does not have, such as a tuple or a date, becomes a dict with one item: the name of its type, and a list of arguments.
+    """
+    kind = type(value)
     if depth > DEEPEST_VALUE:
         raise TypeError(f"lists and dicts must not be nested more than {DEEPEST_VALUE} deep")
-    if value is None or type(value) in (bool, int, float, str):
+    if kind.__module__ == "numpy" and getattr(value, "shape", None) == () and value.dtype.kind in "biufUmM":
+        item = value.item()  # an int or None if Python's datetime has no such value
+        if value.dtype.kind not in "mM" or type(item) in (date, datetime, timedelta):
+            return encode_plain(item, depth)
+    if value is None or kind in (bool, int, float, str):
         return value
-    if type(value) is list:
-        return [plain_value(item, depth + 1) for item in value]
-    if type(value) is dict:
-        wrong = next((key for key in value if type(key) is not str), None)
-        if wrong is not None:
-            raise TypeError(f"the keys of a dict must be text, got a {type(wrong).__name__}")
-        return {key: plain_value(item, depth + 1) for key, item in value.items()}
-    hints = {"tuple": "list(…)", "set": "list(…)", "ndarray": ".tolist()", "Series": ".to_frame()", "bytes": "a file"}
-    raise TypeError(
-        f"a {type(value).__name__} cannot be passed, only None, bool, int, float, str, list, dict and DataFrames of pandas: "
-        f"use {hints.get(type(value).__name__, 'one of these, or a file')}"
-    )
+    if kind is list:
+        return [encode_plain(item, depth + 1) for item in value]
+    if kind in (tuple, set):
+        _check_keys(value if kind is set else ())
+        return {kind.__name__: [encode_plain(item, depth + 1) for item in value]}
+    if kind is dict:
+        _check_keys(value)
+        return {"dict": [[encode_plain(key, depth + 1), encode_plain(item, depth + 1)] for key, item in value.items()]}
+    encoded = _encode_time(value)
+    if encoded is None and isinstance(getattr(value, "tzinfo", value), tzinfo):
+        raise TypeError("its time zone cannot be copied: use zoneinfo.ZoneInfo")
+    if encoded is None:
+        raise TypeError(f"a value of the type {kind.__name__} cannot be copied")
+    return {"fold": [encoded]} if kind in (clock, datetime) and value.fold else encoded
+
+
+def _check_keys(keys: Any) -> None:
+    if len(keys) > MOST_KEYS and not all(type(key) is str for key in keys):
+        raise ValueError(f"a dict or set of more than {MOST_KEYS} items must have texts as keys: use a list or a DataFrame")
+
+
+_TIMES = {
+    "date": (date, "year month day"),
+    "time": (clock, "hour minute second microsecond tzinfo"),
+    "datetime": (datetime, "year month day hour minute second microsecond tzinfo"),
+    "timedelta": (timedelta, "days seconds microseconds"),
+}
+
+
+def _encode_time(value: Any) -> "dict | None":
+    """Encode a time, a duration or a time zone, of Python or of pandas, but without `fold`. Return None for other values."""
+    kind, name = type(value), type(value).__name__
+    if kind is timezone:
+        return {name: [encode_plain(argument) for argument in value.__getinitargs__()]}
+    if name in _TIMES and kind is _TIMES[name][0]:
+        return {name: [encode_plain(getattr(value, field)) for field in _TIMES[name][1].split()]}
+    zoneinfo, pandas = sys.modules.get("zoneinfo"), sys.modules.get("pandas")
+    if zoneinfo is not None and type(value) is zoneinfo.ZoneInfo and _ZONE.fullmatch(value.key or ""):
+        return {"ZoneInfo": [value.key]}
+    if pandas is not None and (value is pandas.NaT or value is pandas.NA):
+        return {"NaT" if value is pandas.NaT else "NA": []}
+    if pandas is not None and type(value) in (pandas.Timestamp, pandas.Timedelta):
+        zone = getattr(value, "tz", None)
+        if zone is None or _ZONE.fullmatch(str(zone)):
+            unit = str(value.asm8.dtype).partition("[")[2][:-1]
+            return {type(value).__name__: [int(value.asm8.view("int64")), unit, *([] if zone is None else [str(zone)])]}
+    return None
+
+
+def decode_plain(content: Any) -> Any:
+    """Return the value that `encode_plain` encoded. Raise an exception if the content is anything else."""
+    if type(content) is list:
+        return [decode_plain(item) for item in content]
+    if type(content) is not dict:
+        return content
+    ((name, arguments),) = content.items()
+    arguments = decode_plain(arguments)
+    if type(arguments) is not list:
+        raise ValueError("arguments must be a list")
+    if name in ("dict", "set"):
+        _check_keys([key for key, _ in arguments] if name == "dict" else arguments)
+        return dict(arguments) if name == "dict" else set(arguments)
+    if name == "tuple":
+        return tuple(arguments)
+    return _decode_time(name, arguments)
+
+
+def _decode_time(name: str, arguments: list) -> Any:
+    if name in _TIMES:
+        kind: Any = _TIMES[name][0]
+        for field, argument in zip(_TIMES[name][1].split(), arguments):
+            if not (isinstance(argument, (tzinfo, type(None))) if field == "tzinfo" else type(argument) is int):
+                raise ValueError("a time must have numbers")  # a text could be a pickled state
+        return kind(*arguments)
+    if name in ("timezone", "fold"):
+        return timezone(*arguments) if name == "timezone" else arguments[0].replace(fold=1)
+    if name == "ZoneInfo" and _ZONE.fullmatch(*arguments):
+        from zoneinfo import ZoneInfo
+
+        return ZoneInfo(*arguments)
+    return _decode_pandas(name, *arguments)
+
+
+def _decode_pandas(name: str, number: int = 0, unit: Any = "ns", zone: "str | None" = None) -> Any:
+    import pandas
+
+    if name in ("NaT", "NA"):
+        return getattr(pandas, name)
+    if name not in ("Timestamp", "Timedelta") or type(number) is not int or unit not in ("s", "ms", "us", "ns"):
+        raise ValueError("a value must have a known type, and a time must be a number and a unit")
+    if zone is not None and not _ZONE.fullmatch(zone):
+        raise ValueError("a time zone must be a name")
+    value: Any = pandas.Timedelta(number, unit) if name == "Timedelta" else pandas.Timestamp(number, unit=unit, tz=zone)
+    return value.as_unit(unit) if hasattr(value, "as_unit") else value
 
 
 def _as_json(frame: Any) -> dict:
@@ -367,17 +482,10 @@ def _as_json(frame: Any) -> dict:
     columns = [(label, frame.iloc[:, place]) for place, label in enumerate(frame.columns)]
     return {
         "rows": len(frame),
-        "name": _plain_label(frame.columns.name),
-        "index": [[_plain_label(label), *_encode_column(label, series)] for label, series in levels],
-        "columns": [[_plain_label(label), *_encode_column(label, series)] for label, series in columns],
+        "names": encode_plain(list(frame.columns.names)),
+        "index": [[encode_plain(label), *_encode_column(label, series)] for label, series in levels],
+        "columns": [[encode_plain(label), *_encode_column(label, series)] for label, series in columns],
     }
-
-
-def _plain_label(label: Any) -> Any:
-    label = label.item() if type(label).__module__ == "numpy" and hasattr(label, "item") else label
-    if label is None or type(label) in (str, int, float, bool):
-        return label
-    raise TypeError(f"the columns of a DataFrame must be named by text or numbers, got a {type(label).__name__}: rename them")
 
 
 def _encode_column(label: Any, series: Any) -> list:
@@ -392,27 +500,31 @@ def _encode_column(label: Any, series: Any) -> list:
         return [dtype, series.to_numpy().view("int64").tolist()]
     if series.dtype.kind in "biuf" and not hasattr(series.dtype, "numpy_dtype"):
         return [dtype, series.tolist()]
-    for value in series:
-        if type(value) in (list, dict):
-            raise TypeError(f"the column {str(label)[:50]!r} has a {type(value).__name__} in it: convert it to text or numbers")
-    return [dtype, [None if gone else plain_value(value) for gone, value in zip(series.isna(), series)]]
+    try:
+        if dtype == "object":
+            return [dtype, [encode_plain(value) for value in series]]
+        return [dtype, [None if gone else encode_plain(value) for gone, value in zip(series.isna(), series)]]
+    except TypeError as error:
+        raise TypeError(f"in the column {str(label)[:50]!r}, {error}") from None
 
 
 def decode_frame(content: Any) -> Any:
-    """Return the DataFrame that `encode_variable` wrote as JSON. Raise an exception if the content is anything else."""
+    """Return the DataFrame that `_as_json` converted. Raise an exception if the content is anything else."""
     import pandas
 
-    columns = [(label, _decode_column(dtype, values)) for label, dtype, values in content["columns"]]
-    levels = [(label, _decode_column(dtype, values)) for label, dtype, values in content["index"]]
+    columns = [(decode_plain(label), _decode_column(dtype, values)) for label, dtype, values in content["columns"]]
+    levels = [(decode_plain(label), _decode_column(dtype, values)) for label, dtype, values in content["index"]]
+    labels, names = [label for label, _ in columns], decode_plain(content["names"])
     rows = content["rows"]
     if type(rows) is not int or not 0 <= rows < 1 << 40 or any(len(series) != rows for _, series in columns + levels):
         raise ValueError("the columns of a table must have one length")
     frame = pandas.DataFrame(dict(enumerate(series for _, series in columns)), index=pandas.RangeIndex(rows))
-    frame.columns = pandas.Index([_plain_label(label) for label, _ in columns], name=_plain_label(content["name"]))
+    frame.columns = pandas.Index(labels, tupleize_cols=False) if len(names) == 1 else pandas.MultiIndex.from_tuples(labels)
+    frame.columns.names = names
     if len(levels) == 1:
-        frame.index = pandas.Index(levels[0][1], name=_plain_label(levels[0][0]))
+        frame.index = pandas.Index(levels[0][1], name=levels[0][0], tupleize_cols=False)
     elif levels:
-        frame.index = pandas.MultiIndex.from_arrays([series for _, series in levels], names=[_plain_label(label) for label, _ in levels])
+        frame.index = pandas.MultiIndex.from_arrays([series for _, series in levels], names=[label for label, _ in levels])
     return frame
 
 
@@ -430,7 +542,7 @@ def _decode_column(dtype: Any, values: Any) -> Any:
         unit, _, zone = dtype.rstrip("]").partition(", ")
         series = pandas.Series(numpy.array(values, dtype="int64").view(f"{unit}]"))
         return series.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else series
-    return pandas.Series(values, dtype=dtype)
+    return pandas.Series(decode_plain(values), dtype=dtype)
 
 
 def _as_arrow(frame: Any) -> Any:
@@ -457,7 +569,9 @@ def has_safe_types(schema: Any) -> bool:
     from pyarrow import types
 
     def is_flat(kind: Any) -> bool:
-        flat = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string, types.is_timestamp)
+        if types.is_timestamp(kind):
+            return kind.tz is None or bool(_ZONE.fullmatch(kind.tz))
+        flat = (types.is_boolean, types.is_integer, types.is_floating, types.is_string, types.is_large_string)
         return any(is_one(kind) for is_one in (*flat, types.is_duration, types.is_date))
 
     return all(is_flat(kind.value_type if types.is_dictionary(kind) else kind) for kind in schema.types)
