@@ -151,7 +151,9 @@ async def test_files_are_written_read_listed_and_deleted(connected: Connected) -
         assert (await ask(client, "read_file", path="folder/text.txt", offset=4))["text"] == "ße"
         assert base64.b64decode((await ask(client, "read_file", path="raw.bin"))["base64"]) == b"\xff\x00"
         assert await refused(client, "read_file", path="folder") == "folder is a folder: list its files with list_files"
-        assert (await refused(client, "read_file", path="folder/none")).startswith("'none': the session has no file")
+        assert (await refused(client, "read_file", path="folder/none")).startswith("'folder/none': the session has no file")
+        for missing in ("none", "folder/text.txt"):
+            assert (await refused(client, "list_files", path=missing)).startswith(f"'{missing}': the session has no folder at this path")
         flat = {one["path"] for one in (await ask(client, "list_files"))["files"]}
         deep = {one["path"] for one in (await ask(client, "list_files", recursive=True))["files"]}
         assert deep - flat == {"folder/text.txt"}

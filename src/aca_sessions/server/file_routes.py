@@ -70,9 +70,7 @@ class FileRoutes:
         """Return the files in a folder of a session. If the query has `recursive=true`, include the files in its subfolders."""
         version, _ = read_address(request, plain=self._hosting.plain)
         recursive = request.query_params.get("recursive", "").lower() == "true"
-        async with self._open_files(request) as (files, folder):
-            found = await to_thread.run_sync(lambda: files.listing(folder, recursive=recursive))
-        return JSONResponse(version.dialect.encode_files(found))
+        return JSONResponse(version.dialect.encode_files(await self._listing(request, recursive=recursive)))
 
     async def upload_file(self, request: Request) -> Response:
         """Write the uploaded file of a form to a session, and return the file's description."""
@@ -109,8 +107,7 @@ class FileRoutes:
 
     async def legacy_list_files(self, request: Request) -> Response:
         """Return the files in a folder of a session, in the format of Azure's private preview."""
-        async with self._open_files(request) as (files, folder):
-            return JSONResponse(nested.encode_legacy_files(await to_thread.run_sync(files.listing, folder)))
+        return JSONResponse(nested.encode_legacy_files(await self._listing(request)))
 
     async def legacy_download(self, request: Request) -> Response:
         """Return the content of the file that the query's `filename` names. The route is that of Azure's private preview."""
@@ -140,6 +137,15 @@ class FileRoutes:
             if not plain:
                 headers["etag"] = download.version
             return OwningResponse(download.chunks, status, headers, media_type=_BINARY, resources=resources.pop_all())
+
+    async def _listing(self, request: Request, *, recursive: bool = False) -> list[RemoteFile]:
+        """Return the files in the folder that the request's query names. Raise ProblemError if the session has no such folder."""
+        async with self._open_files(request) as (files, folder):
+            try:
+                return await to_thread.run_sync(lambda: files.listing(folder, recursive=recursive))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                message = f"{folder!r:.80}: the session has no folder at this path: list the folder above it to see what it has"
+                raise ProblemError(404, "FileNotFound", message) from error
 
     async def _store_upload(self, request: Request) -> RemoteFile:
         async with open_upload(request, self._hosting.max_upload) as (name, chunks), self._open_sandbox(request) as (sandbox, folder):
@@ -176,13 +182,15 @@ class FileRoutes:
                 below, name = split_path(path)
             except ValueError as error:
                 raise ProblemError(400, "FilePathInvalid", str(error)) from error
+            within = "/".join(filter(None, (folder, below)))
             try:
-                yield files, "/".join(filter(None, (folder, below))), name
+                yield files, within, name
             except OSError as error:
                 problem = to_problem(error)
                 if problem.status == 500:
                     raise  # not about this file
-                raise ProblemError(problem.status, problem.code, f"{path!r:.80}: {problem.message}") from error
+                whole = "/".join(filter(None, (within, name)))
+                raise ProblemError(problem.status, problem.code, f"{whole!r:.80}: {problem.message}") from error
 
 
 @asynccontextmanager
