@@ -3,10 +3,12 @@
 The session's event loop runs in its own thread. Any other thread may call the session's methods.
 """
 
+import atexit
 import contextlib
 import queue
 import signal
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
@@ -281,6 +283,7 @@ class InteractiveSession:
                 session = stack.enter_context(portal.wrap_async_context_manager(self._opening()))
                 self._opened, self._owner = (portal, session), OwnerProcess("the session")
                 self._stack = stack.pop_all()
+                _open_sessions.add(self)
         return self
 
     def close(self) -> None:
@@ -469,6 +472,16 @@ class InteractiveSession:
             raise ACASessionsError(f"the session is not open: use 'with {self._name}() as session', or call open()")
         self._owner.check()
         return self._opened
+
+
+_open_sessions: "weakref.WeakSet[InteractiveSession]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_sessions() -> None:
+    """Close the sessions that the program left open. After this point their threads stop, and `close` would wait for them forever."""
+    for session in [*_open_sessions]:
+        session.__del__()
 
 
 @asynccontextmanager

@@ -300,6 +300,14 @@ def test_a_session_that_was_not_closed_warns() -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("end", ["", "raise KeyError"])
+def test_a_script_ends_although_it_did_not_close_its_session(end: str) -> None:
+    code = f"from aca_sessions import InteractiveSession\nsession = InteractiveSession().open()\nprint(session.run('6 * 7'))\n{end}"
+    run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert (run.stdout, run.returncode) == ("42\n", 1 if end else 0)
+    assert "<InteractiveSession open> made at <string>:2 was never closed: use 'with'" in run.stderr
+
+
 def test_it_leaves_nothing_behind() -> None:
     with InteractiveSession() as session:
         session.run("x = 1", on_stdout=print)
