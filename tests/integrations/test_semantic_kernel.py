@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -396,6 +396,34 @@ async def test_the_host_copies_files_under_a_folder_it_names(plugin: PythonCodeI
     assert [file.name for file in await plugin.list_files()] == ["data.csv", "out.txt"]
     written = await plugin.download_file("out.txt", folder=tmp_path / "out")
     assert (written, written.read_text()) == (tmp_path / "out" / "out.txt", "a\n1\na\n1\n")
+
+
+async def test_the_host_gives_and_gets_contents_without_a_folder(plugin: PythonCodeInterpreterPlugin) -> None:
+    await plugin.upload_file("in/data.csv", b"a\n1\n")
+    assert await plugin.download_file("in/data.csv") == b"a\n1\n"
+    assert [file.name for file in await plugin.list_files("in")] == ["data.csv"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda plugin, folder: plugin.upload_file("a.csv"),
+        lambda plugin, folder: plugin.upload_file("a.csv", "a", folder=folder),
+        lambda plugin, folder: plugin.upload_file(3, folder=folder),
+        lambda plugin, folder: plugin.upload_file("a.csv", folder=3),
+        lambda plugin, folder: plugin.upload_file("a.csv", 3),
+    ],
+)
+async def test_wrong_arguments_for_a_file_are_refused(pool: SessionPool, tmp_path: Path, call: Callable) -> None:
+    with pytest.raises(InvalidArgumentError, match=r" got (neither|both|int)"):
+        await call(PythonCodeInterpreterPlugin(pool), tmp_path)
+
+
+@pytest.mark.parametrize("made", [PythonCodeInterpreterPlugin, PythonTool])
+def test_errors_about_arguments_name_the_class_that_was_called(made: type) -> None:
+    for name in ("run", "upload_file", "download_file", "for_session"):
+        with pytest.raises(TypeError, match=rf"^{made.__name__}\.{name}\(\) missing 1 required positional argument"):
+            getattr(made(), name)()
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link", "", "."])

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from dataclasses import fields, replace
-from functools import cache, wraps
+from functools import cache, update_wrapper, wraps
 from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType, MethodType
-from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast
+from types import FunctionType, MappingProxyType, MethodType
+from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast, overload
 
 from ..client.arguments import checked_path, checked_session_id, checked_timeout
 from ..client.files import replace_file
@@ -28,7 +28,7 @@ from ..models import CodeError, CodeExecutionResult, RemoteFile
 from ..settings import Settings
 
 
-def read_below(folder: Path, name: str) -> bytes:
+def read_below(folder: str | Path, name: str) -> bytes:
     """Return the content of a file in a folder of this machine. `name` is the file's path relative to `folder`.
 
     Raise InvalidArgumentError if the file cannot be read, or if '..' or a link leads out of the folder.
@@ -40,7 +40,7 @@ def read_below(folder: Path, name: str) -> bytes:
         raise InvalidArgumentError(f"{path.name!r:.200} cannot be read: {error.strerror}") from error
 
 
-def write_below(folder: Path, name: str, data: bytes) -> Path:
+def write_below(folder: str | Path, name: str, data: bytes) -> Path:
     """Write a file into a folder of this machine, and return its path. `name` is the file's path relative to `folder`.
 
     Raise InvalidArgumentError if the file cannot be written, or if '..' or a link leads out of the folder. An existing file then stays as
@@ -56,9 +56,12 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
-def _below(folder: Path, name: str) -> Path:
+def _below(folder: str | Path, name: str) -> Path:
     """Return the path of `name` in `folder`, with links resolved. Raise InvalidArgumentError if '..' or a link leads out of the folder."""
-    base = folder.resolve()
+    if not isinstance(folder, str | Path):
+        raise InvalidArgumentError(f"folder must be the path of a folder on this machine, got {type(folder).__name__}")
+    checked_path(name)
+    base = Path(folder).resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
         raise InvalidArgumentError(f"a file's name must be a path below the folder, without links that lead out of it, got {name!r:.200}")
@@ -200,6 +203,25 @@ class ModelSession:
 
     _result_type = CodeExecutionResult
 
+    def __init_subclass__(cls) -> None:
+        """Copy the methods for host programs into a subclass, so that Python's errors about their arguments name the class of the user."""
+        super().__init_subclass__()
+        if ModelSession in cls.__bases__:
+            for method in (
+                cls.run,
+                cls.install,
+                cls.for_session,
+                cls.upload_file,
+                cls.download_file,
+                cls.list_files,
+                cls.end_session,
+                cls.close,
+            ):
+                own = FunctionType(method.__code__, method.__globals__, method.__name__, method.__defaults__, method.__closure__)
+                own.__kwdefaults__ = method.__kwdefaults__
+                setattr(cls, method.__name__, update_wrapper(own, method))
+                own.__qualname__ = f"{cls.__name__}.{method.__name__}"
+
     def __init__(
         self,
         pool: SessionPool | None = None,
@@ -303,7 +325,7 @@ class ModelSession:
             yield session
 
     def for_session(self, session_id: str) -> Self:
-        """Return a ModelSession for another session of the same pool, for example one for each conversation of a server.
+        """Return an object like this one for another session of the same pool, for example one for each conversation of a server.
 
         Closing it does nothing: call `end_session` to end the session. Close the original, which closes the pool if it opened the pool.
         Raise InvalidArgumentError if no session can have this name.
@@ -312,28 +334,41 @@ class ModelSession:
         sibling._session_id, sibling._owns_session, sibling._closes_source = checked_session_id(session_id), False, False
         return sibling
 
-    async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
-        """Copy the file `folder/name` of this machine into the session, under the same name.
+    async def upload_file(self, name: str, data: str | bytes | Path | None = None, *, folder: str | Path | None = None) -> RemoteFile:
+        """Write a file into the session: `data`, or the file `folder/name` of this machine. Raise InvalidArgumentError unless one is given.
 
         This method is for the host program: no model can call it.
         """
-        data = await asyncio.to_thread(read_below, Path(folder), name)
+        if folder is not None and data is None:
+            data = await asyncio.to_thread(read_below, folder, name)
+        elif data is None or folder is not None:
+            got = "neither" if data is None else "both"
+            raise InvalidArgumentError(f"upload_file needs the content, as in upload_file('a.csv', 'x,y'), or folder='…', got {got}")
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.upload_file(name, data)
 
-    async def download_file(self, name: str, *, folder: str | Path) -> Path:
-        """Copy the session's file `name` to `folder/name` on this machine, and return the new path.
+    @overload
+    async def download_file(self, name: str) -> bytes: ...
+
+    @overload
+    async def download_file(self, name: str, *, folder: str | Path) -> Path: ...
+
+    async def download_file(self, name: str, *, folder: str | Path | None = None) -> bytes | Path:
+        """Return the content of the session's file `name`. With `folder`, copy it to `folder/name` on this machine and return that path.
 
         This method is for the host program: no model can call it.
         """
         async with (await self._source.open()).session(self._session_id) as session:
             data = await session.download_file(name)
-        return await asyncio.to_thread(write_below, Path(folder), name, data)
+        return data if folder is None else await asyncio.to_thread(write_below, folder, name, data)
 
-    async def list_files(self) -> list[RemoteFile]:
-        """Return the files in the session's /mnt/data. This method is for the host program: a model can list them with Python."""
+    async def list_files(self, folder: str = "") -> list[RemoteFile]:
+        """Return the files and folders in the session's /mnt/data, or in a folder of it.
+
+        This method is for the host program: a model can list them with Python.
+        """
         async with (await self._source.open()).session(self._session_id) as session:
-            return await session.list_files()
+            return await session.list_files(folder)
 
     async def end_session(self) -> None:
         """End the session, which deletes its variables and files. A later call starts a new session of the same name.
