@@ -228,6 +228,17 @@ async def test_a_monitor_that_does_not_end_refuses_a_checkpoint_and_is_replaced(
     assert (await begun.run(f"bar.update(1); {RUNNING}")).text == "['tqdm_monitor']"
 
 
+async def test_a_cell_of_bash_does_not_refuse_later_checkpoints(begun: Session) -> None:
+    await begun.run("%%bash\necho first")
+    checkpoint = await begun.checkpoint()
+    assert (await begun.run("%%bash\necho second")).stdout == "second\n"
+    await begun.rollback(checkpoint)
+    assert (await begun.run("%%bash\necho third")).stdout == "third\n"
+    await begun.run("%%bash --bg\nsleep 60")
+    with pytest.raises(SnapshotError, match="threads are running"):
+        await begun.checkpoint()
+
+
 async def test_threads_of_asyncio_that_wait_for_work_do_not_refuse_a_checkpoint(begun: Session) -> None:
     double = "import asyncio, threading\nawait asyncio.to_thread(lambda: x * 2)"
     assert (await begun.run(double)).value == 2

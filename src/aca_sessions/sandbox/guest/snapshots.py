@@ -37,7 +37,7 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     The result holds the fork's pid, and lists what the fork lost (such as "2 unfinished asyncio tasks") or shares with its parent. If no
     fork was made, it holds a `SnapshotError`.
     """
-    threads.pause(shell.loop_runner)
+    threads.pause(shell)
     finished = _fork(request, link, shell)
     if finished is not None:  # a fork goes on with its first cell: until then, what a thread of it prints would belong to no cell
         threads.go_on()

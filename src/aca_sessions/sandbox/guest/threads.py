@@ -1,11 +1,13 @@
 """End threads that libraries have started before the interpreter is forked, and start them again after the fork.
 
 Only the thread that calls fork(2) exists in the fork, so other threads make a checkpoint impossible. This module ends only threads that can
-be started again with nothing lost: tqdm's monitor, IPython's history writer and the workers of `asyncio.to_thread`. It never ends others.
+be started again with nothing lost: tqdm's monitor, IPython's history writer, the thread of its `%%bash` and such, and the workers of
+`asyncio.to_thread`. It never ends others.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
@@ -18,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .notebook.loop import Loop
+    from .notebook.shell import Shell
 
 _PATIENCE = 2.0  # seconds for a thread to end
 _ended: list[Callable[[], object]] = []  # functions that start the threads which `pause` ended
 
 
-def pause(loop: Loop) -> None:
-    """End the threads that can be started again. Do nothing if other threads run, because the interpreter is not forked then."""
+def pause(shell: Shell) -> None:
+    """End the threads that can be started again. If other threads run, end only that of `%%bash`: the interpreter is not forked then."""
+    _end_script_loop(shell)
+    loop = shell.loop_runner
     if lasting(loop):
         return
     found = others()
@@ -66,6 +71,16 @@ def renew_locks() -> None:
         return
     del lock.mp_lock
     std.tqdm.set_lock(lock())
+
+
+def _end_script_loop(shell: Shell) -> None:
+    """End the thread that waits for the programs of `%%bash` and other script magics, if none runs. The next such cell starts another."""
+    scripts: Any = shell.magics_manager.registry.get("ScriptMagics")
+    loop = getattr(scripts, "event_loop", None)
+    if loop is None or not hasattr(scripts, "stop_event_loop"):  # older releases of IPython cannot end the thread
+        return
+    if not asyncio.all_tasks(loop) and all(process.returncode is not None for process in scripts.bg_processes):
+        scripts.stop_event_loop()
 
 
 def _class_of(thread: threading.Thread) -> tuple[str, str]:
