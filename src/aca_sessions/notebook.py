@@ -52,12 +52,20 @@ _VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*
 _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
 _NAME_AFTER_VARIABLES = re.compile(rf"{_VARIABLES}\s+(?!-)(\S+)")
 _MOST_NAMED = 10  # sessions in a message
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_NO_WIDGETS = (
+    "widgets of a session are only shown as text that does not change: for a progress bar use `from tqdm import tqdm`, "
+    "instead of a slider run the cell with another value"
+)
 _CANNOT_ASK = "this front end cannot ask for a line, so `input()` fails: put the values into the code"
 
 
 def load(shell: object) -> None:
-    """Register the magics in a shell of IPython. The first magic that is used opens the pool."""
-    if isinstance(shell, InteractiveShell):
+    """Register the magics in a shell of IPython. The first magic that is used opens the pool.
+
+    `%reload_ext` changes nothing, because new magics would not have the sessions.
+    """
+    if isinstance(shell, InteractiveShell) and SessionMagics.__name__ not in shell.magics_manager.registry:
         shell.register_magics(SessionMagics(shell))
 
 
@@ -123,12 +131,13 @@ class SessionMagics(Magics):
         """Run a cell in an isolated session, and show what it writes and displays while it runs.
 
         `%session CODE` runs one line, and returns its value if that is a number, a bool or text. Write options before the code.
+        `%session -o VARIABLE` without code only copies variables or files.
         """
         if cell is None:
-            found = _LINE_OPTIONS.match(line)
+            found = _LINE_OPTIONS.match(f"{line} ")
             end = found.end() if found else 0
             options, code = _parsed(self.session, line[:end]), line[end:]
-            if not code:
+            if not (code or options.input or options.output or options.file):
                 raise UsageError("%session needs code on its line: use %%session for a cell")
             return self._run(options, code, returns=True)
         line = self._shell.var_expand(line)
@@ -149,10 +158,12 @@ class SessionMagics(Magics):
             for name in inputs:
                 if set_by := session._call(partial(pass_in, name=name, value=self._shell.user_ns[name])):
                     shown.finish(set_by)
-            result = shown.run(session, code, options.timeout, shows_plain=not returns, advise=partial(self._advise, options.name))
+            result = None
+            if code or not returns:
+                result = shown.run(session, code, options.timeout, shows_plain=not returns, advise=partial(self._advise, options.name))
             for name in outputs:
                 self._shell.push({name: session._call(partial(pass_out, name=name))})
-            return result.value if returns and is_plain(result) else None
+            return result.value if result is not None and returns and is_plain(result) else None
 
     @magic_arguments()
     @argument("positional", nargs="?", metavar="NAME", help="the session")
@@ -236,6 +247,7 @@ class SessionMagics(Magics):
             print(f"taken: {_described(session.checkpoint(options.checkpoint))}")
 
     @magic_arguments()
+    @argument("positional", nargs="?", metavar="NAME", help="the session")
     @_NAME
     @line_magic
     def session_checkpoints(self, line: str) -> None:
@@ -361,7 +373,10 @@ def _with_help(magic: Callable[..., object]) -> Callable[..., object]:
 def _parsed(magic: Any, line: str) -> Namespace:
     """Parse the arguments of a magic, and remove the quotes around them, which IPython leaves there."""
     line = re.sub(_VARIABLES, lambda found: found[1] + found[2] + "".join(found[3].split()), line)
-    options: Namespace = parse_argstring(magic, line)
+    try:
+        options: Namespace = parse_argstring(magic, line)
+    except UsageError as error:
+        raise UsageError(f"{error}: %{magic.__name__} -h prints the options") from error
     for key, value in vars(options).items():
         if isinstance(value, str | list):
             setattr(options, key, _unquoted(value) if isinstance(value, str) else [_unquoted(one) for one in value])
@@ -420,6 +435,7 @@ class Shown:
         self._named: set[str] = set()
         self._texts: set[object] = set()
         self._skipped: list[str] = []
+        self._has_widgets = False
         self._printed = ""  # the end of what the cell wrote to stdout
 
     def run(
@@ -490,6 +506,8 @@ class Shown:
             clear_output()
         if result.text is not None and result.text not in self._texts and (shows_plain or not is_plain(result)):
             self._show_value(result)
+        if self._has_widgets and not result.hint:
+            result = replace(result, hint=_NO_WIDGETS)
         notes = [*(f"[{printable(text, colours=False)}]" for text in self._skipped), state_note(result), hint_note(result)]
         print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "", file=sys.stderr)
         if result.error is not None:
@@ -516,6 +534,7 @@ class Shown:
 
     def _display(self, shown: Display) -> None:
         self._put(self._screen.flush())
+        self._has_widgets |= _WIDGET in shown.data
         data = trusted(shown, self._html, runs_scripts="--html=raw")
         if not data:
             return

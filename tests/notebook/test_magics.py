@@ -124,6 +124,11 @@ def test_a_session_runs_one_line_and_returns_its_value(notebook: Notebook) -> No
     assert notebook.run("y = %session -n line x + 22\ny + 1").text == "43"
     assert notebook.run("%session --name line --timeout 60 [x]").text == "[20]"
     assert notebook.run("%session").reply["ename"] == "UsageError"
+    assert notebook.run("%session -n line -o x").text == ""
+    assert notebook.run("x").text == "20"
+    notebook.run("x = 21")
+    assert notebook.run("%session -n line --input=x").text == ""
+    assert notebook.run("%session -n line x").text == "21"
 
 
 def test_output_arrives_while_the_cell_runs_and_input_is_asked_by_the_kernel(notebook: Notebook) -> None:
@@ -284,6 +289,18 @@ def test_spaces_after_the_commas_of_variables_name_no_session(notebook: Notebook
     assert notebook.run("%%session -i a commas\na").text == "1"
 
 
+def test_reloading_the_extension_keeps_the_sessions(notebook: Notebook) -> None:
+    notebook.run("%session -n reloaded x = 20")
+    assert notebook.run("%reload_ext aca_sessions").reply["status"] == "ok"
+    assert notebook.run("%session -n reloaded x").text == "20"
+
+
+def test_a_widget_gives_a_hint_that_it_cannot_work(notebook: Notebook) -> None:
+    view = "{'text/plain': 'IntSlider(value=0)', 'application/vnd.jupyter.widget-view+json': {'model_id': 'a'}}"
+    cell = notebook.run(f"%%session one\ndisplay({view}, raw=True)")
+    assert cell.stream("stderr").startswith("[hint] widgets of a session are only shown as text that does not change")
+
+
 def test_magics_print_their_help(notebook: Notebook) -> None:
     for code in ("%%session --help\n1", "%session -h", "%session --help"):
         assert "set a variable of the session first" in notebook.run(code).stream("stdout")
@@ -305,7 +322,7 @@ def test_a_rollback_returns_to_a_checkpoint(notebook: Notebook) -> None:
     assert notebook.run("%session_rollback -n time first").text == "back at checkpoint 1 first\n"
     assert notebook.run("%session -n time x").text == "1"
     assert "'second' does not exist" in notebook.run("%session_rollback -n time second").text
-    assert notebook.run("%session_checkpoints -n time").text == "checkpoint 1 first\n"
+    assert notebook.run("%session_checkpoints time").text == "checkpoint 1 first\n"
 
 
 def test_a_session_is_exported_with_the_cells_of_all_magics(notebook: Notebook) -> None:
@@ -456,7 +473,7 @@ def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
         ),
         ("--file nothing.txt", "", "--file nothing.txt cannot be read"),
         ("--timeout soon", "", "must be a number of seconds above 0"),
-        ("--nosuch", "", "unrecognized arguments"),
+        ("--nosuch", "", "unrecognized arguments: --nosuch: %session -h prints the options"),
     ],
 )
 def test_a_mistake_is_an_error_that_says_what_to_do(notebook: Notebook, line: str, setup: str, said: str) -> None:
