@@ -83,6 +83,9 @@ async def test_earlier_cells_and_values_are_available(session: Session) -> None:
     await session.run("'second'")
     result = await session.run("_, __, _1, Out[1], In[1], _i")
     assert result.text == "('second', 42, 42, 42, '6 * 7', \"'second'\")"
+    await session.variables()
+    last = await session.run("len(In), _i, 1 / 0")
+    assert "\nCell In[4], line 1\n" in last.error.traceback  # not counting the cell that read the variables
 
 
 async def test_a_history_with_a_limit_drops_the_oldest() -> None:

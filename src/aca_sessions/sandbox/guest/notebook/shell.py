@@ -96,9 +96,10 @@ class Shell(InteractiveShell):
             with interrupts.allowed():
                 send(Started(cell.execution))
                 self.collected.show_late()
-                if not cell.code.startswith(_OWN_CELL):
+                is_own = cell.code.startswith(_OWN_CELL)
+                if not is_own:
                     modules.import_changed(self._show_import_error)
-                result = self.run_cell(cell.code, store_history=True)
+                result = self.run_cell(cell.code, store_history=not is_own)  # `In` and its numbers are for the cells of users
             error = result.error_before_exec or result.error_in_exec or self.last_command.failure()
         except KeyboardInterrupt as interrupt:
             error = interrupt
