@@ -87,9 +87,16 @@ def test_a_file_that_is_too_large_is_named_before_it_is_sent(playground: Playgro
 
 def test_a_file_is_uploaded_read_written_downloaded_and_deleted(playground: Playground, browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "números.csv").write_text("1,2\n")
+    (tmp_path / 'a "b" %22 \\ c.txt').write_bytes(b"\x00odd\r\n")
     page = playground.page
     page.choose(tmp_path / "números.csv", "#upload")
     page.wait("document.querySelector('#files .row')")
+    page.choose(tmp_path / 'a "b" %22 \\ c.txt', "#upload")
+    page.wait("document.querySelectorAll('#files .row').length === 2")
+    assert "b'\\x00odd\\r\\n'" in playground.run("import os; open('a \"b\" %22 \\\\ c.txt', 'rb').read()")
+    page.click("#files .row button:last-child")
+    page.click("#files .row button:last-child")
+    page.wait("document.querySelectorAll('#files .row').length === 1")
     playground.run("import os; os.makedirs('out', exist_ok=True)\nopen('out/sum.txt', 'w').write(open('números.csv').read() + '3')")
     page.wait("document.querySelectorAll('#files .row').length === 2")
     page.click("[aria-label='Download out/sum.txt']")

@@ -1,7 +1,7 @@
 /** The files of a session: listed, dropped here, downloaded, deleted. */
 
 import { asked, request } from "./api.js";
-import { button, element, showList, shownName, size } from "./dom.js";
+import { button, element, randomName, showList, shownName, size } from "./dom.js";
 
 const MOST = 300;
 
@@ -15,12 +15,19 @@ export async function listFiles(session) {
 export async function upload(session, file, most) {
   const named = `${shownName(file.name)} (${size(file.size)})`;
   if (file.size > most) throw new Error(`${named} is too large: this server takes files of up to ${size(most)}.`);
-  const form = new FormData();
-  form.append("file", file, file.name);
-  await request("POST", "files", { session, body: form }).catch((problem) => {
+  await request("POST", "files", { session, ...formOf(file) }).catch((problem) => {
     problem.message = `${named}: ${problem.message}`;
     throw problem;
   });
+}
+
+/** A form with one file. Browsers would write `%22` for a quotation mark in its name, as if it were part of the name. */
+function formOf(file) {
+  const boundary = randomName("form-");
+  const name = file.name.replace(/[\\"]/g, "\\$&").replace(/[\r\n]/g, encodeURIComponent);
+  const head = `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="${name}"\r\nContent-Type: application/octet-stream\r\n\r\n`;
+  const headers = { "content-type": `multipart/form-data; boundary=${boundary}` };
+  return { headers, body: new Blob([head, file, `\r\n--${boundary}--\r\n`]) };
 }
 
 /** The list of files, each with what may be done to it by `doing`. */
