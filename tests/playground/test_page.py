@@ -162,6 +162,7 @@ def test_a_frame_is_as_high_as_its_content(playground: Playground, html: str) ->
     height = playground.page.wait("document.querySelector('.framed iframe')?.clientHeight")
     content = float(playground.page.styles_in_frame("html", "height")[0].removesuffix("px"))
     playground.page.wait(f"0 <= document.querySelector('.framed iframe').clientHeight - {content} && {height} - {content} < 2")
+    assert playground.page.evaluate("getComputedStyle(document.querySelector('.framed')).resize") == "none"  # nothing more to be seen
 
 
 @pytest.mark.parametrize("form", ["Markdown", "Latex"])

@@ -25,20 +25,20 @@ export function layoutOf(data) {
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
-// Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and the frame can be dragged.
+// Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
 const mostHeight = () => Math.max(440, 0.6 * innerHeight);
 const MOST_MEASURED = 50_000; // characters: a larger text gets the greatest height, because its layout would hold up the page
 const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(STYLE);
 
-/** A frame that shows a layout as high as it is, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
+/** A frame that shows a layout as high as it is, or whose height can be dragged if it is too high; or the text in its place, where scripts would have made all of it. */
 export function framed({ html, formulas, text }) {
   const clean = safeHtml(html, formulas);
   const note = /<script\b/i.test(html) ? element("p", { class: "note" }, "Scripts of this output do not run here.") : "";
   if (!/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim()) return element("div", {}, shown(text, "value"), note);
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });
   frame.srcdoc = policy.createHTML(HEAD + clean);
-  const holder = element("div", { class: "framed" }, frame);
+  const holder = element("div", { class: "framed clipped" }, frame);
   if (clean.length > MOST_MEASURED) holder.style.height = `${mostHeight()}px`;
   else measure(clean, holder);
   return element("div", {}, holder, note);
@@ -57,6 +57,7 @@ function measure(clean, holder) {
   // The copy is as high as its content and, if it is too wide, a scroll bar. It changes when pictures are decoded and the page gets wider.
   new ResizeObserver(() => {
     const height = Math.ceil(copy.getBoundingClientRect().height);
+    holder.classList.toggle("clipped", height > mostHeight());
     if (height) holder.style.height = `${Math.min(height, mostHeight())}px`; // 0: in a session that is not shown
   }).observe(copy);
   holder.append(copy);
