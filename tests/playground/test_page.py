@@ -426,7 +426,7 @@ def test_an_interrupt_keeps_the_variables(playground: Playground) -> None:
     playground.start("while True: pass")
     playground.page.click("#interrupt")
     shown = playground.ended()
-    assert ("KeyboardInterrupt" in shown, "Interrupted after" in shown) == (True, True)
+    assert (shown.count("KeyboardInterrupt"), "Cell In[2], line 1" in shown, "Interrupted after" in shown) == (1, True, True)
     assert (playground.state(), playground.page.evaluate("document.activeElement.id")) == ("kept", "source")
     playground.start("while True: pass")
     playground.page.wait("/^Running/.test(document.querySelector('.cell .running')?.innerText)")

@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 import { plain, shown } from "./terminal.js";
 
 const FRAME = /^\s*(?:File |Cell In ?\[|<ipython-input)/;
-const LIBRARY = /^\s*File .*(?:(?:site|dist)-packages|\/lib(?:64)?\/python\d|\/\.packages\/|<frozen |<string>)/;
+const LIBRARY = /^\s*File .*(?:(?:site|dist)-packages|\/lib(?:64)?\/python\d|\/\.packages\/|\.pyx:|<frozen |<string>)/;
 const HEADING = /^-{10,}$|Traceback \(most recent call last\)/;
 const [MOST, LONGEST_TITLE] = [100, 2000];
 
@@ -13,7 +13,7 @@ export function failure({ title, traceback }) {
   const text = plain(traceback);
   const heading = (title || text.trimEnd().split("\n").at(-1)).slice(0, LONGEST_TITLE);
   const parts = partsOf(text);
-  if (parts.at(-1)?.kind === "text" && heading.trim().startsWith(parts.at(-1).lines.join("\n").trim())) parts.pop();
+  if (parts.at(-1)?.kind === "text" && heading.trim().startsWith(parts.at(-1).lines.join("\n").trim().replace(/:$/, ""))) parts.pop();
   return element("div", { class: "error" }, element("p", { class: "error-title" }, heading), ...folded(parts));
 }
 
