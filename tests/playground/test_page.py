@@ -519,6 +519,25 @@ def test_the_keyboard_is_enough_for_everything(browser: Browser, server: Server)
     page.close()
 
 
+def test_keys_of_notebooks_and_consoles_work(playground: Playground) -> None:
+    page = playground.page
+    playground.run("first = 1")
+    playground.run("second = 2\nsecond", "Alt+Enter")
+
+    def pressed(*keys: str) -> str:
+        for key in keys:
+            page.press(key)
+        return str(page.evaluate("document.activeElement.value"))
+
+    assert [pressed("ArrowUp") for _ in range(3)] == ["second = 2\nsecond", "second = 2\nsecond", "first = 1"]
+    assert [pressed("ArrowDown"), pressed("ArrowDown")] == ["second = 2\nsecond", ""]
+    page.write("if 1:\n    a")
+    assert pressed("ArrowUp", "ArrowUp", "ArrowUp") == "if 1:\n    a"  # what is being written stays
+    assert [pressed("Control+/"), pressed("Control+/")] == ["# if 1:\n    a", "if 1:\n    a"]
+    page.evaluate("document.activeElement.select()")
+    assert pressed("Control+/") == "# if 1:\n    # a"
+
+
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_phone_scrolls_in_one_direction(playground: Playground, width: int) -> None:
     playground.run("import pandas as pd\ndisplay(pd.DataFrame([range(40)]))\nprint('x' * 500)")

@@ -67,12 +67,21 @@ export class Editor {
   actionOf(event) {
     if (event.isComposing) return null;
     const alone = !event.ctrlKey && !event.metaKey && !event.altKey;
-    if (event.key === "Enter" && (event.shiftKey || event.ctrlKey || event.metaKey)) return () => this.submit();
+    if (event.key === "Enter" && (!alone || event.shiftKey)) return () => this.submit();
     if (event.key === "Enter" && alone) return () => this.breakLine();
     if (event.key === "Tab" && alone && !this.leaves) return () => (event.shiftKey ? this.unindent() : this.completeOrIndent());
-    if (event.altKey && event.key === "ArrowUp") return () => this.recall(-1);
-    if (event.altKey && event.key === "ArrowDown") return () => this.recall(1);
+    if (event.key === "/" && (event.ctrlKey || event.metaKey) && !event.altKey) return () => this.comment();
+    const isArrow = alone && !event.shiftKey;
+    if (event.key === "ArrowUp" && (event.altKey || (isArrow && this.isBrowsing(0)))) return () => this.recall(-1);
+    if (event.key === "ArrowDown" && (event.altKey || (isArrow && this.isBrowsing(this.area.value.length)))) return () => this.recall(1);
     return null;
+  }
+
+  /** Whether an arrow has nowhere to go but to an earlier or later cell: at an end of a text that is empty or was recalled, and not changed. */
+  isBrowsing(end) {
+    const { selectionStart: from, selectionEnd: to, value } = this.area;
+    const isRecalled = this.place < this.history.length && value === this.history[this.place];
+    return from === to && !value.slice(Math.min(from, end), Math.max(from, end)).includes("\n") && (!value || isRecalled);
   }
 
   recall(step) {
@@ -100,6 +109,18 @@ export class Editor {
       const column = start - this.lineStart(start);
       this.insert(INDENT.slice(column % INDENT.length));
     } else this.changeLines((line) => (line ? INDENT + line : line));
+  }
+
+  /** Comment the selected lines out, or back in if all of them are comments. */
+  comment() {
+    const { selectionStart: start, selectionEnd: end, value } = this.area;
+    const from = this.lineStart(start);
+    const to = value.indexOf("\n", end) < 0 ? value.length : value.indexOf("\n", end);
+    const isOut = value.slice(from, to).split("\n").every((line) => /^\s*(?:#|$)/.test(line));
+    this.area.setSelectionRange(from, to);
+    this.changeLines((line) => (isOut ? line.replace(/^(\s*)# ?/, "$1") : line.replace(/^(\s*)(?=\S)/, "$1# ")));
+    const caret = Math.max(from, start + this.area.value.length - value.length);
+    if (start === end) this.area.setSelectionRange(caret, caret);
   }
 
   unindent() {
