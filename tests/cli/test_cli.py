@@ -346,8 +346,9 @@ def test_conformance_reports_the_answers_of_an_endpoint(tmp_path: Path) -> None:
 class Server:
     """`aca-sessions serve` in a process of its own."""
 
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen([*COMMAND, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, *arguments: str, before: str = "") -> None:
+        command = ["sh", "-c", f'{before} exec "$@"', "sh", *COMMAND, "serve", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.endpoint = self._said("Endpoint: ")
 
     def _said(self, what: str) -> str:

@@ -28,7 +28,7 @@ def fits(system: Path, *, available: int = 15 << 20, running: int = 768, groups:
     for name, text in (files | {f"sys/fs/cgroup/{name}": text for name, text in (groups or {}).items()}).items():
         (system / name).parent.mkdir(parents=True, exist_ok=True)
         (system / name).write_text(text)
-    found = re.search(r"memory for (\d+) that are idle .* processes for (\d+) ", capacity(Policy(), MB, system))
+    found = re.search(r"memory for (\d+) that are idle .* processes for (\d+) ", str(capacity(Policy(), MB, system)))
     return int(found[1]), int(found[2])
 
 

@@ -16,6 +16,7 @@ from aca_sessions.hosting import EVENTS, log_event
 from aca_sessions.server.guard import RefusalLog, Throttle
 
 from ..cli.test_cli import Server
+from ..conftest import LIGHT
 
 MINE = {"api-version": "2025-10-02-preview", "identifier": "the-session"}
 CELL = {"codeInputType": "Inline", "executionType": "Synchronous", "code": "x = globals().get('x', 41) + 1; x"}
@@ -63,6 +64,34 @@ def test_a_server_logs_its_start_refusals_new_keys_drain_and_end(tmp_path: Path,
     cells = [event["key"] for event in used if event["event"] == "cell"]
     assert len({*cells, None}) == 3
     assert {event["client"] for event in used if event["event"] in ("cell", "refusal")} == {"127.0.0.1"}
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the sessions of servers light."""
+    for name, value in LIGHT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("light")
+def test_the_start_names_the_bound_address_and_warns_of_plain_http_and_of_too_many_sessions() -> None:
+    with Server("--host", "0.0.0.0", "--port", "0", "--log-format", "json", before="ulimit -n 256;") as server:
+        first, started, second = (json.loads(server.process.stderr.readline()) for _ in range(3))
+    assert server.endpoint.startswith("http://127.0.0.1:")
+    address = server.endpoint.replace("http://127.0.0.1", "0.0.0.0")
+    assert (started["event"], started["address"]) == ("started", address)
+    assert first["message"].startswith(f"without TLS at {address}, everyone on the network between")
+    assert re.match(r"--max-sessions is 100, but only \d\d sessions fit on this machine: descriptors for \d\d \(", second["message"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("light")
+def test_a_server_on_a_socket_file_names_it_and_warns_of_nothing(tmp_path: Path) -> None:
+    with Server("--socket", str(tmp_path / "socket"), "--max-sessions", "2", "--log-format", "json") as server:
+        started = json.loads(server.process.stderr.readline())
+    assert (started["event"], started["address"]) == ("started", str(tmp_path / "socket"))
+    assert [json.loads(line)["event"] for line in server.rest[1].splitlines()] == ["stopping", "stopped"]
 
 
 def test_refusals_of_each_status_have_ten_lines_a_minute(caplog: pytest.LogCaptureFixture) -> None:

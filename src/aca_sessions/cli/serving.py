@@ -74,6 +74,8 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
         settings = _settings(options)
         _check_options(options, settings)
         hosting = _hosting(options, keys)
+        if not options.tls:
+            warn_if_exposed(listener)
         async with open_server(settings, hosting=hosting) as service:
             where = _endpoint(options, listener)
             tls = certificate(options.tls_dir, options.host, *{*options.allowed_host} - {"*"}) if options.tls else None
@@ -86,7 +88,7 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
                     welcome(where, shown_key)
                 else:
                     print(_greeting(options, where, shown_key, tls), flush=True)
-                starting.start(_log_start(service.isolation, where, settings, hosting, options.drain_seconds))
+                starting.start(_log_start(service.examine_host, options, listener, settings, hosting))
 
             server = Server(service, service.drain, greet, draining=draining, tls=tls, trusted_proxies=options.trusted_proxy)
             await server.serve(sockets=[listener])
@@ -242,7 +244,11 @@ class Server(uvicorn.Server):
 
 
 async def _log_start(
-    examine: Callable[[], Awaitable[tuple[str, list[str]]]], endpoint: str, settings: Settings, hosting: Hosting, drain: float
+    examine: Callable[[], Awaitable[tuple[str, list[str], tuple[int, str] | None]]],
+    options: argparse.Namespace,
+    listener: socket.socket,
+    settings: Settings,
+    hosting: Hosting,
 ) -> None:
     """Wait until `examine` returns how sessions are isolated. Then log the event `started`, with the isolation and the server's limits.
 
@@ -251,8 +257,9 @@ async def _log_start(
     import resource  # not on Windows, where `aca-sessions mcp` imports this module
 
     isolation: dict[str, object] = {"isolation": "not examined"}
+    capacity = None
     try:
-        level, missing = await examine()
+        level, missing, capacity = await examine()
         isolation = {"isolation": f"{level}, but not all" if missing else level, "missing": missing or None}
     except ACASessionsError:
         pass  # the server stops
@@ -262,19 +269,26 @@ async def _log_start(
             "started",
             version=version("aca-sessions"),
             python=platform.python_version(),
-            endpoint=endpoint,
+            endpoint=_endpoint(options, listener),
+            address=bound_address(listener),
             **isolation,
             network=",".join(settings.Sandbox.Network),
             keys=len(hosting.accepted_keys()) if hosting.accepted_keys else 0,
             sessions=hosting.max_sessions,
             cooldown_seconds=hosting.cooldown,
-            drain_seconds=drain,
+            drain_seconds=options.drain_seconds,
             connections=most_connections(),
             descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             memory_megabytes=limits.MemoryMegabytes,
             disk_megabytes=limits.DiskMegabytes,
             processes=limits.Processes,
             cell_seconds=limits.CellTimeoutSeconds,
+        )
+    if capacity is not None and capacity[0] < hosting.max_sessions:
+        _logger.warning(
+            "--max-sessions is %d, but only %d sessions fit on this machine: %s. Lower it, or give this machine more of what is short",
+            hosting.max_sessions,
+            *capacity,
         )
 
 
@@ -365,8 +379,28 @@ def _greeting(options: argparse.Namespace, endpoint: str, key: str, tls: tuple[P
 def address(listener: socket.socket) -> str:
     """Return the `HOST:PORT` at which a client on this machine can reach a listening socket."""
     host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
-    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+    return _join("127.0.0.1" if host in _EVERY_INTERFACE else host, port)
+
+
+def bound_address(listener: socket.socket) -> str:
+    """Return the address to which a listening socket is bound: `HOST:PORT`, such as `0.0.0.0:8080`, or the path of a socket file."""
+    name = listener.getsockname()
+    return str(Path(name).absolute()) if isinstance(name, str) else _join(*name[:2])
+
+
+def warn_if_exposed(listener: socket.socket) -> None:
+    """Log a warning if a socket that is served without TLS can be reached from other machines."""
+    name = listener.getsockname()
+    if not isinstance(name, str) and not ipaddress.ip_address(name[0].partition("%")[0]).is_loopback:
+        _logger.warning(
+            "without TLS at %s, everyone on the network between can read keys, code and files: put a proxy with TLS in front (for example "
+            "deploy/nginx-single.conf), and let only that reach this port. `serve` also has --tls",
+            bound_address(listener),
+        )
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:

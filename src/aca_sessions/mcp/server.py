@@ -158,10 +158,12 @@ async def serve_http(options: argparse.Namespace) -> int:
     accepted, key = given_or_new(options)
     listener = serving.listen_on_port(options.host, options.port)
     endpoint = f"http://{serving.address(listener)}{PATH}"
+    serving.warn_if_exposed(listener)
 
     def greet() -> None:
         print(f"Endpoint: {endpoint}\nApiKey: {key}", flush=True)
-        log_event("started", version=version("aca-sessions"), endpoint=endpoint, clients=state.options.clients)
+        bound = serving.bound_address(listener)
+        log_event("started", version=version("aca-sessions"), endpoint=endpoint, address=bound, clients=state.options.clients)
 
     refusals = RefusalLog()
 

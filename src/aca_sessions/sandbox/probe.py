@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import IsolationError
 from ..lifetime import run_in_thread
-from .limits.capacity import capacity
+from .limits.capacity import Capacity, capacity
 from .limits.watchdog import private_memory
 from .policy import Limits, Policy
 from .sandbox import Sandbox
@@ -68,6 +68,7 @@ class IsolationReport:
     findings: tuple[Finding, ...]
     remedy: str = ""
     level: str = "full"
+    capacity: Capacity | None = None  # None if no session could be opened
 
     @property
     def full(self) -> bool:
@@ -99,13 +100,14 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         try:
             interpreter = await sandbox.interpreter()
             idle = max(sandbox.memory.used(), await run_in_thread(private_memory, host_pid(interpreter.runtime.init)))
+            room = capacity(policy, idle)
             findings = (
-                Finding("sessions that fit", True, capacity(policy, idle)),
+                Finding("sessions that fit", True, str(room)),
                 *_check_from_outside(interpreter, policy),
                 *await _check_from_inside(interpreter, policy),
                 *await _limits(sandbox, interpreter, policy),
             )
-            return IsolationReport(findings, level=policy.isolation)
+            return IsolationReport(findings, level=policy.isolation, capacity=room)
         finally:
             await sandbox.close()
     except IsolationError as error:

@@ -92,13 +92,17 @@ class Service:
         """Refuse requests that would open a new session, from now on. Existing sessions are still served."""
         self._sessions.draining = True
 
-    async def isolation(self) -> tuple[str, list[str]]:
-        """Return the level of isolation (`full` or `no-namespaces`), and the names of those protections that this host does not enforce.
+    async def examine_host(self) -> tuple[str, list[str], tuple[int, str] | None]:
+        """Check what this host enforces, and how many sessions fit on it.
+
+        Return the level of isolation (`full` or `no-namespaces`), the names of those protections that this host does not enforce, and how
+        many sessions fit, with a text about each resource. The last is None if no session could be opened.
 
         The first call checks the host. Later calls return the same result.
         """
         report = await self._sessions.isolation()
-        return report.level, [finding.name for finding in report.findings if not finding.enforced]
+        room = (report.capacity.sessions + self.session_count, report.capacity.reasons) if report.capacity else None
+        return report.level, [finding.name for finding in report.findings if not finding.enforced], room
 
     @property
     def session_count(self) -> int:

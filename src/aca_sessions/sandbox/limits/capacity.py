@@ -13,6 +13,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,8 +31,19 @@ _GROUPS = "sys/fs/cgroup"
 _MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
 
 
-def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
-    """Return a line for the `doctor` command: how many more sessions fit, and how many each resource alone would allow.
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many more sessions fit on this machine, and how many each resource alone would allow, as text for an operator."""
+
+    sessions: int
+    reasons: str
+
+    def __str__(self) -> str:
+        return f"{self.sessions}: {self.reasons}"
+
+
+def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> Capacity:
+    """Return how many more sessions fit on this machine.
 
     `idle` is the memory of an idle session in bytes. `system` is the folder that has /proc and /sys in it.
     """
@@ -40,10 +52,11 @@ def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
     most = max(min([policy.together.processes, *_own_processes(system), *_all_processes(system)]), 0)
     descriptors, memory, processes = max(room_for_sessions(), 0), share // max(idle, 1), most // _PROCESSES
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        f"{min(descriptors, memory, processes)}: descriptors for {descriptors} ({DESCRIPTORS} each, `ulimit -n` is {soft}), "
+    return Capacity(
+        min(descriptors, memory, processes),
+        f"descriptors for {descriptors} ({DESCRIPTORS} each, `ulimit -n` is {soft}), "
         f"memory for {memory} that are idle ({_megabytes(idle)} each of {_megabytes(share)}) "
-        f"or {share // policy.limits.memory} that use all of theirs, processes for {processes} ({_PROCESSES} each of {most})"
+        f"or {share // policy.limits.memory} that use all of theirs, processes for {processes} ({_PROCESSES} each of {most})",
     )
 
 
