@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from aca_sessions.cli.certificate import certificate
 from aca_sessions.errors import ConfigurationError
 
+from .test_cli import Server
+
 
 def names_of(cert: Path) -> x509.SubjectAlternativeName:
     return x509.load_pem_x509_certificate(cert.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -37,6 +39,14 @@ def test_a_certificate_names_all_hosts_that_are_allowed(tmp_path: Path) -> None:
     certificate(tmp_path, "0.0.0.0", "one.example", "two.example", "192.0.2.1")
     assert {*names_of(cert).get_values_for_type(x509.DNSName)} >= {"localhost", "one.example", "two.example"}
     assert ipaddress.ip_address("192.0.2.1") in names_of(cert).get_values_for_type(x509.IPAddress)
+
+
+@pytest.mark.slow
+def test_the_certificate_of_serve_names_all_hosts_that_are_allowed(tmp_path: Path) -> None:
+    flags = ["--tls", "--tls-dir", str(tmp_path), "--allowed-host", "one.example", "--allowed-host", "192.0.2.1"]
+    with Server("--port", "0", *flags):
+        assert {*names_of(tmp_path / "cert.pem").get_values_for_type(x509.DNSName)} >= {"localhost", "one.example"}
+        assert ipaddress.ip_address("192.0.2.1") in names_of(tmp_path / "cert.pem").get_values_for_type(x509.IPAddress)
 
 
 @pytest.mark.parametrize("name", ["cert.pem", "key.pem"])

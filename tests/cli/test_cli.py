@@ -207,6 +207,9 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["run", "--timeout", "inf", "1"], "--timeout"),
             (["serve", "--max-sessions", "0"], "--max-sessions"),
             (["serve", "--cooldown", "inf"], "--cooldown"),
+            (["serve", "--drain-seconds", "-1"], "must be a number of seconds from 0 to 86400, got '-1'"),
+            (["serve", "--drain-seconds", "1e9"], "must be a number of seconds from 0 to 86400, got '1e9'"),
+            (["serve", "--drain-seconds", "soon"], "must be a number of seconds from 0 to 86400, got 'soon'"),
             (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
             (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
             (["run"], "are required: CODE|FILE|- (code"),
@@ -241,6 +244,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
         (["run", "none.py"], "none.py cannot be read: No such file or directory"),
         (["run", "none.txt"], "none.txt is not a file"),
         (["serve", "--port", "70000"], "70000"),
+        (["serve", "--drain-seconds", "-1"], "must be a number of seconds from 0 to 86400, got '-1'"),
     ),
 )
 def test_an_error_is_one_line(arguments: list[str], said: str) -> None:
@@ -476,6 +480,24 @@ def test_a_second_server_does_not_replace_a_socket_file(tmp_path: Path) -> None:
 def test_the_module_and_the_script_are_the_same() -> None:
     script = Path(sys.executable).with_name("aca-sessions")
     assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"
+
+
+def test_lines_of_json_in_the_access_log_have_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACA_SESSIONS_API_KEY", "the-key")
+    with Server("--port", "0", "--access-log", "--log-format", "json", "--drain-seconds", "0") as server:
+        params = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}
+        with httpx.Client(base_url=server.endpoint, params=params) as client:
+            client.get("/session", headers={"authorization": "Bearer the-key"})
+            client.get("/session")
+    lines = [line for line in map(json.loads, server.rest[1].splitlines()) if line.get("event") == "request"]
+    hashed = lines[0]["session"]
+    assert [[line[name] for name in ("method", "route", "status", "session")] for line in lines] == [
+        ["GET", "/session", 400, hashed],
+        ["GET", "any", 401, "-"],
+    ]
+    assert re.fullmatch(r"[0-9a-f]{12,}", hashed)
+    assert {type(line["milliseconds"]) for line in lines} == {int}
+    assert "the-" not in server.rest[1]
 
 
 @pytest.mark.long

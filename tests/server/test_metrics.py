@@ -103,6 +103,14 @@ def test_limits_are_exported_beside_their_use(server: Server) -> None:
     assert numbers(server)["refusals_total Unauthorized"] - now["refusals_total Unauthorized"] == 1
 
 
+def test_the_target_is_named_as_the_environment_says_or_else_after_this_package(server: Server) -> None:
+    assert '"aca-sessions"' in re.search(r"^target_info\{.*service_name=(\S+?)[,}].*$", scraped(server), re.MULTILINE)[1]
+    code = "from aca_sessions.cli.serving import prometheus; print(prometheus()().decode())"
+    environment = os.environ | {"OTEL_SERVICE_NAME": "notebooks"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert re.search(r'^target_info\{.*service_name="notebooks".*\} 1\.0$', run.stdout, re.MULTILINE)
+
+
 def test_every_label_has_a_fixed_set_of_values(server: Server) -> None:
     aca_sessions("run", "--endpoint", server.endpoint, "--session", "the-secret", "1", env=os.environ | {"ACASessions__ApiKey": "key"})
     text = scraped(server)

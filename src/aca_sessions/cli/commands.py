@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Never, cast
 
@@ -202,10 +203,10 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="end a session that was not used for this time")
     serve.add_argument(
         "--drain-seconds",
-        type=_seconds,
+        type=partial(_seconds, least=0.0),
         default=0.0,
         metavar="SECONDS",
-        help="on SIGTERM, wait up to this time until sessions have ended; cells that still run then get 5 s more",
+        help="on SIGTERM, wait up to this time until sessions have ended; cells that still run then get 5 s more (default: 0, do not wait)",
     )
     serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=_ALLOWED_HOST)
     serve.add_argument("--tls", action="store_true", help="use HTTPS, with a self-signed certificate that is made once")
@@ -286,13 +287,15 @@ class _PrintVersion(argparse.Action):
         parser.exit()
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: str, *, least: float | None = None) -> float:
+    """Return a number of seconds from an option: at least `least`, or above 0 if that is None."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= MAX_ASYNCHRONOUS_SECONDS:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g}, got {text!r:.80}")
+    if not (seconds > 0 if least is None else least <= seconds) or seconds > MAX_ASYNCHRONOUS_SECONDS:
+        lower = "above 0 and up" if least is None else f"from {least:g}"
+        raise argparse.ArgumentTypeError(f"must be a number of seconds {lower} to {MAX_ASYNCHRONOUS_SECONDS:g}, got {text!r:.80}")
     return seconds
 
 

@@ -349,6 +349,7 @@ def prometheus() -> Callable[[], bytes]:
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from prometheus_client import REGISTRY, generate_latest
     except ImportError as error:
         raise ConfigurationError("--metrics needs packages that are missing: pip install 'aca-sessions[metrics]'") from error
@@ -356,7 +357,9 @@ def prometheus() -> Callable[[], bytes]:
         raise ConfigurationError(
             "--metrics cannot be used, because OpenTelemetry is configured to send metrics elsewhere: leave --metrics out"
         )
-    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
+    own = Resource.create({"service.name": "aca-sessions", "service.version": version("aca-sessions")})
+    named = own.merge(OTELResourceDetector().detect())  # $OTEL_SERVICE_NAME and $OTEL_RESOURCE_ATTRIBUTES replace these
+    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()], named))
     return lambda: generate_latest(REGISTRY)
 
 
