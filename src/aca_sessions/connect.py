@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
 from anyio import to_thread
@@ -18,7 +18,7 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import VERSIONS
 from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError, PoolError
 from .hosting import Hosting
-from .lifetime import OwnerProcess
+from .lifetime import AsyncBlock, OwnerProcess
 from .models import Access, AccessLimits
 from .settings import LimitsSettings, PackagesSettings, Settings
 
@@ -125,7 +125,7 @@ def _package_source(options: PackagesSettings) -> "PackageSource":
     )
 
 
-class Opening(Generic[Opened]):
+class Opening(AsyncBlock, Generic[Opened]):
     """An `async with` block that opens one object, such as a pool, and closes it at the end, with all that was opened for it.
 
     This is a class and not an async generator. When an event loop ends, it closes generators that the caller forgot to close. Other objects
@@ -134,7 +134,12 @@ class Opening(Generic[Opened]):
 
     def __init__(self, opener: str, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
         """Create a block that calls `open_on`. `opener` is the name of the function that returns the block, for messages."""
-        self._opener = opener
+        what = opener.removeprefix("open_")
+        super().__init__(
+            f"{opener}()",
+            f"use `async with {opener}() as {what}:`, or `{what} = await stack.enter_async_context({opener}())` with a "
+            "contextlib.AsyncExitStack, which closes it",
+        )
         self._open_on = open_on
         self._stack = Stack()
         self._owner = OwnerProcess()
@@ -164,21 +169,6 @@ class Opening(Generic[Opened]):
             await _close_on_loop(self._stack, loop)
         else:
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
-
-    if not TYPE_CHECKING:  # or a type checker would accept every attribute, and `await`
-
-        def __getattr__(self, name: str) -> Never:
-            raise AttributeError(f"{self._opener}() has no attribute {name!r} until it is opened: {self._how_to_open()}")
-
-        def __await__(self) -> Never:
-            raise TypeError(f"{self._opener}() cannot be awaited: {self._how_to_open()}")
-
-    def _how_to_open(self) -> str:
-        what = self._opener.removeprefix("open_")
-        return (
-            f"use `async with {self._opener}() as {what}:`, or `{what} = await stack.enter_async_context({self._opener}())` with a "
-            "contextlib.AsyncExitStack, which closes it"
-        )
 
     def abandon(self) -> None:
         """End all processes that were started for the opened object, without awaiting anything.

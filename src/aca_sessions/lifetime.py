@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -85,6 +85,28 @@ def find_calling_line() -> SourceLine:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back
     return SourceLine(frame.f_code.co_filename, frame.f_lineno)
+
+
+class AsyncBlock:
+    """The base of objects that only `async with` may use. Every other use raises an error that shows how to use the object."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        """Use `what`, the call that made the object, and `remedy`, the right statement, in errors."""
+        self._what, self._remedy = what, remedy
+
+    if not TYPE_CHECKING:  # or a type checker would accept every attribute, and `await`
+
+        def __getattr__(self, name: str) -> Never:
+            raise AttributeError(f"{self._what} has no attribute {name!r} until it is opened: {self._remedy}")
+
+        def __await__(self) -> Never:
+            raise TypeError(f"{self._what} cannot be awaited: {self._remedy}")
+
+        def __enter__(self) -> Never:
+            raise TypeError(f"{self._what} cannot be opened by 'with': {self._remedy}")
+
+        def __exit__(self, *_: object) -> None:
+            """Do nothing: Python calls `__enter__` only if this exists."""
 
 
 class Tasks:

@@ -330,3 +330,16 @@ async def test_a_pool_that_is_used_before_it_is_opened_raises_how_to_open_it() -
         await pool  # type: ignore[misc]
     with pytest.raises(TypeError, match="use `async with open_interpreter\\(\\) as interpreter:`"):
         await open_interpreter()  # type: ignore[misc]
+    with pytest.raises(TypeError, match=f"^open_pool\\(\\) cannot be opened by 'with': {how}"), pool:
+        pass
+
+
+async def test_a_session_that_is_used_before_it_is_leased_raises_how_to_lease_it(pool: SessionPool) -> None:
+    how = "use `async with pool.session\\(\\) as session:`"
+    with pytest.raises(AttributeError, match=f"^pool.session\\(\\) has no attribute 'run' until it is opened: {how}"):
+        pool.session("a").run("1")  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=f"cannot be awaited: {how}"):
+        await pool.session("a")  # type: ignore[misc]
+    with pytest.raises(TypeError, match=f"cannot be opened by 'with': {how}"), pool.session("a"):  # type: ignore[attr-defined]
+        pass
+    assert pool.active() == []

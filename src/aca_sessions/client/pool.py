@@ -11,15 +11,16 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import TracebackType
 from typing import Literal, Self
 
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
-from ..lifetime import OwnerProcess, Tasks, find_calling_line
+from ..lifetime import AsyncBlock, OwnerProcess, Tasks, find_calling_line
 from ..models import Access, SessionInfo
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
@@ -261,13 +262,16 @@ class SessionPool:
         self._tasks = Tasks()
         self._ending: dict[str, asyncio.Task[None]] = {}
 
-    @asynccontextmanager
-    async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
+    def session(self, session_id: str | None = None) -> AbstractAsyncContextManager[Session]:
         """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
         Without `session_id`, the session is new and ends with the block. With `session_id`, the session continues the next time that it is
         leased, unless it was idle for too long.
         """
+        return _Leasing(self._leased(session_id))
+
+    @asynccontextmanager
+    async def _leased(self, session_id: str | None) -> AsyncIterator[Session]:
         lease = await self._lease(session_id)
         try:
             yield Session(self._interpreter, lease.session_id)
@@ -451,6 +455,22 @@ class SessionPool:
         for session_id in session_ids:
             self._tell("expired", session_id)
         self._end(session_ids, expired=True)
+
+
+class _Leasing(AsyncBlock, AbstractAsyncContextManager[Session]):
+    """The block that `SessionPool.session` returns."""
+
+    def __init__(self, block: AbstractAsyncContextManager[Session]) -> None:
+        super().__init__("pool.session()", "use `async with pool.session() as session:`, which leases a session for the block")
+        self._block = block
+
+    async def __aenter__(self) -> Session:
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._block.__aexit__(kind, error, traceback)
 
 
 def _wake(turn: "asyncio.Future[Lease | None]", granted: Lease | None) -> None:
