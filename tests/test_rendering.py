@@ -31,6 +31,10 @@ def test_an_error_is_shown_once() -> None:
     assert read(stdout="a\n", stderr="ValueError: no", error=CodeError("ValueError", "no")) == "a\nValueError: no"
 
 
+async def test_an_exception_without_a_message_ends_with_its_name(session: Session) -> None:
+    assert str(await session.run("raise MemoryError")).endswith("\nMemoryError")
+
+
 def test_files_are_named_with_sizes() -> None:
     files = (FileChange("a.csv", "created", 12), FileChange("b.png", "changed", 25_000), FileChange("c", "deleted"))
     assert read(files=files) == "[files] a.csv created (12 bytes); b.png changed (25 kB); c deleted"

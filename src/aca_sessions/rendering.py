@@ -72,7 +72,8 @@ def error_text(result: CodeExecutionResult) -> str:
     """
     if result.error is None:
         return ""
-    return _keep_user_frames(for_model(result.error.traceback)) or for_model(str(result.error))
+    text = _keep_user_frames(for_model(result.error.traceback)) or for_model(str(result.error))
+    return text if result.error.message else text.removesuffix(": ")  # of an exception without a message, such as MemoryError
 
 
 def _keep_user_frames(traceback: str) -> str:
