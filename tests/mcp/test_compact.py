@@ -51,10 +51,12 @@ async def test_a_failed_request_is_as_short_in_structured_content_as_in_text(ser
     assert result.structuredContent["hint"] == NO_NETWORK
 
 
-async def test_the_structured_content_of_a_value_has_no_empty_fields(server: Running) -> None:
+async def test_the_structured_content_of_a_value_has_no_empty_fields_and_no_long_numbers(server: Running) -> None:
     async with http_client_session(server) as client:
         answer = (await ask(client, "6 * 7")).structuredContent
-    assert answer.pop("execution_time") > 0
+        health = (await client.call_tool("get_kernel_health")).structuredContent
+    seconds = [answer.pop("execution_time"), health["uptime"], health["average_execution_time"], health["kernel_process"]["memory_mb"]]
+    assert seconds == [round(one, 3) for one in seconds]
     assert answer == {"session_id": "default", "success": True, "stdout": "", "results": ["42"], "state": "kept"}
 
 

@@ -118,14 +118,15 @@ def link_to(resource: types.Resource) -> types.ResourceLink:
 async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
     parts = urlsplit(uri)
     kind, _, rest = parts.path.removeprefix("/").partition("/")
-    named = client.find(unquote(parts.netloc))
-    if parts.scheme == "session" and kind == "files":
-        return await _file(client, named, checked(unquote(rest)))
-    if parts.scheme == "session" and kind == "displays" and rest.isdecimal() and int(rest) in named.displays:
-        return _content_of(named.displays[int(rest)])
+    if parts.scheme == "session":
+        named = client.find(unquote(parts.netloc))
+        if kind == "files":
+            return await _file(client, named, checked(unquote(rest)))
+        if kind == "displays" and rest.isdecimal() and int(rest) in named.displays:
+            return _content_of(named.displays[int(rest)])
     # Without the session's name, which other messages do not repeat either.
     raise InvalidArgumentError(
-        f"there is no resource {parts.path!r:.200} of this session: expected session://NAME/files/PATH or session://NAME/displays/NUMBER, "
+        f"{parts.path!r:.200} is not a resource of your sessions: expected session://NAME/files/PATH or session://NAME/displays/NUMBER, "
         "see the list of resources"
     )
 

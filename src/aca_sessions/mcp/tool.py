@@ -191,9 +191,19 @@ class Tool:
             return failure(error.message)
         except ACASessionsError as error:
             return failure(str(error))
-        structured = self._answer.dump_python(answer, mode="json", exclude_defaults=True)
+        structured = _rounded(self._answer.dump_python(answer, mode="json", exclude_defaults=True))
         content = call.content or [types.TextContent(type="text", text=json.dumps(structured, ensure_ascii=False))]
         return types.CallToolResult(content=content, structuredContent=structured)
+
+
+def _rounded(answer: Any) -> Any:
+    """Return an answer with its numbers rounded to three decimals, because each digit costs a model tokens."""
+    match answer:
+        case dict():
+            return {name: _rounded(value) for name, value in answer.items()}
+        case list():
+            return [_rounded(value) for value in answer]
+    return round(answer, 3) if isinstance(answer, float) else answer
 
 
 def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False) -> Tool:
