@@ -47,6 +47,11 @@ _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the ses
 _LONGEST_PROMPT = 200
 _LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
 _ERRORS_NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
+# What a traceback shows in colour. Pygments would take minutes for some texts of 20,000 characters.
+_COLOURED = re.compile(
+    r"^(?:(?P<red>-{20,200}$|[A-Za-z_]\w{0,99}(?=: |$| +Traceback \())|-{4,20}> \d+|File \S{1,500}|Cell In\[\d{1,9}\], line \d{1,9})",
+    re.MULTILINE | re.ASCII,
+)
 _VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*)"  # an option and its variables: `-i a, b`
 # What may stand before the code of a line: options with their values.
 _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
@@ -100,7 +105,11 @@ class CellError(ExecutionError):
     def _render_traceback_(self) -> list[str]:
         """Return the lines that IPython shows as the traceback: the session's, because nothing failed in this process."""
         error = self.result.error
-        return for_terminal((error.traceback or str(error)).strip("\n")).split("\n") if error else []
+        return _COLOURED.sub(_coloured, for_terminal((error.traceback or str(error)).strip("\n"))).split("\n") if error else []
+
+
+def _coloured(found: "re.Match[str]") -> str:
+    return f"\x1b[{31 if found['red'] else 32}m{found[0]}\x1b[0m"
 
 
 @magics_class

@@ -160,7 +160,8 @@ def test_an_error_is_an_error_of_the_notebook_with_the_traceback_of_the_session(
     cell = notebook.run("%%session one\nimport sys; print('err', file=sys.stderr)\n1 / 0")
     assert cell.stream("stderr") == "err\n"
     assert (cell.reply["status"], cell.reply["ename"], cell.reply["evalue"]) == ("error", "ZeroDivisionError", "division by zero")
-    assert "----> 2 1 / 0" in "\n".join(cell.reply["traceback"])
+    assert "\x1b[32m----> 2\x1b[0m 1 / 0" in cell.reply["traceback"]
+    assert cell.reply["traceback"][-1] == "\x1b[31mZeroDivisionError\x1b[0m: division by zero"
     assert "aca_sessions" not in "\n".join(cell.reply["traceback"])
     assert cell.outputs[-1]["traceback"] == cell.reply["traceback"]
 
