@@ -4,7 +4,7 @@ Nothing is pickled. A plain value is JSON, or Python source on its way in. A Dat
 have pyarrow, otherwise as JSON. A Series or an array travels as a DataFrame.
 The code that runs in the session is in `client.snippets`. What comes from a session may be hostile:
 
-- JSON is limited in size, and only known types are made from it.
+- JSON is limited in size and in its number of values, and only known types are made from it.
 - An Arrow stream may use only types whose values take space in the file, and no compression. So it cannot become much larger in memory
   than the file is. Releases of pyarrow before 14.0.1 could run code from a file (CVE-2023-47248) and are not used.
 """
@@ -20,7 +20,7 @@ from uuid import uuid4
 from .client.history import VariableStep
 from .client.session import Session
 from .client.snippet_results import decode_names, parse_printed_json
-from .client.snippets import MOST_ARROW, MOST_JSON, as_frame, decode_json, encode_plain, encode_variable, from_frame, has_safe_types
+from .client.snippets import MOST_BYTES, as_frame, decode_json, encode_plain, encode_variable, from_frame, has_safe_types
 from .errors import InvalidArgumentError
 from .guest_text import shown_caption
 from .models import CodeExecutionResult
@@ -144,9 +144,9 @@ async def _download_and_delete(session: Session, name: str, file: str) -> bytes:
     `name` is the variable, for errors.
     """
     size = next((one.size for one in await session.list_files() if one.name == file), 0)
-    if size > MOST_ARROW:
+    if size > MOST_BYTES:
         await session._interpreter.delete_file(session.session_id, file)
-        raise InvalidArgumentError(f"{name} cannot be passed from the session: it must have at most {MOST_ARROW} bytes, got {size}")
+        raise InvalidArgumentError(f"{name} cannot be passed from the session: it must have at most {MOST_BYTES} bytes, got {size}")
     data = await session.download_file(file)
     await session._interpreter.delete_file(session.session_id, file)
     return data
@@ -155,9 +155,11 @@ async def _download_and_delete(session: Session, name: str, file: str) -> bytes:
 def _unpacked(data: bytes) -> object:
     header, _, content = data.partition(b"\n")
     encoding, _, form = header.decode().partition(" ")
-    if encoding == "arrow" and len(content) <= MOST_ARROW and _has_safe_pyarrow():
+    if len(content) > MOST_BYTES:
+        raise ValueError
+    if encoding == "arrow" and _has_safe_pyarrow():
         return from_frame(_frame_from_arrow(content), form)
-    if encoding != "json" or len(content) > MOST_JSON:
+    if encoding != "json":
         raise ValueError
     return decode_json(content, form)
 

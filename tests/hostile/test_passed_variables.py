@@ -1,7 +1,9 @@
 """Attack the notebook through variables that a session passes out."""
 
+import base64
 import json
 import pickle
+import struct
 
 import pytest
 
@@ -9,20 +11,29 @@ from aca_sessions import Session
 from aca_sessions.errors import InvalidArgumentError
 from aca_sessions.transfer import pass_out
 
+BYTES = base64.b64encode(struct.pack("<q", 1)).decode()
 COLUMN = {"rows": 1, "names": [None], "index": []}
 FRAMES = (
     5,
     [1],
-    COLUMN | {"names": [None, None], "columns": [["a", "int64", [1]]]},
+    COLUMN | {"names": [None, None], "columns": [["a", "int64", BYTES]]},
     {"rows": 1 << 70, "names": [None], "index": [], "columns": []},
-    {"rows": 2, "names": [None], "index": [], "columns": [["a", "int64", [1]]]},
+    {"rows": 2, "names": [None], "index": [], "columns": [["a", "int64", BYTES]]},
     *(
         COLUMN | {"columns": [["a", *column]]}
         for column in (
             ["object", "x"],
+            ["object", BYTES],
+            ["str", BYTES],
+            ["int64", BYTES[:-4]],
+            ["int64", BYTES * 2],
+            ["int8", BYTES],
+            ["Int64", BYTES],
+            ["bool", "no base64"],
+            ["category", BYTES],
             ["object", [{"Path": ["/etc/passwd"]}]],
-            ["datetime64[ns, dateutil//dev/zero]", [1]],
-            ["datetime64[ns, ../../etc/passwd]", [1]],
+            ["datetime64[ns, dateutil//dev/zero]", BYTES],
+            ["datetime64[ns, ../../etc/passwd]", BYTES],
             ["period[D]", [1]],
             ["category", [[9], ["int64", [1]], False]],
         )
@@ -50,15 +61,15 @@ VALUES = (
     {"Timestamp": [1 << 80, "ns"]},
     {"Timedelta": [1, "Y"]},
 )
-ONE = COLUMN | {"columns": [["a", "int64", [1]]]}
+ONE = COLUMN | {"columns": [["a", "int64", BYTES]]}
 SHAPES = ("", "2", "-1", "1,x", "1," * 70 + "1", "0,1000000000000", "0,20000,20000")
 FORMS = (
     ("series", COLUMN | {"columns": []}),
-    ("series", COLUMN | {"columns": [["a", "int64", [1]]] * 2}),
+    ("series", COLUMN | {"columns": [["a", "int64", BYTES]] * 2}),
     ("nosuch 1", ONE),
     ("array 1", COLUMN | {"columns": [["a", "object", ["x"]]]}),
     *((f"array {shape}", ONE) for shape in SHAPES),
-    *((f"array {shape}", COLUMN | {"rows": 0, "columns": [["a", "int64", []]]}) for shape in SHAPES),
+    *((f"array {shape}", COLUMN | {"rows": 0, "columns": [["a", "int64", ""]]}) for shape in SHAPES),
 )
 FORGES = """
 import builtins, io
@@ -89,6 +100,7 @@ async def test_a_session_passes_no_object_that_its_data_does_not_hold(session: S
         b"",
         b"json value\n" + b"[" * 100_000,
         b"json value\n{",
+        b"json value\n[" + b"0," * (8 << 20) + b"0]",
         b"arrow frame\nARROW1",
         b"\xff\n[]",
         b"json\n1",

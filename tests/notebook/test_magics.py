@@ -422,6 +422,12 @@ assert got["gone"][0] is pd.NaT and got["gone"][1] is pd.NA
 
 
 @pytest.mark.long
+def test_a_large_array_goes_out(notebook: Notebook) -> None:
+    notebook.run("%%session values -o large\nimport numpy as np\nlarge = np.random.default_rng(1).random((2000, 2000))")
+    assert notebook.run("import numpy as np\n(large == np.random.default_rng(1).random((2000, 2000))).all()").text == "np.True_"
+
+
+@pytest.mark.long
 def test_series_arrays_and_times_of_pandas_go_in_and_out_unchanged(notebook: Notebook) -> None:
     names = "named,texts,zone,spans,days,moments,table,whole,cube,flags,empty,times,scalars,stamp,gone"
     notebook.run(COLUMNS)
@@ -458,7 +464,8 @@ def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
         ),
         ("-i given", "given = {n: n for n in range(20_000)}", "more than 10000 items must have texts as keys: use a list or a DataFrame"),
         ("-i given", "given = []\ngiven.append(given)", "must not be nested"),
-        ("-i given", "given = 'x' * 17_000_000", "at most 16777216 bytes, got 17000002: install pyarrow on both sides, or write it"),
+        ("-i given", "given = 'x' * 68_000_000", "at most 67108864 bytes, got 68000002: write it to a file"),
+        ("-i given", "given = [0] * 9_000_000", "at most 8388608 texts and other values: install pyarrow on both sides, or write it"),
         pytest.param(
             "-i given",
             "import pandas as pd; given = pd.DataFrame({'c': [1j]})",

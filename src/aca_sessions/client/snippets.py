@@ -267,8 +267,8 @@ def install(user: dict, *requirements: str) -> None:
         raise RuntimeError("pip could not install " + ", ".join(requirements) + ": see its output")
 
 
-MOST_JSON = 16 << 20  # bytes of a passed variable; as objects they take forty times as much
-MOST_ARROW = 64 << 20
+MOST_BYTES = 64 << 20  # of a passed variable
+MOST_VALUES = 8 << 20  # in JSON: each takes up to eighty bytes as an object
 DEEPEST_VALUE = 50
 MOST_KEYS = 10_000  # in a dict or set, other than texts: numbers can be chosen so that looking them up takes quadratic time
 _ZONE = re.compile(r"(?!dateutil)[\w+:-]{1,40}(?:/[\w+-]{1,40}){0,3}")  # not the time zones of dateutil: they may be the path of a file
@@ -319,24 +319,28 @@ def encode_variable(value: Any, arrow: bool) -> bytes:
     frame, form = as_frame(value)
     stream = _as_arrow(frame) if arrow and frame is not None else None
     content = stream or json.dumps(encode_plain(value) if frame is None else _as_json(frame)).encode()
-    limit, how = (MOST_ARROW, "") if stream else (MOST_JSON, "install pyarrow on both sides, or ")
-    if len(content) > limit:
-        raise ValueError(f"it must have at most {limit} bytes, got {len(content)}: {how}write it to a file")
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it must have at most {MOST_BYTES} bytes, got {len(content)}: write it to a file")
+    if stream is None:
+        _check_values(content)
     return f"{'arrow' if stream else 'json'} {form}\n".encode() + content
+
+
+def _check_values(content: bytes) -> None:
+    if sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"it must have at most {MOST_VALUES} texts and other values: install pyarrow on both sides, or write it to a file")
 
 
 def decode_json(content: bytes, form: str) -> Any:
     """Return the variable that `encode_variable` encoded as JSON. Raise an exception if the content is anything else."""
+    _check_values(content)
     read = json.loads(content)
     return decode_plain(read) if form == "value" else from_frame(decode_frame(read), form)
 
 
 def as_frame(value: Any) -> "tuple[Any, str]":
-    """Return a DataFrame that holds the value, and the form. Return None and `value` if it is no DataFrame, Series or array of numbers.
-
-    Do not import pandas to recognize its types: if it is not imported, the value has none of them.
-    """
-    pandas, numpy = sys.modules.get("pandas"), sys.modules.get("numpy")
+    """Return a DataFrame that holds the value, and the form. Return None and `value` if it is no DataFrame, Series or array of numbers."""
+    pandas, numpy = sys.modules.get("pandas"), sys.modules.get("numpy")  # if they are not imported, the value has none of their types
     if pandas is not None and isinstance(value, pandas.DataFrame):
         return value, "frame"
     if pandas is not None and isinstance(value, pandas.Series):
@@ -359,7 +363,7 @@ def from_frame(frame: Any, form: str) -> Any:
     kind, _, shape = form.partition(" ")
     sides = [int(side) for side in shape.split(",")]
     # An empty array may have sides of any length, and a sum of it would be as large as these.
-    if kind != "array" or min(sides) < 0 or math.prod(side or 1 for side in sides) > MOST_ARROW or not _ARRAYS.fullmatch(str(series.dtype)):
+    if kind != "array" or min(sides) < 0 or math.prod(side or 1 for side in sides) > MOST_BYTES or not _ARRAYS.fullmatch(str(series.dtype)):
         raise ValueError("an array must have a known type and a shape that fits its values")
     return series.to_numpy(copy=True).reshape(sides)
 
@@ -437,11 +441,9 @@ def decode_plain(content: Any) -> Any:
     arguments = decode_plain(arguments)
     if type(arguments) is not list:
         raise ValueError("arguments must be a list")
-    if name in ("dict", "set"):
-        _check_keys([key for key, _ in arguments] if name == "dict" else arguments)
-        return dict(arguments) if name == "dict" else set(arguments)
-    if name == "tuple":
-        return tuple(arguments)
+    if name in ("dict", "set", "tuple"):
+        _check_keys([key for key, _ in arguments] if name == "dict" else arguments if name == "set" else ())
+        return {"dict": dict, "set": set, "tuple": tuple}[name](arguments)
     return _decode_time(name, arguments)
 
 
@@ -466,16 +468,15 @@ def _decode_pandas(name: str, number: int = 0, unit: Any = "ns", zone: "str | No
 
     if name in ("NaT", "NA"):
         return getattr(pandas, name)
-    if name not in ("Timestamp", "Timedelta") or type(number) is not int or unit not in ("s", "ms", "us", "ns"):
-        raise ValueError("a value must have a known type, and a time must be a number and a unit")
-    if zone is not None and not _ZONE.fullmatch(zone):
-        raise ValueError("a time zone must be a name")
+    is_known = name in ("Timestamp", "Timedelta") and type(number) is int and unit in ("s", "ms", "us", "ns")
+    if not is_known or (zone is not None and not _ZONE.fullmatch(zone)):
+        raise ValueError("a value must have a known type, and a time must be a number, a unit and the name of a time zone")
     value: Any = pandas.Timedelta(number, unit) if name == "Timedelta" else pandas.Timestamp(number, unit=unit, tz=zone)
     return value.as_unit(unit) if hasattr(value, "as_unit") else value
 
 
 def _as_json(frame: Any) -> dict:
-    """Convert a DataFrame to values that JSON can hold. Floats keep their exact value. Times and durations become whole numbers."""
+    """Convert a DataFrame to values that JSON can hold. Numbers and times become bytes in base64."""
     index = frame.index
     counted = type(index).__name__ == "RangeIndex" and (index.start, index.step, index.name) == (0, 1, None)
     levels = [] if counted else [(index.names[level], index.get_level_values(level).to_series()) for level in range(index.nlevels)]
@@ -495,11 +496,9 @@ def _encode_column(label: Any, series: Any) -> list:
     if dtype == "category":
         categories = series.cat.categories.to_series()
         return [dtype, [series.cat.codes.tolist(), _encode_column(label, categories), bool(series.cat.ordered)]]
-    if dtype.startswith(("datetime64", "timedelta64")):
-        series = series.dt.tz_convert("UTC").dt.tz_localize(None) if "," in dtype else series
-        return [dtype, series.to_numpy().view("int64").tolist()]
-    if series.dtype.kind in "biuf" and not hasattr(series.dtype, "numpy_dtype"):
-        return [dtype, series.tolist()]
+    if dtype.startswith(("datetime64", "timedelta64")) or (series.dtype.kind in "biuf" and not hasattr(series.dtype, "numpy_dtype")):
+        array = (series.dt.tz_convert("UTC").dt.tz_localize(None) if "," in dtype else series).to_numpy()
+        return [dtype, base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()]
     try:
         if dtype == "object":
             return [dtype, [encode_plain(value) for value in series]]
@@ -532,17 +531,19 @@ def _decode_column(dtype: Any, values: Any) -> Any:
     import numpy
     import pandas
 
-    if type(dtype) is not str or not _DTYPES.fullmatch(dtype) or type(values) is not list:
-        raise ValueError("a column must have a known type and a list of values")
+    if type(dtype) is not str or not _DTYPES.fullmatch(dtype) or type(values) not in (str, list):
+        raise ValueError("a column must have a known type, and a list of values or the bytes of numbers")
     if dtype == "category":
         codes, (kind, names), ordered = values
         categories = pandas.Index(_decode_column(kind, names))
         return pandas.Series(pandas.Categorical.from_codes(codes, categories=categories, ordered=bool(ordered)))
-    if dtype.startswith(("datetime64", "timedelta64")):
-        unit, _, zone = dtype.rstrip("]").partition(", ")
-        series = pandas.Series(numpy.array(values, dtype="int64").view(f"{unit}]"))
-        return series.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else series
-    return pandas.Series(decode_plain(values), dtype=dtype)
+    if type(values) is list:
+        return pandas.Series(decode_plain(values), dtype=dtype)
+    unit, _, zone = dtype.rstrip("]").partition(", ")
+    kind = f"{unit}]" if "[" in dtype else dtype
+    array = numpy.frombuffer(base64.b64decode(values, validate=True), numpy.dtype("uint8" if kind == "bool" else kind).newbyteorder("<"))
+    series = pandas.Series(array.astype(kind))
+    return series.dt.tz_localize("UTC").dt.tz_convert(zone) if zone else series
 
 
 def _as_arrow(frame: Any) -> Any:
