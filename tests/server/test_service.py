@@ -1,6 +1,7 @@
 """Test the systemd unit: its command, and what systemd itself says of the file."""
 
 import configparser
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from aca_sessions.cli.commands import _parser
 from ..conftest import ROOT
 
 UNIT = ROOT / "deploy" / "aca-sessions.service"
+OPTIONS = "--allowed-host sessions.example.org --trusted-proxy 127.0.0.1"
 
 
 @pytest.fixture
@@ -30,12 +32,14 @@ def test_the_unit_starts_a_server_in_a_control_group_that_may_have_limited_ones_
     group = Path(f"{tmp_path}{own[1] if own else ''}")
     group.mkdir(parents=True, exist_ok=True)
     faked = script.replace("/sys/fs/cgroup", str(tmp_path)).replace("/opt/aca-sessions/bin/aca-sessions", "echo")
-    run = subprocess.run(["/bin/sh", "-c", faked], capture_output=True, text=True, check=True)
+    environment = os.environ | {"ACA_SESSIONS_OPTIONS": OPTIONS}
+    run = subprocess.run(["/bin/sh", "-c", faked], capture_output=True, text=True, check=True, env=environment)
     assert (group / "cgroup.subtree_control").read_text() == "+memory +pids +cpu\n"
     assert (group / "server" / "cgroup.procs").read_text().strip().isdecimal()
     options = _parser().parse_args(shlex.split(run.stdout))
     unit = configparser.RawConfigParser(strict=False)
     unit.read_string(UNIT.read_text())
+    assert (options.allowed_host, options.trusted_proxy) == (["sessions.example.org"], ["127.0.0.1/32"])
     assert options.drain_seconds < float(unit["Service"]["TimeoutStopSec"])
     assert str(options.audit).startswith(f"/var/log/{unit['Service']['LogsDirectory']}/")
 
@@ -45,3 +49,12 @@ def test_systemd_accepts_the_unit() -> None:
     run = subprocess.run(["systemd-analyze", "verify", "--man=no", str(UNIT)], capture_output=True, text=True, check=False)
     unknown = [line for line in run.stderr.splitlines() if UNIT.name in line and "is not executable" not in line]
     assert unknown == []
+
+
+def test_the_commands_for_operators_have_options_that_exist() -> None:
+    text = "\n".join((ROOT / "docs" / name).read_text() for name in ("operators.md", "upgrade.md", "scaling.md"))
+    commands = re.findall(r"^\$ .*\baca-sessions ((?:serve|doctor)\b[^#\n]*)", text, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["doctor", "serve", "serve"]
+    for command in commands:
+        _parser().parse_args(shlex.split(command))
+    assert f"ACA_SESSIONS_OPTIONS={OPTIONS}\n" in text
