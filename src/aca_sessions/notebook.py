@@ -32,18 +32,20 @@ from IPython.display import clear_output, display
 from .client.pool import SessionPool
 from .client.session import Session
 from .connect import open_pool
-from .errors import ACASessionsError, ExecutionError
+from .errors import ACASessionsError, ExecutionError, NotFoundError
 from .guest_text import TerminalFilter, for_terminal, printable, shown_caption, shown_name
 from .hints import Remedies, hint
 from .interactive import InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
 from .rendering import Html, hint_note, state_note, trusted
+from .settings import Settings
 from .transfer import checked_name, pass_in, pass_out
 
 _DEFAULT = "notebook"
 _LEFT = "[session state unknown: the notebook did not wait for the result]"
 _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the session (default: notebook)")
+_DAY = 86_400.0  # seconds
 _LONGEST_PROMPT = 200
 _LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
 _ERRORS_NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
@@ -125,6 +127,7 @@ class SessionMagics(Magics):
         self._opened: tuple[BlockingPortal, SessionPool] | None = None
         self._sessions: dict[str, Session] = {}  # with their histories, which %session_export writes
         self._secret = secrets.token_bytes(16)
+        self._timeout: float | None = None
 
     @no_var_expand  # `{x}` of the code is the session's
     @magic_arguments()
@@ -169,7 +172,8 @@ class SessionMagics(Magics):
                     shown.finish(set_by)
             result = None
             if code or not returns:
-                result = shown.run(session, code, options.timeout, shows_plain=not returns, advise=partial(self._advise, options.name))
+                timeout = options.timeout or self._timeout
+                result = shown.run(session, code, timeout, shows_plain=not returns, advise=partial(self._advise, options.name))
             for name in outputs:
                 self._shell.push({name: session._call(partial(pass_out, name=name))})
             return result.value if result is not None and returns and is_plain(result) else None
@@ -213,6 +217,8 @@ class SessionMagics(Magics):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 session.save_file(options.file, target)
+            except NotFoundError as error:
+                raise UsageError(f"the session has no file {shown_name(options.file)}: %session_files lists those that it has") from error
             except OSError as error:
                 raise UsageError(f"{target} cannot be written: {error.strerror}") from error
         return target
@@ -355,10 +361,23 @@ class SessionMagics(Magics):
             holding.cancel()  # ends the lease, also if the wait for it was interrupted
 
     def _open(self) -> tuple[BlockingPortal, SessionPool]:
+        """Open the pool if it is not open. In an embedded sandbox, sessions and cells may last a day, unless the settings limit them.
+
+        A notebook's user does not expect that an idle session ends, and can interrupt a cell.
+        """
         if self._opened is None:
-            portal = self._stack.enter_context(LoopThread())
-            opening: AbstractContextManager[SessionPool] = portal.wrap_async_context_manager(open_pool())
-            self._opened = portal, self._stack.enter_context(opening)
+            try:
+                settings = Settings()
+                is_embedded = not settings.SessionsHttpClient.Endpoint
+                if is_embedded and "CellTimeoutSeconds" not in settings.Sandbox.Limits.model_fields_set:
+                    self._timeout = _DAY
+                if is_embedded and "SessionTimeoutMinutes" not in settings.SessionPool.model_fields_set:
+                    settings = Settings(SessionTimeoutMinutes=_DAY / 60)
+                portal = self._stack.enter_context(LoopThread())
+                opening: AbstractContextManager[SessionPool] = portal.wrap_async_context_manager(open_pool(settings))
+                self._opened = portal, self._stack.enter_context(opening)
+            except ACASessionsError as error:
+                raise UsageError(printable(str(error), colours=False)) from error
             atexit.register(_close_here, self._stack, OwnerProcess())
         return self._opened
 
