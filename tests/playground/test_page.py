@@ -315,9 +315,11 @@ def test_an_error_shows_its_last_line_first_and_folds_frames_of_libraries(playgr
     assert ("3 frames of libraries" in shown, any("raw_decode" in line for line in shown)) == (True, False)
     playground.page.click(".error summary")
     playground.page.wait("document.querySelector('.error').innerText.includes('raw_decode')")
+    compiled = playground.run("import pandas; pandas.DataFrame()['absent']").partition("Edit")[2]
+    assert ("KeyError: 'absent'" in compiled, ".pyx" in compiled) == (True, False)
 
 
-@pytest.mark.parametrize("code", ["%pip install no-such-thing", "%pip install no-such-thing\n'goes on'"])
+@pytest.mark.parametrize("code", ["%pip install -U no-such-thing", "%pip install -U no-such-thing\n'goes on'"])
 def test_an_installation_that_failed_is_not_green(playground: Playground, code: str) -> None:
     playground.run(code)
     verdict = "document.querySelector('.verdict')"
@@ -340,6 +342,24 @@ def test_a_package_is_installed_in_its_panel(browser: Browser, monkeypatch: pyte
             page.wait(f"document.querySelector('{outcome}')?.innerText.includes('{name}')")
         assert page.text("#packages .row").split() == ["alpha", "1.0"]
         assert "1.0" in playground.run("import alpha; alpha.version")
+
+
+@pytest.mark.usefixtures("light")
+def test_pip_in_a_cell_installs_by_the_server(browser: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "alpha")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+    with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
+        page = playground.page
+        playground.start("!pip install -q 'alpha>=1' # once\nimport alpha\norder = [alpha.version]")
+        shown = playground.run("order + [2]")
+        assert "['1.0', 2]" in shown
+        page.wait("document.querySelector('#packages .row')?.innerText.includes('alpha')")
+        assert "Requirement already satisfied: alpha>=1" in page.text(".cell")
+        assert page.text(".cell .verdict").startswith("Done in")
+        assert "The cell was not run: not installed:" in playground.run("%pip install beta\n1")
+        page.reload()
+        page.wait("document.querySelectorAll('.cell').length === 2")
 
 
 @pytest.mark.parametrize("device", [{"width": 1280, "height": 700}, {"width": 390, "height": 700, "mobile": True}], ids=["desk", "phone"])
@@ -424,6 +444,7 @@ def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playgrou
 def test_an_interrupt_keeps_the_variables(playground: Playground) -> None:
     playground.run("x = 42")
     playground.start("while True: pass")
+    playground.page.wait("/^Running/.test(document.querySelector('.cell .running')?.innerText)")
     playground.page.click("#interrupt")
     shown = playground.ended()
     assert (shown.count("KeyboardInterrupt"), "Cell In[2], line 1" in shown, "Interrupted after" in shown) == (1, True, True)

@@ -7,6 +7,9 @@ import { highlighted } from "./highlight.js";
 import { Output } from "./output.js";
 import { verdict } from "./verdict.js";
 
+/** The status of a cell that has not begun. */
+export const WAITING = "Waiting …";
+
 const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
 const PIP_FAILED = /^ERROR: |cannot install packages/m;
 
@@ -22,7 +25,8 @@ export class Cell {
     const code = element("pre", {}, element("code", {}, ...highlighted(source)));
     const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
-    this.status = element("p", { class: "running" }, "Waiting …");
+    this.status = element("p", { class: "running" }, WAITING);
+    this.isInterrupted = false; // before it was sent
     this.began = null; // when it began to run, by this page's clock
     this.element = element(
       "li",
@@ -83,8 +87,9 @@ export class Cell {
   }
 
   /** Interrupts it. */
-  interrupt() {
-    return interrupt(this.session, this.id);
+  async interrupt() {
+    if (this.id) await interrupt(this.session, this.id);
+    else this.isInterrupted = true;
   }
 
   /** The server says how long it has run. */

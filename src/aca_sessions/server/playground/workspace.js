@@ -1,12 +1,15 @@
 /** One session as this page knows it: its cells on the page, what runs, and what it can go back to. */
 
-import { asked, moveTo, offers, request } from "./api.js";
-import { Cell, notice } from "./cell.js";
+import { Problem, asked, moveTo, offers, request } from "./api.js";
+import { Cell, WAITING, notice } from "./cell.js";
 import { element, shownName } from "./dom.js";
 import { follow, interrupt, ownCell, ownId, run } from "./execution.js";
 import { wordsOf } from "./names.js";
 
 const INSTALL_TIMEOUT = 600; // seconds
+const PIP_INSTALL = /^[%!] *(?:python[\d.]* +-m +)?pip3? +install +([^#\n]*)/gm;
+const QUIET = /^(?:-q+|--quiet)$/;
+const REQUIREMENT = /^[a-z0-9][\w.,[\]=<>!~*-]*$/i;
 const RESET = "Reset: the variables are gone, the files are kept.";
 const BRANCHED = "This session goes on from where another was.";
 const taken = (checkpoint) => `Checkpoint ${checkpoint} is taken.`;
@@ -42,6 +45,7 @@ export class Workspace {
     this.gone = 0; // cells that the server does not keep any more
     this.checkpoints = [];
     this.completion = null; // the id of one that is on its way
+    this.afterInstallation = null; // the cells behind one that installs packages wait for this
     this.explain();
   }
 
@@ -60,8 +64,22 @@ export class Workspace {
     this.dropCompletion();
     const cell = new Cell(this.id, source, { edit: this.edit, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
-    const onNumbered = (number) => this.numbered(number);
-    return this.shown(cell, (reader) => run(this.id, source, { transactional, reader, onStarted, onNumbered }));
+    const [wanted, before] = [offers("packages") ? requirementsOf(source) : [], this.afterInstallation];
+    let sent = () => {};
+    if (wanted.length) this.afterInstallation = new Promise((resolve) => (sent = resolve));
+    const onNumbered = (number) => {
+      this.numbered(number);
+      sent();
+    };
+    return this.shown(cell, async (reader) => {
+      try {
+        await before;
+        if (wanted.length) await this.installFor(cell, wanted);
+        return await run(this.id, source, { transactional, reader, onStarted, onNumbered });
+      } finally {
+        sent();
+      }
+    });
   }
 
   /** Takes in what the server lists of the session: nothing, if it is not live. */
@@ -208,10 +226,22 @@ export class Workspace {
 
   /** Installs packages, between cells. */
   async install(requirements) {
+    await this.requestPackages(requirements);
+    this.tell(`Installed: ${requirements.map(shownName).join(", ")}.`);
+  }
+
+  async requestPackages(requirements) {
     const json = { requirements, timeout: INSTALL_TIMEOUT };
     const { error } = (await asked("POST", "session/packages", { session: this.id, json })).acaSessions;
-    if (error) throw new Error(`not installed: ${error.message}`);
-    this.tell(`Installed: ${requirements.map(shownName).join(", ")}.`);
+    if (error) throw new Problem(200, "NotInstalled", `not installed: ${error.message}`);
+  }
+
+  /** Install what the `%pip install` of a cell names, because the cell itself cannot. Then its pip finds that all of it is there. */
+  async installFor(cell, requirements) {
+    cell.status.textContent = `Installing ${requirements.map(shownName).join(", ")} …`;
+    await this.requestPackages(requirements);
+    if (cell.isInterrupted) throw new Problem(0, "Interrupted", "it was interrupted while packages were installed");
+    cell.status.textContent = WAITING;
   }
 
   /** Gives it another name, or takes the name away. One that is not live yet gets it when it begins. */
@@ -269,6 +299,13 @@ export class Workspace {
   async loadCheckpoints() {
     this.checkpoints = (await asked("GET", "session/checkpoints", { session: this.id })).value;
   }
+}
+
+/** The requirements that the `%pip install` lines of a cell name; none if one of them has an option or a path, which the server does not take. */
+function requirementsOf(source) {
+  const words = [...source.matchAll(PIP_INSTALL)].flatMap(([, named]) => named.trim().split(/ +/));
+  const wanted = words.map((word) => word.replace(/^(["'])(.*)\1$/, "$2")).filter((word) => word && !QUIET.test(word));
+  return wanted.every((word) => REQUIREMENT.test(word)) ? wanted : [];
 }
 
 /** A checkpoint's name, or its number. */
