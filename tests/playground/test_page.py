@@ -217,6 +217,30 @@ def test_the_end_stays_in_view_until_the_reader_scrolls_up(playground: Playgroun
     page.wait("below() < 2")
 
 
+def test_the_latest_lines_of_long_output_stay_in_view(playground: Playground, tmp_path: Path) -> None:
+    page = playground.page
+    (tmp_path / "go.txt").write_text("go")
+    playground.start("for n in range(500): print(n)\n" + UNTIL_GO + "\nfor n in range(100_000): print(n)")
+    stream = "document.querySelector('.stream')"
+    below = f"{stream} && {stream}.innerText.includes('begun') && {stream}.scrollHeight - {stream}.scrollTop - {stream}.clientHeight"
+    page.wait(f"(([high, below]) => high && below < 2)([{stream}?.scrollTop > 300, {below}])")
+    page.choose(tmp_path / "go.txt", "#upload")
+    playground.ended()
+    page.wait(f"{stream}.innerText.includes('99999') && {stream}.scrollHeight - {stream}.scrollTop - {stream}.clientHeight < 2")
+
+
+def test_a_reader_of_long_output_is_left_in_peace(playground: Playground, tmp_path: Path) -> None:
+    page = playground.page
+    (tmp_path / "go.txt").write_text("go")
+    playground.start("for n in range(500): print(n)\n" + UNTIL_GO)
+    page.wait("document.querySelector('.stream')?.scrollTop > 300 && document.querySelector('.stream').innerText.includes('begun')")
+    page.evaluate("document.querySelector('.stream').scrollTop = 100")
+    page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    page.choose(tmp_path / "go.txt", "#upload")
+    assert "gone on" in playground.ended()
+    assert page.evaluate("document.querySelector('.stream').scrollTop") == 100
+
+
 def test_a_reload_returns_to_the_session_with_its_cells_and_outputs(playground: Playground) -> None:
     page = playground.page
     playground.run("x = 20; print('one'); display('two'); print('three')")

@@ -61,6 +61,7 @@ export class Output {
       this.stream = stream;
     }
     this.stream.write(text);
+    this.stream.scrollDown();
     if (this.parts.at(-1)?.kind !== kind) this.parts.push({ kind, text: "" });
     this.parts.at(-1).text = (this.parts.at(-1).text + text).slice(-MOST_KEPT);
   }

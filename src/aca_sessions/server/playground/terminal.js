@@ -7,6 +7,7 @@ const UNSHOWN = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]/g;
 const MOST = 400_000; // characters of one stream that stay on the page; the oldest go first
 const LONGEST_LINE = 20_000; // that may still be written over: all of it is laid out anew with each piece
 const LONGEST_CODE = 100;
+const NEAR_THE_END = 20; // pixels
 const MOST_COLOURED = 4000; // elements of one stream; what is behind them has no colour
 
 /** A stream's text, piece by piece. */
@@ -21,6 +22,30 @@ export class Terminal {
     this.pieces = [];
     this.length = 0;
     this.coloured = 0;
+    this.isFollowing = true; // whether a reader is at the end of what is too high to be shown at once
+    this.scrolledTo = 0;
+    this.isScrolling = false;
+    this.element.addEventListener("scroll", () => this.onScroll());
+  }
+
+  /** Only an upward scroll leaves the end: the event of a scroll by the page may arrive when there is more text again. */
+  onScroll() {
+    const { scrollTop, scrollHeight, clientHeight } = this.element;
+    if (scrollHeight - scrollTop - clientHeight < NEAR_THE_END) this.isFollowing = true;
+    else if (scrollTop < this.scrolledTo) this.isFollowing = false;
+    this.scrolledTo = scrollTop;
+  }
+
+  /** Show the end, once for all that is written until the next frame: the layout of long text takes time. */
+  scrollDown() {
+    if (this.isScrolling) return;
+    this.isScrolling = true;
+    requestAnimationFrame(() => {
+      this.isScrolling = false;
+      if (!this.isFollowing) return;
+      this.element.scrollTop = this.element.scrollHeight;
+      this.scrolledTo = this.element.scrollTop;
+    });
   }
 
   /** Adds a piece: lines that are complete stay, the last one may still be written over. */
@@ -45,6 +70,7 @@ export class Terminal {
   dropOldest() {
     const [piece, length] = this.pieces.shift();
     piece.remove();
+    this.scrolledTo = 0; // this moves the view upwards, too
     this.length -= length;
     this.coloured -= piece.childElementCount;
     this.note ??= element("span", { class: "note" }, "[earlier output is not shown here]\n");
