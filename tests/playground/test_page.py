@@ -74,6 +74,17 @@ def test_a_completion_does_not_hold_up_a_cell(playground: Playground) -> None:
         assert _sent(playground, "/interrupt?")[-1].partition("/interrupt?")[0].rpartition("/")[2].startswith("page-own-")
 
 
+def test_an_upload_that_takes_long_is_shown(playground: Playground, tmp_path: Path) -> None:
+    page = playground.page
+    (tmp_path / "large.bin").write_bytes(bytes(8 << 20))
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1}
+    page.send("Network.emulateNetworkConditions", **slow, uploadThroughput=1 << 16)
+    page.choose(tmp_path / "large.bin", "#upload")
+    page.wait("document.querySelector('.upload label').innerText === 'Uploading …'")
+    page.send("Network.emulateNetworkConditions", **slow, uploadThroughput=-1)
+    page.wait("document.querySelector('#files .row') && document.querySelector('.upload label').innerText === 'Upload …'")
+
+
 def test_a_file_that_is_too_large_is_named_before_it_is_sent(playground: Playground, tmp_path: Path) -> None:
     page = playground.page
     (tmp_path / "large.csv").write_text("1,2\n")

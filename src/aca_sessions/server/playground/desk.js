@@ -187,7 +187,14 @@ export class Desk {
 
   async upload(files) {
     this.announce(`Uploading ${files.length === 1 ? files[0].name : `${files.length} files`}`);
-    for (const file of files) await upload(this.current.id, file, Number(byId("upload").dataset.most));
+    const { id } = this.current;
+    const [label] = byId("upload").labels;
+    label.textContent = "Uploading …";
+    try {
+      for (const file of files) await upload(id, file, Number(byId("upload").dataset.most));
+    } finally {
+      label.textContent = "Upload …";
+    }
     this.announce("Uploaded");
   }
 
