@@ -392,6 +392,7 @@ def test_pip_in_a_cell_installs_by_the_server(browser: Browser, monkeypatch: pyt
         page.wait("document.querySelector('#packages .row')?.innerText.includes('alpha')")
         assert "Requirement already satisfied: alpha>=1" in page.text(".cell")
         assert page.text(".cell .verdict").startswith("Done in")
+        assert page.text(".notice") == "Installed: alpha>=1."
         assert "The cell was not run: not installed:" in playground.run("%pip install beta\n1")
         page.reload()
         page.wait("document.querySelectorAll('.cell').length === 2")

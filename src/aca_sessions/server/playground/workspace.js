@@ -238,8 +238,9 @@ export class Workspace {
 
   /** Install what the `%pip install` of a cell names, because the cell itself cannot. Then its pip finds that all of it is there. */
   async installFor(cell, requirements) {
-    cell.status.textContent = `Installing ${requirements.map(shownName).join(", ")} …`;
+    cell.status.textContent = `Installing ${requirements.join(", ")} …`;
     await this.requestPackages(requirements);
+    cell.element.before(notice(`Installed: ${requirements.join(", ")}.`));
     if (cell.isInterrupted) throw new Problem(0, "Interrupted", "it was interrupted while packages were installed");
     cell.status.textContent = WAITING;
   }
