@@ -616,6 +616,7 @@ def test_displays_are_updated_and_cleared(playground: Playground) -> None:
     assert ("'two'" in shown, "'one'" in shown.partition("Edit")[2], "{'a': 1}" in shown) == (True, False, True)
     cleared = playground.run("from IPython.display import clear_output\ndisplay('gone'); clear_output(); display('stays')")
     assert ("'gone'" in cleared.partition("Edit")[2], "'stays'" in cleared) == (False, True)
+    assert "This page shows no frames" in playground.run("from IPython.display import IFrame\nIFrame('https://example.org', 9, 9)")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ export function layoutOf(data) {
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
+const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
 const mostHeight = () => Math.max(440, 0.6 * innerHeight);
 const MOST_MEASURED = 50_000; // characters: a larger text gets the greatest height, because its layout would hold up the page
@@ -34,7 +35,8 @@ SHEET.replaceSync(STYLE);
 /** A frame that shows a layout as high as it is, or whose height can be dragged if it is too high; or the text in its place, where scripts would have made all of it. */
 export function framed({ html, formulas, text }) {
   const clean = safeHtml(html, formulas);
-  const note = /<script\b/i.test(html) ? element("p", { class: "note" }, "Scripts of this output do not run here.") : "";
+  const left = /<script\b/i.test(html) ? "Scripts of this output do not run here." : ELSEWHERE.test(html) ? "This page shows no frames, sound or video." : "";
+  const note = left && element("p", { class: "note" }, left);
   if (!/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim()) return element("div", {}, shown(text, "value"), note);
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });
   frame.srcdoc = policy.createHTML(HEAD + clean);
