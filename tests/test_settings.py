@@ -234,6 +234,10 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACASessions__Enpoint", "https://pool.example")
     with pytest.raises(ConfigurationError, match=r"ACASessions__Enpoint .* did you mean Endpoint\?"):
         Settings()
+    monkeypatch.delenv("ACASessions__Enpoint")
+    monkeypatch.setenv("ACASessions__Sanbox__Network", "host")
+    with pytest.raises(ConfigurationError, match=r"ACASessions__Sanbox__Network .* did you mean Sandbox\?"):
+        Settings()
 
 
 CONTRADICTIONS = [

@@ -121,8 +121,9 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
             _check_separator(variable, section, known)
             continue
         key = variable[len(prefix) :]
-        if key.partition("__")[0].lower() not in {one.lower() for one in known}:
-            raise ConfigurationError(f"the environment variable {variable} is not a setting{suggestion(key, known)}")
+        first = key.partition("__")[0]
+        if first.lower() not in {one.lower() for one in known}:
+            raise ConfigurationError(f"the environment variable {variable} is not a setting{suggestion(first, known)}")
         earlier, its_value = found.setdefault(name, (variable, value))
         if its_value != value:
             raise ConfigurationError(f"the environment variables {earlier} and {variable} contradict each other: keep one")
