@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,22 @@ async def test_a_cancelled_cell_does_not_wait_for_an_approver_that_never_returns
             await running
         assert (await agent.run("x")).value == 1
     assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pool": "http://127.0.0.1:1"}, "pool must be a SessionPool, as in `async with open_pool() as pool`, got str"),
+        ({"storage": "./data"}, "storage must be a storage, as in storage=FileStorage('./data'), got str"),
+        ({"tools": tool(cancelled)}, "tools must be a list, as in tools=[weather], got Tool"),
+        ({"tools": ["weather"]}, "each of tools must be a function, a tool or a source of tools such as McpServer(…), got str"),
+        ({"approve": True}, "approve must be a function that gets a list of calls and returns True or False, got bool"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_refused_at_once(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        AgentSession(**options)
+    assert str(raised.value) == said
 
 
 async def test_an_interrupted_call_is_recorded(pool: SessionPool) -> None:

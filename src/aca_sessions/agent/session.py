@@ -1,7 +1,7 @@
 """A session for an agent: its cells can call tools of the host, and keep skills, artifacts and dependencies that outlive it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -75,8 +75,9 @@ class AgentSession:
             sync_deps_on_start: Whether `start` installs the dependencies that are in the storage.
             allow_runtime_deps: Whether dependencies can be added and removed, by cells or by methods of this object.
         """
+        self._given_tools = _checked_list(tools)
+        _check_types(pool, storage, approve)
         self._pool = pool
-        self._given_tools = list(tools)
         self._approval = Approval(approve)
         self._embed = embed
         self._sync = sync_deps_on_start
@@ -298,6 +299,31 @@ class AgentSession:
             name = type(self).__name__
             raise ACASessionsError(f"the session is not started: use 'async with {name}(...) as session', or await start()")
         return self._leased
+
+
+def _checked_list(tools: Iterable[AnyTool]) -> list[AnyTool]:
+    if isinstance(tools, str) or not isinstance(tools, Iterable):
+        raise InvalidArgumentError(f"tools must be a list, as in tools=[weather], got {type(tools).__name__}")
+    given = list(tools)
+    for one in given:
+        if not (isinstance(one, Tool) or callable(one) or hasattr(one, "open")):
+            raise InvalidArgumentError(
+                f"each of tools must be a function, a tool or a source of tools such as McpServer(…), got {type(one).__name__}"
+            )
+    return given
+
+
+def _check_types(pool: object, storage: object, approve: object) -> None:
+    """Raise InvalidArgumentError if an argument of an AgentSession has a type that would fail only later, far from the mistake."""
+    wrong = None
+    if pool is not None and not isinstance(pool, SessionPool):
+        wrong = "pool must be a SessionPool, as in `async with open_pool() as pool`", pool
+    elif storage is not None and not hasattr(storage, "read"):
+        wrong = "storage must be a storage, as in storage=FileStorage('./data')", storage
+    elif approve is not None and not callable(approve):
+        wrong = "approve must be a function that gets a list of calls and returns True or False", approve
+    if wrong is not None:
+        raise InvalidArgumentError(f"{wrong[0]}, got {type(wrong[1]).__name__}")
 
 
 async def _open_tools(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]:
