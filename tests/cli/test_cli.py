@@ -232,6 +232,8 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["serve", "--api-key-file", "/dev/null/none"], "--api-key-file /dev/null/none cannot be read"),
             (["serve", "--api-key-file", "/etc/hostname", "--api-key", "key"], "not allowed with"),
             (["serve", "--port", "0", "--tls-dir", "/tmp"], "--tls-dir has no effect without --tls: add --tls"),
+            (["mcp", "--port", "8000"], "--port has no effect without --http: add --http"),
+            (["mcp", "--api-key-file", "key.txt"], "--api-key-file has no effect without --http: add --http"),
             (["serve", "--port", "0", "--audit-code"], "--audit-code has no effect without --audit FILE"),
             (
                 ["serve", "--port", "0", "--metrics-key", "key"],

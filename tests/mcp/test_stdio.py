@@ -1,13 +1,15 @@
 """Test the server as a process of its own, with the protocol's own client."""
 
 import base64
+import os
+import subprocess
 from typing import Any
 
 import pytest
 from mcp import McpError, types
 from pydantic import AnyUrl
 
-from ..conftest import mostly_long
+from ..conftest import COMMAND, mostly_long
 from .clients import cancel, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
@@ -273,3 +275,13 @@ async def test_ten_megabytes_of_output_stay_within_the_budget() -> None:
         assert len(result.structuredContent["stdout"]) < 12_000
         assert sum(map(len, logged)) < 100_000
         assert text_of(await run(client, "1")) == "1"
+
+
+def test_a_person_who_starts_it_on_a_terminal_reads_that_it_waits_for_a_client() -> None:
+    terminal, end = os.openpty()
+    with subprocess.Popen([*COMMAND, "mcp"], stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        os.close(end)
+        assert "waiting for an MCP client on standard input" in process.stderr.readline()
+        os.write(terminal, b"\x04")  # Ctrl-D
+        process.wait(120)
+    os.close(terminal)

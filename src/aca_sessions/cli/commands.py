@@ -266,8 +266,8 @@ def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help="which tools to offer: `all` adds files, variables, checkpoints and more (default: %(default)s)",
     )
     mcp.add_argument("--http", action="store_true", help="serve streamable HTTP at /mcp, for many clients")
-    mcp.add_argument("--host", default="127.0.0.1", help=_HOST)
-    mcp.add_argument("--port", type=int, default=8000, help=_PORT)
+    mcp.add_argument("--host", help=_HOST % {"default": "127.0.0.1"})
+    mcp.add_argument("--port", type=int, help=_PORT % {"default": 8000})
     keys.add(mcp)
     mcp.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help=_ALLOWED_HOST)
     logs.add(mcp)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -18,9 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..cli import logs, serving
 from ..cli.keys import given_or_new
-from ..cli.streams import standard_input
+from ..cli.streams import standard_input, write_error
 from ..connect import open_pool
 from ..contract.records import ProblemError
+from ..errors import ConfigurationError
 from ..hints import install_sentence, network_sentence
 from ..hosting import Hosting, log_event
 from ..models import Access
@@ -137,7 +139,16 @@ def _tools(kind: str, access: Access) -> dict[str, Tool]:
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:
-    """Serve one MCP client on standard input and output, until it closes its end. Return the command's exit code."""
+    """Serve one MCP client on standard input and output, until it closes its end. Return the command's exit code.
+
+    Raise ConfigurationError if an option has no effect, because it is for serving over HTTP.
+    """
+    for name in ("host", "port", "allowed_host", "api_key_file"):
+        if getattr(options, name) not in (None, []):
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{option} has no effect without --http: add --http, or leave it out")
+    if sys.stdin.isatty():
+        write_error("aca-sessions: waiting for an MCP client on standard input: a client starts this command by itself. Ctrl-C ends it")
     standard_input()
     logs.shorten_mcp_log()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
@@ -156,7 +167,8 @@ async def serve_http(options: argparse.Namespace) -> int:
 
     logs.configure(options.log_format)
     accepted, key = given_or_new(options)
-    listener = serving.listen_on_port(options.host, options.port)
+    options.host = options.host or "127.0.0.1"
+    listener = serving.listen_on_port(options.host, 8000 if options.port is None else options.port)
     endpoint = f"http://{serving.address(listener)}{PATH}"
     serving.warn_if_exposed(listener)
 
