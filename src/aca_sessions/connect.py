@@ -424,7 +424,7 @@ async def _choose_auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
     if not host.endswith(_POOLS):
         raise ConfigurationError(
             "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint outside Azure needs the key of its server "
-            "(aca-sessions serve prints it)"
+            "(aca-sessions serve prints it). Set it, for example with `export ACASessions__ApiKey=KEY`"
         )
     from azure.identity.aio import DefaultAzureCredential
 

@@ -200,7 +200,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
     ("arguments", "said"),
     mostly_long(
         [
-            (["run", "--session", "mine", "1"], "aca-sessions serve"),
+            (["run", "--session", "mine", "1"], "`export ACASessions__Endpoint=URL ACASessions__ApiKey=KEY`"),
             (["run", "--file", "/nonexistent", "1"], "--file /nonexistent"),
             (["run", "--timeout", "-1", "1"], "--timeout"),
             (["run", "--timeout", "soon", "1"], "--timeout"),
@@ -212,6 +212,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["serve", "--drain-seconds", "soon"], "must be a number of seconds from 0 to 86400, got 'soon'"),
             (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
             (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
+            (["run", "--endpoint", "http://127.0.0.1:9", "1"], "`export ACASessions__ApiKey=KEY`"),
             (["run"], "are required: CODE|FILE|- (code"),
             (["run", "none.txt"], "none.txt is not a file"),
             (["run", "./none"], "./none is not a file"),
@@ -241,7 +242,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
             ),
             (["serve", "--port", "0", "--allowed-host", "http://x/"], "without scheme, port and path, got 'http://x/'"),
         ],
-        (["run", "--session", "mine", "1"], "aca-sessions serve"),
+        (["run", "--session", "mine", "1"], "`export ACASessions__Endpoint=URL ACASessions__ApiKey=KEY`"),
         (["run", "--timeout", "soon", "1"], "--timeout"),
         (["run", "none.py"], "none.py cannot be read: No such file or directory"),
         (["run", "none.txt"], "none.txt is not a file"),

@@ -58,6 +58,7 @@ def pack_again(folder: Path, distribution: importlib.metadata.Distribution) -> N
 async def test_a_session_in_its_own_environment_sees_no_package_of_the_host_program() -> None:
     made = aca_sessions("env", "create", "small", "-r", "requirements.txt")
     assert (made.returncode, '"Environment": "small"' in made.stdout) == (0, True)
+    assert "`export ACASessions__Sandbox__Environment=small`" in made.stdout
     assert re.match(r"small  Python 3\.\d+\.\d+  \d+ packages\n", aca_sessions("env", "ls").stdout)
     async with open_pool(Settings(Sandbox={"Environment": "small"})) as pool, pool.session() as session:
         seen = "import importlib.util as u, alpha; [bool(u.find_spec(n)) for n in ('alpha', 'semantic_kernel', 'httpx', 'numpy')]"
@@ -101,10 +102,10 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     mostly_long(
         [
             (["env", "create", "../x", "-r", "requirements.txt"], "lower-case letters"),
-            (["env", "create", "new", "-r", "nothing.txt"], "-r must name a file, got nothing.txt"),
+            (["env", "create", "new", "-r", "nothing.txt"], "-r must name a file that exists, got nothing.txt"),
             (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "venv module, got /bin/false"),
             (["env", "create", "new"], "required"),
-            (["env", "remove", "new"], "the environment new does not exist"),
+            (["env", "remove", "new"], "aca-sessions: the environment new does not exist: `aca-sessions env list` lists"),
             (["env", "remove", "."], "lower-case letters"),
         ],
         every=4,

@@ -327,7 +327,10 @@ async def _create_environment(options: argparse.Namespace) -> int:
         await own.create(options.name, requirements_file=_readable(options.requirements), python=options.python)
     if missing:
         print(f"left out, because they have no wheel: {', '.join(missing)}")
-    print(f'created: to use it, write into the settings {{"ACASessions": {{"Sandbox": {{"Environment": "{options.name}"}}}}}}')
+    print(
+        f"created: to use it, `export ACASessions__Sandbox__Environment={options.name}`, or write into appsettings.json "
+        f'{{"ACASessions": {{"Sandbox": {{"Environment": "{options.name}"}}}}}}'
+    )
     return 0
 
 
@@ -377,5 +380,5 @@ def _print_progress(line: str) -> None:
 
 def _readable(path: Path) -> Path:
     if not path.is_file():
-        raise ConfigurationError(f"-r must name a file, got {path}: name a requirements.txt")
+        raise ConfigurationError(f"-r must name a file that exists, got {path}: name a requirements.txt")
     return path.absolute()

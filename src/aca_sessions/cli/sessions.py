@@ -36,7 +36,8 @@ def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
-            f"{what} needs sessions that outlive this command: start `aca-sessions serve` and set its Endpoint and ApiKey"
+            f"{what} needs sessions that outlive this command: start `aca-sessions serve`, and set what it prints, for example with "
+            "`export ACASessions__Endpoint=URL ACASessions__ApiKey=KEY`"
         )
     return settings
 

@@ -69,8 +69,10 @@ class Environments:
 
         Raise ConfigurationError if the environment does not exist.
         """
-        find_python(name)
-        shutil.rmtree(_folder(name))
+        folder = _folder(name)
+        if not (folder / "bin" / "python").exists():
+            raise ConfigurationError(f"the environment {name} does not exist: `aca-sessions env list` lists those that do")
+        shutil.rmtree(folder)
 
     async def create(self, name: str, *, requirements_file: Path, python: str | None = None) -> None:
         """Create an environment with the packages in `requirements_file`.
