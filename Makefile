@@ -39,7 +39,7 @@ test: $(INSTALLED)
 	@.ci/packages
 	$(PYTEST)
 
-# What `make test` leaves out: every bomb, package, browser and cluster of servers, and ten times as many programs for the reference model.
+# What `make test` leaves out: every bomb, package, browser and cluster of servers, and many more programs for the reference model.
 test-long: $(INSTALLED) $(OTHERS)
 	@.ci/packages
 	$(PYTEST) -m long $(LONG)

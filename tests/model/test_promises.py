@@ -14,7 +14,7 @@ from .loop import ShuffledLoop
 from .machine import Machine
 from .programs import PROGRAMS, Program
 
-MANY = int(os.environ.get("ACA_TEST_EXAMPLES", "2000"))
+MANY = int(os.environ.get("ACA_TEST_EXAMPLES", "1000"))
 
 
 class Games:
