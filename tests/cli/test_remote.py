@@ -61,12 +61,12 @@ def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) 
             (["get", "none.txt", "/nonexistent/a"], "cannot be written"),
             (["rm", "none.txt"], "the session has no file or folder none.txt"),
             (["ls", "none"], "the session has no file or folder none"),
-            (["put", "none.txt"], "none.txt is not a file on this machine"),
+            (["put", "none.txt"], "none.txt is not a file on this machine: name an existing file"),
             (["put", "-"], "a file from standard input must have a name"),
             (["get", 'a"b'], "a file name cannot contain quotation marks"),
         ],
         (["get", "none.txt"], "the session has no file or folder none.txt"),
-        (["put", "none.txt"], "none.txt is not a file on this machine"),
+        (["put", "none.txt"], "none.txt is not a file on this machine: name an existing file"),
     ),
 )
 def test_an_error_is_reported_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -16,7 +17,7 @@ from aca_sessions.hosting import EVENTS, log_event
 from aca_sessions.server.guard import RefusalLog, Throttle
 
 from ..cli.test_cli import Server
-from ..conftest import LIGHT
+from ..conftest import COMMAND, LIGHT
 
 MINE = {"api-version": "2025-10-02-preview", "identifier": "the-session"}
 CELL = {"codeInputType": "Inline", "executionType": "Synchronous", "code": "x = globals().get('x', 41) + 1; x"}
@@ -83,6 +84,17 @@ def test_the_start_names_the_bound_address_and_warns_of_plain_http_and_of_too_ma
     assert (started["event"], started["address"]) == ("started", address)
     assert first["message"].startswith(f"without TLS at {address}, everyone on the network between")
     assert re.match(r"--max-sessions is 100, but only \d\d sessions fit on this machine: descriptors for \d\d \(", second["message"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("light")
+def test_a_server_for_mcp_names_its_address_and_warns_of_plain_http() -> None:
+    command = [*COMMAND, "mcp", "--http", "--host", "0.0.0.0", "--port", "0", "--log-format", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        warning, started = (json.loads(process.stderr.readline()) for _ in range(2))
+        process.terminate()
+    assert warning["message"].startswith(f"without TLS at {started['address']}, everyone on the network between")
+    assert started["address"].startswith("0.0.0.0:")
 
 
 @pytest.mark.slow

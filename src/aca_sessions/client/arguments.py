@@ -203,7 +203,7 @@ def checked_data(data: object) -> bytes | Path:
     match data:
         case Path():
             if not data.is_file():
-                raise InvalidArgumentError(f"{data.name} is not a file on this machine: give the Path of an existing file")
+                raise InvalidArgumentError(f"{data.name} is not a file on this machine: name an existing file")
             return data
         case str() if _is_well_formed(data):
             return data.encode()
