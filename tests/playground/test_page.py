@@ -661,8 +661,8 @@ def test_a_session_that_ended_meanwhile_is_reported(browser: Browser, options: l
 def test_a_full_server_says_so_and_a_session_that_is_gone_is_named(browser: Browser) -> None:
     with Server("--port", "0", "--api-key", KEY, "--max-sessions", "1") as small, opened(browser, small) as playground:
         page = playground.page
-        playground.run("x = 1")
-        page.wait("document.querySelector('.state-of-session.idle')")
+        playground.start("while True: pass")  # a session in use, which the server does not end for a new one
+        page.wait("document.querySelector('.state-of-session.running')")
         name, id = page.text("#session-name"), page.evaluate("JSON.parse(sessionStorage.getItem('aca-sessions /')).session")
         page.click("#new-session button")
         page.wait("!document.querySelector('.cell')")
