@@ -10,8 +10,9 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 COMPARABLE := $(VENV)/.bench
 OTHERS := .venv-others/.installed
+MERMAID := .venv-others/mermaid.js
 
-.PHONY: install demo test test-long test-all test-containers check bench soak redteam picture clean
+.PHONY: install demo test test-long test-all test-containers check docs docs-reference bench soak redteam picture clean
 
 install: $(INSTALLED)
 
@@ -63,6 +64,23 @@ check: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# The site, in site/. After the first time no network is needed.
+docs: $(INSTALLED) $(MERMAID)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	@echo "Open site/index.html, or: $(RUN) -m http.server -d site"
+
+# The pages of settings and commands, from the code.
+docs-reference: $(INSTALLED)
+	$(RUN) docs/site_hooks.py
+
+# The script that draws diagrams in the reader's browser.
+$(MERMAID): $(INSTALLED)
+	@mkdir -p $(@D)
+	@$(RUN) -c 'import hashlib, io, sys, tarfile, urllib.request as web; \
+		packed = web.urlopen("https://registry.npmjs.org/@mermaid-js/tiny/-/tiny-11.12.0.tgz", timeout=60).read(); \
+		hashlib.sha256(packed).hexdigest() == "7cd00157439dbd5d33e3071c15e5995d81de11258c703740347eec4d45f0f1b5" or sys.exit("mermaid is not the expected file: try again"); \
+		open(sys.argv[1], "wb").write(tarfile.open(fileobj=io.BytesIO(packed)).extractfile("package/dist/mermaid.tiny.js").read())' $@
+
 $(COMPARABLE): $(INSTALLED)
 	@echo "Adding what the benchmark compares with (AutoGen, smolagents, ipybox, …): about 100 MB on disk, once."
 	@if command -v uv >/dev/null 2>&1; then \
@@ -86,7 +104,7 @@ bench: $(COMPARABLE)
 soak: $(INSTALLED)
 	$(RUN) benchmarks/soak.py
 
-# Public escapes, random system calls and Python's own tests, in sessions and in other sandboxes: writes docs/security-evidence.md.
+# Public escapes, random system calls and Python's own tests, in sessions and in other sandboxes: writes docs/reference/security-evidence.md.
 # Run it as root, and again as an ordinary user in a checkout of theirs; each writes its own half. Half an hour; what is missing is named.
 # For less: make redteam REDTEAM='--fuzz 60 --python 120'
 redteam: $(INSTALLED)
@@ -94,9 +112,9 @@ redteam: $(INSTALLED)
 	@$(RUN) -c 'import sandlock' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check sandlock || true
 	ACA_TEST_CONTAINERS=1 $(RUN) -m tests.redteam $(REDTEAM)
 
-# docs/playground.png, taken anew by its test.
+# docs/pictures/playground.png, taken anew by its test.
 picture: $(INSTALLED)
 	PLAYGROUND_PICTURE=1 $(RUN) -m pytest -m '' tests/playground -k screenshot
 
 clean:
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """What sessions of one `aca-sessions serve` take: memory, descriptors, processor time when idle, and how many cells run in a second.
 
-It prints the table of docs/operators.md for this machine: python benchmarks/sizing.py [SESSIONS …]
+It prints the table of docs/guides/operating.md for this machine: python benchmarks/sizing.py [SESSIONS …]
 """
 
 import asyncio

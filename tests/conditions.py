@@ -1,4 +1,4 @@
-"""Run one program under a condition of docs/hosts.md: `python -m tests.conditions NAME COMMAND …`.
+"""Run one program under a condition of docs/reference/hosts.md: `python -m tests.conditions NAME COMMAND …`.
 
 Filters apply to the program alone. Mounts and switches are changed in namespaces of its own, so that nothing of the machine changes.
 """

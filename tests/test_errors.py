@@ -1,4 +1,4 @@
-"""Test that docs/errors.md has all errors that the code has, and no others."""
+"""Test that docs/reference/errors.md has all errors that the code has, and no others."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ from aca_sessions.server.routing import _BY_ERRNO, to_problem
 
 from .conftest import ROOT
 
-PAGE = (ROOT / "docs" / "errors.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "errors.md").read_text()
 PACKAGE = ROOT / "src" / "aca_sessions"
 SAYS_NOTHING = {"status", "problem.status", "error.status_code", "error.name"}  # passed on from where the code was made
 

@@ -1,4 +1,4 @@
-"""Test docs/hosts.md: make each condition that one machine can make, and check the row and the line that the page has for it."""
+"""Test docs/reference/hosts.md: make each condition that one machine can make, and check the row and the line that the page has for it."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from .conftest import COMMAND, ROOT, mostly_long
 
 pytestmark = pytest.mark.slow
 
-PAGE = (ROOT / "docs" / "hosts.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "hosts.md").read_text()
 ROWS = {anchor: (name, line) for anchor, name, line in re.findall(r'^\| <a id="([\w-]+)"></a>(.*?) \|.*?\| `(.*?)` \|', PAGE, re.MULTILINE)}
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has the rights that this condition takes away")
 REFUSED = [

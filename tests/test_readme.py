@@ -9,6 +9,7 @@ import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -19,17 +20,29 @@ from .wheels import make_wheel
 
 pytestmark = pytest.mark.slow
 
-PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-README, PLUGIN_PAGE = PAGES["README.md"], PAGES["semantic-kernel.md"]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "SECURITY.md")
+}
+README, PLUGIN_PAGE = PAGES["README.md"], PAGES["docs/guides/semantic-kernel.md"]
 # The code blocks of this page are the cells of one notebook. Those of all other pages are programs.
-NOTEBOOK = "notebook.md"
+NOTEBOOK = "docs/guides/notebooks.md"
+BLOCK = re.compile(
+    r"^(?P<indent> *)(?:<!-- not run: (?P<reason>.+?) -->\s+)?```(?P<kind>python|console|bash)\n"
+    r"(?P<code>.*?)^ *```(?:\n+ *```text\n(?P<output>.*?)^ *```)?",
+    re.DOTALL | re.MULTILINE,
+)
 
 
-def examples() -> Iterator[object]:
-    """Yield each program of the pages, and the output below it, which is empty if the page shows none."""
+def snippets(kinds: tuple[str, ...]) -> Iterator[object]:
+    """Yield each snippet of the pages, and the output below it, which is empty if the page shows none."""
     for name, page in PAGES.items():
-        blocks = re.findall(r"```python\n(.*?)```(?:\n```text\n(.*?)```)?", page, re.DOTALL)
-        if name == NOTEBOOK:
+        blocks = [
+            (dedent(found["code"]), dedent(found["output"] or ""))
+            for found in BLOCK.finditer(page)
+            if found["kind"] in kinds and found["reason"] is None
+        ]
+        if name == NOTEBOOK and "python" in kinds:
             blocks = [("".join(code for code, _ in blocks), "")]
         for number, (code, output) in enumerate(blocks, 1):
             yield pytest.param(code, output, id=f"{name}-{number}", marks=pytest.mark.defaults if page in (README, PLUGIN_PAGE) else ())
@@ -51,9 +64,9 @@ def _reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_reader")
-@pytest.mark.parametrize(("code", "output"), [*examples()])
-def test_an_example_is_a_program_that_prints_the_output_on_the_page(code: str, output: str) -> None:
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+@pytest.mark.parametrize(("code", "output"), [*snippets(("python",))])
+def test_an_example_is_a_program_that_prints_the_output_on_the_page(tmp_path: Path, code: str, output: str) -> None:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout == output or not output
 

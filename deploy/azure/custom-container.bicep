@@ -1,5 +1,5 @@
 // Not run: nobody here has an Azure account. The properties are those that Microsoft.App has at this api-version.
-// The container of deploy/Dockerfile as a pool of custom containers. docs/azure.md says what is not known about it.
+// The container of deploy/Dockerfile as a pool of custom containers. docs/guides/azure.md says what is not known about it.
 param name string = 'own-sessions'
 param location string = resourceGroup().location
 @description('Resource id of a Container Apps environment with workload profiles.')

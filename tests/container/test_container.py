@@ -110,7 +110,7 @@ def _wait_for(url: str) -> None:
 @pytest.mark.parametrize(
     "flags",
     [OPEN, (*OPEN, *CLOSED), (*OPEN, "--user=4321"), hosts.PODMAN.line.split()],
-    ids=["its two flags", "closed further", "another user", "the line of docs/hosts.md"],
+    ids=["its two flags", "closed further", "another user", "the line of docs/reference/hosts.md"],
 )
 def test_isolation_is_full_inside(flags: tuple[str, ...]) -> None:
     told = run(*flags, words=("doctor",))

@@ -1,4 +1,4 @@
-"""Test that docs/mcp.md agrees with the server."""
+"""Test that docs/guides/mcp.md agrees with the server."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from aca_sessions.settings import McpSettings
 from ..conftest import ROOT
 from .clients import run, stdio_client_session, text_of
 
-PAGE = (ROOT / "docs" / "mcp.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "mcp.md").read_text()
 
 
 def test_the_page_lists_every_tool_with_its_arguments() -> None:

@@ -744,7 +744,8 @@ def test_a_screenshot_is_taken(playground: Playground, tmp_path: Path) -> None:
     page.write("cities.groupby(cities.founded < 1100).people.mean()")
     page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
     picture = page.picture()
-    (ROOT / "docs" / "playground.png" if os.environ.get("PLAYGROUND_PICTURE") else tmp_path / "playground.png").write_bytes(picture)
+    folder = ROOT / "docs" / "pictures" if os.environ.get("PLAYGROUND_PICTURE") else tmp_path
+    (folder / "playground.png").write_bytes(picture)
     assert (picture[:4], len(picture) > 50_000) == (b"\x89PNG", True)
 
 

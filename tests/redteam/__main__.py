@@ -1,4 +1,4 @@
-"""Run everything and write docs/security-evidence.md: `python -m tests.redteam`, or `make redteam`.
+"""Run everything and write docs/reference/security-evidence.md: `python -m tests.redteam`, or `make redteam`.
 
 Ends with 1 if an attempt is contained less than expected, if fuzzing leaves something, or if too few of Python's tests pass in a session.
 """
@@ -20,7 +20,7 @@ from . import fuzz, places, python_suites
 from .escapes import ATTEMPTS, MECHANISMS, PUBLIC, Attempt
 from .places import Host, Place, Verdict
 
-_PAGE = ROOT / "docs" / "security-evidence.md"
+_PAGE = ROOT / "docs" / "reference" / "security-evidence.md"
 _LEAST_SHARE = 99.5
 _SHOWN = {"not": "**not**", "none": "", "broken": "no answer"}
 _INTRODUCTION = """# Evidence

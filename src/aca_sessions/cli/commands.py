@@ -51,7 +51,7 @@ def execute(arguments: Sequence[str] | None) -> int:
 def _execute(arguments: Sequence[str] | None) -> int:
     prepare()
     try:
-        options = _parser().parse_args(arguments)
+        options = build_parser().parse_args(arguments)
     except SystemExit as ended:  # after --help, or an error that argparse has printed
         return cast(int, ended.code)
     # A program that calls `main` with arguments of its own has its own command line, which must not be started again.
@@ -126,7 +126,8 @@ async def _conformance(options: argparse.Namespace) -> int:
     return 0 if await compare(Settings(Endpoint=options.endpoint), options.report) else _FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, from which the reference of the commands is made, too."""
     parser: argparse.ArgumentParser = _Parser(prog="aca-sessions", description="Isolated Python sessions.")
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version of this program and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

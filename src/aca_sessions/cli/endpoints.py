@@ -1,7 +1,7 @@
 """Examine an endpoint: `aca-sessions doctor --endpoint` and `aca-sessions conformance`.
 
 `doctor` checks step by step that an endpoint can be used. `conformance` compares the responses of its API with those of this package's
-server, to find out how the real service differs (docs/azure-fidelity.md). It uses the api-version 2025-10-02-preview.
+server, to find out how the real service differs (docs/reference/azure-fidelity.md). It uses the api-version 2025-10-02-preview.
 """
 
 import contextlib

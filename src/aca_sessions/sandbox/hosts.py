@@ -1,11 +1,14 @@
-"""Find out why this host cannot isolate sessions fully, and what its user can do. docs/hosts.md has a table with a row for each cause."""
+"""Find out why this host cannot isolate sessions fully, and what its user can do.
+
+docs/reference/hosts.md has a table with a row for each cause.
+"""
 
 import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = "docs/hosts.md"
+PAGE = "docs/reference/hosts.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +16,7 @@ class HostCondition:
     """Something about a host that keeps sessions from running or weakens their limits, such as a kernel setting.
 
     Attributes:
-        anchor: The anchor, in docs/hosts.md, of the table row about this condition.
+        anchor: The anchor, in docs/reference/hosts.md, of the table row about this condition.
         name: A short description, such as "macOS".
         line: The text for the user to copy, such as a command or an option, which changes the condition.
         how: What to do with `line`, such as "Run".
@@ -26,7 +29,7 @@ class HostCondition:
 
     @property
     def row(self) -> str:
-        """Return a link to the table row about this condition, such as `docs/hosts.md#docker`."""
+        """Return a link to the table row about this condition, such as `docs/reference/hosts.md#docker`."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -192,8 +195,8 @@ def lines_for_image(missing: str) -> str:
 def remedy_for(part: str, number: int) -> str:
     """Return advice for the user on how to enable a part of the isolation that this host refused.
 
-    The advice names each cause that was found, with a link to docs/hosts.md. It also proposes weaker isolation, if that does not need the
-    same part, and a remote endpoint. It proposes neither if the host lacks only resources or a usable Python.
+    The advice names each cause that was found, with a link to docs/reference/hosts.md. It also proposes weaker isolation, if that does not
+    need the same part, and a remote endpoint. It proposes neither if the host lacks only resources or a usable Python.
 
     Args:
         part: The missing part, as in `IsolationError.part`.

@@ -41,7 +41,7 @@ def check_single_worker() -> None:
         if count.isdecimal() and int(count) > 1:
             raise ConfigurationError(
                 f"{name} must be 1, got {count}: each worker would have sessions of its own. Run one worker, or several servers behind a "
-                "proxy that sends each session to its server (docs/scaling.md)"
+                "proxy that sends each session to its server (docs/guides/scaling.md)"
             )
 
 

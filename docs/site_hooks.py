@@ -1,0 +1,211 @@
+"""Hooks of the documentation site, which MkDocs builds. `python docs/site_hooks.py` writes the pages that are made from the code."""
+
+import argparse
+import ast
+import inspect
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from posixpath import normpath, relpath
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic import BaseModel
+
+from aca_sessions.cli.commands import build_parser
+from aca_sessions.settings import SECTION, Settings
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "samples" / "cookbook"
+MERMAID = ROOT / ".venv-others" / "mermaid.js"  # draws diagrams in the reader's browser; without it, their source is shown
+# Files outside of docs/ that are pages of the site. Others to which a page links are copied below files/.
+PAGES = {"README.md": "index.md", "SECURITY.md": "guides/security.md", "CHANGELOG.md": "reference/changelog.md"}
+_LINK = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_texts: dict[str, str] = {}  # the Markdown of each page by its path
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the recipes to the navigation, and the script that draws diagrams."""
+    if MERMAID.exists():
+        config.extra_javascript.append("assets/mermaid.js")
+    for section in config.nav or ():
+        if "Cookbook" in section:
+            section["Cookbook"] += [_recipe_page(one) for one in recipes()]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not in docs/, and the files of the repository to which pages link. Warn about reference pages that are old."""
+    for path, text in reference_pages().items():
+        if (ROOT / "docs" / path).read_text() != text:
+            logging.getLogger("mkdocs").warning("docs/%s differs from the code: run `make docs-reference`", path)
+    pages = {page: (ROOT / file).read_text() for file, page in PAGES.items() if page != "index.md"}
+    for path, text in (pages | {_recipe_page(one): recipe_page(one) for one in recipes()}).items():
+        files.append(File.generated(config, path, content=text))
+    if MERMAID.exists():
+        files.append(File.generated(config, "assets/mermaid.js", abs_src_path=str(MERMAID)))
+    for page in [*files.documentation_pages()]:
+        for target in _linked_files(page):
+            if files.get_file_from_path(f"files/{target}") is None:
+                files.append(File.generated(config, f"files/{target}", abs_src_path=str(ROOT / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Turn links to files of the repository into links of the site."""
+    text = _with_links(markdown, page.file.src_uri)
+    _texts[page.file.src_uri] = text
+    return text
+
+
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """Write each page as Markdown beside its HTML, and both indexes for models: llms.txt and llms-full.txt."""
+    site = Path(config.site_dir)
+    for path, text in _texts.items():
+        target = site / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    ordered = [*_pages_of(config.nav or [])]
+    index = [f"# {config.site_name}\n\n> {config.site_description}\n"]
+    for section, pages in ordered:
+        index.append(f"## {section}\n\n" + "\n".join(f"- [{_title(path)}]({path})" for path in pages) + "\n")
+    (site / "llms.txt").write_text("\n".join(index))
+    (site / "llms-full.txt").write_text("\n\n".join(_texts[path] for _, pages in ordered for path in pages))
+
+
+# --- links ---
+
+
+def _linked_files(source: File) -> Iterator[str]:
+    for found in _LINK.finditer("".join(_FENCE.split(source.content_string)[::2])):
+        target = _in_repository(found[1], source.src_uri)
+        if target is not None and _page_of(target) is None and (ROOT / target).is_file():
+            yield target
+
+
+def _in_repository(link: str, page: str) -> str | None:
+    """Return the path in the repository of a file outside of docs/ to which a page links, or None if the link is another one."""
+    folder = _source(page).parent
+    path = normpath(folder / link)
+    return None if path.startswith(("docs/", "..")) or link.startswith("/") else path
+
+
+def _page_of(file: str) -> str | None:
+    """Return the page of the site that is made from a file outside of docs/, or None."""
+    recipe = ROOT / file
+    return _recipe_page(recipe) if recipe in recipes() else PAGES.get(file)
+
+
+def _source(page: str) -> PurePosixPath:
+    """Return the path in the repository from which a page is made."""
+    return PurePosixPath(next((file for file, one in PAGES.items() if one == page and page != "index.md"), f"docs/{page}"))
+
+
+def _with_links(text: str, page: str) -> str:
+    def replaced(found: re.Match[str]) -> str:
+        path, anchor = normpath(_source(page).parent / found[1]), found[2] or ""
+        outside = _in_repository(found[1], page)
+        target = path.removeprefix("docs/") if outside is None else _page_of(outside) or f"files/{outside}"
+        return f"]({relpath(target, PurePosixPath(page).parent)}{anchor})"
+
+    parts = _FENCE.split(text)
+    parts[::2] = [_LINK.sub(replaced, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _title(path: str) -> str:
+    found = re.search(r"^# (.+)$", _texts[path], re.MULTILINE)
+    return found[1] if found else path
+
+
+def _pages_of(nav: Iterable[Any], section: str = "Home") -> Iterator[tuple[str, list[str]]]:
+    """Yield the sections of the navigation with the paths of their pages."""
+    own = [entry if isinstance(entry, str) else value for entry in nav for value in ([entry] if isinstance(entry, str) else entry.values())]
+    if pages := [one for one in own if isinstance(one, str)]:
+        yield section, pages
+    for entry in nav:
+        for name, value in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(value, list):
+                yield from _pages_of(value, name)
+
+
+# --- generated pages ---
+
+
+def reference_pages() -> dict[str, str]:
+    """Return the pages that are made from the code, by their paths in docs/. The text above the first heading is kept from the file."""
+    made = {
+        "reference/settings.md": "\n\n".join(_section_tables(SECTION, Settings)),
+        "reference/cli.md": "\n\n".join(_command(build_parser(), "aca-sessions")),
+    }
+    return {path: (ROOT / "docs" / path).read_text().partition("\n## ")[0] + f"\n{text}\n" for path, text in made.items()}
+
+
+def _section_tables(path: str, model: type[BaseModel]) -> Iterator[str]:
+    rows, inner = list[str](), list[tuple[str, type[BaseModel]]]()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner.append((f"{path}:{name}", field.annotation))
+            continue
+        rows.append(f"| `{name}` | {_default(field)} | {field.description or ''} |")
+    yield f"## `{path}`\n\n{inspect.getdoc(model)}"
+    if rows:
+        yield "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+    for name, section in inner:
+        yield from _section_tables(name, section)
+
+
+def _default(field: Any) -> str:
+    if field.default_factory:
+        return "depends on the host"
+    value = field.default
+    if value is None or value == ():
+        return "none"
+    return f"`{', '.join(map(str, value)) if isinstance(value, tuple) else f'{value:g}' if isinstance(value, float) else value}`"
+
+
+def _command(one: argparse.ArgumentParser, name: str, about: str = "") -> Iterator[str]:
+    options, inner = list[str](), list[Iterator[str]]()
+    for action in one._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for command, below in action.choices.items():
+                if command in helps:
+                    inner.append(_command(below, f"{name} {command}", helps[command]))
+        elif action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
+            shown = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            value = f" {action.metavar or action.dest.upper()}" if action.option_strings and action.nargs != 0 else ""
+            meaning = (action.help or "") % {**vars(action), "prog": name}
+            options.append(f"| `{shown}{value}` | {meaning} |".replace("|…", "…"))
+    yield f"## `{name}`\n\n{about[:1].upper() + about[1:]}{'.' if about else ''}"
+    if options:
+        yield "\n".join(["| argument | meaning |", "|---|---|", *(row.replace("none|host", "none\\|host") for row in options)])
+    for lines in inner:
+        yield from lines
+
+
+def recipes() -> list[Path]:
+    """Return the programs of the cookbook."""
+    return sorted(one for one in RECIPES.glob("*.py") if not one.stem.startswith("_"))
+
+
+def _recipe_page(path: Path) -> str:
+    return f"cookbook/{path.stem}.md"
+
+
+def recipe_page(path: Path) -> str:
+    """Return the page of a recipe: its docstring, and its source."""
+    source = path.read_text()
+    about = ast.get_docstring(ast.parse(source)) or ""
+    title, _, text = about.partition("\n")
+    code = source.split('"""', 2)[2].strip()
+    return f"# {title.rstrip('.')}\n\n{text.strip()}\n\n```python\n{code}\n```\n\nRun it: `python samples/cookbook/{path.name}`\n"
+
+
+if __name__ == "__main__":
+    for path, text in reference_pages().items():
+        (ROOT / "docs" / path).write_text(text)
