@@ -3,12 +3,13 @@
 import argparse
 import ast
 import inspect
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -147,25 +148,53 @@ def reference_pages() -> dict[str, str]:
 
 def _section_tables(path: str, model: type[BaseModel]) -> Iterator[str]:
     rows, inner = list[str](), list[tuple[str, type[BaseModel]]]()
+    schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            inner.append((f"{path}:{name}", field.annotation))
-            continue
-        rows.append(f"| `{name}` | {_default(field)} | {field.description or ''} |")
+        section = next((one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)), None)
+        is_list = get_origin(field.annotation) is tuple
+        if section is not None and issubclass(section, BaseModel):
+            inner.append((f"{path}:{name}", section))
+            if not is_list:
+                continue
+        meaning = " ".join((field.description or "").split())
+        rows.append(f"| `{name}`<br>{_values(schemas[name])}<br>{_default(field)} | {meaning} |")
     yield f"## `{path}`\n\n{inspect.getdoc(model)}"
     if rows:
-        yield "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+        yield "\n".join(["| key, values, default | meaning |", "|---|---|", *rows])
     for name, section in inner:
         yield from _section_tables(name, section)
 
 
+def _values(schema: dict[str, Any]) -> str:
+    """Return which values a setting can have, from its JSON schema."""
+    one = next((part for part in schema.get("anyOf", ()) if part.get("type") != "null"), schema)
+    if "enum" in one:
+        return ", ".join(f"`{word}`" for word in one["enum"])
+    kind = {"array": "list", "boolean": "`true`, `false`", "string": "text"}.get(one["type"], one["type"])
+    if kind not in ("integer", "number"):
+        return kind
+    least, above, most = (one.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    if least is None and above is not None and kind == "integer":
+        least = above + 1
+    if least is None:
+        bounds = [text for text, bound in (("above", above), ("at most", most)) if bound is not None for text in [f"{text} {bound:,.16g}"]]
+        return ", ".join([kind, *bounds])
+    return f"{kind}, {least:g} or more" if most is None else f"{kind}, {least:g} to {most:,.16g}"
+
+
 def _default(field: Any) -> str:
-    if field.default_factory:
-        return "depends on the host"
+    if field.is_required():
+        return "must be set"
     value = field.default
-    if value is None or value == ():
-        return "none"
-    return f"`{', '.join(map(str, value)) if isinstance(value, tuple) else f'{value:g}' if isinstance(value, float) else value}`"
+    if field.default_factory or value is None:
+        return "default unset"
+    if isinstance(value, tuple):
+        value = ", ".join(map(str, value))
+    elif isinstance(value, bool):
+        value = json.dumps(value)
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    return f"default `{value}`" if value != "" else "default none"
 
 
 def _command(one: argparse.ArgumentParser, name: str, about: str = "") -> Iterator[str]:

@@ -193,7 +193,8 @@ _LIMITS, _TOGETHER, _POLICY = Limits(), Together(), Policy()
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # The docstring below a field is its description, from which docs/reference/settings.md is made.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -231,13 +232,24 @@ class SessionsHttpClientSettings(_Section):
     """The endpoint of the sessions, and how requests to it are made. Without an Endpoint, sessions run in the embedded sandbox."""
 
     Endpoint: str | None = None
+    """The server or pool that runs the sessions: `https://…`, `http://…` or `unix:///path`. Unset: the embedded sandbox."""
+
     ApiVersion: Literal["2025-10-02-preview", "2025-02-02-preview", "2024-10-02-preview", "2024-08-02-preview", "2024-02-02-preview"] = (
         "2025-10-02-preview"
     )
+    """The version of Azure's API that the client speaks."""
+
     ApiKey: SecretStr | None = None
+    """The key of `aca-sessions serve`. It is never shown. Unset: sign in to Azure, with `DefaultAzureCredential`."""
+
     ConnectTimeoutSeconds: Positive = DEFAULT_CONNECT_SECONDS
+    """Seconds that the client waits for a connection."""
+
     RequestTimeoutSeconds: Positive = DEFAULT_REQUEST_SECONDS
+    """Seconds that the client waits for a response. Cells have a time limit of their own."""
+
     PatienceSeconds: Annotated[float, Field(ge=0, le=3600)] = DEFAULT_PATIENCE_SECONDS
+    """Seconds after its first attempt for which a request may be retried. A cell that the service may have begun is never sent again."""
 
     @field_validator("Endpoint")
     @classmethod
@@ -268,7 +280,10 @@ class AzureTokenProviderSettings(_Section):
     """The scopes of tokens, and how early tokens are renewed."""
 
     RefreshBeforeMinutes: Annotated[float, Field(ge=0)] = DEFAULT_REFRESH_SECONDS / 60
+    """Minutes before a token expires at which it is renewed."""
+
     Scopes: Words = (DEFAULT_SCOPE,)
+    """The scopes that tokens are requested for."""
 
     _split_scopes = field_validator("Scopes", mode="before")(_split)
 
@@ -277,8 +292,13 @@ class SessionPoolSettings(_Section):
     """How many sessions can be leased at the same time, how long an idle one lives, and how long a caller waits for a lease."""
 
     MaxConcurrentSessions: Count = DEFAULT_SESSIONS
+    """Sessions that may be leased at the same time. An embedded pool keeps at most 20 times as many in all, and refuses one more."""
+
     SessionTimeoutMinutes: Positive = DEFAULT_SESSION_SECONDS / 60
+    """Minutes after which an idle named session ends."""
+
     AcquireTimeoutSeconds: Positive = DEFAULT_ACQUIRE_SECONDS
+    """Seconds that a caller waits for a lease. Then PoolTimeoutError is raised."""
 
 
 class LimitsSettings(_Section):
@@ -288,18 +308,40 @@ class LimitsSettings(_Section):
     """
 
     MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
+    """Megabytes of memory of all processes of the session.
+
+    A process that asks for more gets a MemoryError. If all of them need more together, they are killed.
+    """
+
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
+    """Megabytes of /mnt/data, which is in memory. A file can have as much. Lowered to at most half of `MemoryMegabytes`."""
+
     TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.temporary // MB
+    """Megabytes of /tmp, and of /dev/shm, which are in memory. Lowered to at most a quarter of `MemoryMegabytes`."""
+
     Processes: Annotated[int, Field(ge=8, le=1 << 20)] = _LIMITS.processes
+    """Processes and threads of the session."""
+
     OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] = _LIMITS.open_files
-    # In processors: 1.5 is the time of one and a half.
+    """Open file descriptors of each process."""
+
     Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
-    # Wall-clock time, not processor time. Waiting for a processor counts; waiting for an answer of the host does not.
+    """Processors whose time the session may use: 1.5 is the time of one and a half. It needs control groups. Unset: all, shared fairly."""
+
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] = _LIMITS.cell_timeout
+    """Seconds of wall-clock time that a cell may run. Waiting for a processor counts, waiting for the host to reply does not."""
+
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] = _LIMITS.output // KB
+    """Kilobytes of stdout and of stderr that a result keeps: the beginning and the end of each."""
+
     History: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.history
+    """Cells that are kept in `In`, and values that are kept in `Out`. A value in `Out` stays in memory."""
+
     Checkpoints: Annotated[int, Field(gt=0, le=1000)] = _LIMITS.checkpoints
+    """Checkpoints of the session. If there are more, the oldest is removed."""
+
     CheckpointMegabytes: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.checkpoint_files // MB
+    """Megabytes of files that a checkpoint copies. If /mnt/data has more, a checkpoint cannot be taken."""
 
     @model_validator(mode="after")
     def _lower(self) -> Self:
@@ -313,27 +355,48 @@ class TogetherSettings(_Section):
     """The limits of all embedded sessions of this process in total."""
 
     MemoryShare: Annotated[float, Field(gt=0, le=1)] = _TOGETHER.memory_share
+    """The share of the machine's memory that all sessions may use."""
+
     Processes: Annotated[int, Field(ge=32, le=1 << 22)] = _TOGETHER.processes
-    # The weight on each processor, where another process has 1. Without control groups each session has this weight.
+    """Processes and threads of all sessions. Without control groups, all other processes of this user count as well."""
+
     CpuWeight: Annotated[float, Field(gt=0, le=100)] = _TOGETHER.cpu_weight
+    """The weight of all sessions on each processor, if another process has 1. Without control groups each session has this weight.
+
+    A larger weight makes sessions faster on a busy machine, and makes this program slower beside a fork bomb.
+    """
 
 
 class MountSettings(_Section):
     """A folder of this host that every embedded session can read, and also write if `Shared` is "writable"."""
 
     Host: str
+    """The folder of this host, which must exist."""
+
     Guest: str
+    """The path in the session, under /mnt and outside of /mnt/data."""
+
     Shared: Literal["read-only", "writable"] = "read-only"
+    """Whether sessions may write. They have the rights of their user: if this program is root, they write where every user can."""
 
 
 class PackagesSettings(_Section):
     """Where embedded sessions get the packages that they install, and where this host caches them."""
 
-    IndexUrl: SecretStr | None = None  # may hold a password; if unset, the host's configuration of pip decides
-    WheelFolder: str | None = None  # without an IndexUrl this is the only source: nothing is downloaded
+    IndexUrl: SecretStr | None = None
+    """The URL of the index. It may hold a password, and is never shown. Unset: what this host configures for pip."""
+
+    WheelFolder: str | None = None
+    """A folder of wheels. Without an `IndexUrl` it is the only source: nothing is downloaded."""
+
     CacheFolder: str | None = Field(default_factory=lambda: PackageSource().folder or None)
+    """The folder of unpacked packages, for all sessions. Unset: `aca-sessions/packages` in the user's cache folder, such as `~/.cache`."""
+
     CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = PackageSource().cache_size // MB
-    InstallFunction: bool = False  # whether tools for models, such as the plugin of Semantic Kernel, have a function install_packages
+    """Megabytes of that folder. The least recently used packages are removed first, those in use never."""
+
+    InstallFunction: bool = False
+    """Whether tools for models, such as the plugin of Semantic Kernel, have a function `install_packages`."""
 
     @field_validator("IndexUrl")
     @classmethod
@@ -352,18 +415,47 @@ class PackagesSettings(_Section):
 
 
 class SandboxSettings(_Section):
-    """The settings of the embedded sandbox."""
+    """The embedded sandbox: its network, folders, Python and isolation."""
 
     Limits: LimitsSettings = LimitsSettings()
+    """The limits of one session."""
+
     Together: TogetherSettings = TogetherSettings()
-    Network: Words = ("none",)  # none, host, or the allowed domains
+    """The limits of all sessions in total."""
+
+    Network: Words = ("none",)
+    """What sessions reach: `none`, a list of domains, or `host` (`serve --network`).
+
+    Domains such as `["pypi.org", "*.example.org"]` allow HTTP and HTTPS to their public addresses, through a proxy; `host` is all that this
+    host reaches, including its own services.
+    """
+
     Mounts: tuple[MountSettings, ...] = ()
-    Preload: Words | None = None  # None: numpy, pandas and matplotlib if they are installed; an empty list: nothing
+    """Folders of this host that sessions see: `[{"Host": "/srv/models", "Guest": "/mnt/models"}]`."""
+
+    Preload: Words | None = None
+    """Modules that every session has imported already. `[]` is none. Unset: numpy, pandas and matplotlib, if they are installed.
+
+    Those three are loaded in the background. A session has them if it begins after that.
+    """
+
     Spares: Annotated[int, Field(ge=0, le=1000)] = _POLICY.spares
+    """Sessions that are kept ready before they are needed, about 6 MB each."""
+
     Python: str | None = None
+    """The path of an interpreter whose environment has IPython; with a `ContainerImage`, one of the image. Unset: the host program's."""
+
     Isolation: Literal["full", "no-namespaces"] = _POLICY.isolation
+    """`no-namespaces` is less isolation, for hosts that refuse namespaces, such as default containers.
+
+    It has no /mnt/data: files are in the working directory.
+    """
+
     Tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    Environment: str | None = None  # the name of one that `aca-sessions env create` made; instead of Python
+    """A name, for tenants that are hostile to each other. Sessions of two tenants share no fork server, and so no address layout."""
+
+    Environment: str | None = None
+    """The name of an environment that `aca-sessions env create` made, instead of `Python`. Sessions see its packages alone."""
 
     _split_words = field_validator("Preload", "Network", mode="before")(_split)
 
@@ -382,17 +474,29 @@ class McpSettings(_Section):
     """The limits of sessions and files for clients of the MCP server."""
 
     SessionsPerClient: Count = 20
-    Clients: Count = 100  # connections over HTTP
-    ClientIdleMinutes: Positive = 30  # a client over HTTP counts as gone after this time without a request
-    KeepShared: bool = True  # whether shared sessions outlive the client that made them, until they are idle for too long
-    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] = 64  # for what a client's sessions pass on through outputs/
+    """Sessions that one client may have."""
+
+    Clients: Count = 100
+    """Clients that may be connected over HTTP."""
+
+    ClientIdleMinutes: Positive = 30
+    """Minutes without a request after which an HTTP client counts as disconnected."""
+
+    KeepShared: bool = True
+    """Whether sessions that a client created as shared outlive it, until they are idle for too long."""
+
+    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] = 64
+    """Megabytes that a client's sessions may pass on through `outputs/`. 0 passes on nothing."""
 
 
 class AuditSettings(_Section):
     """The audit log of embedded sessions, for their operator: its file, and whether it records the source of cells."""
 
-    File: str | None = None  # without it there is no audit log
-    Code: bool = False  # whether to record the source of cells; otherwise only its size
+    File: str | None = None
+    """The file, to which each event is written as a line of JSON, with hashed names (`serve --audit`). Unset: no audit log."""
+
+    Code: bool = False
+    """Whether the source of cells is written, too (`serve --audit-code`). Otherwise only its size is."""
 
 
 _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox", "Packages", "Mcp", "Audit")
@@ -411,22 +515,48 @@ class Settings(BaseSettings):
         case_sensitive=False,
         extra="forbid",
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
     SessionsHttpClient: SessionsHttpClientSettings = SessionsHttpClientSettings()
+    """The endpoint, and how requests to it are made."""
+
     AzureTokenProvider: AzureTokenProviderSettings = AzureTokenProviderSettings()
+    """The tokens for Azure."""
+
     SessionPool: SessionPoolSettings = SessionPoolSettings()
+    """The sizes and times of a pool."""
+
     Sandbox: SandboxSettings = SandboxSettings()
+    """The embedded sandbox."""
+
     Packages: PackagesSettings = Field(default_factory=PackagesSettings)
+    """Where embedded sessions get packages."""
+
     Mcp: McpSettings = McpSettings()
+    """The MCP server."""
+
     Audit: AuditSettings = AuditSettings()
+    """The audit log."""
+
     ContainerImage: str | None = None
+    """Where the sessions' root and Python come from. Unset: this host's own.
+
+    It is a root folder, the tar of one, or an image that Podman or Docker has here or pulls.
+    """
 
     # These are accepted at the top level too. They are moved to their section, and can be read here.
     Endpoint: str | None = Field(None, exclude=True, repr=False)
+    """The same as `SessionsHttpClient:Endpoint`."""
+
     ApiKey: SecretStr | None = Field(None, exclude=True, repr=False)
+    """The same as `SessionsHttpClient:ApiKey`."""
+
     MaxConcurrentSessions: int = Field(DEFAULT_SESSIONS, exclude=True, repr=False)
+    """The same as `SessionPool:MaxConcurrentSessions`."""
+
     SessionTimeoutMinutes: float = Field(DEFAULT_SESSION_SECONDS / 60, exclude=True, repr=False)
+    """The same as `SessionPool:SessionTimeoutMinutes`."""
 
     def __init__(self, **values: Any) -> None:
         try:
