@@ -6,11 +6,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 import aca_sessions
+from aca_sessions import InteractiveSession, Session
 
 from .conftest import ROOT
 
@@ -69,6 +71,46 @@ def test_each_page_is_published_as_markdown_and_listed_for_models(site: Path) ->
         assert (site / page).read_text() in everything
 
 
+REFERENCE = (ROOT / "docs" / "reference" / "api.md").read_text()
+
+
 def test_each_public_name_is_in_the_reference() -> None:
-    names = re.findall(r"^::: aca_sessions\.(\w+)$", (ROOT / "docs" / "reference" / "api.md").read_text(), re.MULTILINE)
+    names = re.findall(r"^::: aca_sessions\.(\w+)$", REFERENCE, re.MULTILINE)
     assert sorted(names) == aca_sessions.__all__
+
+
+def test_each_blocking_method_is_linked_to_its_description() -> None:
+    """The methods of InteractiveSession that are those of Session have no text of their own in the reference."""
+    own = {name for name, member in vars(Session).items() if not name.startswith("_") and callable(member)}
+    shared = {name for name in own if getattr(InteractiveSession.__dict__.get(name), "__wrapped__", None) is vars(Session)[name]}
+    assert {*re.findall(r"\[`(\w+)`\]\[aca_sessions\.Session\.\w+\]", REFERENCE)} == shared
+
+
+def test_each_public_method_and_argument_is_documented() -> None:
+    """Arguments need a text if there are more than two. Those of a class are in its docstring or in that of `__init__`."""
+    griffe = pytest.importorskip("griffe")
+    package, missing = griffe.load("aca_sessions", search_paths=[ROOT / "src"], docstring_parser="google"), []
+    linked = {*re.findall(r"\[aca_sessions\.Session\.(\w+)\]", REFERENCE)}
+    for target in re.findall(r"^::: aca_sessions\.([\w.]+)$", REFERENCE, re.MULTILINE):
+        described = package[f"{aca_sessions._HOMES[target]}.{target}" if target in aca_sessions._HOMES else target]
+        members = {"": described} | (described.all_members if described.is_class and target != "Settings" else {})
+        of_class = _described(described)
+        for name, alias in members.items():
+            if name in ("__init__", "") or not name.startswith("_"):
+                one = alias.final_target if alias.is_alias else alias
+                texts = _described(one) | (of_class if name == "__init__" or one.is_attribute else set())
+                arguments = [each.name for each in one.parameters if each.name not in ("self", "cls")] if one.is_function else []
+                required = {each for each in arguments if not each.startswith("_")} if len(arguments) > 2 else set()
+                is_linked = target == "InteractiveSession" and name in linked
+                if not one.docstring and name != "__init__" and name not in of_class and not is_linked:
+                    missing.append(f"{target}.{name}")
+                missing += [f"{target}.{name}({each})" for each in sorted(required - texts)]
+                unknown = {each for each in texts - of_class if each not in arguments} if arguments else set()
+                missing += [f"{target}.{name} has no argument {each}" for each in sorted(unknown)]
+    assert missing == []
+
+
+def _described(one: Any) -> set[str]:
+    """Return the names that the sections `Args:` and `Attributes:` of a docstring describe."""
+    sections = one.docstring.parse("google") if one.docstring else []
+    return {each.name.lstrip("*") for part in sections if part.kind.value in ("parameters", "attributes") for each in part.value}

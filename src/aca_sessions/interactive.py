@@ -89,6 +89,9 @@ class LiveCell:
     """A running cell. A `for` loop over it yields its events as they happen, without `await`.
 
     The last event has the result. Leaving the `for` loop early interrupts the cell.
+
+    Attributes:
+        following: The task that reads the cell's events. It ends with the cell.
     """
 
     def __init__(

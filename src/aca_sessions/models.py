@@ -112,9 +112,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """One thing that a cell displayed. `data` has its content by MIME type: binary types as base64, JSON types as JSON text.
+    """One thing that a cell displayed.
 
-    A later display of the same `name` replaces it.
+    Attributes:
+        data: Its content by MIME type: binary types as base64, JSON types as JSON text.
+        name: A name, or None. A later display of the same name replaces this one.
     """
 
     data: Mapping[str, object]
@@ -132,7 +134,13 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A change of a file by a cell. The path is relative to /mnt/data. The size is in bytes, and 0 for a deleted file."""
+    """A change of a file by a cell.
+
+    Attributes:
+        path: The path, relative to /mnt/data.
+        kind: What the cell did with the file.
+        size: The size after the cell, in bytes. 0 for a deleted file.
+    """
 
     path: str
     kind: Literal["created", "changed", "deleted"]
@@ -141,7 +149,12 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A process that was still running when a cell ended. A reset or rollback of the session ends it. `pid` is its pid in the session."""
+    """A process that was still running when a cell ended. A reset or rollback of the session ends it.
+
+    Attributes:
+        pid: Its process id in the session.
+        name: The name of its program.
+    """
 
     pid: int
     name: str
@@ -149,9 +162,14 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class VariableChange:
-    """A change of a variable by a cell. `changed` means that it is bound to another object, or that its length or shape differs.
+    """A change of a variable by a cell. A change in place that keeps the length or shape is not detected.
 
-    A change in place that keeps the shape is not detected. `type`, `shape` and `size` (in bytes) are those after the cell.
+    Attributes:
+        name: The name of the variable.
+        kind: What happened. `changed` means that it is bound to another object, or that its length or shape differs.
+        type: The name of its type after the cell.
+        shape: Its shape or length after the cell, or None.
+        size: Its size after the cell, in bytes.
     """
 
     name: str
@@ -163,7 +181,13 @@ class VariableChange:
 
 @dataclass(frozen=True, slots=True)
 class CodeError:
-    """The exception that ended a cell. `traceback` is '' if there is none, for example because the host ended the cell."""
+    """The exception that ended a cell.
+
+    Attributes:
+        name: The class of the exception, or a name that the host sets, such as `InterpreterDied`.
+        message: The text of the exception.
+        traceback: The traceback, or '' if there is none, for example because the host ended the cell.
+    """
 
     name: str
     message: str
@@ -194,6 +218,8 @@ class CodeExecutionResult:
         max_output: The approximate limit of `str(result)`, in characters.
         hint: Advice for the caller if the cell lacked a package or the network, otherwise ''. Tools for models and the command line add it;
             endpoints do not send it.
+        value_is_none: Whether the last expression is not a call and its value is None. Azure's API encodes that differently from a cell
+            without a value.
     """
 
     session_id: str = ""
@@ -211,7 +237,6 @@ class CodeExecutionResult:
     record: Record | None = field(default=None, repr=False, compare=False)
     max_output: int = field(default=10_000, repr=False, compare=False)
     hint: str = field(default="", repr=False, compare=False)
-    # Whether the last expression is not a call and its value is None. Azure's API encodes that differently from a cell without a value.
     value_is_none: bool = field(default=False, repr=False, compare=False)
 
     @property
@@ -331,7 +356,13 @@ class CodeExecutionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileUploadRequest:
-    """A request to write a file into a session's /mnt/data."""
+    """A request to write a file into a session's /mnt/data.
+
+    Attributes:
+        session_id: The identifier of the session.
+        file_name: The path of the file, relative to /mnt/data.
+        file_content: The content of the file.
+    """
 
     session_id: str
     file_name: str
@@ -340,7 +371,16 @@ class FileUploadRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file or folder in a session's /mnt/data. `size` is in bytes. `directory` is its parent, relative to /mnt/data."""
+    """A file or folder in a session's /mnt/data.
+
+    Attributes:
+        name: The name, without the folder.
+        size: The size in bytes.
+        modified: When it was changed last.
+        directory: The folder that it is in, relative to /mnt/data.
+        is_directory: Whether it is a folder.
+        content_type: The MIME type, if the endpoint reports one.
+    """
 
     name: str
     size: int
@@ -357,10 +397,14 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint of a session. `left_behind` lists what could not be saved, such as open sockets.
+    """A checkpoint of a session.
 
-    Several checkpoints may have the same name; the name then means the latest of them. Ids are unique in a session. `size` is the size of
-    the checkpoint's files in bytes.
+    Attributes:
+        id: The id, which is unique in the session.
+        name: The name, or None. Several checkpoints may have the same name; the name then means the latest of them.
+        created: When it was taken.
+        size: The size of its files in bytes.
+        left_behind: What could not be saved, such as open sockets.
     """
 
     id: str
@@ -372,7 +416,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """The result of a shell command. If a signal ended the command, the exit code is minus the signal's number."""
+    """The result of a shell command.
+
+    Attributes:
+        exit_code: The exit code. If a signal ended the command, minus the number of the signal.
+        stdout: What the command wrote to stdout.
+        stderr: What the command wrote to stderr.
+    """
 
     exit_code: int
     stdout: str
@@ -388,7 +438,12 @@ class CommandResult:
 class Variable:
     """A variable of a session.
 
-    `text` is set only for plain values such as numbers, and `shape` only for values with dimensions or a length. `size` is in bytes.
+    Attributes:
+        name: The name.
+        type: The name of its type.
+        shape: The shape or length, or None if it has neither.
+        size: The size in bytes.
+        text: The value as text, for plain values such as numbers; otherwise ''.
     """
 
     name: str
@@ -400,7 +455,13 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completions:
-    """The texts that complete a word: each can replace the characters from position `start` to position `end`."""
+    """The texts that complete a word.
+
+    Attributes:
+        matches: The texts.
+        start: The position of the first character that a text replaces.
+        end: The position after the last character that a text replaces.
+    """
 
     matches: tuple[str, ...]
     start: int
@@ -409,7 +470,12 @@ class Completions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A package that a session installed in addition to those of its environment."""
+    """A package that a session installed in addition to those of its environment.
+
+    Attributes:
+        name: The name of the package.
+        version: The installed version.
+    """
 
     name: str
     version: str

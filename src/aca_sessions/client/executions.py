@@ -34,7 +34,12 @@ async def _cannot(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """A handle to one execution. The cell continues if the handle is garbage-collected; `cancel` interrupts the cell."""
+    """A handle to one execution. The cell continues if the handle is garbage-collected; `cancel` interrupts the cell.
+
+    Attributes:
+        id: The id of the execution.
+        session_id: The identifier of the session.
+    """
 
     id: str
     session_id: str

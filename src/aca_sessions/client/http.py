@@ -32,7 +32,12 @@ DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.
 
 
 class SessionsHttpClient:
-    """A client that sends requests to one endpoint in one api-version. Closing it closes the httpx client that it uses."""
+    """A client that sends requests to one endpoint in one api-version. Closing it closes the httpx client that it uses.
+
+    Attributes:
+        api_version: The api-version that every request names.
+        on_session: A function that is called with a session and its guid, when a response names one.
+    """
 
     def __init__(
         self,

@@ -201,9 +201,12 @@ class CodeInterpreter:
         return await self._files.download(session_id, name)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size in bytes.
+        """Copy a file of a session to this machine and return its size in bytes. If that fails, a file at the path stays as it was.
 
-        If the download fails, a file that exists at the path stays as it was.
+        Args:
+            session_id: The identifier of the session.
+            name: The path of the file in the session, relative to /mnt/data.
+            path: The path on this machine.
         """
         return await self._files.save(session_id, name, path)
 
@@ -313,6 +316,11 @@ class CodeInterpreter:
         """Install packages into a session and return the result. The server fetches them. An installation that fails changes nothing.
 
         Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
+
+        Args:
+            session_id: The identifier of the session.
+            *requirements: The packages, such as `humanize` or `humanize>=4`.
+            timeout: The time limit in seconds, at most 3600.
         """
         checked_requirements(requirements)
         checked_install_timeout(timeout)

@@ -225,6 +225,9 @@ class SessionPool:
 
     A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, except `release` and
     `close`, which do nothing there.
+
+    Attributes:
+        access: What the sessions can reach and install, as far as it is known.
     """
 
     def __init__(

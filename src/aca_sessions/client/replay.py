@@ -36,9 +36,10 @@ Outcome = dict[str, object]
 class ReplayedCell:
     """The comparison of one code cell's new outputs with the outputs in the notebook.
 
-    `number` counts the code cells from 1, without those that `write_notebook` made for installations.
-
-    `differences` has a text for each part that differs (`stdout was 'a', is 'b'`), or the reason why the cell was not run.
+    Attributes:
+        number: The number of the code cell, from 1, without those that `write_notebook` made for installations.
+        verdict: What the comparison found.
+        differences: A text for each part that differs (`stdout was 'a', is 'b'`), or the reason why the cell was not run.
     """
 
     number: int
@@ -53,7 +54,9 @@ class ReplayedCell:
 class ReplayReport:
     """The comparisons of all code cells of a replayed notebook.
 
-    `missing` lists packages that could not be installed, and uploads and variables without content in the notebook.
+    Attributes:
+        cells: A comparison for each cell, in order.
+        missing: Packages that could not be installed, and uploads and variables without content in the notebook.
     """
 
     cells: tuple[ReplayedCell, ...]

@@ -52,6 +52,10 @@ class Session:
 
     Each result reports what the session lost since the last result that this object received. If two objects use one session, each object
     reports every loss once.
+
+    Attributes:
+        session_id: The identifier of the session.
+        history: The latest cells, uploads, installations and other steps of this object.
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
@@ -337,13 +341,22 @@ class Session:
         return decode_variables(parse_printed_json(await self._run_snippet("variables")))
 
     async def complete(self, code: str, cursor: int, *, timeout: float | None = None) -> Completions:
-        """Return IPython's completions of `code` at position `cursor`, counted in characters."""
+        """Return IPython's completions of the word at a position of a cell.
+
+        Args:
+            code: The source text.
+            cursor: The position, counted in characters.
+            timeout: The time limit in seconds, by default the endpoint's.
+        """
         return decode_completions(parse_printed_json(await self._run_snippet("complete", code, cursor, timeout=timeout)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
-        """Return what IPython shows about the name at position `cursor` of `code`, or None if the name is unknown.
+        """Return what IPython shows about the name at a position of a cell, or None if the name is unknown.
 
-        The position counts characters. A `detail` of 1 adds the source.
+        Args:
+            code: The source text.
+            cursor: The position, counted in characters.
+            detail: 1 adds the source of the object.
         """
         return decode_inspection(parse_printed_json(await self._run_snippet("inspect", code, cursor, detail)))
 

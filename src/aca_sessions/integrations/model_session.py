@@ -335,9 +335,12 @@ class ModelSession:
         return sibling
 
     async def upload_file(self, name: str, data: str | bytes | Path | None = None, *, folder: str | Path | None = None) -> RemoteFile:
-        """Write a file into the session: `data`, or the file `folder/name` of this machine. Raise InvalidArgumentError unless one is given.
+        """Write a file into the session. Give either `data` or `folder`. This method is for the host program: no model can call it.
 
-        This method is for the host program: no model can call it.
+        Args:
+            name: The path of the file in the session, relative to /mnt/data.
+            data: The content, or the path of a file of this machine.
+            folder: A folder of this machine. The file `name` below it is copied.
         """
         if folder is not None and data is None:
             data = await asyncio.to_thread(read_below, folder, name)

@@ -23,22 +23,36 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """The limits of one session, in bytes, counts and seconds.
 
-    Files are kept in memory. `disk` is the limit of /mnt/data, and `temporary` the limit of /tmp and of /dev/shm. `disk` is lowered to at
-    most half of `memory`, and `temporary` to at most a quarter, so that all files together take at most `memory`.
+    Files are kept in memory. `disk` is lowered to at most half of `memory`, and `temporary` to at most a quarter, so that all files
+    together take at most `memory`.
+
+    Attributes:
+        memory: Bytes of all its processes. A process that asks for more gets a MemoryError. If all need more together, they are killed.
+        disk: Bytes of /mnt/data, and of the largest file.
+        files: Files and folders in /mnt/data.
+        temporary: Bytes of /tmp, and of /dev/shm.
+        processes: Processes and threads.
+        open_files: File descriptors of each process.
+        cpu: Processors whose time it may use, such as 1.5. It needs control groups. None allows all, shared fairly.
+        checkpoints: Checkpoints. The oldest are removed first.
+        checkpoint_files: Bytes of the files that a checkpoint copies. With more files a checkpoint cannot be taken.
+        cell_timeout: Seconds that a cell may run, at most 220.
+        output: Bytes that are kept of stdout and of stderr: the beginning and the end of each.
+        history: Cells that are kept in `In`, and values that are kept in `Out`. A value in `Out` stays in memory.
     """
 
-    memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
-    disk: int = 256 * MB  # /mnt/data, which is kept in memory; also the largest file
-    files: int = 16_384  # inodes in /mnt/data
-    temporary: int = 64 * MB  # /tmp and /dev/shm, each
-    processes: int = 128  # processes and threads
-    open_files: int = 1024  # descriptors of each process
-    cpu: float | None = None  # processors' worth of time; None allows all there are, shared fairly. Needs control groups
-    checkpoints: int = 10  # of a session; the oldest are removed first
-    checkpoint_files: int = 64 * MB  # of a session's files, which each checkpoint copies (about 1 ms a MB); with more it cannot be taken
-    cell_timeout: float = 100.0  # Azure's own default; at most 220, as there
-    output: int = MB  # of each stream: its head and its tail are kept
-    history: int = 1000  # cells in `In`, values in `Out`; a value in `Out` stays in memory
+    memory: int = 2 * GB
+    disk: int = 256 * MB
+    files: int = 16_384
+    temporary: int = 64 * MB
+    processes: int = 128
+    open_files: int = 1024
+    cpu: float | None = None
+    checkpoints: int = 10
+    checkpoint_files: int = 64 * MB  # copying takes about 1 ms a MB
+    cell_timeout: float = 100.0  # as in Azure, whose maximum is 220 as well
+    output: int = MB
+    history: int = 1000
 
     def __post_init__(self) -> None:
         """Lower `disk` to at most half of `memory`, and `temporary` to at most a quarter."""
@@ -61,13 +75,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """The limits on all sessions of this process together, so that the host stays usable."""
+    """The limits on all sessions of this process together, so that the host stays usable.
 
-    memory_share: float = 0.75  # of the machine's memory
-    processes: int = 16_384  # half of Linux's default; without control groups, all other processes of this user count as well
-    # Their share of each processor's time when others need it too, such as this process's event loop: each of those weighs 1. Without
-    # control groups this is the weight of each session. Beside a fork bomb, whose dead processes the kernel collects outside of any group,
-    # the event loop's p99 was 1.4 to 5 ms with 0.125, 70 to 450 ms with 0.25 and up to 2.5 s with 0.5 (two processors, quiet).
+    Attributes:
+        memory_share: The share of the machine's memory that they may use.
+        processes: Processes and threads. Without control groups, all other processes of this user count as well.
+        cpu_weight: Their weight on each processor, if another process has 1. Without control groups this is the weight of each session.
+    """
+
+    memory_share: float = 0.75
+    processes: int = 16_384  # half of Linux's default
+    # Beside a fork bomb, whose dead processes the kernel collects outside of any group, the p99 of this process's event loop was 1.4 to
+    # 5 ms with 0.125, 70 to 450 ms with 0.25 and up to 2.5 s with 0.5 (two processors, quiet).
     cpu_weight: float = 0.125
 
     @property
@@ -78,7 +97,12 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a session can reach on the network, besides its own loopback interface."""
+    """What a session can reach on the network, besides its own loopback interface. Create one with `none`, `allow` or `host`.
+
+    Attributes:
+        kind: `none` for nothing, `allow` for some domains, `host` for all that this host reaches.
+        domains: The allowed domains, for the kind `allow`.
+    """
 
     kind: Literal["none", "allow", "host"] = "none"
     domains: tuple[str, ...] = ()
@@ -121,8 +145,11 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    If `shared` is "writable", a session may write to the folder with the rights of the user that it runs as. If the host program runs as
-    root, each session has a uid of its own, and can write only where every user can.
+    Attributes:
+        host: The folder of the host, which must exist.
+        guest: The path in the session, under /mnt and outside of /mnt/data.
+        shared: Whether sessions may write. If so, a session has the rights of the user that it runs as. If the host program runs as root,
+            each session has a uid of its own, and can write only where every user can.
     """
 
     host: str
@@ -156,12 +183,19 @@ def user_folder(variable: str, *below_home: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Where packages for sessions come from, and the folder of this host in which they are unpacked for all sessions."""
+    """Where packages for sessions come from, and the folder of this host in which they are unpacked for all sessions.
 
-    index_url: str | None = field(default=None, repr=False)  # may hold a password; None is the one in this host's pip configuration
-    wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
-    cache: str | None = None  # None is aca-sessions/packages in the user's cache folder
-    cache_size: int = 4 * GB  # the sets that were not used for the longest time are removed first, those in use never
+    Attributes:
+        index_url: The URL of the index, which may hold a password. None: the one in this host's pip configuration.
+        wheels: A folder of wheels. Without an `index_url`, nothing is fetched from anywhere else.
+        cache: The folder for unpacked packages. None: aca-sessions/packages in the user's cache folder.
+        cache_size: Bytes of that folder. Packages that were not used for the longest time are removed first, those in use never.
+    """
+
+    index_url: str | None = field(default=None, repr=False)
+    wheels: str | None = None
+    cache: str | None = None
+    cache_size: int = 4 * GB
 
     @property
     def folder(self) -> str:
@@ -178,22 +212,35 @@ class PackageSource:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings of a sandbox: its limits, network, mounts, Python, packages and level of isolation."""
+    """The settings of a sandbox: its limits, network, mounts, Python, packages and level of isolation.
+
+    Attributes:
+        limits: The limits of each session.
+        together: The limits of all sessions in total.
+        network: What sessions can reach.
+        mounts: Folders of the host that sessions see.
+        python: The path of an interpreter whose environment has IPython. None: the host program's own, or the image's.
+        image: The root of the sessions, in the place of this host's /usr and Python: a folder, the tar of one, or an image that Podman or
+            Docker has.
+        preload: Modules that every session has imported already. None: numpy, pandas and matplotlib if they are installed, as soon as they
+            are loaded.
+        packages: Where sessions get packages.
+        spares: Sessions that are kept ready before they are needed, about 6 MB each.
+        tenant: A name, or None. Sessions of another tenant have another fork server, and so another address layout and hash seed.
+        isolation: `no-namespaces` is for hosts that refuse namespaces: only Landlock, seccomp and limits. SECURITY.md lists what it does
+            not enforce.
+    """
 
     limits: Limits = field(default_factory=Limits)
     together: Together = field(default_factory=Together)
     network: Network = field(default_factory=Network)
     mounts: tuple[Mount, ...] = ()
-    python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own, or the image's
-    # The guests' root, in the place of this host's /usr and Python: a folder, the tar of one, or an image that podman or docker has.
+    python: str | None = None
     image: str | None = None
-    # Modules that sessions find imported. None: numpy, pandas and matplotlib if they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None
     packages: PackageSource = field(default_factory=PackageSource)
-    spares: int = 2  # sessions that are kept ready ahead of their use, 6 MB each
-    # Sessions of another tenant have another fork server, and so another address layout and hash seed. None: one for all without a tenant.
+    spares: int = 2
     tenant: str | None = None
-    # "no-namespaces" is for hosts that refuse namespaces: only Landlock, seccomp and limits. SECURITY.md lists what it does not enforce.
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:

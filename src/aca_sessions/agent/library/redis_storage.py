@@ -64,6 +64,11 @@ class RedisStorage:
         """Write a record, replacing an earlier one of the same name.
 
         Also replace the stamp of its kind, a random text, so that callers that cache records notice the change.
+
+        Args:
+            kind: The kind of the record.
+            name: The name of the record.
+            data: The content.
         """
         field = check_name(name)
 

@@ -76,6 +76,9 @@ class FileStorage:
     """A storage in a folder, with a readable file for each record. Many processes can use it at the same time.
 
     Without fcntl, as on Windows, only one process may write at a time, because nothing is locked.
+
+    Attributes:
+        base_path: The folder.
     """
 
     def __init__(self, base_path: Path | str) -> None:
@@ -90,6 +93,11 @@ class FileStorage:
         """Write a record's file. A concurrent reader gets the whole old or the whole new content.
 
         The data is written to a temporary file in the same folder, which is then renamed to the record's file.
+
+        Args:
+            kind: The kind of the record.
+            name: The name of the record.
+            data: The content.
         """
         await _run_in_thread("written", lambda: self._write(kind, check_name(name), data))
 
