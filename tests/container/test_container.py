@@ -163,8 +163,8 @@ async def test_a_session_is_reachable_over_http_from_outside() -> None:
         assert command("podman", "exec", name, "id", "-u").stdout == "10001\n"
 
 
-def test_the_command_line_of_the_readme_serves() -> None:
-    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ podman run"))
+def test_the_command_line_of_the_page_serves() -> None:
+    line = next(line for line in (ROOT / "docs" / "guides" / "containers.md").read_text().splitlines() if line.startswith("$ podman run"))
     *flags, image = shlex.split(line.removeprefix("$ podman run "))
     assert image == "aca-sessions"
     assert PUBLISHED[1] in flags
