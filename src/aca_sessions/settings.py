@@ -233,21 +233,16 @@ class SessionsHttpClientSettings(_Section):
 
     Endpoint: str | None = None
     """The server or pool that runs the sessions: `https://…`, `http://…` or `unix:///path`. Unset: the embedded sandbox."""
-
     ApiVersion: Literal["2025-10-02-preview", "2025-02-02-preview", "2024-10-02-preview", "2024-08-02-preview", "2024-02-02-preview"] = (
         "2025-10-02-preview"
     )
     """The version of Azure's API that the client speaks."""
-
     ApiKey: SecretStr | None = None
     """The key of `aca-sessions serve`. It is never shown. Unset: sign in to Azure, with `DefaultAzureCredential`."""
-
     ConnectTimeoutSeconds: Positive = DEFAULT_CONNECT_SECONDS
     """Seconds that the client waits for a connection."""
-
     RequestTimeoutSeconds: Positive = DEFAULT_REQUEST_SECONDS
     """Seconds that the client waits for a response. Cells have a time limit of their own."""
-
     PatienceSeconds: Annotated[float, Field(ge=0, le=3600)] = DEFAULT_PATIENCE_SECONDS
     """Seconds after its first attempt for which a request may be retried. A cell that the service may have begun is never sent again."""
 
@@ -281,7 +276,6 @@ class AzureTokenProviderSettings(_Section):
 
     RefreshBeforeMinutes: Annotated[float, Field(ge=0)] = DEFAULT_REFRESH_SECONDS / 60
     """Minutes before a token expires at which it is renewed."""
-
     Scopes: Words = (DEFAULT_SCOPE,)
     """The scopes that tokens are requested for."""
 
@@ -293,10 +287,8 @@ class SessionPoolSettings(_Section):
 
     MaxConcurrentSessions: Count = DEFAULT_SESSIONS
     """Sessions that may be leased at the same time. An embedded pool keeps at most 20 times as many in all, and refuses one more."""
-
     SessionTimeoutMinutes: Positive = DEFAULT_SESSION_SECONDS / 60
     """Minutes after which an idle named session ends."""
-
     AcquireTimeoutSeconds: Positive = DEFAULT_ACQUIRE_SECONDS
     """Seconds that a caller waits for a lease. Then PoolTimeoutError is raised."""
 
@@ -312,34 +304,24 @@ class LimitsSettings(_Section):
 
     A process that asks for more gets a MemoryError. If all of them need more together, they are killed.
     """
-
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
     """Megabytes of /mnt/data, which is in memory. A file can have as much. Lowered to at most half of `MemoryMegabytes`."""
-
     TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.temporary // MB
     """Megabytes of /tmp, and of /dev/shm, which are in memory. Lowered to at most a quarter of `MemoryMegabytes`."""
-
     Processes: Annotated[int, Field(ge=8, le=1 << 20)] = _LIMITS.processes
     """Processes and threads of the session."""
-
     OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] = _LIMITS.open_files
     """Open file descriptors of each process."""
-
     Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
     """Processors whose time the session may use: 1.5 is the time of one and a half. It needs control groups. Unset: all, shared fairly."""
-
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] = _LIMITS.cell_timeout
     """Seconds of wall-clock time that a cell may run. Waiting for a processor counts, waiting for the host to reply does not."""
-
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] = _LIMITS.output // KB
     """Kilobytes of stdout and of stderr that a result keeps: the beginning and the end of each."""
-
     History: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.history
     """Cells that are kept in `In`, and values that are kept in `Out`. A value in `Out` stays in memory."""
-
     Checkpoints: Annotated[int, Field(gt=0, le=1000)] = _LIMITS.checkpoints
     """Checkpoints of the session. If there are more, the oldest is removed."""
-
     CheckpointMegabytes: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.checkpoint_files // MB
     """Megabytes of files that a checkpoint copies. If /mnt/data has more, a checkpoint cannot be taken."""
 
@@ -356,10 +338,8 @@ class TogetherSettings(_Section):
 
     MemoryShare: Annotated[float, Field(gt=0, le=1)] = _TOGETHER.memory_share
     """The share of the machine's memory that all sessions may use."""
-
     Processes: Annotated[int, Field(ge=32, le=1 << 22)] = _TOGETHER.processes
     """Processes and threads of all sessions. Without control groups, all other processes of this user count as well."""
-
     CpuWeight: Annotated[float, Field(gt=0, le=100)] = _TOGETHER.cpu_weight
     """The weight of all sessions on each processor, if another process has 1. Without control groups each session has this weight.
 
@@ -372,10 +352,8 @@ class MountSettings(_Section):
 
     Host: str
     """The folder of this host, which must exist."""
-
     Guest: str
     """The path in the session, under /mnt and outside of /mnt/data."""
-
     Shared: Literal["read-only", "writable"] = "read-only"
     """Whether sessions may write. They have the rights of their user: if this program is root, they write where every user can."""
 
@@ -385,16 +363,12 @@ class PackagesSettings(_Section):
 
     IndexUrl: SecretStr | None = None
     """The URL of the index. It may hold a password, and is never shown. Unset: what this host configures for pip."""
-
     WheelFolder: str | None = None
     """A folder of wheels. Without an `IndexUrl` it is the only source: nothing is downloaded."""
-
     CacheFolder: str | None = Field(default_factory=lambda: PackageSource().folder or None)
     """The folder of unpacked packages, for all sessions. Unset: `aca-sessions/packages` in the user's cache folder, such as `~/.cache`."""
-
     CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = PackageSource().cache_size // MB
     """Megabytes of that folder. The least recently used packages are removed first, those in use never."""
-
     InstallFunction: bool = False
     """Whether tools for models, such as the plugin of Semantic Kernel, have a function `install_packages`."""
 
@@ -419,41 +393,32 @@ class SandboxSettings(_Section):
 
     Limits: LimitsSettings = LimitsSettings()
     """The limits of one session."""
-
     Together: TogetherSettings = TogetherSettings()
     """The limits of all sessions in total."""
-
     Network: Words = ("none",)
     """What sessions reach: `none`, a list of domains, or `host` (`serve --network`).
 
     Domains such as `["pypi.org", "*.example.org"]` allow HTTP and HTTPS to their public addresses, through a proxy; `host` is all that this
     host reaches, including its own services.
     """
-
     Mounts: tuple[MountSettings, ...] = ()
     """Folders of this host that sessions see: `[{"Host": "/srv/models", "Guest": "/mnt/models"}]`."""
-
     Preload: Words | None = None
     """Modules that every session has imported already. `[]` is none. Unset: numpy, pandas and matplotlib, if they are installed.
 
     Those three are loaded in the background. A session has them if it begins after that.
     """
-
     Spares: Annotated[int, Field(ge=0, le=1000)] = _POLICY.spares
     """Sessions that are kept ready before they are needed, about 6 MB each."""
-
     Python: str | None = None
     """The path of an interpreter whose environment has IPython; with a `ContainerImage`, one of the image. Unset: the host program's."""
-
     Isolation: Literal["full", "no-namespaces"] = _POLICY.isolation
     """`no-namespaces` is less isolation, for hosts that refuse namespaces, such as default containers.
 
     It has no /mnt/data: files are in the working directory.
     """
-
     Tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """A name, for tenants that are hostile to each other. Sessions of two tenants share no fork server, and so no address layout."""
-
     Environment: str | None = None
     """The name of an environment that `aca-sessions env create` made, instead of `Python`. Sessions see its packages alone."""
 
@@ -475,16 +440,12 @@ class McpSettings(_Section):
 
     SessionsPerClient: Count = 20
     """Sessions that one client may have."""
-
     Clients: Count = 100
     """Clients that may be connected over HTTP."""
-
     ClientIdleMinutes: Positive = 30
     """Minutes without a request after which an HTTP client counts as disconnected."""
-
     KeepShared: bool = True
     """Whether sessions that a client created as shared outlive it, until they are idle for too long."""
-
     OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] = 64
     """Megabytes that a client's sessions may pass on through `outputs/`. 0 passes on nothing."""
 
@@ -494,7 +455,6 @@ class AuditSettings(_Section):
 
     File: str | None = None
     """The file, to which each event is written as a line of JSON, with hashed names (`serve --audit`). Unset: no audit log."""
-
     Code: bool = False
     """Whether the source of cells is written, too (`serve --audit-code`). Otherwise only its size is."""
 
