@@ -1,0 +1,34 @@
+"""Test code for an Azure pool in CI, with a local stand-in.
+
+`aca-sessions serve --plain` offers Azure's HTTP API and nothing more, so a program that works against it uses no extension that Azure
+lacks. Point the program to it by two environment variables, and it needs no account, no network and no change. `python -m pytest` instead
+of the program below runs your tests in the same way. The stand-in runs on Linux; a container needs [some flags](../guides/containers.md).
+How it differs from Azure is listed in [Fidelity to Azure](../reference/azure-fidelity.md).
+"""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import asyncio
+from aca_sessions import open_pool
+
+async def main():
+    async with open_pool() as pool, pool.session() as session:
+        print(await session.run("6 * 7"))
+        print("checkpoints:", await session.supports("checkpoint"))
+
+asyncio.run(main())
+"""
+
+command = [sys.executable, "-m", "aca_sessions.cli.main", "serve", "--plain", "--port", "0"]  # in a shell: aca-sessions serve --plain
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    endpoint, key = (server.stdout.readline().split()[1] for _ in range(2))  # "Endpoint: http://127.0.0.1:PORT" and "ApiKey: KEY"
+    names = {"ACASessions__SessionsHttpClient__Endpoint": endpoint, "ACASessions__SessionsHttpClient__ApiKey": key}
+    subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | names, check=True)
+    server.terminate()
+
+# prints:
+# 42
+# checkpoints: False
