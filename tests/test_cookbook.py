@@ -1,0 +1,44 @@
+"""Run each recipe of the cookbook, and compare what it prints with the comment at its end."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, mostly_long
+
+pytestmark = pytest.mark.slow
+
+COOKBOOK = ROOT / "samples" / "cookbook"
+RECIPES = sorted(path.stem for path in COOKBOOK.glob("*.py") if not path.stem.startswith("_"))
+INDEX = (ROOT / "docs" / "cookbook" / "index.md").read_text()
+QUICK = (
+    *("session_per_user", "end_session_at_logout", "stream_to_browser", "retry_after_lost_session", "cancel_long_task"),
+    *("approve_writing_calls", "checkpoint_and_roll_back", "answer_input"),
+)
+
+
+@pytest.mark.parametrize("recipe", mostly_long(RECIPES, *QUICK))
+def test_a_recipe_prints_what_its_page_shows(recipe: str, tmp_path: Path) -> None:
+    program = COOKBOOK / f"{recipe}.py"
+    shown = program.read_text().partition("\n# prints:\n")[2]
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in shown.splitlines()]
+    assert shown
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_short_and_in_the_index(recipe: str) -> None:
+    source = (COOKBOOK / f"{recipe}.py").read_text()
+    title, empty, *about = (ast.get_docstring(ast.parse(source)) or "").splitlines()
+    assert title.endswith(".")
+    assert empty == ""
+    assert 2 <= len(about) <= 6
+    assert len(source.splitlines()) <= 65
+    assert INDEX.count(f"](../../samples/cookbook/{recipe}.py)") == 1
