@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from textwrap import indent
 
 import httpx
 import pytest
@@ -14,10 +15,11 @@ from aca_sessions import CodeExecutionResult, Policy, PythonTool, Session, Sessi
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
 from aca_sessions.client.replay import replay
-from aca_sessions.errors import NotFoundError, SnapshotError
+from aca_sessions.errors import ExecutionError, NotFoundError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits, Together
+from aca_sessions.sandbox.session import cell as cells
 
 from ..conftest import mostly_long, until
 
@@ -69,6 +71,24 @@ async def test_a_loss_by_a_cancelled_call_is_reported_with_the_next_result(sessi
     result = await session.run("'x' in globals()")
     assert (result.value, str(result.state), result.state.files) == (False, "lost: killed", "kept")
     assert str((await session.run("1")).state) == "kept"
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["cancelled", "out of time"])
+async def test_a_dropped_completion_is_waited_for_and_never_killed(
+    session: Session, monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
+    monkeypatch.setattr(cells, "INTERRUPT_GRACE", 0.0)
+    monkeypatch.setattr(cells, "QUEUED_SECONDS", 0.0)
+    body = STUBBORN.replace("while True", "for _ in range(2)").replace("30", "5")
+    await session.run(f"x = 1\nclass Slow:\n    def __dir__(self):\n{indent(body, ' ' * 8)}")
+    await session.run("slow = Slow()")
+    if limited:
+        with pytest.raises(ExecutionError, match="no completions after 2 s"):
+            await session.complete("slow.", 5, timeout=2)
+    else:
+        await cancelled(session.complete("slow.", 5), session)
+    result = await session.run("x")
+    assert (result.value, str(result.state)) == (1, "kept")
 
 
 async def test_a_loss_by_an_abandoned_stream_is_reported_with_the_next_result(session: Session) -> None:

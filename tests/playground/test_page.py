@@ -74,6 +74,22 @@ def test_a_completion_does_not_hold_up_a_cell(playground: Playground) -> None:
         assert _sent(playground, "/interrupt?")[-1].partition("/interrupt?")[0].rpartition("/")[2].startswith("page-own-")
 
 
+def test_a_checkpoint_after_a_loss_shows_the_loss(playground: Playground) -> None:
+    page = playground.page
+    playground.run("x = 20\nimport os, threading\nthreading.Timer(1, lambda: os._exit(1)).start()")
+    page.wait("document.querySelector('#variables').innerText.includes('20')")
+    panel = "document.querySelector('#variables-panel').dispatchEvent(new Event('toggle'))"
+    page.wait(f"{panel} && document.querySelector('#variables').innerText === 'No variables yet.'")
+    page.click("#checkpoint")
+    page.wait("document.querySelectorAll('.notice').length === 2")
+    assert page.evaluate("[...document.querySelectorAll('.notice')].map((one) => one.innerText.split(':')[0])") == [
+        "State lost (exit)",
+        "Checkpoint #1 is taken.",
+    ]
+    playground.run("'x' in globals()")
+    assert playground.state() == "kept"
+
+
 def test_an_upload_that_takes_long_is_shown(playground: Playground, tmp_path: Path) -> None:
     page = playground.page
     (tmp_path / "large.bin").write_bytes(bytes(8 << 20))

@@ -316,6 +316,8 @@ class Executions:
             headers[extensions.ANSWERED_HEADER] = ", ".join(call.answered)
         if call.transactional:
             headers[extensions.TRANSACTIONAL_HEADER] = "1"
+        if call.gentle:
+            headers[extensions.GENTLE_HEADER] = "1"
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_request(call)
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         try:

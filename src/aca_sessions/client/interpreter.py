@@ -32,6 +32,7 @@ INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
 _CHECKPOINT_SECONDS = 250.0  # a cell of up to 220 s may have to end first
 _REMEMBERED = 10_000
+_READING_SNIPPETS = frozenset({"complete", "health", "inspect", "variables"})  # not worth the variables if they do not end when cancelled
 
 
 class CodeInterpreter:
@@ -116,7 +117,7 @@ class CodeInterpreter:
         """
         checked_session_id(session_id)
         caller = caller or replace(self._position_of(session_id))
-        call = ExecutionRequest(code=snippet(name, *arguments), timeout=timeout)
+        call = ExecutionRequest(code=snippet(name, *arguments), timeout=timeout, gentle=name in _READING_SNIPPETS)
         return caller.deliver(await self._execute(session_id, call, caller))
 
     async def _execute_with(

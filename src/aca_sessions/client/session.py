@@ -343,12 +343,18 @@ class Session:
     async def complete(self, code: str, cursor: int, *, timeout: float | None = None) -> Completions:
         """Return IPython's completions of the word at a position of a cell.
 
+        Raise ExecutionError if that takes longer than `timeout`. The variables are kept even then: the next cell waits instead.
+
         Args:
             code: The source text.
             cursor: The position, counted in characters.
-            timeout: The time limit in seconds, by default the endpoint's.
+            timeout: The time limit in seconds.
         """
-        return decode_completions(parse_printed_json(await self._run_snippet("complete", code, cursor, timeout=timeout)))
+        try:
+            async with asyncio.timeout(timeout):
+                return decode_completions(parse_printed_json(await self._run_snippet("complete", code, cursor)))
+        except TimeoutError as error:
+            raise ExecutionError(f"there are no completions after {timeout:g} s: try again when the session is idle") from error
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """Return what IPython shows about the name at a position of a cell, or None if the name is unknown.

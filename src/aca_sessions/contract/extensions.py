@@ -38,6 +38,7 @@ RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
 ANSWERED_HEADER = "x-aca-sessions-answered"  # the kinds of questions of a cell that its caller answers
 TRANSACTIONAL_HEADER = "x-aca-sessions-transactional"
+GENTLE_HEADER = "x-aca-sessions-gentle"  # no interrupt of this cell kills the interpreter
 NUMBER_HEADER = "x-aca-sessions-number"  # of a cell in the history of its session
 CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session
 
@@ -86,7 +87,6 @@ def encode_full_result(result: CodeExecutionResult) -> dict[str, object]:
     for display in result.displays:
         displays.append(dict(display.data))
         names.append(display.name)
-    state = result.state
     body: dict[str, object] = {
         "duration": result.duration,
         "stdout": result.stdout,
@@ -99,12 +99,16 @@ def encode_full_result(result: CodeExecutionResult) -> dict[str, object]:
         "displays": displays,
         "displayNames": names,
         "error": asdict(result.error) if result.error is not None else None,
-        # `kind` and `consequence` follow from the rest. They are sent so that pages and other clients need not know how.
-        "state": {**asdict(state), "kind": state.kind, "consequence": state.consequence},
+        "state": _encode_state(result.state),
     }
     if result.record is not None:
         body["ledger"] = encode_record(result.record)
     return body
+
+
+def _encode_state(state: State) -> dict[str, object]:
+    # `kind` and `consequence` follow from the rest. They are sent so that pages and other clients need not know how.
+    return {**asdict(state), "kind": state.kind, "consequence": state.consequence}
 
 
 def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
@@ -249,6 +253,11 @@ def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
         "size": checkpoint.size,
         "leftBehind": list(checkpoint.left_behind),
     }
+
+
+def encode_unreported(state: State, record: Record) -> dict[str, object]:
+    """Encode as JSON what happened to a session since the position of the caller, for a response that is no result."""
+    return {"state": _encode_state(state), "ledger": encode_record(record)}
 
 
 def decode_checkpoint(body: Body) -> Checkpoint:

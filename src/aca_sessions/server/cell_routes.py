@@ -62,6 +62,7 @@ class CellRoutes:
                 call = replace(call, answered=extensions.decode_answered_kinds(kinds))
             if request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1":
                 call = replace(call, transactional=True)
+            call = replace(call, gentle=request.headers.get(extensions.GENTLE_HEADER) == "1")
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise invalid(f"the header operation-id must be 1 to 128 letters, digits, '.', '_' or '-', got {id!r:.80}")
@@ -80,7 +81,8 @@ class CellRoutes:
     async def interrupt(self, request: Request) -> Response:
         """Interrupt the cell of an execution. If the cell has not started yet, keep it from starting.
 
-        Respond at once. The execution's result, which comes later, shows whether the interrupt stopped the cell.
+        Respond at once. The execution's result, which comes later, shows whether the interrupt stopped the cell. If it did not, the
+        interpreter is killed, unless the cell was sent with the header `x-aca-sessions-gentle: 1`.
         """
         _, identifier = read_address(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])

@@ -323,7 +323,8 @@ class Executions:
     def interrupt(self, execution: RunningExecution) -> None:
         """Interrupt the cell of an execution. If the cell has not started yet, keep it from starting. If it has ended, do nothing.
 
-        The execution's result shows whether the cell was stopped.
+        The execution's result shows whether the cell was stopped. If the cell does not react, the interpreter is killed, unless the
+        request of the cell is `gentle`.
         """
         if execution.done.is_set():
             return
@@ -514,7 +515,7 @@ class Executions:
     async def _interrupt(self, execution: RunningExecution) -> None:
         interpreter = (await self._session.sandbox()).running
         if interpreter is not None:
-            await interpreter.interrupt(execution.id)
+            await interpreter.interrupt(execution.id, gentle=execution.call.gentle)
 
 
 def unknown_execution(id: str) -> ProblemError:

@@ -260,12 +260,17 @@ class CheckpointRoutes:
         ]
 
     async def take_checkpoint(self, request: Request) -> Response:
-        """Take a checkpoint of a session and return its description."""
+        """Take a checkpoint of a session and return its description.
+
+        The response also has what happened to the session since the position that the caller names: the checkpoint has the state after it.
+        """
         name = extensions.decode_checkpoint_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
         session = self._session(request)
         with session.keep_in_use():
             checkpoint = await session.executions.run_in_turn(lambda sandbox: sandbox.checkpoint(name))
-        return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()))
+        ledger, here = session.ledger, session.ledger.position
+        unreported = ledger.state_and_record(request.headers.get(extensions.SINCE_HEADER), here, here, default=ledger.fetched)
+        return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()) | extensions.encode_unreported(*unreported))
 
     async def list_checkpoints(self, request: Request) -> Response:
         """Return the checkpoints of a session, the oldest first."""

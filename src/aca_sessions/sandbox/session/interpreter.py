@@ -314,19 +314,21 @@ class Interpreter:
     def _send_answer(self, answer: wire.Answer) -> None:
         self._channel.send(answer)
 
-    async def interrupt(self, execution: str) -> None:
+    async def interrupt(self, execution: str, *, gentle: bool = False) -> None:
         """Interrupt a cell by SIGINT. If it does not end within the `GracePeriod`, kill the interpreter and the processes that it started.
 
-        Do nothing if the execution with this id is not the one that runs now.
+        Do nothing if the execution with this id is not the one that runs now. If `gentle`, only send the signal: never kill anything.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
             return
         # Before `Started`, a SIGINT would not reach the cell.
-        await self._wait_for_reaction(cell.started)
+        await (_first_of(cell.started, cell.finished, self._death) if gentle else self._wait_for_reaction(cell.started))
         if cell is not self._cell or cell.finished.done():
             return  # the cell ended meanwhile, and the signal would hit the next one
         self._signal(signal.SIGINT)
+        if gentle:
+            return
         await self._wait_for_reaction(cell.finished)
         if not cell.finished.done():
             self._kill("killed")

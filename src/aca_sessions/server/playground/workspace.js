@@ -1,10 +1,11 @@
 /** One session as this page knows it: its cells on the page, what runs, and what it can go back to. */
 
-import { Problem, asked, moveTo, offers, request } from "./api.js";
+import { Problem, asked, moveTo, offers, request, since } from "./api.js";
 import { Cell, WAITING, notice } from "./cell.js";
 import { element, shownName } from "./dom.js";
 import { follow, interrupt, ownCell, ownId, run } from "./execution.js";
 import { wordsOf } from "./names.js";
+import { told } from "./verdict.js";
 
 const INSTALL_TIMEOUT = 600; // seconds
 const PIP_INSTALL = /^[%!] *(?:python[\d.]* +-m +)?pip3? +install +([^#\n]*)/gm;
@@ -137,13 +138,13 @@ export class Workspace {
 
   /** Tells what happened up to a position of the ledger, and returns the position of the last of it. */
   tellUntil(position) {
-    let told = 0;
+    let latest = 0;
     while (this.between[0]?.position <= position) {
       const entry = this.between.shift();
       this.tell(TOLD[entry.kind](entry), entry.kind === "rolled_back" ? "warn" : "plain");
-      told = entry.position;
+      latest = entry.position;
     }
-    return told;
+    return latest;
   }
 
   takeCell(past, questions) {
@@ -270,7 +271,10 @@ export class Workspace {
 
   /** Keeps the session as it is now. */
   async checkpoint() {
-    const kept = await asked("POST", "session/checkpoints", { session: this.id, json: { name: null } });
+    this.dropCompletion();
+    const kept = await asked("POST", "session/checkpoints", { session: this.id, json: { name: null }, headers: since(this.id) });
+    if (kept.state.kind !== "kept") this.tell(told(kept.state), "bad");
+    moveTo(this.id, kept.ledger.id, kept.ledger.end);
     const left = kept.leftBehind.length ? ` Left behind: ${kept.leftBehind.join(", ")}.` : "";
     this.tell(taken(called(kept)) + left);
     await this.loadCheckpoints();
