@@ -51,11 +51,10 @@ def snippets(kinds: tuple[str, ...]) -> Iterator[object]:
 
 # What a model does with the question of the README: it calls the tool, and answers with what it read.
 PRIMES = "numbers = [n for n in range(2, 8000) if all(n % d for d in range(2, int(n**0.5) + 1))]\nsum(numbers[:1000])"
-MODEL = ([("PythonInterpreter-execute_python", {"code": PRIMES})], lambda messages: messages[-1]["content"])
 
 
 @pytest.fixture
-def _reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Give programs what a reader has: the command `aca-sessions` on PATH, a model, and an index that has the packages of the pages."""
     command = tmp_path / "bin" / "aca-sessions"
     command.parent.mkdir()
@@ -67,7 +66,8 @@ def _reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     make_wheel(tmp_path / "wheels", "humanize", "4.9.0", files={"humanize.py": "def intcomma(number): return f'{number:,}'\n"})
     make_wheel(tmp_path / "wheels", "tabulate")
     monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
-    with ScriptedModel(MODEL) as model:
+    tool = "execute_python" if "agent_framework" in request.getfixturevalue("code") else "PythonInterpreter-execute_python"
+    with ScriptedModel([[(tool, {"code": PRIMES})], lambda messages: messages[-1]["content"]]) as model:
         monkeypatch.setenv("OPENAI_BASE_URL", model.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", "scripted")
         yield
