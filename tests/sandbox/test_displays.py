@@ -94,6 +94,37 @@ async def test_events_keep_the_order_of_text_and_displays(session: Session, code
         assert await told(session, code) == expected
 
 
+IN_TURN = [("stdout", "a"), ("stderr", "b"), ("stdout", "c"), ("stderr", "d")]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('a'); print('b', file=sys.stderr); print('c'); print('d', file=sys.stderr)",
+        "print('a', end=''); print('b', end='', file=sys.stderr); print('c', end=''); print('d', end='', file=sys.stderr)",
+        "out, err = sys.stdout.write, sys.stderr.write; out('a\\n'); err('b\\n'); out('c\\n'); err('d\\n')",
+        "out = sys.stdout.buffer\nfor a, b in (b'a', 'b'), (b'c', 'd'): out.write(a); out.flush(); print(b, file=sys.stderr)",
+        "print('a'); logging.warning('b'); print('c'); logging.warning('d')",
+    ],
+)
+async def test_events_keep_the_order_of_stdout_and_stderr(session: Session, code: str) -> None:
+    await session.run("import logging, sys; logging.basicConfig(format='%(message)s')")
+    for _ in range(3):
+        pieces = [(event.kind, event.text.strip()) async for event in session.stream(code) if event.text.strip()]
+        assert pieces == IN_TURN
+
+
+async def test_only_a_change_of_the_stream_waits_for_the_host(session: Session) -> None:
+    code = "print(1); print(2, file=sys.stderr); [{*vars(one), *vars(one.buffer.raw)} for one in (sys.stdout, sys.stderr)]"
+    assert (await session.run(f"import sys; {code}")).text == "[{'mode', 'name', 'write'}, {'mode', 'name'}]"
+
+
+async def test_streams_that_the_host_does_not_read_hold_up_the_cell_once(session: Session) -> None:
+    code = "r, w = os.pipe(); kept = os.dup(1); os.dup2(w, 1)\nfor n in range(1000): print(n); print(n, file=sys.stderr)\nos.dup2(kept, 1)"
+    result = await session.run(f"import os, sys; {code}", timeout=60)
+    assert (result.error, result.stderr) == (None, "".join(f"{n}\n" for n in range(1000)))
+
+
 async def test_a_process_that_prints_without_a_pause_holds_up_no_display(session: Session) -> None:
     code = "import subprocess; chatty = subprocess.Popen(['yes'])\nfor n in range(20): display(n)\nchatty.kill(); chatty.wait()"
     result = await session.run(code, timeout=60)

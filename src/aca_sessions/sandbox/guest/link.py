@@ -1,13 +1,15 @@
 """The session's connection to the host. It receives cells through a socket, and sends frames (encoded messages) and output through pipes.
 
-Python, C code and child processes write to the same two pipes, for stdout and stderr, so the order of their output is kept. A SIGINT
-becomes a KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
+Python, C code and child processes write to the same two pipes, for stdout and stderr, so the order within each is kept. Between the two,
+only the order of what Python code writes is kept. A SIGINT becomes a KeyboardInterrupt only while a cell runs, and never in the middle of
+a frame.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import os
 import select
@@ -17,18 +19,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
 from types import FrameType
-from typing import TextIO
 
 from .. import syscalls
 from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
+from .notebook.cell_output import is_unread
 from .notebook.loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
 _MAX_DESCRIPTORS = 4  # descriptors with one message
 _PIPE_SIZE = 1 << 20
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
-_own_streams: dict[str, TextIO] = {}
+_MOST_WAITING = 1.0  # seconds that writes may wait in a row for the host to read the other stream
+_WAITING_SHARE = 0.2  # of the time that passes; writes may wait so long in the long run
 
 
 class AnswerError(Exception):
@@ -237,6 +241,71 @@ class _Interrupts:
 interrupts = _Interrupts()
 
 
+class _Waiting:
+    """Waits until the host has read a pipe, but not for long: code that writes to both streams in turn must not become slow."""
+
+    def __init__(self) -> None:
+        self._allowed, self._since = _MOST_WAITING, monotonic()
+
+    def until_read(self, descriptor: int) -> None:
+        """Wait until the host has read the pipe `descriptor`, but at most _MOST_WAITING, and a share of the time in the long run."""
+        now = monotonic()
+        until = now + min(_MOST_WAITING, self._allowed + (now - self._since) * _WAITING_SHARE)
+        while is_unread(descriptor) and now < until:
+            sleep(0.0002)
+            now = monotonic()
+        self._allowed, self._since = until - now, now
+
+
+class _Stream:
+    """The session's stdout or stderr. If Python code wrote to the other stream last, a write waits until the host has read that.
+
+    Each stream is a pipe, and two pipes have no common order. Only the stream that was not written to last has methods `write` in its
+    `__dict__`, so a loop that prints to one stream costs nothing.
+    """
+
+    def __init__(self, descriptor: int, waiting: _Waiting) -> None:
+        self._descriptor = descriptor
+        self._waiting = waiting
+        self.other = self  # the caller sets it
+        self.open()
+
+    def open(self) -> None:
+        self.file = open(self._descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        self._raw: io.FileIO = self.file.buffer.raw  # type: ignore[attr-defined]
+
+    def is_captured(self) -> bool:
+        """Return whether `write` of the file was replaced because a cell runs on in a thread (bridge/threaded_guest.py)."""
+        return vars(self.file).get("write") not in (None, self._write)
+
+    def watch(self) -> None:
+        """Make the next write wait for the other stream."""
+        # `write` of the raw file too: tqdm and others keep the method `write` of the text file from before.
+        vars(self.file).setdefault("write", self._write)
+        vars(self._raw)["write"] = self._write_raw
+
+    def _write(self, text: str) -> int:
+        with contextlib.suppress(Exception):  # a cell may have closed the other stream
+            self.other.file.flush()
+        self._take_turn()
+        return io.TextIOWrapper.write(self.file, text)
+
+    def _write_raw(self, data: bytes) -> int | None:
+        # Without a flush of the other stream: two threads would wait for the locks of each other's buffers.
+        self._take_turn()
+        return io.FileIO.write(self._raw, data)
+
+    def _take_turn(self) -> None:
+        self._waiting.until_read(self.other._descriptor)
+        vars(self._raw).pop("write", None)
+        if not self.is_captured():
+            vars(self.file).pop("write", None)
+        self.other.watch()
+
+
+_own_streams: dict[str, _Stream] = {}
+
+
 def replace_streams() -> tuple[int, int]:
     """Replace descriptors 1 and 2 by new pipes, and descriptor 0 by /dev/null. Return the read ends for stdout and stderr."""
     # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
@@ -259,14 +328,20 @@ def flush_streams() -> None:
 
 def restore_streams() -> None:
     """Set sys.stdout and sys.stderr to the session's own streams, in case a cell replaced or closed them."""
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        # Their `write` is replaced while a cell runs on in a thread (bridge/threaded_guest.py): leave that in place.
-        if name in _own_streams and "write" in vars(_own_streams[name]):
+    if not _own_streams:
+        waiting = _Waiting()
+        stdout, stderr = _Stream(1, waiting), _Stream(2, waiting)
+        stdout.other, stderr.other = stderr, stdout
+        _own_streams.update(stdout=stdout, stderr=stderr)
+        stderr.watch()
+    for name, stream in _own_streams.items():
+        if stream.is_captured():
             continue
-        if name not in _own_streams or _own_streams[name].closed:
-            _own_streams[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        setattr(sys, name, _own_streams[name])
-        setattr(sys, f"__{name}__", _own_streams[name])
+        if stream.file.closed:
+            stream.open()
+            stream.watch()
+        setattr(sys, name, stream.file)
+        setattr(sys, f"__{name}__", stream.file)
 
 
 def _pipe_at(descriptor: int) -> int:

@@ -186,7 +186,7 @@ def sent_in_order(send: Callable[[Message], None]) -> Callable[[Message], None]:
             with contextlib.suppress(Exception):  # a stream of the user's, perhaps a closed one
                 stream.flush()
         until = monotonic() + patience
-        while _is_unread(1) or _is_unread(2):
+        while is_unread(1) or is_unread(2):
             if monotonic() > until:
                 patience = 0.02
                 break
@@ -196,7 +196,7 @@ def sent_in_order(send: Callable[[Message], None]) -> Callable[[Message], None]:
     return send_in_order
 
 
-def _is_unread(descriptor: int) -> bool:
+def is_unread(descriptor: int) -> bool:
     """Return whether a pipe holds bytes that its reader has not read yet. Return False if the descriptor is no pipe any more."""
     try:
         return stat.S_ISFIFO(os.fstat(descriptor).st_mode) and any(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
