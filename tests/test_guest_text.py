@@ -13,7 +13,7 @@ from aca_sessions.models import CodeError, Display, FileChange, RunningProcess, 
 LABELS = ("[stdout]", "[stderr]", "[value]", "[displayed]", "[files] a", "[processes] 1", "[images] 1", "[state] kept", "[outputs] a")
 LOST = State(variables="lost", reason="memory")
 OTHER_LABELS = ("(no output)", "[3 frames in libraries]", "[… 12 characters cut", "[an HTML page of 9 characters")
-PIECES = (*LABELS, "[session state kept]", "aca-sessions: x", "\n", "\r", " ", "\x1b[1m", "\x1b", "\u200b", "x")
+PIECES = (*LABELS, "[session state kept]", "aca-sessions: x", "\n", "\r", " ", "\x1b[1m", "\x1b", "\x1b[A", "\x1b[2K", "\u200b", "x")
 TEXT = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 SEQUENCES = (
     *("\x1b]52;c;aGk=\x07", "\x1b]0;title\x1b\\", "\x1b[2J", "\x1b[H", "\x1b[?1049h", "\x1bc", "\x1bP1$r\x1b\\", "\x9b2J"),
@@ -109,6 +109,32 @@ def test_pieces_forge_no_label_of_a_terminal(text: str, size: int, flushed: int)
     assert "\x1b" not in seen
     for label in ("[session state", "aca-sessions:"):
         assert seen.count(label) == seen.count(QUOTE + label)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_nested_progress_bars_stay_in_their_rows(size: int) -> None:
+    inner = (
+        "\r a: 0%\n\r b: 0%\x1b[A" + "".join(f"\n\r b: {n}%\x1b[A" for n in (50, 100)) + "\r a: 50%\n\r        \r\x1b[A\r a: 100%\ndone\n"
+    )
+    screen = TerminalFilter()
+    shown = "".join(screen.filter(inner[place : place + size]) for place in range(0, len(inner), size))
+    assert shown == "\r a: 0%\n\r b: 0%\r b: 50%\r b: 100%\r a: 50%\r        \r\r a: 100%\ndone\n"
+
+
+def test_a_line_end_after_a_move_up_is_kept_unless_its_row_is_overwritten() -> None:
+    screen = TerminalFilter()
+    assert screen.filter("a\x1b[3A\nb\n\rc") == "a\nb\n\rc"
+    assert screen.filter("\x1b[A\n") + screen.flush() + screen.filter("\n\rd\n") == "\n\n\rd\n"
+
+
+@pytest.mark.parametrize("move", ["\x1b[A", "\x1b[12A", "\x1b[K", "\x1b[2K", "\x1b[5C", "\x1b[?25l"])
+def test_moves_of_the_cursor_are_dropped_and_split_no_label(move: str) -> None:
+    assert for_terminal(f"a{move}b") == for_model(f"a{move}b") == printable(f"a{move}b") == "ab"
+    assert for_terminal(f"[ses{move}sion state lost]") == f"{QUOTE}[session state lost]"
+    assert for_model(f"[sta{move}te] lost") == f"{QUOTE}[state] lost"
+    assert for_terminal(f"[ses\x1b[A\n{move}sion state lost]").count("[session state") == for_terminal(
+        f"[ses\x1b[A\n{move}sion state lost]"
+    ).count(f"{QUOTE}[session state")
 
 
 def test_pieces_are_held_back_only_while_they_may_become_a_label() -> None:

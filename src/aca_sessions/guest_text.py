@@ -16,10 +16,14 @@ _MAX_CAPTION = 200
 _MAX_PENDING = 1000  # characters
 _PLAIN_NAME = re.compile(r"[\w.,/@%+=:~#-]+")
 _COLOUR = r"\x1b\[[\d;:]{0,64}m"
+# Moves of the cursor, erasing to the end of a line, and hiding the cursor. They are dropped: nested progress bars are full of them.
+_MOVE = r"\x1b\[(?:\d{0,4}[A-GK]|\?25[hl])"
+_UP = r"\x1b\[(?P<rows>\d{0,4})A"
 _INVISIBLE = "\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef"
 # All of C0 except tab, newline and carriage return; DEL; all of C1; what ends a line or changes the direction of text; lone surrogates.
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-_CONTROL_OR_COLOUR = re.compile(f"({_COLOUR})|{_CONTROL}")
+_CONTROL_OR_COLOUR = re.compile(f"({_COLOUR})|({_MOVE})|{_CONTROL}")
+_UP_OR_LINE = re.compile(rf"{_UP}|\n(?P<goes_on>(?=[\r\n]|{_UP.replace('?P<rows>', '')}))?")
 _TERMINAL_LABELS = ("[session state", "[hint]", "[image saved", "[image not saved", "[file saved", "[file sent", "aca-sessions:")
 _MODEL_LABELS = (
     *("[stdout]", "[stderr]", "[displayed]", "[value]", "[files]", "[processes]", "[images]", "[state]", "[outputs]", "(no output)"),
@@ -47,11 +51,17 @@ def shown_caption(text: str) -> str:
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Escape the control characters of a text, except tabs and line ends.
+    """Escape the control characters of a text, except tabs and line ends, and remove the sequences that move the cursor.
 
     Keep the sequences that set colours if `colours` is true, otherwise remove them.
     """
-    return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escape(found[0]), text)
+
+    def replace(found: re.Match[str]) -> str:
+        if found[1] or found[2]:
+            return found[1] if found[1] and colours else ""
+        return _escape(found[0])
+
+    return _CONTROL_OR_COLOUR.sub(replace, text)
 
 
 def for_model(text: str) -> str:
@@ -76,9 +86,14 @@ class TerminalFilter:
 
     The host's labels are recognized at every position, not only at the beginning of lines: a long line wraps, so its middle may begin a
     row.
+
+    A guest cannot move the cursor up, but nested progress bars stay in their row: after a move up, a line end that goes down again is
+    dropped if the next text overwrites its row.
     """
 
     def __init__(self) -> None:
+        self._above = 0  # how many rows the guest believes to be above the last one
+        self._has_line_end = False  # at the end of the last piece, after a move up; it counts unless a carriage return follows
         self._pending = ""  # may become a label or a control sequence together with the next piece
         self._flushed_end = ""  # was written by `flush` and may still become a label
         self._coloured = False
@@ -88,7 +103,7 @@ class TerminalFilter:
 
         Keep back the end of the piece if it may be the beginning of a label of the host or of a control sequence.
         """
-        pending, before = self._pending + text, ""
+        pending, before = self._follow_moves(text), ""
         if self._flushed_end:
             whole = self._flushed_end + pending
             goes_on = (found := _incomplete_end().search(whole)) is not None and found.start() == 0
@@ -105,7 +120,8 @@ class TerminalFilter:
 
     def flush(self) -> str:
         """Return the text that `filter` kept back. Call this before other text is written, or when the cell waits for input."""
-        shown, self._pending = self._make_safe(self._pending), ""
+        shown, self._pending = self._make_safe(self._pending) + "\n" * self._has_line_end, ""
+        self._above, self._has_line_end = 0, False
         found = _incomplete_end().search(self._flushed_end + shown)
         self._flushed_end = found[0] if found else ""
         return shown
@@ -114,6 +130,28 @@ class TerminalFilter:
         """Return the control sequence that ends the guest's colours, or '' if none is set. Call this before the host writes."""
         coloured, self._coloured, self._flushed_end = self._coloured, False, ""
         return RESET if coloured else ""
+
+    def _follow_moves(self, text: str) -> str:
+        """Return the pending text and `text` without moves up, and without the line ends that only undo them."""
+        if self._has_line_end and not re.match(rf"[\r\n]|{_UP}", text):
+            text, self._above = f"\n{text}", 0
+        self._has_line_end = False
+        return _UP_OR_LINE.sub(self._follow_move, self._pending + text)
+
+    def _follow_move(self, found: re.Match[str]) -> str:
+        if found[0] != "\n":
+            self._above += int(found["rows"] or 1)
+            return ""
+        if not self._above:
+            return "\n"
+        self._above -= 1
+        if found["goes_on"] is not None:
+            return ""
+        if found.end() == len(found.string):
+            self._has_line_end = True
+            return ""
+        self._above = 0
+        return "\n"
 
     def _make_safe(self, text: str) -> str:
         shown = printable(_terminal_label().sub(lambda found: QUOTE + found[0], text))
@@ -142,7 +180,7 @@ def _incomplete_pattern(label: str) -> str:
     return pattern.removesuffix("?")
 
 
-_GAP = f"(?:{_COLOUR}|[{_INVISIBLE}])*"
+_GAP = f"(?:{_COLOUR}|{_MOVE}|[{_INVISIBLE}])*"
 
 
 # The patterns are compiled at their first use: compiling takes longer than many cells.
@@ -154,7 +192,7 @@ def _terminal_label() -> re.Pattern[str]:
 @cache
 def _incomplete_end() -> re.Pattern[str]:
     """Return a regular expression that finds, at the end of a text, an incomplete label of the host or an incomplete control sequence."""
-    labels, sequence = "|".join(_incomplete_pattern(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
+    labels, sequence = "|".join(_incomplete_pattern(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[\??[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 
 

@@ -246,6 +246,15 @@ def test_text_and_displays_keep_their_order(notebook: Notebook) -> None:
     assert notebook.run(f"%%session one\n{progress}").text == "4done 4\n"
 
 
+def test_stdout_and_stderr_keep_their_order_and_nested_bars_their_rows(notebook: Notebook) -> None:
+    bars = r"'\ra: 0%\n\rb: 0%\x1b[A', '\n\rb: 100%\x1b[A', '\ra: 100%\n'"
+    code = f"import sys\nprint('begun')\nfor text in {bars}:\n    print(text, end='', file=sys.stderr, flush=True)\nprint('done')"
+    cell = notebook.run(f"%%session one\n{code}")
+    shown = [(one["name"], one["text"]) for one in cell.outputs]
+    assert [name for name, _ in shown] == ["stdout", *["stderr"] * (len(shown) - 2), "stdout"]
+    assert "".join(text for _, text in shown) == "begun\n\ra: 0%\n\rb: 0%\rb: 100%\ra: 100%\ndone\n"
+
+
 def test_files_go_in_and_out_and_a_reset_clears_the_state(notebook: Notebook) -> None:
     notebook.run("open('in.txt', 'w').write('content')")
     notebook.run("%session_put -n files in.txt other.txt")
