@@ -1,4 +1,4 @@
-"""Test `!` and `%` commands in a cell: pip names what to use instead, and a command that fails at the end of a cell fails the cell."""
+"""Test `!` and `%` commands in a cell: pip is refused, and a command that fails at the end of a cell fails the cell."""
 
 from tokenize import TokenInfo
 
@@ -12,7 +12,7 @@ from aca_sessions.rendering import render
 from aca_sessions.sandbox.guest.notebook import commands
 from aca_sessions.sandbox.policy import Network
 
-INSTEAD = "a cell cannot install packages: the host does, between cells. Use session.install('NAME')"
+REFUSAL = "a cell cannot install packages: the host does, between cells"
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ INSTEAD = "a cell cannot install packages: the host does, between cells. Use ses
         "!{__import__('sys').executable} -m pip install humanize",
     ],
 )
-async def test_pip_in_a_cell_is_refused_with_one_line_of_advice(session: Session, line: str) -> None:
+async def test_pip_in_a_cell_is_refused_with_one_line(session: Session, line: str) -> None:
     result = await session.run(line)
     assert (result.success, result.error.name) == (False, "CalledProcessError")
     refusal, ended = result.stderr.splitlines()
-    assert refusal.startswith(INSTEAD)
+    assert refusal == REFUSAL
     assert ended == str(result.error)
-    assert INSTEAD in render(result)
+    assert REFUSAL in render(result)
     assert result.stdout == ""
 
 
@@ -43,16 +43,16 @@ async def test_programs_that_run_pip_print_the_same_line(session: Session) -> No
     )
     assert (await session.run(code)).success
     assert (await session.run("ran.returncode, ran.stderr.count('\\n')")).text == "(1, 1)"
-    assert (await session.run("ran.stderr")).value.startswith(INSTEAD)
+    assert (await session.run("ran.stderr")).value == f"{REFUSAL}\n"
 
 
 async def test_without_namespaces_pip_is_refused_as_well(bare: Session) -> None:
-    assert INSTEAD in (await bare.run("!python -m pip install humanize")).stderr
+    assert REFUSAL in (await bare.run("!python -m pip install humanize")).stderr
 
 
 async def test_pip_is_refused_whatever_the_network_of_the_session() -> None:
     async with open_pool(policy=Policy(network=Network.host(), preload=(), spares=0)) as pool, pool.session() as session:
-        assert INSTEAD in (await session.run("%pip install humanize")).stderr
+        assert REFUSAL in (await session.run("%pip install humanize")).stderr
 
 
 @pytest.mark.long
@@ -62,9 +62,9 @@ async def test_an_installed_requirement_is_met_and_the_rest_of_pip_works(session
     assert result.stdout == "Requirement already satisfied: ipython>=7\nRequirement already satisfied: traitlets\n"
     assert not (await session.run("!pip install 'ipython<1'")).success
     assert "ipython" in (await session.run("%pip list")).stdout
-    assert INSTEAD not in (await session.run("!pip install --no-index --target lib humanize")).stderr
+    assert REFUSAL not in (await session.run("!pip install --no-index --target lib humanize")).stderr
     await session.run("!python -m venv own")
-    assert INSTEAD not in (await session.run("!own/bin/pip install --no-index humanize")).stderr
+    assert REFUSAL not in (await session.run("!own/bin/pip install --no-index humanize")).stderr
 
 
 @pytest.mark.parametrize(

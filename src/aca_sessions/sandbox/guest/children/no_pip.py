@@ -8,11 +8,8 @@ import sys
 import sysconfig
 import tempfile
 
-INSTEAD = (
-    "a cell cannot install packages: the host does, between cells. Use session.install('NAME') in the program that runs the cell, "
-    "%session_install NAME in a notebook, the MCP tool install_dependencies, or deps.add('NAME') in a cell of an agent; then run the cell "
-    "again"
-)
+# What to do instead depends on who runs the cell, so each entry point says it in a hint (hints.py finds this line).
+REFUSAL = "a cell cannot install packages: the host does, between cells"
 _PLACES = ("-t", "--target", "--prefix", "--root", "--user", "--python", "--dry-run", "--help", "-h")
 _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 
@@ -20,8 +17,8 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 def refuse(arguments: "list[str]") -> None:
     """Exit if the arguments tell pip to install into the session's environment, else return.
 
-    The exit status is 0 if the installed packages meet all requirements. Otherwise it is 1, and a message on stderr says what to use
-    instead.
+    The exit status is 0 if the installed packages meet all requirements. Otherwise it is 1, and a message on stderr says that a cell
+    cannot install packages.
     """
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return
@@ -33,7 +30,7 @@ def refuse(arguments: "list[str]") -> None:
         for one in wanted:
             print("Requirement already satisfied: " + one)
     else:
-        sys.stderr.write(INSTEAD + "\n")
+        sys.stderr.write(REFUSAL + "\n")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if is_met else 1)
