@@ -1,8 +1,8 @@
-"""Write hints. If a cell lacked a package or the network, or reached a limit, the hint is a line of the host that tells the caller what
-to do.
+"""Write hints. If a cell lacked a package, a file or the network, or reached a limit, the hint is a line of the host that tells the
+caller what to do.
 
 A hint depends only on what the host knows about the session, and never quotes the guest. A guest can cause a hint, but cannot choose its
-words.
+words. A hint does not depend on files of the host, because a model could search for them.
 """
 
 import re
@@ -23,6 +23,7 @@ _NO_NETWORK = re.compile(
 # Errors at the beginning of a line. Libraries have subclasses of MemoryError with longer names.
 _NO_MEMORY = re.compile(r"^[\w.]*MemoryError(?:: |$)", re.MULTILINE)
 _NO_ROOM = re.compile(r"^OSError: \[Errno (?:27|28)\] ", re.MULTILINE)
+_NO_PROGRAM = re.compile(r"_execute_child|_posix_spawn")  # functions of subprocess that start a program
 _NO_PROCESS = re.compile(r"^BlockingIOError: \[Errno 11\] Resource temporarily|^RuntimeError: can't start new thread", re.MULTILINE)
 
 
@@ -33,14 +34,16 @@ class Remedies:
     Attributes:
         install: How to install a missing package. It is '' if the integration has no function for that.
         data: What to do without the network.
+        file: What to do about a missing file. The user may mean a file of the host.
     """
 
     install: str
     data: str = "work with the files in /mnt/data"
+    file: str = "this session sees only its own files: list them with os.listdir()"
 
 
 def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str:
-    """Return the hint for a result, or '' if the cell seems to lack neither a package nor the network, and reached no limit.
+    """Return the hint for a result, or '' if the cell seems to lack no package, no network and no file, and reached no limit.
 
     Output is searched for errors too, because programs catch errors and print them.
 
@@ -54,6 +57,8 @@ def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str
         return remedies.install or _without_install(access)
     if any(_NO_NETWORK.search(text) for text in ends):
         return _about_network(access, remedies)
+    if result.error is not None and result.error.name == "FileNotFoundError" and not _NO_PROGRAM.search(result.error.traceback):
+        return remedies.file
     return _about_limits("\n".join(ends[:2]), access.limits)
 
 

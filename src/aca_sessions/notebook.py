@@ -9,6 +9,7 @@ import getpass
 import math
 import re
 import secrets
+import shlex
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -58,6 +59,8 @@ _VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*
 # What may stand before the code of a line: options with their values.
 _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
 _NAME_AFTER_VARIABLES = re.compile(rf"{_VARIABLES}\s+(?!-)(\S+)")
+# A path below /mnt/data at the end of a message about a missing file, of Python or polars. Other paths are not looked for on this machine.
+_NO_FILE = re.compile(r"No such file or directory.{0,20}: '?(?:/mnt/data/)?(\w[\w./ -]{0,200}[\w])'?\Z")
 _MOST_NAMED = 10  # sessions in a message
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NO_WIDGETS = (
@@ -323,7 +326,9 @@ class SessionMagics(Magics):
     def _advise(self, name: str, result: CodeExecutionResult) -> str:
         option = "" if name == _DEFAULT else f"-n {name} "
         remedies = Remedies(
-            f"install a missing package with %session_install {option}PACKAGE", f"bring data in with %session_put {option}PATH"
+            f"install a missing package with %session_install {option}PACKAGE",
+            f"bring data in with %session_put {option}PATH",
+            f"a session sees no files of this machine: copy them in with %session_put {option}{_missing_file(result) or 'PATH'}",
         )
         return hint(result, self._open()[1].access, remedies)
 
@@ -421,6 +426,18 @@ def _names(given: list[str]) -> list[str]:
         return [checked_name(name) for text in given for name in text.split(",") if name]
     except ACASessionsError as error:
         raise UsageError(str(error)) from error
+
+
+def _missing_file(result: CodeExecutionResult) -> str:
+    """Return the arguments of %session_put for the file that a cell missed, if it is in this notebook's folder or below it. Else return ''.
+
+    Only the notebook's user may learn this, so it must not be in any text that a session or model reads.
+    """
+    found = _NO_FILE.search(result.error.message) if result.error is not None else None
+    if found is None or any(part.startswith(".") for part in Path(found[1]).parts) or not Path(found[1]).is_file():
+        return ""
+    path = shlex.quote(found[1])
+    return path if "/" not in path else f"{path} {path}"
 
 
 def _content(path: Path, option: str) -> bytes:

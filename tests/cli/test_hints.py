@@ -27,6 +27,12 @@ def test_a_missing_module_beside_the_file_ends_with_the_option_that_brings_it_in
 
 
 @pytest.mark.long
+def test_a_missing_file_ends_with_the_option_that_brings_it_in() -> None:
+    hint = "[hint] a session sees no files of this machine: bring them in with --file PATH"
+    assert aca_sessions("run", "open('data.csv')").stderr.splitlines()[-1] == hint
+
+
+@pytest.mark.long
 def test_a_name_that_cannot_be_resolved_ends_with_the_option_that_brings_data_in() -> None:
     code = "import socket; socket.gethostbyname('example.org')"
     hint = "this session has no network, so trying again does not help: bring data in with --file PATH"

@@ -106,10 +106,11 @@ async def test_a_missing_package_ends_with_the_tool_that_installs(server: Runnin
             "import subprocess; started = [subprocess.Popen(['sleep', '60']) for _ in range(200)]",
             "processes and threads (128) was reached: ",
         ),
+        ("open('data.csv')", "this session sees only its own files: the tool list_files lists them, and write_file creates one"),
         ("raise ValueError('not a MemoryError')", None),
     ],
 )
-async def test_a_cell_that_reaches_a_limit_ends_with_the_limit_in_force(server: Running, code: str, told: str | None) -> None:
+async def test_a_cell_that_reaches_a_limit_or_misses_a_file_ends_with_a_hint(server: Running, code: str, told: str | None) -> None:
     async with http_client_session(server) as client:
         result = await ask(client, code)
     given = result.structuredContent.get("hint")

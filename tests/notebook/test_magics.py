@@ -326,6 +326,26 @@ def test_a_missing_package_is_answered_with_the_magic_that_installs_it(notebook:
     assert "[hint] install a missing package with %session_install PACKAGE\n" in cell.stream("stderr")
 
 
+def test_a_missing_file_is_answered_with_the_magic_that_copies_it(notebook: Notebook) -> None:
+    notebook.run("import os; os.makedirs('deep'); [open(name, 'w').close() for name in ('my data.csv', 'deep/one.csv', '.secret')]")
+    says = "[hint] a session sees no files of this machine: copy them in with %session_put "
+    for path, command in (
+        ("my data.csv", "'my data.csv'"),
+        ("/mnt/data/my data.csv", "'my data.csv'"),
+        ("deep/one.csv", "deep/one.csv deep/one.csv"),
+        ("other.csv", "PATH"),
+        (".secret", "PATH"),
+        ("deep/../.secret", "PATH"),
+        ("/etc/nosuch", "PATH"),
+        ("deep", "PATH"),
+    ):
+        assert notebook.run(f"%%session\nopen({path!r})").stream("stderr") == f"{says}{command}\n"
+    notebook.run("%session_put deep/one.csv deep/one.csv")
+    assert notebook.run("%session open('deep/one.csv').read()").text == "''"
+    assert "%session_put -n one PATH" in notebook.run("%%session one\nopen('other.csv')").stream("stderr")
+    assert "[hint]" not in notebook.run("%%session\nimport subprocess; subprocess.run(['nosuch'])").text
+
+
 def test_a_rollback_returns_to_a_checkpoint(notebook: Notebook) -> None:
     notebook.run("%session -n time x = 1")
     assert notebook.run("%session_checkpoint -n time first").text == "taken: checkpoint 1 first\n"

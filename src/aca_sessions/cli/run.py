@@ -222,7 +222,11 @@ _PATH = re.compile(r"\.{0,2}/|~|[\w./-]+\.(txt|csv|tsv|json|ipynb|md|rst|sh|toml
 _SCRIPT = re.compile(r"^# /// script[ \t]*\n((?:#(?: .*)?\n)+?)# ///[ \t]*$", re.MULTILINE)
 _COMMA = re.compile(r",\s*(?=[A-Za-z])(?![^\[]*\])")  # between packages, and not in thing[one,two] or thing>1,<2
 _NO_MODULE = re.compile(r"\ANo module named '(\w+)'")
-_REMEDIES = Remedies("install a missing package with --with PACKAGE", "bring data in with --file PATH")
+_REMEDIES = Remedies(
+    "install a missing package with --with PACKAGE",
+    "bring data in with --file PATH",
+    "a session sees no files of this machine: bring them in with --file PATH",
+)
 # Runs a file with `%run`, whose tracebacks name the file and leave out IPython. The magic is called as a function, because `%run` in a cell
 # would replace `$name` and `{name}` in arguments. Sessions without namespaces have their files elsewhere, in their working directory.
 _RUN_FILE = (

@@ -33,7 +33,10 @@ _MOST_PATH_CHARACTERS = 2000  # of one list of files
 _PLAIN = "text/plain"
 _TABLE = "application/vnd.dataresource+json"
 _LONGEST_MESSAGE = 2000  # of an error
-_REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
+_REMEDIES = Remedies(
+    "install a missing package with the tool install_dependencies, then run the code again",
+    file="this session sees only its own files: the tool list_files lists them, and write_file creates one",
+)
 Answer = TypeVar("Answer")
 
 Code = Annotated[str, Field(description="Python source, as in a notebook cell; plain text without Markdown fences.", max_length=1_000_000)]
