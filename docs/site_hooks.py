@@ -47,6 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: (ROOT / file).read_text() for file, page in PAGES.items() if page != "index.md"}
     for path, text in (pages | {_recipe_page(one): recipe_page(one) for one in recipes()}).items():
         files.append(File.generated(config, path, content=text))
+    for name in ("llms.txt", "llms-full.txt"):  # `on_post_build` writes them
+        files.append(File.generated(config, name, content=""))
     if MERMAID.exists():
         files.append(File.generated(config, "assets/mermaid.js", abs_src_path=str(MERMAID)))
     for page in [*files.documentation_pages()]:
