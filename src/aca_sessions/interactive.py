@@ -196,8 +196,12 @@ class LiveCell:
                 await self._session._cancel_quietly(self._execution)
 
     def _answer(self, event: Event, on_input: OnInput) -> None:
-        if self._execution is not None:
+        if self._execution is None:
+            return
+        try:
             self._portal.call(self._execution.reply, event, on_input(event.prompt))
+        except EOFError:
+            self._portal.call(partial(self._execution.reply, event, None, is_end=True))
 
 
 Arguments = ParamSpec("Arguments")

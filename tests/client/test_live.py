@@ -156,6 +156,16 @@ async def test_a_handler_that_fails_ends_the_question(session: Session) -> None:
     assert result.error.name == "EOFError"
 
 
+async def test_a_handler_at_the_end_of_its_input_is_pythons_error_in_the_cell(session: Session) -> None:
+    def end(_prompt: str) -> str:
+        raise EOFError
+
+    result = await (await session.start("input('Who? ')", on_input=end)).wait()
+    assert (result.error.name, result.error.message) == ("EOFError", "EOF when reading a line")
+    result = await (await session.start("input('Who? ')", on_input=lambda _: None)).wait()
+    assert result.error.message.startswith("the user declined to answer")
+
+
 async def test_an_answer_is_text(session: Session) -> None:
     execution = await session.start("input()", on_input=lambda prompt: 5)  # type: ignore[arg-type, return-value]
     with pytest.raises(InvalidArgumentError, match="text"):

@@ -213,6 +213,18 @@ def test_an_immediate_cancellation_interrupts_as_well(session: InteractiveSessio
     assert (last.error and last.error.name, session.run("1").value) == ("KeyboardInterrupt", 1)
 
 
+def test_input_that_has_ended_is_pythons_error_in_the_cell(session: InteractiveSession) -> None:
+    lines = iter(("one",))
+
+    def read(_prompt: str) -> str:
+        for line in lines:
+            return line
+        raise EOFError
+
+    result = session.run("print(input())\ninput()", on_input=read)
+    assert (result.stdout, str(result.error)) == ("one\n", "EOFError: EOF when reading a line")
+
+
 def test_a_refused_input_is_an_end_of_file_in_the_cell(session: InteractiveSession) -> None:
     result = session.run("input('a ')", on_input=lambda _: None)
     assert result.error is not None

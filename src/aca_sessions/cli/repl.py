@@ -162,15 +162,13 @@ def _run(session: InteractiveSession, code: str) -> None:
 def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
     """Ask the user for the line that `input()` or `getpass()` returns in a cell. For `getpass()` the line is not shown.
 
-    Return None at Ctrl-D. At Ctrl-C, interrupt the cell and return None.
+    Raise EOFError at Ctrl-D. At Ctrl-C, interrupt the cell and return None.
     """
     try:
         with handle_ctrl_c(signal.default_int_handler):
             if cell.is_cancelled:  # by a Ctrl-C between the question and this block
                 return None
             return read_answer(printer, prompt)
-    except EOFError:
-        return None
     except KeyboardInterrupt:
         cell.cancel()
         return None

@@ -27,7 +27,7 @@ from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError,
 from ..guest_text import TerminalFilter, printable, shown_name
 from ..hints import Remedies, hint
 from ..interactive import handle_ctrl_c
-from ..models import CodeExecutionResult, Display, Event, Prompt
+from ..models import CodeExecutionResult, Display, Event, Prompt, State
 from ..rendering import hint_note, state_note
 from ..settings import Settings
 from .sessions import reserved, settings_at, settings_with_endpoint
@@ -344,7 +344,8 @@ async def _run_live(session: Session, code: str, options: argparse.Namespace) ->
     """Run a cell, print its output while it runs, and return the exit code. Ctrl-C interrupts the cell, and its result is still printed."""
     printer = CellPrinter()
     execution = await session.start(code, timeout=options.timeout, on_input=_answering(options, printer))
-    following = asyncio.create_task(_follow(session, execution.amending(partial(hinted, options=options)), printer, _names(options.get)))
+    amended = execution.amending(partial(hinted, options=options)).amending(partial(_without_state, options=options))
+    following = asyncio.create_task(_follow(session, amended, printer, _names(options.get)))
     try:
         return await asyncio.shield(following)
     except asyncio.CancelledError:
@@ -372,14 +373,12 @@ async def _follow(session: Session, execution: Execution, printer: CellPrinter, 
     return status if is_complete else status or 1
 
 
-def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput | None:
+def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput:
     """Return a function that answers `input()` and `getpass()` of the cell: the user at a terminal, otherwise a line of standard input.
 
-    Return None if standard input cannot be read, or has the code.
+    The function raises EOFError at the end of the input. This is at once if standard input is closed, or has the code.
     """
-    if options.code == "-" or is_closed("stdin"):
-        return None
-    if not sys.stdin.isatty():
+    if options.code == "-" or is_closed("stdin") or not sys.stdin.isatty():
         return _next_line
     running = asyncio.current_task()
 
@@ -387,8 +386,6 @@ def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput
         try:
             with handle_ctrl_c(signal.default_int_handler):
                 return read_answer(printer, prompt)
-        except EOFError:
-            return None
         except KeyboardInterrupt:
             if running is not None:
                 running.cancel()  # as asyncio does at Ctrl-C
@@ -407,10 +404,12 @@ def read_answer(printer: CellPrinter, prompt: Prompt) -> str:
     return getpass.getpass(text) if prompt.password else input()
 
 
-def _next_line(_prompt: Prompt) -> str | None:
-    """Return the next line of standard input, or None at its end. Bytes that are not UTF-8 are replaced."""
-    line = standard_input().readline(_LONGEST_LINE)
-    return line.decode(errors="replace").removesuffix("\n").removesuffix("\r") if line else None
+def _next_line(_prompt: Prompt) -> str:
+    """Return the next line of standard input. Raise EOFError at its end. Bytes that are not UTF-8 are replaced."""
+    line = b"" if is_closed("stdin") else standard_input().readline(_LONGEST_LINE)
+    if not line:
+        raise EOFError
+    return line.decode(errors="replace").removesuffix("\n").removesuffix("\r")
 
 
 def hinted(result: CodeExecutionResult, options: argparse.Namespace) -> CodeExecutionResult:
@@ -424,6 +423,18 @@ def hinted(result: CodeExecutionResult, options: argparse.Namespace) -> CodeExec
         if path.is_file():
             return replace(result, hint=f"{path.name} is not in the session: bring it in with --file {shown_name(str(path))}")
     return replace(result, hint=hint(result, access_of(_settings(options)), _REMEDIES))
+
+
+def _without_state(result: CodeExecutionResult, *, options: argparse.Namespace) -> CodeExecutionResult:
+    """Return a result that the host ended without what happened to variables and files, if the session ends with the command anyway.
+
+    Return all other results unchanged.
+    """
+    error = result.error
+    if options.session or options.get or error is None or error.traceback:
+        return result
+    message = error.message.removesuffix(f"; {result.state.consequence}")
+    return replace(result, error=replace(error, message=message), state=State())
 
 
 def _content(what: str, path: Path) -> bytes:

@@ -46,7 +46,7 @@ class Execution:
     # Returns the events behind a number, waiting until there are some, and the result once there is one.
     _page: Callable[[int], Awaitable[Page]]
     _interrupt: Callable[[], Awaitable[None]]
-    _reply: Callable[[int, str | None], Awaitable[None]] = _cannot
+    _reply: Callable[[int, str | None, bool], Awaitable[None]] = _cannot
     # Replies to an event, and returns the events behind a number in the same request.
     _reply_and_read: Callable[[int, str | None, int], Awaitable[Page]] = _cannot  # type: ignore[assignment]
     _on_input: AnswerInput | None = None
@@ -91,18 +91,23 @@ class Execution:
         """Interrupt the cell, unless it has ended. The result shows whether the interrupt stopped it."""
         await self._interrupt()
 
-    async def reply(self, event: Event, text: str | None) -> None:
-        """Send `text` as the answer to an `input` event. None raises EOFError in the cell."""
+    async def reply(self, event: Event, text: str | None, *, is_end: bool = False) -> None:
+        """Send `text` as the answer to an `input` event.
+
+        None raises EOFError in the cell. The message of that error says that there is no answer. If `is_end` is true, it is the one of
+        Python at the end of the input.
+        """
         if not (text is None or isinstance(text, str)):
             raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
-        await self._reply(event.number, text)
+        await self._reply(event.number, text, is_end)
 
     def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
         """Return a copy with functions that answer the cell's `input()` and host calls while its events are read.
 
         Args:
-            on_input: Returns the line for a prompt of `input()` or `getpass()`, or None to raise EOFError in the cell. Prompts are answered
-                one after the other. For `getpass()`, the prompt's `password` is True.
+            on_input: Returns the line for a prompt of `input()` or `getpass()`, or None to raise EOFError in the cell. At the end of
+                its input, it may raise EOFError itself. Prompts are answered one after the other. For `getpass()`, the prompt's `password`
+                is True.
             on_call: Returns the answer to a host call. Several calls may run at the same time.
         """
         return replace(self, _on_input=on_input, _on_call=on_call)
@@ -152,12 +157,13 @@ class Execution:
         try:
             answer = await answering
         finally:
-            await self._reply(event.number, answer)
+            await self._reply(event.number, answer, False)
 
     async def _answer(self, event: Event) -> None:
         """Send the cell an answer to its `input()`, from the function that the caller gave. Do nothing if the caller gave none.
 
-        If the function raises an exception, the cell gets an EOFError and the caller gets the exception.
+        If the function raises EOFError, so does the cell's `input()`. If it raises another exception, the cell gets an EOFError and the
+        caller gets the exception.
         """
         if self._on_input is None:
             return
@@ -165,6 +171,8 @@ class Execution:
             answer = self._on_input(event.prompt)
             text = await answer if inspect.isawaitable(answer) else answer
             await self.reply(event, text)
+        except EOFError:
+            await self.reply(event, None, is_end=True)
         except BaseException:
             await self.reply(event, None)
             raise
@@ -268,7 +276,7 @@ class Executions:
             session_id=session_id,
             _page=lambda after: self._page(session_id, id, after, caller),
             _interrupt=lambda: self.interrupt(session_id, id),
-            _reply=lambda number, text: self._reply(session_id, id, extensions.encode_reply(number, text)),
+            _reply=lambda number, text, is_end: self._reply(session_id, id, extensions.encode_reply(number, text, is_end=is_end)),
             _reply_and_read=lambda number, text, after: self._reply_and_read(
                 session_id, id, extensions.encode_reply(number, text), after, caller
             ),

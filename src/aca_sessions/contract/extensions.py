@@ -193,23 +193,24 @@ def decode_answered_kinds(header: str) -> tuple[str, ...]:
     return tuple(kind for kind in QUESTIONS if kind in named)
 
 
-def encode_reply(number: int, text: str | None) -> dict[str, object]:
+def encode_reply(number: int, text: str | None, *, is_end: bool = False) -> dict[str, object]:
     """Encode as JSON the caller's reply to a question of a cell: a prompt of `input()`, or a host call.
 
     `number` is that of the event which contains the question. `text` is None if the caller has no answer.
+    `is_end` tells whether that is because the caller's input has ended.
     """
-    return {"number": number, "text": text}
+    return {"number": number, "text": text, **({"end": True} if is_end else {})}
 
 
-def decode_reply(body: object) -> tuple[int, str | None]:
-    """Decode a reply from `encode_reply`: return the number of the cell's question, and the answer or None.
+def decode_reply(body: object) -> tuple[int, str | None, bool]:
+    """Decode a reply from `encode_reply`: return the number of the cell's question, the answer or None, and whether the input has ended.
 
     Raise ProblemError for any other body.
     """
     match body:
-        case {"number": int(number), "text": None | str() as text} if number > 0 and not isinstance(number, bool):
+        case {"number": int(number), "text": None | str() as text, **others} if number > 0 and not isinstance(number, bool):
             if text is None or is_well_formed(text):
-                return number, text
+                return number, text, text is None and others.get("end") is True
     expected = (
         "the reply must be an object with 'number', a whole number above 0, and 'text', which is null or text without lone surrogates"
     )

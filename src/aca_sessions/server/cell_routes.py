@@ -134,8 +134,8 @@ class CellRoutes:
         """
         version, identifier = read_address(request, plain=False)
         execution = self._find_execution(identifier, request.path_params["id"])
-        number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
-        await execution.session.executions.send_reply(execution, number, text)
+        number, text, is_end = extensions.decode_reply(await read_json(request, _MAX_REPLY))
+        await execution.session.executions.send_reply(execution, number, text, is_end=is_end)
         has_after = "after" in request.query_params
         return await self._events_response(request, version, execution, read_after_number(request)) if has_after else JSONResponse({})
 

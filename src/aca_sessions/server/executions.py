@@ -332,16 +332,17 @@ class Executions:
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
-    async def send_reply(self, execution: RunningExecution, number: int, text: str | None) -> None:
+    async def send_reply(self, execution: RunningExecution, number: int, text: str | None, *, is_end: bool = False) -> None:
         """Send a reply to a cell that waits for one, in `input()` or in a host call. Raise ProblemError (409) if it does not wait any more.
 
         Args:
             execution: The execution of the cell.
             number: The number of the `input()` or of the host call, from its event.
             text: The reply, or None if the caller has none.
+            is_end: Whether the caller has none because its input has ended.
         """
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
-        if interpreter is None or not interpreter.answer(execution.id, number, text):
+        if interpreter is None or not interpreter.answer(execution.id, number, text, is_end=is_end):
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
             raise ProblemError(409, "QuestionNotOpen", said)
 

@@ -46,6 +46,7 @@ from .runtime import RegisteredInterpreter, SharedRuntime
 
 _START_SECONDS = 30.0
 _FAILED = "the user declined to answer or did not answer in time, or the handler of the question failed: put the values into the code"
+_END = "EOF when reading a line"
 _NOT_ANSWERED = "the cell has ended, or was run without a handler of its questions, such as on_input: pass one to the call that runs it"
 _NOT_READY = (
     "a session ended before it was ready: try again. If it ends again, standard error of the program that runs the sessions has the cause"
@@ -295,15 +296,15 @@ class Interpreter:
             return processor_time(self.runtime.init, self.pidfd, since)
         return 0.0
 
-    def answer(self, execution: str, number: int, text: str | None) -> bool:
+    def answer(self, execution: str, number: int, text: str | None, *, is_end: bool = False) -> bool:
         """Answer a question of the running cell. Return False, and send nothing, if this question is not open.
 
-        If `text` is None, the cell gets an error instead of an answer.
+        If `text` is None, the cell gets an error instead of an answer. If `is_end` is true, it is that of Python at the end of the input.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.close_question(number):
             return False
-        self._send_answer(wire.Answer(number, text is not None, _FAILED if text is None else text))
+        self._send_answer(wire.Answer(number, text is not None, text if text is not None else _END if is_end else _FAILED))
         return True
 
     def open_questions(self, execution: str) -> list[int]:
