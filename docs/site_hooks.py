@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any, get_args, get_origin
 
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -144,6 +145,7 @@ def reference_pages() -> dict[str, str]:
     made = {
         "reference/settings.md": "\n\n".join(_section_tables(SECTION, Settings)),
         "reference/cli.md": "\n\n".join(_command(build_parser(), "aca-sessions")),
+        "reference/http.md": "\n\n".join(_requests(yaml.safe_load((ROOT / "docs" / "reference" / "openapi.yaml").read_text()))),
     }
     return {path: (ROOT / "docs" / path).read_text().partition("\n## ")[0] + f"\n{text}\n" for path, text in made.items()}
 
@@ -197,6 +199,24 @@ def _default(field: Any) -> str:
     elif isinstance(value, float):
         value = f"{value:g}"
     return f"default `{value}`" if value != "" else "default none"
+
+
+def _requests(api: dict[str, Any]) -> Iterator[str]:
+    """Yield the tables of requests and of headers from a document of OpenAPI."""
+    operations = [(f"{method.upper()} {path}", one) for path, methods in api["paths"].items() for method, one in methods.items()]
+    for tag in api["tags"]:
+        shown = {
+            request: f"{one['summary']}. {one.get('description', '')}".strip() for request, one in operations if tag["name"] in one["tags"]
+        }
+        rows = [f"| `{request}` | {meaning} |" for request, meaning in shown.items()]
+        yield f"## {tag['name']}\n\n{tag['description']}"
+        yield "\n".join(["| request | meaning |", "|---|---|", *rows])
+    parameters = [one for one in api["components"]["parameters"].values() if one["in"] == "header"]
+    headers = [(one["name"], one["description"]) for one in parameters]
+    for _, operation in operations:
+        headers += [(one["name"], one["description"]) for one in operation.get("parameters", ()) if one.get("in") == "header"]
+    yield "## Headers of requests"
+    yield "\n".join(["| header | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in headers)])
 
 
 def _command(one: argparse.ArgumentParser, name: str, about: str = "") -> Iterator[str]:
