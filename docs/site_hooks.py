@@ -36,7 +36,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         config.extra_javascript.append("assets/mermaid.js")
     for section in config.nav or ():
         if "Cookbook" in section:
-            section["Cookbook"] += [_recipe_page(one) for one in recipes()]
+            section["Cookbook"] += _recipe_sections()
     return config
 
 
@@ -246,6 +246,14 @@ def recipes() -> list[Path]:
 
 def _recipe_page(path: Path) -> str:
     return f"cookbook/{path.stem}.md"
+
+
+def _recipe_sections() -> list[dict[str, list[str]]]:
+    """Return the pages of the recipes, in the sections and the order of the cookbook's index."""
+    sections = (ROOT / "docs" / "cookbook" / "index.md").read_text().split("\n## ")[1:]
+    return [
+        {one.partition("\n")[0]: [f"cookbook/{name}.md" for name in re.findall(r"/samples/cookbook/(\w+)\.py\)", one)]} for one in sections
+    ]
 
 
 def recipe_page(path: Path) -> str:
