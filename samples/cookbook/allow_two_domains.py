@@ -1,9 +1,12 @@
 """Allow two domains.
 
-A session has no network by default. `Network.allow` opens HTTP and HTTPS to some domains, through a proxy that the host runs. The proxy
-looks up each name and connects to public addresses only. Libraries find it in the usual environment variables (`https_proxy`). It does not
-inspect what is sent, so an allowed domain that accepts uploads can leak the session's data. `*.example.org` is every domain below
-example.org, and `example.org:8443` another port. In settings: `"Sandbox": {"Network": ["api.github.com", "*.example.org"]}`.
+A session has no network by default. `Network.allow` opens HTTP and HTTPS to some
+domains, through a proxy that the host runs. The proxy looks up each name and
+connects to public addresses only. Libraries find it in the usual environment
+variables (`https_proxy`). It does not inspect what is sent, so an allowed domain
+that accepts uploads can leak the session's data. `*.example.org` is every domain
+below example.org, and `example.org:8443` another port. In settings: `"Sandbox":
+{"Network": ["api.github.com", "*.example.org"]}`.
 """
 
 from aca_sessions import InteractiveSession, Network, Policy

@@ -1,8 +1,10 @@
 """Approve each call of a tool that writes.
 
-Code in the session calls functions of your program as `tools.NAME(...)`. Give each an effect: `read` needs no approval, `write` and
-`irreversible` go to your function `approve` first, which may be `async` and ask a person. The cell's time limit is paused meanwhile. A
-refused call raises `ToolError` in the cell. Without `approve`, writing calls run and irreversible ones are refused. Calls within `with
+Code in the session calls functions of your program as `tools.NAME(...)`. Give each
+an effect: `read` needs no approval, `write` and `irreversible` go to your function
+`approve` first, which may be `async` and ask a person. The cell's time limit is
+paused meanwhile. A refused call raises `ToolError` in the cell. Without `approve`,
+writing calls run and irreversible ones are refused. Calls within `with
 tools.batch():` are approved together ([more](../guides/agents.md#approval)).
 """
 
@@ -27,13 +29,16 @@ def send_reminder(customer: str) -> str:
 
 async def approve(calls: Sequence[Call]) -> list[bool]:
     """Return one decision for each call. Here a rule stands for the person."""
-    print("asked:", *(f"{call.tool}({call.arguments['customer']})" for call in calls))
-    return [call.arguments["customer"] == "Mary" for call in calls]
+    names = [call.arguments["customer"] for call in calls]
+    print("asked:", [call.tool for call in calls], names)
+    return [name == "Mary" for name in names]
 
 
 async def main() -> None:
-    async with AgentSession(tools=[balance, send_reminder], approve=approve) as agent:
-        print(await agent.run("tools.balance(customer='Mary'), tools.send_reminder(customer='Mary')"))
+    functions = [balance, send_reminder]
+    async with AgentSession(tools=functions, approve=approve) as agent:
+        print(await agent.run("tools.balance(customer='Mary')"))
+        print(await agent.run("tools.send_reminder(customer='Mary')"))
         refused = await agent.run("tools.send_reminder(customer='Ada')")
         print(refused.error.name)
 
@@ -41,7 +46,8 @@ async def main() -> None:
 asyncio.run(main())
 
 # prints:
-# asked: send_reminder(Mary)
-# (75, 'sent to Mary')
-# asked: send_reminder(Ada)
+# 75
+# asked: ['send_reminder'] ['Mary']
+# 'sent to Mary'
+# asked: ['send_reminder'] ['Ada']
 # ToolError

@@ -1,8 +1,10 @@
 """Record what sessions do: audit log and metrics.
 
-`Audit:File` adds a JSON line to a file of mode 600 for each session, cell, transfer, installation and refusal. Names are hashed. The code
-is recorded only with `Audit:Code`. Metrics are OpenTelemetry's: they go where your program exports them, and `aca-sessions serve --metrics`
-offers them to Prometheus. `on_event` reports leases to your own program. All fields and metrics are in [For
+`Audit:File` adds a JSON line to a file of mode 600 for each session, cell,
+transfer, installation and refusal. Names are hashed. The code is recorded only with
+`Audit:Code`. Metrics are OpenTelemetry's: they go where your program exports them,
+and `aca-sessions serve --metrics` offers them to Prometheus. `on_event` reports
+leases to your own program. All fields and metrics are in [For
 operators](../guides/operating.md).
 """
 
@@ -15,22 +17,23 @@ from aca_sessions import Settings, open_pool
 
 async def main() -> None:
     settings = Settings(Audit={"File": "audit.jsonl"})
-    async with open_pool(settings, on_event=lambda event: print(event.kind)) as pool, pool.session("ann") as session:
-        await session.upload_file("data.txt", b"12345")
-        await session.run("6 * 7")
-        await session.run("1 / 0")
+    async with open_pool(settings, on_event=lambda one: print(one.kind)) as pool:
+        async with pool.session("ann") as session:
+            await session.upload_file("data.txt", b"12345")
+            await session.run("6 * 7")
+            await session.run("1 / 0")
 
 
 asyncio.run(main())
 for line in Path("audit.jsonl").read_text().splitlines():
     event = json.loads(line)
-    print(event["event"], *(event[name] for name in ("outcome", "bytes", "code_length") if name in event))
+    print(event["event"], event.get("outcome"), event.get("bytes"))
 
 # prints:
 # leased
 # released
-# session_begun
-# upload 5
-# cell succeeded 5
-# cell failed 5
-# session_ended
+# session_begun None None
+# upload None 5
+# cell succeeded None
+# cell failed None
+# session_ended None None

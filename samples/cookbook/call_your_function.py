@@ -1,8 +1,11 @@
 """Let cells call your function.
 
-A tool is a function of your program that code in the session calls as `tools.NAME(...)`, in loops and conditions too. It runs in your
-process, with your rights and your network, while the code stays isolated: check the arguments as you would those of a request. Arguments
-and results are JSON, bytes or DataFrames. `effect="read"` needs no approval. Models find tools with `tools.list()` and `help(tools.NAME)`.
+A tool is a function of your program that code in the session calls as
+`tools.NAME(...)`, in loops and conditions too. It runs in your process, with your
+rights and your network, while the code stays isolated: check the arguments as you
+would those of a request. Arguments and results are JSON, bytes or DataFrames.
+`effect="read"` needs no approval. Models find tools with `tools.list()` and
+`help(tools.NAME)`.
 """
 
 import asyncio
@@ -16,13 +19,13 @@ PRICES = {"lamp": 40, "chair": 75, "table": 120}
 async def price(product: str) -> int:
     """Return the price of a product, from your database for example."""
     if product not in PRICES:
-        raise ValueError(f"product must be one of {', '.join(PRICES)}, got {product!r}")
+        raise ValueError(f"product must be one of {[*PRICES]}, got {product!r}")
     return PRICES[product]
 
 
 async def main() -> None:
     async with AgentSession(tools=[price]) as agent:
-        print(await agent.run("sum(n * tools.price(product) for product, n in {'lamp': 2, 'chair': 1}.items())"))
+        print(await agent.run("sum(map(tools.price, ['lamp', 'lamp', 'chair']))"))
         print((await agent.run("tools.price('sofa')")).error)
 
 
@@ -30,4 +33,4 @@ asyncio.run(main())
 
 # prints:
 # 155
-# ToolError: product must be one of lamp, chair, table, got 'sofa'
+# ToolError: product must be one of ['lamp', 'chair', 'table'], got 'sofa'

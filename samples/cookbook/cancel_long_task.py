@@ -1,8 +1,11 @@
 """Cancel a long task.
 
-Start the cell in the background, and cancel it when the user asks. The cell is interrupted, and the session keeps its variables. A cell
-that does not stop within two seconds is killed: the result then says `lost: killed`, or `rolled_back` if there is a checkpoint. Cancelling
-the task that awaits `session.run(...)` does the same, so `asyncio.timeout` works too. Azure cannot interrupt a cell: it runs to its end.
+Start the cell in the background, and cancel it when the user asks. The cell is
+interrupted, and the session keeps its variables. A cell that does not stop within
+two seconds is killed: the result then says `lost: killed`, or `rolled_back` if
+there is a checkpoint. Cancelling the task that awaits `session.run(...)` does the
+same, so `asyncio.timeout` works too. Azure cannot interrupt a cell: it runs to its
+end.
 """
 
 import asyncio

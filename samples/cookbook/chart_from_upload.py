@@ -1,8 +1,11 @@
 """Analyse an upload and return a chart.
 
-Write the upload into the session, run the code, and take the PNG from `result.images`. Matplotlib figures need no `savefig`: each figure
-that a cell leaves open becomes an image. A failed cell raises nothing, so check `result.success`. An upload may have 128 MB, and all files
-of a session together 256 MB (`Sandbox:Limits:DiskMegabytes`). Code needs `pip install 'aca-sessions[data]'` for pandas.
+Write the upload into the session, run the code, and take the PNG from
+`result.images`. Matplotlib figures need no `savefig`: each figure that a cell
+leaves open becomes an image. A failed cell raises nothing, so check
+`result.success`. An upload may have 128 MB, and all files of a session together 256
+MB (`Sandbox:Limits:DiskMegabytes`). Code needs `pip install 'aca-sessions[data]'`
+for pandas.
 """
 
 import asyncio
@@ -20,7 +23,7 @@ sales.sold.sum()
 
 async def analyse(pool: SessionPool, upload: bytes) -> tuple[str, bytes]:
     """Return the text of the answer, and the chart as PNG."""
-    async with pool.session() as session:  # a new session, which ends with the block
+    async with pool.session() as session:  # a new one, which ends with the block
         await session.upload_file("upload.csv", upload)
         result = await session.run(CODE, timeout=30)
         result.raise_for_error()

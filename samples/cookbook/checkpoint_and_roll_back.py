@@ -1,9 +1,12 @@
 """Take a checkpoint before a risky step, and roll back.
 
-A checkpoint keeps the variables, by a fork of the interpreter, and a copy of the files in /mnt/data, up to 64 MB of them. `rollback`
-returns to it and keeps it; `undo` returns to the latest one and removes it. `checkpoint.left_behind` lists what is not saved, such as open
-sockets. A session with running threads refuses with `SnapshotError`. If the interpreter dies, the session continues from the latest
-checkpoint by itself. Azure has no checkpoints ([more](../guides/interactive.md#time-travel)).
+A checkpoint keeps the variables, by a fork of the interpreter, and a copy of the
+files in /mnt/data, up to 64 MB of them. `rollback` returns to it and keeps it;
+`undo` returns to the latest one and removes it. `checkpoint.left_behind` lists what
+is not saved, such as open sockets. A session with running threads refuses with
+`SnapshotError`. If the interpreter dies, the session continues from the latest
+checkpoint by itself. Azure has no checkpoints
+([more](../guides/interactive.md#time-travel)).
 """
 
 from aca_sessions import InteractiveSession

@@ -1,8 +1,10 @@
 """Export what was done as a notebook.
 
-A session object records its cells with their outputs, uploads, installed packages and resets. `write_notebook` writes them as .ipynb, which
-opens in Jupyter and VS Code, with uploads of up to 4 MB inside. `write_script` writes the cells alone as a Python script. The latest 1,000
-steps are kept, up to 32 MB. The notebook holds data of the session: share it as you would the data.
+A session object records its cells with their outputs, uploads, installed packages
+and resets. `write_notebook` writes them as .ipynb, which opens in Jupyter and VS
+Code, with uploads of up to 4 MB inside. `write_script` writes the cells alone as a
+Python script. The latest 1,000 steps are kept, up to 32 MB. The notebook holds data
+of the session: share it as you would the data.
 """
 
 import json

@@ -1,9 +1,11 @@
 """Keep skills that outlive a session.
 
-A skill is a function `run` with a name, which one session saves and later ones call as `skills.NAME(...)`. Examples in its docstring are
-run before it is saved: if one fails, the skill is refused. A model finds skills with `skills.search("...")`. The source runs only in
-sessions, never in your program. `FileStorage` keeps a file for each skill in a folder, which several processes can use; `RedisStorage`
-needs the extra `redis` ([more](../guides/agents.md#skills)).
+A skill is a function `run` with a name, which one session saves and later ones call
+as `skills.NAME(...)`. Examples in its docstring are run before it is saved: if one
+fails, the skill is refused. A model finds skills with `skills.search("...")`. The
+source runs only in sessions, never in your program. `FileStorage` keeps a file for
+each skill in a folder, which several processes can use; `RedisStorage` needs the
+extra `redis` ([more](../guides/agents.md#skills)).
 """
 
 import asyncio
@@ -30,7 +32,7 @@ async def main() -> None:
         async with AgentSession(storage=FileStorage(folder)) as agent:
             print(await agent.run(SAVE))
         async with AgentSession(storage=FileStorage(folder)) as later:
-            print(await later.run("[one['name'] for one in skills.search('price including tax')]"))
+            print(await later.run("skills.search('price including tax')[0]['name']"))
             print(await later.run("skills.with_tax(80)"))
 
 
@@ -38,5 +40,5 @@ asyncio.run(main())
 
 # prints:
 # 'with_tax'
-# ['with_tax']
+# 'with_tax'
 # 100.0

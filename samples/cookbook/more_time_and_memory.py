@@ -1,9 +1,11 @@
 """Give a model more time or memory.
 
-The plugin and the other tools for models take `timeout`, `memory_megabytes` and `disk_megabytes`. Defaults: 100 seconds for a cell, 2048 MB
-of memory, 256 MB of files. A cell may have 220 seconds at most, as at Azure. A cell that takes longer is interrupted, and its variables are
-kept. A cell that reaches a limit ends with a hint that the model can act on. A `pool` of your own and an Endpoint have their limits
-already: set them there (`Sandbox:Limits`).
+The plugin and the other tools for models take `timeout`, `memory_megabytes` and
+`disk_megabytes`. Defaults: 100 seconds for a cell, 2048 MB of memory, 256 MB of
+files. A cell may have 220 seconds at most, as at Azure. A cell that takes longer is
+interrupted, and its variables are kept. A cell that reaches a limit ends with a
+hint that the model can act on. A `pool` of your own and an Endpoint have their
+limits already: set them there (`Sandbox:Limits`).
 """
 
 import asyncio
@@ -15,17 +17,17 @@ from aca_sessions import add_aca_sessions
 
 async def main() -> None:
     async with add_aca_sessions(Kernel(), timeout=0.5, memory_megabytes=256) as python:
-        print((await python.execute_python("numbers = [1, 2, 3]\nwhile True: pass")).error.name)
-        print(await python.execute_python("numbers"))
-        print((await python.execute_python("bytearray(300 << 20)")).hint)
-    async with add_aca_sessions(Kernel(), timeout=200, memory_megabytes=512, disk_megabytes=64) as python:
+        result = await python.execute_python("numbers = [1, 2]\nwhile True: pass")
+        print(result.error.name, await python.execute_python("numbers"))
+        result = await python.execute_python("bytearray(300 << 20)")
+        print(result.error.name, result.hint)
+    async with add_aca_sessions(Kernel(), timeout=200, memory_megabytes=512) as python:
         print(await python.execute_python("len(bytearray(300 << 20)) >> 20"))
 
 
 asyncio.run(main())
 
 # prints:
-# TimeoutError
-# [1, 2, 3]
-# the session's limit of memory (256 MB) was reached: work on smaller parts of the data, or delete variables
+# TimeoutError [1, 2]
+# MemoryError the session's limit of memory (256 MB) was reached: work on smaller parts of the data, or delete variables
 # 300

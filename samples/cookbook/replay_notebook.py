@@ -1,8 +1,11 @@
 """Replay a notebook at another endpoint.
 
-`replay(path, session)` runs the cells of a notebook again, with its uploads and packages, and reports which outputs differ. Use it to test
-a new version, another environment, or Azure against your laptop: open the other place with `open_pool(endpoint="https://…")`. Random
-numbers and measured times count as differences. Of an image only its size in pixels is compared. A failed cell does not stop the replay.
+`replay(path, session)` runs the cells of a notebook again, with its uploads and
+packages, and reports which outputs differ. Use it to test a new version, another
+environment, or Azure against your laptop: open the other place with
+`open_pool(endpoint="https://…")`. Random numbers and measured times count as
+differences. Of an image only its size in pixels is compared. A failed cell does not
+stop the replay.
 """
 
 import asyncio
@@ -16,7 +19,8 @@ async def main() -> None:
         await session.run("print(6 * 7)")
         await session.run("import random; random.random()")
         session.write_notebook("analysis.ipynb")
-    async with open_pool() as other, other.session() as session:  # open_pool(endpoint=…)
+    # At another place: open_pool(endpoint="https://…")
+    async with open_pool() as pool, pool.session() as session:
         report = await replay("analysis.ipynb", session)
         print([cell.verdict for cell in report.cells], report.same)
 

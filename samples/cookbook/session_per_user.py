@@ -1,9 +1,12 @@
 """Keep one session per chat user in FastAPI.
 
-Name each user's session after the user: the same name continues the same variables and files. `session_name` makes a name from an id of
-your sign-in and a secret, so that others cannot guess it. The pool ends a session that was idle for 30 minutes (`SessionTimeoutMinutes`);
-the next result then says `lost: expired`. If no lease becomes free within 60 seconds, callers get `PoolTimeoutError`. The code is
-Starlette, which comes with the package. In FastAPI, write `FastAPI(lifespan=lifespan)` and `@app.post("/run")`. An embedded pool needs one
+Name each user's session after the user: the same name continues the same variables
+and files. `session_name` makes a name from an id of your sign-in and a secret, so
+that others cannot guess it. The pool ends a session that was idle for 30 minutes
+(`SessionTimeoutMinutes`); the next result then says `lost: expired`. If no lease
+becomes free within 60 seconds, callers get `PoolTimeoutError`. The code is
+Starlette, which comes with the package. In FastAPI, write
+`FastAPI(lifespan=lifespan)` and `@app.post("/run")`. An embedded pool needs one
 worker process, because each would have sessions of its own.
 """
 
@@ -31,20 +34,23 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 async def run(request: Request) -> JSONResponse:
     user = request.headers["x-user"]  # stands for the user of your sign-in
     try:
-        async with request.app.state.pool.session(session_name(user, salt=SECRET)) as session:
+        name = session_name(user, salt=SECRET)
+        async with request.app.state.pool.session(name) as session:
             result = await session.run((await request.body()).decode(), timeout=20)
     except PoolTimeoutError as error:
         return JSONResponse({"error": str(error)}, 503)
-    return JSONResponse({"output": result.output, "error": result.error and str(result.error), "state": str(result.state)})
+    error = str(result.error or "")
+    return JSONResponse({"output": result.output, "error": error})
 
 
 app = Starlette(routes=[Route("/run", run, methods=["POST"])], lifespan=lifespan)
 
 with TestClient(app) as browser:  # instead of `uvicorn session_per_user:app`
-    browser.post("/run", content="x = 20", headers={"x-user": "ann"})
-    print(browser.post("/run", content="x + 22", headers={"x-user": "ann"}).json())
-    print(browser.post("/run", content="x + 22", headers={"x-user": "bob"}).json()["error"])
+    for user, code in (("ann", "x = 20"), ("ann", "x + 22"), ("bob", "x + 22")):
+        reply = browser.post("/run", content=code, headers={"x-user": user})
+        print(user, reply.json())
 
 # prints:
-# {'output': '42', 'error': None, 'state': 'kept'}
-# NameError: name 'x' is not defined
+# ann {'output': '', 'error': ''}
+# ann {'output': '42', 'error': ''}
+# bob {'output': '', 'error': "NameError: name 'x' is not defined"}

@@ -1,8 +1,11 @@
 """Show charts to a vision model.
 
-A tool message cannot hold an image, so a model reads only a description of a chart that its code drew. Add the filter `ShowImages`: it puts
-the images into the chat, in a user message after the results of the turn's tool calls. Images cost tokens, so use it only for models that
-see. Here a script stands for the model ([_scripted_model.py](../../samples/scripted_model.py)), and returns what it received.
+A tool message cannot hold an image, so a model reads only a description of a chart
+that its code drew. Add the filter `ShowImages`: it puts the images into the chat,
+in a user message after the results of the turn's tool calls. Images cost tokens, so
+use it only for models that see. Here a script stands for the model: save
+[scripted_model.py](../../samples/scripted_model.py) as `_scripted_model.py` beside
+the program.
 """
 
 import asyncio
@@ -17,22 +20,29 @@ from semantic_kernel.filters import FilterTypes
 from aca_sessions import add_aca_sessions
 from aca_sessions.integrations.semantic_kernel import ShowImages
 
-DRAW = "import matplotlib.pyplot as plt; plt.plot([120, 135, 180]); plt.title('Lamps sold')"
+DRAW = """
+import matplotlib.pyplot as plt
+plt.plot([120, 135, 180])
+plt.title("Lamps sold")
+"""
 
 
 def look(messages: list[dict]) -> str:
-    """Return what a vision model would have to go on: the tool message, and the types of what follows it."""
+    """Return what the model received: the tool message, and what follows it."""
     described, shown = messages[-2]["content"], messages[-1]["content"]
     return f"{described.splitlines()[-1]}\n{[part['type'] for part in shown]}"
 
 
 async def main() -> None:
-    with ScriptedModel([[("PythonInterpreter-execute_python", {"code": DRAW})], look]) as model:
+    script = [[("PythonInterpreter-execute_python", {"code": DRAW})], look]
+    with ScriptedModel(script) as model:
         async with AsyncOpenAI(base_url=model.base_url, api_key="none") as client:
-            kernel = Kernel(services=[OpenAIChatCompletion(ai_model_id="gpt-4o", async_client=client)])
+            kernel = Kernel()
+            kernel.add_service(OpenAIChatCompletion("gpt-4o", async_client=client))
             async with add_aca_sessions(kernel):
                 kernel.add_filter(FilterTypes.AUTO_FUNCTION_INVOCATION, ShowImages())
-                print(await ChatCompletionAgent(kernel=kernel, name="Analyst").get_response("How do lamps sell?"))
+                agent = ChatCompletionAgent(kernel=kernel, name="Analyst")
+                print(await agent.get_response("How do lamps sell?"))
 
 
 asyncio.run(main())

@@ -1,9 +1,11 @@
 """Stream a cell's output to a browser with server-sent events.
 
-`session.stream(code)` yields events while the cell runs: `stdout`, `stderr`, `display`, and the `result` at the end. Send each as a
-server-sent event, which `new EventSource("/run?code=…")` receives in the browser. If the browser goes away, leaving the loop interrupts the
-cell. Show the text with `textContent`, never as HTML, because code in the session chose it. At Azure all events arrive when the cell has
-ended.
+`session.stream(code)` yields events while the cell runs: `stdout`, `stderr`,
+`display`, and the `result` at the end. Send each as a server-sent event, which `new
+EventSource("/run?code=…")` receives in the browser. If the browser goes away,
+leaving the loop interrupts the cell. Show the text with `textContent`, never as
+HTML, because code in the session chose it. At Azure all events arrive when the cell
+has ended.
 """
 
 import json
@@ -27,18 +29,19 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 async def run(request: Request) -> StreamingResponse:
     async def events() -> AsyncIterator[str]:
-        async with request.app.state.pool.session() as session, aclosing(session.stream(request.query_params["code"])) as stream:
-            async for event in stream:
-                text = event.result.output if event.result else event.text
-                yield f"event: {event.kind}\ndata: {json.dumps(text)}\n\n"
+        async with request.app.state.pool.session() as session:
+            async with aclosing(session.stream(request.query_params["code"])) as stream:
+                async for event in stream:
+                    text = event.result.output if event.result else event.text
+                    yield f"event: {event.kind}\ndata: {json.dumps(text)}\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
 app = Starlette(routes=[Route("/run", run)], lifespan=lifespan)
 
 with TestClient(app) as browser:  # instead of `uvicorn stream_to_browser:app`
-    code = "import time\nfor step in range(2): print('step', step, flush=True); time.sleep(0.2)\n'done'"
+    code = "import time\nprint('step 0')\ntime.sleep(0.5)\nprint('step 1')\n'done'"
     print(browser.get("/run", params={"code": code}).text.strip())
 
 # prints:

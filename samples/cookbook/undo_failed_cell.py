@@ -1,8 +1,10 @@
 """Run a cell that leaves no trace if it fails.
 
-With `transactional=True`, a cell that fails, runs too long or is killed is undone: variables and files in /mnt/data are as before it, and
-its processes end. Use it for steps that change several things, so that a model can correct its code and run it again. What the cell sent to
-tools or to the network is not undone. It needs the embedded sandbox or `aca-sessions serve`.
+With `transactional=True`, a cell that fails, runs too long or is killed is undone:
+variables and files in /mnt/data are as before it, and its processes end. Use it for
+steps that change several things, so that a model can correct its code and run it
+again. What the cell sent to tools or to the network is not undone. It needs the
+embedded sandbox or `aca-sessions serve`.
 """
 
 from aca_sessions import InteractiveSession

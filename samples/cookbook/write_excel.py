@@ -1,8 +1,10 @@
 """Return an Excel file.
 
-Code writes files into its working directory, /mnt/data. `result.files` names those that a cell created or changed, and `save_file` copies
-one to your machine. Writing .xlsx needs openpyxl, which `pip install 'aca-sessions[data]'` adds to what sessions see. A result holds no
-file's content: a model reads names and sizes only. Treat the file as an upload from a stranger: formulas in it are the code's choice.
+Code writes files into its working directory, /mnt/data. `result.files` names those
+that a cell created or changed, and `save_file` copies one to your machine. Writing
+.xlsx needs openpyxl, which `pip install 'aca-sessions[data]'` adds to what sessions
+see. A result holds no file's content: a model reads names and sizes only. Treat the
+file as an upload from a stranger: formulas in it are the code's choice.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ with pd.ExcelWriter("report.xlsx") as book:
     sales.describe().to_excel(book, sheet_name="Summary")
 """
 
-with InteractiveSession() as session:  # in an async program: open_pool(), and the same calls with await
+with InteractiveSession() as session:
     result = session.run(CODE).raise_for_error()
     print([(file.path, file.kind) for file in result.files])
     Path("report.xlsx").write_bytes(session.download_file("report.xlsx"))

@@ -1,7 +1,8 @@
 """Return a PowerPoint file with a chart.
 
-python-pptx is part of `pip install 'aca-sessions[data]'`. Draw the chart into a file, and put it on a slide in the same session. To start
-from your company's template, upload it first and open it with `Presentation("template.pptx")`.
+python-pptx is part of `pip install 'aca-sessions[data]'`. Draw the chart into a
+file, and put it on a slide in the same session. To start from your company's
+template, upload it first and open it with `Presentation("template.pptx")`.
 """
 
 from pathlib import Path
