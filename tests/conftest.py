@@ -118,16 +118,22 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Check that everything the test opened is gone: processes, descriptors, mounts and control groups."""
-    for server in [*ForkServer._shared.values()]:
-        with contextlib.suppress(ACASessionsError):
-            server.wait_until_ready()  # while the server starts, its helpers come and go
+    wait_for_fork_servers()
     before = settled()
     yield
     gc.collect()
-    deadline = time.monotonic() + 30  # on a busy machine, what this test or the one before it ended may be gone late
+    wait_for_fork_servers()
+    deadline = time.monotonic() + 120  # on a busy machine, what this test or the one before it ended may be gone late
     while more := [now - then for now, then in zip(settled(), before, strict=True) if now > then]:
         if time.monotonic() > deadline:
             pytest.fail(f"{more} more than {before} processes, descriptors, mounts and control groups")
+
+
+def wait_for_fork_servers() -> None:
+    """Wait until all fork servers are ready: while one starts, its helpers come and go."""
+    for server in [*ForkServer._shared.values()]:
+        with contextlib.suppress(ACASessionsError):
+            server.wait_until_ready()
 
 
 def settled() -> tuple[int, int, int, int]:

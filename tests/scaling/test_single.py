@@ -4,18 +4,20 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from http.client import HTTPSConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from aca_sessions import Settings, open_interpreter
 from aca_sessions.cli.certificate import certificate
-from aca_sessions.errors import ServiceError
 from aca_sessions.hosting import Hosting
 
 from ..conftest import ROOT
@@ -89,9 +91,18 @@ async def test_a_session_is_used_over_tls_with_files_up_to_the_servers_limit(pro
     async with open_interpreter(proxy.settings()) as interpreter:
         await interpreter.upload_file("the-secret", "large.bin", b"x" * most)
         result = await interpreter.execute("the-secret", "import os; os.path.getsize('large.bin')")
-        with pytest.raises(ServiceError, match="413 RequestTooLarge"):
-            await interpreter.upload_file("the-secret", "larger.bin", b"x" * (most + (1 << 17)))
     assert (result.value, str(result.state)) == (most, "kept")
+
+
+def test_a_larger_upload_is_refused_before_it_is_sent(proxy: Proxy) -> None:
+    address = urlsplit(proxy.endpoint)
+    connection = HTTPSConnection(NAME, address.port, timeout=240, context=ssl.create_default_context(cafile=str(proxy.cert)))
+    connection.putrequest("POST", "/files?api-version=2025-10-02-preview&identifier=the-secret")
+    connection.putheader("content-length", str(Hosting().max_upload + (1 << 17)))
+    connection.endheaders()
+    reply = connection.getresponse()
+    assert (reply.status, json.load(reply)["error"]["code"]) == (413, "RequestTooLarge")
+    connection.close()
 
 
 def test_the_audit_log_has_the_clients_address_and_not_one_that_the_client_claims(proxy: Proxy) -> None:
