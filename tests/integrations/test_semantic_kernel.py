@@ -228,6 +228,28 @@ async def test_binary_files_are_given_as_data_uris(pool: SessionPool) -> None:
     assert message.splitlines()[0] == "True"
 
 
+@pytest.mark.parametrize("kind", ["data:application/octet-stream", "data:", "DATA:text/plain; charset=utf-8;a=b"])
+async def test_every_data_uri_in_base64_is_decoded(pool: SessionPool, kind: str) -> None:
+    plugin = PythonCodeInterpreterPlugin(pool)
+    for encode in base64.b64encode, base64.urlsafe_b64encode:
+        files = {"b": f"{kind};base64,{encode(bytes(range(256))).decode()}"}
+        assert (await plugin.execute_python_with_files("open('b', 'rb').read() == bytes(range(256))", files)).value is True
+
+
+@pytest.mark.parametrize("content", ["!!!", "YQ", "a,b", "YQ==\nand text", "\u00fc"])
+async def test_a_data_uri_that_is_not_base64_is_refused(pool: SessionPool, content: str) -> None:
+    plugin = PythonCodeInterpreterPlugin(pool)
+    result = await plugin.execute_python_with_files("1", {"b": f"data:application/octet-stream;base64,{content}"})
+    assert str(result.error) == "ValueError: the data URI of the file 'b' must be valid base64: encode the whole file again"
+    assert await plugin.list_files() == []
+
+
+async def test_text_that_only_mentions_a_data_uri_stays_text(pool: SessionPool) -> None:
+    plugin = PythonCodeInterpreterPlugin(pool)
+    for text in "data: image/png;base64,!!!", "a = 'data:image/png;base64,!!!'", "data:\n;base64,!!!", "data:text/plain,hello":
+        assert (await plugin.execute_python_with_files("open('a').read()", {"a": text})).value == text
+
+
 async def test_a_long_answer_fits_the_budget(pool: SessionPool) -> None:
     (message,) = await tool_messages(
         PythonCodeInterpreterPlugin(pool, max_output=500), [execute("print('first' + 'x' * 100_000 + 'last')")]

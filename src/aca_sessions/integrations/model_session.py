@@ -71,7 +71,8 @@ def _below(folder: str | Path, name: str) -> Path:
 Files = dict[str, str | bytes]
 
 _MOST_CODE = 1_000_000
-_DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,([A-Za-z0-9+/=\s]*)")
+_DATA_URI = re.compile(r"data:(?!\s)[^,\n]*;base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
 _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
@@ -115,8 +116,8 @@ def checked_files(files: object) -> tuple[Files, CodeError | None]:
 
 
 def _content(text: str) -> str | bytes:
-    uri = _DATA_URI.fullmatch(text)
-    return base64.b64decode("".join(uri[1].split()), validate=True) if uri else text
+    uri = _DATA_URI.match(text)
+    return base64.b64decode("".join(text[uri.end() :].split()).translate(_URL_SAFE), validate=True) if uri else text
 
 
 CODE = (
