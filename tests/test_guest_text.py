@@ -12,7 +12,7 @@ from aca_sessions.models import CodeError, Display, FileChange, RunningProcess, 
 
 LABELS = ("[stdout]", "[stderr]", "[value]", "[displayed]", "[files] a", "[processes] 1", "[images] 1", "[state] kept", "[outputs] a")
 LOST = State(variables="lost", reason="memory")
-OTHER_LABELS = ("(no output)", "[3 frames in libraries]", "[… 12 characters cut", "[an HTML page of 9 characters")
+OTHER_LABELS = ("(no output)", "[3 frames in libraries]", "[… 12 characters cut", "[an HTML page of 9 characters", "[an interactive chart")
 PIECES = (*LABELS, "[session state kept]", "aca-sessions: x", "\n", "\r", " ", "\x1b[1m", "\x1b", "\x1b[A", "\x1b[2K", "\u200b", "x")
 TEXT = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 SEQUENCES = (

@@ -46,7 +46,7 @@ def test_many_files_are_counted() -> None:
 
 def test_images_are_described_and_never_sent() -> None:
     shown = read(displays=(Display({"image/png": "iVBORw0KGgo=", "text/plain": "Figure Sales"}),))
-    assert shown == "[images] 1 image, for the user to see: Figure Sales"
+    assert shown == "[images] 1 image, not in this text: Figure Sales"
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,13 @@ def test_images_are_described_and_never_sent() -> None:
         ({"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": "# h"}, "# h"),
         ({"text/plain": "<IPython.core.display.Latex object>", "text/latex": "$x$"}, "$x$"),
         ({"text/plain": "<IPython.core.display.JSON object>", "application/json": '{"a": 1}'}, '{"a": 1}'),
-        ({"text/plain": "<IPython.core.display.HTML object>", "text/html": "<b>"}, "[an HTML page of 3 characters, for the user to see]"),
-        ({"text/plain": "<IPython.core.display.SVG object>", "image/svg+xml": "<svg/>"}, "[images] 1 image, for the user to see"),
+        ({"text/plain": "<IPython.core.display.HTML object>", "text/html": "<b>"}, "[an HTML page of 3 characters, not in this text]"),
+        ({"text/plain": "<IPython.core.display.SVG object>", "image/svg+xml": "<svg/>"}, "[images] 1 image, not in this text"),
+        (
+            {"text/plain": "plotly Figure [bar]", "text/html": "<script>", "application/vnd.plotly.v1+json": "{}"},
+            "plotly Figure [bar]\n[an interactive chart, not in this text]",
+        ),
+        ({"application/vnd.vegalite.v5+json": "{}"}, "[an interactive chart, not in this text]"),
         ({}, "(no output)"),
     ],
 )
@@ -206,4 +211,18 @@ async def test_changed_files_are_described(session: Session) -> None:
 async def test_a_figure_is_described_in_words(session: Session) -> None:
     await session.run("import matplotlib.pyplot as plt")
     code = "plt.plot([1, 2], label='lamp'); plt.title('Sales'); plt.xlabel('month'); plt.ylabel('sold'); plt.legend(); plt.show()"
-    assert str(await session.run(code)) == "[images] 1 image, for the user to see: Figure Sales (sold by month) [lamp]"
+    assert str(await session.run(code)) == "[images] 1 image, not in this text: Figure Sales (sold by month) [lamp]"
+
+
+@pytest.mark.parametrize(
+    ("code", "read"),
+    [
+        ("from IPython.display import HTML; HTML('<b>x</b>')", "[an HTML page of 8 characters, not in this text]"),
+        ("from IPython.display import SVG; SVG('<svg/>')", "[images] 1 image, not in this text: <IPython.core.display.SVG object>"),
+        ("from IPython.display import Markdown; display(Markdown('# h')); Markdown('# i')", "# h\n# i"),
+        ("display({'text/plain': '42', 'text/html': '<b>'}, raw=True); 42", "42"),
+        ("display({'text/plain': 'a', 'text/html': '<b>'}, raw=True); 42", "[displayed]\na\n[value]\n42"),
+    ],
+)
+async def test_a_last_value_that_was_displayed_is_read_once(session: Session, code: str, read: str) -> None:
+    assert str(await session.run(code)) == read

@@ -48,5 +48,5 @@ async def main() -> None:
 asyncio.run(main())
 
 # prints:
-# [images] 1 image, for the user to see: Figure Lamps sold
+# [images] 1 image, not in this text: Figure Lamps sold
 # ['text', 'image_url']

@@ -28,7 +28,7 @@ _TERMINAL_LABELS = ("[session state", "[hint]", "[image saved", "[image not save
 _MODEL_LABELS = (
     *("[stdout]", "[stderr]", "[displayed]", "[value]", "[files]", "[processes]", "[images]", "[state]", "[outputs]", "(no output)"),
     *("[0 frame in libraries]", "[0 frames in libraries]", "[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
-    *("[some output is not shown", "[more output is not shown", *_TERMINAL_LABELS),
+    *("[an interactive chart", "[some output is not shown", "[more output is not shown", *_TERMINAL_LABELS),
 )
 
 

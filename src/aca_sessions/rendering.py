@@ -19,6 +19,7 @@ _OF_THE_USER = re.compile(r"Cell In\[|File (?:/mnt/data|~)/")
 _HEADER = re.compile(r"\A-{10,}\n.*Traceback \(most recent call last\)\n", re.MULTILINE)
 _OBJECT = re.compile(r"<IPython\.core\.display\.\w+ object>")
 _IMAGES = frozenset(("image/png", "image/jpeg", "image/gif"))
+_CHARTS = ("application/vnd.plotly", "application/vnd.vega", "application/vnd.bokeh")  # beginnings of MIME types
 _SOURCES = ("text/markdown", "text/latex", "application/json")  # what can be read as it is
 _MAX_NAMED = 10
 _RUNS_SCRIPTS = 'from aca_sessions.rendering import mimebundle; display(mimebundle(result, html="raw"), raw=True)'
@@ -34,7 +35,7 @@ def render(result: CodeExecutionResult) -> str:
         "stdout": for_model(result.stdout),
         "stderr": for_model(result.written_to_stderr),
         "displayed": _displayed(result),
-        "value": for_model(result.text or ""),
+        "value": "" if _is_described(result) else for_model(result.text or ""),
     }
     shown = {name: text.strip("\n") for name, text in streams.items() if text.strip()}
     room = share(result.max_output - len(error), len(shown))
@@ -97,23 +98,34 @@ def _displayed(result: CodeExecutionResult) -> str:
     return "\n".join(text for text in texts if text and text != value)
 
 
+def _is_described(result: CodeExecutionResult) -> bool:
+    """Return whether the last value was displayed, and the text for a model has another description of it than its plain text."""
+    text = for_model(result.text or "")
+    return any(
+        display.data.get("text/plain") == result.text and (_is_image(display) or _describe_display(display) != text)
+        for display in result.displays
+    )
+
+
 def _is_image(display: Display) -> bool:
     return display.png is not None or any(isinstance(display.data.get(mime), str) for mime in ("image/jpeg", "image/svg+xml"))
 
 
 def _describe_display(display: Display) -> str:
-    """Return a display as text for a model: its plain text, unless that only names the object.
+    """Return a display as text for a model: its plain text, unless that only names the object. Add a note to a chart of plotly or Vega.
 
     In place of a text such as `<IPython.core.display.HTML object>`, return the display's source (such as Markdown) or a note on its HTML.
     """
     text = display.data.get("text/plain")
+    if any(mime.startswith(_CHARTS) for mime in display.data):
+        return f"{for_model(str(text or ''))}\n[an interactive chart, not in this text]".lstrip()
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
     for mime in _SOURCES:
         if isinstance(source := display.data.get(mime), str):
             return for_model(source)
     html = display.data.get("text/html")
-    return f"[an HTML page of {len(html)} characters, for the user to see]" if isinstance(html, str) else for_model(str(text or ""))
+    return f"[an HTML page of {len(html)} characters, not in this text]" if isinstance(html, str) else for_model(str(text or ""))
 
 
 def _notes(result: CodeExecutionResult) -> list[str]:
@@ -125,7 +137,7 @@ def _notes(result: CodeExecutionResult) -> list[str]:
         notes.append(f"[processes] {len(result.processes)} still running: {running}")
     if images := [display for display in result.displays if _is_image(display)]:
         described = [shown_caption(str(display.data.get("text/plain", ""))) for display in images]
-        count = f"{len(images)} image{'s' if len(images) > 1 else ''}, for the user to see"
+        count = f"{len(images)} image{'s' if len(images) > 1 else ''}, not in this text"
         notes.append(f"[images] {count}: {_listed([text for text in described if text])}".rstrip(": "))
     if result.state != State():
         notes.append(f"[state] {result.state}; {result.state.consequence}")

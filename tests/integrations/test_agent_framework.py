@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 async def test_a_result_is_content_with_its_images(pool: SessionPool) -> None:
     tool = execute_tool(ModelSession(pool))
     text, image = await tool.invoke(arguments={"code": "import matplotlib.pyplot as plt; plt.plot([1]); plt.title('Sales'); plt.show()"})
-    assert text.text == "[images] 1 image, for the user to see: Figure Sales"
+    assert text.text == "[images] 1 image, not in this text: Figure Sales"
     assert (image.type, image.media_type) == ("data", "image/png")
     assert image.uri.startswith("data:image/png;base64,iVBO")
 

@@ -144,7 +144,7 @@ async def test_a_plot_is_passed_to_the_host_and_not_in_the_tool_message(plugin: 
             images.extend(context.function_result.value.images)
 
         await talk.ask()
-        assert talk.model.tool_messages() == ["[images] 1 image, for the user to see: Figure Sales"]
+        assert talk.model.tool_messages() == ["[images] 1 image, not in this text: Figure Sales"]
         assert "iVBO" not in json.dumps(talk.model.requests)
     assert [image[:8] for image in images] == [PNG]
 

@@ -109,7 +109,7 @@ async def test_images_that_exceed_the_limit_of_a_result_are_linked_and_named() -
     assert (large.name, large.mimeType, large.size) == ("display 1: Figure 1000", "image/png", len(base64.b64decode(stored.blob)))
     assert sum(len(block.data) for block in result.content if block.type == "image") < 700_000
     seen, left = text_of(result).splitlines()
-    assert seen == "[images] 2 images, for the user to see: Figure 500; Figure 300"
+    assert seen == "[images] 2 images, not in this text: Figure 500; Figure 300"
     assert left == (
         "[images] too large to send, because a result has room for 0.5 MB of images: Figure 1000 (1.0 MB); Figure 600 (0.4 MB). "
         "Lower the resolution, for example with dpi=100"

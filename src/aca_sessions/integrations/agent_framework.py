@@ -11,6 +11,7 @@ from ..settings import Settings
 from .model_session import CODE, PACKAGES, ModelSession, Options, check_options
 
 _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook whose variables and files are kept between calls."
+_CODE = f"{CODE} PNG images of figures follow the result."
 _EXECUTE = "Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."
 _INSTALL = "Installs Python packages for execute_python. If it fails, nothing was installed."
 
@@ -21,7 +22,7 @@ def execute_tool(session: ModelSession) -> FunctionTool:
     Each call of the tool returns the text of the cell's result, then its images.
     """
 
-    async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
+    async def execute_python(code: Annotated[str, _CODE]) -> CodeExecutionResult:
         return await session.run(code)
 
     return tool(execute_python, description=f"{_EXECUTE} {session._about_network}".rstrip(), result_parser=_contents)

@@ -122,7 +122,7 @@ def _content(text: str) -> str | bytes:
 
 CODE = (
     "Python source, as in a notebook cell; plain text without Markdown fences. "
-    "The value of its last expression is shown, and figures are shown to the user."
+    "The value of its last expression is returned; figures, interactive charts and HTML are only named."
 )
 FILES = (
     "File names and the text of each file, written to /mnt/data, the working directory, before the code runs. "

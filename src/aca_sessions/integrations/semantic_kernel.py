@@ -17,6 +17,8 @@ from ..models import CodeExecutionResult
 from ..settings import Settings
 from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, check_options, install_function, model_function
 
+_CODE = f"{CODE} The calling program gets figures as PNG images."
+
 # Models are told to send a list, but some send text. Semantic Kernel would refuse text for a list, and passes a union on unparsed.
 _LIST = {"schema_data": {"type": "array", "items": {"type": "string"}, "description": PACKAGES}}
 
@@ -57,13 +59,13 @@ class PythonCodeInterpreterPlugin(ModelSession):
 
     @model_function
     @_kernel_function
-    async def execute_python(self, code: Annotated[str, CODE]) -> PythonResult:
+    async def execute_python(self, code: Annotated[str, _CODE]) -> PythonResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
         return await self.run(code)
 
     @model_function
     @_kernel_function
-    async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> PythonResult:
+    async def execute_python_with_files(self, code: Annotated[str, _CODE], files: Annotated[dict[str, str], FILES]) -> PythonResult:
         """Writes files into the session of execute_python, then runs Python code there that can read or import them."""
         return await self.run(code, files)
 
