@@ -228,13 +228,15 @@ def _command(one: argparse.ArgumentParser, name: str, about: str = "") -> Iterat
                 if command in helps:
                     inner.append(_command(below, f"{name} {command}", helps[command]))
         elif action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
-            shown = ", ".join(action.option_strings) or str(action.metavar or action.dest)
-            value = f" {action.metavar or action.dest.upper()}" if action.option_strings and action.nargs != 0 else ""
+            shown = ", ".join(action.option_strings) or {"+": "{}…", "?": "[{}]"}.get(str(action.nargs), "{}").format(action.metavar)
+            choices = "|".join(map(str, action.choices or ())) or action.dest.upper()
+            value = f" {action.metavar or choices}" if action.option_strings and action.nargs != 0 else ""
             meaning = (action.help or "") % {**vars(action), "prog": name}
-            options.append(f"| `{shown}{value}` | {meaning} |".replace("|…", "…"))
-    yield f"## `{name}`\n\n{about[:1].upper() + about[1:]}{'.' if about else ''}"
+            options.append(f"| `{shown}{value}` | {meaning} |")
+    about = about or (one.description or "").rstrip(".")
+    yield f"## `{name}`\n\n{about[:1].upper() + about[1:]}."
     if options:
-        yield "\n".join(["| argument | meaning |", "|---|---|", *(row.replace("none|host", "none\\|host") for row in options)])
+        yield "\n".join(["| argument | meaning |", "|---|---|", *options])
     for lines in inner:
         yield from lines
 

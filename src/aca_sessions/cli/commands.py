@@ -362,7 +362,7 @@ def _add_environments(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     env = commands.add_parser("env", help="create, list and remove Python environments for sessions")
     own = env.add_subparsers(required=True, metavar="create|list|remove")
     making = own.add_parser("create", help="create an environment from wheels; sessions use it if Sandbox:Environment names it")
-    making.add_argument("name")
+    making.add_argument("name", metavar="NAME", help="a name for the environment")
     what = making.add_mutually_exclusive_group(required=True)
     what.add_argument("-r", "--requirements", type=Path, metavar="FILE", help="a requirements.txt")
     what.add_argument("--like", choices=["azure"], help="the packages of Azure's own sessions, in the same versions")
@@ -371,7 +371,7 @@ def _add_environments(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     making.set_defaults(act=_create_environment)
     own.add_parser("list", aliases=["ls"], help="list environments").set_defaults(act=_show_environments)
     removing = own.add_parser("remove", aliases=["rm"], help="remove an environment")
-    removing.add_argument("name")
+    removing.add_argument("name", metavar="NAME", help="the name of the environment")
     removing.set_defaults(act=_remove_environment)
 
 
