@@ -12,7 +12,7 @@ COMPARABLE := $(VENV)/.bench
 OTHERS := .venv-others/.installed
 MERMAID := .venv-others/mermaid.js
 
-.PHONY: install demo test test-long test-all test-containers check docs docs-reference bench soak redteam picture clean
+.PHONY: install demo test test-long test-all test-containers check docs docs-reference dist bench soak redteam picture clean
 
 install: $(INSTALLED)
 
@@ -69,6 +69,14 @@ docs: $(INSTALLED) $(MERMAID)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo "Open site/index.html, or: $(RUN) -m http.server -d site"
 
+# The sdist and the wheel, in dist/: checked, and the wheel installed into a fresh environment, in which the README runs.
+dist: $(INSTALLED)
+	@rm -rf dist
+	$(RUN) -m build --no-isolation --outdir dist .
+	$(RUN) -m twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+	$(RUN) -m pytest -m '' tests/test_dist.py
+
 # The pages of settings and commands, from the code.
 docs-reference: $(INSTALLED)
 	$(RUN) docs/site_hooks.py
@@ -117,4 +125,4 @@ picture: $(INSTALLED)
 	PLAYGROUND_PICTURE=1 $(RUN) -m pytest -m '' tests/playground -k screenshot
 
 clean:
-	rm -rf .venv .venv-* site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
