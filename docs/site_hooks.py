@@ -25,6 +25,7 @@ RECIPES = ROOT / "samples" / "cookbook"
 MERMAID = ROOT / ".venv-others" / "mermaid.js"  # draws diagrams in the reader's browser; without it, their source is shown
 # Files outside of docs/ that are pages of the site. Others to which a page links are copied below files/.
 PAGES = {"README.md": "index.md", "SECURITY.md": "guides/security.md", "CHANGELOG.md": "reference/changelog.md"}
+MEASURED = "benchmarks/results.md"
 _LINK = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _texts: dict[str, str] = {}  # the Markdown of each page by its path
@@ -101,7 +102,7 @@ def _in_repository(link: str, page: str) -> str | None:
 def _page_of(file: str) -> str | None:
     """Return the page of the site that is made from a file outside of docs/, or None."""
     recipe = ROOT / file
-    return _recipe_page(recipe) if recipe in recipes() else PAGES.get(file)
+    return _recipe_page(recipe) if recipe in recipes() else "reference/benchmarks.md" if file == MEASURED else PAGES.get(file)
 
 
 def _source(page: str) -> PurePosixPath:
@@ -145,6 +146,7 @@ def reference_pages() -> dict[str, str]:
     made = {
         "reference/settings.md": "\n\n".join(_section_tables(SECTION, Settings)),
         "reference/cli.md": "\n\n".join(_command(build_parser(), "aca-sessions")),
+        "reference/benchmarks.md": _measured((ROOT / MEASURED).read_text()),
         "reference/http.md": "\n\n".join(_requests(yaml.safe_load((ROOT / "docs" / "reference" / "openapi.yaml").read_text()))),
     }
     return {path: (ROOT / "docs" / path).read_text().partition("\n## ")[0] + f"\n{text}\n" for path, text in made.items()}
@@ -199,6 +201,12 @@ def _default(field: Any) -> str:
     elif isinstance(value, float):
         value = f"{value:g}"
     return f"default `{value}`" if value != "" else "default none"
+
+
+def _measured(report: str) -> str:
+    """Return the sections of the report of `make bench`, the machine first."""
+    head, _, rest = report.partition("\n## ")
+    return f"## Machine\n\n{head.rpartition('**Machine.** ')[2].strip()}\n\n## {rest.strip()}"
 
 
 def _requests(api: dict[str, Any]) -> Iterator[str]:
