@@ -4,8 +4,7 @@
 transfer, installation and refusal. Names are hashed. The code is recorded only with
 `Audit:Code`. Metrics are OpenTelemetry's: they go where your program exports them,
 and `aca-sessions serve --metrics` offers them to Prometheus. `on_event` reports
-leases to your own program. All fields and metrics are in [For
-operators](../guides/operating.md).
+leases to your own program. [All fields and metrics](../guides/operating.md).
 """
 
 import asyncio

@@ -2,10 +2,11 @@
 
 The plugin and the other tools for models take `timeout`, `memory_megabytes` and
 `disk_megabytes`. Defaults: 100 seconds for a cell, 2048 MB of memory, 256 MB of
-files. A cell may have 220 seconds at most, as at Azure. A cell that takes longer is
-interrupted, and its variables are kept. A cell that reaches a limit ends with a
-hint that the model can act on. A `pool` of your own and an Endpoint have their
-limits already: set them there (`Sandbox:Limits`).
+files. `timeout` may be up to 24 hours; Azure stops a cell [after 220
+seconds](../guides/azure.md). A cell that takes longer is interrupted, and its
+variables are kept. A cell that reaches a limit ends with a hint that the model can
+act on. A `pool` of your own and an Endpoint have their limits already: set them
+there (`Sandbox:Limits`).
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
 `result.value` is the value of the last expression, if it is a number, text, bool or
 None. For lists and dicts, let the cell end in JSON text. For a DataFrame, let it
-write a file. Never unpickle what a session made: that would run its code in your
-process. Check the data as you would the body of a request, because code in the
+write a file. Never unpickle what a session made: unpickling can run its code in
+your process. Check the data as you would the body of a request, because code in the
 session chose it. In notebooks, `%%session -o NAME` copies variables without pickle.
 """
 

@@ -1,9 +1,9 @@
 """Show charts to a vision model.
 
-A tool message cannot hold an image, so a model reads only a description of a chart
-that its code drew. Add the filter `ShowImages`: it puts the images into the chat,
-in a user message after the results of the turn's tool calls. Images cost tokens, so
-use it only for models that see. Here a script stands for the model: save
+In OpenAI's chat API, a tool message holds only text: a model reads a description of
+the chart that its code drew. Add the filter `ShowImages`: it puts the images into
+the chat, in a user message after the results of the turn's tool calls. Images cost
+tokens, so use it only for models that see. Here a script stands for the model: save
 [scripted_model.py](../../samples/scripted_model.py) as `_scripted_model.py` beside
 the program.
 """

@@ -1,10 +1,11 @@
 """Return an Excel file.
 
 Code writes files into its working directory, /mnt/data. `result.files` names those
-that a cell created or changed, and `save_file` copies one to your machine. Writing
-.xlsx needs openpyxl, which `pip install 'aca-sessions[data]'` adds to what sessions
-see. A result holds no file's content: a model reads names and sizes only. Treat the
-file as an upload from a stranger: formulas in it are the code's choice.
+that a cell created or changed, and `download_file` returns the content of one.
+Writing .xlsx needs openpyxl, which `pip install 'aca-sessions[data]'` adds to what
+sessions see. A result holds no file's content: a model reads names and sizes only.
+The file may contain formulas that the code chose: treat it as an upload from a
+user.
 """
 
 from pathlib import Path
