@@ -243,7 +243,7 @@ async def _about_running_cells(http: httpx.AsyncClient) -> None:
         after, questions = page["after"], [event for event in page["events"] if event["kind"] == "input"]
     await http.get("/session/history", params={"after": 0})
     number = questions[0]["number"]
-    answer = {"number": number, "text": "Ada"}
+    answer = {"number": number, "text": "Ada", "end": False}
     await http.post("/executions/asks/replies", json=answer, params={"after": after}, headers=RICH)
     assert (await http.post("/executions/asks/replies", json=answer)).status_code == 409
     assert (await http.post("/executions/asks/replies", json={"number": "1"})).status_code == 400

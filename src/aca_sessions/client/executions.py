@@ -92,10 +92,12 @@ class Execution:
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None, *, is_end: bool = False) -> None:
-        """Send `text` as the answer to an `input` event.
+        """Send the answer to an `input` event.
 
-        None raises EOFError in the cell. The message of that error says that there is no answer. If `is_end` is true, it is the one of
-        Python at the end of the input.
+        Args:
+            event: The event.
+            text: The answer. None raises EOFError in the cell, whose message says that there is no answer.
+            is_end: Whether the input has ended. If so, the message of the EOFError is Python's own.
         """
         if not (text is None or isinstance(text, str)):
             raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
