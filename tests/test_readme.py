@@ -66,6 +66,8 @@ def _reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     make_wheel(tmp_path / "wheels", "humanize", "4.9.0", files={"humanize.py": "def intcomma(number): return f'{number:,}'\n"})
     make_wheel(tmp_path / "wheels", "tabulate")
     monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+    (tmp_path / "sales.csv").write_text("month,sold\n2026-01,120\n2026-02,135\n")
+    (tmp_path / "analyse.py").write_text("open('report.csv', 'w').write('255')\n")
     tool = "execute_python" if "agent_framework" in request.getfixturevalue("code") else "PythonInterpreter-execute_python"
     with ScriptedModel([[(tool, {"code": PRIMES})], lambda messages: messages[-1]["content"]]) as model:
         monkeypatch.setenv("OPENAI_BASE_URL", model.base_url)
@@ -79,6 +81,21 @@ def test_an_example_is_a_program_that_prints_the_output_on_the_page(tmp_path: Pa
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout == output or not output
+
+
+@pytest.mark.usefixtures("_reader")
+@pytest.mark.parametrize(("code", "output"), [*snippets(("console", "bash"))])
+def test_the_commands_on_a_page_succeed(tmp_path: Path, code: str, output: str) -> None:
+    commands = re.sub(r"^(?!\$ ).*\n", "", code, flags=re.MULTILINE).replace("$ ", "") if code.startswith("$ ") else code
+    run = subprocess.run(["bash", "-euc", commands], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == output or not output
+
+
+def test_each_snippet_that_is_not_run_has_a_reason() -> None:
+    for name, page in PAGES.items():
+        marked = [found["reason"] for found in BLOCK.finditer(page) if found["reason"]]
+        assert page.count("<!-- not run: ") == len(marked), name
 
 
 @pytest.mark.defaults
