@@ -368,6 +368,64 @@ def test_an_error_shows_its_last_line_first_and_folds_frames_of_libraries(playgr
     playground.page.wait("document.querySelector('.error').innerText.includes('raw_decode')")
     compiled = playground.run("import pandas; pandas.DataFrame()['absent']").partition("Edit")[2]
     assert ("KeyError: 'absent'" in compiled, ".pyx" in compiled) == (True, False)
+    included = playground.run("exec(compile('def f(): 1 / 0', 'pandas/_libs/helper.pxi', 'exec'))\nf()").partition("Edit")[2]
+    assert ("ZeroDivisionError" in included, ".pxi:1" in included, "1 frame of a library" in included) == (True, False, True)
+
+
+def test_a_long_chain_of_errors_scrolls_in_one_box(playground: Playground) -> None:
+    body = "    try:\n        if n: f(n - 1)\n        1 / 0\n    except Exception as e: raise ValueError(n) from e"
+    playground.run(f"def f(n):\n{body}\nf(12)")
+    heights = "[...document.querySelectorAll('.error .stream')].map((one) => [one.scrollHeight, one.clientHeight])"
+    assert [pair for pair in playground.page.evaluate(heights) if pair[0] > pair[1] + 1] == []
+    assert playground.page.evaluate("(({ scrollHeight, clientHeight }) => scrollHeight > clientHeight)(document.querySelector('.error'))")
+
+
+def test_edit_can_be_undone_and_unsent_text_outlives_a_reload(playground: Playground) -> None:
+    page = playground.page
+    playground.run("x = 1")
+    page.write("my draft")
+    page.click(".cell .of-cell button")
+    assert page.evaluate("document.querySelector('#source').value") == "x = 1"
+    page.evaluate("document.execCommand('undo')")
+    assert page.evaluate("document.querySelector('#source').value") == "my draft"
+    page.reload()
+    page.wait("document.querySelector('#source')?.value === 'my draft' && document.querySelector('.cell')")
+    assert page.text("#mirror").strip() == "my draft"
+
+
+@pytest.mark.usefixtures("light")
+def test_the_cells_of_a_session_that_ended_stay_until_they_are_dropped(browser: Browser) -> None:
+    with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
+        page = playground.page
+        playground.run("import sys; x = 20; print('out'); print('err', file=sys.stderr); display('shown'); x + 1")
+        playground.run("1 / 0")
+        page.wait("document.querySelector('#variables').innerText.includes('20')")
+        before = page.evaluate("[...document.querySelectorAll('.cell')].map((one) => one.innerText)")
+        name = page.text("#session-name")
+        for _ in range(2):
+            page.click(f"[aria-label='End session {name}']")
+        page.wait("document.querySelector('.state-of-session.ended') && document.querySelector('.notice')")
+        page.wait("document.querySelector('#variables').innerText === 'No variables yet.'")
+        page.click("#new-session button")
+        page.wait("!document.querySelector('.cell')")
+        page.reload()
+        page.click(f".session[data-name='{name}']")
+        page.wait("document.querySelectorAll('.cell').length === 2")
+        assert page.evaluate("[...document.querySelectorAll('.cell')].map((one) => one.innerText)") == before
+        assert page.text(".notice").startswith("This session has ended")
+        assert not page.evaluate("document.querySelector('#export').disabled")
+        playground.cells = 2
+        assert "False" in playground.run("'x' in globals()")
+        assert playground.state() == "lost: terminated"
+        page.reload()
+        page.wait("document.querySelector('.cell .verdict')")
+        assert playground.state() == "lost: terminated"
+        for _ in range(2):
+            page.click(f"[aria-label='End session {name}']")
+        page.wait("document.querySelector('.state-of-session.ended')")
+        for _ in range(2):
+            page.click(f"[aria-label='Drop the cells of session {name}']")
+        page.wait("!document.querySelector('.cell') && !document.querySelector('.state-of-session.ended')")
 
 
 @pytest.mark.parametrize("code", ["%pip install -U no-such-thing", "%pip install -U no-such-thing\n'goes on'"])

@@ -5,6 +5,7 @@ const HERE = new URL("./", location.href);
 let key = "";
 let offered = new Set();
 let onKeyRefused = () => {};
+const parts = new Map();
 const lives = new Map(); // session → the mark of the life that was last seen of it
 
 /** An answer that is not a success, or none at all (status 0). */
@@ -81,15 +82,14 @@ export function moveTo(session, ledger, position) {
   if (ledger) positions.set(session, `${ledger}:${position}`);
 }
 
-/** Forgets a session that was ended on purpose: its end is not reported. */
-export function forgetLife(session) {
-  lives.delete(session);
-  positions.delete(session);
-}
+/** Forgets the life of a session that was ended on purpose. */
+export const forgetLife = (session) => lives.delete(session);
 
-/** What a part of this page holds: no key is needed for it. */
-export async function part(path) {
-  return (await sent(new URL(`playground/${path}`, HERE), { method: "GET" })).text();
+/** What a part of this page holds: no key is needed for it. It is loaded once, so that a cell of the page's own is sent at once. */
+export function part(path) {
+  if (!parts.has(path)) parts.set(path, sent(new URL(`playground/${path}`, HERE), { method: "GET" }).then((answer) => answer.text()));
+  parts.get(path).catch(() => parts.delete(path));
+  return parts.get(path);
 }
 
 function ownHeaders(json) {

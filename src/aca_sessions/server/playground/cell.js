@@ -2,7 +2,7 @@
 
 import { Problem, offers } from "./api.js";
 import { button, element, span } from "./dom.js";
-import { interrupt, reply, resultOf } from "./execution.js";
+import { interrupt, reply } from "./execution.js";
 import { highlighted } from "./highlight.js";
 import { Output } from "./output.js";
 import { verdict } from "./verdict.js";
@@ -52,14 +52,24 @@ export class Cell {
     }
   }
 
-  /** Show a cell of the server's history that has ended. */
-  restore({ events, execution, interrupted }) {
+  /** Show a cell that has ended before. Without a result, show that it is not kept. */
+  restore(events, result) {
     for (const event of events) {
       if (event.kind === "input") this.output.write("stdout", "\n"); // its answer is not kept
       else this.output.show(event, null);
     }
-    this.end(resultOf(execution, interrupted));
+    if (result) this.end(result);
+    else this.status.replaceWith(element("p", { class: "verdict" }, "Its output is not kept."));
     this.element.removeAttribute("aria-busy");
+  }
+
+  /** What `restore` needs to show it after a reload. Outputs of more than `most` characters are left out. */
+  keep(most) {
+    const { id, source, result } = this;
+    const events = this.output.parts.map(({ kind, text, data }) => ({ kind, text, display: data, name: null }));
+    const shown = result && { events, result: { ...result, stdout: "", displays: result.displays.slice(-1) } };
+    const fits = JSON.stringify(shown).length <= most;
+    return { id, source, state: result?.state, ledger: result?.ledger && { id: result.ledger.id, end: result.ledger.end }, ...(fits ? shown : {}) };
   }
 
   hear(event) {

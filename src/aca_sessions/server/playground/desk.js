@@ -8,11 +8,12 @@ import { listFiles, save, showFiles, takeDrops, upload } from "./files.js";
 import { newIdentifier, whyNotNamed } from "./names.js";
 import { fileName, notebook } from "./notebook.js";
 import { SessionList, endSession, listPackages, listSessions, showCheckpoints, showPackages, showVariables } from "./panels.js";
-import { remember, remembered } from "./tab.js";
+import { keepCells, keptCells, remember, remembered } from "./tab.js";
 import { stateText } from "./verdict.js";
 import { Workspace } from "./workspace.js";
 
 const LOOK_EVERY = 4000; // milliseconds
+const LARGE_OUTPUT = 1 << 16; // characters of a cell; more are not kept in the tab
 const NEAR_THE_END = 60; // pixels: a reader there sees what is added
 const WITHOUT_CLASSES = 0;
 const PLAIN = "This server has Azure's API and nothing more (serve --plain).";
@@ -28,8 +29,9 @@ export class Desk {
     [this.turn, this.shownTurn] = [0, 0]; // of requests for the list
     this.shownPanels = null; // the session whose panels are shown
     this.workspaces = new Map();
+    const drop = (id, made) => this.doing(() => this.drop(id), made);
     const end = (id, made) => this.doing(() => this.end(id), made);
-    this.sessions = new SessionList(byId("sessions"), { select: (id) => this.select(id), end });
+    this.sessions = new SessionList(byId("sessions"), { select: (id) => this.select(id), end, drop });
     const completion = new Completion(byId("source"), byId("completions"), {
       ask: (text, cursor) => this.completed(text, cursor),
       giveUp: () => this.current.dropCompletion(),
@@ -43,11 +45,22 @@ export class Desk {
     this.connectName();
     this.connectFiles();
     this.followTheEnd();
-    const { session, given = null, ended = false } = remembered();
+    const { session, given = null, ended = false, draft = "" } = remembered();
+    for (const [id, { given, cells }] of Object.entries(keptCells())) this.workspaces.set(id, this.made(id, { given, ended: true, kept: cells }));
+    this.editor.replaceAll(draft);
+    for (const leaving of ["pagehide", "visibilitychange"]) window.addEventListener(leaving, () => this.keep(), true);
     await this.select(session ?? this.newIdentifier("page-"), { given, ended });
     this.editor.area.focus();
     setInterval(() => document.hidden || this.refreshSessions(), LOOK_EVERY);
     if (this.offers("isolation")) await this.doing(() => this.learnIsolation());
+  }
+
+  /** Keep in the tab what a reload would lose: outputs if there is room for them. */
+  keep() {
+    remember({ draft: this.editor.area.value });
+    const written = [...this.workspaces.values()].filter(({ all, kept }) => all.length || kept.length);
+    const fits = (most) => keepCells(Object.fromEntries(written.map((one) => [one.id, one.keep(most)])));
+    [LARGE_OUTPUT, 0].some(fits);
   }
 
   /** Continues after the key was asked for again. */
@@ -243,7 +256,7 @@ export class Desk {
 
   /** Turns to a session, whether the server has it already or not. */
   async select(id, { given = null, ended = false } = {}) {
-    if (!this.workspaces.has(id)) this.workspaces.set(id, this.made(id, given, ended));
+    if (!this.workspaces.has(id)) this.workspaces.set(id, this.made(id, { given, ended }));
     this.closeName();
     forgetRefusal();
     this.current = this.workspaces.get(id);
@@ -256,9 +269,9 @@ export class Desk {
     this.current.element.querySelector(".ask input")?.focus();
   }
 
-  made(id, given, ended) {
+  made(id, known) {
     const edit = (source) => this.editor.edit(source);
-    const made = new Workspace(id, { edit, given, ended, onChange: (workspace, result) => this.changed(workspace, result) });
+    const made = new Workspace(id, { edit, ...known, onChange: (workspace, result) => this.changed(workspace, result) });
     made.refreshPanels = coalesced(() => this.loadPanels(made));
     return made;
   }
@@ -270,16 +283,24 @@ export class Desk {
     await this.refresh();
   }
 
+  /** Ends a session. Its cells stay on the page; without any, another session takes its place. */
   async end(id) {
-    const ending = this.workspaces.get(id);
-    this.workspaces.delete(id); // its end is no news
+    const ending = this.workspaces.get(id) ?? this.made(id);
+    ending.isEnding = true; // its end is no news
     try {
       await endSession(id);
-    } catch (problem) {
-      if (ending) this.workspaces.set(id, ending);
-      throw problem;
+      forgetLife(id);
+      ending.update(null);
+      if (ending.all.length) ending.tell("You ended this session, with its variables and files. Its cells stay here until you drop them.", "warn");
+      else await this.drop(id);
+    } finally {
+      ending.isEnding = false;
     }
-    forgetLife(id);
+  }
+
+  /** Lets go of the cells of a session that has ended. */
+  async drop(id) {
+    this.workspaces.delete(id);
     if (this.current.id === id) await this.select(this.newIdentifier("page-"));
   }
 
@@ -305,7 +326,7 @@ export class Desk {
     for (const one of this.workspaces.values()) {
       const wasLive = one.live !== null;
       one.update(live.get(one.id) ?? null);
-      if (wasLive && !one.live) this.tellEnd(one);
+      if (wasLive && !one.live && !one.isEnding) this.tellEnd(one);
     }
     if (workspace !== this.current) return;
     this.showSessions();
@@ -318,6 +339,7 @@ export class Desk {
   tellEnd(workspace) {
     const why = "is not there any more: it expired, gave way to a new one, or was ended elsewhere. Its variables and files are gone.";
     for (const one of new Set([workspace, this.current])) one.tell(`The session ${workspace.name} ${why}`, "warn");
+    if (workspace === this.current) this.refreshPanels();
   }
 
   /** What the page shows of the server is not known while it cannot be reached, and may be another's afterwards. */
@@ -332,10 +354,11 @@ export class Desk {
   }
 
   showSessions() {
-    const { id, name, given, ended } = this.current;
-    this.sessions.show(this.listed.map((one) => (one.id === id ? { ...one, name } : one)), this.current);
+    const { id, name, given } = this.current;
+    const ended = [...this.workspaces.values()].filter((one) => one.ended && one.all.length);
+    this.sessions.show(this.listed.map((one) => (one.id === id ? { ...one, name } : one)), this.current, ended);
     byId("session-name").textContent = name;
-    remember({ session: id, given, ended: ended || this.current.begun });
+    remember({ session: id, given, ended: this.current.ended || this.current.begun });
     this.showTools();
   }
 

@@ -40,17 +40,17 @@ export class Editor {
     if (isAtEnd) this.place = this.history.length;
   }
 
-  /** Another text in the place of this one. */
+  /** Another text in the place of this one. Undo brings this one back, if the editor has the focus. */
   replaceAll(text) {
-    this.area.value = text;
+    this.area.select();
+    this.insert(text);
     this.area.setSelectionRange(text.length, text.length);
-    this.paint();
   }
 
   /** Puts a source into the editor, to be changed and run again. */
   edit(source) {
-    this.replaceAll(source);
     this.area.focus();
+    this.replaceAll(source);
   }
 
   onKey(event) {
@@ -142,7 +142,8 @@ export class Editor {
 
   /** As if it were typed, so that it can be undone. */
   insert(text) {
-    const done = text ? document.execCommand("insertText", false, text) : document.execCommand("delete");
+    const hasFocus = document.activeElement === this.area; // execCommand would change whatever has it
+    const done = hasFocus && (text ? document.execCommand("insertText", false, text) : document.execCommand("delete"));
     if (!done) this.area.setRangeText(text, this.area.selectionStart, this.area.selectionEnd, "end");
     this.paint();
   }

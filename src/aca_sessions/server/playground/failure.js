@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 import { plain, shown } from "./terminal.js";
 
 const FRAME = /^\s*(?:File |Cell In ?\[|<ipython-input)/;
-const LIBRARY = /^\s*File .*(?:(?:site|dist)-packages|\/lib(?:64)?\/python\d|\/\.packages\/|\.pyx:|<frozen |<string>)/;
+const LIBRARY = /^\s*File .*(?:(?:site|dist)-packages|\/lib(?:64)?\/python\d|\/\.packages\/|\.py[xd]:|\.pxi:|<frozen |<string>)/;
 const HEADING = /^-{10,}$|Traceback \(most recent call last\)/;
 const [MOST, LONGEST_TITLE] = [100, 2000];
 

@@ -35,18 +35,19 @@ function unknownState(one) {
 
 /** The list of sessions on the page. Its items stay the same elements while they are updated: what is clicked or focused is not exchanged. */
 export class SessionList {
-  constructor(list, { select, end }) {
+  constructor(list, acts) {
     this.list = list;
-    this.acts = { select, end };
+    this.acts = acts;
     this.items = new Map();
     this.more = element("li", { class: "note" });
   }
 
-  /** Shows the sessions, the current one first where it has not begun, or has ended meanwhile. */
-  show(sessions, current) {
-    const there = sessions.some((one) => one.id === current.id);
-    const absent = { id: current.id, name: current.name, absent: current.ended ? "ended" : "not begun" };
-    const all = (there ? sessions : [absent, ...sessions]).slice(0, MOST);
+  /** Shows the sessions, the current one first where it has not begun, or has ended meanwhile; and behind them those `ended` whose cells are there. */
+  show(sessions, current, ended) {
+    const live = new Set(sessions.map(({ id }) => id));
+    const absent = ({ id, name, ended, all }) => ({ id, name, absent: ended ? "ended" : "not begun", hasCells: all.length > 0 });
+    const [first, last] = [[current], ended.filter((one) => one !== current)].map((some) => some.filter(({ id }) => !live.has(id)).map(absent));
+    const all = [...first, ...sessions, ...last].slice(0, MOST);
     const ids = new Set(all.map((one) => one.id));
     for (const id of this.items.keys()) if (!ids.has(id)) this.items.delete(id);
     for (const one of all) this.item(one.id).update(one, one.id === current.id);
@@ -62,20 +63,22 @@ export class SessionList {
 }
 
 class SessionItem {
-  constructor(id, { select, end }) {
+  constructor(id, { select, end, drop }) {
     this.name = element("span", { class: "name" });
     this.state = element("span");
     this.facts = element("span", { class: "facts" });
     this.choice = button("", () => select(id), { class: "session" });
     this.choice.append(this.name, this.state, this.facts);
     this.ending = button("End", (made) => end(id, made), { sure: "End it", class: "quiet" });
-    this.element = element("li", {}, this.choice, this.ending);
+    this.dropping = button("Drop", (made) => drop(id, made), { sure: "Drop its cells", class: "quiet" });
+    this.element = element("li", {}, this.choice, this.ending, this.dropping);
   }
 
   update(one, isCurrent) {
     const state = one.absent ?? stateOf(one);
     this.name.textContent = this.choice.title = this.choice.dataset.name = one.name;
     this.ending.setAttribute("aria-label", `End session ${one.name}`);
+    this.dropping.setAttribute("aria-label", `Drop the cells of session ${one.name}`);
     this.state.textContent = state;
     this.state.className = `state-of-session ${state.replace(" ", "-")}`;
     const used = one.idle < 2 ? "just now" : `${span(one.idle)} ago`;
@@ -84,6 +87,7 @@ class SessionItem {
     if (isCurrent) this.choice.setAttribute("aria-current", "true");
     else this.choice.removeAttribute("aria-current");
     this.ending.hidden = Boolean(one.absent);
+    this.dropping.hidden = one.absent !== "ended" || !one.hasCells;
   }
 }
 

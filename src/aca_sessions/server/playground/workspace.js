@@ -3,7 +3,7 @@
 import { Problem, asked, moveTo, offers, request, since } from "./api.js";
 import { Cell, WAITING, notice } from "./cell.js";
 import { element, shownName } from "./dom.js";
-import { follow, interrupt, ownCell, ownId, run } from "./execution.js";
+import { follow, interrupt, ownCell, ownId, resultOf, run } from "./execution.js";
 import { wordsOf } from "./names.js";
 import { told } from "./verdict.js";
 
@@ -25,12 +25,14 @@ const TOLD = {
 
 /** A session's part of the page. `onChange` hears when a cell began or ended. */
 export class Workspace {
-  constructor(id, { edit, onChange, given = null, ended = false }) {
+  constructor(id, { edit, onChange, given = null, ended = false, kept = [] }) {
     this.id = id;
     this.given = given; // the name that a user gave it
     this.isGivenHere = given !== null; // and that the server does not know yet
     this.live = null; // what the server lists of it, or nothing
     this.ended = ended; // whether it was live before
+    this.isEnding = false; // by this page: its panels must not begin it anew
+    this.kept = kept; // its cells, as this tab showed them before a reload
     this.edit = edit;
     this.onChange = onChange;
     this.list = element("ol", { class: "cells", "aria-label": "Cells" });
@@ -57,7 +59,7 @@ export class Workspace {
 
   /** Whether the server has it, as far as is known. */
   get begun() {
-    return this.live !== null || this.cells.length > 0;
+    return !this.isEnding && (this.live !== null || this.cells.length > 0);
   }
 
   /** Run a cell. Return its result, or null if the server refused it. */
@@ -88,8 +90,35 @@ export class Workspace {
     if (live && live.created !== this.live?.created) this.beginLife(live);
     this.ended = !live && (this.ended || this.live !== null);
     this.live = live;
+    if (!live) {
+      this.checkpoints = [];
+      this.showKept();
+    }
     if (live && !this.isGivenHere) this.given = live.given;
     this.explain();
+  }
+
+  /** The server has nothing of a session that ended: its cells come from this tab. */
+  showKept() {
+    if (this.all.length || !this.kept.length) return;
+    for (const { id, source, events = [], result = null, ledger } of this.kept.splice(0)) {
+      const cell = this.added(new Cell(this.id, source, { edit: this.edit }), id);
+      cell.restore(events, result);
+      if (ledger) moveTo(this.id, ledger.id, ledger.end);
+    }
+    this.tell("This session has ended, with its variables and files. The next cell begins it anew.", "warn");
+  }
+
+  added(cell, id) {
+    this.startedAs(cell, id);
+    this.all.push(cell);
+    this.list.append(cell.element);
+    return cell;
+  }
+
+  /** What this tab keeps of it. */
+  keep(most) {
+    return { given: this.given, cells: this.all.length ? this.all.map((cell) => cell.keep(most)) : this.kept };
   }
 
   /** Another life under the same identifier has a history of its own, and no name yet. */
@@ -149,12 +178,13 @@ export class Workspace {
 
   takeCell(past, questions) {
     const cell = new Cell(this.id, past.code, { edit: this.edit, transactional: past.transactional });
-    this.startedAs(cell, past.execution.id);
+    const { id } = past.execution;
     if (past.execution.acaSessions) {
-      this.all.push(cell);
-      this.list.append(cell.element);
-      cell.restore(past);
+      const result = resultOf(past.execution, past.interrupted);
+      const { state = result.state } = this.kept.find((one) => one.id === id) ?? {}; // as this tab told it first
+      this.added(cell, id).restore(past.events, { ...result, state });
     } else {
+      this.startedAs(cell, id);
       cell.questions = questions;
       const { isFollowed } = this; // a cell that runs has no position yet
       this.shown(cell, (reader) => follow(this.id, cell.id, reader));
