@@ -1,6 +1,8 @@
 """Notebook magics: `%%session` and `%session` run code in an isolated session; `%session_get`, `%session_put` and others manage it.
 
 IPython does not await magics, and the notebook runs an event loop of its own. So sessions run on another loop, in a thread.
+
+Completions and help inside code of a session come from that session. The kernel's own IPython would look for the notebook's variables.
 """
 
 import atexit
@@ -13,17 +15,18 @@ import shlex
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
+from IPython.core.completer import Completion
 from IPython.core.error import StdinNotImplementedError, UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
@@ -67,7 +70,15 @@ _NO_WIDGETS = (
     "widgets of a session are only shown as text that does not change: for a progress bar use `from tqdm import tqdm`, "
     "instead of a slider run the cell with another value"
 )
+_CELL = re.compile(r"\s*%%session(?P<line>(?:[ \t][^\n]*)?)\n")
+_LINE = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%session[ \t]+")
+_OPTION = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%%?session[ \t](?:.*[ \t])?(?P<word>-[\w-]*)\Z")
+_ANSWER_SECONDS = 5.0  # that completions and help block the kernel
+_MOST_MATCHES, _LONGEST_MATCH = 200, 500
 _CANNOT_ASK = "this front end cannot ask for a line, so `input()` fails: put the values into the code"
+
+
+Answer = TypeVar("Answer")
 
 
 def load(shell: object) -> None:
@@ -131,6 +142,12 @@ class SessionMagics(Magics):
         self._sessions: dict[str, Session] = {}  # with their histories, which %session_export writes
         self._secret = secrets.token_bytes(16)
         self._timeout: float | None = None
+        self._in_use: set[str] = set()  # sessions that run something for this notebook
+        self._asked: Future[Any] | None = None  # the latest request for completions or help
+        completer: Any = shell.Completer
+        self._complete_here, completer.completions = completer.completions, self._complete
+        if (kernel := getattr(shell, "kernel", None)) is not None:
+            self._inspect_here, kernel.do_inspect = kernel.do_inspect, self._inspect
 
     @no_var_expand  # `{x}` of the code is the session's
     @magic_arguments()
@@ -300,6 +317,82 @@ class SessionMagics(Magics):
                 raise UsageError(f"{path} cannot be written: {error.strerror}") from error
         return path
 
+    def _find_code(self, text: str, cursor: int) -> tuple[str, int, int] | None:
+        """Return the session in whose code the cursor is, and the positions where this code begins and ends. Return None elsewhere."""
+        if (cell := _CELL.match(text)) is not None:
+            options, begin, end = cell["line"], cell.end(), len(text)
+        else:
+            start, end = text.rfind("\n", 0, cursor) + 1, text.find("\n", cursor)
+            end = len(text) if end < 0 else end
+            if (line := _LINE.match(text, start, end)) is None:
+                return None
+            found = _LINE_OPTIONS.match(f"{text[line.end() : end]} ")
+            begin = min(line.end() + (found.end() if found else 0), end)
+            options = text[line.end() : begin]
+        try:
+            return (_parsed(self.session, options).name, begin, end) if cursor >= begin else None
+        except UsageError:
+            return None
+
+    def _complete(self, text: str, cursor: int) -> Iterator[Completion]:
+        """Yield completions at the cursor, as the method `completions` of IPython's completer does."""
+        place = self._find_code(text, cursor)
+        option = _OPTION.match(text, text.rfind("\n", 0, cursor) + 1, cursor)
+        if option is not None and (place is None or place[1] == option.start("word")):
+            parser: Any = self.session.parser
+            names = [name for action in parser._actions for name in action.option_strings]
+            yield from (Completion(option.start("word"), cursor, name) for name in names if name.startswith(option["word"]))
+        elif place is not None:
+            yield from self._complete_in_session(text, cursor, *place)
+        else:
+            yield from self._complete_here(text, cursor)
+
+    def _complete_in_session(self, text: str, cursor: int, name: str, begin: int, end: int) -> Iterator[Completion]:
+        """Yield completions from a session: only those that continue the typed text, and stay code of the session.
+
+        Code in the session can offer any completions. One that begins with `--file` must not become an option of the magic.
+        """
+        found = self._ask(name, lambda session: session.complete(text[begin:end], cursor - begin))
+        if found is None or not 0 <= found.start <= cursor - begin == found.end:
+            return
+        start = begin + found.start
+        typed = text[start:cursor]
+        for match in found.matches[:_MOST_MATCHES]:
+            continues = match.casefold().startswith(typed.casefold()) or typed.startswith("\\")
+            if len(match) <= _LONGEST_MATCH and match.isprintable() and continues and "\n" not in typed:
+                made = self._find_code(text[:start] + match + text[cursor:], start + len(match))
+                if made is not None and made[:2] == (name, begin):
+                    yield Completion(start, cursor, match)
+
+    def _inspect(self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: tuple[str, ...] = ()) -> Any:
+        """Reply to the kernel's request for help about the name at the cursor (Shift+Tab)."""
+        place = self._find_code(code, cursor_pos)
+        if place is None:
+            return self._inspect_here(code, cursor_pos, detail_level, omit_sections)
+        name, begin, end = place
+        text = self._ask(name, lambda session: session.inspect(code[begin:end], cursor_pos - begin, detail=detail_level))
+        data = {} if text is None else {"text/plain": for_terminal(text)}
+        return {"status": "ok", "found": text is not None, "data": data, "metadata": {}}
+
+    def _ask(self, name: str, question: Callable[[Session], Coroutine[Any, Any, Answer]]) -> Answer | None:
+        """Return a session's answer. Return None if it has not started, is in use, does not answer in time, or fails."""
+        if self._opened is None or name not in self._sessions or name in self._in_use:
+            return None
+        portal, pool = self._opened
+
+        async def ask() -> Answer | None:
+            try:
+                async with pool.session(name):
+                    return await question(self._sessions[name])
+            except ACASessionsError:
+                return None
+
+        # A late answer is awaited until the next cell: the first completion of a session imports jedi, which would begin anew each time.
+        if self._asked is not None and not self._asked.done() and wait([self._asked], _ANSWER_SECONDS).not_done:
+            return None
+        self._asked = asked = portal.start_task_soon(ask)
+        return asked.result() if wait([asked], _ANSWER_SECONDS).done else None
+
     def _check_name_after_variables(self, options: Namespace, line: str) -> None:
         """Raise UsageError for `-i a b` if the notebook has no session `b`: probably both words were meant as variables."""
         name = options.positional
@@ -354,6 +447,9 @@ class SessionMagics(Magics):
                     leased.set_exception(error)
 
         holding = portal.start_task_soon(hold)
+        self._in_use.add(name)
+        if self._asked is not None:
+            self._asked.cancel()
         try:
             session = InteractiveSession._wrap(portal, leased.result())
             with contextlib.closing(session):
@@ -363,6 +459,7 @@ class SessionMagics(Magics):
         except ACASessionsError as error:
             raise UsageError(printable(str(error), colours=False)) from error
         finally:
+            self._in_use.discard(name)
             holding.cancel()  # ends the lease, also if the wait for it was interrupted
 
     def _open(self) -> tuple[BlockingPortal, SessionPool]:

@@ -90,6 +90,17 @@ class Notebook:
         cell.reply = self._client.execute_interactive(code, **options)["content"]
         return cell
 
+    def complete(self, code: str) -> list[str]:
+        """Return the cell with each of the completions at its `|`."""
+        content = self._client.complete(code.replace("|", ""), code.index("|"), reply=True, timeout=240)["content"]
+        before, after = code[: content["cursor_start"]], code.replace("|", "")[content["cursor_end"] :]
+        return [before + match + after for match in content["matches"]]
+
+    def inspect(self, code: str) -> str | None:
+        """Return what the front end shows about the name at the `|` of a cell."""
+        content = self._client.inspect(code.replace("|", ""), code.index("|"), reply=True, timeout=240)["content"]
+        return content["data"]["text/plain"] if content["found"] else None
+
     def close(self) -> None:
         self._client.stop_channels()
         self.manager.shutdown_kernel(now=False)
@@ -253,6 +264,48 @@ def test_stdout_and_stderr_keep_their_order_and_nested_bars_their_rows(notebook:
     shown = [(one["name"], one["text"]) for one in cell.outputs]
     assert [name for name, _ in shown] == ["stdout", *["stderr"] * (len(shown) - 2), "stdout"]
     assert "".join(text for _, text in shown) == "begun\n\ra: 0%\n\rb: 0%\rb: 100%\ra: 100%\ndone\n"
+
+
+LIES = """
+def offer(completer, text, offset):
+    from IPython.core.completer import Completion
+    start, matches = (0, [f"{text[:offset]}_wide", "other"]) if text else (0, ["--file=/etc/passwd x", "-o x", "plain", "a\\nb", "\\x1b[A"])
+    return [Completion(start, offset, match) for match in matches]
+type(get_ipython().Completer).completions = offer
+"""
+
+
+def test_names_in_code_of_a_session_are_completed_by_it(notebook: Notebook) -> None:
+    notebook.run("notebook_only = 1")
+    assert notebook.complete("%%session tab\nsession_on|") == []  # the session has not started
+    notebook.run("%%session tab\nsession_only = {'key': 1}\ndef described():\n    'What it does.'")
+    for _ in range(30):  # the first completion imports jedi, which takes long on a busy machine
+        if found := notebook.complete("%%session tab\nx = session_on|\ny"):
+            break
+    assert found == ["%%session tab\nx = session_only\ny"]
+    assert notebook.complete("%session -n tab session_on|") == ["%session -n tab session_only"]
+    assert notebook.complete("x = 1\ny = %session -n tab session_on|\nz") == ["x = 1\ny = %session -n tab session_only\nz"]
+    assert notebook.complete("%%session tab\nnotebook_on|") == notebook.complete("session_on|") == []
+    assert notebook.complete("notebook_on|") == ["notebook_only"]
+    assert notebook.complete("%%session tab --t|") == ["%%session tab --timeout"]
+    assert {"%session -o", "%session --input"} <= {*notebook.complete("%session -|")}
+    assert notebook.complete("%%session tab --timeout soon\nsession_on|") == []
+    assert "What it does." in (notebook.inspect("%%session tab\ndescri|bed") or "")
+    assert "What it does." in (notebook.inspect("%session -n tab described|()") or "")
+    assert notebook.inspect("%%session tab\nnosuch|") is None
+    assert "int" in (notebook.inspect("notebook_on|ly") or "")
+
+
+def test_a_session_completes_no_option_and_no_other_text(notebook: Notebook) -> None:
+    notebook.run(f"%%session lies\n{LIES}")
+    assert notebook.complete("%session -n lies |") == ["%session -n lies plain"]
+    assert notebook.complete("%%session lies\nab|") == ["%%session lies\nab_wide"]
+
+
+def test_a_session_that_does_not_answer_completes_nothing_and_keeps_its_state(notebook: Notebook) -> None:
+    notebook.run("%%session slow\nimport time\nx = 5\ntype(get_ipython().Completer).completions = lambda *_: time.sleep(600)")
+    assert notebook.complete("%%session slow\nx|") == []
+    assert notebook.run("%session -n slow x").text == "5"
 
 
 def test_files_go_in_and_out_and_a_reset_clears_the_state(notebook: Notebook) -> None:
