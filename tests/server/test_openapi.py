@@ -293,7 +293,7 @@ async def _about_packages(http: httpx.AsyncClient) -> None:
 
 async def _about_state(http: httpx.AsyncClient) -> None:
     taken = (await http.post("/session/checkpoints", json={"name": "start"})).json()
-    await http.post("/session/checkpoints")
+    await http.post("/session/checkpoints", headers={"x-aca-sessions-since": f"{taken['ledger']['id']}:0"})
     await http.get("/session/checkpoints")
     assert (await http.post("/session/rollback", json={"id": taken["id"]})).status_code == 200
     first = (await http.post("/executions", json={"code": "1"}, headers=RICH)).json()["acaSessions"]["ledger"]
