@@ -15,14 +15,14 @@ EVENTS = "aca_sessions.server"  # the logger of `log_event`
 _logger = logging.getLogger(EVENTS)
 
 
-def log_event(event: str, **fields: object) -> None:
+def log_event(event: str, level: int = logging.INFO, /, **fields: object) -> None:
     """Log an event of a server as one line: the event's name, then its fields as `name=value`.
 
-    The log record also has the attributes `event` and `fields`, for a formatter. The level is INFO, so an embedded server logs these lines
-    only if the program enables INFO. The fields must not hold secrets, or text that a caller or a session chose.
+    The log record also has the attributes `event` and `fields`, for a formatter. An embedded server logs events of the level INFO only if
+    the program enables INFO. The fields must not hold secrets, or text that a caller or a session chose.
     """
     shown = "".join(f" {name}={_format_value(value)}" for name, value in fields.items() if value is not None)
-    _logger.info("%s%s", event, shown, extra={"event": event, "fields": fields})
+    _logger.log(level, "%s%s", event, shown, extra={"event": event, "fields": fields})
 
 
 def _format_value(value: object) -> str:

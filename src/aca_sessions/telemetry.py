@@ -12,7 +12,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 from opentelemetry.trace import Span
 
-from .models import CodeExecutionResult
+from .models import CodeExecutionResult, State
 
 _tracer = trace.get_tracer("aca_sessions")
 _meter = metrics.get_meter("aca_sessions")
@@ -36,6 +36,9 @@ _losses = _meter.create_counter(
     "aca_sessions.server.losses", "{loss}", "Deaths of interpreters, and sessions that a server ended, by the reason"
 )
 _refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit or a check refused, by the reason")
+_fork_server_deaths = _meter.create_counter(
+    "aca_sessions.server.fork_server.deaths", "{process}", "Fork servers that died, each with all its sessions"
+)
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
 Outcome = Literal["succeeded", "failed", "interrupted", "timed_out"]
@@ -119,6 +122,7 @@ def observe_server(server: MeasuredServer) -> None:
     """
     _servers.add(server)
     _audit_lost.add(0)
+    _fork_server_deaths.add(0)
     for reason in _LOSS_REASONS:
         _losses.add(0, {"reason": reason})
     for code in REFUSALS:
@@ -189,14 +193,18 @@ def count_active_cell() -> Iterator[None]:
 
 
 def record_server_execution(result: CodeExecutionResult) -> None:
-    """Record on the server how an execution ended and how long it took.
-
-    If the interpreter died, also count a loss of variables, even if a checkpoint restored them.
-    """
+    """Record on the server how an execution ended and how long it took."""
     _cell_seconds.record(
         result.duration, {"outcome": "succeeded" if result.error is None else outcome_of(result), "state": result.state.kind}
     )
-    reason = (result.state.reason or "").partition(",")[0]
+
+
+def count_loss(state: State) -> None:
+    """If the interpreter of a session died, count a loss of variables, even if a checkpoint restored them.
+
+    `state` is what happened to the session since the last call for it.
+    """
+    reason = (state.reason or "").partition(",")[0]
     # `count_session_end` counts sessions that the server ended.
     if reason in _LOSS_REASONS and reason not in _ENDINGS:
         _losses.add(1, {"reason": reason})
@@ -215,6 +223,11 @@ def outcome_of(result: CodeExecutionResult) -> Outcome:
 def count_refusal(code: str) -> None:
     """Count a request that the server refused. `code` is one of `REFUSALS`."""
     _refusals.add(1, {"error.type": code})
+
+
+def count_fork_server_death() -> None:
+    """Count a fork server that died."""
+    _fork_server_deaths.add(1)
 
 
 def count_lost_audit_event() -> None:

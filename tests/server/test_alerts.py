@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, str]] = {
     },
     "AcaSessionsLoseVariables": {'aca_sessions_server_losses_total{reason="memory"}': "0+1x100"},
     "AcaSessionsEvicted": {'aca_sessions_server_losses_total{reason="evicted"}': "0+1x100"},
+    "AcaSessionsForkServerDied": {"aca_sessions_server_fork_server_deaths_total": "0x80 1x20"},
     "AcaSessionsStartSlowly": {
         'aca_sessions_server_start_duration_seconds_bucket{le="5"}': "0+9x100",
         'aca_sessions_server_start_duration_seconds_bucket{le="2.5"}': "0+1x100",
@@ -45,6 +46,7 @@ HEALTHY = {
     'aca_sessions_server_refusals_total{error_type="SessionsCountExceedsLimit"}': "0x100",
     'aca_sessions_server_losses_total{reason="expired"}': "0+100x100",
     "aca_sessions_server_audit_lost_total": "0x100",
+    "aca_sessions_server_fork_server_deaths_total": "1x100",
     "aca_sessions_server_draining": "0x100",
 }
 

@@ -7,8 +7,10 @@ most sessions use, such as numpy, and so takes seconds to start.
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Self
@@ -40,8 +42,14 @@ class Generation:
     After another fork server has replaced this one, this one still runs until all its sandboxes are closed.
     """
 
-    def __init__(self, fork_server: ForkServer) -> None:
+    def __init__(self, fork_server: ForkServer, on_death: Callable[[int | None], None]) -> None:
+        """Watch a fork server. If it dies before it is released, call `on_death` with its exit code (-9 if SIGKILL ended it)."""
         self.fork_server = fork_server
+        self._on_death = on_death
+        self._loop, self._pidfd = asyncio.get_running_loop(), -1
+        with contextlib.suppress(ProcessLookupError):  # it has died already, and has no sessions
+            self._pidfd = os.pidfd_open(fork_server.process.pid)
+            self._loop.add_reader(self._pidfd, self._notice_death)  # readable when the process ends: pidfd_open(2)
         self._sandboxes: set[Sandbox] = set()
         self._superseded = self._released = False
         self._tasks = Tasks()
@@ -72,10 +80,21 @@ class Generation:
     def abandon(self) -> None:
         """End all processes without waiting. Call this when the sandboxes' event loop is closed."""
         released, self._released = self._released, True
+        self._stop_watching()
         for sandbox in [*self._sandboxes]:
             sandbox.abandon()
         if not released:
             self.fork_server.release()
+
+    def _notice_death(self) -> None:
+        self._stop_watching()
+        self._on_death(self.fork_server.process.poll())
+
+    def _stop_watching(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def _remove_closed(self, sandbox: Sandbox) -> None:
         self._sandboxes.discard(sandbox)
@@ -84,6 +103,7 @@ class Generation:
     def _release_if_done(self) -> None:
         if self._superseded and not self._sandboxes and not self._released:
             self._released = True
+            self._stop_watching()
             self._tasks.start(to_thread.run_sync(self.fork_server.release, limiter=limiter()))
 
 
@@ -96,6 +116,7 @@ class Sandboxes:
         If the policy names domains, sessions reach them through `proxy`. If `proxy` is None, a new proxy is made for these domains.
         """
         self.policy = policy
+        self.on_fork_server_death: Callable[[int | None], None] = lambda _exit_code: None
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
         self._image_description: ImagePython | None = None
@@ -203,7 +224,7 @@ class Sandboxes:
     def _use_fork_server(self, fork_server: ForkServer) -> None:
         for earlier in self._generations:
             earlier.supersede()
-        self._generations.append(Generation(fork_server))
+        self._generations.append(Generation(fork_server, lambda exit_code: self.on_fork_server_death(exit_code)))
 
     async def _replace_by_heavy(self) -> None:
         """Start a fork server that imports the libraries that most sessions use. Once it is ready, make new sandboxes from it."""

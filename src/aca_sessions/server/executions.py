@@ -254,7 +254,9 @@ class Executions:
         self._history: OrderedDict[int, RunningExecution] = OrderedDict()  # the history: those that have ended, by their numbers
         self._history_size = 0
         self._history_end = session.ledger.fetched  # the position at which the latest cell of the history ended
-        self._recorded_position = session.ledger.position
+        # The positions up to which the audit log and the metric of losses cover the ledger. The audit log states what callers read, and the
+        # first result of a session reports how an earlier session of this name ended. That loss was counted when it happened.
+        self._recorded_position, self._counted_position = session.ledger.fetched, session.ledger.position
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -332,6 +334,11 @@ class Executions:
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
+    @property
+    def all_fetched(self) -> bool:
+        """Return whether every result that is kept was fetched."""
+        return self._kept_count == self._fetched_count
+
     async def send_reply(self, execution: RunningExecution, number: int, text: str | None, *, is_end: bool = False) -> None:
         """Send a reply to a cell that waits for one, in `input()` or in a host call. Raise ProblemError (409) if it does not wait any more.
 
@@ -402,7 +409,7 @@ class Executions:
     def _record_finished(self, execution: RunningExecution) -> None:
         """Record a finished execution in the history, the metrics and the audit log. If too many results are kept then, drop some.
 
-        The state in the metrics and the audit log also covers losses between the previous execution and this one.
+        The state in the metrics and the audit log also covers losses between the previous execution and this one, as a caller reads it.
         """
         del self._unfinished[execution.id]
         if execution.number:
@@ -413,6 +420,7 @@ class Executions:
                 result = replace(result, state=self._session.ledger.between(self._recorded_position, execution.end))
             self._recorded_position = max(self._recorded_position, execution.end)
             telemetry.record_server_execution(result)
+            self.count_losses()
             if self._journal.has_audit_log:
                 self._journal.record_cell(self._session.identifier, execution.call, result)
         # The latest result is not fetched yet and is always kept, because its response may be lost: so it is counted behind the limits.
@@ -422,6 +430,12 @@ class Executions:
             self._drop_result(execution, fetched=False, oldest=self._kept_count > _KEPT_RESULTS)
         self._kept_count += 1
         self._kept_size += execution.size
+
+    def count_losses(self) -> None:
+        """Count in the metrics a loss of variables that the session's ledger has recorded since the last call."""
+        ledger = self._session.ledger
+        telemetry.count_loss(ledger.between(self._counted_position, ledger.position))
+        self._counted_position = ledger.position
 
     def _add_to_history(self, execution: RunningExecution) -> None:
         """Add an ended execution to the history. If the history is too large then, drop its oldest or largest executions.

@@ -20,7 +20,7 @@ from weakref import WeakSet
 from .. import telemetry
 from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
 from ..errors import GuestDiedError
-from ..hosting import Hosting
+from ..hosting import Hosting, log_event
 from ..ledger import Ledger
 from ..lifetime import Tasks
 from ..models import SessionInfo
@@ -36,6 +36,10 @@ from .journal import Journal
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
 _REAP_EVERY = 5.0  # seconds
+_FORK_SERVER_ADVICE = (
+    "the variables and files of these sessions are lost, as their next results say; the next new session starts another fork server. With "
+    "exit_code -9 something killed it: look for the out-of-memory killer in the kernel's log"
+)
 _LOGGED_EVICTIONS = 1, 60.0  # lines, and the seconds in which there may be so many
 _logger = logging.getLogger("aca_sessions")
 Key = TypeVar("Key")
@@ -142,12 +146,13 @@ class HostedSession:
         self.last_used = datetime.now(UTC)
 
     def record_loss(self) -> None:
-        """If the fork server died, record once in the session's ledger that variables and files are lost.
+        """If the fork server died, record once in the session's ledger and in the metrics that variables and files are lost.
 
         The ledger is the list of what happened to the session. Do nothing if the session had nothing to lose.
         """
         if self.has_state and self.memory is not None:
             self._opening.result().record_lost_workspace()
+            self.executions.count_losses()
 
     async def close(self, cause: str = "killed") -> None:
         """End the sandbox and wait until all executions have results. If this stops a cell, the cell's result names `cause`."""
@@ -165,6 +170,7 @@ class Sessions:
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
         """Initialize a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
         self._sandboxes = sandboxes
+        sandboxes.on_fork_server_death = self._handle_fork_server_death
         self.most = hosting.max_sessions
         self._max_starting = hosting.max_starting
         self._plain = hosting.plain
@@ -427,12 +433,38 @@ class Sessions:
             reason: Why the session ended, for metrics and audit log.
             cause: Why the session ended, for the state of the next result of each caller. If None, the ledger gets no entry.
         """
-        session.ended = True
         del self._sessions[session.identifier]
-        if cause is not None and session.has_state:
+        if cause is not None and session.has_state and not session.ended:
             session.ledger.append("ended", cause=cause, variables="lost", files="lost", processes="ended")
         _store_bounded(self._ledgers, session.identifier, session.ledger)
-        self.journal.record_session_end(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
+        self._record_end(session, reason)
+
+    def _record_end(self, session: HostedSession, reason: str) -> None:
+        """Record the end of a session in the metrics and the audit log, if it was not recorded before."""
+        if not session.ended:
+            session.ended = True
+            self.journal.record_session_end(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
+
+    def _handle_fork_server_death(self, exit_code: int | None) -> None:
+        """Log that a fork server died, and record the loss of its sessions."""
+        # A session in use without variables and files is left out: it continues in another sandbox (`replace_dead_sandbox`).
+        died = [one for one in self._sessions.values() if one.memory is not None and not one.usable and (one.has_state or not one.in_use)]
+        telemetry.count_fork_server_death()
+        log_event("fork_server_died", logging.ERROR, sessions=len(died), exit_code=exit_code, advice=_FORK_SERVER_ADVICE)
+        for session in died:
+            session.record_loss()
+            self._tasks.start(self._end_crashed(session))
+
+    async def _end_crashed(self, session: HostedSession) -> None:
+        """End a session whose fork server died, after the cells that ran or waited have their results.
+
+        Keep the session for its callers as long as one of its results was not fetched, until its next use or its cool-down.
+        """
+        await session.executions.finish()
+        if not session.ended and session.executions.all_fetched:
+            self._remove(session, "crash", cause=None)
+            await session.close()
+        self._record_end(session, "crash")
 
     def _check_not_draining(self) -> None:
         """Raise ProblemError (503) if this server is about to stop.
