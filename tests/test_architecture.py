@@ -86,7 +86,7 @@ MAY_IMPORT |= {
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},
-    "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy"},
+    "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy", "telemetry"},
     "mcp": _ARRIVAL
     | {"mcp", "integrations", "cli", "client.snippets", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
 }

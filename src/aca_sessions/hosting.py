@@ -3,10 +3,12 @@
 The defaults are those of `aca-sessions serve`.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 ACCEPTED_KEY = "knows_key"  # in the state of a request that had an accepted key: that key
 METRICS_PATH = "metrics"
@@ -23,6 +25,15 @@ def log_event(event: str, level: int = logging.INFO, /, **fields: object) -> Non
     """
     shown = "".join(f" {name}={_format_value(value)}" for name, value in fields.items() if value is not None)
     _logger.log(level, "%s%s", event, shown, extra={"event": event, "fields": fields})
+
+
+@lru_cache(128)
+def key_digits(key: str) -> str:
+    """Return the 12 hex digits that stand for an API key in the audit log and the access log.
+
+    They are a hash by scrypt, which is slow to compute. So a reader of a log cannot find a weak key by trying many keys.
+    """
+    return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()
 
 
 def _format_value(value: object) -> str:

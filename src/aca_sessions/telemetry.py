@@ -39,6 +39,9 @@ _refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "
 _fork_server_deaths = _meter.create_counter(
     "aca_sessions.server.fork_server.deaths", "{process}", "Fork servers that died, each with all its sessions"
 )
+_unusable_key_files = _meter.create_up_down_counter(
+    "aca_sessions.server.key_file.unusable", "{file}", "Key files that cannot be read, so that earlier keys stay accepted"
+)
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
 Outcome = Literal["succeeded", "failed", "interrupted", "timed_out"]
@@ -123,6 +126,7 @@ def observe_server(server: MeasuredServer) -> None:
     _servers.add(server)
     _audit_lost.add(0)
     _fork_server_deaths.add(0)
+    _unusable_key_files.add(0)
     for reason in _LOSS_REASONS:
         _losses.add(0, {"reason": reason})
     for code in REFUSALS:
@@ -228,6 +232,11 @@ def count_refusal(code: str) -> None:
 def count_fork_server_death() -> None:
     """Count a fork server that died."""
     _fork_server_deaths.add(1)
+
+
+def count_unusable_key_file(change: int) -> None:
+    """Count a key file that became unusable (1) or usable again (-1)."""
+    _unusable_key_files.add(change)
 
 
 def count_lost_audit_event() -> None:

@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, str]] = {
         'aca_sessions_server_start_duration_seconds_bucket{le="+Inf"}': "0+9x100",
     },
     "AcaSessionsWrongKeys": {'aca_sessions_server_refusals_total{error_type="Unauthorized"}': "0+120x100"},
+    "AcaSessionsKeyFileUnusable": {"aca_sessions_server_key_file_unusable": "1x100"},
     "AcaSessionsAuditLosesEvents": {"aca_sessions_server_audit_lost_total": "0+1x100"},
     "AcaSessionsDrainForLong": {"aca_sessions_server_draining": "1x100"},
 }
@@ -47,6 +48,7 @@ HEALTHY = {
     'aca_sessions_server_losses_total{reason="expired"}': "0+100x100",
     "aca_sessions_server_audit_lost_total": "0x100",
     "aca_sessions_server_fork_server_deaths_total": "1x100",
+    "aca_sessions_server_key_file_unusable": "0x100",
     "aca_sessions_server_draining": "0x100",
 }
 

@@ -21,9 +21,7 @@ def fork_server_of(server: Server) -> int:
     """Return the pid of the fork server: the server's own child, which runs the zygote."""
     children = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in descendants(server.process.pid)}
     (found,) = (
-        pid
-        for pid, stat in children.items()
-        if int(stat[1]) == server.process.pid and "zygote" in Path(f"/proc/{pid}/cmdline").read_text()
+        pid for pid, stat in children.items() if int(stat[1]) == server.process.pid and "zygote" in Path(f"/proc/{pid}/cmdline").read_text()
     )
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.cli.commands import _parser
+from aca_sessions.cli.commands import build_parser
 
 from ..conftest import ROOT
 
@@ -36,11 +36,14 @@ def test_the_unit_starts_a_server_in_a_control_group_that_may_have_limited_ones_
     run = subprocess.run(["/bin/sh", "-c", faked], capture_output=True, text=True, check=True, env=environment)
     assert (group / "cgroup.subtree_control").read_text() == "+memory +pids +cpu\n"
     assert (group / "server" / "cgroup.procs").read_text().strip().isdecimal()
-    options = _parser().parse_args(shlex.split(run.stdout))
+    options = build_parser().parse_args(shlex.split(run.stdout))
     unit = configparser.RawConfigParser(strict=False)
     unit.read_string(UNIT.read_text())
     assert (options.allowed_host, options.trusted_proxy) == (["sessions.example.org"], ["127.0.0.1/32"])
     assert options.drain_seconds < float(unit["Service"]["TimeoutStopSec"])
+    assert unit["Service"]["Type"] == "notify"
+    assert unit["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert unit["Service"]["RestartPreventExitStatus"] == "2"
     assert str(options.audit).startswith(f"/var/log/{unit['Service']['LogsDirectory']}/")
 
 
@@ -52,9 +55,11 @@ def test_systemd_accepts_the_unit() -> None:
 
 
 def test_the_commands_for_operators_have_options_that_exist() -> None:
-    text = "\n".join((ROOT / "docs" / name).read_text() for name in ("operators.md", "upgrade.md", "scaling.md"))
+    text = "\n".join((ROOT / "docs" / "guides" / name).read_text() for name in ("operating.md", "upgrading.md", "scaling.md"))
     commands = re.findall(r"^\$ .*\baca-sessions ((?:serve|doctor)\b[^#\n]*)", text, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["doctor", "serve", "serve"]
     for command in commands:
-        _parser().parse_args(shlex.split(command))
+        build_parser().parse_args(shlex.split(command))
     assert f"ACA_SESSIONS_OPTIONS={OPTIONS}\n" in text
+    for options in re.findall(r"^ACA_SESSIONS_OPTIONS=(.*)$", text, re.MULTILINE):
+        build_parser().parse_args(["serve", *shlex.split(options)])

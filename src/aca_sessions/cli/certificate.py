@@ -1,6 +1,7 @@
 """Create a self-signed certificate for a server, for clients that accept only https. It is stored in a folder, to be used at each start."""
 
 import ipaddress
+import logging
 import os
 import ssl
 from collections.abc import Iterable
@@ -13,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ..errors import ConfigurationError
+from ..hosting import log_event
 
 _DAYS = 825  # the longest validity that clients accept of a certificate that no authority signed
 _SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "aca-sessions")])
+_logger = logging.getLogger("aca_sessions")
 _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -37,6 +40,41 @@ def certificate(folder: Path, *hosts: str) -> tuple[Path, Path]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written") from error
     return cert, key
+
+
+class ServedCertificate:
+    """The certificate of a running server, and its key. They are loaded again when a file has changed."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert, self._key = cert, key
+        self._stamp = self._read_stamp()
+        self.problem: str | None = None  # why the changed files are unusable
+
+    def reload(self, context: ssl.SSLContext) -> None:
+        """If a file has changed, use the new certificate for new connections.
+
+        If the new files are unusable, log an error once, and keep the certificate that was loaded before.
+        """
+        stamp = self._read_stamp()
+        if stamp == self._stamp:
+            return
+        try:
+            found = _read(self._cert)
+            _check_own(found, self._cert, self._key)
+            _check_key(self._cert, self._key)  # first: a failure of the next line would leave `context` without a key
+            context.load_cert_chain(self._cert, self._key, password="")
+        except (OSError, ConfigurationError) as error:
+            if str(error) != self.problem:  # once, and not every time
+                self.problem = str(error)
+                _logger.error("%s. Until then the certificate that was loaded before is used", error)
+            return
+        self._stamp, self.problem = stamp, None
+        log_event("certificate_read", ends=f"{found.not_valid_after_utc:%Y-%m-%d}")
+
+    def _read_stamp(self) -> list[tuple[int, ...]]:
+        """Return inode, size and times of the files that exist. If they have changed, a file has changed."""
+        found = [file.stat() for file in (self._cert, self._key) if file.exists()]
+        return [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found]
 
 
 def is_self_signed(cert: Path) -> bool:

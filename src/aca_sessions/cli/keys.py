@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from .. import telemetry
 from ..errors import ConfigurationError
-from ..hosting import Keys, log_event
+from ..hosting import Keys, key_digits, log_event
 from .streams import write_error
 
 API_KEY, METRICS_KEY = "ACA_SESSIONS_API_KEY", "ACA_SESSIONS_METRICS_KEY"
@@ -73,7 +74,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         """Read the keys in `path`. Raise ConfigurationError if the file is unusable."""
         self._path = path
-        self._problem: str | None = None
+        self.problem: str | None = None  # why the file is unusable now
         self._is_open = False
         self._is_pipe = path.exists() and not path.is_file()  # of a shell, as in `--api-key-file <(…)`: it can be read once only
         self._stamp = None if self._is_pipe else self._read_stamp()
@@ -85,19 +86,21 @@ class KeyFile:
             return self._keys
         try:
             stamp = self._read_stamp()
-            if stamp is None or stamp != self._stamp:
+            if stamp is None or stamp != self._stamp or self.problem is not None:
                 self._replace(self._read())
                 self._stamp = stamp
         except ConfigurationError as error:
-            if str(error) != self._problem:  # once, and not with every request
-                self._problem = str(error)
+            if str(error) != self.problem:  # once, and not with every request
+                telemetry.count_unusable_key_file(int(self.problem is None))
+                self.problem = str(error)
                 _logger.error("%s. Until then the keys that were read before are accepted", error)
         return self._keys
 
     def _replace(self, keys: tuple[str, ...]) -> None:
-        if keys != self._keys or self._problem is not None:
+        if keys != self._keys or self.problem is not None:
             log_event("keys_read", keys=len(keys), added=len({*keys} - {*self._keys}), removed=len({*self._keys} - {*keys}))
-        self._keys, self._problem = keys, None
+        telemetry.count_unusable_key_file(-int(self.problem is not None))
+        self._keys, self.problem = keys, None
 
     def _read_stamp(self) -> tuple[int, ...] | None:
         """Return the file's device, inode, size and times. If they have changed, the file has changed.
@@ -140,6 +143,17 @@ class KeyFile:
 
     def _unusable(self, why: str) -> ConfigurationError:
         return ConfigurationError(f"--api-key-file {self._path} {why}: write one key a line to it, and '#' before a comment")
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print a line for each key in a file: its digits in audit log and access log, and the comment in the line above it."""
+    KeyFile(options.file)()  # raises if the file is unusable
+    comment = ""
+    for line in map(str.strip, options.file.read_text().splitlines()):
+        if line and not line.startswith("#"):
+            print(f"{key_digits(line)}  {comment}".rstrip())
+        comment = line if line.startswith("#") else ""
+    return 0
 
 
 def hide() -> None:

@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import html
 import ipaddress
 import logging
@@ -21,7 +22,6 @@ import threading
 import time
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,9 +36,9 @@ from ..hosting import Hosting, Keys, log_event
 from ..lifetime import Tasks
 from ..settings import Settings
 from . import logs
-from .certificate import certificate, is_self_signed
+from .certificate import ServedCertificate, certificate, is_self_signed
 from .connections import CONNECTION_LIMITS, Connection, ConnectionLimits, Connections, Listener, most_connections
-from .keys import METRICS_KEY, api_keys, given_or_new
+from .keys import METRICS_KEY, KeyFile, api_keys, given_or_new
 
 Welcome = Callable[[str, str], None]
 
@@ -90,7 +90,7 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
                     print(_greeting(options, where, shown_key, tls), flush=True)
                 starting.start(_log_start(service.examine_host, options, listener, settings, hosting))
 
-            server = Server(service, service.drain, greet, draining=draining, tls=tls, trusted_proxies=options.trusted_proxy)
+            server = Server(service, service.drain, greet, draining=draining, tls=tls, keys=keys, trusted_proxies=options.trusted_proxy)
             await server.serve(sockets=[listener])
             await starting.finish()
     finally:
@@ -165,6 +165,7 @@ class Server(uvicorn.Server):
         *,
         draining: Draining | None = None,
         tls: tuple[Path, Path] | None = None,
+        keys: Keys | None = None,
         trusted_proxies: Sequence[str] = (),
         limits: ConnectionLimits = CONNECTION_LIMITS,
     ) -> None:
@@ -175,7 +176,8 @@ class Server(uvicorn.Server):
             drain: Called when the server stops, before it closes connections. Gets how many seconds running cells may continue.
             greet: Called once clients can connect.
             draining: The period between a first SIGTERM and the end of the server. If None, a SIGTERM ends the server at once.
-            tls: The files of a certificate and its key.
+            tls: The files of a certificate and its key. They are loaded again when they change.
+            keys: Called every two seconds, and on SIGHUP, to read a changed key file.
             trusted_proxies: Addresses and networks of proxies. The server believes the address of a client in their X-Forwarded-For
                 headers. `unix` is a proxy on a socket file.
             limits: How slow a client may be.
@@ -200,9 +202,13 @@ class Server(uvicorn.Server):
         self._drain = drain
         self._greet = greet
         self._draining = draining
+        self._keys = keys
+        self._certificate = ServedCertificate(*tls) if tls else None
+        self._terminals = [number for number in range(3) if os.isatty(number)]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for `drain`, which gives running cells up to 5 s, and then close the connections."""
+        _notify_systemd("STOPPING=1")
         log_event("stopping", connections=len(self.server_state.connections))
         await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
@@ -215,17 +221,19 @@ class Server(uvicorn.Server):
         self.config.limit_concurrency = self._connections.most + 1  # uvicorn answers 503 to what comes beyond the limit
         await super().startup(sockets)
         self._greet()
+        _notify_systemd("READY=1")
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM during a `with` block. uvicorn's own method would raise the signal again afterwards."""
+        """Handle SIGINT, SIGTERM and SIGHUP during a `with` block. uvicorn's own method would raise the signal again afterwards."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._start_draining)
+        loop.add_signal_handler(signal.SIGHUP, self._handle_hangup)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _start_draining(self) -> None:
@@ -233,14 +241,41 @@ class Server(uvicorn.Server):
         if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
+    def _handle_hangup(self) -> None:
+        """Handle a SIGHUP: read the key file and the certificate again. But if the terminal was closed, end the server."""
+        if not all(os.isatty(number) for number in self._terminals):
+            self.handle_exit(signal.SIGTERM, None)
+            return
+        self._reload()
+        parts = (self._keys if isinstance(self._keys, KeyFile) else None, self._certificate)
+        problems = [part.problem for part in parts if part is not None and part.problem is not None]
+        log_event("reloaded", keys=len(self._keys()) if self._keys is not None else 0, problem="; ".join(problems) or None)
+
+    def _reload(self) -> None:
+        """Read the key file and the certificate again if they have changed."""
+        if self._keys is not None:
+            self._keys()
+        if self._certificate is not None and self.config.ssl is not None:
+            self._certificate.reload(self.config.ssl)
+
     async def on_tick(self, counter: int) -> bool:
         """Return whether the server must end. uvicorn calls this ten times a second.
 
-        Once a second, also close connections whose clients are too slow.
+        Once a second, also close connections whose clients are too slow. Every two seconds, read changed keys and certificates.
         """
+        if counter % 20 == 0:
+            self._reload()
         if counter % 10 == 0:
             self._connections.close_slow()
         return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
+
+
+def _notify_systemd(state: str) -> None:
+    """Report a state of this process to systemd, if it waits for that: the unit has Type=notify (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, contextlib.suppress(OSError):
+            systemd.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 async def _log_start(

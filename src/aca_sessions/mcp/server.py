@@ -188,7 +188,7 @@ async def serve_http(options: argparse.Namespace) -> int:
         async with _shared_state(options) as state, _Connections(state) as connections:
             hosting = Hosting(api_keys=accepted, allowed_hosts=serving.allowed_hosts(options))
             app = Guard(connections.app, hosting, refuse=refuse)
-            await serving.Server(app, connections.end, greet).serve(sockets=[listener])
+            await serving.Server(app, connections.end, greet, keys=accepted).serve(sockets=[listener])
     finally:
         listener.close()
         refusals.close()
