@@ -20,6 +20,7 @@ import pytest
 import aca_sessions as aca_sessions_package
 from aca_sessions import Settings, open_pool
 from aca_sessions.cli.serving import listen_on_port
+from aca_sessions.hosting import key_digits
 
 from ..conftest import COMMAND, aca_sessions, descendants, mostly_long
 from ..wheels import make_wheel
@@ -495,9 +496,9 @@ def test_lines_of_json_in_the_access_log_have_fields(monkeypatch: pytest.MonkeyP
             client.get("/session")
     lines = [line for line in map(json.loads, server.rest[1].splitlines()) if line.get("event") == "request"]
     hashed = lines[0]["session"]
-    assert [[line[name] for name in ("method", "route", "status", "session")] for line in lines] == [
-        ["GET", "/session", 400, hashed],
-        ["GET", "any", 401, "-"],
+    assert [[line[name] for name in ("level", "method", "route", "status", "session", "client", "key")] for line in lines] == [
+        ["INFO", "GET", "/session", 400, hashed, "127.0.0.1", key_digits("the-key")],
+        ["INFO", "GET", "any", 401, "-", "127.0.0.1", "-"],
     ]
     assert re.fullmatch(r"[0-9a-f]{12,}", hashed)
     assert {type(line["milliseconds"]) for line in lines} == {int}

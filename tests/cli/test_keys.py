@@ -1,5 +1,6 @@
 """Test the key file of a server, which is read again when it changes."""
 
+import json
 import logging
 import os
 import threading
@@ -14,8 +15,11 @@ from starlette.types import Scope
 from aca_sessions.cli.keys import KeyFile, api_keys
 from aca_sessions.contract.records import ProblemError
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.hosting import EVENTS, Hosting
+from aca_sessions.hosting import ACCEPTED_KEY, EVENTS, Hosting
 from aca_sessions.server.guard import Guard
+from aca_sessions.server.journal import Journal, current_request
+
+from ..conftest import aca_sessions
 
 
 @pytest.fixture
@@ -113,6 +117,21 @@ def test_a_file_that_becomes_a_pipe_does_not_block_the_server(file: Path, caplog
     os.mkfifo(file)
     assert keys() == ("the-first",)
     assert "must be a regular file" in caplog.text
+
+
+def test_the_command_keys_names_the_person_of_the_digits_in_the_audit_log(file: Path, tmp_path: Path) -> None:
+    replace(file, "# alice\nthe-first\nthe-second\n\n# bob, from May\nthe-third\n")
+    shown = aca_sessions("keys", str(file))
+    journal = Journal(Hosting(audit=str(tmp_path / "audit")))
+    for key in ("the-first", "the-second", "the-third"):
+        token = current_request.set({"type": "http", "state": {ACCEPTED_KEY: key}})
+        journal.record_session_start("mine")
+        current_request.reset(token)
+    journal.close()
+    digits = [json.loads(line)["key"] for line in (tmp_path / "audit").read_text().splitlines()]
+    assert shown.stdout == f"{digits[0]}  # alice\n{digits[1]}\n{digits[2]}  # bob, from May\n"
+    refused = aca_sessions("keys", str(tmp_path / "none"))
+    assert (refused.returncode, "cannot be read" in refused.stderr) == (2, True)
 
 
 async def test_each_key_of_the_file_is_accepted_until_it_is_removed(file: Path) -> None:

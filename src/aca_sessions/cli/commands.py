@@ -16,6 +16,7 @@ from typing import Never, cast
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError, ConfigurationError
 from ..guest_text import printable
+from ..hosting import Hosting
 from . import keys, logs, sessions
 from .streams import flush, output_problem, prepare, silence, write_error
 
@@ -119,6 +120,10 @@ async def _doctor(options: argparse.Namespace) -> int:
     return 0 if report.full else _FAILED
 
 
+async def _keys(options: argparse.Namespace) -> int:
+    return keys.show(options)
+
+
 async def _conformance(options: argparse.Namespace) -> int:
     from ..settings import Settings
     from .endpoints import compare
@@ -137,6 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="report the isolation that this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="check a server or pool instead, step by step; exit 1 if a step fails")
     doctor.set_defaults(act=_doctor)
+    shown = commands.add_parser("keys", help="print the digits that the audit log has for each key in a key file, and its comment")
+    shown.add_argument("file", type=Path, metavar="FILE", help="the file of --api-key-file")
+    shown.set_defaults(act=_keys)
     _add_playground(commands)
     sessions.add(commands)
     _add_environments(commands)
@@ -199,9 +207,14 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--max-sessions",
         type=_count,
         metavar="N",
-        help="the most sessions; one more ends the least recently used one, or is refused with --plain",
+        help=f"the most sessions (default: {Hosting().max_sessions}); one more ends the least recently used, or is refused with --plain",
     )
-    serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="end a session that was not used for this time")
+    serve.add_argument(
+        "--cooldown",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"end a session that was not used for this time (default: {Hosting().cooldown:g})",
+    )
     serve.add_argument(
         "--drain-seconds",
         type=partial(_seconds, least=0.0),
@@ -227,7 +240,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="ADDRESS|CIDR|unix",
         help="a proxy whose X-Forwarded-For names its client, for the logs; `unix` for the one on --socket; may be repeated",
     )
-    serve.add_argument("--access-log", action="store_true", help="log each request to standard error, with hashed session names")
+    serve.add_argument("--access-log", action="store_true", help="log each request to standard error, with hashed names and keys")
     serve.add_argument("--metrics", action="store_true", help="serve metrics at /metrics, in Prometheus's text format")
     metrics_key = os.environ.get(keys.METRICS_KEY)
     serve.add_argument(

@@ -121,10 +121,10 @@ class Service:
     def _refuse(self, problem: ProblemError, scope: Scope) -> Response:
         token = current_request.set(scope)
         self._sessions.journal.record_refusal(problem, "any")
-        current_request.reset(token)
         response = problem_response(problem)
         response.headers.update(self._headers)
         log_access(scope["method"] if scope["method"] in _METHODS else "-", "any", response.status_code, "-", 0.0)
+        current_request.reset(token)
         return response
 
     async def _respond_to_http_exception(self, _request: Request, error: HTTPException) -> Response:

@@ -4,7 +4,6 @@ Names of sessions are hashed. Output and files are never written, and the code o
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -13,14 +12,13 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from starlette.types import Scope
 
 from .. import telemetry
 from ..contract.records import ExecutionRequest, ProblemError
 from ..errors import ConfigurationError
-from ..hosting import ACCEPTED_KEY, Hosting
+from ..hosting import ACCEPTED_KEY, Hosting, key_digits
 from ..models import CodeExecutionResult
 from .guard import RefusalLog, Throttle, client_address
 
@@ -120,7 +118,8 @@ class Caller:
 current_request: ContextVar[Scope | None] = ContextVar("current_request", default=None)
 
 
-def _current_caller() -> Caller:
+def current_caller() -> Caller:
+    """Return the sender of the request that is being handled."""
     scope = current_request.get()
     return Caller(client_address(scope), scope.get("state", {}).get(ACCEPTED_KEY)) if scope else Caller()
 
@@ -144,7 +143,7 @@ class Journal:
         """Record the end of a session: its reason, and how many seconds the session lasted."""
         telemetry.count_session_end(reason)
         # Unless the reason is "deleted", the request that is being handled belongs to another session, or there is none.
-        caller = _current_caller() if reason == "deleted" else Caller()
+        caller = current_caller() if reason == "deleted" else Caller()
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)}, caller)
 
     def record_cell(self, identifier: str, call: ExecutionRequest, result: CodeExecutionResult) -> None:
@@ -174,7 +173,7 @@ class Journal:
         """
         if problem.code in telemetry.REFUSALS:
             telemetry.count_refusal(problem.code)
-        self._refusal_log.write(problem, route, _current_caller().address)
+        self._refusal_log.write(problem, route, current_caller().address)
         if self._audit is not None and (left_out := self._refusal_throttle.admit()) is not None:
             fields = {"status": problem.status, "code": problem.code, "route": route}
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
@@ -188,16 +187,7 @@ class Journal:
 
     def _write(self, event: str, identifier: str | None, fields: Mapping[str, object], caller: Caller | None = None) -> None:
         if self._audit is not None:
-            caller = caller or _current_caller()
-            key = _fingerprint(caller.key) if caller.key else None
+            caller = caller or current_caller()
+            key = key_digits(caller.key) if caller.key else None
             session = telemetry.hash_name(identifier) if identifier else None
             self._audit.write(event, key=key, client=caller.address, session=session, **fields)
-
-
-@lru_cache(64)
-def _fingerprint(key: str) -> str:
-    """Return a fingerprint of an API key for the audit log.
-
-    It is a hash by scrypt, which is slow to compute. So a reader of the log cannot find a weak key by trying many keys.
-    """
-    return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

@@ -15,10 +15,11 @@ from ..contract.flat import GUID_HEADER, parse_json
 from ..contract.records import IDENTIFIER, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem, invalid
 from ..contract.versions import VERSIONS, Version
 from ..errors import GuestDiedError, IsolationError, SnapshotError
+from ..hosting import key_digits
 from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
 from ..telemetry import hash_name
-from .journal import Journal, current_request
+from .journal import Journal, current_caller, current_request
 
 _UNEXPECTED = "InternalError"
 _NO_FILE = "the session has no file at this path: list its files to see those that it has"
@@ -244,21 +245,27 @@ def build_route(route: RouteSpec, headers: dict[str, str], journal: Journal) -> 
             session.is_new = False
             if audit_event is not None:
                 journal.record_request(audit_event[0], session.identifier, seconds, audit_event[1])
-        if _access.isEnabledFor(logging.DEBUG):
-            # The pattern of the route but not its path: identifiers are secrets, and names of files may be.
-            name = request.query_params.get("identifier")
-            shown = hash_name(name) if name else "-"
-            log_access(request.method, f"/{path}", response.status_code, shown, seconds)
+        # The pattern of the route but not its path: identifiers are secrets, and names of files may be.
+        name = request.query_params.get("identifier")
+        log_access(request.method, f"/{path}", response.status_code, hash_name(name) if name else "-", seconds)
         return response
 
     return Route(f"/{path}", endpoint, methods=[method])
 
 
 def log_access(method: str, route: str, status: int, session: str, seconds: float) -> None:
-    """Log a request, as a line of text or with fields for JSON. No argument may be text that a client chose."""
+    """Log the current request with its client and the digits of its key, as a line of text or with fields for JSON.
+
+    No argument may be text that a client chose.
+    """
+    if not _access.isEnabledFor(logging.DEBUG):  # so that a program with an embedded server has these lines only if it asks for them
+        return
+    caller = current_caller()
+    client, key = caller.address or "-", key_digits(caller.key) if caller.key else "-"
     fields = {"method": method, "route": route, "status": status, "session": session, "milliseconds": round(seconds * 1000)}
-    shown = (method, route, status, session, seconds * 1000)
-    _access.debug("%s %s %s session %s %.0f ms", *shown, extra={"event": "request", "fields": fields})
+    shown = (method, route, status, session, seconds * 1000, client, key)
+    more = {"event": "request", "fields": fields | {"client": client, "key": key}}
+    _access.info("%s %s %s session %s %.0f ms client %s key %s", *shown, extra=more)
 
 
 def set_audit_event(request: Request, event: str, **fields: object) -> None:
