@@ -24,10 +24,13 @@ _INVISIBLE = "\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e000
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 _CONTROL_OR_COLOUR = re.compile(f"({_COLOUR})|({_MOVE})|{_CONTROL}")
 _UP_OR_LINE = re.compile(rf"{_UP}|\n(?P<goes_on>(?=[\r\n]|{_UP.replace('?P<rows>', '')}))?")
-_TERMINAL_LABELS = ("[session state", "[hint]", "[image saved", "[image not saved", "[file saved", "[file sent", "aca-sessions:")
+_TERMINAL_LABELS = (
+    *("[session state", "[hint]", "[image saved", "[image not saved", "[file saved", "[file sent", "[not copied", "aca-sessions:"),
+    *("[0 frame in libraries", "[0 frames in libraries"),
+)
 _MODEL_LABELS = (
     *("[stdout]", "[stderr]", "[displayed]", "[value]", "[files]", "[processes]", "[images]", "[state]", "[outputs]", "(no output)"),
-    *("[0 frame in libraries]", "[0 frames in libraries]", "[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
+    *("[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
     *("[an interactive chart", "[some output is not shown", "[more output is not shown", *_TERMINAL_LABELS),
 )
 

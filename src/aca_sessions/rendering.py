@@ -79,16 +79,25 @@ def error_text(result: CodeExecutionResult) -> str:
 
 def _keep_user_frames(traceback: str) -> str:
     """Return a traceback with only the frames in the user's code, or the whole traceback if there are none."""
-    body = _HEADER.sub("", traceback).strip("\n")
-    *frames, last = _FRAME.split(body)
+    header, kept, dropped, conclusion = split_traceback(traceback)
+    if not kept:
+        return traceback.removeprefix(header).strip("\n")
+    note = f"[{dropped} frame{'s' if dropped > 1 else ''} in libraries]" if dropped else ""
+    return "\n".join(part for part in (*kept, note, conclusion) if part)
+
+
+def split_traceback(traceback: str) -> tuple[str, list[str], int, str]:
+    """Split IPython's traceback. Return its header, its frames in the user's code, the number of its other frames, and its last part.
+
+    The last part is the error, with the chain of errors before it if these have no frames in the user's code.
+    """
+    header = found[0] if (found := _HEADER.match(traceback)) else ""
+    *frames, last = _FRAME.split(traceback.removeprefix(header).strip("\n"))
     last, separator, conclusion = last.rpartition("\n\n")
     frames.append(last if separator else "")
     kept = [frame.strip("\n") for frame in frames if _OF_THE_USER.match(frame)]
     dropped = sum(1 for frame in frames if frame.startswith("File ")) - sum(frame.startswith("File ") for frame in kept)
-    if not kept:
-        return body
-    note = f"[{dropped} frame{'s' if dropped > 1 else ''} in libraries]" if dropped else ""
-    return "\n".join(part for part in (*kept, note, conclusion) if part)
+    return header, kept, dropped, conclusion
 
 
 def _displayed(result: CodeExecutionResult) -> str:

@@ -218,7 +218,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["run"], "are required: CODE|FILE|- (code"),
             (["run", "none.txt"], "none.txt is not a file"),
             (["run", "./none"], "./none is not a file"),
-            (["run", "."], ". is not a file"),
+            (["run", "."], ". is a folder without __main__.py: name a file in it"),
             (["run", "--network", "none", "--endpoint", "http://localhost:1", "1"], "--network is for sessions of this machine"),
             (["run", "1", "--json"], "options of `run` before it"),
             (["run", "none.py"], "none.py cannot be read: No such file or directory"),

@@ -158,10 +158,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     run = commands.add_parser("run", help="run one cell or file; exit with its exit code, 1 if it fails")
-    run.add_argument("code", metavar="CODE|FILE|-", help="Python source, or a file of it, or - to read it from standard input")
+    run.add_argument(
+        "code",
+        metavar="CODE|FILE|-",
+        help="Python source, or a file of it, or a folder with __main__.py, or - to read it from standard input",
+    )
     arguments = run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="all that follows FILE, for its sys.argv")
     arguments.required = False  # otherwise an error about missing code names it, too
-    run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data; may be repeated")
+    run.add_argument("-c", dest="is_code", action="store_true", help="CODE is Python source, even if it looks like the name of a file")
+    run.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="PATH[=NAME]",
+        help="a file or folder to copy to /mnt/data, under its own name or NAME, which may have folders in front; may be repeated",
+    )
     run.add_argument(
         "--get", action="append", default=[], metavar="FILE", help="a file of the session to copy here afterwards; may be repeated"
     )
@@ -177,6 +188,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
     run.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
+    run.add_argument("--full-traceback", action="store_true", help="show the frames in libraries of a traceback, too")
     shown = run.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the whole result as JSON when the cell has ended")
     shown.add_argument("--live", action="store_true", help=argparse.SUPPRESS)  # the default, which earlier versions had as an option

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import stat
 import sys
 import tomllib
 import uuid
@@ -28,7 +29,7 @@ from ..guest_text import TerminalFilter, printable, shown_name
 from ..hints import Remedies, hint
 from ..interactive import handle_ctrl_c
 from ..models import CodeExecutionResult, Display, Event, Prompt, State
-from ..rendering import hint_note, state_note
+from ..rendering import hint_note, split_traceback, state_note
 from ..settings import Settings
 from .sessions import reserved, settings_at, settings_with_endpoint
 from .streams import code_from_argument, code_from_input, is_closed, progress, standard_input, write_error
@@ -102,7 +103,9 @@ def save_images(result: CodeExecutionResult, folder: Path, taken: Collection[str
 class CellPrinter:
     """Prints the output of one cell: text and displays while the cell runs, and its value and error when it has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_libraries: bool = True) -> None:
+        """Create a printer. If `shows_libraries` is false, tracebacks are without the frames in libraries."""
+        self._shows_libraries = shows_libraries
         self._open: dict[str, bool] = {}
         self._displayed: str | None = None
         self._written = ""
@@ -137,13 +140,15 @@ class CellPrinter:
         """
         if result.text and result.text != self._displayed:
             self._write_line("stdout", result.text)
-        error = _shown_error(result)
+        error, left_out = _shown_error(result), ""
         if not self._written.endswith(error):  # without live events all of stderr comes at the end, and ends with the error already
+            if not self._shows_libraries:
+                error, left_out = _without_libraries(error)
             self._end_line_on_screen("stdout")
             self._write_line("stderr", error.removesuffix("\n"))
         self._end_line_on_screen("stdout")
         self._end_line_on_screen("stderr")
-        self.write_notes(*notes, state_note(result), hint_note(result))
+        self.write_notes(left_out, *notes, state_note(result), hint_note(result))
 
     def write(self, name: str, text: str) -> None:
         """Print text of the cell on the stream `name`, `stdout` or `stderr`. Remember whether the text ended with a newline."""
@@ -190,6 +195,15 @@ def _shown_error(result: CodeExecutionResult) -> str:
     return result.error.traceback or ("" if result.error.name == "SystemExit" else str(result.error))
 
 
+def _without_libraries(traceback: str) -> tuple[str, str]:
+    """Return a traceback without the frames in libraries, and a note that says so. Return it unchanged if all frames are in libraries."""
+    header, kept, dropped, conclusion = split_traceback(traceback)
+    if not (kept and dropped):
+        return traceback, ""
+    note = f"[{dropped} frame{'s' if dropped > 1 else ''} in libraries not shown; --full-traceback shows all]"
+    return header + "\n\n".join((*kept, conclusion)), note
+
+
 def _is_terminal(name: str) -> bool:
     return (sys.stdout if name == "stdout" else sys.stderr).isatty()
 
@@ -220,8 +234,13 @@ _INTERRUPTED, _UNUSABLE = 130, 2
 _LONGEST_LINE = 1 << 20  # bytes of standard input that answer one `input()`
 _PATH = re.compile(r"\.{0,2}/|~|[\w./-]+\.(txt|csv|tsv|json|ipynb|md|rst|sh|toml|yaml|yml|ini|cfg|log|html|xlsx|zip)\Z")
 _SCRIPT = re.compile(r"^# /// script[ \t]*\n((?:#(?: .*)?\n)+?)# ///[ \t]*$", re.MULTILINE)
+_MAIN = "__main__.py"
+_MOST_FILES, _MOST_BYTES = 1000, 100 << 20  # of a folder that is copied into the session
+_MOST_NAMED = 3
+_PYTHON_SECONDS = 60.0
 _COMMA = re.compile(r",\s*(?=[A-Za-z])(?![^\[]*\])")  # between packages, and not in thing[one,two] or thing>1,<2
 _NO_MODULE = re.compile(r"\ANo module named '(\w+)'")
+_NO_FILE = re.compile(r"\A\[Errno 2\] No such file or directory: '([^']{1,500})'\Z")
 _REMEDIES = Remedies(
     "install a missing package with --with PACKAGE",
     "bring data in with --file PATH",
@@ -241,12 +260,14 @@ async def run(options: argparse.Namespace) -> int:
     Copy the files that `--get` names out of the session, even if the cell failed.
     """
     settings = _settings(options)
-    files = [(path.name, _content(f"--file {path}", path)) for path in options.file]
+    files = [file for given in options.file for file in _given_files(given)]
     code = _code(options, files)
     targets = _targets(options.get, force=options.force)
     packages = [name for given in options.packages for name in _COMMA.split(given)]
-    if _runs_file(options):
-        packages += _script_dependencies(options.code, files[-1][1])
+    requires_python = ""
+    if _program(options):
+        dependencies, requires_python = _script_needs(options.code, files[-1][1])
+        packages += dependencies
     opening, name = open_interpreter(settings), options.session or str(uuid.uuid4())
     with progress("starting the sandbox"):
         interpreter = await opening.__aenter__()
@@ -255,6 +276,8 @@ async def run(options: argparse.Namespace) -> int:
         if not options.session:
             stack.push_async_callback(_end_quietly, interpreter, name)
         session = Session(interpreter, name)
+        if requires_python:
+            await _require_python(session, requires_python, settings)
         if packages and not (installed := await _install(session, packages)).success:
             show_json(installed) if options.json else show(installed)
             return installed.exit_code
@@ -279,40 +302,77 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _code(options: argparse.Namespace, files: list[tuple[str, bytes]]) -> str:
     """Return the source of the cell to run, from the command line or standard input.
 
-    If the command line names a Python file, add the file to `files` and return a cell that runs it. The caller must write `files` into the
-    session before the cell runs.
+    If the command line names a Python file, or a folder with `__main__.py`, add its files to `files`, the one to run as the last one, and
+    return a cell that runs it. The caller must write `files` into the session before the cell runs.
     """
     given, arguments = options.code, [code_from_argument(one) for one in options.arguments]
-    if _runs_file(options):
-        path = Path(given)
-        files.append((code_from_argument(path.name), _content(given, path)))
+    if program := _program(options):
+        if program != Path(given):
+            folder = _folder_name(given)
+            files += sorted(_folder_files(given, given, folder), key=lambda file: file[0] == f"{folder}/{_MAIN}")
+        else:
+            files.append((code_from_argument(program.name), _content(given, program)))
         return _RUN_FILE.format(name=files[-1][0], arguments=arguments)
     if arguments:
         raise InvalidArgumentError(
             "only a file can have arguments, as in `aca-sessions run analyse.py 2026`: put CODE into quotes, and options of `run` before it"
         )
+    if options.is_code:
+        return code_from_argument(given)
     if given != "-" and _looks_like_path(given, is_new=not options.session):
-        raise ConfigurationError(f"{shown_name(given)} is not a file: name a file that exists, or put code into parentheses")
+        if os.path.isdir(given):
+            raise ConfigurationError(f"{shown_name(given)} is a folder without {_MAIN}: name a file in it")
+        raise ConfigurationError(
+            f"{shown_name(given)} is not a file: name a file that exists, or - for standard input, or add -c before it if it is code"
+        )
     return code_from_input() if given == "-" else code_from_argument(given)
 
 
-def _runs_file(options: argparse.Namespace) -> bool:
+def _program(options: argparse.Namespace) -> Path | None:
+    """Return the Python file that the command line names, or `__main__.py` in the folder that it names. Return None if it has code."""
     text = options.code
-    return text != "-" and (os.path.isfile(text) or (text.endswith(".py") and "\n" not in text))
+    if options.is_code or text == "-":
+        return None
+    if (not options.session or "/" in text) and os.path.isfile(os.path.join(text, _MAIN)):
+        return Path(text, _MAIN)
+    is_file = os.path.isfile(text) or (os.path.exists(text) and stat.S_ISFIFO(os.stat(text).st_mode))
+    return Path(text) if is_file or (text.endswith(".py") and "\n" not in text) else None
 
 
-def _script_dependencies(name: str, content: bytes) -> list[str]:
-    """Return the packages in the block `# /// script` of a file (PEP 723). Raise ConfigurationError if the block is wrong."""
+def _script_needs(name: str, content: bytes) -> tuple[list[str], str]:
+    """Return the packages and the versions of Python that the block `# /// script` of a file asks for (PEP 723).
+
+    Raise ConfigurationError if the block is wrong.
+    """
     block = _SCRIPT.search(content.decode(errors="replace").replace("\r\n", "\n"))
     if block is None:
-        return []
+        return [], ""
+    what = f"the block `# /// script` of {shown_name(name)}"
     try:
-        found = tomllib.loads("\n".join(line[2:] for line in block[1].splitlines())).get("dependencies", [])
+        found = tomllib.loads("\n".join(line[2:] for line in block[1].splitlines()))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"the block `# /// script` of {shown_name(name)} must be TOML: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ConfigurationError(f"`dependencies` in the block `# /// script` of {shown_name(name)} must be a list of texts")
-    return found
+        raise ConfigurationError(f"{what} must be TOML: {error}") from error
+    dependencies, requires_python = found.get("dependencies", []), found.get("requires-python", "")
+    if not isinstance(dependencies, list) or not all(isinstance(one, str) for one in dependencies):
+        raise ConfigurationError(f"`dependencies` in {what} must be a list of texts")
+    if not isinstance(requires_python, str):
+        raise ConfigurationError(f"`requires-python` in {what} must be a text such as '>=3.11'")
+    return dependencies, requires_python
+
+
+async def _require_python(session: Session, wanted: str, settings: Settings) -> None:
+    """Raise ConfigurationError if the Python of a session is not one of the versions `wanted`, such as '>=3.11'."""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        specifier = SpecifierSet(wanted)
+    except InvalidSpecifier as error:
+        raise ConfigurationError(f"`requires-python` in the block `# /// script` must be like '>=3.11', got {wanted!r:.80}") from error
+    python = (await session.health(timeout=_PYTHON_SECONDS)).python
+    if python and not specifier.contains(python, prereleases=True):
+        is_remote = bool(settings.SessionsHttpClient.Endpoint)
+        advice = "use an Endpoint that has one" if is_remote else "name one with `export ACASessions__Sandbox__Python=PATH`"
+        raise ConfigurationError(f"the file requires Python {specifier}, and the session has Python {shown_name(python)}: {advice}")
 
 
 def _looks_like_path(text: str, *, is_new: bool) -> bool:
@@ -342,10 +402,10 @@ async def _run_to_its_end(session: Session, code: str, options: argparse.Namespa
 
 async def _run_live(session: Session, code: str, options: argparse.Namespace) -> int:
     """Run a cell, print its output while it runs, and return the exit code. Ctrl-C interrupts the cell, and its result is still printed."""
-    printer = CellPrinter()
+    printer = CellPrinter(shows_libraries=options.full_traceback)
     execution = await session.start(code, timeout=options.timeout, on_input=_answering(options, printer))
     amended = execution.amending(partial(hinted, options=options)).amending(partial(_without_state, options=options))
-    following = asyncio.create_task(_follow(session, amended, printer, _names(options.get)))
+    following = asyncio.create_task(_follow(session, amended, printer, options))
     try:
         return await asyncio.shield(following)
     except asyncio.CancelledError:
@@ -358,7 +418,7 @@ async def _run_live(session: Session, code: str, options: argparse.Namespace) ->
         return _INTERRUPTED
 
 
-async def _follow(session: Session, execution: Execution, printer: CellPrinter, taken: Collection[str]) -> int:
+async def _follow(session: Session, execution: Execution, printer: CellPrinter, options: argparse.Namespace) -> int:
     status, is_complete = 1, True
     try:
         async for event in execution.events():
@@ -366,11 +426,26 @@ async def _follow(session: Session, execution: Execution, printer: CellPrinter, 
             is_complete = is_complete and event.kind != "skipped"
             if event.result is not None:
                 status, shown = program_exit_code(event.result), as_program(event.result)
-                printer.finish(shown, *save_images(event.result, Path(), taken))
+                notes = [*save_images(event.result, Path(), _names(options.get)), _not_copied(event.result, options)]
+                printer.finish(shown, *notes)
     except BaseException:
         await session._cancel_quietly(execution)
         raise
     return status if is_complete else status or 1
+
+
+def _not_copied(result: CodeExecutionResult, options: argparse.Namespace) -> str:
+    """Return a note for a user at a terminal about files that the cell wrote and that end with the session, or '' if there are none."""
+    if options.session or not sys.stderr.isatty():
+        return ""
+    copied = {PurePosixPath("/mnt/data", name) for name in options.get}
+    written = (PurePosixPath("/mnt/data", file.path) for file in result.files if file.kind != "deleted")
+    names = [shown_name(str(path)[len("/mnt/data/") :]) for path in written if path not in copied and "__pycache__" not in path.parts]
+    if not names:
+        return ""
+    rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    copies = f"--get {names[0]} copies it" if len(names) == 1 else "--get NAME copies one"
+    return f"[not copied: {', '.join(names[:_MOST_NAMED])}{rest}; {copies}]"
 
 
 def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput:
@@ -418,11 +493,30 @@ def hinted(result: CodeExecutionResult, options: argparse.Namespace) -> CodeExec
     An example of a hint is "install a missing package with --with PACKAGE". Return other results without one.
     """
     missing = _NO_MODULE.search(result.error.message) if result.error is not None else None
-    if missing and _runs_file(options):
-        path = Path(options.code).with_name(f"{missing[1]}.py")
-        if path.is_file():
-            return replace(result, hint=f"{path.name} is not in the session: bring it in with --file {shown_name(str(path))}")
+    program = _program(options)
+    if missing and program is not None:
+        for path in (program.with_name(f"{missing[1]}.py"), program.with_name(missing[1])):
+            if path.exists():
+                return replace(result, hint=f"{path.name} is not in the session: bring it in with --file {shown_name(str(path))}")
+    if given := _missing_file(result):
+        return replace(result, hint=f"{shown_name(given)} is not in the session: bring it in with --file {shown_name(_as_given(given))}")
     return replace(result, hint=hint(result, access_of(_settings(options)), _REMEDIES))
+
+
+def _missing_file(result: CodeExecutionResult) -> str:
+    """Return the relative name of a file of this machine that the cell did not find. Return '' if there is none.
+
+    The cell chooses the name. So only files below the current folder count, and no hidden ones: the cell must not make this program advise
+    to bring in a private key, for example.
+    """
+    found = _NO_FILE.search(result.error.message) if result.error is not None and result.error.name == "FileNotFoundError" else None
+    name = found[1].removeprefix("/mnt/data/") if found else ""
+    is_here = not PurePosixPath(name).is_absolute() and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return name if name.isprintable() and is_here and os.path.isfile(name) else ""
+
+
+def _as_given(name: str) -> str:
+    return f"{name}={name}" if "/" in name else name  # without =NAME, only the last part of a path is kept
 
 
 def _without_state(result: CodeExecutionResult, *, options: argparse.Namespace) -> CodeExecutionResult:
@@ -437,11 +531,52 @@ def _without_state(result: CodeExecutionResult, *, options: argparse.Namespace) 
     return replace(result, error=replace(error, message=message), state=State())
 
 
+def _given_files(given: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the name in the session and the content of each file that PATH or PATH=NAME of `--file` means.
+
+    PATH is a file or a folder. Without NAME, its last part is the name in the session.
+    """
+    source, name = given, ""
+    if "=" in given and not os.path.lexists(given):
+        source, _, name = given.rpartition("=")
+    name = name or _folder_name(source)
+    if os.path.isdir(source):
+        yield from _folder_files(f"--file {source}", source, name)
+    else:
+        yield name, _content(f"--file {source}", Path(source))
+
+
+def _folder_name(path: str) -> str:
+    return os.path.basename(os.path.abspath(path))
+
+
 def _content(what: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{what} cannot be read: {error.strerror}: name a file that you may read") from error
+
+
+def _folder_files(what: str, folder: str, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield each file in a folder and its folders, with its path in the session and its content.
+
+    Leave out links, hidden files and `__pycache__`. Raise ConfigurationError if the files are too many or too large, where `what` names
+    the folder.
+    """
+    count = size = links = 0
+    for parent, folders, names in os.walk(folder):  # which does not follow links
+        links += sum(os.path.islink(os.path.join(parent, one)) for one in (*folders, *names))
+        folders[:] = sorted(one for one in folders if not one.startswith(".") and one != "__pycache__")
+        for path in (Path(parent, one) for one in sorted(names) if not one.startswith(".")):
+            if path.is_symlink() or not path.is_file():
+                continue
+            count, size = count + 1, size + path.stat().st_size
+            if count > _MOST_FILES or size > _MOST_BYTES:
+                most = f"{_MOST_FILES} files with {_MOST_BYTES >> 20} MB in all"
+                raise ConfigurationError(f"{what} must have at most {most}: name only what the cell needs, with a --file for each")
+            yield f"{name}/{path.relative_to(folder).as_posix()}", _content(what, path)
+    if links:
+        write_error(f"[not copied: {links} link{'s' if links > 1 else ''} in {shown_name(folder)}]")
 
 
 # --- files that --get brings out ---
