@@ -21,8 +21,9 @@ $(INSTALLED): pyproject.toml
 	@echo "Setting up $(VENV) for $$($(PYTHON) --version): about 200 MB to fetch and 1 GB on disk (Semantic Kernel, numpy, pandas, matplotlib, …), once."
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(RUN) --editable '.[data,redis]' --group dev; \
+		uv pip install --python $(RUN) --editable '.[data,redis]' --group dev; \
 	else \
+		(while sleep 3; do printf .; done) & trap "kill $$!; echo" EXIT; \
 		$(PYTHON) -m venv $(VENV) || { echo "The venv module is incomplete; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }; \
 		$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' && \
 		$(RUN) -m pip install --quiet --editable '.[data,redis]' --group dev; \
@@ -31,6 +32,7 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(RUN) samples/semantic_kernel_agent.py
+	@echo "Next: $(VENV)/bin/aca-sessions playground, docs/start/first-session.md, samples/cookbook, or make docs"
 
 # Four processes for two cores: many tests wait, for time limits and for processes that start. Who has no test left takes some of
 # another's. `SEED=1` shuffles the tests, the same number always in the same way.
