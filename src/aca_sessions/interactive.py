@@ -6,6 +6,7 @@ The session's event loop runs in its own thread. Any other thread may call the s
 import atexit
 import contextlib
 import queue
+import re
 import signal
 import threading
 import weakref
@@ -26,13 +27,22 @@ from .client.pool import SessionPool
 from .client.replay import ReplayReport, replay
 from .client.session import Session
 from .connect import Opening, open_interpreter, open_pool
-from .errors import ACASessionsError
+from .errors import ACASessionsError, ExecutionError
+from .guest_text import for_terminal
 from .lifetime import OwnerProcess, find_calling_line
 from .models import CodeExecutionResult, Event, Prompt
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .sandbox.policy import Policy
+
+
+_ERRORS_NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
+# What a traceback shows in colour. Pygments would take minutes for some texts of 20,000 characters.
+_COLOURED = re.compile(
+    r"^(?:(?P<red>-{20,200}$|[A-Za-z_]\w{0,99}(?=: |$| +Traceback \())|-{4,20}> \d+|File \S{1,500}|Cell In\[\d{1,9}\], line \d{1,9})",
+    re.MULTILINE | re.ASCII,
+)
 
 
 class LoopThread:
@@ -202,6 +212,34 @@ class LiveCell:
             self._portal.call(self._execution.reply, event, on_input(event.prompt))
         except EOFError:
             self._portal.call(partial(self._execution.reply, event, None, is_end=True))
+
+
+class CellError(ExecutionError):
+    """The error of a cell in a session. A notebook shows it like an error of its own code, with the traceback from the session.
+
+    Each instance belongs to a subclass that has the name of the exception in the session, such as ValueError.
+    """
+
+    def __init__(self, result: CodeExecutionResult) -> None:
+        """Create the error for the `result` of a failed cell."""
+        super().__init__(for_terminal(result.error.message) if result.error else "")
+        self.result = result
+
+    @classmethod
+    def of(cls, result: CodeExecutionResult) -> "CellError":
+        """Create the error for a failed cell, in a new subclass that has the name of the exception in the session."""
+        name = result.error.name if result.error and _ERRORS_NAME.fullmatch(result.error.name) else "SessionError"
+        kind: type[CellError] = type(name, (cls,), {"__module__": __name__})
+        return kind(result)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows as the traceback: the session's, because nothing failed in this process."""
+        error = self.result.error
+        return _COLOURED.sub(_coloured, for_terminal((error.traceback or str(error)).strip("\n"))).split("\n") if error else []
+
+
+def _coloured(found: "re.Match[str]") -> str:
+    return f"\x1b[{31 if found['red'] else 32}m{found[0]}\x1b[0m"
 
 
 Arguments = ParamSpec("Arguments")

@@ -36,10 +36,10 @@ from IPython.display import clear_output, display
 from .client.pool import SessionPool
 from .client.session import Session
 from .connect import open_pool
-from .errors import ACASessionsError, ExecutionError, NotFoundError
+from .errors import ACASessionsError, NotFoundError
 from .guest_text import TerminalFilter, for_terminal, printable, shown_caption, shown_name
 from .hints import Remedies, hint
-from .interactive import InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
+from .interactive import CellError, InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
 from .rendering import Html, hint_note, state_note, trusted
@@ -52,12 +52,6 @@ _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the ses
 _DAY = 86_400.0  # seconds
 _LONGEST_PROMPT = 200
 _LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
-_ERRORS_NAME = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
-# What a traceback shows in colour. Pygments would take minutes for some texts of 20,000 characters.
-_COLOURED = re.compile(
-    r"^(?:(?P<red>-{20,200}$|[A-Za-z_]\w{0,99}(?=: |$| +Traceback \())|-{4,20}> \d+|File \S{1,500}|Cell In\[\d{1,9}\], line \d{1,9})",
-    re.MULTILINE | re.ASCII,
-)
 _VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*)"  # an option and its variables: `-i a, b`
 # What may stand before the code of a line: options with their values.
 _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
@@ -98,34 +92,6 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return seconds
-
-
-class CellError(ExecutionError):
-    """The error of a cell in a session. A notebook shows it like an error of its own code, with the traceback from the session.
-
-    Each instance belongs to a subclass that has the name of the exception in the session, such as ValueError.
-    """
-
-    def __init__(self, result: CodeExecutionResult) -> None:
-        """Create the error for the `result` of a failed cell."""
-        super().__init__(for_terminal(result.error.message) if result.error else "")
-        self.result = result
-
-    @classmethod
-    def of(cls, result: CodeExecutionResult) -> "CellError":
-        """Create the error for a failed cell, in a new subclass that has the name of the exception in the session."""
-        name = result.error.name if result.error and _ERRORS_NAME.fullmatch(result.error.name) else "SessionError"
-        kind: type[CellError] = type(name, (cls,), {"__module__": __name__})
-        return kind(result)
-
-    def _render_traceback_(self) -> list[str]:
-        """Return the lines that IPython shows as the traceback: the session's, because nothing failed in this process."""
-        error = self.result.error
-        return _COLOURED.sub(_coloured, for_terminal((error.traceback or str(error)).strip("\n"))).split("\n") if error else []
-
-
-def _coloured(found: "re.Match[str]") -> str:
-    return f"\x1b[{31 if found['red'] else 32}m{found[0]}\x1b[0m"
 
 
 @magics_class
