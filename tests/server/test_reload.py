@@ -125,3 +125,15 @@ async def test_a_server_ends_with_its_terminal() -> None:
         os.close(terminal)
         process.send_signal(signal.SIGHUP)
         assert process.wait(120) == 0
+
+
+async def test_a_server_for_mcp_reads_its_keys_at_a_hangup(keys: Path) -> None:
+    command = [*COMMAND, "mcp", "--http", "--port", "0", "--log-format", "json", "--api-key-file", str(keys)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stderr.readline()  # the event `started`
+        replace(keys, b"the-second\nthe-third\n")
+        process.send_signal(signal.SIGHUP)
+        logged = [json.loads(process.stderr.readline()) for _ in range(2)]
+        process.terminate()
+    assert [(line["event"], line["keys"]) for line in logged] == [("keys_read", 2), ("reloaded", 2)]
+    assert process.returncode == 0
