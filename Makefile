@@ -122,8 +122,9 @@ redteam: $(INSTALLED)
 	@$(RUN) -c 'import sandlock' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check sandlock || true
 	ACA_TEST_CONTAINERS=1 $(RUN) -m tests.redteam $(REDTEAM)
 
-# docs/pictures/playground.png, taken anew by its test.
+# The pictures of the playground and of the terminal, taken anew.
 picture: $(INSTALLED)
+	$(RUN) docs/picture_terminal.py
 	PLAYGROUND_PICTURE=1 $(RUN) -m pytest -m '' tests/playground -k screenshot
 
 clean:
