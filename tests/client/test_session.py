@@ -49,6 +49,25 @@ async def test_a_busy_session_is_not_responsive_and_its_cell_continues(session: 
     assert (await session.health()).responsive
 
 
+@pytest.mark.parametrize(
+    ("code", "matches", "start"),
+    [
+        ("table.me", ["mean", "median", "median_abs", "merge"], 6),
+        ("print(tab", ["table"], 6),
+        ("table[0].rea", ["real"], 9),
+        ("import stringp", ["stringprep"], 7),
+        ("%whos_", [], 6),
+    ],
+)
+async def test_completions_are_of_the_objects_in_the_session_and_do_not_wait_for_jedi(
+    session: Session, code: str, matches: list[str], start: int
+) -> None:
+    await session.run("class Table(list): mean = median = median_abs = merge = 1\ntable = Table([1])")
+    found = await session.complete(code, len(code))
+    assert ([*found.matches], found.start, found.end) == (matches, start, len(code))
+    assert (await session.run("import sys; 'jedi' in sys.modules")).value is False
+
+
 TRAPS = """
 armed, sprung = [], []
 def spring(*_):

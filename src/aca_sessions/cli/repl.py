@@ -15,7 +15,7 @@ from .run import CellPrinter, read_answer, save_images, show
 from .sessions import free_path, reserved, settings_at, settings_with_endpoint
 from .streams import progress
 
-_COMPLETION_SECONDS = 60.0  # the first completion imports jedi, which takes 45 s on a machine that is loaded 20-fold
+_COMPLETION_SECONDS = 60.0
 _GREETING = """\
 An isolated Python session. Tab completes, Ctrl-C interrupts, exit or Ctrl-D leaves.
 %get NAME [PATH], %put PATH [NAME], %install PACKAGE, %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."""

@@ -178,12 +178,18 @@ _short = _SafeRepr()
 def complete(user: dict, code: str, cursor: int) -> None:
     """Print the completions that IPython offers for `code` at `cursor`, as JSON: at most 200, each of at most 500 characters."""
     cursor = max(0, min(cursor, len(code)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # IPython calls its own completions provisional
-        found = list(user["get_ipython"]().Completer.completions(code, cursor)) if "get_ipython" in user else []
+    found = []
+    if "get_ipython" in user:
+        completer = user["get_ipython"]().Completer
+        completer.use_jedi = False  # it reads the sources of libraries, which takes it 3 s for a DataFrame; IPython asks the objects
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # IPython calls its own completions provisional
+            found = list(completer.completions(code, cursor))
     start, end = (found[0].start, found[0].end) if found else (cursor, cursor)
-    texts = [one.text[:500] for one in found if (one.start, one.end) == (start, end)]
-    print(json.dumps({"matches": texts[:200], "start": start, "end": end}))
+    texts = [one.text for one in found if (one.start, one.end) == (start, end)]
+    if code[start:end].startswith(".") and all(text.startswith(".") for text in texts):  # IPython 9 completes `.app` of `list.app`
+        start, texts = start + 1, [text[1:] for text in texts]
+    print(json.dumps({"matches": [text[:500] for text in texts[:200]], "start": start, "end": end}))
 
 
 def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
