@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,10 @@ from mcp import ClientSession
 from mcp.types import CallToolResult
 
 from aca_sessions import Limits, Policy, Settings, open_pool
-from aca_sessions.errors import InvalidArgumentError, PoolTimeoutError
+from aca_sessions.errors import ExecutionError, InvalidArgumentError, PoolTimeoutError
 from aca_sessions.mcp.clients import Client, Options, SharedState
 from aca_sessions.mcp.session_tools import check_kernel_responsiveness
-from aca_sessions.mcp.state_tools import restart_kernel
+from aca_sessions.mcp.state_tools import code_completion, restart_kernel
 from aca_sessions.mcp.tool import Call
 
 from .clients import Running, http_client_session, http_server, run, start, stdio_client_session, text_of
@@ -252,6 +253,57 @@ async def test_a_running_cell_is_interrupted_and_hides_only_what_its_interpreter
         assert health["uptime"] > before["uptime"]
         assert (await ask(client, "interrupt"))["status"] == "interrupted"
         assert text_of(await run(client, "6 * 7")) == "42"
+
+
+async def test_an_interrupt_leaves_a_completion_alone_and_a_check_does_not_wait_for_it(connected: Connected) -> None:
+    code = """
+        import os, time
+        class Slow:
+            def __dir__(self):
+                open("begun", "w").close()
+                while not os.path.exists("go"):
+                    time.sleep(0.01)
+                return ["found"]
+        slow = Slow()
+    """
+    async with connected() as client:
+        await run(client, code)
+        looking = asyncio.create_task(ask(client, "code_completion", code="slow.", cursor_pos=5))
+        while "begun" not in [file["path"] for file in (await ask(client, "list_files"))["files"]]:
+            await asyncio.sleep(0.05)
+        assert (await ask(client, "interrupt"))["status"] == "nothing was running"
+        assert (await ask(client, "check_kernel_responsiveness", timeout=0.1))["responsive"] is False
+        assert not looking.done()
+        await ask(client, "write_file", path="go", content="")
+        assert (await looking)["matches"] == ["found"]
+
+
+async def test_a_lookup_that_takes_too_long_fails_and_keeps_the_variables() -> None:
+    async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
+        client = Client(SharedState(pool, replace(Options.of(Settings().Mcp), lookup_seconds=0.5)))
+        async with client.lease(client.find(None)) as session:
+            await session.run("import time\nclass Slow:\n    def __dir__(self): time.sleep(10_000)\nslow, x = Slow(), 42")
+            with pytest.raises(ExecutionError, match=r"nothing was found within 0.5 s, .* Variables are kept"):
+                await code_completion(Call(client, context=None), "slow.", 5)
+            result = await session.run("x")
+            assert (result.value, str(result.state)) == (42, "kept")
+
+
+async def test_an_expired_session_is_reported_to_calls_that_read() -> None:
+    environment = {"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}
+    async with stdio_client_session("--tools", "all", environment=environment) as client:
+        await ask(client, "save_script", name="report", content="print(1)")
+        while (await ask(client, "list_sessions"))["sessions"]["default"]["health"] != "expired":
+            await asyncio.sleep(0.1)
+        for name, arguments in {
+            "list_variables": {},
+            "code_completion": {"code": "x", "cursor_pos": 1},
+            "read_file": {"path": "scripts/report.py"},
+            "list_files": {},
+            "run_script": {"path": "report"},
+        }.items():
+            assert (await refused(client, name, **arguments)).startswith("the session has expired, because it was not used")
+        assert text_of(await run(client, "6 * 7")).startswith("42")
 
 
 async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:

@@ -375,11 +375,15 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                measured = decode_health(parse_printed_json(await self._run_snippet("health")))
+                measured = await self._measure()
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
         return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **measured)
+
+    async def _measure(self) -> dict[str, Any]:
+        """Return what the session's interpreter knows of its health, as keyword arguments of SessionHealth."""
+        return decode_health(parse_printed_json(await self._run_snippet("health")))
 
     async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
         """Run a command in the session's shell, in the working directory of its code, and return the result."""

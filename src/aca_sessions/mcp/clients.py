@@ -39,6 +39,7 @@ class Options:
     outputs_size: int  # bytes of outputs/ kept in this process; 0 keeps the sessions of a client apart
     tools: Literal["session", "all"] = "session"
     max_output: int = 10_000  # about how many characters of a result a model reads
+    lookup_seconds: float = 30.0  # how long a tool that only reads variables may take
 
     @classmethod
     def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
@@ -63,12 +64,13 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """If the pool ended a session because it was idle, set the session's `is_started` to False. Ignore other events.
+        """If the pool ended a session because it was idle, set its `is_started` to False and its `is_expired` to True. Ignore other events.
 
         When the session is used again, a new and empty one is started under its name.
         """
         if event.kind == "expired" and event.session_id in self.known:
-            self.known[event.session_id].is_started = False
+            named = self.known[event.session_id]
+            named.is_started, named.is_expired = False, True
 
 
 class Client:
@@ -100,6 +102,16 @@ class Client:
         if named is None:
             raise InvalidArgumentError(
                 "you have no session of that name: use one that list_sessions shows, or create it with create_session"
+            )
+        return named
+
+    def find_unexpired(self, name: str | None) -> NamedSession:
+        """Return the same session as `find`, for a call that only reads. Raise InvalidArgumentError if the session has expired."""
+        named = self.find(name)
+        if named.is_expired:
+            raise InvalidArgumentError(
+                "the session has expired, because it was not used for a long time: its variables and files are gone. Run code in it to begin "
+                "with an empty one"
             )
         return named
 

@@ -176,6 +176,7 @@ async def save_script(call: Call, name: ScriptName, content: Source, session_id:
     named = call.client.find(session_id)
     path = f"{SCRIPTS}/{name.removesuffix('.py')}.py"
     async with call.client.lease(named) as session:
+        await call.client.outputs.copy_in(session, named)
         file = await session.upload_file(path, content)
     await call.resources_changed([named.file_uri(path)])
     return SavedAnswer(session_id=named.name, script=path, status="saved", size=file.size)
@@ -188,7 +189,7 @@ async def run_script(
 
     A script from save_script is found by its name alone.
     """
-    named = call.client.find(session_id)
+    named = call.client.find_unexpired(session_id)
     async with call.client.lease(named) as session:
         found = await _find_script(session, checked(path))
     cell = snippet("run_script", found, *(args or []))
@@ -274,6 +275,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
         transactional=request.transactional,
     )
     ended = False
+    named.executing.append(execution)
     try:
         async for event in execution.events():
             ended = event.result is not None
@@ -281,6 +283,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
                 return event.result
             await call.report(event)
     finally:
+        named.executing.remove(execution)
         if not ended:
             with anyio.CancelScope(shield=True):
                 await session._cancel_quietly(execution)

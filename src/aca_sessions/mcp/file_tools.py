@@ -93,7 +93,7 @@ async def list_files(
     call: Call, path: Folder = "", recursive: bool = False, max_depth: Depth = 3, session_id: SessionName = None
 ) -> FilesAnswer:
     """List the files of a session, those of one folder or recursively."""
-    named = call.client.find(session_id)
+    named = call.client.find_unexpired(session_id)
     folder = checked_folder(path)
     async with call.client.lease(named) as session:
         found = [file async for file in walk(session, folder, depth=max_depth if recursive else 1, most=_MOST_FILES + 1)]
@@ -110,7 +110,7 @@ async def read_file(
     call: Call, path: Path, max_bytes: MostBytes = 64 << 10, offset: Start = 0, session_id: SessionName = None
 ) -> ReadAnswer:
     """Read a file of a session, or a part of it."""
-    named = call.client.find(session_id)
+    named = call.client.find_unexpired(session_id)
     inside = checked(path)
     async with call.client.lease(named) as session:
         try:
@@ -147,7 +147,7 @@ async def write_file(
 
 async def delete_file(call: Call, path: Path, session_id: SessionName = None) -> WrittenAnswer:
     """Delete a file of a session."""
-    named = call.client.find(session_id)
+    named = call.client.find_unexpired(session_id)
     inside = checked(path)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
@@ -158,7 +158,7 @@ async def delete_file(call: Call, path: Path, session_id: SessionName = None) ->
 
 async def get_workspace_info(call: Call, session_id: SessionName = None) -> WorkspaceAnswer:
     """Return where a session has its files, how many there are, and what is shared with your other sessions."""
-    named = call.client.find(session_id)
+    named = call.client.find_unexpired(session_id)
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         sizes = [file.size async for file in walk(session) if not file.is_directory]

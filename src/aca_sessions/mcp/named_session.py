@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote
 
+from ..client.executions import Execution
 from ..models import CodeExecutionResult, Display
 
 _KEPT_RESTARTS = 20
@@ -22,7 +23,9 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 class NamedSession:
     """What the MCP server knows about a session.
 
-    MCP clients call the session by its `name`. The pool calls it by its `id`, which is secret and not sent to clients.
+    MCP clients call the session by its `name`. The pool calls it by its `id`, which is secret and not sent to clients. `is_expired` is True
+    from the time when the pool ended the session, because it was idle, until it is started again. `executing` has the cells that run or
+    wait for their turn, the oldest first.
     """
 
     name: str
@@ -31,6 +34,7 @@ class NamedSession:
     id: str = field(default_factory=lambda: f"mcp-{uuid.uuid4()}", repr=False)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     is_started: bool = False
+    is_expired: bool = False
     executions: int = 0
     seconds: float = 0.0
     last_execution: datetime | None = None
@@ -38,6 +42,7 @@ class NamedSession:
     restarts: list[str] = field(default_factory=list)
     displays: dict[int, Display] = field(default_factory=dict)
     displayed: int = 0
+    executing: list[Execution] = field(default_factory=list, repr=False)
     _running: list[float] = field(default_factory=list)
 
     def file_uri(self, path: str) -> str:

@@ -90,7 +90,7 @@ class Outputs:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
             await session.delete_file(_PLACEHOLDER)
-            named.is_started = True
+            named.is_started, named.is_expired = True, False
         if not self.includes(named):
             return
         async with self._lock:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ..errors import ExecutionError, ServiceError
 from ..models import SessionHealth
 from .clients import MB
 from .named_session import NamedSession
@@ -61,7 +62,7 @@ class SessionAnswer:
     active: bool
     started: bool
     shared: bool
-    health: Literal["healthy", "not started"]
+    health: Literal["healthy", "not started", "expired"]
     busy: bool
     execution_count: int
     uptime: float
@@ -211,7 +212,7 @@ async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECOND
     """Check whether a session would start a cell now. While a cell runs this returns false at once, with the time that it has run."""
     named = call.client.find(session_id)
     started, busy_for = time.perf_counter(), named.busy_for
-    responsive = busy_for is None and (await _check_health(call, named, timeout)).responsive
+    responsive = busy_for is None and await _is_responsive(call, named, timeout)
     return ResponsivenessAnswer(
         session_id=named.name,
         responsive=responsive,
@@ -228,7 +229,7 @@ def _answer(named: NamedSession, *, active: bool) -> SessionAnswer:
         active=active,
         started=named.is_started,
         shared=named.shared,
-        health="healthy" if named.is_started else "not started",
+        health="healthy" if named.is_started else "expired" if named.is_expired else "not started",
         busy=named.busy_for is not None,
         execution_count=named.executions,
         uptime=named.uptime,
@@ -239,6 +240,16 @@ def _answer(named: NamedSession, *, active: bool) -> SessionAnswer:
 
 def _metadata(named: NamedSession) -> Metadata:
     return Metadata(named.description, named.shared)
+
+
+async def _is_responsive(call: Call, named: NamedSession, timeout: float) -> bool:
+    """Return whether a session can be leased and answers, both within `timeout` seconds."""
+    try:
+        async with asyncio.timeout(timeout), call.client.lease(named) as session:
+            await session._measure()
+    except (TimeoutError, ExecutionError, ServiceError):
+        return False
+    return True
 
 
 async def _check_health(call: Call, named: NamedSession, timeout: float) -> SessionHealth:

@@ -1,15 +1,20 @@
 """Tools for the state of a session: variables, completion, checkpoints and branches. Their docstrings are sent to models."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..errors import SnapshotError
+from ..client.session import Session
+from ..errors import ExecutionError, SnapshotError
 from ..guest_text import for_model
 from ..models import Checkpoint
 from ..rendering import clip
+from .named_session import NamedSession
 from .session_tools import NewName
 from .tool import Call, SessionName, tool
 
@@ -101,8 +106,8 @@ class BranchedAnswer:
 
 async def list_variables(call: Call, session_id: SessionName = None) -> VariablesAnswer:
     """List a session's variables: type, shape, size in bytes, and the value of plain ones."""
-    named = call.client.find(session_id)
-    async with call.client.lease(named) as session:
+    named = call.client.find_unexpired(session_id)
+    async with _lookup(call, named) as session:
         found = await session.variables()
     return VariablesAnswer(named.name, [VariableAnswer(one.name, one.type, one.shape, one.size, one.text) for one in found])
 
@@ -111,18 +116,33 @@ async def inspect_object(
     call: Call, code: Text, cursor_pos: Cursor, detail_level: Detail = 0, session_id: SessionName = None
 ) -> InspectedAnswer:
     """Return what IPython shows about the name at a position in a text: signature, docstring, and the source with detail_level 1."""
-    named = call.client.find(session_id)
-    async with call.client.lease(named) as session:
+    named = call.client.find_unexpired(session_id)
+    async with _lookup(call, named) as session:
         text = await session.inspect(code, cursor_pos, detail=detail_level)
     return InspectedAnswer(named.name, text is not None, (text or "")[:_LONGEST])
 
 
 async def code_completion(call: Call, code: Text, cursor_pos: Cursor, session_id: SessionName = None) -> CompletionAnswer:
     """Return IPython's completions of a text at a position."""
-    named = call.client.find(session_id)
-    async with call.client.lease(named) as session:
+    named = call.client.find_unexpired(session_id)
+    async with _lookup(call, named) as session:
         found = await session.complete(code, cursor_pos)
     return CompletionAnswer(named.name, list(found.matches), found.start, found.end)
+
+
+@asynccontextmanager
+async def _lookup(call: Call, named: NamedSession) -> AsyncIterator[Session]:
+    """Lease a session for a call that only reads its variables. Raise ExecutionError if the call takes longer than `lookup_seconds`.
+
+    The lookup is interrupted then. It is never killed, so the session keeps its variables.
+    """
+    seconds = call.client.options.lookup_seconds
+    try:
+        async with asyncio.timeout(seconds), call.client.lease(named) as session:
+            yield session
+    except TimeoutError as error:
+        why = "a cell runs in the session" if named.busy_for is not None else "an object of the session, or this machine, is slow"
+        raise ExecutionError(f"nothing was found within {seconds:g} s, because {why}. Variables are kept: try again later") from error
 
 
 async def restart_kernel(call: Call, preserve_state: bool = False, session_id: SessionName = None) -> RestartedAnswer:
@@ -151,10 +171,12 @@ async def restart_kernel(call: Call, preserve_state: bool = False, session_id: S
 async def interrupt(call: Call, session_id: SessionName = None) -> StatusAnswer:
     """Interrupt the cell that a session runs now; its variables stay."""
     named = call.client.find(session_id)
-    was_running = named.busy_for is not None
     async with call.client.lease(named) as session:
-        await session.interrupt()
-    return StatusAnswer(named.name, "interrupted" if was_running else "nothing was running")
+        can_interrupt, running = await session.supports("interrupt"), next(iter(named.executing), None)
+        if can_interrupt and named.busy_for is None:  # what runs, if anything, is a call that reads variables
+            return StatusAnswer(named.name, "nothing was running")
+        await (running.cancel() if can_interrupt and running is not None else session.interrupt())
+    return StatusAnswer(named.name, "interrupted")
 
 
 async def ping(call: Call) -> StatusAnswer:
