@@ -263,6 +263,14 @@ def test_contradicting_variables_are_named(monkeypatch: pytest.MonkeyPatch, vari
         Settings()  # the same value twice is no contradiction
 
 
+@pytest.mark.parametrize("variable", ["ACASessions__Sandbox__Mounts", "acasessions__mcp", "ACASESSIONS__Sandbox__Limits"])
+def test_a_variable_that_must_be_json_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("ACASessions__Sandbox__Network", "none")
+    monkeypatch.setenv(variable, "hunter2")
+    with pytest.raises(ConfigurationError, match=f"^the environment variable {variable} must be JSON: correct it or unset it$"):
+        Settings()
+
+
 @pytest.mark.parametrize("variable", ["ACASessions_Endpoint", "ACASESSIONS:ENDPOINT", "acasessions_sessionpool_maxconcurrentsessions"])
 def test_a_variable_with_another_separator_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "hunter2")

@@ -176,6 +176,17 @@ def _leaves(name: str, text: str) -> Iterator[tuple[str, str]]:
         yield from _leaves(f"{name}__{key.lower()}", inner)
 
 
+def _find_no_json(source: EnvSettingsSource) -> str | None:
+    """Return the name of the first environment variable that must be JSON and is not. pydantic-settings names its section only."""
+    for name, value in source.env_vars.items():
+        source.env_vars = {name: value}
+        try:
+            source()
+        except SettingsError:
+            return next((variable for variable in os.environ if variable.lower() == name), name)
+    return None
+
+
 SECTION = "ACASessions"
 _EXAMPLE = f'{{"{SECTION}": {{"MaxConcurrentSessions": 10}}}}'
 _COMPARED = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error")
@@ -525,11 +536,10 @@ class Settings(BaseSettings):
             sources = _sources(values, EnvSettingsSource(type(self))())
             # `from None`, because pydantic's error holds the values, which may be secrets.
             raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in error.errors())) from None
-        except SettingsError as error:
-            # pydantic-settings names the section only, and its cause holds the value.
-            section = re.search(r'field "(\w+)"', str(error))
-            name = f"{SECTION}__{section[1] if section else ''}"
-            raise ConfigurationError(f"an environment variable that begins with {name} must be JSON: correct it or unset it") from None
+        except SettingsError:
+            # `from None`, because the cause of pydantic-settings' error holds the value.
+            named = _find_no_json(EnvSettingsSource(type(self))) or SECTION
+            raise ConfigurationError(f"the environment variable {named} must be JSON: correct it or unset it") from None
 
     @model_validator(mode="after")
     def _read_back(self) -> Self:
