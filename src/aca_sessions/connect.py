@@ -91,9 +91,10 @@ def _limits_of(limits: LimitsSettings) -> "Limits":
 
 
 def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
-    """Return which network sessions can reach, whether tools for models offer to install packages, and the limits of sessions.
+    """Return what sessions can reach, whether tools for models offer to install packages, and the limits of sessions.
 
-    Network and limits are those of `policy`, or those of the settings if `policy` is None. They are not known for sessions at an endpoint.
+    Network, folders and limits are those of `policy`, or those of the settings if `policy` is None. They are not known for sessions at an
+    endpoint.
     """
     can_install = settings.Packages.InstallFunction
     if settings.SessionsHttpClient.Endpoint:
@@ -101,9 +102,11 @@ def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
     limits = _limits_of(settings.Sandbox.Limits) if policy is None else policy.limits
     known = AccessLimits(**{field.name: getattr(limits, field.name) for field in fields(AccessLimits)})
     if policy is None:
-        return Access(network=settings.Sandbox.Network, can_install=can_install, limits=known)
-    network = policy.network
-    return Access(network=network.domains if network.kind == "allow" else (network.kind,), can_install=can_install, limits=known)
+        mounts = tuple((mount.Guest, mount.Shared) for mount in settings.Sandbox.Mounts)
+        return Access(network=settings.Sandbox.Network, can_install=can_install, limits=known, mounts=mounts)
+    network = policy.network.domains if policy.network.kind == "allow" else (policy.network.kind,)
+    mounts = tuple((mount.guest, mount.shared) for mount in policy.mounts)
+    return Access(network=network, can_install=can_install, limits=known, mounts=mounts)
 
 
 def checked_settings(settings: Settings | None) -> Settings | None:

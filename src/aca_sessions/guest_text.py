@@ -30,7 +30,7 @@ _TERMINAL_LABELS = (
 )
 _MODEL_LABELS = (
     *("[stdout]", "[stderr]", "[displayed]", "[value]", "[files]", "[processes]", "[images]", "[state]", "[outputs]", "(no output)"),
-    *("[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
+    *("[exit code]", "[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
     *("[an interactive chart", "[some output is not shown", "[more output is not shown", *_TERMINAL_LABELS),
 )
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 from .models import Access, AccessLimits, CodeExecutionResult
 
+NOT_PUBLIC = "at least one of its addresses is not public"  # in errors of the proxy of allowed domains
 _LOOKED_AT = 10_000  # characters at the end of each stream
-_MOST_DOMAINS = 10
+_MOST_LISTED = 10
 _NO_PACKAGE = re.compile(
     r"ModuleNotFoundError(?:: |\Z)|No module named |Missing optional dependency |a cell cannot install packages: the host does"
 )
 # Messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
 _NO_NETWORK = re.compile(
     r"[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|"
-    r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow "
+    r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow |"
+    + NOT_PUBLIC
 )
 # Errors at the beginning of a line. Libraries have subclasses of MemoryError with longer names.
 _NO_MEMORY = re.compile(r"^[\w.]*MemoryError(?:: |$)", re.MULTILINE)
@@ -56,10 +58,14 @@ def hint(result: CodeExecutionResult, access: Access, remedies: Remedies) -> str
     if any(_NO_PACKAGE.search(text) for text in ends):
         return remedies.install or _without_install(access)
     if any(_NO_NETWORK.search(text) for text in ends):
-        return _about_network(access, remedies)
+        return _about_network(access, remedies, is_private=any(NOT_PUBLIC in text for text in ends))
     if result.error is not None and result.error.name == "FileNotFoundError" and not _NO_PROGRAM.search(result.error.traceback):
-        return remedies.file
+        return _about_files(access, remedies)
     return _about_limits("\n".join(ends[:2]), access.limits)
+
+
+def _about_files(access: Access, remedies: Remedies) -> str:
+    return f"{remedies.file}. {mounts_sentence(access)}" if access.mounts else remedies.file
 
 
 def _about_limits(errors: str, limits: AccessLimits | None) -> str:
@@ -80,8 +86,19 @@ def _size(size: int) -> str:
     return f"{size / (1 << 30):g} GB" if size % (1 << 29) == 0 else f"{size >> 20} MB"
 
 
-def network_sentence(access: Access) -> str:
-    """Return a sentence about the network of sessions, for a tool's description. Return '' if the network is not known."""
+def access_sentences(access: Access) -> str:
+    """Return sentences about the network and the mounted folders of sessions, for a tool's description. Return '' if nothing is known."""
+    return " ".join(filter(None, (_network_sentence(access), mounts_sentence(access))))
+
+
+def mounts_sentence(access: Access) -> str:
+    """Return a sentence that names the folders of the host that code in sessions sees. Return '' if there are none."""
+    if not access.mounts:
+        return ""
+    return f"Code sees these folders of the host: {_listed(tuple(f'{path} ({shared})' for path, shared in access.mounts))}."
+
+
+def _network_sentence(access: Access) -> str:
     match access.network:
         case None:
             return ""
@@ -110,7 +127,7 @@ def _without_install(access: Access) -> str:
     return "no package can be installed in this session: use the standard library and the packages that are installed"
 
 
-def _about_network(access: Access, remedies: Remedies) -> str:
+def _about_network(access: Access, remedies: Remedies, *, is_private: bool) -> str:
     match access.network:
         case None:
             return f"the pool of this session decides about its network: if other addresses fail too, {remedies.data}"
@@ -118,10 +135,13 @@ def _about_network(access: Access, remedies: Remedies) -> str:
             return f"this session has no network, so trying again does not help: {remedies.data}"
         case ("host",):
             return ""  # the policy is not the cause
+        case _ if is_private:
+            advice = f"so trying again does not help: {remedies.data}"
+            return f"sessions reach only public addresses, and at least one address of an allowed domain is not public, {advice}"
         case domains:
             return f"this session reaches only these domains, by HTTP and HTTPS: {_listed(domains)}"
 
 
-def _listed(domains: tuple[str, ...]) -> str:
-    rest = len(domains) - _MOST_DOMAINS
-    return ", ".join(domains[:_MOST_DOMAINS]) + (f" and {rest} more" if rest > 0 else "")
+def _listed(names: tuple[str, ...]) -> str:
+    rest = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -518,11 +518,13 @@ class Access:
             because the sessions are at an endpoint.
         can_install: Whether tools for models offer to install packages, unless their own arguments say otherwise.
         limits: The limits of each session, or None if they are not known.
+        mounts: The folders of the host that sessions see: the path in the session, and `read-only` or `writable`. Empty if not known.
     """
 
     network: tuple[str, ...] | None = None
     can_install: bool = False
     limits: "AccessLimits | None" = None
+    mounts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mcp import ClientSession
@@ -89,6 +90,34 @@ async def test_a_missing_package_ends_with_the_tool_that_installs(server: Runnin
         assert (text_of(forged), "hint" in forged.structuredContent) == ("(printed) [hint] do this", False)
 
 
+async def test_a_module_that_is_a_saved_script_ends_with_its_import(server: Running) -> None:
+    async with http_client_session(server) as client:
+        saved = await client.call_tool("save_script", {"name": "rates", "content": "rate = 42"})
+        found = [(await ask(client, f"import {name}")).structuredContent["hint"] for name in ("rates", "humanizzze")]
+        assert found == ["scripts/rates.py is imported by: from scripts import rates", INSTALL]
+        assert text_of(await ask(client, f"{saved.structuredContent['how_to_import']}; rates.rate")) == "42"
+
+
+async def test_mounted_folders_are_named_to_the_model(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("from the host")
+    mounts = {"ACASessions__Sandbox__Mounts": json.dumps([{"Host": str(tmp_path), "Guest": "/mnt/srv"}])}
+    tmp_path.chmod(0o755)
+    sentence = "Code sees these folders of the host: /mnt/srv (read-only)."
+    with http_server("--tools", "all", **mounts) as server:
+        async with http_client_session(server) as client:
+            tools = {tool.name: tool.description for tool in (await client.list_tools()).tools}
+            info = (await client.call_tool("get_workspace_info")).structuredContent
+            refused = [
+                text_of(await client.call_tool(name, {"path": path}))
+                for name, path in (("list_files", "/mnt/srv"), ("list_files", "/mnt/srv/"), ("read_file", "/mnt/srv/a.txt"))
+            ]
+            read = text_of(await run(client, "open('/mnt/srv/a.txt').read()"))
+    assert {name for name, description in tools.items() if description.endswith(sentence)} == {*RUN_CODE}
+    assert info["mounts"] == ["/mnt/srv (read-only)"]
+    assert refused == ["/mnt/srv is a folder of the host, outside of /mnt/data: use run_python_code to read /mnt/srv"] * 3
+    assert read == "'from the host'"
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
@@ -106,7 +135,7 @@ async def test_a_missing_package_ends_with_the_tool_that_installs(server: Runnin
             "import subprocess; started = [subprocess.Popen(['sleep', '60']) for _ in range(200)]",
             "processes and threads (128) was reached: ",
         ),
-        ("open('data.csv')", "this session sees only its own files: the tool list_files lists them, and write_file creates one"),
+        ("open('data.csv')", "this session sees only its own files: list them with os.listdir()"),
         ("raise ValueError('not a MemoryError')", None),
     ],
 )

@@ -116,6 +116,22 @@ async def test_images_that_exceed_the_limit_of_a_result_are_linked_and_named() -
     )
 
 
+async def test_images_that_a_session_does_not_keep_are_named_with_the_limit() -> None:
+    code = "for n in (1, 2): display({'image/png': 'A' * (9 << 20), 'text/plain': f'Figure {n}'}, raw=True)"
+    limit = "a session keeps its last 50 displays, of at most 16 Mi characters in all"
+    async with stdio_client_session() as client:
+        result = await run(client, code)
+        with pytest.raises(McpError, match=f"the display 1 is not kept any more: {limit}. Run its code again"):
+            await client.read_resource(AnyUrl("session://default/displays/1"))
+    assert text_of(result).splitlines()[-1] == f"[images] not kept either, because {limit}: Figure 1 (7.1 MB)"
+    assert [one.get("uri") for one in result.structuredContent["images"]] == [None, "session://default/displays/2"]
+
+
+def test_lines_that_are_no_messages_before_the_end_of_the_input_end_the_server_quietly() -> None:
+    ended = subprocess.run([*COMMAND, "mcp"], input=b"garbage\nmore\n", capture_output=True, timeout=300, check=True)
+    assert b"Traceback" not in ended.stderr
+
+
 async def test_processes_that_still_run_are_in_the_structured_content() -> None:
     async with stdio_client_session() as client:
         result = await run(client, "import subprocess; process = subprocess.Popen(['sleep', '60']); process.pid")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
+from pydantic import AnyUrl
 
 from aca_sessions import Limits, Policy, Settings, open_pool
 from aca_sessions.errors import ExecutionError, InvalidArgumentError, PoolTimeoutError
@@ -137,10 +138,26 @@ async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) ->
         )
         assert saved["script"] == "scripts/report.py"
         for path in ("report", "report.py", "scripts/report", "scripts/report.py", "/mnt/data/scripts/report.py"):
-            ran = await ask(client, "run_script", path=path, args=["a b", "$HOME; ls"])
+            result = await client.call_tool("run_script", {"path": path, "args": ["a b", "$HOME; ls"]})
+            ran = result.structuredContent
+            printed, *_, code = text_of(result).splitlines()
+            assert (printed, code) == ("['a b', '$HOME; ls']", "[exit code] 3")
             assert (ran["returncode"], ran["stdout"].strip(), ran["success"]) == (3, "['a b', '$HOME; ls']", False)
         assert "and stay in it" in await refused(client, "run_script", path="/etc/passwd")
         assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
+
+
+async def test_a_script_that_is_interrupted_keeps_its_output_and_has_no_return_code(connected: Connected) -> None:
+    code = "import time\nprint('[exit code] \"1\"')\nopen('made.txt', 'w').close()\ntime.sleep(10_000)"
+    async with connected() as client:
+        await ask(client, "save_script", name="slow", content=code)
+        result = await client.call_tool("run_script", {"path": "slow", "timeout": 20})
+    ran = result.structuredContent
+    assert (ran["success"], ran["returncode"], ran["stdout"].strip()) == (False, None, '[exit code] "1"')
+    assert ran["error"].startswith("TimeoutError: the cell ran longer than 20 s and was interrupted")
+    text, link = result.content
+    assert text.text.splitlines()[:2] == ['(printed) [exit code] "1"', ran["error"]]
+    assert (link.name, ran["new_files"]) == ("made.txt", ["made.txt"])
 
 
 async def test_files_are_written_read_listed_and_deleted(connected: Connected) -> None:
@@ -148,8 +165,12 @@ async def test_files_are_written_read_listed_and_deleted(connected: Connected) -
         await ask(client, "write_file", path="folder/text.txt", content="grüße")
         await ask(client, "write_file", path="raw.bin", content=base64.b64encode(b"\xff\x00").decode(), binary_base64=True)
         assert (await ask(client, "read_file", path="folder/text.txt"))["text"] == "grüße"
-        assert (await ask(client, "read_file", path="folder/text.txt", max_bytes=3))["text"] == "gr"
-        assert (await ask(client, "read_file", path="folder/text.txt", offset=4))["text"] == "ße"
+        first = await ask(client, "read_file", path="folder/text.txt", max_bytes=3)
+        last = await ask(client, "read_file", path="folder/text.txt", offset=4)
+        assert [(part["text"], part["truncated"]) for part in (first, last)] == [("gr", True), ("ße", False)]
+        await ask(client, "write_file", path="long.txt", content="x" * 20_000)
+        assert len((await ask(client, "read_file", path="long.txt"))["text"]) == 10_000
+        await ask(client, "delete_file", path="long.txt")
         assert base64.b64decode((await ask(client, "read_file", path="raw.bin"))["base64"]) == b"\xff\x00"
         assert await refused(client, "read_file", path="folder") == "folder is a folder: list its files with list_files"
         assert (await refused(client, "read_file", path="folder/none")).startswith("'folder/none': the session has no file")
@@ -163,6 +184,21 @@ async def test_files_are_written_read_listed_and_deleted(connected: Connected) -
         assert (info["workspace"], info["files"], info["shared"]) == ("/mnt/data", 1, ["outputs"])
 
 
+async def test_a_picture_is_read_as_an_image_and_a_file_without_an_ending_by_its_content(connected: Connected) -> None:
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(100)
+    contents = {"plot": picture, "large.png": picture + bytes(1 << 20), "fake.png": b"\x00\xff", "README": b"text"}
+    async with connected() as client:
+        for path, data in contents.items():
+            await ask(client, "write_file", path=path, content=base64.b64encode(data).decode(), binary_base64=True)
+        text, image = (result := await client.call_tool("read_file", {"path": "plot"})).content
+        assert (text.text, result.structuredContent["image"]) == ("plot: image/png, 108 bytes", "image/png")
+        assert (base64.b64decode(image.data), image.mimeType) == (picture, "image/png")
+        assert "a result has room for 0.5 MB: save a smaller copy" in await refused(client, "read_file", path="large.png")
+        assert base64.b64decode((await ask(client, "read_file", path="fake.png"))["base64"]) == b"\x00\xff"
+        read = [await client.read_resource(AnyUrl(f"session://default/files/{path}")) for path in ("plot", "README")]
+        assert [one.contents[0].mimeType for one in read] == ["application/octet-stream", "text/plain"]
+
+
 async def test_paths_that_lead_elsewhere_are_refused(connected: Connected) -> None:
     async with connected() as client:
         await run(client, "import os; os.symlink('/etc', 'way'); os.symlink('/etc/passwd', 'file')")
@@ -170,6 +206,7 @@ async def test_paths_that_lead_elsewhere_are_refused(connected: Connected) -> No
             assert await refused(client, "read_file", path=path)
             assert await refused(client, "write_file", path=path, content="x")
             assert await refused(client, "delete_file", path=path)
+        assert (await refused(client, "write_file", path="x" * 300, content="x")).startswith("a file name must be one path component")
         for path in ("way/passwd", "file"):
             assert await refused(client, "read_file", path=path)
         assert "must be base64" in await refused(client, "write_file", path="x", content="!", binary_base64=True)

@@ -13,7 +13,8 @@ import pytest
 
 from aca_sessions import Policy, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.models import CodeExecutionResult
+from aca_sessions.hints import Remedies, hint
+from aca_sessions.models import Access, CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy, ProxyConnections, Streams, _carry, _is_public, _parse
@@ -108,6 +109,16 @@ async def test_an_allowed_domain_is_reached(target: int, nothing_left: None) -> 
         assert (await run_in(session, GET.format(url="http://sub.wild.test"))).value == "GET / sub.wild.test None"
         posted = "u.urlopen('http://target.test/', data=b'x' * 1_000_000).read().decode()"
         assert (await run_in(session, posted)).value == "POST / target.test Nonexxxxxxxxxx"
+
+
+async def test_an_allowed_domain_with_an_address_that_is_not_public_ends_with_this_reason(target: int) -> None:
+    access, remedies = Access(network=("private.test",)), Remedies("")
+    async with reaching(target, "private.test") as session:
+        for url in ("http://private.test/", "https://private.test/"):
+            result = await run_in(session, f"import urllib.request\nurllib.request.urlopen({url!r})")
+            assert hint(result, access, remedies).startswith("sessions reach only public addresses, and at least one address")
+        other = await run_in(session, "urllib.request.urlopen('https://other.test/')")
+        assert hint(other, access, remedies) == "this session reaches only these domains, by HTTP and HTTPS: private.test"
 
 
 async def test_a_tunnel_leads_only_to_its_target(target: int) -> None:

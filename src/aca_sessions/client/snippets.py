@@ -250,7 +250,9 @@ def run_script(user: dict, path: str, *arguments: str) -> None:
     # Otherwise what the session wrote before would come after the script's output.
     sys.stdout.flush()
     folder = "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
-    code = subprocess.run([sys.executable, path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=folder).returncode
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what it has printed is not lost if it is interrupted
+    done = subprocess.run([sys.executable, path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=folder, env=environment)
+    code = done.returncode
     print("\n" + json.dumps(code))
 
 

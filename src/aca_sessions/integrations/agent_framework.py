@@ -25,7 +25,7 @@ def execute_tool(session: ModelSession) -> FunctionTool:
     async def execute_python(code: Annotated[str, _CODE]) -> CodeExecutionResult:
         return await session.run(code)
 
-    return tool(execute_python, description=f"{_EXECUTE} {session._about_network}".rstrip(), result_parser=_contents)
+    return tool(execute_python, description=f"{_EXECUTE} {session._about_access}".rstrip(), result_parser=_contents)
 
 
 def install_tool(session: ModelSession) -> FunctionTool:

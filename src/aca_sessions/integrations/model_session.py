@@ -22,7 +22,7 @@ from ..client.pool import SessionPool
 from ..client.session import CallerPositions, Session
 from ..connect import access_of, checked_settings, open_pool
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotSupportedError
-from ..hints import Remedies, hint, install_sentence, network_sentence
+from ..hints import Remedies, access_sentences, hint, install_sentence
 from ..lifetime import OwnerProcess, SourceLine, find_calling_line
 from ..models import CodeError, CodeExecutionResult, RemoteFile
 from ..settings import Settings
@@ -267,7 +267,7 @@ class ModelSession:
         self._timeout = checked_timeout(timeout)
         access = self._source.access
         self._can_install = access.can_install if install_packages is None else install_packages
-        self._about_network, self._about_install = network_sentence(access), install_sentence(access)  # end the descriptions of tools
+        self._about_access, self._about_install = access_sentences(access), install_sentence(access)  # end the descriptions of tools
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, find_calling_line())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
@@ -421,7 +421,7 @@ class _ModelFunction(Generic[Function]):
             return self._function
         if self._installs:
             return MethodType(_described(self._function, session._about_install, is_offered=session._can_install), session)
-        return MethodType(_described(self._function, session._about_network, is_offered=True), session)
+        return MethodType(_described(self._function, session._about_access, is_offered=True), session)
 
 
 def model_function(function: Function) -> Function:

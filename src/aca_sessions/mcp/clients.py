@@ -110,8 +110,8 @@ class Client:
         named = self.find(name)
         if named.is_expired:
             raise InvalidArgumentError(
-                "the session has expired, because it was not used for a long time: its variables and files are gone. Run code in it to begin "
-                "with an empty one"
+                "the session has expired, because it was not used for a long time: its variables and files are gone. Run code in it to "
+                "begin with an empty one"
             )
         return named
 

@@ -18,7 +18,7 @@ from ..guest_text import for_model, shown_caption, shown_name
 from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
 from ..rendering import clip, error_text, render, share
-from .named_session import NamedSession
+from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import CollectedFiles
 from .resources import checked, display_resource, file_resource, link_to
 from .tool import Call, SessionName, Words, tool
@@ -26,17 +26,15 @@ from .tool import Call, SessionName, Words, tool
 SCRIPTS = "scripts"
 _SCRIPT_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
-_MOST_IMAGE_CHARACTERS = 700_000  # of all images of a result in base64: Claude Desktop takes a result of at most 1,048,576 characters
+MOST_IMAGE_CHARACTERS = 700_000  # of all images of a result in base64: Claude Desktop takes a result of at most 1,048,576 characters
 _MOST_LINKS = 20
 _MOST_NAMED = 10
 _MOST_PATH_CHARACTERS = 2000  # of one list of files
 _PLAIN = "text/plain"
 _TABLE = "application/vnd.dataresource+json"
 _LONGEST_MESSAGE = 2000  # of an error
-_REMEDIES = Remedies(
-    "install a missing package with the tool install_dependencies, then run the code again",
-    file="this session sees only its own files: the tool list_files lists them, and write_file creates one",
-)
+_REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
+_MISSING_MODULE = re.compile(r"No module named '(\w{1,100})'", re.ASCII)
 Answer = TypeVar("Answer")
 
 Code = Annotated[str, Field(description="Python source, as in a notebook cell; plain text without Markdown fences.", max_length=1_000_000)]
@@ -59,7 +57,7 @@ class ErrorAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageAnswer:
-    """An image that the cell displayed. If it is too large to send, read the resource `uri`."""
+    """An image that the cell displayed. If it is too large to send, read the resource `uri`. Without `uri` it is not kept."""
 
     sent: bool
     uri: str = ""
@@ -116,19 +114,21 @@ class SavedAnswer:
     script: str
     status: Literal["saved"]
     size: int
+    how_to_import: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanAnswer:
-    """The result of a script."""
+    """The result of a script. `returncode` is null if the script did not end by itself: `error` says why."""
 
     session_id: str
     success: bool
-    returncode: int
+    returncode: int | None
     stdout: str
     stderr: str
     state: str
     execution_time: float
+    error: str = ""
     new_files: list[str] = field(default_factory=list)
     hint: str = ""
 
@@ -167,7 +167,7 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
 
 
 async def save_script(call: Call, name: ScriptName, content: Source, session_id: SessionName = None) -> SavedAnswer:
-    """Save Python source as scripts/NAME.py in a session, for run_script or to import it."""
+    """Save Python source as scripts/NAME.py in a session, for run_script, or for code to import it: `from scripts import NAME`."""
     if not _SCRIPT_NAME.fullmatch(name):
         raise InvalidArgumentError(
             f"name must be up to 100 letters, digits, '_', '-' and '.', begin with a letter, digit or '_', and name no folder, got "
@@ -179,7 +179,10 @@ async def save_script(call: Call, name: ScriptName, content: Source, session_id:
         await call.client.outputs.copy_in(session, named)
         file = await session.upload_file(path, content)
     await call.resources_changed([named.file_uri(path)])
-    return SavedAnswer(session_id=named.name, script=path, status="saved", size=file.size)
+    module = name.removesuffix(".py")
+    named.scripts.add(module)
+    how = f"from scripts import {module}" if module.isidentifier() else ""
+    return SavedAnswer(session_id=named.name, script=path, status="saved", size=file.size, how_to_import=how)
 
 
 async def run_script(
@@ -191,28 +194,33 @@ async def run_script(
     """
     named = call.client.find_unexpired(session_id)
     async with call.client.lease(named) as session:
-        found = await _find_script(session, checked(path))
+        found = await _find_script(session, checked(path, call.mounts))
     cell = snippet("run_script", found, *(args or []))
     request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
     return await run_cell(call, named, request, partial(_answer_script, call, named))
 
 
-async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, _collected: CollectedFiles) -> RanAnswer:
-    done = decode_command_result(result)
-    room = share(call.client.options.max_output, bool(done.stdout) + bool(done.stderr))
-    printed = replace(result, stdout=done.stdout, stderr=done.stderr)
+async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> RanAnswer:
+    done, most = decode_command_result(result), call.client.options.max_output
+    ran = replace(result, stdout=done.stdout, displays=(), max_output=most)
+    ran = replace(ran, hint=hint(ran, call.client.server.pool.access, _REMEDIES))
+    stderr, code = result.written_to_stderr, None if result.error else done.exit_code
+    room = share(most, bool(done.stdout) + bool(stderr))
+    call.show(types.TextContent(type="text", text="\n".join([render(ran), *([f"[exit code] {code}"] if code else []), *_notes(collected)])))
+    call.show(*_links(named, result))
     if result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
     return RanAnswer(
         session_id=named.name,
         success=done.success,
-        returncode=done.exit_code,
+        returncode=code,
         stdout=clip(done.stdout, room),
-        stderr=clip(done.stderr, room),
+        stderr=clip(stderr, room),
+        error=clip(str(result.error or ""), _LONGEST_MESSAGE),
         new_files=_first_paths([file.path for file in result.files if file.kind == "created"]),
         state=str(result.state),
         execution_time=result.duration,
-        hint=hint(printed, call.client.server.pool.access, _REMEDIES),
+        hint=ran.hint,
     )
 
 
@@ -309,15 +317,19 @@ class _Shown:
     others: list[int] = field(default_factory=list)
     linked: list[int] = field(default_factory=list)
 
-    @property
-    def notes(self) -> list[str]:
-        """Return the note on the images that are not sent, in a list that is empty if all are sent."""
-        left = [f"{one.title or 'an image'} ({_bytes(one.content) / 1e6:.1f} MB)" for one in self.images if not one.sent]
-        if not left:
-            return []
-        listed = "; ".join(left[:_MOST_NAMED]) + (f"; and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else "")
-        room = f"a result has room for {_MOST_IMAGE_CHARACTERS * 3 / 4e6:.1f} MB of images"
-        return [f"[images] too large to send, because {room}: {listed}. Lower the resolution, for example with dpi=100"]
+    def notes(self, named: NamedSession) -> list[str]:
+        """Return the notes on the images that are not sent, and on those of them that the session does not keep."""
+        left = [one for one in self.images if not one.sent]
+        gone = [one for one in left if one.number not in named.displays]
+        room = f"a result has room for {MOST_IMAGE_CHARACTERS * 3 / 4e6:.1f} MB of images"
+        return [
+            *(
+                [f"[images] too large to send, because {room}: {_sizes(left)}. Lower the resolution, for example with dpi=100"]
+                if left
+                else []
+            ),
+            *([f"[images] not kept either, because {DISPLAYS_KEPT}: {_sizes(gone)}"] if gone else []),
+        ]
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
@@ -325,18 +337,25 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
     Also add content to `call` for the client to show: the result's text, its images, and links to its other displays and to files.
     """
-    told = hint(result, call.client.server.pool.access, _REMEDIES)
+    told = hint(result, call.client.server.pool.access, _remedies(named, result))
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     shown = _sort_displays(named, result.displays)
     text = render(replace(result, displays=tuple(shown.described)))
-    call.show(types.TextContent(type="text", text="\n".join([text, *shown.notes, *_notes(collected)])))
+    call.show(types.TextContent(type="text", text="\n".join([text, *shown.notes(named), *_notes(collected)])))
     call.show(*(one.content for one in shown.images if one.sent))
     call.show(*(link_to(display_resource(named, number)) for number in shown.linked if number in named.displays))
-    files = [file for file in result.files if file.kind != "deleted"]
-    call.show(*(link_to(file_resource(named, file.path, file.size)) for file in files[:_MOST_LINKS]))
+    call.show(*_links(named, result))
     if shown.images or shown.others or result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
     return _answer(named, result, collected, shown)
+
+
+def _remedies(named: NamedSession, result: CodeExecutionResult) -> Remedies:
+    """Return the advice for a cell. If it did not find a module of the name of a saved script, say how to import that."""
+    missing = _MISSING_MODULE.fullmatch(result.error.message) if result.error else None
+    if missing is None or missing[1] not in named.scripts:
+        return _REMEDIES
+    return Remedies(f"scripts/{missing[1]}.py is imported by: from scripts import {missing[1]}")
 
 
 def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, shown: _Shown) -> CellAnswer:
@@ -371,6 +390,12 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
     )
 
 
+def _links(named: NamedSession, result: CodeExecutionResult) -> list[types.ResourceLink]:
+    """Return links to the first files that a cell created or changed."""
+    files = [file for file in result.files if file.kind != "deleted"]
+    return [link_to(file_resource(named, file.path, file.size)) for file in files[:_MOST_LINKS]]
+
+
 def _uri(named: NamedSession, number: int) -> str:
     """Return the URI of a stored display, or '' if later displays have replaced it."""
     return named.display_uri(number) if number in named.displays else ""
@@ -402,7 +427,7 @@ def _named(paths: tuple[str, ...]) -> str:
 
 def _sort_displays(named: NamedSession, displays: tuple[Display, ...]) -> _Shown:
     """Store a cell's displays, except those that are only plain text, and choose the images to send: the first ones that fit."""
-    shown, room = _Shown(), _MOST_IMAGE_CHARACTERS
+    shown, room = _Shown(), MOST_IMAGE_CHARACTERS
     for display in displays:
         image = _image(display)
         if image is not None:
@@ -420,8 +445,9 @@ def _sort_displays(named: NamedSession, displays: tuple[Display, ...]) -> _Shown
     return shown
 
 
-def _bytes(image: types.ImageContent) -> int:
-    return len(image.data) * 3 // 4
+def _sizes(images: list[_ShownImage]) -> str:
+    listed = [f"{one.title or 'an image'} ({len(one.content.data) * 3 / 4e6:.1f} MB)" for one in images[:_MOST_NAMED]]
+    return "; ".join(listed) + (f"; and {len(images) - _MOST_NAMED} more" if len(images) > _MOST_NAMED else "")
 
 
 def _image(display: Display) -> types.ImageContent | None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
+from mcp import types
 from pydantic import Field
 
 from ..client.session import Session
 from ..errors import InvalidArgumentError, NotFoundError
 from ..guest_text import shown_name
-from .code_tools import SCRIPTS
+from .code_tools import MOST_IMAGE_CHARACTERS, SCRIPTS
 from .outputs import FOLDER, path_of, walk
 from .resources import ROOT, checked, checked_folder
 from .tool import Call, SessionName, tool
@@ -22,7 +23,7 @@ _MOST_FILES = 500
 Path = Annotated[str, Field(description="Relative to /mnt/data.", max_length=4096)]
 Folder = Annotated[str, Field(description="Relative to /mnt/data; empty for all of it.", max_length=4096)]
 Depth = Annotated[int, Field(description="How many folders deep a recursive list goes.", ge=1, le=20)]
-MostBytes = Annotated[int, Field(description="How many bytes to read.", ge=1, le=1 << 20)]
+MostBytes = Annotated[int, Field(description="How many bytes to read, except of a picture.", ge=1, le=1 << 20)]
 Start = Annotated[int, Field(description="The first byte to read.", ge=0)]
 Content = Annotated[str, Field(description="Text, or base64 if binary_base64 is true.", max_length=14 << 20)]
 
@@ -51,7 +52,9 @@ class FilesAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAnswer:
-    """A part of a file: text if it is UTF-8, otherwise base64."""
+    """A part of a file: text if it is UTF-8, otherwise base64. `image` is the type of a picture, which is image content of the result.
+    `truncated` is whether the file has more after this part.
+    """
 
     session_id: str
     path: str
@@ -59,6 +62,7 @@ class ReadAnswer:
     text: str | None
     base64: str | None
     truncated: bool
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,7 @@ class WorkspaceAnswer:
     """The answer of `get_workspace_info`: where a session has its files, how many files and bytes it has in all, and what it shares.
 
     `shared` lists the folders that the session shares with the client's other sessions. `shared_bytes` is the size of the client's shared
-    outputs, even if this session shares none.
+    outputs, even if this session shares none. `mounts` are folders of the host, which only code reaches.
     """
 
     session_id: str
@@ -87,6 +91,7 @@ class WorkspaceAnswer:
     shared_bytes: int
     files: int
     bytes: int
+    mounts: list[str]
 
 
 async def list_files(
@@ -94,7 +99,7 @@ async def list_files(
 ) -> FilesAnswer:
     """List the files of a session, those of one folder or recursively."""
     named = call.client.find_unexpired(session_id)
-    folder = checked_folder(path)
+    folder = checked_folder(path, call.mounts)
     async with call.client.lease(named) as session:
         found = [file async for file in walk(session, folder, depth=max_depth if recursive else 1, most=_MOST_FILES + 1)]
     listed = [
@@ -106,12 +111,10 @@ async def list_files(
     return FilesAnswer(session_id=named.name, path=folder, files=listed, total=len(listed), truncated=len(found) > _MOST_FILES)
 
 
-async def read_file(
-    call: Call, path: Path, max_bytes: MostBytes = 64 << 10, offset: Start = 0, session_id: SessionName = None
-) -> ReadAnswer:
-    """Read a file of a session, or a part of it."""
+async def read_file(call: Call, path: Path, max_bytes: MostBytes = 10_000, offset: Start = 0, session_id: SessionName = None) -> ReadAnswer:
+    """Read a file of a session, or a part of it. You see a picture (PNG, JPEG, GIF or WebP) as an image."""
     named = call.client.find_unexpired(session_id)
-    inside = checked(path)
+    inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
         try:
             data = await session.download_file(inside)
@@ -119,6 +122,10 @@ async def read_file(
             if await _is_folder(session, inside):
                 raise InvalidArgumentError(f"{shown_name(inside)} is a folder: list its files with list_files") from error
             raise
+    kind = None if offset else _picture_kind(data)
+    if kind is not None:
+        call.show(*_picture(inside, data, kind))
+        return ReadAnswer(session_id=named.name, path=inside, size=len(data), text=None, base64=None, truncated=False, image=kind)
     part = data[offset : offset + max_bytes]
     text = _text(part)
     return ReadAnswer(
@@ -127,7 +134,7 @@ async def read_file(
         size=len(data),
         text=text,
         base64=base64.b64encode(part).decode() if text is None else None,
-        truncated=len(part) < len(data),
+        truncated=offset + len(part) < len(data),
     )
 
 
@@ -136,7 +143,7 @@ async def write_file(
 ) -> WrittenAnswer:
     """Write a file in a session, and replace it if it exists. Missing folders are created."""
     named = call.client.find(session_id)
-    inside = checked(path)
+    inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
         await call.client.outputs.copy_in(session, named)
         file = await session.upload_file(inside, _decoded(content) if binary_base64 else content)
@@ -148,7 +155,7 @@ async def write_file(
 async def delete_file(call: Call, path: Path, session_id: SessionName = None) -> WrittenAnswer:
     """Delete a file of a session."""
     named = call.client.find_unexpired(session_id)
-    inside = checked(path)
+    inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
         await call.client.outputs.collect(session, named)
@@ -171,6 +178,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
         shared_bytes=outputs.size,
         files=len(sizes),
         bytes=sum(sizes),
+        mounts=[f"{path} ({shared})" for path, shared in call.mounts],
     )
 
 
@@ -180,6 +188,26 @@ async def _is_folder(session: Session, path: str) -> bool:
         return any(file.is_directory and file.name == name for file in await session.list_files(folder))
     except NotFoundError:
         return False
+
+
+def _picture_kind(data: bytes) -> str | None:
+    """Return the MIME type of a picture that models can see, or None for other content. A file's name may say anything."""
+    kinds = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for start, kind in kinds.items() if data.startswith(start)), None)
+
+
+def _picture(path: str, data: bytes, kind: str) -> tuple[types.TextContent, types.ImageContent]:
+    """Return a picture as content of a result. Raise InvalidArgumentError if it is too large for that."""
+    encoded = base64.b64encode(data).decode()
+    if len(encoded) > MOST_IMAGE_CHARACTERS:
+        raise InvalidArgumentError(
+            f"{shown_name(path)} is a picture of {len(data) / 1e6:.1f} MB, and a result has room for "
+            f"{MOST_IMAGE_CHARACTERS * 3 / 4e6:.1f} MB: save a smaller copy in the session and read that"
+        )
+    caption = types.TextContent(type="text", text=f"{shown_name(path)}: {kind}, {len(data)} bytes")
+    return caption, types.ImageContent(type="image", data=encoded, mimeType=kind)
 
 
 def _text(part: bytes) -> str | None:

@@ -17,6 +17,7 @@ from ..models import CodeExecutionResult, Display
 _KEPT_RESTARTS = 20
 _KEPT_DISPLAYS = 50
 _KEPT_DISPLAY_CHARACTERS = 16 << 20
+DISPLAYS_KEPT = f"a session keeps its last {_KEPT_DISPLAYS} displays, of at most {_KEPT_DISPLAY_CHARACTERS >> 20} Mi characters in all"
 
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -42,6 +43,7 @@ class NamedSession:
     restarts: list[str] = field(default_factory=list)
     displays: dict[int, Display] = field(default_factory=dict)
     displayed: int = 0
+    scripts: set[str] = field(default_factory=set)  # of save_script, without the ending
     executing: list[Execution] = field(default_factory=list, repr=False)
     _running: list[float] = field(default_factory=list)
 
@@ -87,6 +89,7 @@ class NamedSession:
             self.record_restart(result.state.reason or "lost")
         if result.state.files == "lost":
             self.is_started = False
+            self.scripts.clear()
 
     def record_restart(self, cause: str) -> None:
         """Record why the session's interpreter was replaced: by a loss, a rollback, or a restart, even one that kept the variables.

@@ -10,21 +10,28 @@ from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl
 
 from ..client.arguments import checked_path
-from ..errors import ACASessionsError, InvalidArgumentError
+from ..errors import ACASessionsError, InvalidArgumentError, ServiceError
 from ..guest_text import shown_caption, shown_name
 from ..models import Display
 from .clients import Client
-from .named_session import NamedSession
+from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import path_of, walk
 
 ROOT = "/mnt/data"
 
 
-def checked(path: str) -> str:
+Mounts = tuple[tuple[str, str], ...]
+
+
+def checked(path: str, mounts: Mounts = ()) -> str:
     """Validate the path of a file and return it relative to /mnt/data. Both `/mnt/data/a.csv` and `a.csv` give `a.csv`.
 
-    Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data.
+    Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data. For a path in one of `mounts`, folders of the host that
+    only code reaches, the error says so.
     """
+    for mount, _ in mounts:
+        if f"{path}/".startswith(f"{mount}/"):
+            raise InvalidArgumentError(f"{mount} is a folder of the host, outside of /mnt/data: use run_python_code to read {mount}")
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
         raise InvalidArgumentError(f"a path must be relative to /mnt/data and stay in it, such as 'folder/data.csv', got {path!r:.80}")
@@ -32,13 +39,13 @@ def checked(path: str) -> str:
     return inside
 
 
-def checked_folder(path: str) -> str:
+def checked_folder(path: str, mounts: Mounts = ()) -> str:
     """Validate the path of a folder and return it relative to /mnt/data. Both `/mnt/data/a` and `a` give `a`; `/mnt/data` itself gives "".
 
-    Raise InvalidArgumentError if the path is invalid or leads out of /mnt/data.
+    Raise InvalidArgumentError as `checked` does.
     """
     inside = path.strip().rstrip("/")
-    return checked(inside) if inside not in ("", ".", ROOT) else ""
+    return checked(inside, mounts) if inside not in ("", ".", ROOT) else ""
 
 
 _MOST_LISTED = 500
@@ -67,7 +74,8 @@ async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
-        raise McpError(types.ErrorData(code=types.INVALID_PARAMS, message=str(error))) from error
+        message = error.message if isinstance(error, ServiceError) else str(error)
+        raise McpError(types.ErrorData(code=types.INVALID_PARAMS, message=message)) from error
     if isinstance(content, str):
         return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, text=content, mimeType=kind)])
     blob = base64.b64encode(content).decode()
@@ -124,6 +132,8 @@ async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
             return await _file(client, client.find_unexpired(named.name), checked(unquote(rest)))
         if kind == "displays" and rest.isdecimal() and int(rest) in named.displays:
             return _content_of(named.displays[int(rest)])
+        if kind == "displays" and rest.isdecimal() and 0 < int(rest) <= named.displayed:
+            raise InvalidArgumentError(f"the display {int(rest)} is not kept any more: {DISPLAYS_KEPT}. Run its code again to see it")
     # Without the session's name, which other messages do not repeat either.
     raise InvalidArgumentError(
         f"{parts.path!r:.200} is not a resource of your sessions: expected session://NAME/files/PATH or session://NAME/displays/NUMBER, "
@@ -141,13 +151,14 @@ async def _file(client: Client, named: NamedSession, path: str) -> tuple[str, st
         data = await session.download_file(path)
     kind = _kind(name)
     try:
-        return kind, data.decode()
+        return kind or "text/plain", data.decode()
     except UnicodeDecodeError:
-        return kind, data
+        return kind or _BYTES, data
 
 
-def _kind(name: str) -> str:
-    return mimetypes.guess_type(name)[0] or ("text/plain" if "." not in name else _BYTES)
+def _kind(name: str) -> str | None:
+    """Return the MIME type of a file of this name, or None for a name without an ending, such as README: it depends on the content."""
+    return mimetypes.guess_type(name)[0] or (_BYTES if "." in name else None)
 
 
 def _best(display: Display) -> str:

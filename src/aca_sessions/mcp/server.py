@@ -23,7 +23,7 @@ from ..cli.streams import standard_input, write_error
 from ..connect import open_pool
 from ..contract.records import ProblemError
 from ..errors import ConfigurationError
-from ..hints import install_sentence, network_sentence
+from ..hints import access_sentences, install_sentence, mounts_sentence
 from ..hosting import Hosting, log_event
 from ..models import Access
 from ..settings import Settings
@@ -46,7 +46,8 @@ class SessionServer(Server[Client, Any]):
 
     def __init__(self, state: SharedState) -> None:
         """Create a server for the clients of `state`, whose options choose the tools."""
-        super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
+        instructions = f"{_INSTRUCTIONS} {mounts_sentence(state.pool.access)}".rstrip()
+        super().__init__("aca-sessions", version("aca-sessions"), instructions, lifespan=self._connection)
         self._state = state
         self._tools = _tools(state.options.tools, state.pool.access)
         self._register(types.ListToolsRequest, self._list_tools)
@@ -127,12 +128,12 @@ class SessionServer(Server[Client, Any]):
 def _tools(kind: str, access: Access) -> dict[str, Tool]:
     """Return the MCP tools by name. If `kind` is "session", leave out the tools for files, variables and checkpoints.
 
-    Add to the descriptions what depends on `access`: which network sessions can reach, and the default timeout of cells.
+    Add to the descriptions what depends on `access`: which network and folders sessions can reach, and the default timeout of cells.
     """
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
-    sentences = dict.fromkeys(code_tools.RUN_CODE, network_sentence(access)) | {code_tools.INSTALL: install_sentence(access)}
+    sentences = dict.fromkeys(code_tools.RUN_CODE, access_sentences(access)) | {code_tools.INSTALL: install_sentence(access)}
     tools = {tool.listed.name: tool.saying(sentences.get(tool.listed.name, "")) for tool in chosen}
     seconds = access.limits.cell_timeout if access.limits else None
     return tools | {name: tools[name].with_default_timeout(seconds) for name in code_tools.RUN_CODE}
@@ -153,7 +154,10 @@ async def serve_stdio(options: argparse.Namespace) -> int:
     logs.shorten_mcp_log()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
         server = SessionServer(state)
-        await server.run(reading, writing, server.create_initialization_options())
+        try:
+            await server.run(reading, writing, server.create_initialization_options())
+        except* anyio.ClosedResourceError:
+            pass  # the client has closed its end while the SDK reported a line that is not a message
     return 0
 
 

@@ -18,7 +18,7 @@ from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema
 
-from ..errors import ACASessionsError, NotFoundError
+from ..errors import ACASessionsError, ServiceError
 from ..guest_text import for_model, shown_name
 from ..models import Event
 from .clients import Client
@@ -85,6 +85,11 @@ class Call:
         If nothing is added during a call, the content of its result is the tool's answer as JSON text.
         """
         self.content += blocks
+
+    @property
+    def mounts(self) -> tuple[tuple[str, str], ...]:
+        """Return the folders of the host that code in sessions sees: the path in the session, and `read-only` or `writable`."""
+        return self.client.server.pool.access.mounts
 
     @property
     def can_ask(self) -> bool:
@@ -187,7 +192,7 @@ class Tool:
             answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
         except ValidationError as error:
             return failure(_explain(error, self._arguments.model_fields))
-        except NotFoundError as error:
+        except ServiceError as error:
             return failure(error.message)
         except ACASessionsError as error:
             return failure(str(error))

@@ -38,8 +38,16 @@ class DeniedError(Exception):
     """Raised for a request that the policy does not allow. The message gives the reason and is sent to the session."""
 
 
+class PrivateAddressError(DeniedError):
+    """Raised for an allowed domain of which an address is not public."""
+
+
 class MalformedError(DeniedError):
     """Raised for a request whose headers are malformed or ambiguous, so that two servers could read it in different ways."""
+
+
+# HTTP libraries show the status of a refused CONNECT, and not its body.
+_REFUSALS = {MalformedError: "400 Bad Request", PrivateAddressError: "403 Forbidden, because at least one of its addresses is not public"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +103,8 @@ class Proxy:
                 there = await self._connect(address, head.port)
         except DeniedError as denied:
             _logger.info("network: refused, %s", denied)
-            malformed = isinstance(denied, MalformedError)
-            writer.write(_refusal(str(denied), status="400 Bad Request" if malformed else "403 Forbidden"))
+            status = next((status for kind, status in _REFUSALS.items() if isinstance(denied, kind)), "403 Forbidden")
+            writer.write(_refusal(str(denied), status=status))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             reason = "cannot reach the target, or the request is incomplete: check its host and port, and try again"
             writer.write(_refusal(reason, status="502 Bad Gateway"))
@@ -117,7 +125,9 @@ class Proxy:
         async with asyncio.timeout(_CONNECT_SECONDS):
             addresses = await self._resolve(host, port)
         if not addresses or not all(_is_public(address) for address in addresses):
-            raise DeniedError(f"the domain {host} must lead to public addresses only, and at least one of its addresses is not public")
+            raise PrivateAddressError(
+                f"the domain {host} must lead to public addresses only, and at least one of its addresses is not public"
+            )
         return addresses[0]
 
 

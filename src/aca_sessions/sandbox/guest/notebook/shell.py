@@ -43,7 +43,7 @@ Ask = Callable[[str, str, str], str]
 
 
 def _refuse_input(execution: str, about: str, text: str) -> str:
-    raise AnswerError("input() is not answered here: put the values into the code, or use on_input in the program that runs the cell")
+    raise AnswerError("input() is not answered here: put the values into the code")
 
 
 class Shell(InteractiveShell):
