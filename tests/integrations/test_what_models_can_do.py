@@ -182,6 +182,7 @@ NETWORKS = [
     (Settings(Sandbox={"Network": "host"}), "The network of the host is reachable."),
     (Settings(Sandbox={"Network": ["pypi.org", "*.example.org"]}), "only these domains, by HTTP and HTTPS: pypi.org, *.example.org."),
     (Settings(Endpoint="http://127.0.0.1:1", ApiKey="k"), "are kept from call to call."),
+    (Settings(Sandbox={"Mounts": [{"Host": "/srv", "Guest": "/mnt/srv"}]}), "Code sees these folders of the host: /mnt/srv (read-only)."),
 ]  # fmt: skip
 
 
