@@ -47,5 +47,7 @@ async def test_the_settings_of_the_page_reach_sessions_when_they_are_pasted() ->
         (tool,) = [tool for tool in (await client.list_tools()).tools if tool.name == "run_python_code"]
         found = text_of(await run(client, "import os; sorted(os.listdir('/mnt/srv'))"))
     assert found == str(sorted(os.listdir("/srv")))
-    assert tool.description.endswith("only these domains, by HTTP and HTTPS: api.github.com, raw.githubusercontent.com.")
+    network, mounts = tool.description.split(". ")[-2:]
+    assert network.endswith("only these domains, by HTTP and HTTPS: api.github.com, raw.githubusercontent.com")
+    assert mounts == "Code sees these folders of the host: /mnt/srv (read-only)."
     assert tool.inputSchema["properties"]["timeout"]["description"].endswith("By default 200.")

@@ -178,29 +178,25 @@ _short = _SafeRepr()
 def complete(user: dict, code: str, cursor: int) -> None:
     """Print the completions that IPython offers for `code` at `cursor`, as JSON: at most 200, each of at most 500 characters."""
     cursor = max(0, min(cursor, len(code)))
-    found = []
-    if "get_ipython" in user:
-        completer = user["get_ipython"]().Completer
-        completer.use_jedi = False  # it reads the sources of libraries, which takes it 3 s for a DataFrame; IPython asks the objects
+    found, shell = [], user.get("get_ipython", lambda: None)()
+    if shell is not None:
+        shell.Completer.use_jedi = False  # it reads the sources of libraries, which takes it 3 s for a DataFrame; IPython asks the objects
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # IPython calls its own completions provisional
-            found = list(completer.completions(code, cursor))
+            found = list(shell.Completer.completions(code, cursor))
     start, end = (found[0].start, found[0].end) if found else (cursor, cursor)
     texts = [one.text for one in found if (one.start, one.end) == (start, end)]
-    if code[start:end].startswith(".") and all(text.startswith(".") for text in texts):  # IPython 9 completes `.app` of `list.app`
-        start, texts = start + 1, [text[1:] for text in texts]
-    print(json.dumps({"matches": [text[:500] for text in texts[:200]], "start": start, "end": end}))
+    dot = code[start:end].startswith(".") and all(text.startswith(".") for text in texts)  # IPython 9 completes `.app` of `list.app`
+    print(json.dumps({"matches": [text[dot : dot + 500] for text in texts[:200]], "start": start + dot, "end": end}))
 
 
 def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
     """Print what IPython shows about the name at `cursor` as JSON, without colours: up to 20,000 characters, null for an unknown name."""
     from IPython.utils.tokenutil import token_at_cursor
 
-    name = token_at_cursor(code, max(0, min(cursor, len(code))))
-    try:
+    name, shown = token_at_cursor(code, max(0, min(cursor, len(code)))), None
+    with contextlib.suppress(KeyError):
         shown = user["get_ipython"]().object_inspect_mime(name, detail_level=detail)["text/plain"]
-    except KeyError:
-        shown = None
     print(json.dumps({"text": re.sub(r"\x1b\[[0-9;]*m", "", shown[:20_000]) if shown else None}))
 
 
@@ -239,20 +235,17 @@ def health(user: dict) -> None:
 
 def command(user: dict, command: str) -> None:
     """Run a shell command, whose output becomes the cell's output, then print its exit code."""
-    # Otherwise what the session wrote before would come after the command's output.
-    sys.stdout.flush()
+    sys.stdout.flush()  # otherwise what the session wrote before would come after the command's output
     code = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
     print("\n" + json.dumps(code))
 
 
 def run_script(user: dict, path: str, *arguments: str) -> None:
     """Run a Python file in a process of its own, and print its exit code after its output. `path` is relative to /mnt/data."""
-    # Otherwise what the session wrote before would come after the script's output.
-    sys.stdout.flush()
+    sys.stdout.flush()  # otherwise what the session wrote before would come after the script's output
     folder = "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what it has printed is not lost if it is interrupted
-    done = subprocess.run([sys.executable, path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=folder, env=environment)
-    code = done.returncode
+    # Without -u, what it has printed would be lost if it is interrupted.
+    code = subprocess.run([sys.executable, "-u", path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=folder).returncode
     print("\n" + json.dumps(code))
 
 

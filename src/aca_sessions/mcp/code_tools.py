@@ -20,13 +20,12 @@ from ..models import CodeExecutionRequest, CodeExecutionResult, Display
 from ..rendering import clip, error_text, render, share
 from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import CollectedFiles
-from .resources import checked, display_resource, file_resource, link_to
+from .resources import MOST_IMAGE_CHARACTERS, checked, display_resource, file_resource, link_to
 from .tool import Call, SessionName, Words, tool
 
 SCRIPTS = "scripts"
 _SCRIPT_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
-MOST_IMAGE_CHARACTERS = 700_000  # of all images of a result in base64: Claude Desktop takes a result of at most 1,048,576 characters
 _MOST_LINKS = 20
 _MOST_NAMED = 10
 _MOST_PATH_CHARACTERS = 2000  # of one list of files

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
-from mcp import types
 from pydantic import Field
 
 from ..client.session import Session
 from ..errors import InvalidArgumentError, NotFoundError
 from ..guest_text import shown_name
-from .code_tools import MOST_IMAGE_CHARACTERS, SCRIPTS
+from .code_tools import SCRIPTS
 from .outputs import FOLDER, path_of, walk
-from .resources import ROOT, checked, checked_folder
+from .resources import ROOT, checked, checked_folder, picture, picture_kind
 from .tool import Call, SessionName, tool
 
 _MOST_FILES = 500
@@ -122,9 +121,9 @@ async def read_file(call: Call, path: Path, max_bytes: MostBytes = 10_000, offse
             if await _is_folder(session, inside):
                 raise InvalidArgumentError(f"{shown_name(inside)} is a folder: list its files with list_files") from error
             raise
-    kind = None if offset else _picture_kind(data)
+    kind = None if offset else picture_kind(data)
     if kind is not None:
-        call.show(*_picture(inside, data, kind))
+        call.show(*picture(inside, data, kind))
         return ReadAnswer(session_id=named.name, path=inside, size=len(data), text=None, base64=None, truncated=False, image=kind)
     part = data[offset : offset + max_bytes]
     text = _text(part)
@@ -188,26 +187,6 @@ async def _is_folder(session: Session, path: str) -> bool:
         return any(file.is_directory and file.name == name for file in await session.list_files(folder))
     except NotFoundError:
         return False
-
-
-def _picture_kind(data: bytes) -> str | None:
-    """Return the MIME type of a picture that models can see, or None for other content. A file's name may say anything."""
-    kinds = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for start, kind in kinds.items() if data.startswith(start)), None)
-
-
-def _picture(path: str, data: bytes, kind: str) -> tuple[types.TextContent, types.ImageContent]:
-    """Return a picture as content of a result. Raise InvalidArgumentError if it is too large for that."""
-    encoded = base64.b64encode(data).decode()
-    if len(encoded) > MOST_IMAGE_CHARACTERS:
-        raise InvalidArgumentError(
-            f"{shown_name(path)} is a picture of {len(data) / 1e6:.1f} MB, and a result has room for "
-            f"{MOST_IMAGE_CHARACTERS * 3 / 4e6:.1f} MB: save a smaller copy in the session and read that"
-        )
-    caption = types.TextContent(type="text", text=f"{shown_name(path)}: {kind}, {len(data)} bytes")
-    return caption, types.ImageContent(type="image", data=encoded, mimeType=kind)
 
 
 def _text(part: bytes) -> str | None:

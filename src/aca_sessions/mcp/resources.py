@@ -18,6 +18,7 @@ from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import path_of, walk
 
 ROOT = "/mnt/data"
+MOST_IMAGE_CHARACTERS = 700_000  # of all images of a result in base64: Claude Desktop takes a result of at most 1,048,576 characters
 
 
 Mounts = tuple[tuple[str, str], ...]
@@ -121,6 +122,26 @@ def display_resource(named: NamedSession, number: int) -> types.Resource:
 def link_to(resource: types.Resource) -> types.ResourceLink:
     """Return a link to a resource, for the content of a tool's result."""
     return types.ResourceLink(type="resource_link", **resource.model_dump(exclude_none=True))
+
+
+def picture_kind(data: bytes) -> str | None:
+    """Return the MIME type of a picture that models can see, or None for other content. A file's name may say anything."""
+    kinds = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for start, kind in kinds.items() if data.startswith(start)), None)
+
+
+def picture(path: str, data: bytes, kind: str) -> tuple[types.TextContent, types.ImageContent]:
+    """Return a picture as content of a result. Raise InvalidArgumentError if it is too large for that."""
+    encoded = base64.b64encode(data).decode()
+    if len(encoded) > MOST_IMAGE_CHARACTERS:
+        raise InvalidArgumentError(
+            f"{shown_name(path)} is a picture of {len(data) / 1e6:.1f} MB, and a result has room for "
+            f"{MOST_IMAGE_CHARACTERS * 3 / 4e6:.1f} MB: save a smaller copy in the session and read that"
+        )
+    caption = types.TextContent(type="text", text=f"{shown_name(path)}: {kind}, {len(data)} bytes")
+    return caption, types.ImageContent(type="image", data=encoded, mimeType=kind)
 
 
 async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
