@@ -353,7 +353,7 @@ class SessionMagics(Magics):
             except ACASessionsError:
                 return None
 
-        # A late answer is awaited until the next cell: the first completion of a session imports jedi, which would begin anew each time.
+        # A late answer is awaited until the next cell: asking again would begin it anew.
         if self._asked is not None and not self._asked.done() and wait([self._asked], _ANSWER_SECONDS).not_done:
             return None
         self._asked = asked = portal.start_task_soon(ask)
