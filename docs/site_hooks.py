@@ -7,10 +7,12 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any, get_args, get_origin
 
+import griffe
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -162,13 +164,24 @@ def _section_tables(path: str, model: type[BaseModel]) -> Iterator[str]:
             inner.append((f"{path}:{name}", section))
             if not is_list:
                 continue
-        meaning = " ".join((field.description or "").split())
+        meaning = description(model, name)
         rows.append(f"| `{name}`<br>{_values(schemas[name])}<br>{_default(field)} | {meaning} |")
     yield f"## `{path}`\n\n{inspect.getdoc(model)}"
     if rows:
         yield "\n".join(["| key, values, default | meaning |", "|---|---|", *rows])
     for name, section in inner:
         yield from _section_tables(name, section)
+
+
+@cache
+def _settings_source() -> griffe.Object | griffe.Alias:
+    return griffe.load("aca_sessions.settings", search_paths=[ROOT / "src"])
+
+
+def description(model: type[BaseModel], name: str) -> str:
+    """Return the docstring below a field. pydantic could read it as well, but each import of the settings would take longer."""
+    docstring = _settings_source()[model.__name__][name].docstring
+    return " ".join(docstring.value.split()) if docstring else ""
 
 
 def _values(schema: dict[str, Any]) -> str:

@@ -114,3 +114,9 @@ def _described(one: Any) -> set[str]:
     """Return the names that the sections `Args:` and `Attributes:` of a docstring describe."""
     sections = one.docstring.parse("google") if one.docstring else []
     return {each.name.lstrip("*") for part in sections if part.kind.value in ("parameters", "attributes") for each in part.value}
+
+
+def test_each_setting_is_described() -> None:
+    rows = re.findall(r"^\| `(\w+)`<br>.* \| (.*) \|$", (ROOT / "docs" / "reference" / "settings.md").read_text(), re.MULTILINE)
+    assert len(rows) > 40
+    assert [name for name, meaning in rows if not meaning.endswith(".")] == []

@@ -205,7 +205,7 @@ _LIMITS, _TOGETHER, _POLICY = Limits(), Together(), Policy()
 
 class _Section(BaseModel):
     # The docstring below a field is its description, from which docs/reference/settings.md is made.
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -486,7 +486,6 @@ class Settings(BaseSettings):
         case_sensitive=False,
         extra="forbid",
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
     SessionsHttpClient: SessionsHttpClientSettings = SessionsHttpClientSettings()
