@@ -226,3 +226,11 @@ async def test_a_figure_is_described_in_words(session: Session) -> None:
 )
 async def test_a_last_value_that_was_displayed_is_read_once(session: Session, code: str, read: str) -> None:
     assert str(await session.run(code)) == read
+
+
+def test_the_repr_of_a_result_has_no_long_display_and_one_traceback() -> None:
+    display = Display({"image/png": "iVBO" * 1000, "text/plain": "Figure"}, name="a")
+    assert repr(display) == f"Display(data={{'image/png': '{'iVBO' * 20}… (4000 characters)', 'text/plain': 'Figure'}}, name='a')"
+    error = CodeError("ValueError", "no", "File a.py\nValueError: no")
+    shown = repr(CodeExecutionResult(displays=(display,), stderr=error.traceback, error=error))
+    assert (shown.count("File a.py"), len(shown) < 1000) == (1, True)

@@ -17,6 +17,7 @@ _CONSEQUENCES: dict[Part, str] = {
     "unknown": "may have changed: look at one before you rely on it",
     "lost": "from before are gone",
 }
+_MOST_IN_REPR = 80  # characters of a display's content
 _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "lost")
 
 
@@ -110,6 +111,12 @@ class Record:
     entries: tuple[Entry, ...] = ()
 
 
+def _shorten(content: object) -> object:
+    """Return what a display has for a MIME type, or its beginning and length if it is a long text."""
+    is_long = isinstance(content, str) and len(content) > _MOST_IN_REPR
+    return f"{str(content)[:_MOST_IN_REPR]}… ({len(str(content))} characters)" if is_long else content
+
+
 @dataclass(frozen=True, slots=True)
 class Display:
     """One thing that a cell displayed.
@@ -121,6 +128,11 @@ class Display:
 
     data: Mapping[str, object]
     name: str | None = None
+
+    def __repr__(self) -> str:
+        """Return the types with the beginning of each content, because images and charts are long."""
+        shown = {mime: _shorten(content) for mime, content in self.data.items()}
+        return f"Display(data={shown!r}, name={self.name!r})"
 
     @property
     def png(self) -> bytes | None:
@@ -191,7 +203,7 @@ class CodeError:
 
     name: str
     message: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)  # long, and a result has it in its `stderr` too
 
     def __str__(self) -> str:
         return f"{self.name}: {self.message}" if self.message else self.name
