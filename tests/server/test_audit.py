@@ -74,8 +74,9 @@ async def test_a_refusal_is_logged_with_its_code_and_route(file: Path, events: E
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", params=params, headers=headers) as client:
             await client.get("/files", headers={"authorization": "Bearer other"})
-            await client.post("/files", files={"file": ("secret.txt", b"much more than ten")})
+            refused = await client.post("/files", files={"file": ("secret.txt", b"much more than ten")})
             await client.get("/session")
+    assert "an uploaded file must have at most 10 bytes, got more: split it, or have" in refused.json()["error"]["message"]
     told = [(event["status"], event["code"], event["route"]) for event in events() if event["event"] == "refusal"]
     assert told == [
         (401, "Unauthorized", "any"),

@@ -31,7 +31,7 @@ from .routing import (
     read_range,
     set_audit_event,
     to_problem,
-    too_large_problem,
+    too_large_file_problem,
 )
 from .sessions import Sessions
 
@@ -207,7 +207,7 @@ async def open_upload(request: Request, max_bytes: int) -> AsyncIterator[tuple[s
             said = f"the form must have a part 'file' with a file name, got {got}: send the file as multipart/form-data"
             raise ProblemError(400, "SessionRequestValidationFailed", said)
         if (upload.size or 0) > max_bytes:
-            raise too_large_problem(max_bytes)
+            raise too_large_file_problem(max_bytes)
         yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
 
 
@@ -273,7 +273,7 @@ def _with_body_limit(request: Request, max_bytes: int, file_limit: int) -> Reque
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
-        raise too_large_problem(file_limit)
+        raise too_large_file_problem(file_limit)
     received = 0
 
     async def receive() -> Message:
@@ -281,7 +281,7 @@ def _with_body_limit(request: Request, max_bytes: int, file_limit: int) -> Reque
         message = await request.receive()
         received += len(message.get("body", b""))
         if received > max_bytes:
-            raise too_large_problem(file_limit)
+            raise too_large_file_problem(file_limit)
         return message
 
     return Request(request.scope, receive)

@@ -198,7 +198,17 @@ async def read_json(request: Request, max_bytes: int, *, default: bytes = b"") -
 
 def too_large_problem(max_bytes: int) -> ProblemError:
     """Return the error (413) for a request that has more than `max_bytes`."""
-    return ProblemError(413, "RequestTooLarge", f"the request must have at most {max_bytes} bytes, got more: send less at once")
+    return ProblemError(413, "RequestTooLarge", f"the request must have at most {_size(max_bytes)}, got more: send less at once")
+
+
+def too_large_file_problem(max_bytes: int) -> ProblemError:
+    """Return the error (413) for an uploaded file that has more than `max_bytes`."""
+    advice = "split it, or have the session's operator mount its folder (ACASessions:Sandbox:Mounts)"
+    return ProblemError(413, "RequestTooLarge", f"an uploaded file must have at most {_size(max_bytes)}, got more: {advice}")
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MB" if size and size % (1 << 20) == 0 else f"{size} bytes"
 
 
 Handler = Callable[[Request], Awaitable[Response]]
