@@ -48,7 +48,10 @@ def test_every_public_member_has_a_docstring_of_its_own(name: str) -> None:
         assert text.split()[0].istitle(), f"{name}.{member} begins with {text.split()[0]!r}"
 
 
-def test_every_public_name_of_the_package_is_shown_and_has_a_docstring() -> None:
+def test_the_package_shows_its_public_names_and_nothing_else() -> None:
+    assert set(dir(aca_sessions)) == {*aca_sessions.__all__, "__version__"}
+
+
+def test_every_public_name_of_the_package_has_a_docstring() -> None:
     for name in aca_sessions.__all__:
-        assert name in dir(aca_sessions)
         assert name.startswith("__") or inspect.getdoc(getattr(aca_sessions, name)), name
