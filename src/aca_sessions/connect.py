@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import httpx
 from anyio import to_thread
 
-from .client.http import SessionsHttpClient
+from .client.http import EMBEDDED, SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import VERSIONS
 from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError, PoolError
-from .hosting import Hosting
+from .hosting import SESSIONS_PER_LEASE, Hosting
 from .lifetime import AsyncBlock, OwnerProcess
 from .models import Access, AccessLimits
 from .settings import LimitsSettings, PackagesSettings, Settings
@@ -32,7 +32,6 @@ _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
 _AZURE = ".dynamicsessions.io"
 _POOLS = (_AZURE, ".azurecontainerapps.io")  # pools of custom containers are below the second
-_ROOM_FOR_IDLE = 20  # sessions that the embedded server can keep alive for each lease of the pool
 _OTHER_LOOP_SECONDS = 10.0  # how long to wait for another thread's event loop to close what it opened
 Opened = TypeVar("Opened")
 
@@ -235,7 +234,7 @@ def open_pool(
         chosen = _override_settings(settings, endpoint, max_concurrent_sessions)
         options = chosen.SessionPool
         # The pool alone ends idle sessions: one that it keeps must never make room for another at the embedded server.
-        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * options.MaxConcurrentSessions, cooldown=None, evicts=False)
+        hosting = Hosting(max_sessions=SESSIONS_PER_LEASE * options.MaxConcurrentSessions, cooldown=None, evicts=False)
         embedded = policy
         if spares is not None and not chosen.SessionsHttpClient.Endpoint:
             embedded = replace(policy or policy_of(chosen), spares=spares)
@@ -391,7 +390,7 @@ async def _embedded_client(settings: Settings, policy: "Policy | None", hosting:
     opening = _open_server(settings, policy, hosting, single_process=False)
     app = await stack.enter_async_context(opening)
     stack.sync_closers.append(opening.abandon)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=EMBEDDED)
 
 
 async def _remote_client(settings: Settings, stack: Stack) -> httpx.AsyncClient:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 ACCEPTED_KEY = "knows_key"  # in the state of a request that had an accepted key: that key
+SESSIONS_PER_LEASE = 20  # sessions that an embedded pool keeps at most for each of its leases
 METRICS_PATH = "metrics"
 Keys = Callable[[], Sequence[str]]  # returns the keys that are accepted now
 EVENTS = "aca_sessions.server"  # the logger of `log_event`

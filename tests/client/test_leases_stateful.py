@@ -195,7 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def the_counts_are_right(self) -> None:
         if hasattr(self, "pool"):
-            assert repr(self.pool) == f"<SessionPool {len(+self.holding)} of 3 leased, 0 waiting>"
+            assert repr(self.pool) == f"<SessionPool embedded, {len(+self.holding)} of 3 leased, 0 waiting>"
 
 
 TestPool = PoolMachine.TestCase

@@ -49,7 +49,7 @@ async def test_no_more_sessions_are_leased_than_allowed() -> None:
             with pytest.raises(PoolTimeoutError, match="2 of 2 are leased"):
                 await pool.get_or_create("c")
         async with pool.session("c"), pool.session("d"):
-            assert repr(pool) == "<SessionPool 2 of 2 leased, 0 waiting>"
+            assert repr(pool) == "<SessionPool embedded, 2 of 2 leased, 0 waiting>"
 
 
 async def test_terminate_frees_the_place_of_a_session_and_deletes_its_state() -> None:
@@ -98,7 +98,7 @@ async def test_the_block_of_a_terminated_session_ends_only_what_it_started_since
             other = await pool.get_or_create("alice")
             await other.run("x = 2")
         assert (await other.run("x")).value == 2
-        assert repr(pool) == "<SessionPool 1 of 10 leased, 0 waiting>"
+        assert repr(pool) == "<SessionPool embedded, 1 of 10 leased, 0 waiting>"
 
 
 async def test_a_waiter_gets_the_next_free_session() -> None:
@@ -118,7 +118,7 @@ async def test_a_cancelled_waiter_leaves_the_counts_right() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
-        assert repr(pool) == "<SessionPool 1 of 1 leased, 0 waiting>"
+        assert repr(pool) == "<SessionPool embedded, 1 of 1 leased, 0 waiting>"
         await pool.release("a")
         async with pool.session("c"):
             pass
@@ -297,7 +297,7 @@ async def test_a_full_server_refuses_a_session_and_ends_none() -> None:
             await branches[0].branch(2)
         async with pool.session("last") as session:
             await session.run("1")
-        with pytest.raises(RateLimitedError, match="raise ACASessions:SessionPool:MaxConcurrentSessions"):
+        with pytest.raises(RateLimitedError, match=r"keeps: 20, 20 times its MaxConcurrentSessions. End .*raise ACASessions:"):
             async with pool.session("one too many") as session:
                 await session.run("1")
         assert [(await branch.run("x")).value for branch in branches] == [1] * 18

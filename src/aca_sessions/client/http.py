@@ -25,10 +25,19 @@ _CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout)
 _NO_HTTP = (httpx.RemoteProtocolError, httpx.ReadError)  # how a TLS server's end of a plain connection appears
 MAY_SPEAK_TLS = "Does this endpoint speak https? Then begin ACASessions:SessionsHttpClient:Endpoint with https://"
 _CONNECTS = 3  # attempts to connect to an endpoint that has not answered yet: its address is probably wrong
+EMBEDDED = "http://embedded"  # the base URL of an embedded server
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
 Seen = Callable[[str, str], None]
 DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.0, 60.0, 10.0
+
+
+def shown_endpoint(url: str) -> str:
+    """Return `at` and an endpoint's URL without user name, password, query and fragment, or `embedded` for an embedded server."""
+    if url in ("", EMBEDDED):
+        return "embedded"
+    parsed = httpx.URL(url)
+    return f"at {parsed.copy_with(userinfo=b'', query=None, fragment=None) if parsed.host else url}"
 
 
 class SessionsHttpClient:

@@ -24,7 +24,7 @@ from .arguments import sanitize as take_out_of_fences
 from .executions import AnswerCall, AnswerInput, Execution, Executions, background_execution, ended_execution, extension_headers
 from .files import SessionFiles
 from .history import UploadStep
-from .http import Response, SessionsHttpClient, decode_response
+from .http import Response, SessionsHttpClient, decode_response, shown_endpoint
 from .session_ledgers import SessionLedgers
 from .snippets import snippet
 
@@ -51,6 +51,7 @@ class CodeInterpreter:
                 by an empty one. Only endpoints that keep no ledger, such as Azure, need this.
         """
         self._http = http
+        self._shown_endpoint = shown_endpoint(http._base.rstrip("/"))
         self._version = VERSIONS[http.api_version]
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)

@@ -395,7 +395,7 @@ class SessionPool:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._leases.leased} of {self._leases.limit} leased, {self._leases.waiting} waiting"
-        return f"<SessionPool {state}>"
+        return f"<SessionPool {self._interpreter._shown_endpoint}, {state}>"
 
     def __del__(self) -> None:
         if self._expiring is not None and not self._closed and self._owner.is_current:

@@ -20,7 +20,7 @@ from weakref import WeakSet
 from .. import telemetry
 from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
 from ..errors import GuestDiedError
-from ..hosting import Hosting, log_event
+from ..hosting import SESSIONS_PER_LEASE, Hosting, log_event
 from ..ledger import Ledger
 from ..lifetime import Tasks
 from ..models import SessionInfo
@@ -175,6 +175,7 @@ class Sessions:
         self._max_starting = hosting.max_starting
         self._plain = hosting.plain
         self._evicts = hosting.evicts and not hosting.plain  # Azure never ends one session to make room for another
+        self._is_pool = not hosting.evicts and not hosting.plain  # the embedded server of a pool
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
         self._default_timeout = default_timeout
         self.journal = Journal(hosting)
@@ -510,13 +511,12 @@ class Sessions:
         unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
         idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
+            if self._is_pool:
+                most = f"this pool has as many sessions as it keeps: {self.most}, {SESSIONS_PER_LEASE} times its MaxConcurrentSessions"
+                advice = "End those that are not needed, or raise ACASessions:SessionPool:MaxConcurrentSessions"
+                raise ProblemError(429, _FULL, f"{most}. {advice}")
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
-            advice = (
-                ""
-                if self._evicts or self._plain
-                else " End those that are not needed, or raise ACASessions:SessionPool:MaxConcurrentSessions."
-            )
-            raise ProblemError(429, _FULL, f"The request sessions count is '1'. {there_are}{advice}")
+            raise ProblemError(429, _FULL, f"The request sessions count is '1'. {there_are}")
         return idle
 
     def _expire(self, session: HostedSession, reason: str) -> None:
