@@ -82,7 +82,7 @@ MAY_IMPORT = {
 }
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
 MAY_IMPORT |= {
-    "integrations": _ARRIVAL | {"integrations"},
+    "integrations": _ARRIVAL | {"integrations", "telemetry"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},

@@ -6,6 +6,7 @@ alone.
 
 import asyncio
 import base64
+import inspect
 import json
 import os
 import re
@@ -30,9 +31,11 @@ from semantic_kernel.exceptions import KernelInvokeException
 from semantic_kernel.filters import FilterTypes
 
 from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_interpreter, open_pool
+from aca_sessions.client.http import shown_endpoint
 from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, PoolClosedError
 from aca_sessions.integrations.model_session import PythonTool
 from aca_sessions.integrations.semantic_kernel import ShowImages
+from aca_sessions.telemetry import hash_name
 
 from ..cli.test_cli import Server
 from ..conftest import ROOT
@@ -183,6 +186,8 @@ async def test_a_failed_command_at_the_end_of_a_cell_is_reported_to_a_model(plug
     (message,) = await tool_messages(plugin, [execute("!pip install humanize")])
     assert "a cell cannot install packages: the host does" in message
     assert "\nCalledProcessError: Command 'pip install humanize' returned non-zero exit status 1.\n" in message
+    for other in ("session.install", "%session_install", "install_dependencies", "deps.add"):
+        assert other not in message
     assert message.splitlines()[-1].startswith("[hint] no ")
 
 
@@ -274,6 +279,47 @@ async def test_the_host_gets_the_whole_result(plugin: PythonCodeInterpreterPlugi
     assert isinstance(image, ImageContent)
     assert image.mime_type == "image/png"
     assert bytes(image.data)[:8] == PNG
+
+
+async def test_the_repr_names_the_pool_and_hides_the_name_of_the_session(pool: SessionPool) -> None:
+    shown = repr(PythonCodeInterpreterPlugin(pool, "the-secret"))
+    hashed = hash_name("the-secret")
+    assert shown == f"<PythonCodeInterpreterPlugin of session {hashed}, <SessionPool embedded, 0 of 10 leased, 0 waiting>>"
+    settings = Settings(SessionsHttpClient={"Endpoint": "https://pool.example.org/a", "ApiKey": "the-key"})
+    tool = PythonTool(settings=settings, session_id="the-secret")
+    assert repr(tool) == f"<PythonTool of session {hashed}, no pool open (at https://pool.example.org/a)>"
+    async with open_pool(settings) as remote:
+        assert repr(remote) == "<SessionPool at https://pool.example.org/a, 0 of 10 leased, 0 waiting>"
+
+
+def test_the_repr_of_an_endpoint_has_no_password_or_query() -> None:
+    assert shown_endpoint("https://me:word@pool.example.org/a?code=b#c") == "at https://pool.example.org/a"
+
+
+def test_wrong_arguments_of_add_aca_sessions_are_named_at_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="kernel must be a Kernel of Semantic Kernel, got str"):
+        add_aca_sessions("x")
+    for name in "my plugin", "", None, "py\n":
+        with pytest.raises(InvalidArgumentError, match="plugin_name must be letters, digits and '_', got"):
+            add_aca_sessions(Kernel(), plugin_name=name)
+
+
+def test_the_help_of_add_aca_sessions_has_every_option() -> None:
+    shown = str(inspect.signature(add_aca_sessions))
+    assert "max_output: int = 10000, timeout: float | None = None, memory_megabytes: int | None = None" in shown
+    assert "disk_megabytes: int | None = None, install_packages: bool | None = None) ->" in shown
+
+
+async def test_the_host_limits_the_time_of_one_call(plugin: PythonCodeInterpreterPlugin) -> None:
+    result = await plugin.run("while True: pass", timeout=0.5)
+    assert (result.success, result.error.name) == (False, "TimeoutError")
+    with pytest.raises(InvalidArgumentError, match="timeout"):
+        await plugin.run("1", timeout=-1)
+
+
+async def test_a_path_as_in_the_tool_of_semantic_kernel_is_answered_with_the_name_of_the_argument(pool: SessionPool) -> None:
+    with pytest.raises(TypeError, match=r"PythonCodeInterpreterPlugin.download_file\(\) takes one path: .*folder="):
+        await PythonCodeInterpreterPlugin(pool).download_file("a.csv", "out/a.csv")
 
 
 @pytest.mark.long

@@ -100,6 +100,12 @@ async def test_text_in_the_place_of_a_list_reaches_the_function_through_semantic
     assert "'packages' must be a list of texts, got dict: send a list such as" in refused
 
 
+async def test_the_host_installs_even_if_the_model_may_not(offline: SessionPool) -> None:
+    python = PythonTool(offline, install_packages=False)
+    assert (await python.install_packages(["tiny-greeting"])).startswith("NotSupportedError")
+    assert (await python.install(["tiny-greeting"])).stdout == "installed tiny-greeting 1.0\n"
+
+
 @pytest.mark.parametrize("packages", ["tiny-greeting", '["tiny-greeting"]', "tiny-greeting==1.0, tiny-greeting", ("tiny-greeting",)])
 async def test_packages_may_be_given_as_text(offline: SessionPool, packages: object) -> None:
     result = await ModelSession(offline).install(packages)

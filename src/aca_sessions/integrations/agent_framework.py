@@ -35,7 +35,7 @@ def install_tool(session: ModelSession) -> FunctionTool:
     """
 
     async def install_packages(packages: Annotated[list[str], PACKAGES]) -> CodeExecutionResult:
-        return await session.install(packages)
+        return await session._install_for_model(packages)
 
     return tool(install_packages, description=f"{_INSTALL} {session._about_install}".rstrip(), result_parser=_contents)
 

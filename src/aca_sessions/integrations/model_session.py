@@ -18,6 +18,7 @@ from typing import Annotated, Any, Generic, Self, TypedDict, TypeVar, cast, over
 
 from ..client.arguments import checked_path, checked_session_id, checked_timeout
 from ..client.files import replace_file
+from ..client.http import shown_endpoint
 from ..client.pool import SessionPool
 from ..client.session import CallerPositions, Session
 from ..connect import access_of, checked_settings, open_pool
@@ -26,6 +27,7 @@ from ..hints import Remedies, access_sentences, hint, install_sentence
 from ..lifetime import OwnerProcess, SourceLine, find_calling_line
 from ..models import CodeError, CodeExecutionResult, RemoteFile
 from ..settings import Settings
+from ..telemetry import hash_name
 
 
 def read_below(folder: str | Path, name: str) -> bytes:
@@ -270,11 +272,20 @@ class ModelSession:
         self._about_access, self._about_install = access_sentences(access), install_sentence(access)  # end the descriptions of tools
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, find_calling_line())
 
-    async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of session {hash_name(self._session_id)}, {self._source!r}>"
+
+    async def run(self, code: object, files: object = _NO_FILES, *, timeout: float | None = None) -> CodeExecutionResult:
         """Write the files into the session, run the cell and return its result.
 
         Mistakes of the model, such as an invalid file name, do not raise: the result has an error that the model can read.
+
+        Args:
+            code: The source text.
+            files: Contents of files by name: text, or data URIs.
+            timeout: The time limit in seconds, by default the one of this object.
         """
+        limit = self._timeout if timeout is None else checked_timeout(timeout)
         contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
         # A framework may have turned a missing argument into text.
         if not isinstance(code, str) or code.strip() in ("None", "null"):
@@ -295,17 +306,22 @@ class ModelSession:
             except ACASessionsError as failure:
                 error = _not_written(failure)
                 return self._result(CodeExecutionResult(error=error, stderr=str(error)))
-            return self._result(await session.run(str(code), timeout=self._timeout), hinted=True)
+            return self._result(await session.run(str(code), timeout=limit), hinted=True)
+
+    async def _install_for_model(self, packages: object) -> CodeExecutionResult:
+        """Install packages as `install` does, or return an error if models may not install packages."""
+        if self._can_install:
+            return await self.install(packages)
+        error = CodeError("NotSupportedError", "installing packages is turned off: go on with the packages that are installed")
+        return self._result(CodeExecutionResult(error=error, stderr=str(error)))
 
     async def install(self, packages: object) -> CodeExecutionResult:
         """Install packages into the session and return the result. If one cannot be installed, nothing changes.
 
-        The host fetches the packages from the source in its settings. Mistakes of the model do not raise: the result has an error that the
-        model can read.
+        The host fetches the packages from the source in its settings. Mistakes in the argument do not raise: the result has an error. This
+        method is for the host program, whether or not models may install packages.
         """
         requirements, error = checked_packages(packages)
-        if not self._can_install:
-            error = CodeError("NotSupportedError", "installing packages is turned off: go on with the packages that are installed")
         if error is not None:
             return self._result(CodeExecutionResult(error=error, stderr=str(error)))
         pool = self._source.pool or await self._source.open()
@@ -357,11 +373,17 @@ class ModelSession:
     @overload
     async def download_file(self, name: str, *, folder: str | Path) -> Path: ...
 
-    async def download_file(self, name: str, *, folder: str | Path | None = None) -> bytes | Path:
+    async def download_file(self, name: str, *_paths: object, folder: str | Path | None = None) -> bytes | Path:
         """Return the content of the session's file `name`. With `folder`, copy it to `folder/name` on this machine and return that path.
 
         This method is for the host program: no model can call it.
+
+        Args:
+            name: The path of the file in the session, relative to /mnt/data.
+            folder: A folder of this machine.
         """
+        if _paths:
+            raise TypeError(f"{type(self).__name__}.download_file() takes one path: download_file('a.csv', folder='out') writes out/a.csv")
         async with (await self._source.open()).session(self._session_id) as session:
             data = await session.download_file(name)
         return data if folder is None else await asyncio.to_thread(write_below, folder, name, data)
@@ -492,7 +514,7 @@ class PythonTool(ModelSession):
         Args:
             packages: Packages as in lines of requirements.txt, such as humanize or numpy<3.
         """
-        return str(await self.install(packages))
+        return str(await self._install_for_model(packages))
 
 
 def _not_written(error: ACASessionsError) -> CodeError:
@@ -516,6 +538,11 @@ class _Source:
         self._owner = OwnerProcess()
         self.is_open = False  # whether the pool was opened here
         self.positions = CallerPositions()  # what the model knows of each session
+
+    def __repr__(self) -> str:
+        if self.pool is not None:
+            return repr(self.pool)
+        return f"no pool open ({shown_endpoint((self._settings or Settings()).SessionsHttpClient.Endpoint or '')})"
 
     async def open(self) -> SessionPool:
         async with self._opening:  # calls of one turn may arrive together

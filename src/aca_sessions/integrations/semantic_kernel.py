@@ -1,6 +1,8 @@
 """Run Python in a session from Semantic Kernel. Only this module imports semantic_kernel, which takes seconds."""
 
 import asyncio
+import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast
 
@@ -13,6 +15,7 @@ from semantic_kernel.functions import KernelFunction, KernelPlugin, kernel_funct
 
 from ..agent.library.search import Embed
 from ..agent.tools.tool import Effect, Parameter, Tool
+from ..errors import InvalidArgumentError
 from ..models import CodeExecutionResult
 from ..settings import Settings
 from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, check_options, install_function, model_function
@@ -51,11 +54,19 @@ class PythonCodeInterpreterPlugin(ModelSession):
 
     if TYPE_CHECKING:
 
-        async def run(self, code: object, files: object = ...) -> PythonResult:
-            """Run a cell."""
+        async def run(self, code: object, files: object = ..., *, timeout: float | None = None) -> PythonResult:
+            """Run a cell.
+
+            Args:
+                code: The source text.
+                files: Contents of files by name: text, or data URIs.
+                timeout: The time limit in seconds, by default the plugin's.
+            """
 
         async def install(self, packages: object) -> PythonResult:
             """Install packages."""
+
+        async def _install_for_model(self, packages: object) -> PythonResult: ...
 
     @model_function
     @_kernel_function
@@ -73,7 +84,7 @@ class PythonCodeInterpreterPlugin(ModelSession):
     @_kernel_function
     async def install_packages(self, packages: Annotated[list[str] | str, PACKAGES, _LIST]) -> PythonResult:
         """Installs Python packages for execute_python. If it fails, nothing was installed."""
-        return await self.install(packages)
+        return await self._install_for_model(packages)
 
 
 def add_aca_sessions(
@@ -92,9 +103,18 @@ def add_aca_sessions(
         options: `timeout`, `install_packages` and other options of PythonCodeInterpreterPlugin.
     """
     check_options(options, "add_aca_sessions")
+    if not isinstance(kernel, Kernel):
+        raise InvalidArgumentError(f"kernel must be a Kernel of Semantic Kernel, got {type(kernel).__name__}")
+    if not isinstance(plugin_name, str) or not re.fullmatch(r"\w+", plugin_name, re.ASCII):
+        raise InvalidArgumentError(f"plugin_name must be letters, digits and '_', got {plugin_name!r:.200}")
     plugin = PythonCodeInterpreterPlugin(settings=settings, **options)
     kernel.add_plugin(plugin, plugin_name)
     return plugin
+
+
+_signature = inspect.signature(add_aca_sessions)
+_options = (one for one in inspect.signature(ModelSession).parameters.values() if one.name in Options.__annotations__)
+vars(add_aca_sessions)["__signature__"] = _signature.replace(parameters=[*[*_signature.parameters.values()][:-1], *_options])
 
 
 class ShowImages:
