@@ -454,15 +454,16 @@ def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, obj
     return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
-def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
+def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str], network: Sequence[str]) -> dict[str, object]:
     """Encode as JSON a report on how sessions are isolated from the host.
 
     Args:
         level: The isolation that the settings require: `full` or `no-namespaces`.
         parts: The protections that are enforced, such as `network` or `seccomp`. The values say how each was checked.
         missing: The protections that are not enforced. The values say how each was checked.
+        network: What sessions can reach: `none`, `host`, or the allowed domains.
     """
-    return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
+    return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing), "network": [*network]}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:

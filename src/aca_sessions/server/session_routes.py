@@ -128,10 +128,12 @@ class SessionRoutes:
     async def get_history(self, request: Request) -> Response:
         """Return the cells of a session with numbers above the query's `after`, each with source, events and result.
 
-        Also return the session's ledger, the list of what happened to it. Results that are read here do not count as fetched.
+        Also return the session's ledger, the list of what happened to it. Results that are read here do not count as fetched. Reading
+        restarts the session's cool-down: a page that shows the session reads now and then.
         """
         version, identifier = read_address(request, plain=False)
         session = self._sessions.find(identifier)
+        session.touch()
         executions = session.executions
         found, gone = executions.read_history(read_after_number(request))
         cells = []
@@ -179,7 +181,7 @@ class SessionRoutes:
     async def _isolation(self) -> dict[str, object]:
         report = await self._sessions.isolation()
         parts, missing = ({one.name: one.how for one in report.findings if one.enforced is enforced} for enforced in (True, False))
-        return extensions.encode_isolation(report.level, parts, missing)
+        return extensions.encode_isolation(report.level, parts, missing, self._sessions.network)
 
     def _read_identifier(self, request: Request) -> str:
         check_has_sessions(request)

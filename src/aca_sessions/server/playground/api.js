@@ -85,6 +85,9 @@ export function moveTo(session, ledger, position) {
 /** Forgets the life of a session that was ended on purpose. */
 export const forgetLife = (session) => lives.delete(session);
 
+/** Raise a Problem if the server cannot be reached: what is not sent then did certainly not run. */
+export const reach = () => sent(HERE, { method: "HEAD" });
+
 /** What a part of this page holds: no key is needed for it. It is loaded once, so that a cell of the page's own is sent at once. */
 export function part(path) {
   if (!parts.has(path)) parts.set(path, sent(new URL(`playground/${path}`, HERE), { method: "GET" }).then((answer) => answer.text()));

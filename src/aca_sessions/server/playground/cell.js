@@ -11,6 +11,21 @@ import { verdict } from "./verdict.js";
 export const WAITING = "Waiting …";
 
 const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
+// As in hints.py: messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
+const NO_NETWORK =
+  /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow /;
+const LOOKED_AT = 10_000; // characters at the end of each stream
+const MOST_DOMAINS = 5;
+let network = ""; // what sessions can reach, in words, if that may be why a cell failed
+
+/** Return in words what sessions can reach: `none`, `host`, or some domains. A hint below a cell that lacks it names it. */
+export function learnNetwork([first, ...others]) {
+  if (first === "host") return "network of the host";
+  const more = others.length < MOST_DOMAINS ? "" : ` and ${others.length + 1 - MOST_DOMAINS} more`;
+  network = first === "none" ? "no network" : `a network of ${[first, ...others].slice(0, MOST_DOMAINS).join(", ")}${more}, by HTTP and HTTPS`;
+  return network;
+}
+
 const PIP_FAILED = /^ERROR: |cannot install packages/m;
 
 /** A cell that this page or another client sent. */
@@ -82,6 +97,9 @@ export class Cell {
     this.output.finish(result);
     const isRefused = PIP.test(this.source) && offers("packages") && this.wrote(/cannot install packages/);
     if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
+    else if (network && this.lacksNetwork(result)) {
+      this.output.add(element("p", { class: "note" }, `Sessions of this server have ${network}. Files can be uploaded in the panel Files.`));
+    }
     this.status.replaceWith(verdict(result, { failed: this.whyNotGood(result) }));
     return result;
   }
@@ -90,6 +108,11 @@ export class Cell {
   whyNotGood(result) {
     const failed = PIP.test(this.source) && this.wrote(PIP_FAILED);
     return failed && !result.error ? "pip failed" : "";
+  }
+
+  /** Programs catch errors and print them: so output is searched, too. */
+  lacksNetwork({ error }) {
+    return [error?.title, ...this.output.parts.map(({ text }) => text?.slice(-LOOKED_AT))].some((text) => NO_NETWORK.test(text ?? ""));
   }
 
   wrote(pattern) {

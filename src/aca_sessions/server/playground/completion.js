@@ -26,7 +26,9 @@ export class Completion {
   async open(insert) {
     const turn = (this.turn += 1);
     const [text, cursor] = [this.area.value, this.area.selectionStart];
+    this.note("Looking for names …");
     const found = await this.ask(text, [...text.slice(0, cursor)].length);
+    if (turn === this.turn) this.close();
     if (turn !== this.turn || this.area.value !== text || this.area.selectionStart !== cursor || !Array.isArray(found?.matches)) return;
     const characters = [...text];
     [this.start, this.end] = [found.start, found.end].map((place) => characters.slice(0, place).join("").length);
@@ -34,11 +36,19 @@ export class Completion {
     this.insert = insert;
     if (this.matches.length === 1) this.take(0);
     else if (this.isOpen) this.show();
+    else this.note("No name found.");
+  }
+
+  /** Show a line in the place of the list. The next key or click takes it away. */
+  note(text) {
+    this.list.replaceChildren(element("li", { class: "note" }, text));
+    this.list.hidden = false;
   }
 
   /** Ends a request that is on its way: its answer is not shown. */
   drop() {
     this.turn += 1;
+    this.close();
     this.giveUp();
   }
 

@@ -1,6 +1,7 @@
 /** What lies open once the key is known: one session at a time, its cells, its tools and its panels. */
 
 import { asked, forgetLife } from "./api.js";
+import { learnNetwork } from "./cell.js";
 import { Completion } from "./completion.js";
 import { byId, button, element, enable, forgetRefusal, refuse } from "./dom.js";
 import { Editor } from "./editor.js";
@@ -332,6 +333,7 @@ export class Desk {
     this.showSessions();
     await workspace.giveName().catch((problem) => this.fail(problem, byId("rename")));
     await workspace.catchUp().catch((problem) => this.fail(problem));
+    if (!document.hidden) await workspace.keepUp().catch(() => {}); // if it has ended, the next list shows it
     this.editor.remember(workspace.all.map(({ source }) => source));
     if (workspace === this.current) this.showSessions();
   }
@@ -346,7 +348,7 @@ export class Desk {
   showCutOff(isCutOff) {
     this.isCutOff = isCutOff;
     document.body.classList.toggle("cut-off", isCutOff);
-    if (isCutOff) byId("isolation").textContent = byId("isolation").title = "";
+    if (isCutOff) byId("isolation").textContent = byId("isolation").title = byId("network").textContent = "";
     else {
       byId("problem").textContent = "";
       if (this.offers("isolation")) this.learnIsolation().catch((problem) => this.fail(problem));
@@ -422,8 +424,9 @@ export class Desk {
   }
 
   async learnIsolation() {
-    const { level, full, missing } = await asked("GET", "isolation");
+    const { level, full, missing, network } = await asked("GET", "isolation");
     this.level = level;
+    byId("network").textContent = learnNetwork(network);
     byId("isolation").textContent = full ? "full isolation" : `isolation: ${level}`;
     byId("isolation").title = full ? "Every part was found by trying" : Object.entries(missing).map((part) => part.join(": ")).join("\n");
   }

@@ -1,6 +1,6 @@
 /** Cells of a session: start each once, follow it while it runs, and return its result. A cell that may have run is never sent again. */
 
-import { Problem, asked, beganAnew, moveTo, offers, part, request, since } from "./api.js";
+import { Problem, asked, beganAnew, moveTo, offers, part, reach, request, since } from "./api.js";
 import { randomName } from "./dom.js";
 
 const LONGEST_POLL = 25; // seconds
@@ -21,6 +21,7 @@ export async function run(session, code, { transactional, reader, onStarted, onN
   const headers = { "operation-id": id, "x-aca-sessions-answered": "input", ...since(session) };
   if (transactional) headers["x-aca-sessions-transactional"] = "1";
   let lost = null;
+  await reach();
   try {
     const answer = await request("POST", "executions", { session, headers, json: call(code, "Asynchronous") });
     onNumbered(Number(answer.headers.get("x-aca-sessions-number")));

@@ -24,8 +24,9 @@ export async function listSessions() {
 export const endSession = (name) => request("DELETE", "session", { session: name });
 
 function described({ identifier: id, createdAt: created, ...one }) {
+  const cooldown = (Date.parse(one.expireAt) - Date.parse(one.lastAccessedAt)) / 1000; // 0 where sessions do not expire
   const { name: given = null, cells = null, ...live } = one.acaSessions ?? unknownState(one);
-  return { id, created, given, cells, name: given ?? wordsOf(id), ...live };
+  return { id, created, cooldown, given, cells, name: given ?? wordsOf(id), ...live };
 }
 
 function unknownState(one) {

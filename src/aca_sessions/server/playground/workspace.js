@@ -9,7 +9,8 @@ import { told } from "./verdict.js";
 
 const INSTALL_TIMEOUT = 600; // seconds
 const PIP_INSTALL = /^[%!] *(?:python[\d.]* +-m +)?pip3? +install +([^#\n]*)/gm;
-const QUIET = /^(?:-q+|--quiet)$/;
+const OPTION = /^(?:-[qU]+|--quiet|--upgrade)$/; // nothing to do for a new package: the server installs the newest that fits
+const UPGRADE = /(?<= )(?:-U|--upgrade)(?= |$)/gm;
 const REQUIREMENT = /^[a-z0-9][\w.,[\]=<>!~*-]*$/i;
 const RESET = "Reset: the variables are gone, the files are kept.";
 const BRANCHED = "This session goes on from where another was.";
@@ -67,9 +68,9 @@ export class Workspace {
     this.dropCompletion();
     const cell = new Cell(this.id, source, { edit: this.edit, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
-    const [wanted, before] = [offers("packages") ? requirementsOf(source) : [], this.afterInstallation];
+    const [hasInstallation, before] = [offers("packages") && source.search(PIP_INSTALL) >= 0, this.afterInstallation];
     let sent = () => {};
-    if (wanted.length) this.afterInstallation = new Promise((resolve) => (sent = resolve));
+    if (hasInstallation) this.afterInstallation = new Promise((resolve) => (sent = resolve));
     const onNumbered = (number) => {
       this.numbered(number);
       sent();
@@ -77,8 +78,10 @@ export class Workspace {
     return this.shown(cell, async (reader) => {
       try {
         await before;
+        const wanted = hasInstallation ? requirementsOf(source) : [];
         if (wanted.length) await this.installFor(cell, wanted);
-        return await run(this.id, source, { transactional, reader, onStarted, onNumbered });
+        const sendable = wanted.length ? source.replace(PIP_INSTALL, (line) => line.replace(UPGRADE, "")) : source; // it is the newest
+        return await run(this.id, sendable, { transactional, reader, onStarted, onNumbered });
       } finally {
         sent();
       }
@@ -147,6 +150,12 @@ export class Workspace {
       this.isCatchingUp = false;
       this.explain();
     }
+  }
+
+  /** Restart its cool-down, because somebody looks at it. */
+  async keepUp() {
+    if (!this.live?.cooldown || this.live.idle < this.live.cooldown / 3 || !offers("history")) return;
+    await asked("GET", "session/history", { session: this.id, query: { after: this.seen } });
   }
 
   /** A page of the history; with what happened between its cells, where the page shows nothing yet. */
@@ -257,21 +266,23 @@ export class Workspace {
 
   /** Installs packages, between cells. */
   async install(requirements) {
-    await this.requestPackages(requirements);
-    this.tell(`Installed: ${requirements.map(shownName).join(", ")}.`);
+    this.tell(await this.requestPackages(requirements));
   }
 
+  /** Have the server install packages, and return a sentence about it. */
   async requestPackages(requirements) {
     const json = { requirements, timeout: INSTALL_TIMEOUT };
-    const { error } = (await asked("POST", "session/packages", { session: this.id, json })).acaSessions;
+    const { error, stdout } = (await asked("POST", "session/packages", { session: this.id, json })).acaSessions;
     if (error) throw new Problem(200, "NotInstalled", `not installed: ${error.message}`);
+    const names = requirements.map((one) => (REQUIREMENT.test(one) ? one : shownName(one))).join(", ");
+    const isThere = stdout.split("\n")[0].endsWith(" is there already"); // the first line is the server's
+    return isThere ? `There already, and left as it is: ${names}. For another version, write NAME==VERSION.` : `Installed: ${names}.`;
   }
 
   /** Install what the `%pip install` of a cell names, because the cell itself cannot. Then its pip finds that all of it is there. */
   async installFor(cell, requirements) {
     cell.status.textContent = `Installing ${requirements.join(", ")} …`;
-    await this.requestPackages(requirements);
-    cell.element.before(notice(`Installed: ${requirements.join(", ")}.`));
+    cell.element.before(notice(await this.requestPackages(requirements)));
     if (cell.isInterrupted) throw new Problem(0, "Interrupted", "it was interrupted while packages were installed");
     cell.status.textContent = WAITING;
   }
@@ -336,10 +347,12 @@ export class Workspace {
   }
 }
 
-/** The requirements that the `%pip install` lines of a cell name; none if one of them has an option or a path, which the server does not take. */
+/** The requirements that the `%pip install` lines of a cell name; none if one of them has a path, which the server does not take. */
 function requirementsOf(source) {
   const words = [...source.matchAll(PIP_INSTALL)].flatMap(([, named]) => named.trim().split(/ +/));
-  const wanted = words.map((word) => word.replace(/^(["'])(.*)\1$/, "$2")).filter((word) => word && !QUIET.test(word));
+  const wanted = words.map((word) => word.replace(/^(["'])(.*)\1$/, "$2")).filter((word) => word && !OPTION.test(word));
+  const option = wanted.find((word) => word.startsWith("-"));
+  if (option) throw new Problem(0, "NotInstalled", `%pip install takes names here, and the options -q and -U, but not ${shownName(option)}`);
   return wanted.every((word) => REQUIREMENT.test(word)) ? wanted : [];
 }
 
