@@ -36,7 +36,7 @@ from IPython.display import clear_output, display
 from .client.pool import SessionPool
 from .client.session import Session
 from .connect import open_pool
-from .errors import ACASessionsError, NotFoundError
+from .errors import ACASessionsError, NotFoundError, ServiceError
 from .guest_text import TerminalFilter, for_terminal, printable, shown_caption, shown_name
 from .hints import Remedies, hint
 from .interactive import CellError, InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
@@ -383,6 +383,8 @@ class SessionMagics(Magics):
         )
 
     def _advise(self, name: str, result: CodeExecutionResult) -> str:
+        if result.error is not None and result.error.name == "ImportError" and "IProgress not found" in result.error.message:
+            return _NO_WIDGETS
         option = "" if name == _DEFAULT else f"-n {name} "
         remedies = Remedies(
             f"install a missing package with %session_install {option}PACKAGE",
@@ -395,11 +397,10 @@ class SessionMagics(Magics):
     def _leased(self, name: str, *, starts: bool = True) -> Iterator[InteractiveSession]:
         """Lease the session with this name for a `with` block. Convert this package's errors, except CellError, to UsageError.
 
-        If `starts` is false, raise UsageError if the notebook has no session of that name, unless it is the default name. IPython shows a
-        UsageError without a traceback.
+        If `starts` is false, raise UsageError if the notebook has no session of that name. IPython shows a UsageError without a traceback.
         """
         portal, pool = self._open()
-        if not starts and name != _DEFAULT and (unknown := self._describe_unknown(name)):
+        if not starts and (unknown := self._describe_unknown(name)):
             raise UsageError(unknown)
         leased: Future[Session] = Future()
 
@@ -423,7 +424,8 @@ class SessionMagics(Magics):
         except CellError:
             raise
         except ACASessionsError as error:
-            raise UsageError(printable(str(error), colours=False)) from error
+            message = error.message if isinstance(error, ServiceError) else str(error)
+            raise UsageError(printable(message, colours=False)) from error
         finally:
             self._in_use.discard(name)
             holding.cancel()  # ends the lease, also if the wait for it was interrupted

@@ -103,6 +103,8 @@ def _new_file() -> str:
 
 
 def _succeeded(failure: str, result: CodeExecutionResult) -> None:
+    if result.error is not None and "[Errno 28]" in result.error.message:  # ENOSPC: the value is copied by a file
+        raise InvalidArgumentError(f"{failure}: the session's /mnt/data is full: delete files there first")
     if result.error is not None:
         raise InvalidArgumentError(f"{failure}: {_with_hint(shown_caption(result.error.message))}")
 

@@ -342,6 +342,25 @@ def test_a_mistyped_session_is_an_error_that_lists_the_sessions(notebook: Notebo
     assert "there is no session nosuch" in notebook.run("%session_reset nosuch").text
 
 
+def test_only_magics_that_run_code_start_the_session_without_a_name(notebook: Notebook) -> None:
+    notebook.run("%session 1")
+    notebook.run("%session_reset")
+    for magic in ("files", "files -n notebook", "export a.ipynb", "get a.txt", "rollback", "checkpoints"):
+        assert "UsageError: there is no session notebook: " in notebook.run(f"%session_{magic}").text
+    assert notebook.run("%session_reset").text.startswith("there is no session notebook: ")
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(notebook: Notebook) -> None:
+    notebook.run("values = [0.5] * 3_000_000; open('large', 'wb').write(bytes(2 << 20))")
+    notebook.run("%%session full\nopen('full', 'wb').write(bytes(255 << 20)); values = [0.5] * 3_000_000")
+    says = "the session's /mnt/data is full: delete files"
+    for magic in ("session -n full -o values", "session -n full -i values 1", "session_put -n full large"):
+        said = notebook.run(f"%{magic}").text
+        assert says in said
+        assert "service" not in said
+        assert "Errno" not in said
+
+
 def test_spaces_after_the_commas_of_variables_name_no_session(notebook: Notebook) -> None:
     notebook.run("a, b = 1, 2")
     assert notebook.run("%%session commas -i a, b -o c, d\nc = a + b; d = 4; c").text == "3"
@@ -362,7 +381,10 @@ def test_reloading_the_extension_keeps_the_sessions(notebook: Notebook) -> None:
 def test_a_widget_gives_a_hint_that_it_cannot_work(notebook: Notebook) -> None:
     view = "{'text/plain': 'IntSlider(value=0)', 'application/vnd.jupyter.widget-view+json': {'model_id': 'a'}}"
     cell = notebook.run(f"%%session one\ndisplay({view}, raw=True)")
-    assert cell.stream("stderr").startswith("[hint] widgets of a session are only shown as text that does not change")
+    hint = "[hint] widgets of a session are only shown as text that does not change"
+    assert cell.stream("stderr").startswith(hint)
+    bar = "raise ImportError('IProgress not found. Please update jupyter and ipywidgets.')"  # of tqdm.notebook without ipywidgets
+    assert notebook.run(f"%%session one\n{bar}").stream("stderr").startswith(hint)
 
 
 def test_magics_print_their_help(notebook: Notebook) -> None:
