@@ -295,6 +295,13 @@ def with_cell(**cell: object) -> dict[str, object]:
     return NOTEBOOK | {"cells": [cell]}
 
 
+async def test_a_notebook_says_that_jupyter_does_not_write_an_uploaded_file(session: Session) -> None:
+    written = await recorded(session)
+    assert written["cells"][0]["source"] == (
+        "`data/figures.csv` was uploaded: 6 bytes. Jupyter does not write it: put it beside this notebook first."
+    )
+
+
 def upload(path: str, attachments: object = None) -> dict[str, object]:
     told = {"aca_sessions": {"upload": path, "size": 1, "sha256": "0"}}
     return with_cell(cell_type="markdown", source="", metadata=told, attachments=attachments)

@@ -307,7 +307,8 @@ def _cell(step: Step, count: int) -> dict[str, Any]:
         case UploadStep(path, size, sha256, content):
             upload: dict[str, object] = {"upload": path, "size": size, "sha256": sha256}
             attached = {} if content is None else {"attachments": {path: {_BINARY: base64.b64encode(content).decode()}}}
-            return {"cell_type": "markdown", "metadata": {_METADATA: upload}, "source": _described(step), **attached}
+            source = f"{_described(step)} Jupyter does not write it: put it beside this notebook first."
+            return {"cell_type": "markdown", "metadata": {_METADATA: upload}, "source": source, **attached}
         case DeleteStep(path):
             return {"cell_type": "markdown", "metadata": {_METADATA: {"delete": path}}, "source": _described(step)}
         case ResetStep():
