@@ -257,6 +257,9 @@ def _is_base64(text: str) -> bool:
 
 
 def sandboxed(html: str) -> str:
-    """Return an <iframe> for HTML that may run scripts. The frame has its own origin, so scripts cannot reach the page around it."""
-    style = "border: 0; width: 100%; height: 20em; resize: vertical; background: white; color-scheme: light"
+    """Return an <iframe> for HTML that may run scripts. The frame has its own origin, so scripts cannot reach the page around it.
+
+    The page cannot read the height of such a frame's content. Charts of plotly have 450 pixels unless they set a height.
+    """
+    style = "border: 0; width: 100%; height: 480px; resize: vertical; background: white; color-scheme: light"
     return f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{escape(html)}"></iframe>'
