@@ -215,6 +215,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
             (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
             (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
             (["run", "--endpoint", "http://127.0.0.1:9", "1"], "`export ACASessions__ApiKey=KEY`"),
+            (["run", "--memory", "1", "1"], "usage: aca-sessions run [-h]"),
             (["run"], "are required: CODE|FILE|- (code"),
             (["run", "none.txt"], "none.txt is not a file"),
             (["run", "./none"], "./none is not a file"),
@@ -310,6 +311,13 @@ def test_doctor_reports_full_isolation_item_by_item() -> None:
     assert run.stdout.rstrip().endswith("isolation: full")
     for part in ("user namespace", "seccomp", "Landlock", "capabilities", "no host network"):
         assert part in run.stdout
+
+
+def test_doctor_says_that_it_does_not_check_the_endpoint_that_is_set() -> None:
+    run = aca_sessions("doctor", env=os.environ | {"ACASessions__Endpoint": "http://127.0.0.1:1", "ACASessions__ApiKey": "key"})
+    assert "this report is about this machine" in run.stderr
+    assert "`doctor --endpoint URL`" in run.stderr
+    assert run.stdout.rstrip().endswith("isolation: full")
 
 
 def test_doctor_reports_how_many_sessions_fit_and_why() -> None:

@@ -64,7 +64,7 @@ async def test_a_session_in_its_own_environment_sees_no_package_of_the_host_prog
         seen = "import importlib.util as u, alpha; [bool(u.find_spec(n)) for n in ('alpha', 'semantic_kernel', 'httpx', 'numpy')]"
         assert (await session.run(seen)).text == "[True, False, False, False]"
         assert (await session.install("numpy<0")).error is not None
-    assert aca_sessions("env", "rm", "small").returncode == 0
+    assert aca_sessions("env", "rm", "small").stderr == "[environment removed: small]\n"
     none = aca_sessions("env", "list")
     assert (none.stdout, "no environments: `aca-sessions env create" in none.stderr) == ("", True)
 

@@ -34,9 +34,12 @@ def test_files_are_put_listed_got_and_removed(files: Files, tmp_path: Path) -> N
     assert files("put", "-", "folder/b.txt", stdin="two").returncode == 0
     assert [line.split()[-1] for line in files("ls").stdout.splitlines()] == ["a.txt", "folder/"]
     assert files("ls", "folder").stdout.split()[0] == "3"
-    assert (files("get", "folder/b.txt").returncode, (tmp_path / "b.txt").read_text()) == (0, "two")
+    got = files("get", "folder/b.txt")
+    assert (got.returncode, got.stdout, got.stderr, (tmp_path / "b.txt").read_text()) == (0, "", "[file saved: b.txt]\n", "two")
     assert files("get", "a.txt", "-").stdout == "one"
-    assert files("rm", "a.txt", "folder/b.txt").returncode == 0
+    refused = files("rm", "folder")
+    assert (refused.returncode, "aca-sessions: folder is a folder with files: delete these first" in refused.stderr) == (2, True)
+    assert files("rm", "a.txt", "folder/b.txt").stderr == "[file deleted: a.txt]\n[file deleted: folder/b.txt]\n"
     none = files("ls", "folder")
     assert (none.returncode, none.stdout, none.stderr) == (0, "", "no files\n")
 
@@ -62,6 +65,7 @@ def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) 
             (["rm", "none.txt"], "the session has no file or folder none.txt"),
             (["ls", "none"], "the session has no file or folder none"),
             (["put", "none.txt"], "none.txt is not a file on this machine: name an existing file"),
+            (["put", "/tmp"], "/tmp is a folder: name a file, or copy the folder with `aca-sessions run"),
             (["put", "-"], "a file from standard input must have a name"),
             (["get", 'a"b'], "a file name cannot contain quotation marks"),
         ],
@@ -89,7 +93,8 @@ def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
     header, line = aca_sessions("sessions", "ls", env=environment).stdout.splitlines()
     assert (header.split(), line.split()[-1]) == (["LAST", "USED", "(UTC)", "ENDS", "(UTC)", "NAME"], "the-secret")
     assert line.index("the-secret") == header.index("NAME")
-    assert aca_sessions("sessions", "rm", "the-secret", env=environment).returncode == 0
+    removed = aca_sessions("sessions", "rm", "the-secret", env=environment)
+    assert (removed.returncode, removed.stdout, removed.stderr) == (0, "", "[1 session ended]\n")
     none = aca_sessions("sessions", "ls", env=environment)
     assert (none.returncode, none.stdout, none.stderr) == (0, "", "no sessions\n")
     again = aca_sessions("sessions", "rm", "the-secret", "another", env=environment)

@@ -127,6 +127,14 @@ def test_a_failure_is_shown_and_the_session_continues(terminal: Terminal) -> Non
     assert "42" in terminal.enters("6 * 7")
 
 
+@pytest.mark.slow
+def test_help_and_hints_name_the_commands_of_the_repl(terminal: Terminal) -> None:
+    assert "%get --force replaces a file here" in terminal.enters("%help").replace("\r\n", " ")
+    shown = terminal.enters("!pip install humanizzze")
+    assert "[hint] install a missing package with %install PACKAGE" in shown
+    assert "session.install" not in shown
+
+
 @pytest.mark.long
 def test_magics_are_the_sessions_own(terminal: Terminal) -> None:
     assert "/mnt/data" in terminal.enters("%pwd")
@@ -264,7 +272,7 @@ def test_a_completion_that_does_not_return_is_abandoned_with_its_prompt(terminal
     terminal.enters("class Slow:\n    def __dir__(self): __import__('time').sleep(10_000)\n\n")
     terminal.enters("slow = Slow()")
     terminal.types("slow.\t")
-    time.sleep(1)
+    terminal.reads("looking for names")
     terminal.types(f"{leaving}6 * 7\r")
     assert "42" in terminal.reads("42")
 
@@ -442,6 +450,15 @@ def test_completions_continue_what_was_typed() -> None:
     assert offered("%ti", ["%time"], 0) == ["%time"]
     assert offered("%ge", [], 0) == ["%get"]
     assert offered("%che", [], 0) == ["%checkpoint", "%checkpoints"]
+
+
+async def test_the_commands_of_the_repl_are_offered_before_the_session_answers() -> None:
+    answers = threading.Event()
+    completer = CellCompleter(lambda _code, _cursor: answers.wait() and Completions(matches=("%cd",), start=0, end=2), list, lambda: None)
+    offered = completer.get_completions_async(Document("%c"), CompleteEvent())
+    assert [(await anext(offered)).text, (await anext(offered)).text] == ["%checkpoint", "%checkpoints"]
+    answers.set()
+    assert [one.text async for one in offered] == ["%cd"]
 
 
 async def test_a_cancelled_completion_is_abandoned_and_not_waited_for() -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Never, cast
+from typing import Any, Never, cast
 
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError, ConfigurationError
@@ -114,7 +114,10 @@ async def _doctor(options: argparse.Namespace) -> int:
 
         return 0 if await check(Settings(Endpoint=options.endpoint)) else _FAILED
     from ..connect import isolation_report
+    from ..settings import Settings
 
+    if Settings().SessionsHttpClient.Endpoint:
+        write_error("this report is about this machine, and not about the Endpoint that is set: `doctor --endpoint URL` checks that")
     report = await isolation_report()
     print(report)
     return 0 if report.full else _FAILED
@@ -301,6 +304,13 @@ def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, but fail on unknown ones, so that the error comes with the usage of the command and not of the whole program."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
     def error(self, message: str) -> Never:
         super().error(message.replace(": CODE|FILE|-", ": CODE|FILE|- (code, a file, or - for code from standard input)"))
 
@@ -379,6 +389,7 @@ async def _remove_environment(options: argparse.Namespace) -> int:
     from ..settings import Settings
 
     environments(Settings(), _print_progress).remove(options.name)
+    _print_progress(f"[environment removed: {options.name}]")
     return 0
 
 

@@ -9,6 +9,7 @@ from threading import Thread
 
 from IPython.core.inputtransformer2 import TransformerManager
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -25,7 +26,8 @@ from ..sandbox.policy import user_folder
 
 EXITS = ("exit", "quit", "exit()", "quit()")
 # The first words that the repl itself acts on. No completion by code in the session may turn a cell into one of these.
-COMMANDS = ("%checkpoint", "%checkpoints", "%get", "%install", "%put", "%rollback", "%undo")
+COMMANDS = ("%checkpoint", "%checkpoints", "%get", "%help", "%install", "%put", "%rollback", "%undo")
+_MOMENT = 0.3  # seconds
 _MOST_HISTORY = 4 << 20  # bytes; a longer file is cut to its latest half
 _FOR_THIS_USER, _FOLDER_FOR_THIS_USER = 0o600, 0o700
 
@@ -52,7 +54,8 @@ class CellPrompt:
             lexer=PygmentsLexer(PythonLexer),
             key_bindings=_keys(),
             history=history,
-            completer=CellCompleter(complete, list_files, abandon),
+            completer=(completer := CellCompleter(complete, list_files, abandon)),
+            rprompt=lambda: "looking for names ..." if completer.is_looking else "",
             complete_while_typing=False,
         )
 
@@ -106,15 +109,21 @@ class CellCompleter(Completer):
         self._complete = complete
         self._list_files = list_files
         self._abandon = abandon
+        self.is_looking = False  # for longer than a moment
         self._paths = PathCompleter(expanduser=True)
 
     async def get_completions_async(self, document: Document, complete_event: CompleteEvent) -> AsyncGenerator[Completion, None]:
-        """Yield the completions, which another thread asks for. If the prompt ends meanwhile, do not wait for them."""
+        """Yield the commands of the repl, and then the completions that another thread asks for.
+
+        If the prompt ends meanwhile, do not wait for them.
+        """
+        for one in _own_commands(document):
+            yield one
         found = Future[list[Completion]]()
 
         def ask() -> None:
             try:
-                found.set_result([*self.get_completions(document, complete_event)])
+                found.set_result([*self._get_others(document, complete_event)])
             except BaseException as error:
                 found.set_exception(error)
 
@@ -122,15 +131,30 @@ class CellCompleter(Completer):
         # A thread of an executor would be waited for: code in the session decides how long a completion takes.
         Thread(target=ask, daemon=True).start()
         try:
-            completions = await asyncio.wrap_future(found)
+            waiting = asyncio.wrap_future(found)
+            await asyncio.wait({waiting}, timeout=_MOMENT)
+            self._set_looking(not waiting.done())
+            completions = await waiting
         except asyncio.CancelledError:
             self._abandon()
             raise
+        finally:
+            self._set_looking(False)
         for one in completions:
             yield one
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
-        """Yield the completions at the cursor. Yield none if asking the session for them fails."""
+        """Yield the completions at the cursor: commands of the repl, and others as `_get_others` does."""
+        yield from _own_commands(document)
+        yield from self._get_others(document, complete_event)
+
+    def _set_looking(self, is_looking: bool) -> None:
+        if is_looking != self.is_looking:
+            self.is_looking = is_looking
+            get_app().invalidate()  # draws the prompt again
+
+    def _get_others(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """Yield names of the session or of files. Yield none if asking the session for them fails."""
         before = document.text_before_cursor
         words = before.split()
         argument = before.rpartition(" ")[2]
@@ -161,8 +185,12 @@ class CellCompleter(Completer):
             made = next(iter(f"{text[: found.start]}{match}{text[cursor:]}".split()), "")
             if made not in (*COMMANDS, *EXITS) or (made.startswith(first) and " " not in match):
                 yield Completion(match, start_position=found.start - cursor)
-        if first.startswith("%") and text == first:
-            yield from (Completion(one, start_position=-len(text)) for one in COMMANDS if one.startswith(first))
+
+
+def _own_commands(document: Document) -> Iterator[Completion]:
+    text = document.text
+    if text.startswith("%") and document.cursor_position == len(text):
+        yield from (Completion(one, start_position=-len(text)) for one in COMMANDS if one.startswith(text))
 
 
 def open_history(path: Path | None, *, kept: bool) -> History:

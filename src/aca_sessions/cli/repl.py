@@ -4,12 +4,15 @@ import argparse
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from ..connect import access_of
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError
 from ..guest_text import printable, shown_caption, shown_name
+from ..hints import Remedies, hint
 from ..interactive import InteractiveSession, LiveCell, handle_ctrl_c
-from ..models import Checkpoint, Completions, Prompt
+from ..models import Access, Checkpoint, Completions, Prompt
 from .prompt import COMMANDS, EXITS, CellPrompt, open_history
 from .run import CellPrinter, read_answer, save_images, show
 from .sessions import free_path, reserved, settings_at, settings_with_endpoint
@@ -17,8 +20,17 @@ from .streams import progress
 
 _COMPLETION_SECONDS = 60.0
 _GREETING = """\
-An isolated Python session. Tab completes, Ctrl-C interrupts, exit or Ctrl-D leaves.
+An isolated Python session. Tab completes, Ctrl-C interrupts, exit or Ctrl-D leaves, %help explains.
 %get NAME [PATH], %put PATH [NAME], %install PACKAGE, %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."""
+_HELP = f"""\
+{_GREETING}
+%get and %put copy a file out of the session and into it; %get --force replaces a file here. %install adds packages.
+%checkpoint keeps variables and files, %rollback and %undo return to them, %checkpoints lists them. %magic lists IPython's own commands."""
+_REMEDIES = Remedies(
+    "install a missing package with %install PACKAGE",
+    "bring data in with %put PATH",
+    "a session sees no files of this machine: bring them in with %put PATH",
+)
 _LEFT = "[session state unknown: the command did not wait for the result]"
 
 
@@ -27,7 +39,8 @@ def repl(options: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigurationError("repl needs a terminal: `aca-sessions run -` runs code from standard input")
     history = open_history(options.history, kept=not options.no_history)
-    session = _session(options)
+    settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
+    session = InteractiveSession.join(options.session, settings=settings) if options.session else InteractiveSession(settings)
     with progress("starting the sandbox"):
         session.open()
     with session:
@@ -42,14 +55,8 @@ def repl(options: argparse.Namespace) -> int:
         print(_GREETING)
         while (code := _read(prompt)) is not None and code.strip() not in EXITS:
             if code.strip():
-                _execute(session, code)
+                _execute(session, code, access_of(settings))
     return 0
-
-
-def _session(options: argparse.Namespace) -> InteractiveSession:
-    if options.session:
-        return InteractiveSession.join(options.session, settings=settings_with_endpoint(options.endpoint, "--session"))
-    return InteractiveSession(settings_at(options.endpoint))
 
 
 def _read(prompt: CellPrompt) -> str | None:
@@ -63,10 +70,12 @@ def _read(prompt: CellPrompt) -> str | None:
             return None
 
 
-def _execute(session: InteractiveSession, code: str) -> None:
+def _execute(session: InteractiveSession, code: str, access: Access) -> None:
     try:
         if code.split()[0] not in COMMANDS:
-            _run(session, code)
+            _run(session, code, access)
+        elif code.strip() == "%help":
+            print(_HELP)
         elif (message := _time_travel(session, code)) is not None:
             print(message)
         else:
@@ -149,14 +158,15 @@ def _put(session: InteractiveSession, path: Path, name: str = "") -> None:
     print(f"[file sent: {shown_name(name or path.name)}]")
 
 
-def _run(session: InteractiveSession, code: str) -> None:
+def _run(session: InteractiveSession, code: str, access: Access) -> None:
     printer = CellPrinter()
     cell = session.stream(code, on_input=lambda prompt: _answer(cell, printer, prompt))
     with cell.interrupted_by_ctrl_c():
         for event in cell:
             printer.print_event(event)
             if event.result is not None:
-                printer.finish(event.result, *save_images(event.result, Path()))
+                result = replace(event.result, hint=hint(event.result, access, _REMEDIES))
+                printer.finish(result, *save_images(result, Path()))
 
 
 def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:

@@ -7,7 +7,7 @@ the key and asked for them.
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -63,6 +63,8 @@ async def end_sessions(options: argparse.Namespace) -> int:
                 await interpreter.delete_session(name)
             except ServiceError as error:
                 raise _unknown(error, _place_of(place, len(options.name))) from None  # the cause may hold the name, which is a secret
+    count = len(options.name)
+    write_error(f"[{count} session{'s' if count > 1 else ''} ended]")
     return 0
 
 
@@ -90,6 +92,7 @@ async def get_file(options: argparse.Namespace) -> int:
         try:
             if target is not None:
                 await _save_file(session, options.name, target, force=options.force)
+                write_error(f"[file saved: {shown_name(str(target), _LONGEST_PATH)}]")
             else:
                 _write_to_output(await session.download_file(options.name))
         except NotFoundError as error:
@@ -102,6 +105,7 @@ async def put_file(options: argparse.Namespace) -> int:
     name = options.name or Path(options.source).name
     if options.source == _STANDARD and not options.name:
         raise InvalidArgumentError("a file from standard input must have a name: add one, as in `aca-sessions files put - data.csv`")
+    _refuse_folder(options.source)
     data = standard_input().read() if options.source == _STANDARD else Path(options.source)
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         try:
@@ -121,6 +125,15 @@ async def delete_files(options: argparse.Namespace) -> int:
                 await interpreter.delete_file(options.session, name)
             except NotFoundError as error:
                 raise _missing_file(name) from error
+            except ServiceError as error:
+                with suppress(ServiceError):
+                    if await interpreter.list_files(options.session, name):
+                        raise InvalidArgumentError(
+                            f"{shown_name(name, _LONGEST_PATH)} is a folder with files: delete these first, or the whole folder with "
+                            "`aca-sessions run --session NAME '!rm -r FOLDER'`"
+                        ) from error
+                raise
+            write_error(f"[file deleted: {shown_name(name, _LONGEST_PATH)}]")
     return 0
 
 
@@ -245,6 +258,12 @@ def _write_to_output(data: bytes) -> None:
     else:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
+
+
+def _refuse_folder(source: str) -> None:
+    if Path(source).is_dir():
+        advice = "name a file, or copy the folder with `aca-sessions run --session NAME --file FOLDER ''`"
+        raise InvalidArgumentError(f"{shown_name(source, _LONGEST_PATH)} is a folder: {advice}")
 
 
 def _missing_file(name: str) -> InvalidArgumentError:
