@@ -20,7 +20,7 @@ async function tryKey(key, refused) {
       remember({ key });
       return true;
     }
-    remember({ key: undefined });
+    if (kept) remember({ key: undefined });
     problem.textContent = refused;
   } catch (error) {
     problem.textContent = error.message;
