@@ -101,11 +101,7 @@ def test_a_larger_upload_is_refused_before_it_is_sent(proxy: Proxy) -> None:
     connection.putheader("content-length", str(Hosting().max_upload + (1 << 17)))
     connection.endheaders()
     reply = connection.getresponse()
-    error = json.load(reply)["error"]
-    assert (reply.status, error["code"]) == (413, "RequestTooLarge")
-    assert error["message"].startswith(
-        "an uploaded file must have at most 128 MB, got more: split it, or have the session's operator mount"
-    )
+    assert (reply.status, json.load(reply)["error"]["code"]) == (413, "RequestTooLarge")  # by nginx, with its own text
     connection.close()
 
 
