@@ -308,7 +308,7 @@ def test_an_interrupted_command_ends_quietly() -> None:
 def test_doctor_reports_full_isolation_item_by_item() -> None:
     run = aca_sessions("doctor")
     assert run.returncode == 0, run.stdout
-    assert run.stdout.rstrip().endswith("isolation: full")
+    assert run.stdout.endswith("isolation: full\nready: aca-sessions run 'print(6*7)'\n")
     for part in ("user namespace", "seccomp", "Landlock", "capabilities", "no host network"):
         assert part in run.stdout
 
@@ -317,7 +317,7 @@ def test_doctor_says_that_it_does_not_check_the_endpoint_that_is_set() -> None:
     run = aca_sessions("doctor", env=os.environ | {"ACASessions__Endpoint": "http://127.0.0.1:1", "ACASessions__ApiKey": "key"})
     assert "this report is about this machine" in run.stderr
     assert "`doctor --endpoint URL`" in run.stderr
-    assert run.stdout.rstrip().endswith("isolation: full")
+    assert run.stdout.endswith("isolation: full\nready: aca-sessions run 'print(6*7)'\n")
 
 
 def test_doctor_reports_how_many_sessions_fit_and_why() -> None:

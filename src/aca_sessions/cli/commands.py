@@ -120,6 +120,8 @@ async def _doctor(options: argparse.Namespace) -> int:
         write_error("this report is about this machine, and not about the Endpoint that is set: `doctor --endpoint URL` checks that")
     report = await isolation_report()
     print(report)
+    if report.full:
+        print("ready: aca-sessions run 'print(6*7)'")
     return 0 if report.full else _FAILED
 
 
