@@ -41,7 +41,7 @@ async def test_a_flood_of_frames_slows_no_other_session(pool: SessionPool) -> No
 
 
 async def test_a_frame_may_not_exceed_the_current_limit() -> None:
-    """A session has no room on the host for frames that cannot come: one that is too large between two cells ends the interpreter."""
+    """The host limits each message of a session to what is possible at that moment: a larger one between two cells ends the interpreter."""
     async with Sandboxes(Policy(image=IMAGE, preload=(), spares=0)) as sandboxes:
         sandbox = await sandboxes.open()
         interpreter = await sandbox.interpreter()

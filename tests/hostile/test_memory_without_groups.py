@@ -120,13 +120,13 @@ def test_files_take_no_more_memory_than_the_session_may(groups: bool) -> None:
 
 @EACH
 def test_files_count_to_the_memory_of_all_sessions(groups: bool) -> None:
-    """The files of all sessions count to the memory that they may have together: over it one of them ends."""
+    """The files of all sessions count to the memory limit that the sessions share. Above it, one of the sessions ends."""
     assert measured(groups=groups)["together"] == [80 << 20, ["lost: memory"]]
 
 
 @EACH
 def test_uncounted_memory_is_reported(groups: bool) -> None:
-    """Which memory of a session is not counted, its isolation says, however it is counted."""
+    """A session's `isolation` lists the kinds of memory that are not counted, with and without control groups."""
     isolation = measured(groups=groups)["files"][3]
     assert ("branches and checkpoints included" in isolation) != ("; not counted: " in isolation)  # an ordinary user may make no groups
     assert groups or "processes and sockets, looked at" in isolation

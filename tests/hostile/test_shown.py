@@ -47,7 +47,7 @@ def labels(text: str) -> list[str]:
 
 
 async def test_no_host_line_can_be_forged_for_a_model(pool: SessionPool) -> None:
-    """In what a model reads, a line that begins with a label of the host's is the host's: nothing that code prints or names looks so."""
+    """In text for a model, only the host writes lines that begin with its labels: copies in what code prints or names are changed."""
     with http_server() as server:
         async with pool.session() as session, http_client_session(server) as client:
             for code in FORGERIES:
