@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
+from aca_sessions import _HOMES
 from aca_sessions.cli.commands import build_parser
 from aca_sessions.settings import SECTION, Settings
 
@@ -26,10 +27,17 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "samples" / "cookbook"
 MERMAID = ROOT / ".venv-others" / "mermaid.js"  # draws diagrams in the reader's browser; without it, their source is shown
 # Files outside of docs/ that are pages of the site. Others to which a page links are copied below files/.
-PAGES = {"README.md": "index.md", "SECURITY.md": "guides/security.md", "CHANGELOG.md": "reference/changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "SECURITY.md": "guides/security.md",
+    "CHANGELOG.md": "reference/changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
 MEASURED = "benchmarks/results.md"
 _LINK = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_OF_CODE = re.compile(r"^::: aca_sessions\.([\w.]+)\n((?: +\S.*\n)*)", re.MULTILINE)  # a name of the code, and options below it
+_TO_CODE = re.compile(r"\[(`[^`]+`)\]\[aca_sessions\.[\w.]+\]")  # a link to the description of a name
 _texts: dict[str, str] = {}  # the Markdown of each page by its path
 
 
@@ -65,7 +73,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Turn links to files of the repository into links of the site."""
     text = _with_links(markdown, page.file.src_uri)
-    _texts[page.file.src_uri] = text
+    _texts[page.file.src_uri] = _TO_CODE.sub(r"\1", _OF_CODE.sub(_described, text))
     return text
 
 
@@ -82,6 +90,55 @@ def on_post_build(*, config: MkDocsConfig) -> None:
         index.append(f"## {section}\n\n" + "\n".join(f"- [{_title(path)}]({path})" for path in pages) + "\n")
     (site / "llms.txt").write_text("\n".join(index))
     (site / "llms-full.txt").write_text("\n\n".join(_texts[path] for _, pages in ordered for path in pages))
+
+
+# --- the published Markdown of the API ---
+
+
+@cache
+def _package() -> griffe.Object | griffe.Alias:
+    return griffe.load("aca_sessions", search_paths=[ROOT / "src"])
+
+
+def _described(found: re.Match[str]) -> str:
+    """Return the signatures and docstrings of a public name and its members. In the HTML, mkdocstrings shows them instead."""
+    name, options = found[1], {key: value for part in (yaml.safe_load(found[2]) or {}).values() for key, value in part.items()}
+    one = _original(_package()[f"{_HOMES[name]}.{name}" if name in _HOMES else name])
+    parts = [f"### `aca_sessions.{name}`", *_signature_and_text(one)]
+    if one.is_class:
+        initializer = one.all_members.get("__init__") if options.get("merge_init_into_class", True) else None
+        members = one.all_members if options.get("inherited_members") else one.members
+        if options.get("members") is False:
+            initializer, members = None, {}
+        public = [_original(each) for key, each in members.items() if not key.startswith("_")]
+        parts[1] = _class_block(one, initializer and _original(initializer), public)
+        if initializer and initializer.docstring and not initializer.docstring.value.isspace():
+            parts.append(initializer.docstring.value)
+        for each in public:
+            if each.docstring:
+                parts += [f"#### `{one.name}.{each.name}`", *_signature_and_text(each)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _original(one: Any) -> Any:
+    return one.final_target if one.is_alias else one
+
+
+def _class_block(one: Any, initializer: Any, public: list[Any]) -> str:
+    """Return the signature of a class. If its initializer is not for users, return its fields, which the docstring describes."""
+    if initializer is not None:
+        head = initializer.signature().removeprefix("__init__").rpartition(" -> ")[0]
+        return f"```python\nclass {one.name}{head}\n```"
+    fields = [f"    {each.name}: {each.annotation}" for each in public if each.is_attribute and not each.docstring and each.annotation]
+    return "\n".join([f"```python\nclass {one.name}" + ":" * bool(fields), *fields, "```"])
+
+
+def _signature_and_text(one: Any) -> list[str]:
+    if one.is_function:
+        code = "async def " * ("async" in one.labels) + "def " * ("async" not in one.labels) + one.signature()
+    else:
+        code = f"{one.name}: {one.annotation}" if one.is_attribute and one.annotation else one.name
+    return [f"```python\n{code}\n```", *([one.docstring.value] if one.docstring else [])]
 
 
 # --- links ---

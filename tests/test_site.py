@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -84,6 +85,21 @@ def test_each_blocking_method_is_linked_to_its_description() -> None:
     own = {name for name, member in vars(Session).items() if not name.startswith("_") and callable(member)}
     shared = {name for name in own if getattr(InteractiveSession.__dict__.get(name), "__wrapped__", None) is vars(Session)[name]}
     assert {*re.findall(r"\[`(\w+)`\]\[aca_sessions\.Session\.\w+\]", REFERENCE)} == shared
+
+
+def test_the_published_markdown_of_the_reference_has_signatures_and_docstrings(site: Path) -> None:
+    published = (site / "reference" / "api.md").read_text()
+    assert not re.search(r"^:::|\]\[aca_sessions", published, re.MULTILINE)
+    for name in aca_sessions.__all__:
+        described = published.partition(f"\n### `aca_sessions.{name}`\n")[2].partition("\n### ")[0]
+        public = getattr(aca_sessions, name)
+        assert (public.__doc__ or "").splitlines()[0] in described, name
+        # The page says of these two, in a sentence, which methods are those of another class.
+        is_shared = name in ("InteractiveSession", "PythonCodeInterpreterPlugin")
+        for key, member in vars(public).items() if isinstance(public, type) and name != "Settings" and not is_shared else ():
+            if not key.startswith("_") and isinstance(member, FunctionType) and member.__doc__:
+                assert f"\n#### `{name}.{key}`\n\n```python\n" in described, f"{name}.{key}"
+    assert "async def run(code: str, *, libraries: Sequence[str] = ()" in published
 
 
 def test_each_public_method_and_argument_is_documented() -> None:
