@@ -326,7 +326,8 @@ class LimitsSettings(_Section):
     Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
     """Processors whose time the session may use: 1.5 is the time of one and a half. It needs control groups. Unset: all, shared fairly."""
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] = _LIMITS.cell_timeout
-    """Seconds of wall-clock time that a cell may run. Waiting for a processor counts, waiting for the host to reply does not."""
+    """Seconds of wall-clock time that a cell may run, if its call gives no time. Waiting for a processor counts, waiting for the host to
+    reply does not. A call may ask for more: `timeout=`, up to 86,400 seconds embedded and with `serve`, up to 220 at Azure."""
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] = _LIMITS.output // KB
     """Kilobytes of stdout and of stderr that a result keeps: the beginning and the end of each."""
     History: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.history
