@@ -5,8 +5,11 @@ The plugin and the other tools for models take `timeout`, `memory_megabytes` and
 files. `timeout` may be up to 24 hours; Azure stops a cell [after 220
 seconds](../guides/azure.md). A cell that takes longer is interrupted, and its
 variables are kept. A cell that reaches a limit ends with a hint that the model can
-act on. A `pool` of your own and an Endpoint have their limits already: set them
-there (`Sandbox:Limits`).
+act on.
+
+With a `pool` of your own or an Endpoint, `memory_megabytes` and `disk_megabytes`
+are refused. Set `Sandbox:Limits` where the sessions run: in the settings that open
+the pool, or in those of the server. `timeout` works there as well.
 """
 
 import asyncio
