@@ -132,6 +132,10 @@ def _described(one: Any) -> set[str]:
     return {each.name.lstrip("*") for part in sections if part.kind.value in ("parameters", "attributes") for each in part.value}
 
 
+def test_the_home_page_names_the_version() -> None:
+    assert f"\nVersion {aca_sessions.__version__}, " in (ROOT / "docs" / "index.md").read_text()
+
+
 def test_each_setting_is_described() -> None:
     rows = re.findall(r"^\| `(\w+)`<br>.* \| (.*) \|$", (ROOT / "docs" / "reference" / "settings.md").read_text(), re.MULTILINE)
     assert len(rows) > 40
