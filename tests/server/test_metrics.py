@@ -32,6 +32,8 @@ Numbers = dict[str, float]
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with Server("--port", "0", "--api-key", "key", "--max-sessions", "2", "--metrics", "--metrics-key", "scrape") as running:
+        # An instrument has no series before its first event, so a session runs a cell first.
+        aca_sessions("run", "--endpoint", running.endpoint, "1", env=os.environ | {"ACASessions__ApiKey": "key"})
         yield running
 
 
