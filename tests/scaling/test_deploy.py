@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aca_sessions.cli.commands import _parser
+from aca_sessions.cli.commands import build_parser
 
 from ..conftest import ROOT
 from .cluster import CONFIGURATION, NGINX, needs_nginx
@@ -90,7 +90,7 @@ def test_the_network_policy_lets_the_proxy_in_and_servers_reach_nothing() -> Non
 
 def test_a_server_starts_with_valid_options_and_is_killed_only_after_it_has_drained(servers: list[Body]) -> None:
     for _, spec in pods(servers):
-        options = _parser().parse_args(spec["containers"][0]["args"])
+        options = build_parser().parse_args(spec["containers"][0]["args"])
         assert options.drain_seconds < spec["terminationGracePeriodSeconds"]
         assert options.port == spec["containers"][0]["ports"][0]["containerPort"]
         probes = {name: spec["containers"][0][f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}

@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from aca_sessions.cli.commands import _parser
+from aca_sessions.cli.commands import build_parser
 from aca_sessions.cli.connections import Listener
 from aca_sessions.cli.serving import Server, listen_on_port
 from aca_sessions.server.guard import client_address
@@ -74,5 +74,5 @@ async def test_a_proxy_on_a_socket_file_is_trusted_by_a_word_of_its_own(tmp_path
 @pytest.mark.parametrize("proxy", ["", "*", "proxy.example", "10.0.0.1/8", "10.0.0.0/33"])
 def test_a_proxy_that_is_neither_an_address_nor_a_network_is_refused(proxy: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        _parser().parse_args(["serve", f"--trusted-proxy={proxy}"])
+        build_parser().parse_args(["serve", f"--trusted-proxy={proxy}"])
     assert f"got {proxy!r}" in capsys.readouterr().err

@@ -47,7 +47,8 @@ class Generation:
         self.fork_server = fork_server
         self._on_death = on_death
         self._loop, self._pidfd = asyncio.get_running_loop(), -1
-        with contextlib.suppress(ProcessLookupError):  # it has died already, and has no sessions
+        # It may have died already, and has no sessions then. Without a free descriptor, its death is noticed when it is used next.
+        with contextlib.suppress(OSError):
             self._pidfd = os.pidfd_open(fork_server.process.pid)
             self._loop.add_reader(self._pidfd, self._notice_death)  # readable when the process ends: pidfd_open(2)
         self._sandboxes: set[Sandbox] = set()
