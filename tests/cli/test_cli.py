@@ -204,6 +204,7 @@ def test_a_cell_over_its_time_reports_it() -> None:
         [
             (["run", "--session", "mine", "1"], "`export ACASessions__Endpoint=URL ACASessions__ApiKey=KEY`"),
             (["run", "--file", "/nonexistent", "1"], "--file /nonexistent"),
+            (["run", "--fil", "sales.csv", "1"], "unrecognized arguments: --fil"),
             (["run", "--timeout", "-1", "1"], "--timeout"),
             (["run", "--timeout", "soon", "1"], "--timeout"),
             (["run", "--timeout", "inf", "1"], "--timeout"),

@@ -306,6 +306,9 @@ def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)  # a later option with the same beginning would break scripts
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments, but fail on unknown ones, so that the error comes with the usage of the command and not of the whole program."""
         options, unknown = super().parse_known_args(args, namespace)

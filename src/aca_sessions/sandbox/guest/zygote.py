@@ -114,7 +114,10 @@ def preload_and_serve(control: socket.socket, host: int, isolation: Isolation, p
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects dead children
     _allow_many_descriptors()
-    control.send(encode(Done()))
+    try:
+        control.send(encode(Done()))
+    except BrokenPipeError:  # the host ended while the libraries loaded
+        sys.exit(1)
     try:
         _RequestLoop(control, isolation, shell).serve(host)
     finally:
