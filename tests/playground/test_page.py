@@ -265,6 +265,26 @@ def test_the_end_stays_in_view_until_the_reader_scrolls_up(playground: Playgroun
     page.wait("below() < 2")
 
 
+def test_a_phone_follows_the_end_until_the_reader_scrolls_away(playground: Playground) -> None:
+    page = playground.page
+    page.size(390, 844, mobile=True)
+    page.evaluate("box = (selector) => document.querySelector(selector).getBoundingClientRect()")
+    in_view = "box('.cell:last-child .verdict').top >= 0 && box('#editor').bottom <= innerHeight + 1"
+    for _ in range(3):
+        playground.run("for n in range(40): print(n)")
+        page.wait(in_view)
+    grow = "document.querySelector('.cells').append(Object.assign(document.createElement('li'), { style: 'height: 300px' }))"
+    painted = "new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))"
+    left = {"0": "scrollY === 0", "document.body.scrollHeight": "box('#editor').bottom < innerHeight - 60"}
+    for top, stays in left.items():  # to the first cell, and to the panels below the editor
+        page.evaluate(f"scrollTo(0, {top}), {painted}")
+        page.evaluate(f"{grow}, {painted}")
+        assert page.evaluate(stays)
+    page.reload()
+    page.evaluate("box = (selector) => document.querySelector(selector).getBoundingClientRect()")
+    page.wait(f"document.querySelectorAll('.cell .verdict').length === 3 && {in_view}")
+
+
 def test_the_latest_lines_of_long_output_stay_in_view(playground: Playground, tmp_path: Path) -> None:
     page = playground.page
     (tmp_path / "go.txt").write_text("go")

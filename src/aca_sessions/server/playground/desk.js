@@ -133,12 +133,14 @@ export class Desk {
   /** Keeps the end of the transcript in view while it grows, for a reader who is there. */
   followTheEnd() {
     const transcript = byId("transcript");
-    transcript.addEventListener("scroll", () => {
-      // Only an upward scroll leaves the end. The event of a scroll by this page may arrive when the content has grown again.
-      if (transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < NEAR_THE_END) this.isFollowing = true;
-      else if (transcript.scrollTop < this.scrolledTo) this.isFollowing = false;
-      this.scrolledTo = transcript.scrollTop;
-    });
+    const look = () => {
+      // Only a scroll away from the end leaves it. The event of a scroll by this page may arrive when the content has grown again.
+      const [below, before] = [distanceToEnd(), this.scrolledTo];
+      this.scrolledTo = scrollPosition();
+      if (Math.abs(below) < NEAR_THE_END) this.isFollowing = true;
+      else if (below < 0 ? this.scrolledTo > before : this.scrolledTo < before) this.isFollowing = false;
+    };
+    for (const scroller of [transcript, document]) scroller.addEventListener("scroll", look);
     transcript.addEventListener("click", (event) => event.target.closest("summary") && (this.isFollowing = false)); // what is unfolded stays in view
     this.growth = new ResizeObserver(() => this.isFollowing && this.scrollDown());
   }
@@ -439,8 +441,20 @@ export class Desk {
     const transcript = byId("transcript");
     this.isFollowing = true;
     transcript.scrollTop = transcript.scrollHeight;
-    this.scrolledTo = transcript.scrollTop;
+    if (doesDocumentScroll()) byId("editor").scrollIntoView({ block: "end" });
+    this.scrolledTo = scrollPosition();
   }
+}
+
+/** Return whether the document scrolls in place of the transcript: in the narrow layout, where the panels are below the editor. */
+const doesDocumentScroll = () => getComputedStyle(byId("transcript")).overflowY === "visible";
+
+const scrollPosition = () => (doesDocumentScroll() ? document.scrollingElement : byId("transcript")).scrollTop;
+
+/** Return how many pixels of the cells, or of the editor after them, are below the view. Negative: how far the view is below the editor. */
+function distanceToEnd() {
+  const { scrollHeight, scrollTop, clientHeight } = byId("transcript");
+  return doesDocumentScroll() ? byId("editor").getBoundingClientRect().bottom - innerHeight : scrollHeight - scrollTop - clientHeight;
 }
 
 /** Ctrl C, unless it copies something. */
