@@ -3,6 +3,7 @@
 The session's event loop runs in its own thread. Any other thread may call the session's methods.
 """
 
+import asyncio
 import atexit
 import contextlib
 import queue
@@ -92,6 +93,8 @@ def handle_ctrl_c(handler: Callable[..., object]) -> Iterator[None]:
         signal.signal(signal.SIGINT, outer)
 
 
+_REACTION_SECONDS = 2.0  # after which a notebook's user reads that the cell has not reacted to an interrupt
+
 OnInput = Callable[[Prompt], "str | None"]
 
 
@@ -130,31 +133,47 @@ class LiveCell:
         self._portal = portal
         self._session = session
         self._on_input = on_input
-        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | BaseException | Callable[[], object] | None] = queue.SimpleQueue()
         self._execution: Execution | None = None
-        self._cancelled = self._left = False
+        self._cancelled = self._gentle = self._left = False
         # `on_input` only announces that input is answered. It is called in the caller's thread: on the loop it would block all sessions.
         options: dict[str, Any] = {"timeout": timeout, "on_input": on_input, "transactional": transactional, "sanitize": sanitize}
         self.following = portal.start_task_soon(self._follow, partial(session.start, code, **options))
 
     def cancel(self) -> None:
         """Interrupt the cell without blocking, so a signal handler may call this. A loop over the cell still gets its result."""
-        self._cancelled = True
+        self._cancelled, self._gentle = True, False
         if self._execution is not None:
             self._portal.start_task_soon(self._session._cancel_quietly, self._execution)
+
+    async def _cancel_gently(self, on_delay: Callable[[], object]) -> None:
+        """Interrupt the cell by SIGINT alone. If it still runs after 2 s, have the loop over the cell call `on_delay`."""
+        if self._execution is not None:  # otherwise `_follow` interrupts it
+            with contextlib.suppress(ACASessionsError):
+                await self._execution._interrupt(True)
+        await asyncio.sleep(_REACTION_SECONDS)
+        if self._gentle and not self.following.done():
+            self._events.put(on_delay)
 
     @property
     def is_cancelled(self) -> bool:
         """Return whether `cancel` was called."""
         return self._cancelled
 
-    def interrupted_by_ctrl_c(self) -> AbstractContextManager[None]:
+    def interrupted_by_ctrl_c(self, on_delay: Callable[[], object] | None = None) -> AbstractContextManager[None]:
         """Make the first Ctrl-C in a `with` block interrupt the cell, and a second one raise KeyboardInterrupt.
 
         After the first Ctrl-C, the `for` loop over the cell continues until it has got the result.
+
+        With `on_delay`, one more Ctrl-C comes before these two. It sends only SIGINT, which never kills the interpreter. The loop calls
+        `on_delay` if the cell has not ended 2 s later.
         """
 
         def interrupt(*_: object) -> None:
+            if on_delay is not None and not self._cancelled:
+                self._cancelled = self._gentle = True
+                self._portal.start_task_soon(self._cancel_gently, on_delay)
+                return
             signal.signal(signal.SIGINT, signal.default_int_handler)
             self.cancel()
 
@@ -167,6 +186,9 @@ class LiveCell:
             while (event := self._events.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
+                if not isinstance(event, Event):
+                    event()
+                    continue
                 if event.kind == "input" and self._on_input is not None:
                     self._answer(event, self._on_input)
                 result = event.result
@@ -191,7 +213,7 @@ class LiveCell:
             started = await start()
             self._execution = started.answering(None)
             if self._cancelled:
-                await self._session._cancel_quietly(self._execution)
+                await (self._execution._interrupt(True) if self._gentle else self._session._cancel_quietly(self._execution))
             async for event in self._execution.events():
                 ended = event.kind == "result"
                 self._events.put(event)

@@ -48,6 +48,9 @@ from .transfer import checked_name, pass_in, pass_out
 
 _DEFAULT = "notebook"
 _LEFT = "[session state unknown: the notebook did not wait for the result]"
+_STILL_RUNS = (
+    "[hint] the cell runs code that cannot be interrupted yet: wait, or interrupt again to kill the interpreter, which loses the variables"
+)
 _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the session (default: notebook)")
 _DAY = 86_400.0  # seconds
 _LONGEST_PROMPT = 200
@@ -559,7 +562,8 @@ class Shown:
     ) -> CodeExecutionResult:
         """Run a cell and show its output. Return its result, or raise CellError if it failed.
 
-        Interrupting the notebook's kernel interrupts the cell. `shows_plain` is as in `finish`. `advise` returns the hint for a result.
+        Interrupting the notebook's kernel interrupts the cell. Only a second interrupt may kill the interpreter.
+        `shows_plain` is as in `finish`. `advise` returns the hint for a result.
         """
         # The kernel knows by this attribute whether the frontend can ask, which nbclient and papermill cannot.
         can_ask = getattr(getattr(self._shell, "kernel", None), "_allow_stdin", True)
@@ -570,7 +574,7 @@ class Shown:
         cell: LiveCell = session.stream(code, timeout=timeout, on_input=answer if can_ask else None, sanitize=False)
         result = None
         try:
-            with cell.interrupted_by_ctrl_c():
+            with cell.interrupted_by_ctrl_c(on_delay=self._say_that_it_runs):
                 for event in cell:
                     self.show(event)
                     result = event.result
@@ -582,6 +586,10 @@ class Shown:
             raise UsageError("the session's loop was stopped while the cell ran, so its result is lost: restart the kernel")
         advice = _CANNOT_ASK if not can_ask and result.error is not None and result.error.name == "EOFError" else advise(result)
         return self.finish(replace(result, hint=advice), shows_plain=shows_plain)
+
+    def _say_that_it_runs(self) -> None:
+        self._end()
+        print(_STILL_RUNS, file=sys.stderr)
 
     def show(self, event: Event) -> None:
         """Show what an event of a cell reports, such as output or a display."""

@@ -201,6 +201,38 @@ def test_an_interrupt_of_the_kernel_interrupts_the_cell_and_its_result_is_shown(
     assert notebook.run("%session -n busy kept").text == "5"
 
 
+SLOW = "import signal, time\ndef slow(*_): {}\nsignal.signal(signal.SIGINT, slow)\nprint('begun')\nwhile True: time.sleep(0.1)"
+
+
+def test_the_first_interrupt_of_a_cell_that_does_not_react_keeps_its_variables(notebook: Notebook) -> None:
+    """The handler stands for C code: it takes longer than the time after which an interrupt usually kills the interpreter."""
+    interrupted: list[bool] = []
+
+    def interrupt(cell: Cell) -> None:
+        if not interrupted:
+            interrupted.append(True)
+            notebook.manager.interrupt_kernel()
+
+    code = SLOW.format("time.sleep(6); 1 / 0")
+    cell = notebook.run(f"%%session slow\nkept = 5\n{code}", on_output=interrupt)
+    assert cell.reply["ename"] == "ZeroDivisionError"
+    assert "[hint] the cell runs code that cannot be interrupted yet" in cell.stream("stderr")
+    assert notebook.run("%session -n slow kept").text == "5"
+
+
+def test_the_second_interrupt_ends_a_cell_that_does_not_react(notebook: Notebook) -> None:
+    interrupted: list[int] = []
+
+    def interrupt(cell: Cell) -> None:
+        if len(interrupted) < (2 if "[hint] the cell runs" in cell.stream("stderr") else 1):
+            interrupted.append(1)
+            notebook.manager.interrupt_kernel()
+
+    cell = notebook.run(f"%%session stuck\nkept = 5\n{SLOW.format('pass')}", on_output=interrupt)
+    assert "[session state lost" in cell.stream("stderr")
+    assert len(interrupted) == 2
+
+
 @pytest.mark.long
 def test_a_figure_is_shown_as_the_notebook_shows_its_own(notebook: Notebook) -> None:
     cell = notebook.run("%%session one\nimport matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()")

@@ -256,7 +256,7 @@ async def _about_running_cells(http: httpx.AsyncClient) -> None:
     while (await http.get("/executions/endless")).json().get("status") != "Running":
         await asyncio.sleep(0.01)
     await http.get("/listSessions", headers=RICH)
-    assert (await http.post("/executions/endless/interrupt")).status_code == 202
+    assert (await http.post("/executions/endless/interrupt", headers={"x-aca-sessions-gentle": "1"})).status_code == 202
     await running
     assert (await http.post("/session/interrupt")).status_code == 202
 

@@ -45,7 +45,7 @@ class Execution:
     session_id: str
     # Returns the events behind a number, waiting until there are some, and the result once there is one.
     _page: Callable[[int], Awaitable[Page]]
-    _interrupt: Callable[[], Awaitable[None]]
+    _interrupt: Callable[[bool], Awaitable[None]]  # with `gentle`: whether the interrupt never kills the interpreter
     _reply: Callable[[int, str | None, bool], Awaitable[None]] = _cannot
     # Replies to an event, and returns the events behind a number in the same request.
     _reply_and_read: Callable[[int, str | None, int], Awaitable[Page]] = _cannot  # type: ignore[assignment]
@@ -89,7 +89,7 @@ class Execution:
 
     async def cancel(self) -> None:
         """Interrupt the cell, unless it has ended. The result shows whether the interrupt stopped it."""
-        await self._interrupt()
+        await self._interrupt(False)
 
     async def reply(self, event: Event, text: str | None, *, is_end: bool = False) -> None:
         """Send the answer to an `input` event.
@@ -203,7 +203,7 @@ def background_execution(session_id: str, running: "asyncio.Task[CodeExecutionRe
             result = CodeExecutionResult(session_id=session_id, error=error, stderr=str(error), state=NO_REPLY)
         return ([] if after else events_of(result)), _BEHIND_ALL, result
 
-    async def cancel() -> None:
+    async def cancel(_gentle: bool) -> None:
         running.cancel()
 
     return Execution(id="", session_id=session_id, _page=page, _interrupt=cancel)
@@ -215,7 +215,7 @@ def events_of(result: CodeExecutionResult) -> list[Event]:
     return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
 
 
-async def _nothing() -> None: ...
+async def _nothing(_gentle: bool) -> None: ...
 
 
 _OUTPUT_LIMIT = 1 << 20  # characters of each stream; Azure cuts at 4096 unless a request sets a limit
@@ -277,21 +277,22 @@ class Executions:
             id=id,
             session_id=session_id,
             _page=lambda after: self._page(session_id, id, after, caller),
-            _interrupt=lambda: self.interrupt(session_id, id),
+            _interrupt=lambda gentle: self.interrupt(session_id, id, gentle=gentle),
             _reply=lambda number, text, is_end: self._reply(session_id, id, extensions.encode_reply(number, text, is_end=is_end)),
             _reply_and_read=lambda number, text, after: self._reply_and_read(
                 session_id, id, extensions.encode_reply(number, text), after, caller
             ),
         )
 
-    async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt the execution `id`, or the one that runs now if `id` is None.
+    async def interrupt(self, session_id: str, id: str | None, *, gentle: bool = False) -> None:
+        """Interrupt the execution `id`, or the one that runs now if `id` is None. A `gentle` interrupt never kills the interpreter.
 
         Raise NotSupportedError if the endpoint cannot interrupt cells.
         """
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
-        await self._http.request("POST", path, identifier=session_id)
+        headers = {extensions.GENTLE_HEADER: "1"} if gentle else {}
+        await self._http.request("POST", path, identifier=session_id, headers=headers)
 
     async def cancel_quietly(self, execution: Execution) -> None:
         """Interrupt an execution whose caller was cancelled. Ignore errors.

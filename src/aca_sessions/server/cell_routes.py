@@ -82,10 +82,11 @@ class CellRoutes:
         """Interrupt the cell of an execution. If the cell has not started yet, keep it from starting.
 
         Respond at once. The execution's result, which comes later, shows whether the interrupt stopped the cell. If it did not, the
-        interpreter is killed, unless the cell was sent with the header `x-aca-sessions-gentle: 1`.
+        interpreter is killed, unless the cell or this request was sent with the header `x-aca-sessions-gentle: 1`.
         """
         _, identifier = read_address(request, plain=False)
-        self._sessions.interrupt(identifier, request.path_params["id"])
+        gentle = request.headers.get(extensions.GENTLE_HEADER) == "1"
+        self._sessions.interrupt(identifier, request.path_params["id"], gentle=gentle)
         return JSONResponse({}, 202)
 
     async def interrupt_session(self, request: Request) -> Response:

@@ -322,17 +322,17 @@ class Executions:
         state = state_between(record.entries, execution.previous_end, execution.end, requested=requested)
         return with_state(result, state, record=record)
 
-    def interrupt(self, execution: RunningExecution) -> None:
+    def interrupt(self, execution: RunningExecution, *, gentle: bool = False) -> None:
         """Interrupt the cell of an execution. If the cell has not started yet, keep it from starting. If it has ended, do nothing.
 
         The execution's result shows whether the cell was stopped. If the cell does not react, the interpreter is killed, unless the
-        request of the cell is `gentle`.
+        interrupt or the request of the cell is `gentle`.
         """
         if execution.done.is_set():
             return
         execution.cancelled.set()
         if execution.status == "Running":
-            self._tasks.start(self._interrupt(execution))
+            self._tasks.start(self._interrupt(execution, gentle=gentle or execution.call.gentle))
 
     @property
     def all_fetched(self) -> bool:
@@ -527,10 +527,10 @@ class Executions:
             return await interpreter.execute(execution.id, arguments, stdin, timeout=timeout, tell=tell, is_cancelled=is_cancelled)
         return await interpreter.run(execution.id, call.code, timeout, tell=tell, question_kinds=call.answered, is_cancelled=is_cancelled)
 
-    async def _interrupt(self, execution: RunningExecution) -> None:
+    async def _interrupt(self, execution: RunningExecution, *, gentle: bool) -> None:
         interpreter = (await self._session.sandbox()).running
         if interpreter is not None:
-            await interpreter.interrupt(execution.id, gentle=execution.call.gentle)
+            await interpreter.interrupt(execution.id, gentle=gentle)
 
 
 def unknown_execution(id: str) -> ProblemError:

@@ -258,16 +258,16 @@ class Sessions:
             raise unknown_execution(id)
         return session.executions.find(id)
 
-    def interrupt(self, identifier: str, id: str) -> None:
+    def interrupt(self, identifier: str, id: str, *, gentle: bool = False) -> None:
         """Interrupt the execution `id` of a session.
 
         If no execution has this id yet, because its request has not arrived, remember the id. The cell is then cancelled when the request
-        arrives.
+        arrives. A `gentle` interrupt never kills the interpreter.
         """
         session = self._sessions.get(identifier)
         try:
             if session is not None:
-                session.executions.interrupt(session.executions.find(id))
+                session.executions.interrupt(session.executions.find(id), gentle=gentle)
                 return
         except ProblemError:
             pass
