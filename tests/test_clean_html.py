@@ -10,8 +10,8 @@ from aca_sessions.clean_html import _MATH, ATTRIBUTES, KEPT, VOID, cleaned, clea
 from .conftest import ROOT
 
 OPENING = (
-    '<div class="mathjax_ignore tex2jax_ignore" style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto; '
-    'width: fit-content; max-width: 100%">'
+    '<div class="mathjax_ignore tex2jax_ignore" style="border-left: 3px solid #8888; padding-left: 0.6em; '
+    'overflow: auto hidden; box-sizing: border-box; width: fit-content; max-width: 100%">'
 )
 WRITTEN = re.compile(r"""<(/?)([a-z0-9]+)((?: [a-z]+="[^"<>]*")*)>|[^<>]+""")
 WORDS = (

@@ -69,8 +69,8 @@ _PROPERTIES = _words(
 _VALUE = re.compile(r"(?:(?:rgba?|hsla?|linear-gradient)\(|[\w\s.,#%)+-])+", re.ASCII)  # no url(), no escape, nothing quoted
 _LONGEST_VALUE = 300
 _BOX = (
-    '<div class="mathjax_ignore tex2jax_ignore" style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto; '
-    'width: fit-content; max-width: 100%">{}</div>'
+    '<div class="mathjax_ignore tex2jax_ignore" style="border-left: 3px solid #8888; padding-left: 0.6em; '
+    'overflow: auto hidden; box-sizing: border-box; width: fit-content; max-width: 100%">{}</div>'
 )
 
 
