@@ -591,6 +591,7 @@ def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playgrou
     notebook = nbformat.reads(_downloaded(browser.downloads / f"{name}.ipynb").decode(), as_version=4)
     nbformat.validate(notebook)
     first, shown, plot, failed = notebook.cells
+    assert {one.get("execution_count") for cell in notebook.cells for one in (cell, *cell.outputs)} == {None}
     assert first.source == "print('\\x1b[31mred\\x1b[0m\\x1b]0;title\\x07'); 6 * 7"
     assert [one.get("text", one.get("data")) for one in first.outputs] == ["\x1b[31mred\x1b[0m]0;title\n", {"text/plain": "42"}]
     html = shown.outputs[0].data["text/html"]
