@@ -837,7 +837,7 @@ def test_after_the_server_is_gone_the_state_is_shown_as_unknown(browser: Browser
         doomed.process.kill()
         assert "Whether the cell ran is not known" in playground.ended()
         assert playground.state() == "unknown: no reply"
-        assert "The cell was not run: the server did not answer" in playground.run("1")
+        assert "The cell was not run: the server did not answer: check that it still runs." in playground.run("1")
 
 
 @pytest.mark.usefixtures("light")

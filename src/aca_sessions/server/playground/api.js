@@ -105,7 +105,7 @@ async function sent(url, options) {
     return await fetch(url, { ...options, credentials: "omit", cache: "no-store", redirect: "error" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, "Unreachable", "the server did not answer: does it still run?");
+    throw new Problem(0, "Unreachable", "the server did not answer: check that it still runs");
   }
 }
 
