@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial, wraps
 from hashlib import blake2b
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import anyio
@@ -44,17 +45,14 @@ from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
 from .rendering import Html, hint_note, state_note, trusted
 from .settings import Settings
-from .transfer import checked_name, pass_in, pass_out
+from .transfer import checked_name, is_plain, pass_in, pass_out
 
 _DEFAULT = "notebook"
 _LEFT = "[session state unknown: the notebook did not wait for the result]"
-_STILL_RUNS = (
-    "[hint] the cell runs code that cannot be interrupted yet: wait, or interrupt again to kill the interpreter, which loses the variables"
-)
+_STILL_RUNS = "[hint] the cell runs code that cannot be interrupted yet: wait, or interrupt again to kill it, which loses the variables"
 _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the session (default: notebook)")
 _DAY = 86_400.0  # seconds
 _LONGEST_PROMPT = 200
-_LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
 _VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*)"  # an option and its variables: `-i a, b`
 # What may stand before the code of a line: options with their values.
 _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
@@ -72,6 +70,8 @@ _LINE = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%session[ \t]+")
 _OPTION = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%%?session[ \t](?:.*[ \t])?(?P<word>-[\w-]*)\Z")
 _ANSWER_SECONDS = 5.0  # that completions and help block the kernel
 _MOST_MATCHES, _LONGEST_MATCH = 200, 500
+_NOT_RETURNED = "the value is not returned to the notebook, only a number, a bool or text: `%session -o NAME` copies a variable"
+_UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 _CANNOT_ASK = "this front end cannot ask for a line, so `input()` fails: put the values into the code"
 
 
@@ -140,13 +140,18 @@ class SessionMagics(Magics):
             options, code = _parsed(self.session, line[:end]), line[end:]
             if not (code or options.input or options.output or options.file):
                 raise UsageError("%session needs code on its line: use %%session for a cell")
-            return self._run(options, code, returns=True)
+            return self._run(options, code, returns=True, is_assigned=self._is_assigned(line))
         line = self._shell.var_expand(line)
         options = _parsed(self.session, line)
         self._check_name_after_variables(options, line)
         return self._run(options, cell.removesuffix("\n"), returns=False)
 
-    def _run(self, options: Namespace, code: str, *, returns: bool) -> object:
+    def _is_assigned(self, line: str) -> bool:
+        """Return whether the notebook's cell assigns the value of `%session` with this line. IPython does not say it to a magic."""
+        source = self._shell.history_manager.input_hist_raw[-1] if self._shell.history_manager else ""
+        return re.search(rf"^[^\n%#'\"]*=[ \t]*%session[ \t]+{re.escape(line.strip())}[ \t]*$", source, re.MULTILINE) is not None
+
+    def _run(self, options: Namespace, code: str, *, returns: bool, is_assigned: bool = False) -> object:
         files = [(Path(path).name, _content(Path(path), "--file")) for path in options.file]
         inputs, outputs = _names(options.input), _names(options.output)
         for name in inputs:
@@ -162,7 +167,8 @@ class SessionMagics(Magics):
             result = None
             if code or not returns:
                 timeout = options.timeout or self._timeout
-                result = shown.run(session, code, timeout, shows_plain=not returns, advise=partial(self._advise, options.name))
+                advise = partial(self._advise, options.name, is_assigned=is_assigned)
+                result = shown.run(session, code, timeout, shows_plain=not returns, advise=advise)
             for name in outputs:
                 self._shell.push({name: session._call(partial(pass_out, name=name))})
             return result.value if result is not None and returns and is_plain(result) else None
@@ -385,7 +391,13 @@ class SessionMagics(Magics):
             f"there is no session {shown_name(name)}: this notebook has {', '.join(names) or 'none yet, a cell with %%session starts one'}"
         )
 
-    def _advise(self, name: str, result: CodeExecutionResult) -> str:
+    def _advise(self, name: str, result: CodeExecutionResult, *, is_assigned: bool = False) -> str:
+        if is_assigned and result.error is None and result.text is not None and not is_plain(result):
+            return _NOT_RETURNED
+        if result.error is not None and result.error.name == "NameError" and (found := _UNDEFINED.match(result.error.message)):
+            value = None if found[1] in self._shell.user_ns_hidden else self._shell.user_ns.get(found[1])
+            if value is not None and not callable(value) and not isinstance(value, ModuleType):
+                return f"{found[1]} is a variable of the notebook: pass it in with -i {found[1]}"
         if result.error is not None and result.error.name == "ImportError" and "IProgress not found" in result.error.message:
             return _NO_WIDGETS
         option = "" if name == _DEFAULT else f"-n {name} "
@@ -519,15 +531,6 @@ def _described(checkpoint: Checkpoint) -> str:
     left = f" (not kept: {', '.join(map(shown_caption, checkpoint.left_behind))})" if checkpoint.left_behind else ""
     name = f" {shown_name(checkpoint.name)}" if checkpoint.name is not None else ""
     return f"checkpoint {checkpoint.id}{name}{left}"
-
-
-def is_plain(result: CodeExecutionResult) -> bool:
-    """Return whether `result.value` is the value of the last expression: a number, a bool or text.
-
-    Otherwise it is None, the `repr` of another object, or text so long that the session may have shortened it.
-    """
-    value = result.value
-    return value is not None and not (isinstance(value, str) and (value == result.text or len(value) >= _LONGEST_VALUE))
 
 
 class Shown:

@@ -25,6 +25,7 @@ from .errors import InvalidArgumentError
 from .guest_text import shown_caption
 from .models import CodeExecutionResult
 
+_LONGEST_VALUE = 1 << 20  # characters; of a longer text the session sends only the beginning and the end
 _LONGEST_LITERAL = 100_000  # characters of a cell that sets a variable
 _SAFE_PYARROW = (14, 0, 1)
 _OTHERS = "use numbers, texts, dates, lists, dicts, or a DataFrame, Series or array of numbers, or write it to a file"
@@ -219,3 +220,12 @@ def _field(message: bytes, table: int, number: int) -> int:
 
 def _target(message: bytes, reference: int) -> int:
     return reference + int(struct.unpack_from("<I", message, reference)[0])
+
+
+def is_plain(result: CodeExecutionResult) -> bool:
+    """Return whether `result.value` is the value of the last expression: a number, a bool or text.
+
+    Otherwise it is None, the `repr` of another object, or text so long that the session may have shortened it.
+    """
+    value = result.value
+    return value is not None and not (isinstance(value, str) and (value == result.text or len(value) >= _LONGEST_VALUE))

@@ -433,6 +433,20 @@ def test_a_missing_package_is_answered_with_the_magic_that_installs_it(notebook:
     assert "[hint] install a missing package with %session_install PACKAGE\n" in cell.stream("stderr")
 
 
+def test_an_assigned_value_that_is_not_returned_is_answered_with_the_option_that_copies_it(notebook: Notebook) -> None:
+    says = "[hint] the value is not returned to the notebook, only a number, a bool or text: `%session -o NAME` copies a variable"
+    assert says in notebook.run("a = 1\ny = %session -n one [1, 2]").stream("stderr")
+    for code in ("y = %session -n one 1 + 2", "%session -n one [1, 2]", "y = %session -n one print(1)"):
+        assert "[hint]" not in notebook.run(code).text
+
+
+def test_a_variable_of_the_notebook_is_answered_with_the_option_that_passes_it_in(notebook: Notebook) -> None:
+    notebook.run("import json\nonly_here = [1]\ndef function_here(): pass")
+    assert "[hint] only_here is a variable of the notebook: pass it in with -i only_here\n" in notebook.run("%session only_here").text
+    for name in ("in_neither", "json", "function_here"):
+        assert "[hint]" not in notebook.run(f"%session {name}").text
+
+
 def test_a_missing_file_is_answered_with_the_magic_that_copies_it(notebook: Notebook) -> None:
     notebook.run("import os; os.makedirs('deep'); [open(name, 'w').close() for name in ('my data.csv', 'deep/one.csv', '.secret')]")
     says = "[hint] a session sees no files of this machine: copy them in with %session_put "
