@@ -22,8 +22,9 @@ _NO_NETWORK = re.compile(
     r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow |"
     + NOT_PUBLIC
 )
-# Errors at the beginning of a line. Libraries have subclasses of MemoryError with longer names.
-_NO_MEMORY = re.compile(r"^[\w.]*MemoryError(?:: |$)", re.MULTILINE)
+# Errors at the beginning of a line. Libraries have subclasses of MemoryError with longer names. If the loader of C libraries gets none,
+# the error is an ImportError or OSError; on a file system without `exec` it ends with "Operation not permitted".
+_NO_MEMORY = re.compile(r"^[\w.]*MemoryError(?:: |$)|failed to map segment from shared object(?!: Operation)", re.MULTILINE)
 _NO_ROOM = re.compile(r"^OSError: \[Errno (?:27|28)\] ", re.MULTILINE)
 _NO_PROGRAM = re.compile(r"_execute_child|_posix_spawn")  # functions of subprocess that start a program
 _NO_PROCESS = re.compile(r"^BlockingIOError: \[Errno 11\] Resource temporarily|^RuntimeError: can't start new thread", re.MULTILINE)

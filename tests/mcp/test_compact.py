@@ -118,11 +118,24 @@ async def test_mounted_folders_are_named_to_the_model(tmp_path: Path) -> None:
     assert read == "'from the host'"
 
 
+IMPORT_WITHOUT_MEMORY = """
+import os, resource
+old = resource.getrlimit(resource.RLIMIT_AS)
+used = int(open('/proc/self/statm').read().split()[0]) * os.sysconf('SC_PAGE_SIZE')
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000, old[1]))
+try:
+    import sqlite3
+finally:
+    resource.setrlimit(resource.RLIMIT_AS, old)
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
         ("bytearray(10 << 30)", "the session's limit of memory (2 GB) was reached: "),
         ("import subprocess, sys; subprocess.run([sys.executable, '-c', 'bytearray(10 << 30)'])", "the session's limit of memory (2 GB) "),
+        (IMPORT_WITHOUT_MEMORY, "the session's limit of memory (2 GB) was reached: "),
         (
             "open('large', 'wb').truncate(1 << 30)",
             "a limit of the session's files (/mnt/data 256 MB and 16384 files, /tmp 64 MB) was reached: ",
