@@ -121,6 +121,8 @@ def test_a_cell_shows_what_it_printed_and_its_value(notebook: Notebook) -> None:
     assert cell.text == "out\n'content'"
     assert cell.outputs[-1]["output_type"] == "execute_result"
     assert notebook.run(f"_, Out[{cell.reply['execution_count']}]").text == "('content', 'content')"
+    cell = notebook.run("%%session one\n[1, 2]")
+    assert notebook.run(f"{cell.reply['execution_count']} in Out").text == "False"
 
 
 def test_state_is_kept_per_session_name(notebook: Notebook) -> None:

@@ -175,8 +175,12 @@ async def test_top_level_await_and_background_tasks(session: Session) -> None:
     assert result.value is True
 
 
-async def test_asyncio_run_works_in_a_cell(session: Session) -> None:
-    assert (await session.run("import asyncio\nasync def f(): return 5\nasyncio.run(f())")).value == 5
+async def test_asyncio_run_works_in_a_cell_without_a_top_level_await(session: Session) -> None:
+    code = "import asyncio\nasync def f(): return 5\nasyncio.run(f())"
+    assert (await session.run(code)).value == 5
+    error = (await session.run(f"{code}\nawait f()")).error
+    assert error is not None
+    assert error.message == "asyncio.run() cannot be called from a running event loop"
 
 
 async def test_magics_work(session: Session) -> None:
