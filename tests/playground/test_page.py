@@ -187,6 +187,31 @@ def test_two_tabs_share_a_session(playground: Playground, browser: Browser, serv
         other.page.wait("document.querySelector('#variables').innerText.includes('20')")
 
 
+def test_a_cell_behind_one_of_another_tab_is_below_it(playground: Playground, browser: Browser, server: Server) -> None:
+    page, running = playground.page, "print('begun', flush=True)\nwhile True: pass"
+    playground.run("'first'")
+    name = page.wait("document.querySelector('.session[aria-current]')?.dataset.name")
+    with opened(browser, server) as other:
+        other.page.click(f".session[data-name='{name}']")
+        other.page.wait("document.querySelector('.cell .verdict')")
+        page.send("Network.setBlockedURLs", urls=["*/session/history*"])  # so that the cell of the other tab appears after its own
+        other.cells = 1
+        other.start(running)
+        other.page.wait("document.querySelector('.stream')")
+        playground.start("'last'")
+        page.send("Network.setBlockedURLs", urls=[])
+        page.wait("document.querySelectorAll('.cell').length === 3")
+        page.press("Control+c")  # interrupts the cell that runs, not the one behind it
+        for tab in (playground, other):
+            tab.page.wait("document.querySelectorAll('.cell .verdict').length === 3")
+            sources = tab.page.evaluate("[...document.querySelectorAll('.source pre')].map((one) => one.innerText)")
+            assert sources == ["'first'", running, "'last'"]
+            assert "Interrupted after" in tab.page.text(".cell:nth-child(2) .verdict")
+        page.click("#export")
+        exported = json.loads(_downloaded(browser.downloads / f"{page.text('#session-name')}.ipynb"))
+        assert [cell["source"] for cell in exported["cells"]] == sources
+
+
 def test_a_table_has_the_look_of_the_page(playground: Playground) -> None:
     """The frame has an origin of its own, and no request from there is answered: its style comes with it."""
     playground.run("from IPython.display import HTML\nHTML('<table border=1><tr><td>1<td>2</table>')")

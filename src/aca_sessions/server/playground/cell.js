@@ -34,6 +34,8 @@ export class Cell {
     this.session = session;
     this.source = source;
     this.id = "";
+    this.isNumbered = false; // whether it has a number in the server's history
+    this.isSettled = false; // whether it is known which cells are before it there
     this.result = null;
     this.questions = { latest: 0, open: [] }; // those that were asked before this page followed the cell
     this.output = new Output();

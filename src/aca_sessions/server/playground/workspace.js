@@ -42,7 +42,7 @@ export class Workspace {
     this.all = []; // cells on the page
     this.cells = []; // those that run or wait, in their order
     this.known = new Map(); // by their ids
-    this.numbers = new Set(); // of own cells in the server's history, behind `seen`
+    this.numbers = new Map(); // own cells by their numbers in the server's history, after `seen`
     this.seen = 0; // how far this page knows that history
     this.between = []; // entries of the ledger that are to be told
     this.isFollowed = false; // whether this page knows the ledger by its own results
@@ -72,7 +72,7 @@ export class Workspace {
     let sent = () => {};
     if (hasInstallation) this.afterInstallation = new Promise((resolve) => (sent = resolve));
     const onNumbered = (number) => {
-      this.numbered(number);
+      this.numbered(cell, number);
       sent();
     };
     return this.shown(cell, async (reader) => {
@@ -116,6 +116,7 @@ export class Workspace {
     this.startedAs(cell, id);
     this.all.push(cell);
     this.list.append(cell.element);
+    this.settle(cell);
     return cell;
   }
 
@@ -163,7 +164,11 @@ export class Workspace {
     if (this.list.childElementCount === 0) this.between = ledger.entries.filter((entry) => TOLD[entry.kind]?.(entry));
     let last = 0;
     for (const past of cells) {
-      if (this.known.has(past.execution.id)) continue;
+      const known = this.known.get(past.execution.id);
+      if (known) {
+        this.settle(known);
+        continue;
+      }
       const { start = Infinity, end = Infinity } = past.execution.acaSessions?.ledger ?? {};
       last = Math.max(last, this.tellUntil(start), end < Infinity ? end : 0);
       while (this.between[0]?.position <= end) this.between.shift(); // what happened in the cell is in its result
@@ -197,6 +202,7 @@ export class Workspace {
       cell.questions = questions;
       const { isFollowed } = this; // a cell that runs has no position yet
       this.shown(cell, (reader) => follow(this.id, cell.id, reader));
+      this.settle(cell);
       this.isFollowed = isFollowed;
     }
   }
@@ -207,9 +213,25 @@ export class Workspace {
   }
 
   /** An own cell has its place in the history: what is before it was of others. */
-  numbered(number) {
-    if (number) this.numbers.add(number);
-    while (this.numbers.delete(this.seen + 1)) this.seen += 1;
+  numbered(cell, number) {
+    cell.isNumbered = number > 0;
+    if (cell.isNumbered) this.numbers.set(number, cell);
+    for (let next; (next = this.numbers.get(this.seen + 1)); this.seen += 1) {
+      this.numbers.delete(this.seen + 1);
+      next.isSettled = true;
+    }
+  }
+
+  /** Move a cell that follows the settled ones in the server's history to its place: before own cells that were accepted later. */
+  settle(cell) {
+    if (cell.isSettled) return;
+    cell.isSettled = true;
+    for (const list of [this.all, this.cells]) {
+      const [from, to] = [list.indexOf(cell), list.findIndex((one) => !one.isSettled)];
+      if (to < 0 || to > from) continue;
+      if (list === this.all) list[to].element.before(cell.element);
+      list.splice(to, 0, ...list.splice(from, 1));
+    }
   }
 
   async shown(cell, work) {
@@ -222,6 +244,7 @@ export class Workspace {
     const looks = () => this.cells[0] === cell && this.element.isConnected && !document.hidden;
     const result = await cell.live(work, looks);
     this.cells.splice(this.cells.indexOf(cell), 1);
+    cell.isSettled ||= !cell.isNumbered; // it was refused, or the server keeps no history
     this.onChange(this, result);
     return result;
   }
