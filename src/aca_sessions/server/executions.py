@@ -420,7 +420,8 @@ class Executions:
                 result = replace(result, state=self._session.ledger.between(self._recorded_position, execution.end))
             self._recorded_position = max(self._recorded_position, execution.end)
             telemetry.record_server_execution(result)
-            self.count_losses()
+            if self._session.ledger.position != self._counted_position:
+                self.count_losses()
             if self._journal.has_audit_log:
                 self._journal.record_cell(self._session.identifier, execution.call, result)
         # The latest result is not fetched yet and is always kept, because its response may be lost: so it is counted behind the limits.

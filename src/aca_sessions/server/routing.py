@@ -257,7 +257,8 @@ def build_route(route: RouteSpec, headers: dict[str, str], journal: Journal) -> 
                 journal.record_request(audit_event[0], session.identifier, seconds, audit_event[1])
         # The pattern of the route but not its path: identifiers are secrets, and names of files may be.
         name = request.query_params.get("identifier")
-        log_access(request.method, f"/{path}", response.status_code, hash_name(name) if name else "-", seconds)
+        if _access.isEnabledFor(logging.DEBUG):
+            log_access(request.method, f"/{path}", response.status_code, hash_name(name) if name else "-", seconds)
         return response
 
     return Route(f"/{path}", endpoint, methods=[method])
