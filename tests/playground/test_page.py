@@ -400,6 +400,7 @@ def test_a_session_is_renamed_in_every_tab_and_keeps_its_identifier(playground: 
     playground.run("x = 1")
     with opened(browser, server) as other:
         other.page.click(".session[data-name='Quarterly numbers']")
+        other.page.wait("document.querySelector('.cell')")
         other.page.click("#rename")
         refused = "document.querySelector('#rename-form .refusal')?.innerText"
         for bad, told in {"y" * 65: "at most 64 characters, this one has 65", "a\u202eb": "cannot be shown"}.items():
