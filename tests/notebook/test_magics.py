@@ -110,6 +110,7 @@ class Notebook:
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("notebook"))
+        patch.setenv("ACASessions__MaxConcurrentSessions", "100")  # each test has sessions of its own
         opened = Notebook()
         yield opened
         opened.close()
@@ -286,6 +287,10 @@ def test_text_and_displays_keep_their_order(notebook: Notebook) -> None:
     cell = notebook.run("%%session one\nprint('A'); display(1); print('B'); display(2); print('C')")
     shown = [one.get("text") or one["data"]["text/plain"] for one in cell.outputs]
     assert [text.strip() for text in shown] == ["A", "1", "B", "2", "C"]
+
+
+@pytest.mark.long
+def test_a_clear_keeps_what_comes_after_it(notebook: Notebook) -> None:
     assert notebook.run("%%session one\nfrom IPython.display import clear_output\nprint('A'); clear_output(); print('B')").text == "B\n"
     progress = "for n in range(5): clear_output(wait=True); display(n); print('done', n)"
     assert notebook.run(f"%%session one\n{progress}").text == "4done 4\n"
