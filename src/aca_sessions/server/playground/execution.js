@@ -122,7 +122,7 @@ const NOTHING = { seconds: 0, stdout: "", text: null, displays: [], error: null,
 /** An error without a traceback. */
 const hostError = (message) => ({ name: "", message, title: message, traceback: message });
 
-/** The result of an execution that has ended, from the server's answer; and whether somebody interrupted it. */
+/** The result of an execution that has ended, from the server's answer; and whether it was interrupted. */
 export function resultOf(record, isInterrupted = false) {
   const rich = record.acaSessions;
   if (!rich) return { ...NOTHING, seconds: (record.result.executionTimeInMilliseconds ?? 0) / 1000, ...plainResult(record) };
