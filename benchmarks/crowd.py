@@ -1,4 +1,4 @@
-"""Many sessions of ours at once: how fast they start, whether all answer, how long a cell takes among them, how many run in a second."""
+"""Many sessions at once: how fast they start, whether all answer, how long a cell takes among them, how many run in a second."""
 
 import asyncio
 import statistics

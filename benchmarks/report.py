@@ -82,7 +82,7 @@ def _numbers(results: Results) -> str:
 
 Medians. In brackets: how many times better ours is (below 1: how much worse), the median of the ratios within each round. Contenders take
 turns, in one process, with BLAS at one thread for all. A cell's time runs from the call to the whole result in the caller's hands, with a
-pause since the contender's last cell; a reply that is not the right one is no number.
+pause since the contender's last cell; a wrong reply is left out.
 
 {table(results)}
 
@@ -98,7 +98,7 @@ pause since the contender's last cell; a reply that is not the right one is no n
 
 
 def _many(results: Results) -> str:
-    text = "## Many sessions of ours at once\n\n" + stages_table(results)
+    text = "## Many sessions of aca-sessions at once\n\n" + stages_table(results)
     text += "\n\nEach was asked for its own variable, in turn. The memory is what the host has less, kernel structures included."
     return "\n".join([text, *(f"Not run: {why}." for why in results.not_reached)])
 

@@ -96,7 +96,7 @@ class Execution:
 
         Args:
             event: The event.
-            text: The answer. None raises EOFError in the cell, whose message says that there is no answer.
+            text: The answer. None raises EOFError in the cell, with a message that the question was not answered.
             is_end: Whether the input has ended. If so, the message of the EOFError is Python's own.
         """
         if not (text is None or isinstance(text, str)):
