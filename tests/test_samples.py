@@ -23,10 +23,6 @@ PRINTED = {
     "quickstart.py": "1000 kept\nFalse FileNotFoundError: [Errno 2] No such file or directory: '/etc/shadow'\n",
     "two_agents.py": "bob knows a secret: False\nalice's secret: 'plum'\n",
     "execute_with_files.py": "[stdout]\nSum: 15\n[value]\n10\n",
-    "cancel_a_long_task.py": (
-        "([2, 3, 5, 7, 11], True) kept\nTimeoutError: the cell ran longer than 0.5 s and was interrupted; variables and files are kept\n"
-    ),
-    "agent_framework_agent.py": "and 22 makes 42\nanother conversation knows it: False\n",
     "langchain_tool.py": "['code', 'files']\n42\n",
     "openai_agents_tool.py": "42\n",
     "pydantic_ai_tool.py": "42\n",

@@ -55,6 +55,7 @@ export const wellFormed = (text) => text.replace(/[\ud800-\udfff]/gu, "");
 
 export const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 
-function words(text) {
+/** The set of the words of a text. */
+export function words(text) {
   return new Set(text.split(" "));
 }

@@ -1,6 +1,6 @@
 /** LaTeX formulas as MathML, which browsers draw themselves. All text is escaped, and every element and attribute is written here. */
 
-import { escaped } from "./clean.js";
+import { escaped, words } from "./clean.js";
 
 const TOKEN = /\\(?:operatorname\*|[a-z]+|[^])|\s+|\d+(?:\.\d+)?|[^]/giu;
 const [LONGEST, DEEPEST] = [4000, 60];
@@ -270,8 +270,4 @@ function inAlphabet(text, base) {
     const place = letter.charCodeAt(0) - (letter < "a" ? 65 : 71);
     return ELSEWHERE[base]?.[letter] ?? String.fromCodePoint(base + place);
   });
-}
-
-function words(text) {
-  return new Set(text.split(" "));
 }
