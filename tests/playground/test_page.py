@@ -510,11 +510,16 @@ def test_an_installation_that_failed_is_not_green(playground: Playground, code: 
     assert "install packages in the panel Packages" in playground.page.text(".cell .note")
 
 
-@pytest.mark.usefixtures("light")
-def test_a_package_is_installed_in_its_panel(browser: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def alpha(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let servers install the package `alpha`, and no other."""
     make_wheel(tmp_path / "wheels", "alpha")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+
+
+@pytest.mark.usefixtures("light", "alpha")
+def test_a_package_is_installed_in_its_panel(browser: Browser) -> None:
     with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
         page = playground.page
         playground.run("1")
@@ -527,11 +532,8 @@ def test_a_package_is_installed_in_its_panel(browser: Browser, monkeypatch: pyte
         assert "1.0" in playground.run("import alpha; alpha.version")
 
 
-@pytest.mark.usefixtures("light")
-def test_pip_in_a_cell_installs_by_the_server(browser: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_wheel(tmp_path / "wheels", "alpha")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+@pytest.mark.usefixtures("light", "alpha")
+def test_pip_in_a_cell_installs_by_the_server(browser: Browser) -> None:
     with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
         page = playground.page
         playground.start("!pip install -q 'alpha>=1' # once\nimport alpha\norder = [alpha.version]")
