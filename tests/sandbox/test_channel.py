@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.session.channel import Inbox, Outbox, UnfinishedFrames
+from aca_sessions.sandbox.session.channel import Channel, Inbox, Outbox, UnfinishedFrames
 
 LARGE = 3_000_000  # bytes of one frame: more than any socket's buffer holds
 
@@ -198,3 +198,23 @@ async def test_the_first_of_the_unfinished_frames_over_the_limit_is_dropped(gues
     assert [guest.on_refused.is_set() for guest in guests] == [guest.inbox is oldest for guest in guests]
     (second if other is second.inbox else first).write(bytes(size))
     await until(lambda: bool(first.taken or second.taken))
+
+
+async def test_text_written_after_a_frame_is_reported_after_it(link: tuple[socket.socket, socket.socket]) -> None:
+    (frames, send), (out, stdout), (err, stderr) = os.pipe(), os.pipe(), os.pipe()
+    channel, seen = Channel(link[0], frames, (out, err), limit=1000), list[str]()
+
+    def take(text: str) -> None:
+        seen.append(text)
+        if text == "A":  # now that its text was read, the guest sends a frame and writes on at once
+            os.write(send, framed("f", 1))
+            os.write(stdout, b"B")
+
+    channel.streams[0].forward(take)
+    channel.listen(lambda payload: seen.append(payload.decode()), most=10, on_refused=lambda: None, on_end=lambda: None)
+    os.write(stdout, b"A")
+    await until(lambda: len(seen) == 3)
+    channel.close()
+    for end in (send, stdout, stderr):
+        os.close(end)
+    assert seen == ["A", "f", "B"]

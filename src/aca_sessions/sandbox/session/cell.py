@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ class Output:
         """Take over `descriptor`, the read end of a pipe. Between calls of `take_text`, keep only the first and last `limit // 2` bytes."""
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
+        self._readable = select.poll()
+        self._readable.register(descriptor, select.POLLIN)
         self._half = limit // 2
         self._head = bytearray()
         self._tail = bytearray()
@@ -39,13 +42,20 @@ class Output:
             self._decoder.reset()
             self._pass_on(bytes(self._head + self._tail))
 
-    def drain(self, most: int = 1 << 22) -> bool:
+    def drain(self, most: int = 1 << 22, *, read_frames: Callable[[], bool] = lambda: True) -> bool:
         """Read what is in the pipe now. Return False if no process has the pipe open for writing any more, else True.
 
         After `most` bytes or 512 reads, stop and set `flooded`: a guest that writes single bytes must not keep the host busy.
+        `read_frames` passes on the guest's frames. If it returns False, stop and set `flooded` as well.
         """
         self.flooded, left = False, most
         for _ in range(_MOST_READS):
+            # The guest sends a frame only while this pipe is empty. So text that is there before the frames are read comes after them, and
+            # text that is not there yet must not be read before the next frames.
+            if not self._readable.poll(0):
+                return True
+            if not read_frames():
+                break
             try:
                 data = os.read(self.descriptor, 1 << 16)
             except BlockingIOError:

@@ -356,13 +356,12 @@ class Channel:
     def _on_output(self, stream: Output) -> None:
         """Read stdout or stderr. If the guest floods it, do not read it again for 0.02 s, so that other sessions get their turn.
 
-        First pass on the guest's frames, because a display is sent only after the text before it was read.
+        Before each text pass on the guest's frames, because a display is sent only after the text before it was read.
         """
         # What is not read stays in the pipe. A full pipe holds up its writer alone.
-        is_turn = self.inbox.read_now()
-        if is_turn and not stream.drain(_STREAM_READ_AT_ONCE):
+        if not stream.drain(_STREAM_READ_AT_ONCE, read_frames=self.inbox.read_now):
             self._unwatch(stream.descriptor)
-        elif not is_turn or stream.flooded:
+        elif stream.flooded:
             self._unwatch(stream.descriptor)
             asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, stream)
 
