@@ -232,6 +232,8 @@ class CodeExecutionResult:
             endpoints do not send it.
         value_is_none: Whether the last expression is not a call and its value is None. Azure's API encodes that differently from a cell
             without a value.
+        execution_count: The number of the cell in the session, as in `Cell In[3]` of tracebacks. None if the cell is empty or has not ended,
+            and at endpoints that do not tell it, such as Azure.
     """
 
     session_id: str = ""
@@ -250,6 +252,7 @@ class CodeExecutionResult:
     max_output: int = field(default=10_000, repr=False, compare=False)
     hint: str = field(default="", repr=False, compare=False)
     value_is_none: bool = field(default=False, repr=False, compare=False)
+    execution_count: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def success(self) -> bool:

@@ -86,13 +86,19 @@ def test_tab_shows_that_it_looks_and_that_it_found_nothing(playground: Playgroun
 
 
 @pytest.mark.usefixtures("light")
-def test_a_session_in_view_is_kept(browser: Browser) -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_session_in_view_is_kept_and_for_an_hour_in_the_background(browser: Browser, *, hidden: bool) -> None:
     with Server("--port", "0", "--api-key", KEY, "--cooldown", "30") as short, opened(browser, short) as playground:
         playground.run("x = 1")
+        playground.page.evaluate(f"Object.defineProperty(document, 'hidden', {{ value: {json.dumps(hidden)} }})")
         requests = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('session/history')).length"
         sent, before = playground.page.evaluate(requests), _described(short)["lastAccessedAt"]
         playground.page.wait(f"{requests} > {sent}")
         assert _described(short)["lastAccessedAt"] > before
+        playground.page.evaluate("{ const now = Date.now; Date.now = () => now() + 3_600_000; }")
+        lists = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/listSessions')).length"
+        listed = playground.page.evaluate(f"new Promise((go) => {{ const before = {lists}; setTimeout(() => go({lists} - before), 9_000); }})")
+        assert (listed == 0) is hidden
 
 
 def test_a_checkpoint_after_a_loss_shows_the_loss(playground: Playground) -> None:
@@ -603,6 +609,15 @@ def test_the_variables_leave_out_types_and_modules(playground: Playground) -> No
     assert names == ["mine", "text"]
 
 
+def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground, browser: Browser) -> None:
+    html = "<div id=chart></div><script>document.title = 'é'</script>"
+    playground.run(f"from IPython.display import HTML; HTML({html!r})")
+    assert "Scripts of this output do not run here" in playground.page.text(".output .note")
+    playground.page.click(".output .note button")
+    assert _downloaded(browser.downloads / "output.html").decode() == html
+    assert playground.page.evaluate("document.title") != "é"
+
+
 def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playground, browser: Browser) -> None:
     page = playground.page
     playground.run("print('\\x1b[31mred\\x1b[0m\\x1b]0;title\\x07'); 6 * 7")
@@ -619,7 +634,9 @@ def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playgrou
     notebook = nbformat.reads(_downloaded(browser.downloads / f"{name}.ipynb").decode(), as_version=4)
     nbformat.validate(notebook)
     first, shown, plot, failed = notebook.cells
-    assert {one.get("execution_count") for cell in notebook.cells for one in (cell, *cell.outputs)} == {None}
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3, 4]
+    assert page.evaluate("[...document.querySelectorAll('.number')].map((one) => one.innerText)") == ["[1]", "[2]", "[3]", "[4]"]
+    assert (first.outputs[-1].execution_count, "Cell In[4], line 1" in "".join(failed.outputs[0].traceback)) == (1, True)
     assert first.source == "print('\\x1b[31mred\\x1b[0m\\x1b]0;title\\x07'); 6 * 7"
     assert [one.get("text", one.get("data")) for one in first.outputs] == ["\x1b[31mred\x1b[0m]0;title\n", {"text/plain": "42"}]
     html = shown.outputs[0].data["text/html"]

@@ -31,6 +31,17 @@ async def test_every_text_names_a_cell_as_its_traceback_does(session: Session) -
     assert "ipython-input" not in told
 
 
+async def test_a_result_has_the_number_by_which_tracebacks_name_its_cell(session: Session) -> None:
+    counts = [(await session.run(code)).execution_count for code in ("1", "", "1 / 0", "x = (", "x = 1")]
+    assert counts == [1, None, 2, 3, 4]
+    [first, *_, last] = session.to_notebook()["cells"]
+    assert (first["execution_count"], last["execution_count"]) == (1, 4)
+    await session.reset()
+    assert (await session.run("1")).execution_count == 1
+    killed = await session.run("import os; os._exit(1)")
+    assert killed.execution_count is None
+
+
 async def test_the_source_of_a_function_of_a_cell_is_found(session: Session) -> None:
     await session.run("def double(x):\n    return x * 2")
     await session.run("x = 1")

@@ -298,6 +298,7 @@ def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, An
 def _cell(step: Step, count: int) -> dict[str, Any]:
     match step:
         case CellStep(code=code, result=result):
+            count = result.execution_count or count if result is not None else count
             noted: dict[str, object] = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
             noted |= {"rolled_back": True} if step.rolled_back else {}
             metadata = {_METADATA: noted} if noted else {}

@@ -88,6 +88,7 @@ def encode_full_result(result: CodeExecutionResult) -> dict[str, object]:
         displays.append(dict(display.data))
         names.append(display.name)
     body: dict[str, object] = {
+        "executionCount": result.execution_count,
         "duration": result.duration,
         "stdout": result.stdout,
         "stderr": result.stderr,
@@ -138,6 +139,7 @@ def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExe
         error=CodeError(**error) if error else None,
         state=State(state["variables"], state["files"], state["processes"], state["reason"], state["checkpoint"], tuple(state["cut_off"])),
         duration=body["duration"],
+        execution_count=body.get("executionCount"),
         record=decode_record(record) if record else None,
     )
 

@@ -215,6 +215,7 @@ class Finished(Message):
     processes: list[ProcessRow]
     variables: list[VariableRow] = field(default_factory=list)
     value_is_none: bool = False  # the last expression is not a call, and its value is None
+    count: int = 0  # the cell's number in IPython, as in `Cell In[3]`, or 0 if it has none
 
 
 # --- host → guest ---

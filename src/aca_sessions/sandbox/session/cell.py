@@ -299,6 +299,8 @@ class Cell:
         rows = (len(finished.files), len(finished.processes), len(finished.variables))
         if rows[0] > wire.MOST_FILES or rows[1] > wire.MOST_PROCESSES or rows[2] > wire.MOST_VARIABLES:
             raise wire.WireError(f"a result has more files, processes or variables than the host accepts: {rows}")
+        if finished.count not in _SIZES:
+            raise wire.WireError("the number of a cell must be from 0 to 2**63 - 1")
         for file, size, path in finished.files:
             if size not in _SIZES:
                 raise wire.WireError("the size of a file must be from 0 to 2**63 - 1")
@@ -345,6 +347,7 @@ class Cell:
             value=finished.value if finished else None,
             text=finished.text if finished else None,
             value_is_none=finished is not None and finished.value_is_none,
+            execution_count=(finished.count or None) if finished else None,
             displays=tuple(self.displays),
             files=tuple(self.files) if finished else (),  # a refused frame may have added some
             processes=processes,

@@ -40,6 +40,7 @@ export class Cell {
     this.questions = { latest: 0, open: [] }; // those that were asked before this page followed the cell
     this.output = new Output();
     const code = element("pre", {}, element("code", {}, ...highlighted(source)));
+    this.number = element("span", { class: "number", title: "The number by which tracebacks name this cell" });
     const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, WAITING);
@@ -48,7 +49,7 @@ export class Cell {
     this.element = element(
       "li",
       { class: "cell", "aria-busy": "true" },
-      element("div", { class: "source" }, code, element("div", { class: "of-cell" }, mark, again)),
+      element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, mark, again)),
       this.output.element,
       this.status,
     );
@@ -97,6 +98,7 @@ export class Cell {
   end(result) {
     this.result = result;
     this.output.finish(result);
+    if (result.count) this.number.textContent = `[${result.count}]`;
     const isRefused = PIP.test(this.source) && offers("packages") && this.wrote(/cannot install packages/);
     if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
     else if (network && this.lacksNetwork(result)) {

@@ -14,6 +14,7 @@ import { stateText } from "./verdict.js";
 import { Workspace } from "./workspace.js";
 
 const LOOK_EVERY = 4000; // milliseconds
+const KEPT_UNSEEN = 3_600_000; // milliseconds for which a tab in the background keeps its session from expiring
 const LARGE_OUTPUT = 1 << 16; // characters of a cell; more are not kept in the tab
 const NEAR_THE_END = 60; // pixels: a reader there sees what is added
 const WITHOUT_CLASSES = 0;
@@ -27,6 +28,7 @@ export class Desk {
     this.level = "";
     this.isCutOff = false; // whether the server did not answer, or refused the key
     this.listed = [];
+    this.lookedAt = Date.now(); // when the tab was last seen to be visible
     [this.turn, this.shownTurn] = [0, 0]; // of requests for the list
     this.shownPanels = null; // the session whose panels are shown
     this.workspaces = new Map();
@@ -52,7 +54,10 @@ export class Desk {
     for (const leaving of ["pagehide", "visibilitychange"]) window.addEventListener(leaving, () => this.keep(), true);
     await this.select(session ?? this.newIdentifier("page-"), { given, ended });
     this.editor.area.focus();
-    setInterval(() => document.hidden || this.refreshSessions(), LOOK_EVERY);
+    setInterval(() => {
+      if (!document.hidden) this.lookedAt = Date.now();
+      if (Date.now() - this.lookedAt < KEPT_UNSEEN) this.refreshSessions();
+    }, LOOK_EVERY);
     if (this.offers("isolation")) await this.doing(() => this.learnIsolation());
   }
 
@@ -335,7 +340,7 @@ export class Desk {
     this.showSessions();
     await workspace.giveName().catch((problem) => this.fail(problem, byId("rename")));
     await workspace.catchUp().catch((problem) => this.fail(problem));
-    if (!document.hidden) await workspace.keepUp().catch(() => {}); // if it has ended, the next list shows it
+    await workspace.keepUp().catch(() => {}); // if it has ended, the next list shows it
     this.editor.remember(workspace.all.map(({ source }) => source));
     if (workspace === this.current) this.showSessions();
   }

@@ -117,7 +117,7 @@ async function patiently(read) {
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-const NOTHING = { seconds: 0, stdout: "", text: null, displays: [], error: null, files: [], variables: [], processes: [], state: UNTOLD };
+const NOTHING = { seconds: 0, count: null, stdout: "", text: null, displays: [], error: null, files: [], variables: [], processes: [], state: UNTOLD };
 
 /** An error without a traceback. */
 const hostError = (message) => ({ name: "", message, title: message, traceback: message });
@@ -127,8 +127,8 @@ export function resultOf(record, isInterrupted = false) {
   const rich = record.acaSessions;
   if (!rich) return { ...NOTHING, seconds: (record.result.executionTimeInMilliseconds ?? 0) / 1000, ...plainResult(record) };
   const error = rich.error && errorOf(rich.error);
-  const { duration: seconds, stdout, text, displays, files, variables, processes, state, ledger } = rich;
-  return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error, isInterrupted };
+  const { duration: seconds, executionCount: count, stdout, text, displays, files, variables, processes, state, ledger } = rich;
+  return { seconds, count, stdout, text, displays, files, variables, processes, state, ledger, error, isInterrupted };
 }
 
 function errorOf({ name, message, traceback }) {

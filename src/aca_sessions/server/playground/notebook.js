@@ -17,17 +17,17 @@ export function notebook(cells, leftOut) {
 /** The best name of a file for a session. */
 export const fileName = (name) => `${name.replace(/[^\p{L}\p{N} ._-]/gu, "_").replace(/^\.+/, "_")}.ipynb`;
 
-/** The page does not know the session's own execution counts, which tracebacks name: the notebook has none. */
 function codeCell({ source, result, output }, place) {
   const noted = result && result.state.kind !== "kept" ? { aca_sessions: { state: stateText(result.state) } } : {};
-  const outputs = output.parts.map(outputOf).filter(Boolean);
-  return { cell_type: "code", execution_count: null, id: `cell-${place + 1}`, metadata: noted, outputs, source: wellFormed(source) };
+  const count = result?.count ?? null; // as tracebacks name it
+  const outputs = output.parts.map((part) => outputOf(part, count)).filter(Boolean);
+  return { cell_type: "code", execution_count: count, id: `cell-${place + 1}`, metadata: noted, outputs, source: wellFormed(source) };
 }
 
-function outputOf(part) {
+function outputOf(part, count) {
   if (part.kind === "stdout" || part.kind === "stderr") return { output_type: "stream", name: part.kind, text: readable(part.text) };
   if (part.kind === "display") return { output_type: "display_data", data: bundle(part.data), metadata: {} };
-  if (part.kind === "value") return { output_type: "execute_result", data: { "text/plain": readable(part.text) }, metadata: {}, execution_count: null };
+  if (part.kind === "value") return { output_type: "execute_result", data: { "text/plain": readable(part.text) }, metadata: {}, execution_count: count };
   const { name, message, traceback } = part.error;
   return { output_type: "error", ename: readable(name), evalue: readable(message), traceback: readable(traceback).split("\n") };
 }

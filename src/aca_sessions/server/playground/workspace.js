@@ -153,7 +153,7 @@ export class Workspace {
     }
   }
 
-  /** Restart its cool-down, because a person looks at it. */
+  /** Restart its cool-down, because a tab shows it. */
   async keepUp() {
     if (!this.live?.cooldown || this.live.idle < this.live.cooldown / 3 || !offers("history")) return;
     await asked("GET", "session/history", { session: this.id, query: { after: this.seen } });

@@ -119,12 +119,16 @@ class CellOutput:
             message, traceback = _DEBUGGER_ENDED, f"BdbQuit: {_DEBUGGER_ENDED}"
         self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
 
-    def finish(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
-        """Stop collecting, and return the cell's result. Displays that are made after this call are kept for the next cell."""
+    def finish(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow], count: int) -> Finished:
+        """Stop collecting, and return the cell's result. Displays that are made after this call are kept for the next cell.
+
+        `count` is the cell's number in IPython, or 0 if it has none.
+        """
         with self._turn:
             self._is_finished = True
         name, message, traceback = self.error or (None, "", "")
-        return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
+        rows = (files, processes, variables)
+        return Finished(self.execution, self.value, self.text, name, message, traceback, *rows, self.value_is_none, count)
 
     def _is_shown_again(self, data: dict[str, str]) -> bool:
         """Return whether a display is a figure that matplotlib shows again after the cell's code has ended.

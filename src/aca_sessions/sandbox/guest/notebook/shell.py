@@ -91,7 +91,7 @@ class Shell(InteractiveShell):
         modules.clear_listings()
         self.compile.begin_cell()
         self.last_command = commands.ShellCommand()
-        before = changes.list_files()
+        before, number = changes.list_files(), self.execution_count
         try:
             with interrupts.allowed():
                 send(Started(cell.execution))
@@ -107,7 +107,8 @@ class Shell(InteractiveShell):
             self.collected.store_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
         self._forget_oldest_inputs()
         files = changes.file_changes(before, changes.list_files())
-        return self.collected.finish(files, changes.list_processes(), self._tracker.changes())
+        count = 0 if self.execution_count == number else number  # an empty cell has no number, nor has one of the host
+        return self.collected.finish(files, changes.list_processes(), self._tracker.changes(), count)
 
     def _send_call(self, text: str) -> str:
         """Send a tool call to the host and return the answer, both as JSON text. Raise ToolError if the host does not answer."""
