@@ -232,8 +232,8 @@ class CodeExecutionResult:
             endpoints do not send it.
         value_is_none: Whether the last expression is not a call and its value is None. Azure's API encodes that differently from a cell
             without a value.
-        execution_count: The number of the cell in the session, as in `Cell In[3]` of tracebacks. None if the cell is empty or has not ended,
-            and at endpoints that do not tell it, such as Azure.
+        execution_count: The number of the cell in the session, as in `Cell In[3]` of tracebacks. None if the cell is empty or has not
+            ended, and at endpoints that do not tell it, such as Azure.
     """
 
     session_id: str = ""

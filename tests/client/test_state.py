@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from textwrap import indent
@@ -15,11 +16,13 @@ from aca_sessions import CodeExecutionResult, Policy, PythonTool, Session, Sessi
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
 from aca_sessions.client.replay import replay
-from aca_sessions.errors import ExecutionError, NotFoundError, SnapshotError
+from aca_sessions.errors import ACASessionsError, ExecutionError, NotFoundError, SnapshotError
 from aca_sessions.hosting import Hosting
+from aca_sessions.sandbox import sandbox as sandboxes
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits, Together
 from aca_sessions.sandbox.session import cell as cells
+from aca_sessions.sandbox.session import copies
 
 from ..conftest import mostly_long, until
 
@@ -641,6 +644,41 @@ async def test_a_rollback_interrupted_by_a_death_is_all_or_nothing_or_reports_it
         x, a = eval(result.text or "(None, None)")
         assert x == {"kept": x_then, "rolled_back": 1, "lost": None, "unknown": x}[result.state.variables], (returned, result.state)
         assert a == {"kept": a_then, "rolled_back": "one", "lost": None, "unknown": a}[result.state.files], (returned, result.state)
+
+
+@pytest.mark.parametrize("ending", ["the fork server", "delete"])
+async def test_a_rollback_that_outlives_its_session_is_refused_and_its_files_are_reported_lost(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored, ended = threading.Event(), threading.Event()
+
+    def restore_and_wait(*arguments: object) -> None:
+        copies.restore(*arguments)  # type: ignore[arg-type]
+        restored.set()
+        ended.wait(240)
+
+    monkeypatch.setattr(sandboxes, "restore", restore_and_wait)  # which ends the session at a chosen step, of which nothing is replaced
+    async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
+        await session.run("open('a', 'w').write('one')")
+        await session.checkpoint()
+        server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
+        sandbox = server._sessions.find(session.session_id)._opening.result()
+        rolling = asyncio.ensure_future(session.rollback())
+        await until(lambda: asyncio.sleep(0, restored.is_set()))
+        deleting = None
+        if ending == "delete":
+            deleting = asyncio.ensure_future(session._interpreter.delete_session(session.session_id))
+            await until(lambda: asyncio.sleep(0, sandbox._closed))
+        else:
+            sandbox._fork_server.process.kill()
+            await until(lambda: asyncio.sleep(0, sandbox._is_workspace_lost))
+        ended.set()
+        with pytest.raises(ACASessionsError, match="ended meanwhile"):
+            await rolling
+        if deleting is not None:
+            await deleting
+        result = await session.run("import os; os.listdir()")
+        assert (result.text, result.state.variables, result.state.files) == ("[]", "lost", "lost")
 
 
 async def test_an_interrupt_that_comes_as_its_cell_ends_does_not_hit_the_next_cell(session: Session) -> None:

@@ -97,7 +97,9 @@ def test_a_session_in_view_is_kept_and_for_an_hour_in_the_background(browser: Br
         assert _described(short)["lastAccessedAt"] > before
         playground.page.evaluate("{ const now = Date.now; Date.now = () => now() + 3_600_000; }")
         lists = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/listSessions')).length"
-        listed = playground.page.evaluate(f"new Promise((go) => {{ const before = {lists}; setTimeout(() => go({lists} - before), 9_000); }})")
+        listed = playground.page.evaluate(
+            f"new Promise((go) => {{ const before = {lists}; setTimeout(() => go({lists} - before), 9_000); }})"
+        )
         assert (listed == 0) is hidden
 
 

@@ -215,7 +215,12 @@ class Sandbox:
         """
         if not self._closed:
             self._closed = True
+            self._leave_ledger()
             await self._tasks.run_shielded(self._end(cause))
+
+    def _leave_ledger(self) -> None:
+        """Record nothing more in the session's ledger: it goes on with the session's next sandbox, while a rollback may still run here."""
+        self.ledger = Ledger()
 
     async def fork_server_answers(self) -> bool:
         """Send a request to the fork server, and return whether it is alive. Unlike `usable`, this notices at once if it has died."""
@@ -226,6 +231,7 @@ class Sandbox:
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
+            self._leave_ledger()
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
         """Record in the ledger that an interpreter died.
@@ -286,8 +292,7 @@ class Sandbox:
         Return the position of the new entry in the ledger, which has `cause` as its reason. The live interpreter is paused during the
         replacement. If the replacement fails, that interpreter continues. If files were changed by then, the ledger records this.
         """
-        if self._closed:
-            raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
+        self._check_not_ended()
         target, live = await self._checkpoints.prepare_interpreter(checkpoint), self.running
         runtime = live.runtime if live is not None else target.runtime
         try:
@@ -297,6 +302,7 @@ class Sandbox:
                 if with_files:
                     await self._restore_files(checkpoint, runtime)
                     cut = await to_thread.run_sync(deleted_open_files, host_pid(target.pidfd), self.files) if target.alive else ()
+                self._check_not_ended()
                 if not target.alive:
                     if with_files:  # they are those of the checkpoint, and the variables are not
                         self.ledger.append("rolled_back", files="rolled_back", to=checkpoint.position)
@@ -322,6 +328,10 @@ class Sandbox:
             await live.close()
         return position
 
+    def _check_not_ended(self) -> None:
+        if self._closed or self._is_workspace_lost:
+            raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
+
     def _record_killed_processes(self, killed: KillResult) -> None:
         """Record in the ledger whether a kill ended processes, and whether some survived it, which may still change files."""
         if killed.ended:
@@ -336,6 +346,7 @@ class Sandbox:
         """
         async with self._turn:
             await self._restore_files(checkpoint, checkpoint.interpreter.runtime)
+            self._check_not_ended()
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=checkpoint.position)
 
     async def _restore_files(self, checkpoint: SessionCheckpoint, runtime: SharedRuntime) -> None:
