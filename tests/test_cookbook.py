@@ -15,13 +15,9 @@ pytestmark = pytest.mark.slow
 COOKBOOK = ROOT / "samples" / "cookbook"
 RECIPES = sorted(path.stem for path in COOKBOOK.glob("*.py") if not path.stem.startswith("_"))
 INDEX = (ROOT / "docs" / "cookbook" / "index.md").read_text()
-QUICK = (
-    *("session_per_user", "end_session_at_logout", "stream_to_browser", "retry_after_lost_session", "cancel_long_task"),
-    *("approve_writing_calls", "checkpoint_and_roll_back", "answer_input"),
-)
 
 
-@pytest.mark.parametrize("recipe", mostly_long(RECIPES, *QUICK))
+@pytest.mark.parametrize("recipe", mostly_long(RECIPES, "session_per_user"))
 def test_a_recipe_prints_what_its_page_shows(recipe: str, tmp_path: Path) -> None:
     program = COOKBOOK / f"{recipe}.py"
     shown = program.read_text().partition("\n# prints:\n")[2]

@@ -14,7 +14,7 @@ import pytest
 
 from .conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.defaults]
+pytestmark = [pytest.mark.long, pytest.mark.defaults]
 LARGEST = 200_000  # bytes of a file
 
 

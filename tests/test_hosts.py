@@ -63,6 +63,7 @@ def test_a_pod_gets_the_lines_for_its_spec() -> None:
     assert hosts.KUBERNETES.row in told
 
 
+@pytest.mark.long
 def test_without_control_groups_isolation_is_full_and_memory_is_polled() -> None:
     doctor = where("no_cgroups", "doctor")
     assert (doctor.returncode, doctor.stdout.splitlines()[-2]) == (0, "isolation: full")
@@ -70,6 +71,7 @@ def test_without_control_groups_isolation_is_full_and_memory_is_polled() -> None
 
 
 @pytest.mark.parametrize("condition", mostly_long(["refuse_namespaces", "masked_proc", "ubuntu+ordinary_user"], "ubuntu+ordinary_user"))
+@pytest.mark.long
 def test_the_lesser_level_works_if_chosen_on_a_host_that_refuses_namespaces(condition: str, public_python: str) -> None:
     chosen = {"ACASessions__Sandbox__Isolation": "no-namespaces", "ACASessions__Sandbox__Python": public_python}
     run = where(condition, "run", "1 + 1", **chosen)

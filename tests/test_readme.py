@@ -46,7 +46,8 @@ def snippets(kinds: tuple[str, ...]) -> Iterator[object]:
         if name == NOTEBOOK and "python" in kinds:
             blocks = [("".join(code for code, _ in blocks), "")]
         for number, (code, output) in enumerate(blocks, 1):
-            yield pytest.param(code, output, id=f"{name}-{number}", marks=pytest.mark.defaults if page in (README, PLUGIN_PAGE) else ())
+            marks = [pytest.mark.defaults] if page in (README, PLUGIN_PAGE) else []
+            yield pytest.param(code, output, id=f"{name}-{number}", marks=marks if page == README else [*marks, pytest.mark.long])
 
 
 # What a model does with the question of the README: it calls the tool, and answers with what it read.

@@ -45,6 +45,7 @@ class _Page(HTMLParser):
         self.links += [value for name in ("href", "src") if (value := given.get(name))]
 
 
+@pytest.mark.long
 def test_each_link_leads_to_a_page_and_an_anchor_and_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = {path: _Page(path.read_text()) for path in site.rglob("*.html")}
     dead = []
@@ -64,6 +65,7 @@ def test_each_link_leads_to_a_page_and_an_anchor_and_loads_nothing_from_elsewher
     assert loaded == []
 
 
+@pytest.mark.long
 def test_each_page_is_published_as_markdown_and_listed_for_models(site: Path) -> None:
     listed = re.findall(r"\]\((.+?)\)", (site / "llms.txt").read_text())
     assert {*map(str, PAGES)} <= {*listed}

@@ -168,6 +168,7 @@ async def test_other_awaitables_are_awaited_as_usual(agent: AgentSession) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_the_clock_of_a_cell_stops_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:

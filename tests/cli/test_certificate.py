@@ -42,6 +42,7 @@ def test_a_certificate_names_all_hosts_that_are_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_certificate_of_serve_names_all_hosts_that_are_allowed(tmp_path: Path) -> None:
     flags = ["--tls", "--tls-dir", str(tmp_path), "--allowed-host", "one.example", "--allowed-host", "192.0.2.1"]
     with Server("--port", "0", *flags):

@@ -64,6 +64,7 @@ def test_an_endpoint_in_the_settings_is_ignored_with_a_message() -> None:
     assert "The Endpoint of the settings is not used" in ended(command)
 
 
+@pytest.mark.long
 def test_a_server_can_run_without_its_page() -> None:
     with Server("--port", "0", "--no-page") as server:
         assert httpx.get(server.endpoint).status_code == 401

@@ -27,6 +27,7 @@ def files(environment: dict[str, str]) -> Iterator[Files]:
     aca_sessions("sessions", "rm", "the-secret", env=environment)
 
 
+@pytest.mark.long
 def test_files_are_put_listed_got_and_removed(files: Files, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     put = files("put", "a.txt")

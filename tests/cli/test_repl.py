@@ -128,6 +128,7 @@ def test_a_failure_is_shown_and_the_session_continues(terminal: Terminal) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_help_and_hints_name_the_commands_of_the_repl(terminal: Terminal) -> None:
     assert "%get --force replaces a file here" in terminal.enters("%help").replace("\r\n", " ")
     shown = terminal.enters("!pip install humanizzze")
@@ -268,6 +269,7 @@ def test_tab_completes_names_of_the_session(terminal: Terminal) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leaving", mostly_long([CTRL_C, "\r"], CTRL_C))
+@pytest.mark.long
 def test_a_completion_that_does_not_return_is_abandoned_with_its_prompt(terminal: Terminal, leaving: str) -> None:
     terminal.enters("class Slow:\n    def __dir__(self): __import__('time').sleep(10_000)\n\n")
     terminal.enters("slow = Slow()")

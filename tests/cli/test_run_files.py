@@ -82,6 +82,7 @@ def test_a_missing_file_that_is_here_ends_with_the_option_that_brings_it_in(tmp_
     assert last == f"[hint] {hint}" if hint else not re.search("secret.* is not in|data.csv is not in", last)
 
 
+@pytest.mark.long
 def test_a_file_that_needs_another_python_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("# /// script\n# requires-python = '>=3.99'\n# ///\nprint('ran')\n")
     run = aca_sessions("run", "a.py")
@@ -114,6 +115,7 @@ def at_terminal(*arguments: str) -> str:
     return re.sub(r"\r[^\r\n]*\.\.\. \d+ s|\r +\r", "", written.decode()).replace("\r\n", "\n")
 
 
+@pytest.mark.long
 def test_files_that_end_with_the_session_are_named_at_a_terminal() -> None:
     code = "for name in ('lost.csv', 'kept.csv'): open(name, 'w').close()"
     note = "[not copied: lost.csv; --get lost.csv copies it]\n"
@@ -130,6 +132,7 @@ def test_names_of_lost_files_are_escaped_and_counted() -> None:
     assert at_terminal("run", "print('[not copied: fake]', file=__import__('sys').stderr)") == "(printed) [not copied: fake]\n"
 
 
+@pytest.mark.long
 def test_frames_in_libraries_are_left_out_of_a_traceback_and_shown_on_request(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import json\n\ndef load(text):\n    return json.loads(text)\n\nload('x')\n")
     short = aca_sessions("run", "a.py").stderr
@@ -142,12 +145,14 @@ def test_frames_in_libraries_are_left_out_of_a_traceback_and_shown_on_request(tm
 
 
 @pytest.mark.parametrize("line", mostly_long(["echo 'print(42)' | aca run /dev/stdin", "aca run <(echo 'print(42)')"], every=2))
+@pytest.mark.long
 def test_a_pipe_is_run_as_a_file(line: str) -> None:
     script = f'aca() {{ {" ".join(COMMAND)} "$@"; }}; {line}'
     run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=240, check=False)
     assert (run.stdout, run.stderr) == ("42\n", "")
 
 
+@pytest.mark.long
 def test_code_that_looks_like_a_file_can_be_marked_as_code() -> None:
     refused = aca_sessions("run", "data.csv")
     assert (

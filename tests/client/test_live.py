@@ -231,6 +231,7 @@ async def test_an_endpoint_without_events_delivers_at_the_end() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_progress_bar_is_seen_moving_over_tcp() -> None:
     code = "import tqdm, time\nfor _ in tqdm.tqdm(range(5), mininterval=0): time.sleep(0.05)"
     with Server("--port", "0", "--api-key", "key") as server:

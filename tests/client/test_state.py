@@ -77,6 +77,7 @@ async def test_a_loss_by_a_cancelled_call_is_reported_with_the_next_result(sessi
 
 
 @pytest.mark.parametrize("limited", [False, True], ids=["cancelled", "out of time"])
+@pytest.mark.long
 async def test_a_dropped_completion_is_waited_for_and_never_killed(
     session: Session, monkeypatch: pytest.MonkeyPatch, limited: bool
 ) -> None:

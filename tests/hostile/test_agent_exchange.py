@@ -100,6 +100,7 @@ async def test_a_call_of_a_cell_in_a_thread_needs_approval_like_any_other(pool: 
     assert sent == []
 
 
+@pytest.mark.long
 async def test_a_repeated_call_is_made_once(pool: SessionPool) -> None:
     """A call that a session sends again and again, in answer to each question about its cell, is made once."""
     made = []
@@ -147,6 +148,7 @@ THREAD_AND_CALLS = THREAD.replace("tools.wait()", "while True: tools.list()")
 
 
 @pytest.mark.parametrize("code", mostly_long([THREAD, THREAD_AND_CALLS], THREAD_AND_CALLS), ids=["one call", "many calls"])
+@pytest.mark.long
 async def test_computing_of_a_cell_in_a_thread_counts_while_it_waits_for_the_host(pool: SessionPool, code: str) -> None:
     """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session reports it."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)

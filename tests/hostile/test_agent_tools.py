@@ -229,6 +229,7 @@ async def test_no_argument_overrides_an_option_of_a_recipe(pool: SessionPool, tm
     assert result.text is None or "secret" not in result.text
 
 
+@pytest.mark.long
 async def test_a_session_changes_no_dependency_of_its_owner(tmp_path: Path) -> None:
     """Code in a session removes and replaces no dependency that its owner added, and adds none that was not allowed like a call."""
     make_wheel(tmp_path / "wheels", "alpha")
@@ -281,6 +282,7 @@ os.waitpid(child, 0)
     "burn", mostly_long([IN_A_THREAD, IN_A_PROCESS, IN_ORPHANS], IN_A_THREAD, IN_ORPHANS), ids=["thread", "process", "orphan"]
 )
 @pytest.mark.parametrize("calls", mostly_long(["tools.wait()", "while True: tools.list()"], "tools.wait()"), ids=["one call", "many calls"])
+@pytest.mark.long
 async def test_computing_of_a_cell_counts_while_it_waits_for_the_host(pool: SessionPool, burn: str, calls: str) -> None:
     """What a cell's threads and processes compute while its calls are made counts: calls without an end give no time without one."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)

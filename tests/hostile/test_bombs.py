@@ -83,7 +83,10 @@ async def test_a_bomb_ends_at_its_limit(small: SessionPool, bomb: str) -> None:
         assert await is_well(other)
 
 
-@pytest.mark.parametrize("ending", ["a segmentation fault", "an abort", "its own end", "signals shut off"])
+ENDINGS = ["a segmentation fault", "an abort", "its own end", "signals shut off"]
+
+
+@pytest.mark.parametrize("ending", mostly_long(ENDINGS, "a segmentation fault", "its own end"))
 async def test_the_end_of_the_interpreter_is_reported(small: SessionPool, ending: str) -> None:
     """The result of a cell whose interpreter ended says that the variables are lost, and why, if there is no checkpoint."""
     async with small.session() as session:

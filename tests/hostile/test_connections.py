@@ -84,6 +84,7 @@ TOO_SLOW: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("slow", mostly_long([*TOO_SLOW, "an answer that is not read"], "a body in drops", "an answer that is not read"))
+@pytest.mark.long
 async def test_a_client_that_makes_no_progress_is_disconnected(slow: str, tmp_path: Path) -> None:
     """A connection whose head or body comes too slowly, or whose client takes nothing of an answer, is closed, key or no key."""
     tls = certificate(tmp_path, "localhost") if "TLS" in slow else None
@@ -167,6 +168,7 @@ def resident_megabytes() -> int:
     return int(fields["VmRSS"].split()[0]) >> 10
 
 
+@pytest.mark.long
 async def test_unread_answers_together_take_bounded_memory() -> None:
     """Answers that their clients do not read take a bounded part of the server's memory together: beyond, connections are closed."""
     most, unread = 20 << 20, []

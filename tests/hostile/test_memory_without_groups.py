@@ -102,6 +102,7 @@ def measured(*, groups: bool) -> dict[str, Any]:
 
 @EACH
 @pytest.mark.parametrize("kind", mostly_long(["unix", "tcp", "udp"], "unix"))
+@pytest.mark.long
 def test_memory_of_sockets_belongs_to_the_session(kind: str, groups: bool) -> None:
     """What a session's sockets hold is bounded by its memory limit: above it, the session ends or sends wait; others notice nothing."""
     state, held, *others = measured(groups=groups)[kind]

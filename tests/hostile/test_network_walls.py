@@ -80,7 +80,7 @@ async def test_sockets_of_other_families_cannot_be_made(session: Session, family
         assert await outcome(session, pair, prelude=PRELUDE) == "EAFNOSUPPORT"
 
 
-@pytest.mark.parametrize("kind", ODD_SOCKETS)
+@pytest.mark.parametrize("kind", mostly_long(ODD_SOCKETS, every=3))
 async def test_internet_sockets_are_only_tcp_and_udp(session: Session, kind: str) -> None:
     """Internet sockets are TCP or UDP: no raw, ping, packet or other protocol's socket is made."""
     family, type_, protocol = ODD_SOCKETS[kind]

@@ -115,6 +115,7 @@ def lost(numbers: str) -> float:
 
 @pytest.mark.parametrize("command", mostly_long([["serve"], ["serve", "--metrics"], ["mcp", "--http"]], ["serve", "--metrics"]))
 @pytest.mark.parametrize("way", mostly_long(["file", "environment", "option", "option="], "option"))
+@pytest.mark.long
 def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a server can be reached, its key is in no command line, however it was given, and only its user reads its variables."""
     (tmp_path / "key").write_text("the-callers-key\n")

@@ -71,6 +71,7 @@ async def test_a_session_finds_nothing_of_another(pool: SessionPool, what: str) 
         assert "sleep 60" not in str(seen.value)
 
 
+@pytest.mark.long
 async def test_tenants_have_no_address_layout_in_common() -> None:
     """Sessions of different tenants have different parents: nothing that one learns of its own addresses or hashes holds for another
     tenant's.

@@ -118,6 +118,7 @@ async def test_a_requirement_can_only_name_a_package(interpreter: CodeInterprete
     assert "root:" not in str(result)
 
 
+@pytest.mark.long
 async def test_the_password_of_an_index_is_not_disclosed(wheels: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The address of an index, which may hold a password, is in no result, no session, no log and no argument of a program."""
     results = []

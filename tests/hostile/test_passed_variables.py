@@ -91,6 +91,7 @@ async def forge(session: Session, content: bytes) -> None:
     assert result.success, result.stderr
 
 
+@pytest.mark.long
 async def test_a_session_passes_no_object_that_its_data_does_not_hold(session: Session) -> None:
     """A variable that a session passes to a notebook is JSON or a flat Arrow table: nothing of it is unpickled, and its size is bounded."""
     forged = [*FORMS, *(("frame", frame) for frame in FRAMES), *(("value", value) for value in VALUES)]

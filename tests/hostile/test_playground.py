@@ -101,6 +101,7 @@ MARKDOWN = f"""# title <script>{STEALS}</script>
 
 
 @needs_chromium
+@pytest.mark.long
 def test_markdown_and_formulas_reach_neither_the_page_nor_the_network(tmp_path: Path) -> None:
     """Markdown and LaTeX of a session run no script in the playground and load nothing, and a formula is shown where it was written."""
     log = tmp_path / "network.json"
@@ -129,6 +130,7 @@ def test_markdown_and_formulas_reach_neither_the_page_nor_the_network(tmp_path: 
 
 
 @needs_chromium
+@pytest.mark.long
 def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
     """However many colours and lines code prints, the playground lays out a bounded number of elements, and goes on."""
     floods = {  # what code prints, and what the page shows of it
@@ -154,6 +156,7 @@ def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
 
 
 @needs_chromium
+@pytest.mark.long
 def test_the_key_is_kept_for_its_tab_only(tmp_path: Path) -> None:
     """The playground keeps its key for one tab and sends it in a header, to its own server: no address, element or other tab holds it."""
     with ExitStack() as stack:

@@ -116,6 +116,7 @@ def seen_of(folder: Path) -> list[tuple[str, int, int, str]]:
     return [(path.name, found.st_mode, found.st_mtime_ns, path.read_text() if path.is_file() else "") for path, found in looked]
 
 
+@pytest.mark.long
 async def test_a_folder_swapped_for_a_link_gives_access_to_no_folder_of_the_host(victim: Path) -> None:
     """Of a folder that code swaps for a link while the host copies, uploads or puts back files, it reads and changes nothing behind it."""
     async with Sandboxes(Policy(image=IMAGE, spares=0, preload=())) as sandboxes:
@@ -172,6 +173,7 @@ time.sleep(0.5)
 raise ValueError"""
 
 
+@pytest.mark.long
 async def test_undoing_a_fork_bomb_does_not_block_the_hosts_event_loop(session: Session) -> None:
     """While a bomb of forks is undone, the host's event loop works or blocks for 0.1 s at most, besides its wait for a processor."""
     longest = []
@@ -290,6 +292,7 @@ for _ in range(4):
     os.read(done, 1)  # it has its memory, or was ended for it"""
 
 
+@pytest.mark.long
 async def test_a_host_write_that_does_not_fit_is_refused_and_ends_no_session() -> None:
     """A checkpoint, a branch or an upload that does not fit into what a session's processes left is refused, and the session goes on."""
     limits = Limits(memory=512 * MB, disk=64 * MB, temporary=16 * MB)

@@ -383,6 +383,7 @@ async def test_plugins_of_one_pool_have_sessions_of_their_own(pool: SessionPool)
     assert len(pool.active()) == 1
 
 
+@pytest.mark.long
 async def test_many_unclosed_plugins_do_not_block_each_other(pool: SessionPool) -> None:
     plugins = [PythonCodeInterpreterPlugin(pool) for _ in range(20)]
     for number, plugin in enumerate(plugins):
@@ -560,6 +561,7 @@ def test_a_mistake_in_the_settings_is_raised_where_the_session_is_added() -> Non
         add_aca_sessions(Kernel())
 
 
+@pytest.mark.long
 def test_a_plugin_that_was_not_closed_warns_with_its_place_of_creation(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -98,6 +98,7 @@ NOISE = """
 """
 
 
+@pytest.mark.long
 async def test_images_that_exceed_the_limit_of_a_result_are_linked_and_named() -> None:
     async with stdio_client_session() as client:
         result = await run(client, NOISE)
@@ -116,6 +117,7 @@ async def test_images_that_exceed_the_limit_of_a_result_are_linked_and_named() -
     )
 
 
+@pytest.mark.long
 async def test_images_that_a_session_does_not_keep_are_named_with_the_limit() -> None:
     code = "for n in (1, 2): display({'image/png': 'A' * (9 << 20), 'text/plain': f'Figure {n}'}, raw=True)"
     limit = "a session keeps its last 50 displays, of at most 16 Mi characters in all"
@@ -127,6 +129,7 @@ async def test_images_that_a_session_does_not_keep_are_named_with_the_limit() ->
     assert [one.get("uri") for one in result.structuredContent["images"]] == [None, "session://default/displays/2"]
 
 
+@pytest.mark.long
 def test_lines_that_are_no_messages_before_the_end_of_the_input_end_the_server_quietly() -> None:
     ended = subprocess.run([*COMMAND, "mcp"], input=b"garbage\nmore\n", capture_output=True, timeout=300, check=True)
     assert b"Traceback" not in ended.stderr
@@ -138,6 +141,7 @@ async def test_processes_that_still_run_are_in_the_structured_content() -> None:
     assert result.structuredContent["processes"] == [{"pid": int(result.structuredContent["results"][0]), "name": "sleep"}]
 
 
+@pytest.mark.long
 async def test_a_table_has_no_link_because_the_result_has_it_as_text() -> None:
     async with stdio_client_session() as client:
         result = await run(client, "import pandas as pd; pd.DataFrame({'a': [1]})")
@@ -293,6 +297,7 @@ async def test_ten_megabytes_of_output_stay_within_the_budget() -> None:
         assert text_of(await run(client, "1")) == "1"
 
 
+@pytest.mark.long
 def test_a_person_who_starts_it_on_a_terminal_reads_that_it_waits_for_a_client() -> None:
     terminal, end = os.openpty()
     with subprocess.Popen([*COMMAND, "mcp"], stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -147,6 +147,7 @@ async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) ->
         assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
 
 
+@pytest.mark.long
 async def test_a_script_that_is_interrupted_keeps_its_output_and_has_no_return_code(connected: Connected) -> None:
     code = "import time\nprint('[exit code] \"1\"')\nopen('made.txt', 'w').close()\ntime.sleep(10_000)"
     async with connected() as client:
@@ -257,6 +258,7 @@ async def test_a_restart_that_preserves_state_removes_no_checkpoint() -> None:
             assert [one.id for one in await session.checkpoints()] == [kept.id]
 
 
+@pytest.mark.long
 async def test_a_session_whose_outputs_cannot_be_saved_is_not_restarted(connected: Connected) -> None:
     async with connected() as client:
         await run(client, "import threading, time; x = 1; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")

@@ -19,7 +19,7 @@ from aca_sessions.errors import ACASessionsError, InvalidArgumentError
 from aca_sessions.sandbox.forkserver import ForkServer
 
 from ..cli.test_cli import Server
-from ..conftest import ROOT
+from ..conftest import ROOT, mostly_long
 
 ENDLESS = "while True: pass"
 
@@ -312,7 +312,7 @@ def test_a_session_that_was_not_closed_warns() -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("end", ["", "raise KeyError"])
+@pytest.mark.parametrize("end", mostly_long(["", "raise KeyError"], "raise KeyError"))
 def test_a_script_ends_although_it_did_not_close_its_session(end: str) -> None:
     code = f"from aca_sessions import InteractiveSession\nsession = InteractiveSession().open()\nprint(session.run('6 * 7'))\n{end}"
     run = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=240, check=False)

@@ -207,6 +207,7 @@ def test_an_interrupt_of_the_kernel_interrupts_the_cell_and_its_result_is_shown(
 SLOW = "import signal, time\ndef slow(*_): {}\nsignal.signal(signal.SIGINT, slow)\nprint('begun')\nwhile True: time.sleep(0.1)"
 
 
+@pytest.mark.long
 def test_the_first_interrupt_of_a_cell_that_does_not_react_keeps_its_variables(notebook: Notebook) -> None:
     """The handler stands for C code: it takes longer than the time after which an interrupt usually kills the interpreter."""
     interrupted: list[bool] = []
@@ -341,6 +342,7 @@ def test_a_session_completes_no_option_and_no_other_text(notebook: Notebook) -> 
     assert notebook.complete("%%session lies\nab|") == ["%%session lies\nab_wide"]
 
 
+@pytest.mark.long
 def test_a_session_that_does_not_answer_completes_nothing_and_keeps_its_state(notebook: Notebook) -> None:
     notebook.run("%%session slow\nimport time\nx = 5\ntype(get_ipython().Completer).completions = lambda *_: time.sleep(600)")
     assert notebook.complete("%%session slow\nx|") == []
@@ -389,6 +391,7 @@ def test_only_magics_that_run_code_start_the_session_without_a_name(notebook: No
     assert notebook.run("%session_reset").text.startswith("there is no session notebook: ")
 
 
+@pytest.mark.long
 def test_a_full_disk_is_an_error_that_says_what_to_do(notebook: Notebook) -> None:
     notebook.run("values = [0.5] * 3_000_000; open('large', 'wb').write(bytes(2 << 20))")
     notebook.run("%%session full\nopen('full', 'wb').write(bytes(255 << 20)); values = [0.5] * 3_000_000")
@@ -623,7 +626,12 @@ def test_a_frame_goes_in_and_out_unchanged(notebook: Notebook) -> None:
         ("-i given", "given = {n: n for n in range(20_000)}", "more than 10000 items must have texts as keys: use a list or a DataFrame"),
         ("-i given", "given = []\ngiven.append(given)", "must not be nested"),
         ("-i given", "given = 'x' * 68_000_000", "at most 67108864 bytes, got 68000002: write it to a file"),
-        ("-i given", "given = [0] * 9_000_000", "at most 8388608 texts and other values: install pyarrow on both sides, or write it"),
+        pytest.param(
+            "-i given",
+            "given = [0] * 9_000_000",
+            "at most 8388608 texts and other values: install pyarrow on both sides, or write it",
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "-i given",
             "import pandas as pd; given = pd.DataFrame({'c': [1j]})",

@@ -110,6 +110,7 @@ OPERATIONS: dict[str, Callable[[SessionPool, Session], Awaitable[None]]] = {
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("operation", mostly_long(OPERATIONS, "branch"))
+@pytest.mark.long
 async def test_an_operation_that_fails_for_lack_of_descriptors_leaves_nothing_open(few: SessionPool, operation: str) -> None:
     act, failed = OPERATIONS[operation], []
     beside = await few.get_or_create("beside")

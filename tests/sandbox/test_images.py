@@ -259,6 +259,7 @@ def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, 
     assert refused.value.report.message == f"a Python that starts within 0.1 s: {program} did not"
 
 
+@pytest.mark.long
 async def test_an_image_without_any_python_is_reported_with_the_paths_searched(tmp_path: Path) -> None:
     (tmp_path / "usr" / "bin").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=r"(?s)lacks python3 \(sought at /usr/local/bin/python3, .*install .* python3 ipython3"):

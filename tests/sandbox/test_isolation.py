@@ -110,6 +110,7 @@ async def test_a_session_has_nothing_of_the_hosts_environment(pool: SessionPool,
     assert "hunter2" not in run.stdout
 
 
+@pytest.mark.long
 async def test_a_session_sees_python_and_nothing_else_of_the_checkout(session: Session) -> None:
     code = f"import os; [os.path.join(d, f) for d, _, fs in os.walk({str(ROOT)!r}) for f in fs if '/.venv' not in d]"
     assert (await session.run(code)).text == "[]"

@@ -215,6 +215,7 @@ async def test_no_more_spares_are_made_than_configured() -> None:
         await asyncio.gather(*(sandbox.close() for sandbox in opened))
 
 
+@pytest.mark.long
 async def test_closing_at_any_moment_leaves_nothing(nothing_left: None) -> None:
     for pause in (0.0, 0.05, 0.11, 0.13, 0.16, 0.3, 1.01, 1.05, 1.3):
         async with Sandboxes(Policy()) as sandboxes:

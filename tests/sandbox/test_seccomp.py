@@ -82,6 +82,7 @@ def test_only_listed_commands_are_allowed(machine: str, name: str) -> None:
         assert verdict(machine, number, *at.get(name, (command,))) == expected, command
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("machine", ARCHITECTURE)
 def test_only_listed_socket_options_are_allowed_at_their_level(machine: str) -> None:
     listed = {(level, option) for (_, level), options in seccomp.OPTIONS.items() for option in options.values()}

@@ -51,6 +51,7 @@ def test_a_host_that_refuses_namespaces_can_run_the_lesser_level_if_it_is_chosen
     assert "no-namespaces" in run.stderr, "a warning"
 
 
+@pytest.mark.long
 def test_doctor_reports_what_is_not_enforced(public_python: str) -> None:
     run = on_a_host_that_refuses("doctor", Isolation="no-namespaces", Python=public_python)
     assert run.returncode == 1
@@ -158,6 +159,7 @@ async def test_an_interpreter_that_ends_ends_its_processes(bare: Session) -> Non
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.long
 async def test_a_closed_pool_leaves_nothing(public_python: str) -> None:
     deep = "import os\nfor _ in range(300): os.mkdir('d' * 100); os.chdir('d' * 100)\nos.mkdir('closed', 0)"
     async with open_pool(policy=replace(BARE, python=public_python, tenant="of its own")) as pool, pool.session() as session:
@@ -270,6 +272,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root has capabilities to lose")
+@pytest.mark.long
 def test_the_root_of_a_default_container_contains_its_sessions(public_python: str) -> None:
     """Run with the default capabilities of containers, without namespaces, and without control groups to write to."""
     program = [*REFUSING, sys.executable, "-c", IN_A_CONTAINER, public_python]

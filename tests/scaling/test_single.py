@@ -86,6 +86,7 @@ def trusted(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(proxy.cert))
 
 
+@pytest.mark.long
 async def test_a_session_is_used_over_tls_with_files_up_to_the_servers_limit(proxy: Proxy) -> None:
     most = Hosting().max_upload
     async with open_interpreter(proxy.settings()) as interpreter:

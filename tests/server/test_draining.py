@@ -144,6 +144,7 @@ async def test_an_idle_session_keeps_a_server_only_until_the_end_of_the_drain() 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_second_signal_stops_the_server_at_once() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "600") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=120)

@@ -69,6 +69,7 @@ async def test_its_death_is_logged_and_counted_at_once_and_the_audit_log_has_wha
     assert "fork_server_died" not in server.rest[1]
 
 
+@pytest.mark.long
 async def test_the_first_cell_after_an_expiry_has_in_the_audit_log_what_its_client_reads(tmp_path: Path) -> None:
     audit = tmp_path / "audit"
     with Server("--port", "0", "--api-key", "key", "--max-sessions", "1", "--audit", str(audit)) as server:

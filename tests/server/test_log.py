@@ -88,6 +88,7 @@ def test_the_start_names_the_bound_address_and_warns_of_plain_http_and_of_too_ma
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("light")
+@pytest.mark.long
 def test_a_server_for_mcp_names_its_address_and_warns_of_plain_http() -> None:
     command = [*COMMAND, "mcp", "--http", "--host", "0.0.0.0", "--port", "0", "--log-format", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -99,6 +100,7 @@ def test_a_server_for_mcp_names_its_address_and_warns_of_plain_http() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("light")
+@pytest.mark.long
 def test_a_server_on_a_socket_file_names_it_and_warns_of_nothing(tmp_path: Path) -> None:
     with Server("--socket", str(tmp_path / "socket"), "--max-sessions", "2", "--log-format", "json") as server:
         started = json.loads(server.process.stderr.readline())

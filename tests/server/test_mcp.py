@@ -96,6 +96,7 @@ async def test_the_sdks_client_finds_and_uses_the_tools() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_key_in_azures_own_header_is_accepted_on_every_path_and_a_wrong_one_on_none() -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     with Server("--port", "0", "--api-key", "key") as server:

@@ -161,6 +161,7 @@ async def serving(contract: Contract, wheels: Path | None = None, **hosting: Any
         yield http, app
 
 
+@pytest.mark.long
 async def test_requests_and_responses_are_as_documented(tmp_path: Path) -> None:
     contract = Contract()
     make_wheel(tmp_path, "alpha")

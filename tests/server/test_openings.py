@@ -63,6 +63,7 @@ async def run(http: httpx.AsyncClient, identifier: str, code: str) -> httpx.Resp
     return await http.post("/executions", json={"code": code}, params={"identifier": identifier})
 
 
+@pytest.mark.long
 async def test_sessions_that_wait_to_be_opened_do_not_block_others(http: httpx.AsyncClient) -> None:
     assert (await run(http, "old", "x = 20")).status_code == 200
     with stopped_fork_server():
@@ -78,6 +79,7 @@ async def test_sessions_that_wait_to_be_opened_do_not_block_others(http: httpx.A
     assert {answer.json()["result"]["executionResult"] for answer in answers} == {42}
 
 
+@pytest.mark.long
 async def test_new_sessions_are_refused_while_too_many_wait_to_start(http: httpx.AsyncClient) -> None:
     assert (await run(http, "old", "x = 20")).status_code == 200
     with stopped_fork_server():

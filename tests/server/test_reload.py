@@ -61,6 +61,7 @@ def test_a_hangup_reads_the_keys_at_once_and_ends_no_session(keys: Path) -> None
     assert server.process.returncode == 0
 
 
+@pytest.mark.long
 async def test_an_unusable_key_file_is_counted_and_logged_without_a_request(keys: Path) -> None:
     flags = ["--log-format", "json", "--api-key-file", str(keys), "--metrics", "--metrics-key", "scrape"]
 
@@ -80,6 +81,7 @@ async def test_an_unusable_key_file_is_counted_and_logged_without_a_request(keys
         assert unusable() == "0.0"
 
 
+@pytest.mark.long
 async def test_a_renewed_certificate_is_used_for_new_connections(tmp_path: Path) -> None:
     _, private = put_own(tmp_path, 9)
     (tmp_path / "key.pem").write_bytes(key_text(private))
@@ -103,6 +105,7 @@ async def test_a_renewed_certificate_is_used_for_new_connections(tmp_path: Path)
         event(event="certificate_read")  # without a signal
 
 
+@pytest.mark.long
 async def test_systemd_is_notified_when_the_server_listens_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -114,6 +117,7 @@ async def test_systemd_is_notified_when_the_server_listens_and_stops(tmp_path: P
         assert systemd.recv(100) == b"STOPPING=1"
 
 
+@pytest.mark.long
 async def test_a_server_ends_with_its_terminal() -> None:
     terminal, side = pty.openpty()
     command = [*COMMAND, "serve", "--port", "0"]
