@@ -10,6 +10,7 @@ from aca_sessions import Session
 from aca_sessions.sandbox.guest.isolation import seccomp
 from aca_sessions.sandbox.syscalls import ARCHITECTURES, MACHINE
 
+from ..conftest import mostly_long
 from .allowed_calls import TABLE, numbers
 from .attempts import PRELUDE, is_well, outcome
 

@@ -302,7 +302,7 @@ class ThreadedCell:
         try:
             self._capture.finish()
         finally:
-            self._output.finish([], [], [])
+            self._output.finish([], [], [], 0)
             self.outcome = {
                 "value": self._output.value,
                 "text": self._output.text,
