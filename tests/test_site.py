@@ -89,6 +89,7 @@ def test_each_blocking_method_is_linked_to_its_description() -> None:
     assert {*re.findall(r"\[`(\w+)`\]\[aca_sessions\.Session\.\w+\]", REFERENCE)} == shared
 
 
+@pytest.mark.long
 def test_the_published_markdown_of_the_reference_has_signatures_and_docstrings(site: Path) -> None:
     published = (site / "reference" / "api.md").read_text()
     assert not re.search(r"^:::|\]\[aca_sessions", published, re.MULTILINE)

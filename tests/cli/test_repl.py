@@ -215,6 +215,7 @@ def test_images_are_saved_without_replacing_files(terminal: Terminal, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_questions_are_answered_at_the_terminal(terminal: Terminal) -> None:
     terminal.types("'hello ' + input('who' + '? ')\r")
     terminal.reads("who? ")

@@ -432,6 +432,7 @@ async def test_a_branch_needs_a_name_of_its_own(begun: Session) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_an_endpoint_without_time_travel_reports_it() -> None:
     with Server("--port", "0", "--api-key", "key", "--plain") as server:
         async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, pool.session() as session:

@@ -197,7 +197,7 @@ async def test_only_sockets_in_the_table_can_be_made(session: Session) -> None:
 _SOCKETS = (seccomp.FAMILIES, seccomp.TYPES, seccomp.PROTOCOLS)
 
 
-@pytest.mark.parametrize("attempt", [*UNNEEDED, *WORDED])
+@pytest.mark.parametrize("attempt", mostly_long([*UNNEEDED, *WORDED], every=3))
 async def test_calls_that_no_library_needs_are_refused(session: Session, attempt: str) -> None:
     """A session does not have what no library needs: kernel memory that no limit counts, out-of-band messages, leases, socket filters."""
     code, refusal = WORDED[attempt] if attempt in WORDED else (UNNEEDED[attempt], "EPERM")

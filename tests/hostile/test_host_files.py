@@ -93,7 +93,7 @@ def secret(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "secret.txt"
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", mostly_long(PLACES, every=2))
 async def test_the_hosts_files_are_not_visible(session: Session, place: str) -> None:
     """A session sees no file of the host but /usr, a few settings from /etc and its Python environment."""
     path = PLACES[place]

@@ -111,6 +111,7 @@ def test_memory_of_sockets_belongs_to_the_session(kind: str, groups: bool) -> No
 
 
 @EACH
+@pytest.mark.long
 def test_files_take_no_more_memory_than_the_session_may(groups: bool) -> None:
     """A session's files have no more memory than the session may have, and are reported as its own memory."""
     written, memory, state, _ = measured(groups=groups)["files"]

@@ -7,7 +7,7 @@ import pytest
 
 from aca_sessions import Session, SessionPool
 
-from ..conftest import IMAGE, descendants
+from ..conftest import IMAGE, descendants, mostly_long
 from .attempts import PRELUDE, is_well, outcome
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ head -c 1 /proc/{pid}/mem && echo memory; kill -0 {pid} && echo signal
 """
 
 
-@pytest.mark.parametrize("attempt", MOUNTS)
+@pytest.mark.parametrize("attempt", mostly_long(MOUNTS, every=2))
 async def test_nothing_can_be_mounted(session: Session, attempt: str) -> None:
     """A session mounts nothing, unmounts nothing and exchanges no root."""
     before = await outcome(session, "open('/proc/self/mounts').read()")

@@ -79,13 +79,13 @@ async def test_a_session_sees_only_its_own_processes(session: Session) -> None:
     assert await outcome(session, f"import os; os.listdir('/proc/{os.getpid()}')") == "ENOENT"
 
 
-@pytest.mark.parametrize("thing", mostly_long(OF_THE_FIRST_PROCESS, every=2))
+@pytest.mark.parametrize("thing", mostly_long(OF_THE_FIRST_PROCESS, every=3))
 async def test_nothing_can_be_read_from_the_first_process(session: Session, thing: str) -> None:
     """Of its first process, which holds the host's standard error, a session reads no memory, link, descriptor or namespace."""
     assert await outcome(session, OF_THE_FIRST_PROCESS[thing], prelude=PRELUDE) in ("EACCES", "EPERM")
 
 
-@pytest.mark.parametrize("file", mostly_long(WRITES, every=2))
+@pytest.mark.parametrize("file", mostly_long(WRITES, every=4))
 async def test_nothing_below_proc_can_be_written(session: Session, file: str) -> None:
     """A session writes to no file below /proc, neither the kernel's settings nor its own process's."""
     path = Path(WRITES[file])

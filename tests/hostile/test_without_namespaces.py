@@ -225,7 +225,7 @@ async def test_no_namespace_can_be_made(bare: Session, name: str) -> None:
         assert await outcome(bare, f"call(CLONE, {NAMESPACES[name]} | 17, 0, 0, 0, 0) or os._exit(0)", prelude=NUMBERED) == "EPERM"
 
 
-@pytest.mark.parametrize("attempt", CAPABILITIES)
+@pytest.mark.parametrize("attempt", mostly_long(CAPABILITIES, every=3))
 async def test_no_capability_and_no_other_user_is_available(bare: Session, attempt: str) -> None:
     """Without namespaces too, a session has no capability, gets none, and becomes no other user or group; it is never root."""
     to_somebody_else = CAPABILITIES[attempt].replace("1001", str(os.getuid() + 1))
@@ -255,7 +255,7 @@ async def test_set_user_id_programs_give_nothing(bare: Session) -> None:
     assert "root" not in (await bare.run("subprocess.run(['su', '-c', 'whoami'], capture_output=True, text=True, input='').stdout")).output
 
 
-@pytest.mark.parametrize("name", mostly_long(REFUSED, every=5))
+@pytest.mark.parametrize("name", mostly_long(REFUSED, every=10))
 async def test_a_call_outside_the_list_is_refused(bare: Session, name: str) -> None:
     """Without namespaces too, the filter refuses calls that trace, load, mount or share rings, handles, keys or queues with the kernel."""
     assert await outcome(bare, f"call({REFUSED[name]}, 0, 0, 0, 0, 0, 0)", prelude=PRELUDE) == refusal(REFUSED[name])

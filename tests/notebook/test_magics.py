@@ -224,6 +224,7 @@ def test_the_first_interrupt_of_a_cell_that_does_not_react_keeps_its_variables(n
     assert notebook.run("%session -n slow kept").text == "5"
 
 
+@pytest.mark.long
 def test_the_second_interrupt_ends_a_cell_that_does_not_react(notebook: Notebook) -> None:
     interrupted: list[int] = []
 

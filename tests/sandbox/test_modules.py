@@ -1,5 +1,7 @@
 """Test modules of the workspace: each cell sees them as their files are now."""
 
+import pytest
+
 from aca_sessions import Session
 
 COUNTED = """
@@ -19,6 +21,7 @@ async def test_a_module_whose_file_changed_is_imported_again(session: Session) -
     assert (await session.run("data.V")).value == 3
 
 
+@pytest.mark.long
 async def test_without_namespaces_a_changed_module_is_imported_again_too(bare: Session) -> None:
     await test_a_module_whose_file_changed_is_imported_again(bare)
 

@@ -95,6 +95,7 @@ async def test_a_session_is_used_over_tls_with_files_up_to_the_servers_limit(pro
     assert (result.value, str(result.state)) == (most, "kept")
 
 
+@pytest.mark.long
 def test_a_larger_upload_is_refused_before_it_is_sent(proxy: Proxy) -> None:
     address = urlsplit(proxy.endpoint)
     connection = HTTPSConnection(NAME, address.port, timeout=240, context=ssl.create_default_context(cafile=str(proxy.cert)))
