@@ -59,7 +59,6 @@ _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout
 _NAME_AFTER_VARIABLES = re.compile(rf"{_VARIABLES}\s+(?!-)(\S+)")
 # A path below /mnt/data at the end of a message about a missing file, of Python or polars. Other paths are not looked for on this machine.
 _NO_FILE = re.compile(r"No such file or directory.{0,20}: '?(?:/mnt/data/)?(\w[\w./ -]{0,200}[\w])'?\Z")
-_MOST_NAMED = 10  # sessions in a message
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NO_WIDGETS = (
     "widgets of a session are only shown as text that does not change: for a progress bar use `from tqdm import tqdm`, "
@@ -69,11 +68,10 @@ _CELL = re.compile(r"\s*%%session(?P<line>(?:[ \t][^\n]*)?)\n")
 _LINE = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%session[ \t]+")
 _OPTION = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%%?session[ \t](?:.*[ \t])?(?P<word>-[\w-]*)\Z")
 _ANSWER_SECONDS = 5.0  # that completions and help block the kernel
-_MOST_MATCHES, _LONGEST_MATCH = 200, 500
+_MOST_NAMED, _MOST_MATCHES, _LONGEST_MATCH = 10, 200, 500  # sessions in a message, completions, and characters of one
 _NOT_RETURNED = "the value is not returned to the notebook, only a number, a bool or text: `%session -o NAME` copies a variable"
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 _CANNOT_ASK = "this front end cannot ask for a line, so `input()` fails: put the values into the code"
-
 
 Answer = TypeVar("Answer")
 
@@ -111,6 +109,7 @@ class SessionMagics(Magics):
         self._sessions: dict[str, Session] = {}  # with their histories, which %session_export writes
         self._secret = secrets.token_bytes(16)
         self._timeout: float | None = None
+        self._html: dict[str, Html] = {}  # for each session, what `--html` said last
         self._in_use: set[str] = set()  # sessions that run something for this notebook
         self._asked: Future[Any] | None = None  # the latest request for completions or help
         completer: Any = shell.Completer
@@ -126,7 +125,7 @@ class SessionMagics(Magics):
     @argument("-o", "--output", action="append", default=[], metavar="VARIABLE", help="set a variable here afterwards; may be repeated")
     @argument("--file", action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data first; may be repeated")
     @argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
-    @argument("--html", choices=("clean", "raw"), default="clean", help="raw lets scripts of displays run, in a frame, with your network")
+    @argument("--html", choices=("clean", "raw"), help="raw lets scripts of this and later cells run, in frames, with your network")
     @line_cell_magic
     def session(self, line: str, cell: str | None = None) -> object:
         """Run a cell in an isolated session, and show what it writes and displays while it runs.
@@ -160,7 +159,8 @@ class SessionMagics(Magics):
         with self._leased(options.name) as session:
             for file, content in files:
                 session.upload_file(file, content)
-            shown = Shown(self._shell, options.html, self._secret + options.name.encode())
+            html = self._html[options.name] = options.html or self._html.get(options.name, "clean")
+            shown = Shown(self._shell, html, self._secret + options.name.encode())
             for name in inputs:
                 if set_by := session._call(partial(pass_in, name=name, value=self._shell.user_ns[name])):
                     shown.finish(set_by)
@@ -191,7 +191,7 @@ class SessionMagics(Magics):
         name = _parsed(self.session_reset, line).name
         portal, pool = self._open()
         unknown = self._describe_unknown(name)
-        self._sessions.pop(name, None)
+        self._sessions.pop(name, None), self._html.pop(name, None)
         portal.call(pool.terminate, name)
         print(unknown or f"the session {shown_name(name)} was ended: its next cell starts a new one")
 

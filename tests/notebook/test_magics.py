@@ -253,9 +253,16 @@ def test_html_is_shown_without_its_scripts(notebook: Notebook) -> None:
 
 
 def test_html_runs_in_a_frame_on_explicit_request(notebook: Notebook) -> None:
-    html = notebook.run("%%session one --html=raw\nfrom IPython.display import HTML; HTML('<script>alert(1)</script>')").html
-    assert html.startswith('<iframe sandbox="allow-scripts"')
+    code = "from IPython.display import HTML; HTML('<script>alert(1)</script>')"
+    frame = '<iframe sandbox="allow-scripts"'
+    html = notebook.run(f"%%session raw --html=raw\n{code}").html
+    assert html.startswith(frame)
     assert "<script>" not in html
+    later = [notebook.run(f"%%session {line}\n{code}").html for line in ("raw", "other", "raw --html=clean", "raw")]
+    assert [one.startswith(frame) for one in later] == [True, False, False, False]
+    notebook.run(f"%%session raw --html=raw\n{code}")
+    notebook.run("%session_reset raw")
+    assert not notebook.run(f"%%session raw\n{code}").html.startswith(frame)
 
 
 def test_output_cannot_look_like_a_line_of_the_host(notebook: Notebook) -> None:
