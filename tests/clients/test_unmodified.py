@@ -37,7 +37,7 @@ def endpoint(folder: Path) -> Iterator[str]:
 @pytest.fixture
 async def semantic_kernel(endpoint: str, folder: Path, tmp_path: Path):
     context = ssl.create_default_context(cafile=str(folder / "cert.pem"))
-    async with httpx.AsyncClient(verify=context, timeout=30) as client:
+    async with httpx.AsyncClient(verify=context, timeout=240) as client:
         yield SessionsPythonTool(
             auth_callback=lambda: "key",
             pool_management_endpoint=endpoint,
