@@ -131,15 +131,19 @@ class Page:
         return self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
     def click(self, selector: str) -> None:
-        """Click the mouse on the middle of an element."""
-        place = f"document.querySelector({json.dumps(selector)})"
-        self.wait(f"{place} && !{place}.disabled")
-        x, y = self.evaluate(
-            f"(() => {{ const one = {place}; one.scrollIntoView({{ block: 'center' }}); const box = one.getBoundingClientRect(); "
-            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        """Click the mouse on the middle of an element. If the element has moved away meanwhile, click again, as a person would."""
+        place, hit = f"document.querySelector({json.dumps(selector)})", False
+        while hit is False:  # not None: the click has left the page
+            self.wait(f"{place} && !{place}.disabled")
+            x, y = self.evaluate(
+                f"(() => {{ const one = {place}; one.scrollIntoView({{ block: 'center' }}); const box = one.getBoundingClientRect(); "
+                f"const hit = ({{ target }}) => {{ window.hit = Boolean(target.closest({json.dumps(selector)})); }}; "
+                "window.hit = false; window.addEventListener('click', hit, { capture: true, once: true }); "
+                "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            )
+            for kind in ("mousePressed", "mouseReleased"):
+                self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            hit = self.evaluate("window.hit")
 
     def write(self, text: str) -> None:
         """Insert text without pressing keys."""
