@@ -59,7 +59,7 @@ async def test_a_cell_behaves_as_in_a_notebook(agent: AgentSession) -> None:
             ("raise SystemExit(3)", "SystemExit", "SystemExit: 3"),
             ("exit()", "SystemExit", "SystemExit"),
             ("%no_magic", "UsageError", "UsageError: Line magic function `%no_magic` not found."),
-            ("input()", "EOFError", "on_input"),
+            ("input()", "EOFError", "put the values into the code"),
             ("class Odd(Exception):\n    def __str__(self): 1 / 0\nraise Odd", "Odd", "Odd"),
             ("raise ExceptionGroup('many', [ValueError('one')])", "ExceptionGroup", "ValueError: one"),
         ],

@@ -20,8 +20,8 @@ class Playground:
         self.cells = 0
 
     def start(self, code: str, keys: str = "Shift+Enter") -> None:
-        """Type a cell and run it."""
-        self.page.evaluate("document.querySelector('#source').focus()")
+        """Type a cell in place of what the editor has, and run it."""
+        self.page.evaluate("{ const one = document.querySelector('#source'); one.focus(); one.select(); }")
         self.page.write(code)
         self.page.press(keys)
         self.cells += 1

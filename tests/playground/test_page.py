@@ -611,6 +611,46 @@ def test_the_variables_leave_out_types_and_modules(playground: Playground) -> No
     assert names == ["mine", "text"]
 
 
+def test_running_and_waiting_cells_can_be_interrupted_where_they_are(playground: Playground) -> None:
+    page = playground.page
+    playground.start("import time\nwhile True: time.sleep(0.1)")
+    playground.start("after = 1")
+    page.wait("/^Running/.test(document.querySelector('.cell .running')?.innerText)")
+    page.click(".cell:last-child .ending button")
+    page.click(".cell:first-child .ending button")
+    playground.ended()
+    shown = page.evaluate("[...document.querySelectorAll('.cell .outcome')].map((one) => one.innerText.split(' ')[0])")
+    assert (shown[0], page.evaluate("document.querySelectorAll('.ending button').length")) == ("Interrupted", 0)
+    assert "False" in playground.run("'after' in globals()")
+
+
+def test_a_question_for_a_secret_is_shown_and_a_refused_cell_goes_back_to_the_editor(playground: Playground) -> None:
+    page = playground.page
+    playground.start("import getpass; key = getpass.getpass('API key: ')")
+    page.wait("document.querySelector('.ask label')?.innerText.includes('API key:')")
+    page.write("secret")
+    page.press("Enter")
+    playground.ended()
+    assert page.evaluate("[...document.querySelectorAll('.changes li')].map((one) => one.innerText)") == ["key added: str 6"]
+    assert "The cell was not run" in playground.run("%pip install -r more.txt\n1")
+    page.wait("document.querySelector('#source').value === '%pip install -r more.txt\\n1'")
+
+
+def test_an_upload_names_what_it_replaced(playground: Playground, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("1")
+    for _ in range(2):
+        playground.page.choose(tmp_path / "data.csv", "#upload")
+        playground.page.wait("document.querySelector('#files .row')")
+    playground.page.wait("document.querySelector('.notice')?.innerText === 'Replaced: data.csv.'")
+
+
+def test_styles_that_are_not_shown_are_reported(playground: Playground) -> None:
+    playground.run("import pandas as pd; pd.DataFrame({'a': [1, 2]})")
+    assert playground.page.evaluate("document.querySelectorAll('.output .note').length") == 0
+    playground.run("pd.DataFrame({'a': [1, 2]}).style.background_gradient()")
+    assert "This page shows no styles of outputs." in playground.page.text(".cell:last-child .output .note")
+
+
 def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground, browser: Browser) -> None:
     html = "<div id=chart></div><script>document.title = 'é'</script>"
     playground.run(f"from IPython.display import HTML; HTML({html!r})")
@@ -618,6 +658,10 @@ def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground
     playground.page.click(".output .note button")
     assert _downloaded(browser.downloads / "output.html").decode() == html
     assert playground.page.evaluate("document.title") != "é"
+    name = playground.page.text("#session-name")
+    playground.page.click("#export")
+    [cell] = json.loads(_downloaded(browser.downloads / f"{name}.ipynb"))["cells"]
+    assert [[*one["data"]] for one in cell["outputs"]] == [["text/plain"]]  # an empty frame would hide the text
 
 
 def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playground, browser: Browser) -> None:

@@ -449,3 +449,14 @@ def test_sockets_that_cannot_be_listed_are_told_once_until_they_can(caplog: pyte
             memory.used(["TCP", "UDP"])
             told.append(len(caplog.records))
     assert told == [1, 1, 1, 2]
+
+
+async def test_memory_used_up_by_small_values_is_an_error_that_keeps_the_session() -> None:
+    """The traceback needs memory as well: of an interpreter that has none left to report the error, the variables would be lost."""
+    limits = replace(Limits(), memory=128 * MB)
+    async with open_pool(policy=Policy(limits=limits, preload=(), spares=0)) as pool, pool.session() as session:
+        for cell in range(1, 4):
+            result = await session.run("values = []\nwhile True: values.append(' ' * 1000 + str(len(values)))")
+            assert (result.error.name, str(result.state)) == ("MemoryError", "kept")
+            assert f"Cell In[{2 * cell - 1}], line 2" in result.error.traceback
+            assert (await session.run("len(values) > 1000")).value is True

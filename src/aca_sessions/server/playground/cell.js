@@ -44,6 +44,7 @@ export class Cell {
     const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, WAITING);
+    this.stop = offers("interrupt") ? button("Interrupt", () => this.interrupt(), { class: "quiet", title: "Stop this cell; the variables stay" }) : "";
     this.isInterrupted = false; // before it was sent
     this.began = null; // when it began to run, by this page's clock
     this.element = element(
@@ -51,7 +52,7 @@ export class Cell {
       { class: "cell", "aria-busy": "true" },
       element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, mark, again)),
       this.output.element,
-      this.status,
+      element("div", { class: "ending" }, this.status, this.stop),
     );
   }
 
@@ -66,7 +67,7 @@ export class Cell {
       return null;
     } finally {
       clearInterval(clock);
-      this.element.removeAttribute("aria-busy");
+      this.settleDown();
     }
   }
 
@@ -78,7 +79,13 @@ export class Cell {
     }
     if (result) this.end(result);
     else this.status.replaceWith(element("p", { class: "verdict" }, "Its output is not kept."));
+    this.settleDown();
+  }
+
+  /** Nothing of it can be interrupted any more. */
+  settleDown() {
     this.element.removeAttribute("aria-busy");
+    if (this.stop) this.stop.remove();
   }
 
   /** What `restore` needs to show it after a reload. Outputs of more than `most` characters are left out. */
@@ -123,7 +130,7 @@ export class Cell {
     return this.output.parts.some(({ kind, text }) => kind === "stderr" && pattern.test(text));
   }
 
-  /** Interrupts it. */
+  /** Interrupts it, also if it waits for others. */
   async interrupt() {
     if (this.id) await interrupt(this.session, this.id);
     else this.isInterrupted = true;

@@ -3,7 +3,7 @@
 import { asked, forgetLife } from "./api.js";
 import { learnNetwork } from "./cell.js";
 import { Completion } from "./completion.js";
-import { byId, button, element, enable, forgetRefusal, refuse } from "./dom.js";
+import { byId, button, element, enable, forgetRefusal, refuse, shownName } from "./dom.js";
 import { Editor } from "./editor.js";
 import { listFiles, save, showFiles, takeDrops, upload } from "./files.js";
 import { newIdentifier, whyNotNamed } from "./names.js";
@@ -174,7 +174,8 @@ export class Desk {
   async run(source) {
     byId("problem").textContent = "";
     forgetRefusal();
-    await this.current.run(source, byId("transactional").checked && !byId("transactional").disabled);
+    const result = await this.current.run(source, byId("transactional").checked && !byId("transactional").disabled);
+    if (!result && !this.editor.area.value) this.editor.replaceAll(source); // a refused cell is in no history: a reload would lose it
   }
 
   /** Return nothing while a cell runs, because the session cannot answer then. */
@@ -209,6 +210,7 @@ export class Desk {
   async upload(files) {
     this.announce(`Uploading ${files.length === 1 ? files[0].name : `${files.length} files`}`);
     const { id } = this.current;
+    const before = new Set(this.current.live ? (await listFiles(id)).filter(({ folder }) => !folder).map(({ name }) => name) : []);
     const [label] = byId("upload").labels;
     label.textContent = "Uploading …";
     try {
@@ -216,6 +218,8 @@ export class Desk {
     } finally {
       label.textContent = "Upload …";
     }
+    const replaced = [...files].map(({ name }) => name).filter((name) => before.has(name));
+    if (replaced.length) this.current.tell(`Replaced: ${replaced.map(shownName).join(", ")}.`);
     this.announce("Uploaded");
   }
 

@@ -7,6 +7,7 @@ const LONGEST_POLL = 25; // seconds
 const [FIRST_POLL, WAITING_POLL] = [0.2, 1]; // seconds, until a cell has begun: the server sends no event then
 const UNWATCHED_POLL = 1000; // milliseconds; browsers have six connections to a server, and one that waits takes one
 const OUTPUT_LIMIT = 1 << 20;
+const TIMEOUT = 3600; // seconds of a cell that a person watches and can interrupt
 const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between repeated requests
 const OWN = "page-own-"; // begins the ids of cells that no user wrote
 const UNTOLD = { kind: "untold", reason: null, consequence: "this endpoint does not say what happened to the variables" };
@@ -23,7 +24,7 @@ export async function run(session, code, { transactional, reader, onStarted, onN
   let lost = null;
   await reach();
   try {
-    const answer = await request("POST", "executions", { session, headers, json: call(code, "Asynchronous") });
+    const answer = await request("POST", "executions", { session, headers, json: { ...call(code, "Asynchronous"), ...(offers("events") ? { timeoutInSeconds: TIMEOUT } : {}) } });
     onNumbered(Number(answer.headers.get("x-aca-sessions-number")));
     lost = beganAnew(session, answer) ? EXPIRED : null;
   } catch (problem) {

@@ -23,10 +23,14 @@ export function layoutOf(data) {
   return null;
 }
 
+/** Whether HTML shows nothing, as after scripts were removed that would have drawn all of it. */
+export const isBlank = (clean) => !/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim();
+
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
 const NO_SCRIPTS = "Scripts of this output do not run here. In a saved file they run, with your network: for code that you trust. ";
+const STYLED = /<style(?! scoped)/i; // pandas writes such a style for colours that were asked for, and a scoped one into each table
 const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
 const mostHeight = () => Math.max(440, 0.6 * innerHeight);
@@ -37,10 +41,10 @@ SHEET.replaceSync(STYLE);
 /** A frame that shows a layout as high as it is, or whose height can be dragged if it is too high; or the text in its place, where scripts would have made all of it. */
 export function framed({ html, formulas, text }) {
   const clean = safeHtml(html, formulas);
-  const left = /<script\b/i.test(html) ? NO_SCRIPTS : ELSEWHERE.test(html) ? "This page shows no frames, sound or video." : "";
+  const left = /<script\b/i.test(html) ? NO_SCRIPTS : ELSEWHERE.test(html) ? "This page shows no frames, sound or video." : STYLED.test(html) ? "This page shows no styles of outputs. " : "";
   const saving = () => save(new Blob([html], { type: "text/html" }), "output.html");
-  const note = left && element("p", { class: "note" }, left, left === NO_SCRIPTS ? button("Save as HTML", saving, { class: "quiet" }) : "");
-  if (!/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim()) return element("div", {}, shown(text, "value"), note);
+  const note = left && element("p", { class: "note" }, left, left.endsWith(" ") ? button("Save as HTML", saving, { class: "quiet" }) : "");
+  if (isBlank(clean)) return element("div", {}, shown(text, "value"), note);
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });
   frame.srcdoc = policy.createHTML(HEAD + clean);
   const holder = element("div", { class: "framed clipped" }, frame);

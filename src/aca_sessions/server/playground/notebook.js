@@ -1,7 +1,7 @@
 /** The cells of a session as a Jupyter notebook (nbformat 4). What code displayed is made safe: readers may trust the file. */
 
 import { wellFormed } from "./clean.js";
-import { layoutOf, safeHtml } from "./frame.js";
+import { isBlank, layoutOf, safeHtml } from "./frame.js";
 import { stateText } from "./verdict.js";
 
 const IMAGES = ["image/png", "image/jpeg", "image/gif"];
@@ -43,7 +43,7 @@ function bundle(data) {
   const drawing = text("image/svg+xml"); // becomes an image, which runs no scripts
   const { html, formulas } = (!text("text/html") && drawing ? null : layoutOf(data)) ?? { html: drawing };
   const clean = html && safeHtml(html, formulas);
-  if (clean) kept["text/html"] = wellFormed(clean);
+  if (clean && !isBlank(clean)) kept["text/html"] = wellFormed(clean);
   const fallback = Object.keys(kept).length ? "" : (Object.values(data).find((one) => typeof one === "string") ?? "");
   const written = text("text/plain") || fallback;
   if (written) kept["text/plain"] = readable(written);

@@ -95,7 +95,7 @@ export class Output {
       answer(event.number, text);
     };
     const refuse = element("button", { type: "button", class: "quiet", click: () => send(null), title: "The cell gets an EOFError" }, "Refuse");
-    const form = element("form", { class: "ask" }, element("label", {}, "The cell asks for input"), field, element("button", {}, "Answer"), refuse);
+    const form = element("form", { class: "ask" }, element("label", {}, event.password && event.text ? event.text : "The cell asks for input"), field, element("button", {}, "Answer"), refuse);
     form.addEventListener("submit", (submitted) => {
       submitted.preventDefault();
       send(field.value);

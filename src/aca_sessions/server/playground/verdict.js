@@ -9,7 +9,8 @@ export function verdict(result, { failed = "" } = {}) {
   const { kind } = result.state;
   const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error || failed ? "warn" : "good";
   const outcome = `${outcomeOf(result)} ${span(result.seconds)}${failed && `, but ${failed}`}`;
-  const changes = [...result.variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
+  const variables = result.variables.filter(({ type }) => !/^(type|module)$/.test(type ?? "")); // imports are no news
+  const changes = [...variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
   const more = changes.length > MOST_NAMED ? [`and ${changes.length - MOST_NAMED} more`] : [];
   return element(
     "div",

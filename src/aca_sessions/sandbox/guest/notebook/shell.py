@@ -10,6 +10,7 @@ import getpass
 import importlib
 import io
 import logging
+import mmap
 import shlex
 import sys
 import warnings
@@ -28,6 +29,7 @@ from . import changes, commands, loop, modules, tracebacks
 from .cell_output import CellOutput, clip, new_late_displays, sent_in_order
 from .displays import PLAIN_TYPES, Formatter, PlainText, Publisher, ValueHook
 
+_RESERVED = (16 << 20, 8 << 20, 4 << 20)  # bytes; to format a traceback takes about 1 MB, and reading the source files that it shows more
 _MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
@@ -60,6 +62,7 @@ class Shell(InteractiveShell):
         self._tracker = changes.VariableTracker()
         self.last_command = commands.ShellCommand()
         self._prints_errors = False
+        self._reserve: mmap.mmap | None = None
         super().__init__(input_transformer_manager=commands.CellTransformer(), **options)
         self._tracker.watch(self.user_ns, self.user_ns_hidden)
         # First in the list: the inline backend's callback shows the figures that are open at a cell's end.
@@ -90,6 +93,7 @@ class Shell(InteractiveShell):
         self.collected = CellOutput(cell.execution, sent_in_order(send), self._late)
         modules.clear_listings()
         self.compile.begin_cell()
+        self._reserve_memory()
         self.last_command = commands.ShellCommand()
         before, number = changes.list_files(), self.execution_count
         try:
@@ -153,6 +157,13 @@ class Shell(InteractiveShell):
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
         """Report an error with its traceback. Remove frames of this package at the traceback's end, such as that of the SIGINT handler."""
+        self._free_reserve()
+        try:
+            self._show_traceback(exc_tuple, *arguments, **options)
+        finally:
+            self._reserve_memory()
+
+    def _show_traceback(self, exc_tuple: Any, *arguments: Any, **options: Any) -> None:
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain_missing_folder(value)
         tracebacks.cut_own_frames(traceback)
@@ -240,6 +251,18 @@ class Shell(InteractiveShell):
     def ask_exit(self) -> None:
         """Raise SystemExit, so that `exit` and `quit` end the cell. Only the host can end the session."""
         raise SystemExit
+
+    def _reserve_memory(self) -> None:
+        """Reserve address space, so that a cell which has used up all of it can still be reported. If little is left, reserve less."""
+        for size in _RESERVED:
+            if self._reserve is None:
+                with contextlib.suppress(OSError, MemoryError):
+                    self._reserve = mmap.mmap(-1, size)  # is never written to, so it takes no memory
+
+    def _free_reserve(self) -> None:
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
 
     def _forget_oldest_inputs(self) -> None:
         """Replace the oldest inputs in `In` by empty texts, so that the other inputs keep their numbers."""
