@@ -46,7 +46,7 @@ def test_a_cell_that_waits_says_so_and_the_clock_goes_on_after_a_reload(playgrou
     (tmp_path / "go.txt").write_text("go")
     playground.start(UNTIL_GO)
     playground.start("'second'")
-    page.wait("parseInt(document.querySelector('.cell .running').innerText.replace('Running … ', '')) >= 2")
+    page.wait("parseInt(document.querySelector('.cell .running').innerText.replace('Running … ', '')) >= 4")
     assert page.text(".cell:last-child .running") == "Waiting …"
     page.wait("document.querySelector('.state-of-session.running')")
     badge = "document.querySelector('.state-of-session.running')"
@@ -594,8 +594,11 @@ def test_a_refusal_is_shown_beside_the_button_that_caused_it(playground: Playgro
     page.wait("document.querySelector('#files .row') && !document.querySelector('.refusal')")
     session = page.evaluate("JSON.parse(sessionStorage.getItem('aca-sessions /')).session")
     gone = f"files/b.txt?api-version=2025-10-02-preview&identifier={session}"
-    page.evaluate(f"fetch('{gone}', {{ method: 'DELETE', headers: {{ authorization: 'Bearer {KEY}' }} }})")
-    page.click("[aria-label='Download b.txt']")
+    download = (
+        "document.querySelector(\"[aria-label='Download b.txt']\")"  # found first: the page may see at any moment that the file is gone
+    )
+    delete = f"fetch('{gone}', {{ method: 'DELETE', headers: {{ authorization: 'Bearer {KEY}' }} }})"
+    page.evaluate(f"{{ const download = {download}; {delete}.then(() => download.click()); }}")
     page.wait("!document.querySelector('#files .row') && document.querySelector('#problem').innerText.includes('no file at this path')")
     page.click("#new-name")
     page.write("x" * 65)
