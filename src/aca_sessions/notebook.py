@@ -474,7 +474,8 @@ def _close_here(stack: ExitStack, owner: OwnerProcess) -> None:
 
 
 def _with_help(magic: Callable[..., object]) -> Callable[..., object]:
-    """Return a magic that prints its help if its line is `-h` or `--help`, and otherwise calls `magic`."""
+    """Return a magic that prints its help if its line is `-h` or `--help`, and otherwise calls `magic`. Options need their whole names."""
+    magic.parser.allow_abbrev = False  # type: ignore[attr-defined]
 
     @wraps(magic)
     def call(line: str, *cell: str) -> object:

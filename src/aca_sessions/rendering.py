@@ -201,8 +201,9 @@ def trusted(display: Display, html: Html = "clean", *, runs_scripts: str = _RUNS
     """Return the parts of a display that a page may show, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
     All other types are left out, because they run code or load files from the network: widgets, charts of plotly and Vega, maps. If `html`
-    is "raw", HTML is put into an <iframe> without cleaning it. The <iframe> has its own origin: its scripts cannot reach the page, but they
-    can use the reader's network. `runs_scripts` is what a reader must type to see HTML with its scripts, for the note that they do not run.
+    is "raw", HTML that runs or loads something is put into an <iframe> without cleaning it. The <iframe> has its own origin: its scripts
+    cannot reach the page, but they can use the reader's network. `runs_scripts` is what a reader must type to see HTML with its scripts, for
+    the note that they do not run.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
@@ -222,16 +223,18 @@ def trusted(display: Display, html: Html = "clean", *, runs_scripts: str = _RUNS
     return shown
 
 
+# What runs or loads something. A table of pandas does neither, and looks better outside of a frame.
+_ACTIVE = re.compile(r"<(?:script|iframe|video|audio|object|embed|link|form|input|button)\b|\bsrc\s*=\s*[\"']?\s*(?!data:)", re.IGNORECASE)
 _RENDERED = {"text/markdown": cleaned_markdown, "text/latex": cleaned_latex}
 
 
 def _html(source: str, text: str, html: Html, runs_scripts: str) -> dict[str, str]:
     """Return a display's HTML as a dict with the key `text/html`, or an empty dict if there is nothing to show.
 
-    If `html` is `raw`, put `source` into an <iframe>. Otherwise clean it and, if it has scripts, add a note that they do not run. If it has
-    only scripts, show `text` before the note.
+    If `html` is `raw` and the HTML runs or loads something, put `source` into an <iframe>. Otherwise clean it and, if it has scripts, add a
+    note that they do not run. If it has only scripts, show `text` before the note.
     """
-    if html == "raw":
+    if html == "raw" and _ACTIVE.search(source):
         return {"text/html": sandboxed(source)}
     written = cleaned(source)
     if "<script" in source.lower():

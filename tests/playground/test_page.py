@@ -657,10 +657,12 @@ def test_styles_that_are_not_shown_are_reported(playground: Playground) -> None:
 def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground, browser: Browser) -> None:
     html = "<div id=chart></div><script>document.title = 'é'</script>"
     playground.run(f"from IPython.display import HTML; HTML({html!r})")
-    assert "Scripts of this output do not run here" in playground.page.text(".output .note")
-    playground.page.click(".output .note button")
+    assert "Scripts of this output do not run by themselves" in playground.page.text(".output .note")
+    playground.page.click(".output .note button:last-child")
     assert _downloaded(browser.downloads / "output.html").decode() == html
     assert playground.page.evaluate("document.title") != "é"
+    playground.page.click(".output .note button")
+    assert playground.page.styles_in_frame("#chart", "display") == ["block"]
     name = playground.page.text("#session-name")
     playground.page.click("#export")
     [cell] = json.loads(_downloaded(browser.downloads / f"{name}.ipynb"))["cells"]

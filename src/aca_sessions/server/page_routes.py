@@ -24,12 +24,26 @@ _POLICY = {
     "script-src": "'self'",
     "connect-src": "'self'",
     "img-src": "'self' data: blob:",
-    "frame-src": "'none'",
+    "frame-src": "'self'",  # drawing.html, which cannot go elsewhere
     "frame-ancestors": "'none'",
     "base-uri": "'none'",
     "form-action": "'none'",
     "require-trusted-types-for": "'script'",  # text becomes HTML only through a policy …
     "trusted-types": "sandboxed-frame",  # … and this one, in `frame.js`, is the only one
+}
+# The frame in which scripts of an output run if a person asks for it. Its origin is its own, and it may load nothing.
+_DRAWING = "playground/drawing.html"
+_DRAWING_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'unsafe-inline' 'unsafe-eval' data: blob:",
+    "style-src": "'unsafe-inline' data:",
+    "img-src": "data: blob:",
+    "font-src": "data:",
+    "worker-src": "blob:",
+    "frame-ancestors": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "sandbox": "allow-scripts",
 }
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -49,9 +63,12 @@ def page_routes(max_upload: int) -> Routes:
     parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _media_type(part.name)}
     parts |= {f"playground/snippets/{name}.py": source_of(name).encode() for name in _SNIPPETS}
     page = parts.pop("playground/page.html").replace(b'data-most=""', f'data-most="{max_upload}"'.encode())
+    drawing = parts.pop(_DRAWING)
     headers = _HEADERS | {"content-security-policy": _policy(parts["playground/frame.css"])}
+    drawing_headers = _HEADERS | {"content-security-policy": "; ".join(map(" ".join, _DRAWING_POLICY.items()))}
     return [
         ("", "GET", _content_handler(page, _TYPES[".html"], headers)),
+        (_DRAWING, "GET", _content_handler(drawing, _TYPES[".html"], drawing_headers)),
         *((path, "GET", _content_handler(part, _media_type(path), headers)) for path, part in parts.items()),
     ]
 

@@ -29,7 +29,7 @@ export const isBlank = (clean) => !/<img /.test(clean) && !clean.replace(/<[^>]*
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
-const NO_SCRIPTS = "Scripts of this output do not run here. In a saved file they run, with your network: for code that you trust. ";
+const NO_SCRIPTS = "Scripts of this output do not run by themselves. ";
 const STYLED = /<style(?! scoped)/i; // pandas writes such a style for colours that were asked for, and a scoped one into each table
 const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
@@ -42,15 +42,33 @@ SHEET.replaceSync(STYLE);
 export function framed({ html, formulas, text }) {
   const clean = safeHtml(html, formulas);
   const left = /<script\b/i.test(html) ? NO_SCRIPTS : ELSEWHERE.test(html) ? "This page shows no frames, sound or video." : STYLED.test(html) ? "This page shows no styles of outputs. " : "";
+  const made = element("div", {});
   const saving = () => save(new Blob([html], { type: "text/html" }), "output.html");
-  const note = left && element("p", { class: "note" }, left, left.endsWith(" ") ? button("Save as HTML", saving, { class: "quiet" }) : "");
-  if (isBlank(clean)) return element("div", {}, shown(text, "value"), note);
+  const drawing = () => made.replaceChildren(drawn(html), note);
+  const runs = button("Run scripts", drawing, { class: "quiet", title: "They cannot reach this page, but may tell your network what they know: for code that you trust" });
+  const saves = button("Save as HTML", saving, { class: "quiet", title: "In the saved file scripts run with your network: for code that you trust" });
+  const note = left && element("p", { class: "note" }, left, left === NO_SCRIPTS ? runs : "", left.endsWith(" ") ? saves : "");
+  if (isBlank(clean)) {
+    made.append(shown(text, "value"), note);
+    return made;
+  }
   const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });
   frame.srcdoc = policy.createHTML(HEAD + clean);
   const holder = element("div", { class: "framed clipped" }, frame);
   if (clean.length > MOST_MEASURED) holder.style.height = `${mostHeight()}px`;
   else measure(clean, holder);
-  return element("div", {}, holder, note);
+  made.append(holder, note);
+  return made;
+}
+
+/** A frame in which scripts run. Its origin is its own, and the policies of its document and of this page refuse what it loads and opens.
+ *
+ * Two ways out stay in Chromium: the name of a frame or link is looked up before it is refused, and WebRTC. So a person has to ask for it.
+ */
+function drawn(html) {
+  const frame = element("iframe", { sandbox: "allow-scripts", referrerpolicy: "no-referrer", title: "Output with scripts", src: new URL("drawing.html", import.meta.url).href });
+  frame.addEventListener("load", () => frame.contentWindow.postMessage(html, "*"), { once: true }); // `*`: its origin has no name
+  return element("div", { class: "framed clipped drawn" }, frame);
 }
 
 /** Give the holder of a frame the height of its content.
