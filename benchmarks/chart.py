@@ -1,69 +1,97 @@
-"""Draws results.png: how long things take, on a logarithmic scale, and what a session takes of memory."""
+"""Draw docs/pictures/benchmarks-light.svg and benchmarks-dark.svg from the numbers in results.md, without measuring anew."""
 
 from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from report import names_in, number
-from results import COLD, FRAME, INTERRUPT, MEMORY, OURS, RECOVER, VALUE, WARM, Results, Row
+from matplotlib.ticker import FuncFormatter
+from results import COLD, FRAME, INTERRUPT, MEMORY, OURS, RECOVER, VALUE, WARM, Row
 
 TIMES = {
     COLD: "new session\nto first reply",
     WARM: "ready session\nto first reply",
     VALUE: "cell\n1 + 1",
-    FRAME: "cell\nDataFrame",
+    FRAME: "cell that shows\na DataFrame",
     INTERRUPT: "interrupt\nto next reply",
     RECOVER: "dead interpreter\nto next reply",
 }
-COLOURS = ("#1f5fa8", "#e08b3c", "#7a9e4f", "#9a7bb5", "#b0b0b0", "#8c6d5a")
+REPORT = Path(__file__).with_name("results.md")
+FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+# The background and text of each theme of the site, and a colour for each contender.
+THEMES = {
+    "light": ("#ffffff", "#24262b", "#5f6368", ("#1f5fa8", "#d9822b", "#6a9440", "#8e63b0", "#8a8d93")),
+    "dark": ("#1e2129", "#e6e8ee", "#a3a8b4", ("#64a8f5", "#f0a455", "#9cc970", "#c29ae2", "#a7abb3")),
+}
+Numbers = dict[str, dict[str, str]]
 
 
-def draw(results: Results, path: Path) -> None:
-    names = names_in(results)
-    figure, (times, memory) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(4, 1), layout="constrained")
-    _grouped(times, results, names)
-    _single(memory, results, names)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def draw() -> None:
+    numbers = read_numbers(REPORT.read_text(encoding="utf-8"))
+    for theme, (background, text, muted, colours) in THEMES.items():
+        style = {
+            "svg.fonttype": "path",  # other fonts are wider, and labels would overlap
+            "svg.hashsalt": "benchmarks",  # equal numbers give an equal file
+            "font.size": 9,
+            "figure.facecolor": background,
+            "axes.facecolor": background,
+            "axes.edgecolor": muted,
+            "text.color": text,
+            "axes.labelcolor": text,
+            "ytick.labelcolor": text,
+            "xtick.labelcolor": muted,
+            "xtick.color": muted,
+            "ytick.color": muted,
+        }
+        with plt.rc_context(style):
+            figure = _figure(numbers, colours, muted)
+            figure.savefig(FOLDER / f"benchmarks-{theme}.svg", metadata={"Date": None, "Title": "Time and memory of a session"})
+            plt.close(figure)
 
 
-def _grouped(axes: Axes, results: Results, names: list[str]) -> None:
-    """One group of bars for each row."""
-    width = 0.8 / len(names)
-    for position, name in enumerate(names):
-        for group, row in enumerate(TIMES):
-            place = group + (position - (len(names) - 1) / 2) * width
-            _bar(axes, results, row, name, place, width, COLOURS[position])
-        axes.bar(0, 0, color=COLOURS[position], label=name)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(TIMES)), TIMES.values())
-    axes.set_title("milliseconds, logarithmic; less is better", fontsize=10, loc="left")
-    axes.legend(frameon=False, ncols=len(names), fontsize=9, loc="upper left")
-    axes.margins(y=0.2)
-    _plain(axes)
+def read_numbers(report: str) -> Numbers:
+    """Return the table of the section "Side by side": a dict from the row to each contender's number, as it is printed there."""
+    table = report.partition("\n## Side by side\n")[2].partition("\n|")[2].partition("\n\n")[0]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    return {row[0]: {name: cell.partition(" (")[0] for name, cell in zip(head[1:], row[1:], strict=True)} for row in rows}
 
 
-def _single(axes: Axes, results: Results, names: list[str]) -> None:
-    for position, name in enumerate(names):
-        _bar(axes, results, MEMORY, name, position, 0.8, COLOURS[position])
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_title("MB of an idle session", fontsize=10, loc="left")
-    _plain(axes)
+def _figure(numbers: Numbers, colours: tuple[str, ...], muted: str) -> plt.Figure:
+    figure, (times, memory) = plt.subplots(2, 1, figsize=(7.2, 8.2), height_ratios=(len(TIMES), 1.15), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)  # inches
+    _bars(times, numbers, TIMES, colours)
+    times.set_xscale("log")
+    times.set_xlim(0.2, 15_000)
+    times.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    times.set_title("Milliseconds on a logarithmic scale; less is better", fontsize=10, loc="left", pad=28)
+    times.legend(frameon=False, ncols=len(colours), loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderpad=0, handlelength=1.2)
+    _bars(memory, numbers, {MEMORY: "idle session,\nlibraries\nimported"}, colours)
+    memory.margins(x=0.12)
+    memory.set_title("Megabytes; less is better", fontsize=10, loc="left")
+    figure.supxlabel("–: no number; the reasons are below", fontsize=8.5, color=muted, x=0.99, ha="right")
+    return figure
 
 
-def _bar(axes: Axes, results: Results, row: Row, name: str, place: float, width: float, colour: str) -> None:
-    """A number that was not measured leaves its place empty."""
-    median = results.median(row, name)
-    if median is None:
-        axes.annotate("–", (place, 0.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7)
-        return
-    bar = axes.bar(place, median, width, color=colour)
-    axes.bar_label(bar, [number(median)], fontsize=6.5, padding=1, rotation=0, weight="bold" if name == OURS else "normal")
+def _bars(axes: Axes, numbers: Numbers, rows: dict[Row, str], colours: tuple[str, ...]) -> None:
+    """Draw a group of bars for each row, with its number behind each bar. A number that was not measured leaves its place empty."""
+    height = 0.84 / len(colours)
+    for group, row in enumerate(rows):
+        for position, (name, printed) in enumerate(numbers[f"{row.title}, {row.unit}"].items()):
+            place = group + (position - (len(colours) - 1) / 2) * height
+            value = None if printed == "–" else float(printed.replace(",", ""))
+            bar = axes.barh(place, value or 0, 0.9 * height, color=colours[position], label=name if group == 0 else None)
+            if value is None:
+                where = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+                axes.annotate(printed, (0, place), va="center", color=colours[position], weight="bold", **where)
+            else:
+                axes.bar_label(bar, [printed], fontsize=8.5, padding=3, weight="bold" if name == OURS else "normal")
+    axes.set_yticks(range(len(rows)), rows.values())
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8.5)
+if __name__ == "__main__":
+    draw()

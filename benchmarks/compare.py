@@ -1,6 +1,6 @@
 """Ours beside other people's ways to run Python with state, in the same run: `make bench`.
 
-Writes results.md and results.png beside this file; `--quick` stops at 100 sessions at once.
+Writes results.md beside this file, and its charts in docs/pictures; `--quick` stops at 100 sessions at once.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import chart
 import crowd
@@ -89,9 +88,8 @@ def main() -> None:
     _same_for_all()
     _leave_out_what_kernels_say()
     results = asyncio.run(measure(targets))
-    folder = Path(__file__).parent
-    (folder / "results.md").write_text(report.markdown(results), encoding="utf-8")
-    chart.draw(results, folder / "results.png")
+    chart.REPORT.write_text(report.markdown(results), encoding="utf-8")
+    chart.draw()
     print(report.table(results), report.stages_table(results), sep="\n\n")
 
 
