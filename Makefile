@@ -122,9 +122,10 @@ redteam: $(INSTALLED)
 	@$(RUN) -c 'import sandlock' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check sandlock || true
 	ACA_TEST_CONTAINERS=1 $(RUN) -m tests.redteam $(REDTEAM)
 
-# The pictures of the terminal and the playground, taken anew, and the charts of the numbers that the last `make bench` measured.
+# The pictures of the terminal, a trace and the playground, taken anew, and the charts of the numbers that the last `make bench` measured.
 picture: $(INSTALLED)
 	$(RUN) docs/picture_terminal.py
+	$(RUN) docs/picture_trace.py
 	$(RUN) benchmarks/chart.py
 	PLAYGROUND_PICTURE=1 $(RUN) -m pytest -m '' tests/playground -k screenshot
 
