@@ -202,8 +202,8 @@ def trusted(display: Display, html: Html = "clean", *, runs_scripts: str = _RUNS
 
     All other types are left out, because they run code or load files from the network: widgets, charts of plotly and Vega, maps. If `html`
     is "raw", HTML that runs or loads something is put into an <iframe> without cleaning it. The <iframe> has its own origin: its scripts
-    cannot reach the page, but they can use the reader's network. `runs_scripts` is what a reader must type to see HTML with its scripts, for
-    the note that they do not run.
+    cannot reach the page, but they can use the reader's network. `runs_scripts` is what a reader must type to see HTML with its scripts,
+    for the note that they do not run.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}

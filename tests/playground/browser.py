@@ -172,8 +172,11 @@ class Page:
         session = self._browser.send("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
         for domain in ("DOM", "CSS"):
             self._browser.send(f"{domain}.enable", session)
-        root = self._browser.send("DOM.getDocument", session)["root"]["nodeId"]
-        node = self._browser.send("DOM.querySelector", session, nodeId=root, selector=selector)["nodeId"]
+        node = 0
+        while node == 0:  # its document may come later, too
+            assert time.monotonic() < deadline, f"the frame has no {selector}"
+            root = self._browser.send("DOM.getDocument", session)["root"]["nodeId"]
+            node = self._browser.send("DOM.querySelector", session, nodeId=root, selector=selector)["nodeId"]
         styles = self._browser.send("CSS.getComputedStyleForNode", session, nodeId=node)["computedStyle"]
         return [next(style["value"] for style in styles if style["name"] == name) for name in names]
 
