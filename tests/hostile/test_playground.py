@@ -91,7 +91,7 @@ WAYS_OUT = f"""
 <link rel=dns-prefetch href=//prefetch.{OUTSIDE}><link rel=preconnect href=//connect.{OUTSIDE}>
 <link rel=stylesheet href=//style.{OUTSIDE}>
 <link rel=icon href=//icon.{OUTSIDE}><link rel=manifest href=//manifest.{OUTSIDE}><img src=//picture.{OUTSIDE}>
-<script src=//script.{OUTSIDE}></script>
+
 <video src=//video.{OUTSIDE}></video><form action=//form.{OUTSIDE} id=form></form><a href=//link.{OUTSIDE} id=link>x</a>
 <script type=speculationrules>{{"prefetch": [{{"source": "list", "urls": ["https://rules.{OUTSIDE}/"]}}]}}</script>
 <style>@import url(//import.{OUTSIDE});
@@ -99,6 +99,7 @@ WAYS_OUT = f"""
 body {{ font-family: f; background: url(//background.{OUTSIDE}) }}</style>
 <p id=done>waits</p>
 <script>
+const far = document.head.appendChild(document.createElement("script")); far.src = "//script.{OUTSIDE}";
 const tries = [
   () => fetch("//fetch.{OUTSIDE}"), () => navigator.sendBeacon("//beacon.{OUTSIDE}"), () => new WebSocket("wss://socket.{OUTSIDE}"),
   () => new EventSource("//events.{OUTSIDE}"), () => new WebTransport("https://transport.{OUTSIDE}"),

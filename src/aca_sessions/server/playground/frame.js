@@ -29,7 +29,7 @@ export const isBlank = (clean) => !/<img /.test(clean) && !clean.replace(/<[^>]*
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
-const NO_SCRIPTS = "Scripts of this output do not run by themselves. ";
+const FROM_NETWORK = /<script[^>]*\ssrc\s*=\s*["']?(?!data:)/i;
 const STYLED = /<style(?! scoped)/i; // pandas writes such a style for colours that were asked for, and a scoped one into each table
 const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
@@ -41,13 +41,8 @@ SHEET.replaceSync(STYLE);
 /** A frame that shows a layout as high as it is, or whose height can be dragged if it is too high; or the text in its place, where scripts would have made all of it. */
 export function framed({ html, formulas, text }) {
   const clean = safeHtml(html, formulas);
-  const left = /<script\b/i.test(html) ? NO_SCRIPTS : ELSEWHERE.test(html) ? "This page shows no frames, sound or video." : STYLED.test(html) ? "This page shows no styles of outputs. " : "";
   const made = element("div", {});
-  const saving = () => save(new Blob([html], { type: "text/html" }), "output.html");
-  const drawing = () => made.replaceChildren(drawn(html), note);
-  const runs = button("Run scripts", drawing, { class: "quiet", title: "They cannot reach this page, but may tell your network what they know: for code that you trust" });
-  const saves = button("Save as HTML", saving, { class: "quiet", title: "In the saved file scripts run with your network: for code that you trust" });
-  const note = left && element("p", { class: "note" }, left, left === NO_SCRIPTS ? runs : "", left.endsWith(" ") ? saves : "");
+  const note = noteOn(html, (frame, saves) => made.replaceChildren(frame, element("p", { class: "note" }, saves)));
   if (isBlank(clean)) {
     made.append(shown(text, "value"), note);
     return made;
@@ -59,6 +54,19 @@ export function framed({ html, formulas, text }) {
   else measure(clean, holder);
   made.append(holder, note);
   return made;
+}
+
+/** Says what of an output is not shown, and offers what may be done about it; `show` puts a frame in the output's place. */
+function noteOn(html, show) {
+  const saving = () => save(new Blob([html], { type: "text/html" }), "output.html");
+  const saves = button("Save as HTML", saving, { class: "quiet", title: "In the saved file scripts run with your network: for code that you trust" });
+  const title = "They cannot reach this page, but may tell your network what they know: for code that you trust";
+  const runs = button("Run scripts", () => show(drawn(html), saves), { class: "quiet", title });
+  const said = (...parts) => element("p", { class: "note" }, ...parts);
+  if (FROM_NETWORK.test(html)) return said("This output needs scripts from the network. (Altair brings its own if vl-convert-python is installed.) ", saves);
+  if (/<script\b/i.test(html)) return said("Scripts of this output do not run by themselves. ", runs, saves);
+  if (ELSEWHERE.test(html)) return said("This page shows no frames, sound or video.");
+  return STYLED.test(html) ? said("This page shows no styles of outputs. ", saves) : "";
 }
 
 /** A frame in which scripts run. Its origin is its own, and the policies of its document and of this page refuse what it loads and opens.
