@@ -24,7 +24,7 @@ for cell in json.loads(Path("analysis.ipynb").read_text())["cells"]:
 print(Path("analysis.py").read_text().strip())
 
 # prints:
-# markdown | `data.csv` was uploaded: 32 bytes.
+# markdown | `data.csv` was uploaded: 32 bytes. Jupyter does not write it: put it beside this notebook first.
 # code | import csv
 # code | sum(int(row['people']) for row in rows)
 # # %% [markdown]
