@@ -1,6 +1,7 @@
 """Drive a headless Chromium by the DevTools protocol over two pipes: no port, no driver, no library."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -176,7 +177,8 @@ class Page:
         while node == 0:  # its document may come later, too
             assert time.monotonic() < deadline, f"the frame has no {selector}"
             root = self._browser.send("DOM.getDocument", session)["root"]["nodeId"]
-            node = self._browser.send("DOM.querySelector", session, nodeId=root, selector=selector)["nodeId"]
+            with contextlib.suppress(AssertionError):  # the document has given way to another
+                node = self._browser.send("DOM.querySelector", session, nodeId=root, selector=selector)["nodeId"]
         styles = self._browser.send("CSS.getComputedStyleForNode", session, nodeId=node)["computedStyle"]
         return [next(style["value"] for style in styles if style["name"] == name) for name in names]
 

@@ -19,17 +19,19 @@ class Playground:
         self.page = page
         self.cells = 0
 
-    def start(self, code: str, keys: str = "Shift+Enter") -> None:
-        """Type a cell in place of what the editor has, and run it."""
-        self.page.evaluate("{ const one = document.querySelector('#source'); one.focus(); one.select(); }")
+    def start(self, code: str, keys: str = "Shift+Enter", *, goes_on: bool = False) -> None:
+        """Type a cell in place of what the editor has, or after it, and run it."""
+        self.page.evaluate("document.querySelector('#source').focus()")
+        if not goes_on:
+            self.page.evaluate("document.querySelector('#source').select()")
         self.page.write(code)
         self.page.press(keys)
         self.cells += 1
         self.page.wait(f"document.querySelectorAll('.cell').length === {self.cells}")
 
-    def run(self, code: str, keys: str = "Shift+Enter") -> str:
+    def run(self, code: str, keys: str = "Shift+Enter", *, goes_on: bool = False) -> str:
         """Type a cell, run it, and return its text when it has ended."""
-        self.start(code, keys)
+        self.start(code, keys, goes_on=goes_on)
         return self.ended()
 
     def ended(self) -> str:

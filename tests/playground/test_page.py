@@ -91,11 +91,11 @@ def test_a_session_in_view_is_kept_and_for_an_hour_in_the_background(browser: Br
     with Server("--port", "0", "--api-key", KEY, "--cooldown", "30") as short, opened(browser, short) as playground:
         playground.run("x = 1")
         playground.page.evaluate(f"Object.defineProperty(document, 'hidden', {{ value: {json.dumps(hidden)} }})")
-        requests = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('session/history')).length"
-        sent, before = playground.page.evaluate(requests), _described(short)["lastAccessedAt"]
-        playground.page.wait(f"{requests} > {sent}")
-        assert _described(short)["lastAccessedAt"] > before
+        before = _described(short)["lastAccessedAt"]
+        while _described(short)["lastAccessedAt"] == before:  # pytest's timeout ends a test that hangs
+            time.sleep(0.2)
         playground.page.evaluate("{ const now = Date.now; Date.now = () => now() + 3_600_000; }")
+        time.sleep(5)  # a list that was on its way has come
         lists = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/listSessions')).length"
         listed = playground.page.evaluate(
             f"new Promise((go) => {{ const before = {lists}; setTimeout(() => go({lists} - before), 9_000); }})"
@@ -781,12 +781,12 @@ def test_the_keyboard_is_enough_for_everything(browser: Browser, server: Server)
     playground = Playground(page)
     page.write("for n in range(2):")
     page.press("Enter")
-    assert "0\n2" in playground.run("print(n * 2)", "Control+Enter")
+    assert "0\n2" in playground.run("print(n * 2)", "Control+Enter", goes_on=True)
     page.press("Alt+ArrowUp")
     assert page.evaluate("document.activeElement.value") == "for n in range(2):\n    print(n * 2)"
     page.press("Alt+ArrowDown")
     page.write("people = 709")
-    playground.run("")
+    playground.run("", goes_on=True)
     page.write("peop")
     page.press("Tab")
     page.wait("document.activeElement.value === 'people'")
@@ -921,7 +921,7 @@ def test_after_a_restart_with_another_key_the_page_asks_for_it_and_goes_on(brows
                 page.wait(f"document.querySelector('#key-problem').innerText.includes({problem!r})")
             page.wait("document.activeElement.id === 'source' && document.querySelector('#isolation').innerText === 'full isolation'")
             assert page.evaluate("document.activeElement.value") == "print('kept')"
-            shown = playground.run("; 'x' in globals()")
+            shown = playground.run("; 'x' in globals()", goes_on=True)
             assert ("kept" in shown, "False" in shown, "x = 42" in page.text(".cell")) == (True, True, True)
 
 
