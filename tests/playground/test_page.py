@@ -620,11 +620,46 @@ def test_running_and_waiting_cells_can_be_interrupted_where_they_are(playground:
     playground.start("after = 1")
     page.wait("/^Running/.test(document.querySelector('.cell .running')?.innerText)")
     page.click(".cell:last-child .ending button")
+    page.wait("document.querySelector('.cell:last-child .running').innerText === 'Cancelled: it will not run.'")
     page.click(".cell:first-child .ending button")
     playground.ended()
     shown = page.evaluate("[...document.querySelectorAll('.cell .outcome')].map((one) => one.innerText.split(' ')[0])")
     assert (shown[0], page.evaluate("document.querySelectorAll('.ending button').length")) == ("Interrupted", 0)
     assert "False" in playground.run("'after' in globals()")
+
+
+def test_only_a_second_interrupt_ends_an_interpreter_that_does_not_react(playground: Playground) -> None:
+    page = playground.page
+    playground.run("x = 1")
+    playground.start("sum(range(10**12))")
+    page.wait("/^Running/.test(document.querySelector('.cell .running')?.innerText)")
+    page.click(".ending button")
+    page.wait("document.querySelector('.ending button').innerText === 'End the interpreter'")
+    page.wait("parseInt(document.querySelector('.cell .running').innerText.replace('Running … ', '')) >= 8")  # past the grace period
+    page.click(".ending button")
+    playground.ended()
+    assert playground.state() == "lost: killed"
+
+
+def test_cells_run_in_the_order_in_which_they_were_sent(playground: Playground, browser: Browser, server: Server) -> None:
+    playground.run("seen = []")
+    with opened(browser, server) as other:
+        other.page.click(".session")
+        for number in range(20):
+            playground.page.write(f"seen.append({number})")
+            playground.page.press("Shift+Enter")
+        playground.cells += 20
+        assert f"{[*range(20)]}" in playground.run("seen").replace("\n", " ")
+
+
+def test_an_answer_is_there_after_a_reload(playground: Playground) -> None:
+    playground.start("name = input('Who? ')")
+    playground.page.wait("document.querySelector('.ask')")
+    playground.page.write("Ada")
+    playground.page.press("Enter")
+    playground.ended()
+    playground.page.reload()
+    playground.page.wait("document.querySelector('.cell .output')?.innerText.includes('Who? Ada')")
 
 
 def test_a_question_for_a_secret_is_shown_and_a_refused_cell_goes_back_to_the_editor(playground: Playground) -> None:

@@ -16,6 +16,7 @@ const NO_NETWORK =
   /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow /;
 const LOOKED_AT = 10_000; // characters at the end of each stream
 const MOST_DOMAINS = 5;
+const UNTIL_END = 3000; // milliseconds after an interrupt, until another one may end the interpreter
 let network = ""; // what sessions can reach, in words, if that may be why a cell failed
 
 /** Return in words what sessions can reach: `none`, `host`, or some domains. A hint below a cell that lacks it names it. */
@@ -44,8 +45,8 @@ export class Cell {
     const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, WAITING);
-    this.stop = offers("interrupt") ? button("Interrupt", () => this.interrupt(), { class: "quiet", title: "Stop this cell; the variables stay" }) : "";
-    this.isInterrupted = false; // before it was sent
+    this.stop = offers("interrupt") ? button("Interrupt", () => this.interrupt(), { class: "quiet", title: "Raise KeyboardInterrupt in this cell" }) : "";
+    this.isInterrupted = this.mayEnd = false;
     this.began = null; // when it began to run, by this page's clock
     this.element = element(
       "li",
@@ -130,10 +131,20 @@ export class Cell {
     return this.output.parts.some(({ kind, text }) => kind === "stderr" && pattern.test(text));
   }
 
-  /** Interrupts it, also if it waits for others. */
+  /** Interrupts it, also if it waits for others. If its code does not react, the next interrupt ends the interpreter. */
   async interrupt() {
-    if (this.id) await interrupt(this.session, this.id);
-    else this.isInterrupted = true;
+    this.isInterrupted = true;
+    if (!this.id) return;
+    if (this.began === null) this.status.textContent = "Cancelled: it will not run.";
+    setTimeout(() => this.offerEnd(), UNTIL_END);
+    await interrupt(this.session, this.id, { gentle: !this.mayEnd });
+  }
+
+  offerEnd() {
+    if (!this.element.hasAttribute("aria-busy") || this.began === null || !this.stop) return;
+    this.mayEnd = true;
+    this.stop.textContent = "End the interpreter";
+    this.stop.title = "The code does not react. Ending its interpreter loses the variables, and keeps the files";
   }
 
   /** The server says how long it has run. */

@@ -29,6 +29,7 @@ export async function run(session, code, { transactional, reader, onStarted, onN
     lost = beganAnew(session, answer) ? EXPIRED : null;
   } catch (problem) {
     if (problem.status !== 0) throw problem; // refused: it did not run
+    onNumbered(0);
   }
   const result = await follow(session, id, reader);
   moveTo(session, result.ledger?.id, result.ledger?.end);
@@ -54,8 +55,9 @@ export async function reply(session, id, number, text) {
   }
 }
 
-/** Interrupt a cell. Its result shows what that did. */
-export const interrupt = (session, id) => request("POST", `executions/${id}/interrupt`, { session });
+/** Interrupt a cell. Its result shows what that did. Code that does not react is killed after some seconds, unless this is `gentle`. */
+export const interrupt = (session, id, { gentle = false } = {}) =>
+  request("POST", `executions/${id}/interrupt`, { session, headers: gentle ? { "x-aca-sessions-gentle": "1" } : {} });
 
 /** Return an id for a cell of the page's own. */
 export const ownId = () => randomName(OWN);

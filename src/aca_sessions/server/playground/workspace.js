@@ -49,7 +49,7 @@ export class Workspace {
     this.gone = 0; // cells that the server does not keep any more
     this.checkpoints = [];
     this.completion = null; // the id of one that is on its way
-    this.afterInstallation = null; // the cells behind one that installs packages wait for this
+    this.sending = null; // done when the latest cell, and the packages that it installs, have reached the server
     this.explain();
   }
 
@@ -68,9 +68,9 @@ export class Workspace {
     this.dropCompletion();
     const cell = new Cell(this.id, source, { edit: this.edit, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
-    const [hasInstallation, before] = [offers("packages") && source.search(PIP_INSTALL) >= 0, this.afterInstallation];
+    const [hasInstallation, before] = [offers("packages") && source.search(PIP_INSTALL) >= 0, this.sending];
     let sent = () => {};
-    if (hasInstallation) this.afterInstallation = new Promise((resolve) => (sent = resolve));
+    this.sending = new Promise((resolve) => (sent = resolve)); // a browser may send the later of two requests first
     const onNumbered = (number) => {
       this.numbered(cell, number);
       sent();
@@ -78,6 +78,7 @@ export class Workspace {
     return this.shown(cell, async (reader) => {
       try {
         await before;
+        if (cell.isInterrupted) throw new Problem(0, "Interrupted", "it was interrupted before it was sent");
         const wanted = hasInstallation ? requirementsOf(source) : [];
         if (wanted.length) await this.installFor(cell, wanted);
         const sendable = wanted.length ? source.replace(PIP_INSTALL, (line) => line.replace(UPGRADE, "")) : source; // it is the newest
@@ -195,8 +196,8 @@ export class Workspace {
     const { id } = past.execution;
     if (past.execution.acaSessions) {
       const result = resultOf(past.execution, past.interrupted);
-      const { state = result.state } = this.kept.find((one) => one.id === id) ?? {}; // as this tab told it first
-      this.added(cell, id).restore(past.events, { ...result, state });
+      const { state = result.state, events = past.events } = this.kept.find((one) => one.id === id) ?? {}; // as this tab showed it, with answers
+      this.added(cell, id).restore(events, { ...result, state });
     } else {
       this.startedAs(cell, id);
       cell.questions = questions;
