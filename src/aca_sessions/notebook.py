@@ -387,9 +387,8 @@ class SessionMagics(Magics):
         if name in self._sessions or self._open()[1].access.network is None:
             return ""
         names = [*map(shown_name, self._sessions)][-_MOST_NAMED:]
-        return (
-            f"there is no session {shown_name(name)}: this notebook has {', '.join(names) or 'none yet, a cell with %%session starts one'}"
-        )
+        known = ", ".join(names) or "none yet, a cell with %%session starts one"
+        return f"there is no session {shown_name(name)}: this notebook has {known}"
 
     def _advise(self, name: str, result: CodeExecutionResult, *, is_assigned: bool = False) -> str:
         if is_assigned and result.error is None and result.text is not None and not is_plain(result):
@@ -422,7 +421,8 @@ class SessionMagics(Magics):
         async def hold() -> None:
             try:
                 async with pool.session(name) as session:
-                    leased.set_result(self._sessions.setdefault(name, session))
+                    self._sessions[name] = self._sessions.pop(name, session)  # the latest is the last
+                    leased.set_result(self._sessions[name])
                     await anyio.sleep_forever()
             except Exception as error:
                 if not leased.done():
