@@ -112,6 +112,11 @@ def test_the_first_example_works_after_a_plain_installation(tmp_path: Path) -> N
     assert run.stdout == output
 
 
+def test_the_comparison_of_the_readme_is_the_one_of_its_page() -> None:
+    [table] = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
+    assert table in PAGES["docs/start/compare.md"]
+
+
 def test_the_first_console_block_holds_the_two_commands() -> None:
     first = README.partition("```console\n")[2].partition("```")[0]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]

@@ -6,6 +6,7 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.models import NO_REPLY, CodeError, Display, FileChange, State
+from aca_sessions.rendering import trusted
 
 from .test_clean_html import OPENING
 
@@ -234,3 +235,8 @@ def test_the_repr_of_a_result_has_no_long_display_and_one_traceback() -> None:
     error = CodeError("ValueError", "no", "File a.py\nValueError: no")
     shown = repr(CodeExecutionResult(displays=(display,), stderr=error.traceback, error=error))
     assert (shown.count("File a.py"), len(shown) < 1000) == (1, True)
+
+
+@pytest.mark.parametrize(("html", "is_framed"), [("<img src = 'data:image/png;base64,aGk='>", False), ("<img src=http://x.example>", True)])
+def test_raw_html_is_framed_if_it_loads_something(html: str, is_framed: bool) -> None:
+    assert ("<iframe" in trusted(Display({"text/html": html}), "raw")["text/html"]) is is_framed

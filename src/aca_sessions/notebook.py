@@ -388,7 +388,7 @@ class SessionMagics(Magics):
             return ""
         names = [*map(shown_name, self._sessions)][-_MOST_NAMED:]
         known = ", ".join(names) or "none yet, a cell with %%session starts one"
-        return f"there is no session {shown_name(name)}: this notebook has {known}"
+        return f"unknown session {shown_name(name)}: this notebook has {known}"
 
     def _advise(self, name: str, result: CodeExecutionResult, *, is_assigned: bool = False) -> str:
         if is_assigned and result.error is None and result.text is not None and not is_plain(result):

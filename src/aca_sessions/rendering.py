@@ -224,7 +224,7 @@ def trusted(display: Display, html: Html = "clean", *, runs_scripts: str = _RUNS
 
 
 # What runs or loads something. A table of pandas does neither, and looks better outside of a frame.
-_ACTIVE = re.compile(r"<(?:script|iframe|video|audio|object|embed|link|form|input|button)\b|\bsrc\s*=\s*[\"']?\s*(?!data:)", re.IGNORECASE)
+_ACTIVE = re.compile(r"<(?:script|iframe|video|audio|object|embed|link|form|input|button)\b|\bsrc\s*=(?!\s*[\"']?\s*data:)", re.IGNORECASE)
 _RENDERED = {"text/markdown": cleaned_markdown, "text/latex": cleaned_latex}
 
 

@@ -388,17 +388,17 @@ def test_a_mistyped_session_is_an_error_that_lists_the_sessions(notebook: Notebo
     notebook.run("%session -n listed 1")
     cell = notebook.run(f"%session_{magic}")
     assert cell.reply["ename"] == "UsageError"
-    assert "there is no session nosuch: this notebook has " in cell.text
+    assert "unknown session nosuch: this notebook has " in cell.text
     assert "listed" in cell.text
-    assert "there is no session nosuch" in notebook.run("%session_reset nosuch").text
+    assert "unknown session nosuch" in notebook.run("%session_reset nosuch").text
 
 
 def test_only_magics_that_run_code_start_the_session_without_a_name(notebook: Notebook) -> None:
     notebook.run("%session 1")
     notebook.run("%session_reset")
     for magic in ("files", "files -n notebook", "export a.ipynb", "get a.txt", "rollback", "checkpoints"):
-        assert "UsageError: there is no session notebook: " in notebook.run(f"%session_{magic}").text
-    assert notebook.run("%session_reset").text.startswith("there is no session notebook: ")
+        assert "UsageError: unknown session notebook: " in notebook.run(f"%session_{magic}").text
+    assert notebook.run("%session_reset").text.startswith("unknown session notebook: ")
 
 
 @pytest.mark.long

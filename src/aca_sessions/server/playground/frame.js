@@ -29,7 +29,7 @@ export const isBlank = (clean) => !/<img /.test(clean) && !clean.replace(/<[^>]*
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
-const FROM_NETWORK = /<script[^>]*\ssrc\s*=\s*["']?(?!data:)/i;
+const FROM_NETWORK = /<script[^>]*\ssrc\s*=(?!\s*["']?\s*data:)/i;
 const STYLED = /<style(?! scoped)/i; // pandas writes such a style for colours that were asked for, and a scoped one into each table
 const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
