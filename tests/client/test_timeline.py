@@ -239,6 +239,21 @@ async def test_a_cell_of_bash_does_not_refuse_later_checkpoints(begun: Session) 
         await begun.checkpoint()
 
 
+# The C library calls `usleep(300000)` for the thread after Python has ended it.
+ENDS_LATE = """
+import ctypes, threading
+libc, key = ctypes.CDLL(None), ctypes.c_uint()
+libc.pthread_key_create(ctypes.byref(key), libc.usleep)
+thread = threading.Thread(target=lambda: libc.pthread_setspecific(key, ctypes.c_void_p(300_000)))
+thread.start(); thread.join()
+"""
+
+
+async def test_a_thread_that_was_joined_does_not_refuse_a_checkpoint(begun: Session) -> None:
+    await begun.run(ENDS_LATE)
+    assert (await begun.checkpoint()).id == "1"
+
+
 async def test_threads_of_asyncio_that_wait_for_work_do_not_refuse_a_checkpoint(begun: Session) -> None:
     double = "import asyncio, threading\nawait asyncio.to_thread(lambda: x * 2)"
     assert (await begun.run(double)).value == 2

@@ -128,8 +128,8 @@ def _find_obstacle(shell: Shell) -> str | None:
         return (
             f"threads are running, which a checkpoint cannot keep: {names[:200]}. End them first: let their functions return, and join them"
         )
-    others = len(os.listdir("/proc/self/task")) - 1
-    if others and "pyarrow" not in sys.modules:  # pyarrow starts its thread pools again in a fork
+    # pyarrow starts its thread pools again in a fork.
+    if "pyarrow" not in sys.modules and (others := threads.count_in_kernel()):
         return f"{others} threads of a library run, which a checkpoint cannot keep: reset the session, or do not import that library"
     return None
 

@@ -40,9 +40,6 @@ def pause(shell: Shell) -> None:
     deadline = time.monotonic() + _PATIENCE
     for thread in found:
         thread.join(max(0.0, deadline - time.monotonic()))
-    # `join` returns a moment before the kernel's thread is gone.
-    while any(os.path.exists(f"/proc/self/task/{thread.native_id}") for thread in found) and time.monotonic() < deadline:
-        time.sleep(0.0005)
 
 
 def go_on() -> None:
@@ -61,6 +58,15 @@ def lasting(loop: Loop) -> list[threading.Thread]:
     """Return the threads, other than the calling one, that cannot be ended and started again."""
     workers = loop.workers()
     return [thread for thread in others() if _class_of(thread) not in _ENDINGS and thread not in workers]
+
+
+def count_in_kernel() -> int:
+    """Return how many threads besides the calling one exist for the kernel. Threads that have just ended get up to 2 seconds to disappear."""
+    deadline = time.monotonic() + _PATIENCE
+    # `join` returns a moment before the kernel's thread is gone.
+    while (count := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    return count
 
 
 def renew_locks() -> None:
