@@ -289,6 +289,23 @@ async def test_cancelling_interrupts_the_cell_and_keeps_the_state(session: Sessi
     assert (result.text, str(result.state)) == ("(5, True)", "kept")
 
 
+@pytest.mark.parametrize("event", ["pre_execute", "pre_run_cell"])
+async def test_an_interrupt_before_the_code_of_a_cell_ends_the_cell(session: Session, event: str) -> None:
+    hook = "import signal\ndef hook(*_):\n    events.unregister(event, hook)\n    signal.raise_signal(signal.SIGINT)"
+    await session.run(f"{hook}\nevent, ran = {event!r}, False\nevents = get_ipython().events; events.register(event, hook)")
+    interrupted = await session.run("ran = True")
+    assert (interrupted.success, interrupted.error.name) == (False, "KeyboardInterrupt")
+    result = await session.run("ran")
+    assert (result.value, str(result.state)) == (False, "kept")
+
+
+async def test_an_error_in_a_callback_is_reported_and_the_others_are_called(session: Session) -> None:
+    await session.run("done = []; events = get_ipython().events; events.register('post_run_cell', lambda _result: 1 / 0)")
+    result = await session.run("events.register('post_run_cell', done.append)")
+    assert (result.error.name, "Error in callback" in result.stdout) == ("ZeroDivisionError", True)
+    assert (await session.run("len(done)")).value == 1
+
+
 async def test_an_immediate_cancellation_interrupts_as_well(session: Session) -> None:
     for _ in range(20):
         running = asyncio.create_task(session.run("while True: pass"))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from IPython.core import pylabtools
+from IPython.core.events import EventManager, available_events
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -32,8 +33,6 @@ from .displays import PLAIN_TYPES, Formatter, PlainText, Publisher, ValueHook
 _RESERVED = (16 << 20, 8 << 20, 4 << 20)  # bytes; to format a traceback takes about 1 MB, and reading the source files that it shows more
 _MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
-
-
 _OWN_CELL = "(lambda scope: (exec("  # begins cells of the client itself: output of imports in them would not be seen
 _WARM_UP_AGAIN = ("1+1", "x = 1", "print(1)")
 _WARM_UP_OF = {
@@ -46,6 +45,19 @@ Ask = Callable[[str, str, str], str]
 
 def _refuse_input(execution: str, about: str, text: str) -> str:
     raise AnswerError("input() is not answered here: put the values into the code")
+
+
+class Events(EventManager):
+    """Callbacks before and after cells. Unlike with IPython's own class, an interrupt during a callback ends the cell."""
+
+    def trigger(self, event: str, *arguments: Any, **options: Any) -> None:
+        """Call the callbacks of an event. If one fails, report its error and go on with the next one."""
+        for function in self.callbacks[event][:]:
+            try:
+                function(*arguments, **options)
+            except Exception:
+                print(f"Error in callback {function} (for {event}):")
+                self.shell.showtraceback()
 
 
 class Shell(InteractiveShell):
@@ -67,6 +79,10 @@ class Shell(InteractiveShell):
         self._tracker.watch(self.user_ns, self.user_ns_hidden)
         # First in the list: the inline backend's callback shows the figures that are open at a cell's end.
         self.events.callbacks["post_execute"].insert(0, self._mark_code_finished)
+
+    def init_events(self) -> None:
+        self.events = Events(self, available_events)
+        self.events.register("pre_execute", self._clear_warning_registry)
 
     def init_display_formatter(self) -> None:
         self.display_formatter = Formatter(parent=self)
