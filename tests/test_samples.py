@@ -48,6 +48,7 @@ def test_the_agent_answers_and_draws_a_chart() -> None:
     assert Path("chart.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_web_endpoint_separates_its_users() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

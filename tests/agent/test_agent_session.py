@@ -44,6 +44,7 @@ async def test_a_later_session_finds_the_skills_and_artifacts_of_an_earlier_one(
     assert asked == [2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("said", ["43", "Traceback"])
 async def test_a_skill_whose_example_fails_is_not_kept(pool: SessionPool, said: str) -> None:
@@ -71,6 +72,7 @@ async def test_a_skill_may_be_a_coroutine_called_with_or_without_await(pool: Ses
         assert (await agent.run("import asyncio\nawait asyncio.sleep(0)\n(skills.wait(1), await skills.wait(2))")).text == "(1, 2)"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_artifacts_of_every_kind_pass_between_host_and_session(pool: SessionPool) -> None:
     code = """

@@ -65,6 +65,7 @@ async def test_a_session_survives_a_misbehaving_tool(pool: SessionPool, act: Cal
         assert len(agent.calls) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", mostly_long(["print", "open", "type", "import", "class", "None", "self", "tools", "mro", "items"], every=4)
 )
@@ -87,6 +88,7 @@ def with_example(body: str) -> str:
     return f'def run():\n    """Misbehaves.\n\n    >>> run()\n    """\n    {body}\n'
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),

@@ -312,6 +312,7 @@ async def test_tools_of_an_mcp_server_are_listed_and_found_before_the_start(pool
     assert await agent.list_tools() == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_an_mcp_server_at_a_url_gives_its_tools(pool: SessionPool, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(MCP)

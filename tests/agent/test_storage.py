@@ -43,6 +43,7 @@ async def test_the_stamp_changes_with_the_content(storage: Storage) -> None:
     assert await storage.stamp("skills") != before
 
 
+@pytest.mark.long
 async def test_a_lock_makes_read_and_write_back_exclusive(storage: Storage) -> None:
     async def count() -> None:
         async with storage.locked("deps"):

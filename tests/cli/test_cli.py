@@ -314,6 +314,7 @@ def test_doctor_reports_full_isolation_item_by_item() -> None:
         assert part in run.stdout
 
 
+@pytest.mark.long
 def test_doctor_says_that_it_does_not_check_the_endpoint_that_is_set() -> None:
     run = aca_sessions("doctor", env=os.environ | {"ACASessions__Endpoint": "http://127.0.0.1:1", "ACASessions__ApiKey": "key"})
     assert "this report is about this machine" in run.stderr
@@ -496,6 +497,7 @@ def test_the_module_and_the_script_are_the_same() -> None:
     assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"
 
 
+@pytest.mark.long
 def test_lines_of_json_in_the_access_log_have_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACA_SESSIONS_API_KEY", "the-key")
     with Server("--port", "0", "--access-log", "--log-format", "json", "--drain-seconds", "0") as server:

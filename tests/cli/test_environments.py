@@ -97,6 +97,7 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     assert aca_sessions("env", "create", "like-azure", "--like", "azure").returncode == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "said"),
     mostly_long(

@@ -119,6 +119,7 @@ def test_a_file_that_becomes_a_pipe_does_not_block_the_server(file: Path, caplog
     assert "must be a regular file" in caplog.text
 
 
+@pytest.mark.long
 def test_the_command_keys_names_the_person_of_the_digits_in_the_audit_log(file: Path, tmp_path: Path) -> None:
     replace(file, "# alice\nthe-first\nthe-second\n\n# bob, from May\nthe-third\n")
     shown = aca_sessions("keys", str(file))

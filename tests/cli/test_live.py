@@ -41,6 +41,7 @@ class Live:
         return *self.process.communicate(timeout=120), self.process.returncode
 
 
+@pytest.mark.long
 def test_streams_get_what_the_cell_wrote_and_its_value_has_its_own_line() -> None:
     code = "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)"
     run = aca_sessions("run", code)
@@ -48,6 +49,7 @@ def test_streams_get_what_the_cell_wrote_and_its_value_has_its_own_line() -> Non
     assert aca_sessions("run", f"{code}\n6 * 7").stdout == "out\n42\n"
 
 
+@pytest.mark.long
 def test_all_output_arrives() -> None:
     run = aca_sessions("run", "--live", "import sys\nprint('x' * 3_000_000)\nprint('y' * 3_000_000, file=sys.stderr)")
     assert (run.stdout == "x" * 3_000_000 + "\n", run.stderr == "y" * 3_000_000 + "\n", run.returncode) == (True, True, 0)

@@ -26,6 +26,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("project")
 def test_a_folder_is_copied_without_links_and_hidden_files() -> None:
     run = aca_sessions("run", "--file", "project/package", "project/main.py")
@@ -39,6 +40,7 @@ def test_a_missing_package_beside_the_file_ends_with_the_option_that_brings_it_i
     assert run.stderr.splitlines()[-1] == "[hint] package is not in the session: bring it in with --file project/package"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("project")
 def test_a_folder_with_a_main_module_is_run_with_arguments() -> None:
     assert aca_sessions("run", "project", "one", "--two").stdout == "5 42 ['one', '--two']\n"
@@ -63,6 +65,7 @@ def test_a_folder_with_too_many_files_is_refused(tmp_path: Path) -> None:
     assert (run.returncode, "--file many must have at most 1000 files with 100 MB in all" in run.stderr) == (2, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "hint"),
     mostly_long(

@@ -33,6 +33,7 @@ def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["sh", "-c", script], check=False, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("line", "code", "said"), mostly_long(ROWS, *ROWS[::6]))
 def test_a_broken_stream_is_reported(line: str, code: int, said: str) -> None:
     Path("bytes.py").write_bytes(b'print("\xff")')
@@ -41,6 +42,7 @@ def test_a_broken_stream_is_reported(line: str, code: int, said: str) -> None:
     assert len(run.stderr.splitlines()) <= 1
 
 
+@pytest.mark.long
 def test_a_command_works_without_streams_that_it_does_not_need() -> None:
     run = shell("aca run \"print('ran')\" <&- 2>&-")
     assert (run.stdout, run.returncode) == ("ran\n", 0)
@@ -73,6 +75,7 @@ def test_non_ascii_arguments_arrive_in_any_locale() -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "prepare", mostly_long(["export TMPDIR=/nonexistent/tmp", "mkdir gone && cd gone && rmdir ../gone", "unset HOME"], "unset HOME")
 )

@@ -130,6 +130,7 @@ async def test_an_http_endpoint_that_speaks_tls_is_asked_about_https(tmp_path: P
     assert str(result.error).endswith(f". {MAY_SPEAK_TLS}")
 
 
+@pytest.mark.long
 async def test_a_server_that_has_answered_before_it_loses_an_answer_is_not_asked_about_https() -> None:
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await reader.readline()).startswith(b"GET /listSessions?"):

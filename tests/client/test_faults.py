@@ -73,6 +73,7 @@ async def test_a_cell_is_sent_again_after_a_refusal_that_says_it_was_not_begun(p
     assert (got.value, count) == (1, 1)
 
 
+@pytest.mark.long
 async def test_an_endpoint_that_has_answered_before_is_waited_for(port: int) -> None:
     proxy, number = FaultyProxy(port, "", []), free_port()
     async with open_interpreter(_settings(f"http://127.0.0.1:{number}", PatienceSeconds=120)) as interpreter:

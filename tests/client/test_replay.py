@@ -219,6 +219,7 @@ async def test_a_replay_stops_when_the_session_cannot_be_reached() -> None:
     assert [cell.verdict for cell in report.cells] == ["not run", "not run"]
 
 
+@pytest.mark.long
 async def test_a_failed_install_is_reported_and_the_cells_are_run(session: Session) -> None:
     session.history.add(InstallStep(("no-package-of-that-name-anywhere",)))
     session.history.add(CellStep("1"))
@@ -245,6 +246,7 @@ async def test_an_installation_is_a_cell_that_jupyter_and_a_replay_run(session: 
     assert (tmp_path / "a.py").read_text().startswith(f"# %%\n# {installs['source']}\n\n# %%\n1")
 
 
+@pytest.mark.long
 async def test_a_frame_that_was_passed_in_is_named_and_reported_as_missing(pool: SessionPool, session: Session) -> None:
     frame = pandas.DataFrame({"n": [1, 2]})
     await session.run("import pandas")

@@ -137,6 +137,7 @@ def is_python(code: str) -> bool:
     return True
 
 
+@pytest.mark.long
 @given(st.lists(st.sampled_from(PYTHON), max_size=12).map("".join).filter(is_python))
 def test_python_is_unchanged_but_for_a_first_line_without_effect(code: str) -> None:
     sanitized = sanitize(code)

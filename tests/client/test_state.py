@@ -95,6 +95,7 @@ async def test_a_dropped_completion_is_waited_for_and_never_killed(
     assert (result.value, str(result.state)) == (1, "kept")
 
 
+@pytest.mark.long
 async def test_a_loss_by_an_abandoned_stream_is_reported_with_the_next_result(session: Session) -> None:
     await session.run("x = 1")
     stubborn = STUBBORN.replace("open('started', 'w').close()", "print(1, flush=True)")  # an interrupt before the `try` would end it

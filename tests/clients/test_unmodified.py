@@ -76,6 +76,7 @@ def langchain(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> S
     return SessionsPythonREPLTool(pool_management_endpoint=endpoint, access_token_provider=lambda: "key")
 
 
+@pytest.mark.long
 def test_langchains_tool_runs_code(langchain: SessionsPythonREPLTool) -> None:
     assert json.loads(langchain.invoke("x = 20\nprint('out')\nx + 1")) == {"result": 21, "stdout": "out\n", "stderr": ""}
     assert json.loads(langchain.invoke("x + 22"))["result"] == 42
@@ -92,6 +93,7 @@ def test_langchains_tool_moves_files_and_deletes_its_session(langchain: Sessions
     langchain.delete_session()
 
 
+@pytest.mark.long
 async def test_the_certificate_is_made_once_and_its_key_is_secret(endpoint: str, folder: Path) -> None:
     before = (folder / "cert.pem").read_bytes()
     with Server("--port", "0", "--tls", "--tls-dir", str(folder), "--api-key", "key"):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.long
 async def test_a_result_is_content_with_its_images(pool: SessionPool) -> None:
     tool = execute_tool(ModelSession(pool))
     text, image = await tool.invoke(arguments={"code": "import matplotlib.pyplot as plt; plt.plot([1]); plt.title('Sales'); plt.show()"})

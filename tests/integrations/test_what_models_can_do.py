@@ -236,6 +236,7 @@ async def test_printed_text_cannot_pass_for_a_hint(pool: SessionPool) -> None:
     assert [line for line in raised.splitlines() if line.startswith("[hint]")] == [CANNOT_INSTALL]
 
 
+@pytest.mark.long
 async def test_an_endpoint_that_does_not_tell_its_network_gets_careful_hints(tmp_path: Path) -> None:
     with Server("--plain", "--socket", str(tmp_path / "s")) as server:
         async with PythonTool(settings=Settings(Endpoint=server.endpoint)) as python:

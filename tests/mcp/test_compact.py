@@ -98,6 +98,7 @@ async def test_a_module_that_is_a_saved_script_ends_with_its_import(server: Runn
         assert text_of(await ask(client, f"{saved.structuredContent['how_to_import']}; rates.rate")) == "42"
 
 
+@pytest.mark.long
 async def test_mounted_folders_are_named_to_the_model(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("from the host")
     mounts = {"ACASessions__Sandbox__Mounts": json.dumps([{"Host": str(tmp_path), "Guest": "/mnt/srv"}])}

@@ -38,6 +38,7 @@ def test_the_page_has_the_current_defaults() -> None:
     assert f"`Mcp:OutputsMegabytes` ({options.outputs_size >> 20})" in PAGE
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_the_settings_of_the_page_reach_sessions_when_they_are_pasted() -> None:
     (snippet,) = (found for found in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) if '"env"' in found)

@@ -46,6 +46,7 @@ async def test_a_malformed_message_does_not_end_the_server() -> None:
     assert answer["result"]["structuredContent"]["results"] == ["42"]
 
 
+@pytest.mark.long
 async def test_a_request_of_a_later_protocol_is_logged_as_one_line() -> None:
     process = await asyncio.create_subprocess_exec(*COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     probe = {"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {}}  # as FastMCP 4 sends it first

@@ -135,6 +135,7 @@ def test_lines_that_are_no_messages_before_the_end_of_the_input_end_the_server_q
     assert b"Traceback" not in ended.stderr
 
 
+@pytest.mark.long
 async def test_processes_that_still_run_are_in_the_structured_content() -> None:
     async with stdio_client_session() as client:
         result = await run(client, "import subprocess; process = subprocess.Popen(['sleep', '60']); process.pid")
@@ -194,6 +195,7 @@ async def test_an_invalid_resource_is_refused() -> None:
         assert text_of(await run(client, "6 * 7")) == "42"
 
 
+@pytest.mark.long
 async def test_a_running_cell_streams_its_output() -> None:
     progress, logged = [], []
 

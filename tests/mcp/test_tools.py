@@ -328,6 +328,7 @@ async def test_a_lookup_that_takes_too_long_fails_and_keeps_the_variables() -> N
             assert (result.value, str(result.state)) == (42, "kept")
 
 
+@pytest.mark.long
 async def test_an_expired_session_is_reported_to_calls_that_read() -> None:
     environment = {"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}
     async with stdio_client_session("--tools", "all", environment=environment) as client:

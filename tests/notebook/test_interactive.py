@@ -274,6 +274,7 @@ def test_a_name_identifies_the_session() -> None:
         assert session.run("1").session_id == "alice"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_session_that_is_joined_continues_after_it_is_left(tmp_path: Path) -> None:
     with Server("--socket", str(tmp_path / "s")) as server:
@@ -311,6 +312,7 @@ def test_a_session_that_was_not_closed_warns() -> None:
     assert warned[0].filename == __file__
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("end", mostly_long(["", "raise KeyError"], "raise KeyError"))
 def test_a_script_ends_although_it_did_not_close_its_session(end: str) -> None:

@@ -325,6 +325,7 @@ type(get_ipython().Completer).completions = offer
 """
 
 
+@pytest.mark.long
 def test_names_in_code_of_a_session_are_completed_by_it(notebook: Notebook) -> None:
     notebook.run("notebook_only = 1")
     assert notebook.complete("%%session tab\nsession_on|") == []  # the session has not started
@@ -424,6 +425,7 @@ def test_spaces_after_the_commas_of_variables_name_no_session(notebook: Notebook
     assert notebook.run("%%session -i a commas\na").text == "1"
 
 
+@pytest.mark.long
 def test_reloading_the_extension_keeps_the_sessions(notebook: Notebook) -> None:
     notebook.run("%session -n reloaded x = 20")
     assert notebook.run("%reload_ext aca_sessions").reply["status"] == "ok"
@@ -467,6 +469,7 @@ def test_a_variable_of_the_notebook_is_answered_with_the_option_that_passes_it_i
         assert "[hint]" not in notebook.run(f"%session {name}").text
 
 
+@pytest.mark.long
 def test_a_missing_file_is_answered_with_the_magic_that_copies_it(notebook: Notebook) -> None:
     notebook.run("import os; os.makedirs('deep'); [open(name, 'w').close() for name in ('my data.csv', 'deep/one.csv', '.secret')]")
     says = "[hint] a session sees no files of this machine: copy them in with %session_put "

@@ -132,6 +132,7 @@ async def test_a_figure_is_shown_once_as_png(session: Session) -> None:
     assert (await session.run("1")).images == ()
 
 
+@pytest.mark.long
 async def test_a_figure_left_open_is_shown_at_the_end(session: Session) -> None:
     assert len((await session.run("import matplotlib.pyplot as plt; _ = plt.plot([1, 2])")).images) == 1
 

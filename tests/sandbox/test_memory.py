@@ -59,6 +59,7 @@ async def test_several_processes_together_are_limited_like_one(small: Session) -
     assert (await small.run("6 * 7")).value == 42
 
 
+@pytest.mark.long
 async def test_children_killed_at_the_limit_are_not_the_reason_of_a_later_death(small: Session) -> None:
     for _ in range(2):
         await small.run(f"{FOUR_HOGS}\nfor hog in hogs:\n    hog.kill(); hog.wait()", timeout=20)

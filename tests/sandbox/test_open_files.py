@@ -49,6 +49,7 @@ async def named(sandbox: Sandbox) -> tuple[str, ...] | None:
     return deleted_open_files(host_pid((await sandbox.interpreter()).pidfd), sandbox.files)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", mostly_long(CHANGES, every=3))
 @pytest.mark.parametrize("way", ["rollback", "failing cell"])
 async def test_an_open_log_and_a_database_continue_after_a_rollback(sandbox: Sandbox, way: str, change: str) -> None:

@@ -45,6 +45,7 @@ def test_a_host_that_refuses_namespaces_is_an_error_and_nothing_less_is_chosen_s
     assert "ACASessions:Sandbox:Isolation=no-namespaces" in run.stderr
 
 
+@pytest.mark.long
 def test_a_host_that_refuses_namespaces_can_run_the_lesser_level_if_it_is_chosen(public_python: str) -> None:
     run = on_a_host_that_refuses("run", "print(6 * 7)", Isolation="no-namespaces", Python=public_python)
     assert (run.returncode, run.stdout) == (0, "42\n"), run.stderr

@@ -123,6 +123,7 @@ def test_no_log_holds_a_name(proxy: Proxy) -> None:
     assert "the-" not in "".join(file.read_text() for file in proxy.folder.glob("*.log"))
 
 
+@pytest.mark.long
 async def test_a_cell_waits_while_the_server_is_restarted(proxy: Proxy) -> None:
     proxy.member.end()
     refused = httpx.post(f"{proxy.endpoint}/executions", params=MINE, json=CELL)

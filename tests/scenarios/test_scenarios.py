@@ -135,6 +135,7 @@ async def test_packages_are_installed_only_if_an_index_is_reachable(session: Ses
         assert (await session.run("import humanize; humanize.intcomma(12345)")).text in ("12,345", "'12,345'")
 
 
+@pytest.mark.long
 async def test_an_installed_library_needs_no_index(session: Session) -> None:
     assert (await session.run("import numpy; 6 * 7", libraries=["numpy>=1"])).value == 42
 
@@ -152,6 +153,7 @@ async def test_installed_packages_are_listed_and_uninstalled_if_the_endpoint_sup
         assert await session.packages() == []
 
 
+@pytest.mark.long
 async def test_user_code_that_breaks_the_clients_own_cells_is_undone_by_a_reset(session: Session) -> None:
     await session.run("import builtins; builtins.exec = None")
     with pytest.raises(ExecutionError):

@@ -24,6 +24,7 @@ async def app(scope, receive, send):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_serve_refuses_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEB_CONCURRENCY", "3")
@@ -32,6 +33,7 @@ def test_serve_refuses_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "WEB_CONCURRENCY must be 1, got 3" in run.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_serve_has_no_option_for_workers() -> None:
     run = aca_sessions("serve", "--workers", "3")

@@ -41,6 +41,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "limit", mostly_long(["ulimit -n 256", "ulimit -Sn 100; ulimit -Hn 200"], "ulimit -n 256"), ids=["both limits", "a lower soft limit"]
 )

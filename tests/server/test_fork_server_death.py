@@ -32,6 +32,7 @@ def count(server: Server, name: str, **labels: str) -> float:
     return sum(one.value for one in samples if one.name == f"aca_sessions_server_{name}" and labels.items() <= one.labels.items())
 
 
+@pytest.mark.long
 async def test_its_death_is_logged_and_counted_at_once_and_the_audit_log_has_what_clients_read(tmp_path: Path) -> None:
     audit = tmp_path / "audit"
 

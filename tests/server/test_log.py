@@ -27,6 +27,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_logs_its_start_refusals_new_keys_drain_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, audit = tmp_path / "keys", tmp_path / "audit"
@@ -74,6 +75,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_the_start_names_the_bound_address_and_warns_of_plain_http_and_of_too_many_sessions() -> None:

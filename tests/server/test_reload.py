@@ -131,6 +131,7 @@ async def test_a_server_ends_with_its_terminal() -> None:
         assert process.wait(120) == 0
 
 
+@pytest.mark.long
 async def test_a_server_for_mcp_reads_its_keys_at_a_hangup(keys: Path) -> None:
     command = [*COMMAND, "mcp", "--http", "--port", "0", "--log-format", "json", "--api-key-file", str(keys)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
