@@ -61,7 +61,7 @@ def lasting(loop: Loop) -> list[threading.Thread]:
 
 
 def count_in_kernel() -> int:
-    """Return how many threads besides the calling one exist for the kernel. Threads that have just ended get up to 2 seconds to disappear."""
+    """Return how many threads besides the calling one the kernel has. Wait up to 2 seconds for threads that have just ended."""
     deadline = time.monotonic() + _PATIENCE
     # `join` returns a moment before the kernel's thread is gone.
     while (count := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < deadline:
