@@ -628,6 +628,17 @@ def test_running_and_waiting_cells_can_be_interrupted_where_they_are(playground:
     assert "False" in playground.run("'after' in globals()")
 
 
+def test_cells_that_wait_are_not_run_after_one_that_failed(playground: Playground, tmp_path: Path) -> None:
+    (tmp_path / "go.txt").write_text("go")
+    playground.start(f"{UNTIL_GO}\nprint(missing)")
+    playground.start("after = 1")
+    playground.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
+    playground.page.choose(tmp_path / "go.txt", "#upload")
+    assert "NotRun: a cell before this one failed" in playground.ended()
+    assert playground.page.text(".cell:last-child .outcome") == "Not run."
+    assert "False" in playground.run("'after' in globals()")
+
+
 def test_only_a_second_interrupt_ends_an_interpreter_that_does_not_react(playground: Playground) -> None:
     page = playground.page
     playground.run("x = 1")
@@ -670,6 +681,7 @@ def test_a_question_for_a_secret_is_shown_and_a_refused_cell_goes_back_to_the_ed
     page.press("Enter")
     playground.ended()
     assert page.evaluate("[...document.querySelectorAll('.changes li')].map((one) => one.innerText)") == ["key added: str 6"]
+    page.wait("document.querySelector('#variables .worth')?.innerText === '••••'")
     assert "The cell was not run" in playground.run("%pip install -r more.txt\n1")
     page.wait("document.querySelector('#source').value === '%pip install -r more.txt\\n1'")
 
@@ -680,6 +692,18 @@ def test_an_upload_names_what_it_replaced(playground: Playground, tmp_path: Path
         playground.page.choose(tmp_path / "data.csv", "#upload")
         playground.page.wait("document.querySelector('#files .row')")
     playground.page.wait("document.querySelector('.notice')?.innerText === 'Replaced: data.csv.'")
+
+
+def test_a_cell_without_memory_gets_advice(playground: Playground) -> None:
+    assert "Work on smaller parts of the data" in playground.run("b'0' * 10**11")
+
+
+def test_a_table_that_is_too_wide_has_a_shadow_at_its_edge(playground: Playground) -> None:
+    frame = "document.querySelector('.cell:last-child .framed')"
+    for columns, is_wide in ((3, False), (80, True)):
+        playground.run(f"import pandas as pd; pd.set_option('display.max_columns', 80); pd.DataFrame([range({columns})])")
+        playground.page.wait(f"{frame}?.style.height")
+        assert playground.page.evaluate(f"{frame}.classList.contains('wide')") is is_wide
 
 
 def test_styles_that_are_not_shown_are_reported(playground: Playground) -> None:

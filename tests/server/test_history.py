@@ -38,6 +38,42 @@ async def test_the_history_has_all_cells_in_order_but_not_those_of_clients(http:
     assert live["cells"] == 12
 
 
+async def test_a_cell_that_is_to_follow_a_success_is_not_run_after_a_failure(http: httpx.AsyncClient) -> None:
+    async def start(id: str, code: str, **headers: str) -> None:
+        body = {"code": code, "executionType": "Asynchronous"}
+        await http.post("/executions", json=body, headers=RICH | {"x-aca-sessions-answered": "input", "operation-id": id} | headers)
+
+    async def ended(id: str) -> dict[str, object]:
+        while (told := (await http.get(f"/executions/{id}", headers=RICH)).json())["status"] in ("NotStarted", "Running"):
+            await asyncio.sleep(0.01)
+        return dict(told["acaSessions"])
+
+    async def answer(id: str) -> None:
+        after, asked = 0, []
+        while not asked:
+            page = (await http.get(f"/executions/{id}/events", params={"after": after})).json()
+            after, asked = page["after"], [event["number"] for event in page["events"] if event["kind"] == "input"]
+        await http.post(f"/executions/{id}/replies", json={"number": asked[0], "text": ""})
+
+    follows = {"x-aca-sessions-after-success": "1"}
+    await start("fails", "input(); 1 / 0")
+    await start("follows", "a = 1", **follows)
+    await start("alone", "b = 1")
+    await answer("fails")
+    assert (await ended("fails"))["error"]["name"] == "ZeroDivisionError"
+    follower = await ended("follows")
+    assert (follower["error"]["name"], follower["state"]["kind"]) == ("NotRun", "kept")
+    assert (await ended("alone"))["error"] is None
+    # One that its caller cancels before it begins has not failed.
+    await start("waits", "input()")
+    await start("cancelled", "c = 1", **follows)
+    await start("goes-on", "d = 1", **follows)
+    await http.post("/executions/cancelled/interrupt")
+    await answer("waits")
+    assert [(await ended("cancelled"))["error"]["name"], (await ended("goes-on"))["error"]] == ["KeyboardInterrupt", None]
+    assert (await run(http, "sorted({'a', 'b', 'c', 'd'} & {*globals()})", **follows))["text"] == "['b', 'd']"
+
+
 async def test_output_is_in_the_history_as_it_came_and_a_running_cell_is_in_it(http: httpx.AsyncClient) -> None:
     body = {"code": "print('first')\ndisplay('second')\nprint('third')\ninput('Who? ')", "executionType": "Asynchronous"}
     started = await http.post("/executions", json=body, headers=RICH | {"x-aca-sessions-answered": "input", "operation-id": "asks"})

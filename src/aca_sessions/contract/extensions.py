@@ -38,6 +38,7 @@ RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
 ANSWERED_HEADER = "x-aca-sessions-answered"  # the kinds of questions of a cell that its caller answers
 TRANSACTIONAL_HEADER = "x-aca-sessions-transactional"
+AFTER_SUCCESS_HEADER = "x-aca-sessions-after-success"  # a cell is not run if one fails that it has waited for
 GENTLE_HEADER = "x-aca-sessions-gentle"  # no interrupt of this cell, or not this interrupt, kills the interpreter
 NUMBER_HEADER = "x-aca-sessions-number"  # of a cell in the history of its session
 CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session

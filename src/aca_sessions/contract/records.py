@@ -53,6 +53,7 @@ class ExecutionRequest:
     asynchronous: bool = False
     answered: tuple[str, ...] = ()  # the kinds of questions of the cell that its caller answers
     transactional: bool = False  # undo all effects of the cell if it fails
+    after_success: bool = False  # do not run the cell if one fails that it has waited for
     gentle: bool = False  # an interrupt sends SIGINT once, and does not kill the interpreter if the cell continues
     timeout: float | None = None
     output_limit: int = 4096

@@ -62,7 +62,11 @@ class CellRoutes:
                 call = replace(call, answered=extensions.decode_answered_kinds(kinds))
             if request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1":
                 call = replace(call, transactional=True)
-            call = replace(call, gentle=request.headers.get(extensions.GENTLE_HEADER) == "1")
+            call = replace(
+                call,
+                after_success=request.headers.get(extensions.AFTER_SUCCESS_HEADER) == "1",
+                gentle=request.headers.get(extensions.GENTLE_HEADER) == "1",
+            )
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise invalid(f"the header operation-id must be 1 to 128 letters, digits, '.', '_' or '-', got {id!r:.80}")

@@ -178,6 +178,7 @@ class RunningExecution:
         self.cancelled = asyncio.Event()
         if cancelled:
             self.cancelled.set()
+        self.is_skipped = False  # because a cell before it failed
         self.status: Status = "NotStarted"
         self.began: float | None = None  # when the cell began to run, by `time.monotonic()`
         self.done = asyncio.Event()
@@ -393,6 +394,8 @@ class Executions:
                 execution.start = self._session.ledger.position
                 with telemetry.count_active_cell():
                     execution.finish(await self._run_with_retries(execution))
+                if execution.number and execution.began and execution.status == "Failed":
+                    self._skip_waiting()
         except Exception as error:
             id = log_failure("an execution has no result", error)
             failed = _interpreter_died(f"the server failed while it made this result: its log has the cause under the id {id}")
@@ -405,6 +408,11 @@ class Executions:
                     )
                 )
             self._record_finished(execution)
+
+    def _skip_waiting(self) -> None:
+        """Keep the cells from starting that wait for their turn and are to be run only if those before them succeed."""
+        for execution in self._unfinished.values():
+            execution.is_skipped |= execution.call.after_success and not execution.done.is_set()
 
     def _record_finished(self, execution: RunningExecution) -> None:
         """Record a finished execution in the history, the metrics and the audit log. If too many results are kept then, drop some.
@@ -484,6 +492,8 @@ class Executions:
                     return await self._execute(execution)
             return await self._execute(execution)
         except CellNotStartedError:
+            if execution.is_skipped:
+                return CodeExecutionResult(error=CodeError("NotRun", "a cell before this one failed"))
             return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
         except SnapshotError as error:
             refused = CodeError("SnapshotError", f"the cell was not run: {error}")
@@ -496,7 +506,7 @@ class Executions:
         if sandbox.running is None or not sandbox.running.alive:
             sandbox = await self._start_interpreter(sandbox)
         # The wait for the interpreter is over: an interrupt that came meanwhile must keep the cell from starting.
-        if execution.cancelled.is_set():
+        if execution.cancelled.is_set() or execution.is_skipped:
             raise CellNotStartedError
         execution.status = "Running"
         execution.began = execution.began or time.monotonic()

@@ -14,6 +14,7 @@ const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
 // As in hints.py: messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
 const NO_NETWORK =
   /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow /;
+const NO_MEMORY = /^[\w.]*MemoryError(?::|$)/;
 const LOOKED_AT = 10_000; // characters at the end of each stream
 const MOST_DOMAINS = 5;
 const UNTIL_END = 3000; // milliseconds after an interrupt, until another one may end the interpreter
@@ -111,6 +112,9 @@ export class Cell {
     if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
     else if (network && this.lacksNetwork(result)) {
       this.output.add(element("p", { class: "note" }, `Sessions of this server have ${network}. Files can be uploaded in the panel Files.`));
+    }
+    else if (NO_MEMORY.test(result.error?.title ?? "")) {
+      this.output.add(element("p", { class: "note" }, "The session's limit of memory was reached. Work on smaller parts of the data, or delete variables with del."));
     }
     this.status.replaceWith(verdict(result, { failed: this.whyNotGood(result) }));
     return result;

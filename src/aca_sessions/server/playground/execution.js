@@ -20,6 +20,7 @@ export async function run(session, code, { transactional, reader, onStarted, onN
   const id = randomName("page-");
   onStarted(id);
   const headers = { "operation-id": id, "x-aca-sessions-answered": "input", ...since(session) };
+  headers["x-aca-sessions-after-success"] = "1";
   if (transactional) headers["x-aca-sessions-transactional"] = "1";
   let lost = null;
   await reach();

@@ -92,6 +92,7 @@ function measure(clean, holder) {
   // The copy is as high as its content and, if it is too wide, a scroll bar. It changes when pictures are decoded and the page gets wider.
   new ResizeObserver(() => {
     const height = Math.ceil(copy.getBoundingClientRect().height);
+    holder.classList.toggle("wide", copy.scrollWidth > copy.clientWidth);
     holder.classList.toggle("clipped", height > mostHeight());
     if (height) holder.style.height = `${Math.min(height, mostHeight())}px`; // 0: in a session that is not shown
   }).observe(copy);

@@ -9,6 +9,7 @@ import { Terminal, shown } from "./terminal.js";
 const IMAGES = ["image/png", "image/jpeg", "image/gif"];
 const SOURCES = ["text/markdown", "text/latex", "application/json", "application/javascript", "text/plain"];
 const MOST_KEPT = 400_000; // characters of a stream that a notebook gets; the oldest go first
+const secrets = new Set(); // that were typed in this tab: the panel of variables hides them
 const BASE64 = /^[A-Za-z0-9+/=\s]+$/;
 
 /** The output below one cell. */
@@ -91,6 +92,7 @@ export class Output {
     const field = element("input", { type: secret ? "password" : "text", autocomplete: "off", "aria-label": event.text || "Input for the cell" });
     const send = (text) => {
       removeForm(form);
+      if (secret && text) secrets.add(text);
       if (text !== null) this.write("stdout", secret ? "••••\n" : `${text}\n`);
       answer(event.number, text);
     };
@@ -106,6 +108,12 @@ export class Output {
     field.focus();
     form.scrollIntoView({ block: "nearest" });
   }
+}
+
+/** Whether a shown value, such as `'abc'` or a long one as `'abc...xyz'`, is a secret that was typed in this tab. */
+export function isSecret(shown) {
+  const [begin, end = begin] = shown.slice(1, -1).split("...");
+  return [...secrets].some((one) => one === begin || (begin !== end && one.startsWith(begin) && one.endsWith(end)));
 }
 
 /** Removes a form. What was typed there goes on in the editor. */

@@ -3,6 +3,7 @@
 import { asked, request } from "./api.js";
 import { arrange, button, element, showList, size, span } from "./dom.js";
 import { wordsOf } from "./names.js";
+import { isSecret } from "./output.js";
 import { called } from "./workspace.js";
 
 const MOST = 200;
@@ -106,7 +107,7 @@ export function showVariables(holder, told) {
 }
 
 function variableRow({ name, type, shape, size: bytes, text }) {
-  const value = text ? String(text) : [Array.isArray(shape) ? shape.join(" × ") : "", size(Number(bytes))].filter(Boolean).join(", ");
+  const value = text ? (isSecret(String(text)) ? "••••" : String(text)) : [Array.isArray(shape) ? shape.join(" × ") : "", size(Number(bytes))].filter(Boolean).join(", ");
   return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(type)), element("td", { class: "worth", title: value }, value));
 }
 

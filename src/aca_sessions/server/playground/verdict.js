@@ -8,7 +8,7 @@ const MOST_NAMED = 8;
 export function verdict(result, { failed = "" } = {}) {
   const { kind } = result.state;
   const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error || failed ? "warn" : "good";
-  const outcome = `${outcomeOf(result)} ${span(result.seconds)}${failed && `, but ${failed}`}`;
+  const outcome = wasRun(result) ? `${outcomeOf(result)} ${span(result.seconds)}${failed && `, but ${failed}`}` : "Not run";
   const variables = result.variables.filter(({ type }) => !/^(type|module)$/.test(type ?? "")); // imports are no news
   const changes = [...variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
   const more = changes.length > MOST_NAMED ? [`and ${changes.length - MOST_NAMED} more`] : [];
@@ -19,6 +19,9 @@ export function verdict(result, { failed = "" } = {}) {
     changes.length ? element("ul", { class: "changes" }, ...[...changes.slice(0, MOST_NAMED), ...more].map((text) => element("li", {}, text))) : "",
   );
 }
+
+/** The server measures the seconds of a cell that it runs, and they are never 0. */
+const wasRun = ({ error, seconds }) => seconds > 0 || !/^(NotRun|KeyboardInterrupt)$/.test(error?.name ?? "");
 
 function outcomeOf({ error, isInterrupted }) {
   if (!error) return "Done in";
