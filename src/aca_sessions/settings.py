@@ -316,7 +316,7 @@ class LimitsSettings(_Section):
     A process that asks for more gets a MemoryError. If all of them need more together, they are killed.
     """
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
-    """Megabytes of /mnt/data, which is in memory. A file can have as much. Lowered to at most half of `MemoryMegabytes`."""
+    """Megabytes of /mnt/data, which is in memory. Code may write one file of this size. Lowered to at most half of `MemoryMegabytes`."""
     TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.temporary // MB
     """Megabytes of /tmp, and of /dev/shm, which are in memory. Lowered to at most a quarter of `MemoryMegabytes`."""
     Processes: Annotated[int, Field(ge=8, le=1 << 20)] = _LIMITS.processes
