@@ -10,7 +10,7 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Session, SessionPool
 
-from ..conftest import descendants, end_between_cells
+from ..conftest import descendants, end_between_cells, until
 
 
 async def run(session: Session, code: str, **options: object) -> CodeExecutionResult:
@@ -63,10 +63,14 @@ async def test_an_interpreter_that_died_between_two_cells_is_reported_with_the_n
 
 async def test_a_session_killed_from_outside_is_reported(session: Session) -> None:
     await session.run("x = 5")
-    running = asyncio.create_task(session.run("while True: pass"))
-    await asyncio.sleep(0.1)
+    running = asyncio.create_task(session.run("open('begun', 'w').close()\nwhile True: pass"))
+    await until(session.list_files)
     for pid in descendants(os.getpid()):
-        names = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid")).split()
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:  # a helper of a server that starts has ended
+            continue
+        names = next(line for line in status.splitlines() if line.startswith("NSpid")).split()
         if len(names) == 4 and names[-1] == "1":
             os.kill(pid, signal.SIGKILL)
     assert str((await running).state) == "lost: killed"
