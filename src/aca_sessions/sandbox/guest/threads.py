@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .notebook.shell import Shell
 
 _PATIENCE = 2.0  # seconds for a thread to end
+_LOOKS = 2000  # at half a millisecond
 _ended: list[Callable[[], object]] = []  # functions that start the threads which `pause` ended
 
 
@@ -61,10 +62,11 @@ def lasting(loop: Loop) -> list[threading.Thread]:
 
 
 def count_in_kernel() -> int:
-    """Return how many threads besides the calling one the kernel has. Wait up to 2 seconds for threads that have just ended."""
-    deadline = time.monotonic() + _PATIENCE
-    # `join` returns a moment before the kernel's thread is gone.
-    while (count := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < deadline:
+    """Return how many threads besides the calling one the kernel has. Wait a few seconds for threads that have just ended."""
+    # `join` returns a moment before the kernel's thread is gone. Looks are counted, because this process may be stopped between two.
+    for _ in range(_LOOKS):
+        if not (count := len(os.listdir("/proc/self/task")) - 1):
+            break
         time.sleep(0.0005)
     return count
 

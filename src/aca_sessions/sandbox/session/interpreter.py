@@ -34,6 +34,7 @@ from .descriptors import (
     SpawnedSession,
     Workspace,
     exit_status,
+    host_pid,
     list_processes,
     open_process_of_session,
     pid_in_session,
@@ -54,6 +55,7 @@ _NOT_READY = (
 _OWN_SECONDS = 30.0  # the timeout of the host's own requests
 _ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
 _REPORT_SECONDS = 1.0  # in which a death is reported
+_REPORT_LOOKS = 30  # of one second each, at a process that has ended and was not reported: on a busy machine the report takes longer
 _MOST_NAMED = 10
 _MAX_UNREAD = 256  # answers that a guest has not read
 _MAX_UNREAD_BYTES = 256 << 20  # the same in bytes; an honest guest waits for at most 32 answers of up to 8 MB
@@ -391,12 +393,23 @@ class Interpreter:
             self._channel.close()
 
     def _on_pipe_end(self) -> None:
-        """Wait 1 s for the session's first process to report how the interpreter ended. Then record a crash and kill the interpreter.
+        """Give the session's first process 1 s to report how the interpreter ended. Then record what the host knows of its death."""
+        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_unreported, "crash")
 
-        Do neither if the report has come.
+    def _record_unreported(self, cause: str, looks: int = _REPORT_LOOKS) -> None:
+        """Record the death of an interpreter that nobody has reported in time: how it ended, or `cause` if that stays unknown.
+
+        If it lives, kill it: a guest could close the pipe and live on in silence.
         """
-        # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
-        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_death, "crash")
+        if self._death.done():
+            return
+        status = exit_status(self.pidfd)
+        if status is not None:
+            self._on_death(status)
+        elif looks > 0 and _has_ended(self.pidfd):  # the first process knows, and will report it when it has a processor
+            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_unreported, cause, looks - 1)
+        else:
+            self._record_death(cause)
 
     def _on_frame(self, payload: bytes) -> None:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
@@ -444,7 +457,7 @@ class Interpreter:
         if status is not None:
             self._on_death(status)
         else:
-            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._on_death, None)
+            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_unreported, "killed")
 
     def _on_death(self, status: int | None) -> None:
         reason = death_reason(status)
@@ -498,6 +511,14 @@ class Interpreter:
             foreign_pids = self.runtime.foreign_pids(self.workspace)
             return tuple(islice((process for process in cell.processes if process.pid not in foreign_pids), MOST_REPORTED))
         return list_processes(self.runtime.init, besides=self.pidfd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    try:
+        host_pid(pidfd)
+    except GuestDiedError:
+        return True
+    return False
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

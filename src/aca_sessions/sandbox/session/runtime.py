@@ -35,7 +35,7 @@ from .workspace_groups import WorkspaceGroups
 
 _REPORTS_AT_ONCE = 512
 _ALLOCATION_SECONDS = 10.0
-_END_SECONDS = 1.0
+_END_SECONDS = 5.0
 _REST_SECONDS = 0.05  # so that cells of branches in close succession do not wait for the original session's processes
 
 
@@ -390,7 +390,7 @@ class SharedRuntime:
         return found
 
     async def _wait_until_all_ended(self) -> None:
-        """Wait until all processes of the session and its branches have ended, but at most 1 s."""
+        """Wait until all processes of the session and its branches have ended, but at most 5 s."""
         # The first process of a pid namespace outlives all others (pid_namespaces(7)): when its pidfd is readable, none is left. All
         # callers share one reader: a second would replace it, and would later remove the reader of whatever has the descriptor's number.
         if self._all_ended is None:
@@ -423,12 +423,12 @@ class SharedRuntime:
     def unregister_without_loop(self, session_pid: int) -> None:
         """Remove an interpreter whose event loop is closed.
 
-        If it is the last interpreter, kill all processes, and wait at most 1 s until they have ended.
+        If it is the last interpreter, kill all processes, and wait at most 5 s until they have ended.
         """
         self._interpreters.pop(session_pid, None)
         if not self._interpreters and not self._closed:
             self.kill("killed")
-            # Wait for their end, at most 1 s: a control group can be removed only without processes.
+            # Wait for their end, at most 5 s: a control group can be removed only without processes.
             ended = select.poll()
             ended.register(self.init, select.POLLIN)
             ended.poll(_END_SECONDS * 1000)

@@ -18,8 +18,8 @@ from ..limits.capacity import with_reserve
 from .descriptors import host_pid
 from .processes import KillResult
 
-_FREEZE_SECONDS = 2.0  # a process that waits for a device, or is being traced, may need some time
-_END_SECONDS = 2.0
+_FREEZE_SECONDS = 10.0  # each process needs a processor for a moment, and others may have it
+_END_SECONDS = 10.0
 _LOOK_SECONDS = 0.0005
 
 
@@ -168,7 +168,7 @@ class WorkspaceGroups:
         _write(group / "cgroup.freeze", "1")
 
     def _kill(self, group: Path) -> KillResult:
-        """Kill the processes of a group, except interpreters and the first process, and wait at most 2 s until they have ended."""
+        """Kill the processes of a group, except interpreters and the first process, and wait at most 10 s until they have ended."""
         spared = self._interpreters() | {self._init_pid()}
         doomed = [(pid, process) for pid, process in _processes_in(group) if pid not in spared]
         for pid, _ in doomed:
@@ -230,7 +230,7 @@ def _put(group: Path, pid: int) -> None:
 
 
 def _freeze(group: Path) -> bool:
-    """Freeze a group. Return False if not all of it is frozen within 2 s. If its state cannot be read, thaw it and raise OSError."""
+    """Freeze a group. Return False if not all of it is frozen within 10 s. If its state cannot be read, thaw it and raise OSError."""
     try:
         _write(group / "cgroup.freeze", "1")
         until = time.monotonic() + _FREEZE_SECONDS
