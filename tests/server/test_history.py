@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from aca_sessions.client.snippets import snippet
+from aca_sessions.errors import GuestDiedError
+from aca_sessions.server.executions import Executions
 
 pytestmark = pytest.mark.slow
 RICH = {"x-aca-sessions-rich": "1"}
@@ -72,6 +74,24 @@ async def test_a_cell_that_is_to_follow_a_success_is_not_run_after_a_failure(htt
     await answer("waits")
     assert [(await ended("cancelled"))["error"]["name"], (await ended("goes-on"))["error"]] == ["KeyboardInterrupt", None]
     assert (await run(http, "sorted({'a', 'b', 'c', 'd'} & {*globals()})", **follows))["text"] == "['b', 'd']"
+
+
+@pytest.mark.parametrize(("step", "error"), [("_start_interpreter", GuestDiedError("no")), ("_run_in_interpreter", OSError("disk"))])
+async def test_a_cell_does_not_follow_one_that_the_server_could_not_run(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, step: str, error: Exception
+) -> None:
+    """The step fails for the first cell, as on a host without memory or descriptors."""
+    real, failures = getattr(Executions, step), [error]
+
+    async def fails_once(self: Executions, *arguments: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await real(self, *arguments)
+
+    monkeypatch.setattr(Executions, step, fails_once)
+    first, second = await asyncio.gather(run(http, "1"), run(http, "2", **{"x-aca-sessions-after-success": "1"}))
+    assert (first["error"]["name"], second["error"]["name"]) == ("InterpreterDied", "NotRun")
+    assert (await run(http, "3"))["text"] == "3"
 
 
 async def test_output_is_in_the_history_as_it_came_and_a_running_cell_is_in_it(http: httpx.AsyncClient) -> None:

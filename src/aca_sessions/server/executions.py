@@ -179,6 +179,7 @@ class RunningExecution:
         if cancelled:
             self.cancelled.set()
         self.is_skipped = False  # because a cell before it failed
+        self.is_withdrawn = False  # it was cancelled before it began, which is no failure
         self.status: Status = "NotStarted"
         self.began: float | None = None  # when the cell began to run, by `time.monotonic()`
         self.done = asyncio.Event()
@@ -394,12 +395,12 @@ class Executions:
                 execution.start = self._session.ledger.position
                 with telemetry.count_active_cell():
                     execution.finish(await self._run_with_retries(execution))
-                if execution.number and execution.began and execution.status == "Failed":
-                    self._skip_waiting()
+                self._skip_waiting_for(execution)
         except Exception as error:
             id = log_failure("an execution has no result", error)
             failed = _interpreter_died(f"the server failed while it made this result: its log has the cause under the id {id}")
             execution.finish(replace(failed, state=NO_REPLY))
+            self._skip_waiting_for(execution)  # the next cell has its turn, and runs after this
         finally:
             if not execution.done.is_set():
                 execution.finish(
@@ -409,10 +410,11 @@ class Executions:
                 )
             self._record_finished(execution)
 
-    def _skip_waiting(self) -> None:
-        """Keep the cells from starting that wait for their turn and are to be run only if those before them succeed."""
-        for execution in self._unfinished.values():
-            execution.is_skipped |= execution.call.after_success and not execution.done.is_set()
+    def _skip_waiting_for(self, ended: RunningExecution) -> None:
+        """If a cell failed, keep those from starting that wait for their turn and are to be run only if the cells before them succeed."""
+        if ended.number and ended.status == "Failed" and not ended.is_withdrawn:
+            for execution in self._unfinished.values():
+                execution.is_skipped |= execution.call.after_success and not execution.done.is_set()
 
     def _record_finished(self, execution: RunningExecution) -> None:
         """Record a finished execution in the history, the metrics and the audit log. If too many results are kept then, drop some.
@@ -492,8 +494,9 @@ class Executions:
                     return await self._execute(execution)
             return await self._execute(execution)
         except CellNotStartedError:
-            if execution.is_skipped:
+            if execution.is_skipped and not execution.cancelled.is_set():
                 return CodeExecutionResult(error=CodeError("NotRun", "a cell before this one failed"))
+            execution.is_withdrawn = True
             return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
         except SnapshotError as error:
             refused = CodeError("SnapshotError", f"the cell was not run: {error}")
@@ -503,11 +506,10 @@ class Executions:
 
     async def _execute(self, execution: RunningExecution) -> CodeExecutionResult:
         sandbox = await self._session.sandbox()
+        _check_is_to_run(execution)
         if sandbox.running is None or not sandbox.running.alive:
             sandbox = await self._start_interpreter(sandbox)
-        # The wait for the interpreter is over: an interrupt that came meanwhile must keep the cell from starting.
-        if execution.cancelled.is_set() or execution.is_skipped:
-            raise CellNotStartedError
+            _check_is_to_run(execution)  # an interrupt that came meanwhile must keep the cell from starting
         execution.status = "Running"
         execution.began = execution.began or time.monotonic()
         self._session.has_state = True
@@ -542,6 +544,11 @@ class Executions:
         interpreter = (await self._session.sandbox()).running
         if interpreter is not None:
             await interpreter.interrupt(execution.id, gentle=gentle)
+
+
+def _check_is_to_run(execution: RunningExecution) -> None:
+    if execution.cancelled.is_set() or execution.is_skipped:
+        raise CellNotStartedError
 
 
 def unknown_execution(id: str) -> ProblemError:

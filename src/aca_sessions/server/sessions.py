@@ -242,10 +242,11 @@ class Sessions:
 
         If `interrupt` was called with this id already, the cell never starts.
         """
+        session = self.get(identifier)  # if the session is refused, the caller may send the cell again, and it stays cancelled
         cancelled_early = (identifier, id) in self._cancelled_early
         if cancelled_early:
             del self._cancelled_early[identifier, id]
-        return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
+        return session.executions.start(id, call, cancelled=cancelled_early)
 
     def find_execution(self, identifier: str, id: str) -> RunningExecution:
         """Return an execution of a session by its id. Raise ProblemError: 410 if its result was dropped, 404 if the id is unknown.
