@@ -16,7 +16,7 @@ from aca_sessions import CodeExecutionResult, Policy, PythonTool, Session, Sessi
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
 from aca_sessions.client.replay import replay
-from aca_sessions.errors import ACASessionsError, ExecutionError, NotFoundError, SnapshotError
+from aca_sessions.errors import ACASessionsError, ExecutionError, GuestDiedError, NotFoundError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox import sandbox as sandboxes
 from aca_sessions.sandbox.forkserver import ForkServer
@@ -344,6 +344,32 @@ async def test_a_cell_of_a_terminated_session_reports_it_and_the_next_runs_in_a_
         assert (result.state.variables, result.state.files, result.state.reason) == ("lost", "lost", "terminated")
         assert "variables and files from before are gone" in str(result)
         assert (await session.run("'x' in globals(), __import__('os').listdir()")).text == "(False, [])"
+
+
+async def test_a_session_is_terminated_although_an_installation_waits_for_its_cell(pool: SessionPool) -> None:
+    async with pool.session("a") as session:
+        running = asyncio.ensure_future(session.run("open('started', 'w').close()\nwhile True: pass"))
+        await until(lambda: is_there(session, "started"))
+        server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
+        packages = server._sessions.find("a")._opening.result().packages
+        installing = asyncio.ensure_future(packages._tasks.run_shielded(packages._replace_sets([], ())))  # the end of an installation
+        await pool.terminate("a")
+        assert str((await running).state) == "lost: terminated"
+        with pytest.raises(GuestDiedError):
+            await installing
+
+
+@pytest.mark.long
+async def test_an_interrupt_before_its_cell_has_started_is_not_lost(session: Session) -> None:
+    """A callback of an earlier cell keeps the interpreter busy for longer than it may need to react."""
+    await session.run("import asyncio, time; x = 1; await asyncio.sleep(0); asyncio.get_running_loop().call_later(0.05, time.sleep, 3.5)")
+    await asyncio.sleep(0.5)  # the callback has begun
+    running = asyncio.ensure_future(session.run("while True: time.sleep(0.01)"))
+    await asyncio.sleep(0.3)
+    running.cancel()
+    await asyncio.wait({running})
+    result = await session.run("x")
+    assert (result.value, str(result.state)) == (1, "kept")
 
 
 async def test_a_caller_without_a_running_cell_gets_the_termination_of_its_session_reported(pool: SessionPool) -> None:

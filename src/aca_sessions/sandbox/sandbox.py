@@ -449,6 +449,8 @@ class Sandbox:
         self._record_killed_processes(KillResult(survivors=killed.survivors) if cause == "reset" else killed)
 
     async def _end(self, cause: str) -> None:
+        if self.running is not None:  # an installation may wait for the end of its cell
+            await self._kill(self.running, cause)
         await self.packages.close()
         async with self._turn:
             await self._checkpoints.clear()

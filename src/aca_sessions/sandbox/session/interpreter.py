@@ -54,6 +54,7 @@ _NOT_READY = (
 )
 _OWN_SECONDS = 30.0  # the timeout of the host's own requests
 _ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
+_GRACES_TO_START = 3
 _REPORT_SECONDS = 1.0  # in which a death is reported
 _REPORT_LOOKS = 30  # of one second each, at a process that has ended and was not reported: on a busy machine the report takes longer
 _MOST_NAMED = 10
@@ -325,8 +326,12 @@ class Interpreter:
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
             return
-        # Before `Started`, a SIGINT would not reach the cell.
-        await (_first_of(cell.started, cell.finished, self._death) if gentle else self._wait_for_reaction(cell.started))
+        # Before `Started`, a SIGINT would not reach the cell: a callback of an earlier cell may still run, and gets some more time.
+        if gentle:
+            await _first_of(cell.started, cell.finished, self._death)
+        else:
+            for _ in range(_GRACES_TO_START):
+                await self._wait_for_reaction(cell.started)
         if cell is not self._cell or cell.finished.done():
             return  # the cell ended meanwhile, and the signal would hit the next one
         self._signal(signal.SIGINT)
@@ -373,8 +378,9 @@ class Interpreter:
             await _first_of(self._death, within=_REPORT_SECONDS)
             self._record_death(cause)
             await self.runtime.unregister(self.session_pid)
-            async with self._busy:  # a cell that ran still makes its result from what was written
-                pass
+            if self._cell is not None:  # it ran, and still makes its result from what was written. One that waits for its turn was not sent
+                async with self._busy:
+                    pass
         finally:
             self._record_death(cause)
             self.runtime.abandon(self.session_pid)
