@@ -300,6 +300,31 @@ async def test_an_interrupt_before_the_code_of_a_cell_ends_the_cell(session: Ses
     assert (result.value, str(result.state)) == (False, "kept")
 
 
+@pytest.mark.parametrize("where", ["a display", "a callback"])
+async def test_an_interrupt_while_a_traceback_is_formatted_ends_the_cell(session: Session, where: str) -> None:
+    await run(
+        session,
+        f"""
+        import signal
+        from IPython.display import display
+        ran = False
+        class Slow(Exception):
+            def _render_traceback_(self): signal.raise_signal(signal.SIGINT)
+        class Broken:
+            def _repr_html_(self): raise Slow
+        def fail():
+            events.unregister("pre_execute", fail)
+            raise Slow
+        events = get_ipython().events
+        if {where!r} == "a callback": events.register("pre_execute", fail)
+        """,
+    )
+    interrupted = await session.run("display(Broken())\nran = True" if where == "a display" else "ran = True")
+    assert (interrupted.success, interrupted.error.name) == (False, "KeyboardInterrupt")
+    result = await session.run("ran")
+    assert (result.value, str(result.state)) == (False, "kept")
+
+
 async def test_an_error_in_a_callback_is_reported_and_the_others_are_called(session: Session) -> None:
     await session.run("done = []; events = get_ipython().events; events.register('post_run_cell', lambda _result: 1 / 0)")
     result = await session.run("events.register('post_run_cell', done.append)")

@@ -193,6 +193,13 @@ class Shell(InteractiveShell):
             else:
                 super().showtraceback((etype, value, traceback), *arguments, **options)
 
+    def get_exception_only(self, exc_tuple: Any = None) -> str:
+        """Return an error as text without a traceback. Raise KeyboardInterrupt if that is the present error, so that it ends the cell."""
+        # IPython calls this, without an argument, only to print an interrupt of its own code, for example while it formats a traceback.
+        if exc_tuple is None and isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            raise
+        return str(super().get_exception_only(exc_tuple))
+
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         text = self.InteractiveTB.stb2text(stb)
         if self._prints_errors:
