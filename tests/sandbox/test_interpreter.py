@@ -298,6 +298,7 @@ async def test_an_interrupt_before_the_code_of_a_cell_ends_the_cell(session: Ses
     assert (interrupted.success, interrupted.error.name) == (False, "KeyboardInterrupt")
     result = await session.run("ran")
     assert (result.value, str(result.state)) == (False, "kept")
+    assert (await session.run("len(In) == get_ipython().execution_count")).value is True
 
 
 @pytest.mark.parametrize("where", ["a display", "a callback"])

@@ -288,8 +288,14 @@ class Shell(InteractiveShell):
             self._reserve = None
 
     def _forget_oldest_inputs(self) -> None:
-        """Replace the oldest inputs in `In` by empty texts, so that the other inputs keep their numbers."""
+        """Replace the oldest inputs in `In` by empty texts, so that the other inputs keep their numbers.
+
+        Also add an empty text for a cell that was interrupted before IPython stored its input.
+        """
         inputs = (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw)
+        for known in inputs:
+            if len(known) == self.execution_count - 1:  # IPython counts a cell first, then calls callbacks, then stores it
+                known.append("")
         number = self.execution_count - 1 - self.displayhook.cache_size
         while number > 0 and self.user_ns.pop(f"_i{number}", None) is not None:
             for known in inputs:
