@@ -333,6 +333,36 @@ async def test_an_error_in_a_callback_is_reported_and_the_others_are_called(sess
     assert (await session.run("len(done)")).value == 1
 
 
+async def test_a_cell_that_ignores_interrupts_does_so_for_itself_only(session: Session) -> None:
+    await session.run("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    result = await session.run("while True: pass", timeout=0.2)
+    assert (result.error.name, str(result.state)) == ("TimeoutError", "kept")
+
+
+AT_THE_CELLS_END = """
+def interrupt(frame, event, _argument):
+    if event == "call" and frame.f_code.co_name == "__exit__" and frame.f_back.f_code is get_ipython().run.__code__:
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+sys.setprofile(interrupt)
+"""
+
+
+@pytest.mark.parametrize("ending", ["signal.signal(signal.SIGINT, signal.default_int_handler)", AT_THE_CELLS_END])
+async def test_an_interrupt_between_cells_is_ignored(session: Session, ending: str) -> None:
+    later = "until [ -e go ]; do sleep 0.01; done; kill -INT $PPID; touch sent"
+    await session.run(f"import signal, subprocess, sys\nx, helper = 5, subprocess.Popen({later!r}, shell=True)")
+    await session.run(ending)
+    await session.upload_file("go", b"")
+    await until(lambda: _has_file(session, "sent"))
+    result = await session.run("x")
+    assert (result.value, str(result.state)) == (5, "kept")
+
+
+async def _has_file(session: Session, name: str) -> bool:
+    return name in [file.name for file in await session.list_files()]
+
+
 async def test_an_immediate_cancellation_interrupts_as_well(session: Session) -> None:
     for _ in range(20):
         running = asyncio.create_task(session.run("while True: pass"))

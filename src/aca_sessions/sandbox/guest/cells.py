@@ -35,6 +35,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
                 continue
         else:
             finished = _run(cell, link, shell)
+        interrupts.forbid()  # again: an interrupt may have come just before the cell's end did this
         snapshots.remember_folder()
         flush_streams()
         restore_streams()

@@ -173,6 +173,20 @@ def _decode(payload: bytes) -> Message:
     return message
 
 
+class _Allowed:
+    """Lets a SIGINT raise KeyboardInterrupt during a `with` block."""
+
+    # Not a generator: an interrupt at the end of the block would leave it unfinished, and its `finally` would run during a later cell.
+    def __init__(self, interrupts: _Interrupts) -> None:
+        self._interrupts = interrupts
+
+    def __enter__(self) -> None:
+        self._interrupts.allow()
+
+    def __exit__(self, *_: object) -> None:
+        self._interrupts.forbid()
+
+
 class _Interrupts:
     """The handler of SIGINT. It decides when a SIGINT raises KeyboardInterrupt, always in the main thread."""
 
@@ -180,18 +194,25 @@ class _Interrupts:
         self._is_allowed = False
         self._is_delayed = False
         self._is_pending = False
+        self._is_installed = False
 
     def install_handler(self) -> None:
+        self._is_installed = True
         signal.signal(signal.SIGINT, self._handle)
 
-    @contextmanager
-    def allowed(self) -> Iterator[None]:
+    def allowed(self) -> _Allowed:
         """Let a SIGINT raise KeyboardInterrupt during the `with` block, in which a cell runs. SIGINTs outside of it are ignored."""
+        return _Allowed(self)
+
+    def allow(self) -> None:
+        self.forbid()
         self._is_allowed = True
-        try:
-            yield
-        finally:
-            self._is_allowed = self._is_pending = False
+
+    def forbid(self) -> None:
+        """Ignore each SIGINT from now on. Install the handler again if it was installed before, because a cell may have replaced it."""
+        self._is_allowed = self._is_delayed = self._is_pending = False
+        if self._is_installed:  # the zygote also runs cells, and keeps its own handler
+            self.install_handler()
 
     @contextmanager
     def delayed(self) -> Iterator[None]:
