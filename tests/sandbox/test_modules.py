@@ -72,6 +72,19 @@ async def test_a_module_that_can_no_longer_be_imported_is_reported(session: Sess
     assert (await session.run("data.V")).value == 2
 
 
+async def test_modules_whose_reload_was_interrupted_are_reloaded_before_the_next_cell(session: Session) -> None:
+    await session.upload_file("first.py", b"V = 1")
+    await session.upload_file("second.py", b"V = 1")
+    await session.run("import os, first, second")
+    once = "if not os.path.exists('once'):\n    open('once', 'w').close()\n    signal.raise_signal(signal.SIGINT)"
+    first = f"import os, signal\n{once}\nV = 2"
+    # The pause makes both stamps reliable: the content of a file that was just written is compared in any case.
+    await session.run(f"open('first.py', 'w').write({first!r})\nopen('second.py', 'w').write('V = 2')\nimport time; time.sleep(0.2)")
+    interrupted = await session.run("first.V")
+    assert (interrupted.success, interrupted.error.name) == (False, "KeyboardInterrupt")
+    assert (await session.run("first.V, second.V")).text == "(2, 2)"
+
+
 async def test_a_deleted_module_stays_as_it_was_imported(session: Session) -> None:
     await session.upload_file("data.py", b"V = 1")
     await session.run("import data")

@@ -54,6 +54,7 @@ class _LoadedModule:
     digest: bytes
     module: ModuleType | None = None  # set if the module could not be imported again
     is_recent: bool = True
+    is_outdated: bool = False  # the file has changed, and the module was not reloaded since
 
     def has_changed(self) -> bool:
         """Return whether the content of the module's file differs from what was imported."""
@@ -62,10 +63,11 @@ class _LoadedModule:
         try:
             stamp = _stamp(self.path)
             if stamp == self.stamp and not self.is_recent:
-                return False
-            self.stamp, self.is_recent = stamp, _is_recent(stamp)
+                return self.is_outdated
             with open(self.path, "rb") as file:
-                return _digest(file.read()) != self.digest
+                self.is_outdated = _digest(file.read()) != self.digest
+            self.stamp, self.is_recent = stamp, _is_recent(stamp)  # last: an interrupt before this must not hide the change
+            return self.is_outdated
         except OSError:
             return False  # deleted, for example: the imported module stays
 
@@ -109,6 +111,7 @@ def import_changed(show_error: Callable[[BaseException], None]) -> None:
     """Reload the imported modules whose files have changed.
 
     If one fails, keep what it defined earlier, pass the error to `show_error`, and make the next `import` of the module fail as well.
+    After an interrupt, the next call reloads the modules that are left.
     """
     for name in [name for name, loaded in _loaded_modules.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded_modules[name].module
@@ -120,6 +123,8 @@ def import_changed(show_error: Callable[[BaseException], None]) -> None:
             _reimport(name, module)
             _loaded_modules[name].module = None
         except KeyboardInterrupt:
+            # The module keeps what it defined earlier, but its new content may have been recorded: let the next cell reload it.
+            _loaded_modules[name].digest, _loaded_modules[name].is_recent = b"", True
             raise
         except BaseException as error:
             sys.modules.pop(name, None)  # so that the next `import` fails as well instead of returning the old module
@@ -127,6 +132,7 @@ def import_changed(show_error: Callable[[BaseException], None]) -> None:
             show_error(error)
             file = os.path.relpath(_loaded_modules[name].path, session_folders.data)
             print(f"{file} has changed and cannot be imported, so what it defined earlier stays: correct the file", file=sys.stderr)
+        _loaded_modules[name].is_outdated = False
 
 
 def _reimport(name: str, module: ModuleType) -> None:
