@@ -301,6 +301,39 @@ async def test_an_interrupt_before_the_code_of_a_cell_ends_the_cell(session: Ses
     assert (await session.run("len(In) == get_ipython().execution_count")).value is True
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "%run part.py\nran = True",
+        "%run -m part\nran = True",
+        "%run part.ipy\nran = True",
+        "for _ in range(2):\n    %run part.py\nran = True",
+        "%%capture\n%run part.py\nran = True",
+        "ran = get_ipython().run_cell(open('part.py').read())",
+    ],
+)
+async def test_an_interrupt_in_a_script_or_nested_cell_ends_the_cell(session: Session, code: str) -> None:
+    await session.upload_file("part.py", b"import signal\nopen('times', 'a').write('1')\nsignal.raise_signal(signal.SIGINT)")
+    await session.run("import shutil; shutil.copy('part.py', 'part.ipy'); ran = False")
+    interrupted = await session.run(code)
+    assert (interrupted.success, interrupted.error.name) == (False, "KeyboardInterrupt")
+    assert "raise_signal" in interrupted.error.traceback
+    assert "/.guest" not in interrupted.error.traceback
+    assert (await session.run("ran, open('times').read()")).text == "(False, '1')"
+
+
+async def test_the_variables_of_an_interrupted_script_are_kept(session: Session) -> None:
+    await session.upload_file("part.py", b"import signal\nfound = 5\nsignal.raise_signal(signal.SIGINT)")
+    await session.run("%run part.py")
+    assert (await session.run("found")).value == 5
+
+
+async def test_a_cell_may_go_on_after_an_interrupt_of_a_nested_cell(session: Session) -> None:
+    nested = "get_ipython().run_cell('import signal; signal.raise_signal(signal.SIGINT)')"
+    await session.run(f"try:\n    {nested}\nexcept KeyboardInterrupt:\n    caught = True\nran = True")
+    assert (await session.run("caught, ran")).text == "(True, True)"
+
+
 @pytest.mark.parametrize("where", ["a display", "a callback"])
 async def test_an_interrupt_while_a_traceback_is_formatted_ends_the_cell(session: Session, where: str) -> None:
     await run(

@@ -74,6 +74,8 @@ class Shell(InteractiveShell):
         self._tracker = changes.VariableTracker()
         self.last_command = commands.ShellCommand()
         self._prints_errors = False
+        self._reported_interrupt: BaseException | None = None  # must end the cell
+        self._raised_interrupt: BaseException | None = None  # was reported, then raised again
         self._reserve: mmap.mmap | None = None
         super().__init__(input_transformer_manager=commands.CellTransformer(), **options)
         self._tracker.watch(self.user_ns, self.user_ns_hidden)
@@ -105,6 +107,7 @@ class Shell(InteractiveShell):
         `send` sends a message to the host. `ask` sends a question of the cell, such as an `input()`, to the host and returns the answer.
         """
         self._cell, self._ask = cell, ask
+        self._reported_interrupt = self._raised_interrupt = None
         define_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
         self.collected = CellOutput(cell.execution, sent_in_order(send), self._late)
         modules.clear_listings()
@@ -183,6 +186,10 @@ class Shell(InteractiveShell):
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain_missing_folder(value)
         tracebacks.cut_own_frames(traceback)
+        if isinstance(value, KeyboardInterrupt):
+            self._reported_interrupt = value
+            if value is self._raised_interrupt:
+                return
         if tracebacks.has_group(value) and not options.get("exception_only"):
             self._showtraceback(etype, value, [tracebacks.format_natively(value, traceback)])
         else:
@@ -224,9 +231,33 @@ class Shell(InteractiveShell):
         return failed
 
     async def run_code(self, *arguments: Any, **options: Any) -> Any:
-        """Run one statement of a cell. First forget the `!` commands of earlier statements, because their failures are not reported."""
+        """Run one statement of a cell. First forget the `!` commands of earlier statements, because their failures are not reported.
+
+        Return True, which means that the cell has failed, without running the statement if an interrupt was reported before.
+        """
         self.last_command = commands.ShellCommand()
-        return await super().run_code(*arguments, **options)
+        return self._reported_interrupt is not None or await super().run_code(*arguments, **options)
+
+    # IPython reports an interrupt of a script or nested cell, and goes on with the code after it. `%run` does so to keep the variables of
+    # the script, so the interrupt is raised later: before another script begins, and at the end of a nested cell.
+    def safe_execfile(self, *arguments: Any, **options: Any) -> None:
+        self._raise_reported_interrupt()
+        super().safe_execfile(*arguments, **options)
+
+    def safe_run_module(self, *arguments: Any, **options: Any) -> None:
+        self._raise_reported_interrupt()
+        super().safe_run_module(*arguments, **options)
+
+    def run_cell(self, *arguments: Any, **options: Any) -> Any:
+        result = super().run_cell(*arguments, **options)
+        self._raise_reported_interrupt()
+        return result
+
+    def _raise_reported_interrupt(self) -> None:
+        interrupt, self._reported_interrupt = self._reported_interrupt, None
+        if interrupt is not None:
+            self._raised_interrupt = interrupt
+            raise interrupt
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
         if loop.needs_loop(raw_cell):
