@@ -334,6 +334,25 @@ async def test_a_cell_may_go_on_after_an_interrupt_of_a_nested_cell(session: Ses
     assert (await session.run("caught, ran")).text == "(True, True)"
 
 
+@pytest.mark.parametrize("debugger", ["pdb", "IPython.core.debugger"])
+@pytest.mark.parametrize("answered", [False, True])
+async def test_an_interrupt_at_or_after_a_debugger_prompt_ends_the_cell(session: Session, debugger: str, answered: bool) -> None:
+    code = """
+        import builtins, signal
+        prompts, ran = [], False
+        def answer(prompt=""):
+            prompts.append(prompt)
+            if not answered and len(prompts) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return "continue"
+        builtins.input = answer
+        """
+    await run(session, f"answered = {answered}\nfrom {debugger} import set_trace\n{textwrap.dedent(code)}")
+    interrupted = await session.run("set_trace()\nsignal.raise_signal(signal.SIGINT)\nran = True")
+    assert (interrupted.success, interrupted.error.name) == (False, "KeyboardInterrupt")
+    assert (await session.run("ran, len(prompts)")).text == "(False, 1)"
+
+
 @pytest.mark.parametrize("where", ["a display", "a callback"])
 async def test_an_interrupt_while_a_traceback_is_formatted_ends_the_cell(session: Session, where: str) -> None:
     await run(

@@ -11,13 +11,14 @@ import importlib
 import io
 import logging
 import mmap
+import pdb
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from IPython.core import pylabtools
+from IPython.core import debugger, pylabtools
 from IPython.core.events import EventManager, available_events
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -360,6 +361,12 @@ class StandardInput(io.RawIOBase):
         return len(part)
 
 
+def _read_commands(prompt: Any) -> None:
+    """Read and run the commands of a debugger prompt. Unlike pdb's own method, let an interrupt end the prompt and the cell."""
+    prompt.nosigint = True  # else `continue` installs a SIGINT handler that opens another prompt
+    prompt.cmdloop()
+
+
 def build_shell(preload: list[str]) -> Shell:
     """Build the shell in the zygote. Import `preload` and run typical cells once, so that first cells start fast.
 
@@ -386,6 +393,9 @@ def build_shell(preload: list[str]) -> Shell:
     ValueHook.stock_printers = {kind: printers.get(kind) for kind in PLAIN_TYPES}
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
     own_loop.close()
+    prompts: tuple[Any, ...] = (pdb.Pdb, debugger.Pdb)
+    for prompt in prompts:
+        prompt._cmdloop = _read_commands
     # IPython's own would read a terminal.
     builtins.input = shell.read_line
     getpass.getpass = shell.read_secret
