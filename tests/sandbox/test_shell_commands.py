@@ -1,5 +1,9 @@
-"""Test `!` and `%` commands in a cell: pip is refused, and a command that fails at the end of a cell fails the cell."""
+"""Test `!` and `%` commands in a cell: pip is refused, and a command that fails at the end of a cell fails the cell.
 
+Also test that an interrupt ends a command.
+"""
+
+import asyncio
 from tokenize import TokenInfo
 
 import pytest
@@ -7,11 +11,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TokenTransformBase, TransformerManager
 
-from aca_sessions import Policy, Session, open_pool
+from aca_sessions import CodeExecutionResult, Policy, Session, open_pool
 from aca_sessions.rendering import render
 from aca_sessions.sandbox.guest.notebook import commands
 from aca_sessions.sandbox.policy import Network
+from aca_sessions.sandbox.sandboxes import Sandboxes
 
+from ..conftest import until
+
+# The interrupt arrives when the program has been started, but before its caller knows it.
+INTERRUPTED_POPEN = """
+import signal, subprocess
+class InterruptedPopen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+subprocess.Popen = InterruptedPopen
+"""
 REFUSAL = "a cell cannot install packages: the host does, between cells"
 
 
@@ -112,6 +128,48 @@ async def test_the_exit_code_of_a_command_is_set_and_names_are_expanded(session:
     result = await session.run("x = 5\ndef f(y):\n    !echo {y} $x $$HOME; exit 4\nf(7)")
     assert (result.success, result.stdout) == (True, "7 5 /mnt/data\n")
     assert (await session.run("_exit_code")).value == 4
+
+
+async def test_a_command_that_is_interrupted_while_it_starts_does_not_run_on(session: Session) -> None:
+    await session.run(INTERRUPTED_POPEN)
+    interrupted = await session.run("!sleep 1; touch x\nran = True")
+    assert interrupted.error.name == "KeyboardInterrupt"
+    await until(lambda: has_no_process(session))
+    assert (await session.run("import os; os.path.exists('x'), 'ran' in globals()")).text == "(False, False)"
+
+
+async def test_a_program_that_is_interrupted_while_it_starts_does_not_run_on() -> None:
+    async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
+        sandbox = await sandboxes.open()
+        interpreter = await sandbox.interpreter()
+        await interpreter.run("1", INTERRUPTED_POPEN, 120)
+        interrupted = await interpreter.execute("2", ["sh", "-c", "sleep 1; touch x"], timeout=120)
+        assert interrupted.error.name == "KeyboardInterrupt"
+
+        async def has_ended() -> bool:
+            return not (await interpreter.run("3", "", 120)).processes
+
+        await until(has_ended)
+        assert (await interpreter.run("4", "import os; os.path.exists('x')", 120)).value is False
+        await sandbox.close()
+
+
+async def test_an_interrupted_command_ends_with_the_programs_that_it_started(session: Session) -> None:
+    interrupted = await interrupted_when_begun(session, "!touch begun; sleep 600; true")
+    assert (interrupted.error.name, str(interrupted.state)) == ("KeyboardInterrupt", "kept")
+    await until(lambda: has_no_process(session))
+
+
+async def interrupted_when_begun(session: Session, code: str) -> CodeExecutionResult:
+    """Run a cell, interrupt it when its file `begun` exists, and return its result."""
+    running = asyncio.create_task(session.run(code))
+    await until(session.list_files)
+    await session.interrupt()
+    return await running
+
+
+async def has_no_process(session: Session) -> bool:
+    return not (await session.run("")).processes
 
 
 _PIECES = (

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -18,6 +19,10 @@ from ..folders import session_folders
 from ..link import interrupts
 from . import changes
 
+_Process = subprocess.Popen[bytes]
+_Result = TypeVar("_Result")
+# A process group, and if possible no session: with setsid(2) the program would get a share of the processors of its own, see sched(7).
+_OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _BY_SIGNAL = 128  # a shell reports a death by signal N as 128 + N
 # pip is not in the list: it refuses by itself, see children/no_pip.py.
@@ -43,19 +48,36 @@ def run_command(command: Command, send: Callable[[Message], None]) -> Finished:
 
 
 def _exit_code(command: Command) -> int:
+    text = command.stdin.encode()
     try:
-        process = subprocess.Popen(command.arguments, stdin=subprocess.PIPE, cwd=session_folders.data, start_new_session=True)
+        status, _ = _run(command.arguments, lambda process: process.communicate(text), stdin=subprocess.PIPE, cwd=session_folders.data)
     except OSError as error:
         os.write(2, f"{command.arguments[0]}: {error.strerror}\n".encode())
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-    try:
-        process.communicate(command.stdin.encode())
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    return process.returncode if process.returncode >= 0 else _BY_SIGNAL - process.returncode
+    return status if status >= 0 else _BY_SIGNAL - status
+
+
+def _run(program: str | list[str], attend: Callable[[_Process], _Result], **options: Any) -> tuple[int, _Result]:
+    """Start a program in a process group of its own, call `attend` with it and wait until it ends.
+
+    If this is interrupted or fails, kill the process group. `options` are those of `subprocess.Popen`. Return the exit status, or -N if
+    signal N killed the program, and the result of `attend`.
+    """
+    # Delayed, because an interrupt inside of Popen would leave a program that runs on, and no way to find it.
+    with interrupts.delayed(), subprocess.Popen(program, **_OWN_GROUP, **options) as process:
+        try:
+            with interrupts.not_delayed():
+                result = attend(process)
+                return process.wait(), result
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+
+
+def _run_in_shell(command: str, attend: Callable[[_Process], _Result], **options: Any) -> tuple[int, _Result]:
+    return _run(command, attend, shell=True, executable=os.environ.get("SHELL"), **options)  # noqa: S604
 
 
 class CellTransformer(TransformerManager):
@@ -89,9 +111,9 @@ class ShellCommand:
         """Run a command in a shell, but refuse `uv` and `conda` installs. Return the exit status, or -N if signal N killed the command."""
         self._command = command
         if _INSTALLER.match(command):
-            status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
+            status, _ = _run([sys.executable, "-m", "pip", "install"], lambda process: process.wait())  # prints what to use instead
         else:
-            status = subprocess.call(command, shell=True, executable=os.environ.get("SHELL"))  # noqa: S602
+            status, _ = _run_in_shell(command, lambda process: process.wait())
         self._status = status if status <= _BY_SIGNAL else _BY_SIGNAL - status
         return self._status
 
