@@ -160,6 +160,40 @@ async def test_an_interrupted_command_ends_with_the_programs_that_it_started(ses
     await until(lambda: has_no_process(session))
 
 
+@pytest.mark.parametrize("line", ["out = !{}", "!!{}", "%sx {}", "%%sx\n{}"])
+async def test_an_interrupted_command_whose_output_is_read_ends_the_cell(session: Session, line: str) -> None:
+    await session.run("x = 5")
+    interrupted = await interrupted_when_begun(session, line.format("touch begun; sleep 600; true") + "\nran = True" * ("%%" not in line))
+    assert (interrupted.error.name, interrupted.stdout, str(interrupted.state)) == ("KeyboardInterrupt", "", "kept")
+    await until(lambda: has_no_process(session))
+    assert (await session.run("x, 'ran' in globals(), 'out' in globals()")).text == "(5, False, False)"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("out = !echo one; echo two >&2; exit 3\nout", "['one', 'two']"),
+        ("def f(y):\n    out = !echo {y} $x; cat\n    return out.s\nf(7)", "'7 5'"),
+        ("%sx echo $x", "['5']"),
+        ("!!printf '\\377'", "['\ufffd']"),
+        ("get_ipython().getoutput('echo one', split=False)", "'one\\n'"),
+        ("out = !false\n'_exit_code' in globals()", "False"),
+    ],
+)
+async def test_the_output_of_a_command_is_read(session: Session, code: str, text: str) -> None:
+    await session.run("x = 5")
+    result = await session.run(code)
+    assert (result.error, result.stdout, result.text) == (None, "", text)
+
+
+async def test_reading_the_output_of_a_command_fails_as_in_ipython(session: Session) -> None:
+    assert (await session.run("out = !sleep 60 &")).error.message == "Background processes not supported."
+    await session.run("get_ipython().system_raise_on_error = True")
+    result = await session.run("out = !kill -9 $$")
+    assert (result.error.name, result.error.message.endswith("died with <Signals.SIGKILL: 9>.")) == ("CalledProcessError", True)
+    assert (await session.run("_exit_code")).value == -9
+
+
 async def interrupted_when_begun(session: Session, code: str) -> CodeExecutionResult:
     """Run a cell, interrupt it when its file `begun` exists, and return its result."""
     running = asyncio.create_task(session.run(code))

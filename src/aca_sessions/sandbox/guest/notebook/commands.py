@@ -80,6 +80,13 @@ def _run_in_shell(command: str, attend: Callable[[_Process], _Result], **options
     return _run(command, attend, shell=True, executable=os.environ.get("SHELL"), **options)  # noqa: S604
 
 
+def read_output(command: str) -> tuple[str, int]:
+    """Run a command in a shell. Return what it wrote to stdout and stderr, and its exit status, or -N if signal N killed it."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    status, (output, _) = _run_in_shell(command, lambda process: process.communicate(), **pipes)
+    return output.decode(errors="replace"), status
+
+
 class CellTransformer(TransformerManager):
     """Translates IPython's syntax in cells, such as `%pwd`, `!ls` and `str?`, to Python."""
 

@@ -13,6 +13,7 @@ import logging
 import mmap
 import pdb
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 from IPython.core import debugger, pylabtools
 from IPython.core.events import EventManager, available_events
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.text import LSString, SList
 from traitlets.config import Config
 
 from ....bridge.guest import ToolError, define_names, refuse_call
@@ -101,6 +103,21 @@ class Shell(InteractiveShell):
         Store the exit status in the user's variable `_exit_code`.
         """
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> SList | LSString:
+        """Run a command for `x = !command`, `!!command` or `%sx`, and return what it wrote, as lines if `split` is true.
+
+        Unlike with IPython's own method, an interrupt ends the cell. `depth` is the number of frames between the caller and the frame
+        whose variables are expanded in the command.
+        """
+        if cmd.rstrip().endswith("&"):
+            raise OSError("Background processes not supported.")
+        output, status = commands.read_output(self.var_expand(cmd, depth=depth + 1))
+        if getattr(self, "system_raise_on_error", False):  # older releases of IPython have no such setting
+            self.user_ns["_exit_code"] = status
+            if status:
+                raise subprocess.CalledProcessError(status, cmd)
+        return SList(output.splitlines()) if split else LSString(output)
 
     def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
         """Run a cell and return its result. Its exceptions become the error of the result.
