@@ -1,6 +1,7 @@
 """Test time travel: checkpoints, rollback, branches and transactional cells."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import textwrap
@@ -11,7 +12,7 @@ from aca_sessions import CodeExecutionResult, Limits, Policy, Session, SessionPo
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SnapshotError
 
 from ..cli.test_cli import Server
-from ..conftest import descendants, end_between_cells, mostly_long
+from ..conftest import descendants, end_between_cells, mostly_long, until
 
 WORLD = "x, sorted(__import__('os').listdir()), open('a').read()"
 FAILING = "x = 99; open('a', 'w').write('changed'); open('b', 'w').write('new')\n"
@@ -228,12 +229,20 @@ async def test_a_monitor_that_does_not_end_refuses_a_checkpoint_and_is_replaced(
     assert (await begun.run(f"bar.update(1); {RUNNING}")).text == "['tqdm_monitor']"
 
 
+async def is_checkpoint_made(session: Session) -> bool:
+    with contextlib.suppress(SnapshotError):
+        return bool(await session.checkpoint())
+    return False
+
+
 async def test_a_cell_of_bash_does_not_refuse_later_checkpoints(begun: Session) -> None:
     await begun.run("%%bash\necho first")
     checkpoint = await begun.checkpoint()
     assert (await begun.run("%%bash\necho second")).stdout == "second\n"
     await begun.rollback(checkpoint)
     assert (await begun.run("%%bash\necho third")).stdout == "third\n"
+    await begun.run("%%bash --bg\ntouch ended")
+    await until(lambda: is_checkpoint_made(begun))  # when the program has ended
     await begun.run("%%bash --bg\nsleep 60")
     with pytest.raises(SnapshotError, match="threads are running"):
         await begun.checkpoint()

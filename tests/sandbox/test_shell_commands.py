@@ -194,6 +194,54 @@ async def test_reading_the_output_of_a_command_fails_as_in_ipython(session: Sess
     assert (await session.run("_exit_code")).value == -9
 
 
+@pytest.mark.parametrize("magic", ["%%bash", "%%bash --no-raise-error --out out", "%%script sh -e"])
+async def test_an_interrupted_script_ends_with_the_programs_that_it_started(session: Session, magic: str) -> None:
+    await session.run("x = 5")
+    interrupted = await interrupted_when_begun(session, f"{magic}\ntouch begun; sleep 600; touch ended")
+    assert (interrupted.error.name, interrupted.stdout, str(interrupted.state)) == ("KeyboardInterrupt", "", "kept")
+    assert "/.guest" not in interrupted.stderr
+    await until(lambda: has_no_process(session))
+    assert (await session.run("import os; x, os.path.exists('ended')")).text == "(5, False)"
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr"),
+    [
+        ("%%bash -s one\necho $1 $#; echo two >&2", "one 1\n", "two\n"),
+        ("%%bash --out out --err err\necho one; sleep 0.1; echo two; echo three >&2", "", ""),
+        ("%%bash --no-raise-error\necho one; exit 3", "one\n", ""),
+        ("%%script no-such-program\n1", "Couldn't find program: 'no-such-program'\n", ""),
+        ("%%script cat\n" + "é" * 300_000, "é" * 300_000 + "\n", ""),
+        ("%%script true\n" + "x" * 300_000, "", ""),
+        ("%%bash\nexec >&- 2>&-; sleep 0.1; touch ended", "", ""),
+        ("%%bash\nprintf '\\303'; sleep 0.1; printf '\\251\\377'", "é\ufffd", ""),
+    ],
+)
+async def test_scripts_run_as_in_ipython(session: Session, code: str, stdout: str, stderr: str) -> None:
+    result = await session.run(code)
+    assert (result.error, result.stdout, result.stderr) == (None, stdout, stderr)
+    if "--out" in code:
+        assert (await session.run("out, err")).text == "('one\\ntwo\\n', 'three\\n')"
+    if "ended" in code:
+        assert [file.path for file in result.files] == ["ended"]
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("exit 3", "returned non-zero exit status 3."), ("kill $$", "died with <Signals.SIGTERM: 15>.")]
+)
+async def test_a_script_that_fails_fails_the_cell(session: Session, end: str, status: str) -> None:
+    result = await session.run(f"%%bash\necho one\n{end}")
+    assert (result.stdout, str(result.error)) == ("one\n", f"CalledProcessError: Command 'b'echo one\\n{end}\\n'' {status}")
+
+
+async def test_scripts_in_the_background_are_those_of_ipython(session: Session) -> None:
+    started = await session.run("%%bash --bg --out out --proc process\necho one; exec sleep 600")
+    assert (started.success, len(started.processes)) == (True, 1)
+    assert (await session.run("await out.readline()")).text == "b'one\\n'"
+    assert (await session.run("%killbgscripts")).stdout == "All background processes were killed.\n"
+    await until(lambda: has_no_process(session))
+
+
 async def interrupted_when_begun(session: Session, code: str) -> CodeExecutionResult:
     """Run a cell, interrupt it when its file `begun` exists, and return its result."""
     running = asyncio.create_task(session.run(code))

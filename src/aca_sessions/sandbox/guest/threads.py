@@ -1,8 +1,8 @@
 """End threads that libraries have started before the interpreter is forked, and start them again after the fork.
 
 Only the thread that calls fork(2) exists in the fork, so other threads make a checkpoint impossible. This module ends only threads that can
-be started again with nothing lost: tqdm's monitor, IPython's history writer, the thread of its `%%bash` and such, and the workers of
-`asyncio.to_thread`. It never ends others.
+be started again with nothing lost: tqdm's monitor, IPython's history writer, the thread of its `%%bash --bg` and such, and the workers
+of `asyncio.to_thread`. It never ends others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ended: list[Callable[[], object]] = []  # functions that start the threads whic
 
 
 def pause(shell: Shell) -> None:
-    """End the threads that can be started again. If other threads run, end only that of `%%bash`: the interpreter is not forked then."""
+    """End the threads that can be started again. If others run, end only that of `%%bash --bg`: the interpreter is not forked then."""
     _end_script_loop(shell)
     loop = shell.loop_runner
     if lasting(loop):
@@ -82,8 +82,8 @@ def renew_locks() -> None:
 
 
 def _end_script_loop(shell: Shell) -> None:
-    """End the thread that waits for the programs of `%%bash` and other script magics, if none runs. The next such cell starts another."""
-    scripts: Any = shell.magics_manager.registry.get("ScriptMagics")
+    """End the thread that waits for the programs of `%%bash --bg` and such, if none runs. The next such cell starts another."""
+    scripts: Any = shell.magics_manager.registry.get("Scripts")
     loop = getattr(scripts, "event_loop", None)
     if loop is None or not hasattr(scripts, "stop_event_loop"):  # older releases of IPython cannot end the thread
         return

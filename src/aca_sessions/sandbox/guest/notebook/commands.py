@@ -1,18 +1,24 @@
-"""Run programs in a session: commands in place of a cell, and `!` lines in a cell."""
+"""Run programs in a session: commands in place of a cell, `!` lines in a cell, and `%%bash` cells."""
 
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
+import functools
 import os
 import re
+import select
+import selectors
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from IPython.core.inputtransformer2 import TransformerManager
+from IPython.core.magics.script import ScriptMagics
+from IPython.utils.process import arg_split  # type: ignore[attr-defined]
 
 from ...wire import Command, Finished, Message, Started
 from ..folders import session_folders
@@ -21,6 +27,8 @@ from . import changes
 
 _Process = subprocess.Popen[bytes]
 _Result = TypeVar("_Result")
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+_CHUNK = 1 << 16
 # A process group, and if possible no session: with setsid(2) the program would get a share of the processors of its own, see sched(7).
 _OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -69,10 +77,12 @@ def _run(program: str | list[str], attend: Callable[[_Process], _Result], **opti
             with interrupts.not_delayed():
                 result = attend(process)
                 return process.wait(), result
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if isinstance(error, KeyboardInterrupt):
+                raise error.with_traceback(None)  # noqa: B904  # the frames below this one only wait
             raise
 
 
@@ -85,6 +95,70 @@ def read_output(command: str) -> tuple[str, int]:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     status, (output, _) = _run_in_shell(command, lambda process: process.communicate(), **pipes)
     return output.decode(errors="replace"), status
+
+
+class Scripts(ScriptMagics):
+    """The magics `%%script`, `%%bash` and such. Unlike with IPython's own class, an interrupt kills the program and ends the cell."""
+
+    shell: Any
+
+    @functools.wraps(ScriptMagics.shebang)  # for IPython, which reads the parser of the line from it, and for `%%script?`
+    def shebang(self, line: str, cell: str) -> None:
+        """Run a program with `cell` as its stdin. `line` is the program, its arguments and the options of the magic."""
+        options, program = self.shebang.parser.parse_known_args(arg_split(line, posix=True))  # type: ignore[attr-defined]
+        if options.bg or not program:
+            super().shebang(line, cell)
+            return
+        text = (cell if cell.endswith("\n") else f"{cell}\n").encode(errors="replace")
+        show_output, show_errors = self._printer(sys.stdout, options.out), self._printer(sys.stderr, options.err)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        try:
+            status, _ = _run(program, lambda process: _communicate(process, text, show_output, show_errors), **pipes)
+        except FileNotFoundError:
+            print(f"Couldn't find program: {program[0]!r}")
+            return
+        if status and options.raise_error:
+            raise subprocess.CalledProcessError(status, text)
+
+    def _printer(self, stream: TextIO, variable: str | None) -> Callable[[str], None]:
+        """Return a function that writes text to a stream, or if `variable` is given, appends it to this variable."""
+        names = self.shell.user_ns
+        if variable:
+            names[variable] = ""
+
+        def show(text: str) -> None:
+            if variable:
+                names[variable] += text
+            else:
+                stream.write(text)
+                stream.flush()
+
+        return show
+
+
+def _communicate(process: Any, text: bytes, show_output: Callable[[str], None], show_errors: Callable[[str], None]) -> None:
+    """Write `text` to a program's stdin. Show what it writes as soon as it does, until it has closed its stdout and stderr."""
+    rest = memoryview(text)
+    with selectors.DefaultSelector() as pending:
+        pending.register(process.stdin, selectors.EVENT_WRITE)
+        for pipe, show in ((process.stdout, show_output), (process.stderr, show_errors)):
+            pending.register(pipe, selectors.EVENT_READ, (_Utf8Decoder("replace"), show))
+        while pending.get_map():
+            for key, _ in pending.select():
+                if key.data is not None:
+                    decoder, show = key.data
+                    data = os.read(key.fd, _CHUNK)
+                    show(decoder.decode(data, final=not data))
+                    if not data:
+                        pending.unregister(key.fileobj)
+                    continue
+                try:
+                    rest = rest[os.write(key.fd, rest[: select.PIPE_BUF]) :]  # a pipe that is ready takes so much without waiting
+                except BrokenPipeError:  # the program does not read all of it
+                    rest = rest[:0]
+                if not rest:
+                    pending.unregister(key.fileobj)
+                    process.stdin.close()
 
 
 class CellTransformer(TransformerManager):

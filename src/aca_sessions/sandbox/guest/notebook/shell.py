@@ -89,6 +89,10 @@ class Shell(InteractiveShell):
         self.events = Events(self, available_events)
         self.events.register("pre_execute", self._clear_warning_registry)
 
+    def init_magics(self) -> None:
+        super().init_magics()
+        self.register_magics(commands.Scripts)
+
     def init_display_formatter(self) -> None:
         self.display_formatter = Formatter(parent=self)
         self.configurables.append(self.display_formatter)  # type: ignore[arg-type]
