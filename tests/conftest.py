@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent
 # `ACA_TEST_IMAGE=… pytest tests/hostile` runs the hostile tests in sessions of an image.
 IMAGE = os.environ.get("ACA_TEST_IMAGE")
 COMMAND = [sys.executable, "-m", "aca_sessions.cli.main"]
+# Code that makes a session wait as long as the host needs before it writes to its other stream.
+PATIENT = "from aca_sessions.sandbox.guest import link; link._MOST_WAITING, link._WAITING_SHARE = 60.0, 1e6"
 
 BEGUN = time.monotonic()
 
@@ -160,17 +162,13 @@ async def until(check: Callable[[], Awaitable[object]]) -> None:
 
 
 async def end_between_cells(session: Session, end: str = "os._exit(1)") -> None:
-    """Let the interpreter of a session end, or do something else that ends it, after a cell. Wait until it has ended."""
+    """Let the interpreter of a session end, or do something else that ends it, after a cell. Wait until the host knows."""
     later = f"def later():\n    while not os.path.exists('go'): time.sleep(0.01)\n    {end}\n"
     await session.run(f"import os, threading, time\n{later}threading.Thread(target=later).start()")
-    before = descendants(os.getpid())
+    server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
+    interpreter = server._sessions.find(session.session_id)._opening.result().running
     await session.upload_file("go", b"")
-
-    async def has_ended() -> bool:
-        return not before <= descendants(os.getpid())
-
-    await until(has_ended)
-    await asyncio.sleep(0.1)  # the session's first process reports the end
+    await until(lambda: asyncio.sleep(0, not interpreter.alive))
 
 
 def mostly_long(cases: Iterable[object], *kept: object, every: int = 0) -> list[object]:

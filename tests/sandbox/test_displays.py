@@ -8,6 +8,8 @@ from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.sandbox import wire
 from aca_sessions.sandbox.session.cell import Cell
 
+from ..conftest import PATIENT
+
 pytestmark = pytest.mark.preloaded
 TABLE = "application/vnd.dataresource+json"
 
@@ -108,7 +110,7 @@ IN_TURN = [("stdout", "a"), ("stderr", "b"), ("stdout", "c"), ("stderr", "d")]
     ],
 )
 async def test_events_keep_the_order_of_stdout_and_stderr(session: Session, code: str) -> None:
-    await session.run("import logging, sys; logging.basicConfig(format='%(message)s')")
+    await session.run(f"import logging, sys; logging.basicConfig(format='%(message)s')\n{PATIENT}")
     for _ in range(3):
         pieces = [(event.kind, event.text.strip()) async for event in session.stream(code) if event.text.strip()]
         assert pieces == IN_TURN

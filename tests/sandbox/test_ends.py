@@ -1,6 +1,7 @@
 """Test that the host releases all resources of a session, whatever fails on the way."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -133,6 +134,10 @@ async def test_a_process_that_has_ended_has_no_number(fork_server: ForkServer) -
     assert host_pid(spawned.init) in descendants(os.getpid())
     signal.pidfd_send_signal(spawned.init, signal.SIGKILL)
     await gone(spawned.init)
+    async with asyncio.timeout(120):
+        with contextlib.suppress(GuestDiedError):
+            while host_pid(spawned.init):  # its parent reaps it a moment later
+                await asyncio.sleep(0.01)
     with pytest.raises(GuestDiedError):
         host_pid(spawned.init)
     spawned.close()

@@ -219,7 +219,8 @@ async def test_sessions_draw_different_numbers(pool: SessionPool) -> None:
 
 
 async def test_a_cell_over_its_time_is_interrupted_and_reports_it(session: Session) -> None:
-    result = await session.run("x = 5\nwhile True: pass", timeout=0.2)
+    await session.run("x = 5")
+    result = await session.run("while True: pass", timeout=0.2)
     assert result.error.name == "TimeoutError"
     assert "0.2 s" in result.error.message
     assert "kept" in result.error.message

@@ -19,7 +19,12 @@ async def run(session: Session, code: str, **options: object) -> CodeExecutionRe
 
 async def test_an_interrupted_await_has_ended(session: Session) -> None:
     await session.run("import asyncio; x, ended = 0, False")
-    await run(session, "try:\n    await asyncio.sleep(600); x = 1\nfinally:\n    ended = True", timeout=1)
+    code = "try:\n    open('begun', 'w').close(); await asyncio.sleep(600); x = 1\nfinally:\n    ended = True"
+    running = asyncio.create_task(session.run(code))
+    await until(session.list_files)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
     assert (await session.run("x, ended")).text == "(0, True)"
 
 

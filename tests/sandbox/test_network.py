@@ -36,7 +36,7 @@ NAMES = {
     "self.test": "127.0.0.1",
 }
 LIGHT = Policy(network=Network.allow("target.test"), preload=(), spares=0)
-GET = "import urllib.request as u; u.urlopen('{url}', timeout=5).read().decode()"
+GET = "import urllib.request as u; u.urlopen('{url}', timeout=60).read().decode()"
 
 
 class _Target(http.server.BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
 
 
 async def run_in(interpreter: Interpreter, code: str) -> CodeExecutionResult:
-    return await interpreter.run("e", code, 20.0)
+    return await interpreter.run("e", code, 120.0)
 
 
 async def test_an_allowed_domain_is_reached(target: int, nothing_left: None) -> None:
@@ -277,7 +277,7 @@ async def test_everything_else_is_refused(target: int, url: str) -> None:
         assert "URLError" in str(result.error) or "HTTPError" in str(result.error) or "RemoteDisconnected" in str(result.error)
 
 
-RAW = "import socket; s = socket.create_connection(('127.0.0.1', 3128)); s.sendall({data!r}); s.settimeout(5)\n"
+RAW = "import socket; s = socket.create_connection(('127.0.0.1', 3128)); s.sendall({data!r}); s.settimeout(60)\n"
 READ = "data = b''\nwhile part := s.recv(1 << 16): data += part\ndata.decode()"
 
 

@@ -144,8 +144,8 @@ async def test_a_branch_outlives_its_session_and_its_processes_continue(family: 
 async def test_a_process_that_the_session_stopped_stays_stopped(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run("stopped, running = (subprocess.Popen(['sleep', '100']) for _ in range(2))")
-    await session.run("os.kill(stopped.pid, signal.SIGSTOP)")
     await session.run("state = lambda child: open(f'/proc/{child.pid}/stat').read().rpartition(') ')[2][0]")
+    await session.run("os.kill(stopped.pid, signal.SIGSTOP)\nwhile state(stopped) != 'T': time.sleep(0.01)")
     stand = "state(stopped) == 'T', state(running) == 'T'"
     assert (await session.run(stand)).text == "(True, False)"
     for _ in range(3):
