@@ -180,7 +180,7 @@ async def test_a_large_file_that_changes_while_it_is_sent_is_not_taken_for_one_v
     """Parts of a requested version end early. Without a requested version everything is sent, with a tag that matches no part."""
     size = 64 << 20
     async with serving() as (_, port):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=120) as client:
             await client.post("/executions", json=cell(f"open('z', 'wb').truncate({size}); import time; time.sleep(0.1)"))
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 12)
             lines = "".join(f"{name}: {value}\r\n" for name, value in wanted.items())
@@ -196,7 +196,10 @@ async def test_a_large_file_that_changes_while_it_is_sent_is_not_taken_for_one_v
 
 
 async def test_a_large_file_that_is_truncated_while_it_is_sent_is_not_taken_for_whole() -> None:
-    async with serving() as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+    async with (
+        serving() as (_, port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=120) as client,
+    ):
         await client.post("/executions", json=cell(f"open('z', 'wb').truncate({64 << 20})"))
         async with client.stream("GET", "/files/z/content") as answer:
             await client.post("/executions", json=cell("open('z', 'wb').truncate(5)"))

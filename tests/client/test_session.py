@@ -46,7 +46,7 @@ async def test_a_busy_session_is_not_responsive_and_its_cell_continues(session: 
     assert not (await session.health(timeout=0.1)).responsive
     await session.upload_file("go", b"")
     assert (await busy.wait()).value == "done"
-    assert (await session.health()).responsive
+    assert (await session.health(timeout=120)).responsive
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def end_later():
     os._exit(1)
 threading.Thread(target=end_later).start()"""
 STUBBORN = "import time\nwhile True:\n    try:\n        open('started', 'w').close(); time.sleep(30)\n    except BaseException: pass"
+UNTIL_GO = "open('started', 'w').close(); import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"
 # A fork server of its own, which a test may kill without ending the sessions of others.
 OWN_SERVER = Policy(preload=(), spares=0, together=Together(processes=30_000))
 
@@ -306,13 +307,14 @@ async def test_a_cell_that_is_cancelled_while_a_sibling_runs_never_starts(sessio
     (branch,) = await session.branch()
     async with branch:
         await session.run("pass")
-        running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(1)"))
+        running = asyncio.ensure_future(session.run(UNTIL_GO))
         await until(lambda: is_there(session, "started"))
         execution = await branch.start("open('ran', 'w').close()")
         server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
         waiting = server._sessions.find(branch.session_id).executions
         await until(lambda: asyncio.sleep(0, waiting.running is not None))  # it has the turn of its own session, but not of its family
         await execution.cancel()
+        await session.upload_file("go", b"")
         result = await execution.wait()
         assert result.error is not None
         assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
@@ -415,6 +417,7 @@ async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> N
             await session.run("1")
         server = fork_server_of(pool)
         os.kill(server.process.pid, signal.SIGKILL)
+        await asyncio.to_thread(server.process.wait)
         async with pool.session() as session:
             result = await session.run("6 * 7")
             assert (result.value, str(result.state)) == (42, "kept")
@@ -423,7 +426,9 @@ async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> N
 async def test_a_session_that_was_opened_but_not_used_survives_its_fork_server() -> None:
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         await session.list_files()
-        fork_server_of(pool).process.kill()
+        server = fork_server_of(pool)
+        server.process.kill()
+        await asyncio.to_thread(server.process.wait)
         result = await session.run("6 * 7")
         assert (result.value, str(result.state)) == (42, "kept")
 
@@ -624,13 +629,17 @@ async def test_a_cell_whose_interpreter_is_reset_while_it_waits_runs_in_a_fresh_
     await session.run("x = 1")
     (branch,) = await session.branch()
     async with branch:
-        running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(1)"))
+        running = asyncio.ensure_future(session.run(UNTIL_GO))
         await until(lambda: is_there(session, "started"))
         waiting = asyncio.ensure_future(branch.run("'x' in globals()", transactional=False))
         server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
-        executions = server._sessions.find(branch.session_id).executions
-        await until(lambda: asyncio.sleep(0, executions.running is not None))
-        await branch.reset()
+        found = server._sessions.find(branch.session_id)
+        await until(lambda: asyncio.sleep(0, found.executions.running is not None))
+        interpreter = found._opening.result().running
+        resetting = asyncio.ensure_future(branch.reset())
+        await until(lambda: asyncio.sleep(0, not interpreter.alive))
+        await session.upload_file("go", b"")
+        await resetting
         result = await waiting
         assert (result.value, result.error, str(result.state)) == (False, None, "lost: reset")
         await running
