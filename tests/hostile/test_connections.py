@@ -97,7 +97,7 @@ async def test_a_client_that_makes_no_progress_is_disconnected(slow: str, tmp_pa
             writer.write(head.encode())
             await send_until_closed(reader, writer, drop)
         else:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=120) as client:
                 await client.post("/executions", json=cell("open('z', 'wb').truncate(64 << 20)"))
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 12)
             held.callback(writer.transport.abort)
@@ -150,7 +150,7 @@ async def test_unread_downloads_take_little_memory() -> None:
     """A download takes a few chunks of the server's memory, however large its file is and however slowly its client reads."""
     async with serving() as (server, port):
         held = contextlib.ExitStack()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=120) as client:
             await client.post("/executions", json=cell("open('z', 'wb').truncate(200 << 20)"))
         before = resident_megabytes()
         for _ in range(6):

@@ -43,7 +43,7 @@ async def test_unauthorized_clients_get_no_answer() -> None:
             good | {"Origin": "null"},
             good | {"Host": "evil.example"},
         ]
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=120) as http:
             refused = [(await http.post(server.address, json=INITIALIZE, headers=headers)).status_code for headers in strange]
             assert refused == [401, 401, 401, 403, 403, 403]
             assert (await http.post(server.address, json=INITIALIZE, headers=good)).status_code == 200

@@ -61,7 +61,7 @@ async def sockets(kind):
     async with small(64) as pool, pool.session() as session, pool.session() as other:
         await other.run("x = 1")
         await session.upload_file("kept.txt", b"kept")
-        result = await session.run(FILL.replace("{make}", kind), timeout=10)
+        result = await session.run(FILL.replace("{make}", kind), timeout=200)
         again = await session.run("open('kept.txt').read()")
         return str(result.state), result.value, str((await other.run("x")).state), again.value
 
@@ -78,8 +78,8 @@ async def together():
     async with small(1024, together=Together(memory_share=share)) as pool, pool.session() as one, pool.session() as two:
         write = "open('f', 'wb').write(bytes(80 << 20))"
         first = (await one.run(write)).value
-        sleep = "import time; time.sleep(30)"
-        running = [asyncio.create_task(run) for run in (one.run(sleep, timeout=20), two.run(f"{write}; {sleep}", timeout=20))]
+        sleep = "import time; time.sleep(150)"
+        running = [asyncio.create_task(run) for run in (one.run(sleep, timeout=200), two.run(f"{write}; {sleep}", timeout=200))]
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         return first, [str(task.result().state) for task in done]
 
@@ -95,7 +95,7 @@ asyncio.run(main())
 def measured(*, groups: bool) -> dict[str, Any]:
     """Return the results of a program that opens sessions. Without groups it finds no control group."""
     condition = [] if groups else [sys.executable, "-m", "tests.conditions", "no_cgroups"]
-    done = subprocess.run([*condition, sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    done = subprocess.run([*condition, sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=550, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

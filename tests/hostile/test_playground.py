@@ -255,7 +255,7 @@ def test_the_key_is_kept_for_its_tab_only(tmp_path: Path) -> None:
 
 def test_the_page_gives_nothing_to_clients_without_the_key() -> None:
     """Without the key the playground's own files are answered, by known host names, and nothing else; no other page can frame them."""
-    with Server("--port", "0", "--api-key", KEY) as server, httpx.Client(base_url=server.endpoint) as http:
+    with Server("--port", "0", "--api-key", KEY) as server, httpx.Client(base_url=server.endpoint, timeout=120) as http:
         page = http.get("/")
         policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
         assert policy == policy | {"default-src": "'none'", "script-src": "'self'", "frame-ancestors": "'none'"}
