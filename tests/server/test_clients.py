@@ -55,7 +55,8 @@ async def served(listener: socket.socket, trusted: Sequence[str]) -> AsyncIterat
 )
 async def test_the_address_is_that_of_the_last_hop_that_is_not_trusted(trusted: list[str], headers: list[str], address: str) -> None:
     with listen_on_port("127.0.0.1", 0) as listener:
-        async with served(listener, trusted), httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with served(listener, trusted), httpx.AsyncClient(base_url=url, timeout=120) as client:
             answer = await client.get("/", headers=[("x-forwarded-for", value) for value in headers])
     assert answer.text == f"{address} by http"
 
@@ -66,7 +67,7 @@ async def test_a_proxy_on_a_socket_file_is_trusted_by_a_word_of_its_own(tmp_path
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "s"))
-        async with served(listener, trusted), httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        async with served(listener, trusted), httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=120) as client:
             answer = await client.get("/", headers={"x-forwarded-for": "198.51.100.1, 203.0.113.9", "x-forwarded-proto": "https"})
     assert answer.text == said
 

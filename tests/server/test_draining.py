@@ -127,8 +127,10 @@ async def test_running_cells_get_five_seconds_more_after_the_drain(drain: tuple[
             await interpreter.execute("mine", "x = 42")
             running = await interpreter.start("mine", "import time; print('begun', flush=True); time.sleep(1); x")
             await anext(running.events())
+            waiting = asyncio.create_task(running.wait())
+            await interpreter.list_files("mine")  # on another connection, after the request of `waiting` was sent
             server.process.send_signal(signal.SIGTERM)
-            result = await running.wait()
+            result = await waiting
         assert (result.value, str(result.state)) == (42, "kept")
         assert server.process.wait(120) == 0
 

@@ -84,7 +84,7 @@ async def test_a_malformed_request_is_refused(body: object, code: int) -> None:
 async def test_the_sdks_client_finds_and_uses_the_tools() -> None:
     with Server("--port", "0", "--api-key", "key") as server:
         async with (
-            httpx.AsyncClient(headers={"x-ms-apikey": "key"}) as http,
+            httpx.AsyncClient(headers={"x-ms-apikey": "key"}, timeout=120) as http,
             streamable_http_client(f"{server.endpoint}/mcp", http_client=http) as (read, write, _),
             ClientSession(read, write) as client,
         ):
@@ -103,6 +103,6 @@ async def test_a_key_in_azures_own_header_is_accepted_on_every_path_and_a_wrong_
         for method, path in (("POST", "/mcp"), ("GET", "/listSessions?api-version=2025-10-02-preview")):
             for header, status in (("key", 200), ("other", 401), ("ke", 401), ("", 401), ("k\u00e9y", 401)):
                 headers = {"x-ms-apikey": header.encode()}
-                assert httpx.request(method, server.endpoint + path, json=body, headers=headers).status_code == status
+                assert httpx.request(method, server.endpoint + path, json=body, headers=headers, timeout=120).status_code == status
             headers = {"x-ms-apikey": "key", "authorization": "Bearer a-token-of-azure"}
-            assert httpx.request(method, server.endpoint + path, json=body, headers=headers).status_code == 200
+            assert httpx.request(method, server.endpoint + path, json=body, headers=headers, timeout=120).status_code == 200

@@ -38,7 +38,7 @@ def server() -> Iterator[Server]:
 
 
 def scraped(server: Server) -> str:
-    answer = httpx.get(f"{server.endpoint}/metrics", headers={"authorization": "Bearer scrape"})
+    answer = httpx.get(f"{server.endpoint}/metrics", headers={"authorization": "Bearer scrape"}, timeout=120)
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     return answer.text
 
@@ -82,7 +82,7 @@ async def test_sessions_are_counted(server: Server) -> None:
 
 def test_refusals_by_a_limit_are_counted(server: Server) -> None:
     before = numbers(server)
-    with httpx.Client(base_url=server.endpoint, headers={"authorization": "Bearer key"}) as client:
+    with httpx.Client(base_url=server.endpoint, headers={"authorization": "Bearer key"}, timeout=120) as client:
         cell = {"codeInputType": "Inline", "executionType": "Asynchronous", "code": "import time; time.sleep(60)"}
         answers = [client.post("/executions", params=VERSION | {"identifier": name}, json=cell) for name in ("one", "two", "three")]
         while numbers(server)["active_executions"] < 2:
@@ -101,7 +101,7 @@ def test_limits_are_exported_beside_their_use(server: Server) -> None:
     assert now["starting_usage"] == 0
     assert 0 < now["descriptors_usage"] < now["descriptors_limit"]
     assert now["memory_usage_bytes"] < now["memory_limit_bytes"] < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    httpx.get(f"{server.endpoint}/files", headers={"authorization": "Bearer wrong"})
+    httpx.get(f"{server.endpoint}/files", headers={"authorization": "Bearer wrong"}, timeout=120)
     assert numbers(server)["refusals_total Unauthorized"] - now["refusals_total Unauthorized"] == 1
 
 

@@ -127,7 +127,8 @@ async def test_a_client_waits_until_a_new_session_can_start() -> None:
 async def test_an_existing_session_goes_first_while_100_are_opened(http: httpx.AsyncClient) -> None:
     assert (await run(http, "old", "x = 20")).status_code == 200
     pending = [asyncio.create_task(run(http, f"new-{number}", "6 * 7")) for number in range(100)]
-    for _ in range(5):
+    for number in range(5):
         assert (await run(http, "old", "x + 22")).json()["result"]["executionResult"] == 42
-    assert sum(task.done() for task in pending) < 100
+        if number == 0:
+            assert sum(task.done() for task in pending) < 100
     assert Counter(answer.status_code for answer in await asyncio.gather(*pending)) == {200: MOST, 503: 100 - MOST}
