@@ -46,7 +46,7 @@ async def test_a_slow_upload_that_makes_progress_arrives() -> None:
 @pytest.mark.long
 async def test_a_client_that_reads_slowly_gets_everything() -> None:
     async with serving(replace(SOON, response=0.5)) as (_, port):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=120) as client:
             await client.post("/executions", json=cell(f"open('z', 'wb').truncate({4 << 20})"))
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
@@ -66,7 +66,7 @@ async def test_answers_that_wait_below_tls_count_as_unread(tmp_path: Path) -> No
     files = certificate(tmp_path, "localhost")
     trusting = ssl.create_default_context(cafile=files[0])
     async with serving(ConnectionLimits(unread_bytes=300_000), tls=files) as (server, port), contextlib.AsyncExitStack() as held:
-        await held.enter_async_context(asyncio.timeout(30))  # a connection that stays open is a failure, not a wait without end
+        await held.enter_async_context(asyncio.timeout(120))  # a connection that stays open is a failure, not a wait without end
 
         async def ask_for_a_megabyte() -> None:
             client = socket.socket()
@@ -109,7 +109,7 @@ async def test_a_request_beyond_the_limit_is_refused_until_a_place_is_free() -> 
         running.pop().cancel()
         while len(server.server_state.connections) > 1:
             await asyncio.sleep(0.05)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY, timeout=120) as client:
             await client.post("/files", files={"file": ("go", b"")})
         assert (await running.pop()).status_code == 200
 

@@ -34,9 +34,9 @@ def test_it_serves_a_page_on_loopback_with_a_key_of_its_own() -> None:
     address = command.stdout.readline().removeprefix("Playground: ").strip()
     endpoint, _, key = address.partition("/#key=")
     assert (endpoint.startswith("http://127.0.0.1:"), len(key) > 20) == (True, True)
-    assert "<title>aca-sessions playground</title>" in httpx.get(endpoint).text
+    assert "<title>aca-sessions playground</title>" in httpx.get(endpoint, timeout=120).text
     listing = f"{endpoint}/listSessions?api-version=2025-10-02-preview"
-    statuses = [httpx.get(listing, headers={"authorization": f"Bearer {one}"}).status_code for one in (key, "another")]
+    statuses = [httpx.get(listing, headers={"authorization": f"Bearer {one}"}, timeout=120).status_code for one in (key, "another")]
     assert statuses == [200, 401]
     assert key not in ended(command)
 

@@ -191,7 +191,7 @@ async def test_a_server_stops_on_a_signal_with_clients_connected() -> None:
 )
 async def test_unauthorized_clients_are_refused(server, headers: dict[str, str], status: int) -> None:
     sent = {name: value.replace("KEY", server.key) for name, value in headers.items()} | ACCEPT
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=120) as http:
         answer = await http.post(server.address, json=INITIALIZE, headers=sent)
     assert answer.status_code == status
     assert server.key not in answer.text
@@ -200,7 +200,7 @@ async def test_unauthorized_clients_are_refused(server, headers: dict[str, str],
 @pytest.mark.parametrize("body", [b"{", b"[]", b"5", b'{"jsonrpc": "2.0"}', b"\xff", b'{"jsonrpc": "2.0", "id": 1, "method": "nothing"}'])
 async def test_a_malformed_message_is_refused_and_the_server_continues(server, body: bytes) -> None:
     headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"} | ACCEPT
-    async with httpx.AsyncClient(headers=headers) as http:
+    async with httpx.AsyncClient(headers=headers, timeout=120) as http:
         assert (await http.post(server.address, content=body)).status_code >= 400
         assert (await http.post(server.address, json=INITIALIZE)).status_code == 200
         assert (await http.post(server.address, json=INITIALIZE, headers={"Mcp-Session-Id": "0" * 32})).status_code == 404

@@ -276,7 +276,7 @@ async def test_health_reports_the_last_execution(connected: Connected) -> None:
         assert health["uptime"] > 0
         assert health["cpu_time"] > 0
         assert health["isolation"] == "full"
-        answer = await ask(client, "check_kernel_responsiveness")
+        answer = await ask(client, "check_kernel_responsiveness", timeout=60)
         assert (answer["responsive"], answer["busy"]) == (True, False)
         assert answer["response_time"] > 0
 

@@ -32,16 +32,18 @@ class Member:
     """One server, which may be killed and restarted at the same port."""
 
     def __init__(self, *flags: str) -> None:
-        self.port = free_port()
+        self.port, self._wanted = free_port(), 0  # until the first start: then the server takes a free one, which it keeps
         self._flags = flags
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        command = [*COMMAND, "serve", "--port", str(self.port), "--api-key", KEY, "--max-sessions", "1000", *self._flags]
+        command = [*COMMAND, "serve", "--port", str(self._wanted), "--api-key", KEY, "--max-sessions", "1000", *self._flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _LIGHT)
 
     def wait_until_ready(self) -> None:
-        assert self.process.stdout.readline().startswith("Endpoint: ")
+        line = self.process.stdout.readline()
+        assert line.startswith("Endpoint: ")
+        self.port = self._wanted = int(line.rpartition(":")[2])
 
     def signal_process(self, number: int) -> None:
         self.process.send_signal(number)

@@ -40,6 +40,8 @@ class Proxy:
         self.audit = self.folder / "audit.jsonl"
         flags = ["--allowed-host", NAME, "--trusted-proxy", "127.0.0.1", "--audit", str(self.audit)]
         self.member, port = Member(*flags), free_port()
+        self.member.start()
+        self.member.wait_until_ready()
         self.endpoint = f"https://{NAME}:{port}"
         self.cert, key = certificate(self.folder, NAME)
         text = SINGLE.read_text()
@@ -71,8 +73,6 @@ class Proxy:
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
     made = Proxy()
-    made.member.start()
-    made.member.wait_until_ready()
     yield made
     made.member.end()
     made.process.terminate()
@@ -117,7 +117,7 @@ def test_the_audit_log_has_the_clients_address_and_not_one_that_the_client_claim
 
 
 def test_no_log_holds_a_name(proxy: Proxy) -> None:
-    httpx.get(f"{proxy.endpoint}/files/the-file.txt", params=MINE, headers={"authorization": f"Bearer {KEY}"})
+    httpx.get(f"{proxy.endpoint}/files/the-file.txt", params=MINE, headers={"authorization": f"Bearer {KEY}"}, timeout=120)
     while " GET 404 " not in (proxy.folder / "aca-sessions.log").read_text():
         time.sleep(0.02)  # the line is logged after the answer
     assert "the-" not in "".join(file.read_text() for file in proxy.folder.glob("*.log"))
@@ -126,7 +126,7 @@ def test_no_log_holds_a_name(proxy: Proxy) -> None:
 @pytest.mark.long
 async def test_a_cell_waits_while_the_server_is_restarted(proxy: Proxy) -> None:
     proxy.member.end()
-    refused = httpx.post(f"{proxy.endpoint}/executions", params=MINE, json=CELL)
+    refused = httpx.post(f"{proxy.endpoint}/executions", params=MINE, json=CELL, timeout=120)
     assert (refused.status_code, refused.headers["x-ms-error-code"], refused.headers["retry-after"]) == (503, "ServerUnreachable", "1")
     async with open_interpreter(proxy.settings(PatienceSeconds=300)) as interpreter:
         proxy.member.start()
