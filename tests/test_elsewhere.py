@@ -46,7 +46,7 @@ def endpoint() -> Iterator[dict[str, str]]:
 
 def on(system: str, *arguments: str, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tests.elsewhere", system, *arguments]
-    options = {"capture_output": True, "text": True, "timeout": 60, "check": False, "cwd": ROOT}
+    options = {"capture_output": True, "text": True, "timeout": 240, "check": False, "cwd": ROOT}
     return subprocess.run(command, input=stdin, env=os.environ | environment, **options)
 
 

@@ -16,6 +16,7 @@ import pytest
 from aca_sessions import AgentSession, SessionPool
 from aca_sessions.agent.approval import Approval
 from aca_sessions.agent.toolbox import ToolBox
+from aca_sessions.agent.tools import mcp
 from aca_sessions.agent.tools.command import Option, Program
 from aca_sessions.agent.tools.http import Endpoint, HttpApi
 from aca_sessions.agent.tools.mcp import McpServer
@@ -289,7 +290,8 @@ async def test_every_parameter_in_a_path_is_required(given: dict[str, str]) -> N
 
 
 @pytest.mark.slow
-async def test_an_mcp_server_that_is_a_program_gives_its_tools(pool: SessionPool, tmp_path: Path) -> None:
+async def test_an_mcp_server_that_is_a_program_gives_its_tools(pool: SessionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp, "_OPENING_SECONDS", 300.0)
     (tmp_path / "server.py").write_text(MCP)
     described = f"{{name: numbers, type: mcp, transport: stdio, command: {sys.executable}, args: [{tmp_path}/server.py]}}"
     (tmp_path / "numbers.yaml").write_text(described)

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from aca_sessions import AgentSession, FileStorage, RedisStorage, SessionPool, tool
+from aca_sessions.agent.library import redis_storage
 from aca_sessions.agent.library.artifacts import Artifacts
 from aca_sessions.agent.library.dependencies import Deps
 from aca_sessions.agent.library.skills import Skills
@@ -118,7 +119,8 @@ async def test_redis_may_go_and_return_in_the_middle_of_a_cell(pool: SessionPool
     await storage.close()
 
 
-async def test_redis_may_restart_between_calls(redis_server: RedisServer) -> None:
+async def test_redis_may_restart_between_calls(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_storage, "_ATTEMPTS", 120)  # about two minutes
     storage = RedisStorage(redis_server.url, prefix="restart")
     await storage.write("skills", "one", b"kept")
     redis_server.stop()

@@ -299,9 +299,9 @@ def test_memory_is_limited_as_the_settings_say() -> None:
 
 def test_a_cell_stops_at_the_timeout_of_the_settings_and_the_state_is_kept() -> None:
     with InteractiveSandboxSession(timeout=4) as session:
-        session.run("x = 1")
+        session.run("x = 1", timeout=120)
         assert "TimeoutError" in session.run("import time; time.sleep(60)").stderr
-        assert session.run("print(x)").stdout == "1\n"
+        assert session.run("print(x)", timeout=120).stdout == "1\n"
 
 
 def test_the_one_shot_form_starts_afresh_and_keeps_files(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Games:
             self._machine = self._loop.run_until_complete(self._opening.__aenter__())
         self._loop.shuffle(program.seed)
         try:
-            self._loop.run_until_complete(asyncio.wait_for(play(program, self._machine), 60))
+            self._loop.run_until_complete(asyncio.wait_for(play(program, self._machine), 600))
         except BaseException:
             self._loop.shuffle(None)
             self.close_machine()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,10 +188,15 @@ def listens_to_ctrl_c() -> Iterator[None]:
 @pytest.mark.usefixtures("listens_to_ctrl_c")
 @pytest.mark.parametrize("live", [False, True])
 def test_ctrl_c_interrupts_the_cell_and_keeps_the_state(session: InteractiveSession, live: bool) -> None:
+    def press() -> None:
+        while not session.list_files():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
     session.run("x = 5")
-    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
-        session.run(ENDLESS, on_stdout=print if live else None)
+        session.run(f"open('begun', 'w').close()\n{ENDLESS}", on_stdout=print if live else None)
     result = session.run("x")
     assert (result.value, str(result.state)) == (5, "kept")
 
@@ -292,7 +298,7 @@ def test_it_can_be_opened_and_closed_explicitly() -> None:
     with pytest.raises(ACASessionsError, match="not open"):
         session.run("1")
     with session.open():
-        assert session.run("1").value == 1
+        assert session.run("1", timeout=100).value == 1
 
 
 def test_closing_it_ends_the_cell_of_another_thread() -> None:
