@@ -232,7 +232,7 @@ async def test_a_cell_over_its_time_is_interrupted_and_reports_it(session: Sessi
 @pytest.mark.long
 async def test_a_cell_that_cannot_be_interrupted_is_killed_and_reports_it(session: Session) -> None:
     await session.run("x = 5; open('kept', 'w').write('file')")
-    result = await session.run("sum(range(10 ** 12))", timeout=0.2)
+    result = await session.run("sum(range(10 ** 12))", timeout=3)
     assert result.error.name == "TimeoutError"
     assert str(result.state) == "lost: killed"
     fresh = await session.run("'x' in globals(), open('kept').read()")
