@@ -161,6 +161,26 @@ async def test_tasks_continue_between_cells(session: Session) -> None:
     assert (await session.run("len(seen) >= 10")).value is True
 
 
+async def test_a_task_continues_after_a_cell_in_which_a_thread_asked(session: Session) -> None:
+    await run(
+        session,
+        """
+        import asyncio, os
+        async def follow():
+            while not os.path.exists("go"): await asyncio.sleep(0.01)
+            open("gone", "w").close()
+        """,
+    )
+    execution = await session.start("task = asyncio.create_task(follow())\nawait asyncio.to_thread(input)", on_input=lambda _: "yes")
+    assert (await execution.wait()).value == "yes"
+    await session.upload_file("go", b"")
+
+    async def has_continued() -> bool:
+        return len(await session.list_files()) == 2
+
+    await until(has_continued)
+
+
 async def test_a_task_that_raises_system_exit_ends_alone(session: Session) -> None:
     began = await run(
         session,

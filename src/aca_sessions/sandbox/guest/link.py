@@ -99,6 +99,7 @@ class Link:
         """
         self._wake_loop = loop.wake
         while True:
+            loop.forget_wakes()  # before the look at the inbox: a thread that reads during a cell calls `wake`, too
             if not self._inbox and not self._ended:
                 loop.run_until_readable(self._connection.fileno())
             cell = self._next(lambda message: not isinstance(message, Answer))

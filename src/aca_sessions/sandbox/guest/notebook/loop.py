@@ -44,7 +44,10 @@ class Loop:
             raise
 
     def run_until_readable(self, descriptor: int) -> None:
-        """Run unfinished tasks of cells until the descriptor is readable, `wake` is called, or a task raises SystemExit."""
+        """Run unfinished tasks of cells until the descriptor is readable, or a task raises SystemExit.
+
+        Also return after `wake`, even if it was called before this method: call `forget_wakes` first.
+        """
         if self._loop is None or self._loop.is_closed():
             return
         self._is_between_cells = True
@@ -56,7 +59,6 @@ class Loop:
             traceback.print_exc()
         finally:
             self._is_between_cells = False
-            self._woken.clear()
             with contextlib.suppress(Exception):
                 self._loop.remove_reader(descriptor)
 
@@ -67,6 +69,10 @@ class Loop:
         with contextlib.suppress(RuntimeError):
             if loop is not None:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
+
+    def forget_wakes(self) -> None:
+        """Ignore earlier calls of `wake`. The caller then looks for messages of the host, before it calls `run_until_readable`."""
+        self._woken.clear()
 
     def abandon(self) -> None:
         """Give the next cell a new loop. Call this in a new fork: the parent process still uses the present loop, so it is not closed."""
