@@ -379,6 +379,40 @@ async def test_an_interrupt_while_a_traceback_is_formatted_ends_the_cell(session
     assert (result.value, str(result.state)) == (False, "kept")
 
 
+async def test_a_cell_that_is_interrupted_twice_has_ended(session: Session) -> None:
+    code = """
+    import asyncio, signal
+    def interrupt():
+        signal.raise_signal(signal.SIGINT)
+    loop = asyncio.get_running_loop()
+    try:
+        loop.call_soon(interrupt)
+        await asyncio.sleep(9)
+    finally:
+        loop.call_soon(interrupt)
+        await asyncio.sleep(0.2)
+    """
+    assert (await run(session, code)).error.name == "KeyboardInterrupt"
+    result = await session.run("await asyncio.sleep(0.5); 'undisturbed'")
+    assert (result.error, result.value) == (None, "undisturbed")
+
+
+async def test_an_interrupt_at_the_start_of_an_asynchronous_cell_ends_the_cell(session: Session) -> None:
+    code = """
+    import asyncio, signal
+    def start(loop, coroutine, **options):
+        loop.set_task_factory(None)
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        signal.raise_signal(signal.SIGINT)
+        return task
+    asyncio.get_running_loop().set_task_factory(start)
+    ran = False
+    """
+    await run(session, code)
+    assert (await session.run("ran = True; await asyncio.sleep(0)")).error.name == "KeyboardInterrupt"
+    assert (await session.run("await asyncio.sleep(0); ran")).value is False
+
+
 async def test_an_error_in_a_callback_is_reported_and_the_others_are_called(session: Session) -> None:
     await session.run("done = []; events = get_ipython().events; events.register('post_run_cell', lambda _result: 1 / 0)")
     result = await session.run("events.register('post_run_cell', done.append)")

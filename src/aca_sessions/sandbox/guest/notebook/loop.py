@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _STARTS_TASKS = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
+_MOST_CANCELS = 2  # of a cell, by one interrupt each; the next interrupt gives up a cell that does not end
 _RUNS_OWN_LOOP = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")  # would fail inside a running loop
 
 
@@ -34,13 +35,16 @@ class Loop:
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        task = self._loop.create_task(coroutine)
         try:
-            return self._loop.run_until_complete(task)
+            return self._loop.run_until_complete(self._loop.create_task(coroutine))
         except KeyboardInterrupt:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                self._loop.run_until_complete(task)
+            for _ in range(_MOST_CANCELS):
+                # If another interrupt comes while the coroutine ends, what is left of the coroutine would run during the next cell.
+                for task in asyncio.all_tasks(self._loop):
+                    if task.get_coro() is coroutine:
+                        task.cancel()
+                        with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
+                            self._loop.run_until_complete(task)
             raise
 
     def run_until_readable(self, descriptor: int) -> None:
