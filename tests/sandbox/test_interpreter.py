@@ -413,6 +413,45 @@ async def test_an_interrupt_at_the_start_of_an_asynchronous_cell_ends_the_cell(s
     assert (await session.run("await asyncio.sleep(0); ran")).value is False
 
 
+@pytest.mark.parametrize("task", ["work()", "asyncio.create_task(work())"])
+async def test_an_interrupt_between_two_steps_of_tasks_ends_the_cell_alone(session: Session, task: str) -> None:
+    code = f"""
+    import _thread, asyncio, signal, sys
+    class Signal(int):
+        sent = property(_thread.interrupt_main)
+    def interrupt(frame, event, _argument):
+        if event == "call" and frame.f_code is asyncio.Handle._run.__code__:
+            sys.setprofile(None)
+            Signal(signal.SIGINT).sent  # no call: after calls Python handles signals, and here it must do so in `_run`
+    async def work():
+        while not worked: await asyncio.sleep(0)
+        return "worked"
+    worked, task = False, {task}
+    sys.setprofile(interrupt)
+    while True: await asyncio.sleep(0)
+    """
+    result = await run(session, code, timeout=20)
+    assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
+    assert (await session.run("worked = True; await task", timeout=20)).value == "worked"
+
+
+async def test_a_third_interrupt_ends_a_cell_that_does_not_let_itself_be_cancelled(session: Session) -> None:
+    code = """
+    import asyncio, signal
+    loop, times = asyncio.get_running_loop(), 0
+    while times < 4:
+        times += 1
+        loop.call_soon(signal.raise_signal, signal.SIGINT)
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+    """
+    result = await run(session, code, timeout=20)
+    assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
+    assert (await session.run("times")).value == 3
+
+
 async def test_an_error_in_a_callback_is_reported_and_the_others_are_called(session: Session) -> None:
     await session.run("done = []; events = get_ipython().events; events.register('post_run_cell', lambda _result: 1 / 0)")
     result = await session.run("events.register('post_run_cell', done.append)")

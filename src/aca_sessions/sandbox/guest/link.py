@@ -25,7 +25,7 @@ from types import FrameType
 from .. import syscalls
 from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
 from .notebook.cell_output import is_unread
-from .notebook.loop import Loop
+from .notebook.loop import Loop, cancel_cell
 
 _MAX_FROM_HOST = 1 << 30
 _MAX_DESCRIPTORS = 4  # descriptors with one message
@@ -251,13 +251,14 @@ class _Interrupts:
         finally:
             self._is_delayed = outer
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+    def _handle(self, _signal: int, frame: FrameType | None) -> None:
         if not self._is_allowed:
             return
         if self._is_delayed:
             self._is_pending = True
             return
-        raise KeyboardInterrupt
+        if not cancel_cell(frame):
+            raise KeyboardInterrupt
 
 
 interrupts = _Interrupts()

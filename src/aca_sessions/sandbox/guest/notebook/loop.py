@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import _weakrefset
 import asyncio
 import contextlib
 import re
+import selectors
 import threading
 import traceback
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
+_OF_LOOP = (f"{asyncio.__path__[0]}/", selectors.__file__, _weakrefset.__file__)  # code that a loop runs between the steps of tasks
 _STARTS_TASKS = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
-_MOST_CANCELS = 2  # of a cell, by one interrupt each; the next interrupt gives up a cell that does not end
+_MOST_CANCELS = 2  # of a cell, by an interrupt each; the next interrupt abandons a coroutine that does not end
 _RUNS_OWN_LOOP = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")  # would fail inside a running loop
 
 
 def needs_loop(code: str) -> bool:
     """Return whether a cell must run inside the event loop even without `await`, because it starts tasks and runs no loop of its own."""
     return bool(_STARTS_TASKS.search(code)) and not _RUNS_OWN_LOOP.search(code)
+
+
+def cancel_cell(frame: FrameType | None) -> bool:
+    """Cancel the cell that runs in a session's loop, if `frame` is code of the loop itself. Return whether the cell was cancelled.
+
+    A KeyboardInterrupt in code of the loop could drop a step of a task between its queue and its start. That task would wait for ever.
+    """
+    is_of_loop = False
+    while frame is not None and frame.f_code.co_filename.startswith(_OF_LOOP):
+        frame, is_of_loop = frame.f_back, True
+    if frame is None or not is_of_loop or frame.f_code is not Loop.__call__.__code__:  # also if a task or callback called code of asyncio
+        return False
+    return bool(frame.f_locals["self"]._cancel(frame.f_locals["coroutine"]))
 
 
 class Loop:
@@ -29,23 +46,48 @@ class Loop:
         self._abandoned: list[asyncio.AbstractEventLoop | None] = []
         self._woken = threading.Event()
         self._is_between_cells = False
+        self._cancels = 0
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a cell's coroutine until it ends. On an interrupt, cancel the coroutine and wait for it, then raise KeyboardInterrupt."""
+        self._cancels = 0
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         try:
-            return self._loop.run_until_complete(self._loop.create_task(coroutine))
+            task = self._loop.create_task(coroutine)
+            if self._cancels:  # before there was a task
+                raise KeyboardInterrupt
+            result = self._loop.run_until_complete(task)
         except KeyboardInterrupt:
-            for _ in range(_MOST_CANCELS):
-                # If another interrupt comes while the coroutine ends, what is left of the coroutine would run during the next cell.
-                for task in asyncio.all_tasks(self._loop):
-                    if task.get_coro() is coroutine:
-                        task.cancel()
-                        with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
-                            self._loop.run_until_complete(task)
+            # If another interrupt comes while the coroutine ends, what is left of the coroutine would run during the next cell.
+            while self._cancels < _MOST_CANCELS and (own := self._tasks_of(coroutine)):
+                self._cancels += 1
+                own[0].cancel()
+                with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
+                    self._loop.run_until_complete(own[0])
             raise
+        except asyncio.CancelledError:
+            if not self._cancels:
+                raise
+        if self._cancels:
+            raise KeyboardInterrupt
+        return result
+
+    def _cancel(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        """Cancel a cell's coroutine, so that `__call__` raises KeyboardInterrupt at its end. Return False if that was done too often."""
+        if self._cancels == _MOST_CANCELS:
+            return False
+        self._cancels += 1
+        if self._loop is not None and not self._loop.is_closed():
+            for task in self._tasks_of(coroutine):
+                task.cancel()
+            self._loop.call_soon_threadsafe(lambda: None)  # ends the wait for events
+        return True
+
+    def _tasks_of(self, coroutine: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+        """Return the unfinished task that runs a coroutine, as a list of one item. Return an empty list if there is none."""
+        return [task for task in asyncio.all_tasks(self._loop) if task.get_coro() is coroutine]
 
     def run_until_readable(self, descriptor: int) -> None:
         """Run unfinished tasks of cells until the descriptor is readable, or a task raises SystemExit.
