@@ -413,26 +413,47 @@ async def test_an_interrupt_at_the_start_of_an_asynchronous_cell_ends_the_cell(s
     assert (await session.run("await asyncio.sleep(0); ran")).value is False
 
 
+INTERRUPT_AT = """
+import _thread, asyncio, signal, sys
+class Signal(int):
+    sent = property(_thread.interrupt_main)
+def interrupt_at(function):
+    def interrupt(frame, event, _argument):
+        if event == "call" and frame.f_code is function.__code__:
+            sys.setprofile(None)
+            Signal(signal.SIGINT).sent  # no call: after calls Python handles signals, and here it must do so in the function
+    sys.setprofile(interrupt)
+"""
+
+
 @pytest.mark.parametrize("task", ["work()", "asyncio.create_task(work())"])
 async def test_an_interrupt_between_two_steps_of_tasks_ends_the_cell_alone(session: Session, task: str) -> None:
+    await session.run(INTERRUPT_AT)
     code = f"""
-    import _thread, asyncio, signal, sys
-    class Signal(int):
-        sent = property(_thread.interrupt_main)
-    def interrupt(frame, event, _argument):
-        if event == "call" and frame.f_code is asyncio.Handle._run.__code__:
-            sys.setprofile(None)
-            Signal(signal.SIGINT).sent  # no call: after calls Python handles signals, and here it must do so in `_run`
     async def work():
         while not worked: await asyncio.sleep(0)
         return "worked"
     worked, task = False, {task}
-    sys.setprofile(interrupt)
+    interrupt_at(asyncio.Handle._run)
     while True: await asyncio.sleep(0)
     """
     result = await run(session, code, timeout=20)
     assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
     assert (await session.run("worked = True; await task", timeout=20)).value == "worked"
+
+
+async def test_an_interrupt_while_a_step_is_scheduled_ends_the_cell(session: Session) -> None:
+    await session.run(INTERRUPT_AT)
+    code = """
+    async def work():
+        interrupt_at(asyncio.Handle.__init__)
+        event.set()
+    event = asyncio.Event()
+    task = asyncio.create_task(work())
+    await event.wait()
+    """
+    result = await run(session, code, timeout=20)
+    assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
 
 
 async def test_a_third_interrupt_ends_a_cell_that_does_not_let_itself_be_cancelled(session: Session) -> None:

@@ -30,10 +30,14 @@ def cancel_cell(frame: FrameType | None) -> bool:
 
     A KeyboardInterrupt in code of the loop could drop a step of a task between its queue and its start. That task would wait for ever.
     """
-    is_of_loop = False
+    is_of_loop = is_waking = False
     while frame is not None and frame.f_code.co_filename.startswith(_OF_LOOP):
-        frame, is_of_loop = frame.f_back, True
-    if frame is None or not is_of_loop or frame.f_code is not Loop.__call__.__code__:  # also if a task or callback called code of asyncio
+        is_of_loop, name = True, frame.f_code.co_name
+        is_waking = name == "call_soon" or (is_waking and name != "create_task")  # a cell may create tasks for long without an `await`
+        frame = frame.f_back
+    while is_waking and frame is not None and frame.f_code is not Loop.__call__.__code__:
+        frame = frame.f_back  # code of a task or callback, which wakes another task
+    if frame is None or not is_of_loop or frame.f_code is not Loop.__call__.__code__:
         return False
     return bool(frame.f_locals["self"]._cancel(frame.f_locals["coroutine"]))
 
