@@ -181,6 +181,26 @@ async def test_a_task_continues_after_a_cell_in_which_a_thread_asked(session: Se
     await until(has_continued)
 
 
+async def test_tasks_continue_after_a_thread_asked_between_cells(session: Session) -> None:
+    code = """
+    import asyncio, os
+    async def ask():
+        while not os.path.exists("go"): await asyncio.sleep(0.01)
+        try: await asyncio.to_thread(input)
+        except EOFError: await asyncio.sleep(0.2)
+        open("refused", "w").close()
+    task = asyncio.create_task(ask())
+    """
+    execution = await session.start(textwrap.dedent(code), on_input=lambda _: "yes")
+    assert (await execution.wait()).success
+    await session.upload_file("go", b"")
+
+    async def has_continued() -> bool:
+        return len(await session.list_files()) == 2
+
+    await until(has_continued)
+
+
 async def test_a_task_that_raises_system_exit_ends_alone(session: Session) -> None:
     began = await run(
         session,

@@ -100,12 +100,13 @@ class Link:
         self._wake_loop = loop.wake
         while True:
             loop.forget_wakes()  # before the look at the inbox: a thread that reads during a cell calls `wake`, too
-            if not self._inbox and not self._ended:
-                loop.run_until_readable(self._connection.fileno())
-            cell = self._next(lambda message: not isinstance(message, Answer))
-            if cell is None:
+            is_idle = not self._ended and all(isinstance(message, Answer) for message in self._inbox[:])
+            has_run = is_idle and loop.run_until_readable(self._connection.fileno())
+            cell = self._next(lambda message: not isinstance(message, Answer), waits=not has_run)
+            if cell is not None:
+                yield cell  # type: ignore[misc]
+            elif self._ended:
                 return
-            yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
         """Send a cell's question, such as an `input()`, to the host and return the answer. May be called from any thread.
@@ -129,8 +130,11 @@ class Link:
             raise AnswerError(answer.text if isinstance(answer, Answer) else "the session is being ended, so this question gets no answer")
         return answer.text
 
-    def _next(self, wanted: Callable[[Message], bool]) -> Message | None:
-        """Wait for a message for which `wanted` is true, and return it. Return None when the host has closed the link."""
+    def _next(self, wanted: Callable[[Message], bool], *, waits: bool = True) -> Message | None:
+        """Wait for a message for which `wanted` is true, and return it. Return None when the host has closed the link.
+
+        If `waits` is false, also return None if no such message has arrived.
+        """
         with self._arrived:
             while True:
                 for message in self._inbox:
@@ -139,26 +143,32 @@ class Link:
                         return message
                 if self._ended:
                     return None
-                if self._being_read:
+                if self._being_read and waits:
                     self._arrived.wait()
-                else:
-                    self._read()  # for all threads that wait
+                elif self._being_read or not self._read(waits):  # for all threads that wait
+                    return None
 
-    def _read(self) -> None:
-        """Wait for data from the host and put the messages in it into the inbox. The caller must hold the lock `_arrived`."""
+    def _read(self, waits: bool) -> bool:
+        """Read data from the host and put the messages in it into the inbox. The caller must hold the lock `_arrived`.
+
+        Wait for data if `waits` is true. Otherwise return False if there is none.
+        """
         # The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
         with interrupts.delayed():
             self._being_read = True
             self._arrived.release()
             try:
                 with interrupts.not_delayed():
-                    self._incoming.poll()
+                    is_readable = self._incoming.poll(None if waits else 0)
+                if not is_readable:
+                    return False
                 data, received, _, _ = socket.recv_fds(self._connection, 1 << 16, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
                 self._descriptors += received
                 self._inbox += filter(self._is_wanted, map(_decode, self._frames.feed(data)))
                 self._ended = not data
                 if threading.current_thread() is not threading.main_thread():
                     self._wake_loop()
+                return True
             finally:
                 self._arrived.acquire()
                 self._being_read = False

@@ -93,24 +93,26 @@ class Loop:
         """Return the unfinished task that runs a coroutine, as a list of one item. Return an empty list if there is none."""
         return [task for task in asyncio.all_tasks(self._loop) if task.get_coro() is coroutine]
 
-    def run_until_readable(self, descriptor: int) -> None:
+    def run_until_readable(self, descriptor: int) -> bool:
         """Run unfinished tasks of cells until the descriptor is readable, or a task raises SystemExit.
 
-        Also return after `wake`, even if it was called before this method: call `forget_wakes` first.
+        Also return after `wake`, even if it was called before this method: call `forget_wakes` first. Return False if the loop cannot run.
         """
         if self._loop is None or self._loop.is_closed():
-            return
+            return False
         self._is_between_cells = True
         try:
             self._loop.add_reader(descriptor, self.wake)
             while not self._woken.is_set():
                 self._loop.run_forever()
-        except BaseException:  # a task may raise SystemExit, which must end the task and not the session
+        except BaseException as error:  # a task may raise SystemExit, which must end the task and not the session
             traceback.print_exc()
+            return not isinstance(error, Exception)
         finally:
             self._is_between_cells = False
             with contextlib.suppress(Exception):
                 self._loop.remove_reader(descriptor)
+        return True
 
     def wake(self) -> None:
         """Make `run_until_readable` return, because the host has sent a message. Any thread may call this. Running cells continue."""
