@@ -395,7 +395,8 @@ class Executions:
                 execution.start = self._session.ledger.position
                 with telemetry.count_active_cell():
                     execution.finish(await self._run_with_retries(execution))
-                self._skip_waiting_for(execution)
+                if execution.status == "Failed":
+                    self._skip_waiting_for(execution)
         except Exception as error:
             id = log_failure("an execution has no result", error)
             failed = _interpreter_died(f"the server failed while it made this result: its log has the cause under the id {id}")
@@ -411,8 +412,8 @@ class Executions:
             self._record_finished(execution)
 
     def _skip_waiting_for(self, ended: RunningExecution) -> None:
-        """If a cell failed, keep those from starting that wait for their turn and are to be run only if the cells before them succeed."""
-        if ended.number and ended.status == "Failed" and not ended.is_withdrawn:
+        """After a failed cell, keep those from starting that wait for their turn and are to run only if the cells before them succeed."""
+        if ended.number and not ended.is_withdrawn:
             for execution in self._unfinished.values():
                 execution.is_skipped |= execution.call.after_success and not execution.done.is_set()
 
@@ -506,10 +507,12 @@ class Executions:
 
     async def _execute(self, execution: RunningExecution) -> CodeExecutionResult:
         sandbox = await self._session.sandbox()
-        _check_is_to_run(execution)
-        if sandbox.running is None or not sandbox.running.alive:
+        has_interpreter = sandbox.running is not None and sandbox.running.alive
+        if not has_interpreter and not execution.cancelled.is_set() and not execution.is_skipped:
             sandbox = await self._start_interpreter(sandbox)
-            _check_is_to_run(execution)  # an interrupt that came meanwhile must keep the cell from starting
+        # The wait for the interpreter is over: an interrupt that came meanwhile must keep the cell from starting.
+        if execution.cancelled.is_set() or execution.is_skipped:
+            raise CellNotStartedError
         execution.status = "Running"
         execution.began = execution.began or time.monotonic()
         self._session.has_state = True
@@ -544,11 +547,6 @@ class Executions:
         interpreter = (await self._session.sandbox()).running
         if interpreter is not None:
             await interpreter.interrupt(execution.id, gentle=gentle)
-
-
-def _check_is_to_run(execution: RunningExecution) -> None:
-    if execution.cancelled.is_set() or execution.is_skipped:
-        raise CellNotStartedError
 
 
 def unknown_execution(id: str) -> ProblemError:
