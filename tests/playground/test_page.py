@@ -723,6 +723,11 @@ def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground
     playground.page.click(".output .note button")
     assert playground.page.styles_in_frame("#chart", "display") == ["block"]
     name = playground.page.text("#session-name")
+    playground.page.click("#new-session button")
+    playground.page.wait("!document.querySelector('.drawn')")
+    playground.page.click(f".session[data-name='{name}']")
+    playground.page.wait("document.querySelector('.drawn')")
+    assert playground.page.styles_in_frame("#chart", "display") == ["block"]
     playground.page.click("#export")
     [cell] = json.loads(_downloaded(browser.downloads / f"{name}.ipynb"))["cells"]
     assert [[*one["data"]] for one in cell["outputs"]] == [["text/plain"]]  # an empty frame would hide the text

@@ -75,7 +75,11 @@ function noteOn(html, show) {
  */
 function drawn(html) {
   const frame = element("iframe", { sandbox: "allow-scripts", referrerpolicy: "no-referrer", title: "Output with scripts", src: new URL("drawing.html", import.meta.url).href });
-  frame.addEventListener("load", () => frame.contentWindow.postMessage(html, "*"), { once: true }); // `*`: its origin has no name
+  // A frame begins anew in another window each time that its session is shown again. Its own scripts can cause `load` in the same window.
+  let drawnIn = null;
+  frame.addEventListener("load", () => {
+    if (frame.contentWindow !== drawnIn) (drawnIn = frame.contentWindow).postMessage(html, "*"); // `*`: its origin has no name
+  });
   return element("div", { class: "framed clipped drawn" }, frame);
 }
 
