@@ -403,7 +403,7 @@ class Interpreter:
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_unreported, "crash")
 
     def _record_unreported(self, cause: str, looks: int = _REPORT_LOOKS) -> None:
-        """Record the death of an interpreter that nobody has reported in time: how it ended, or `cause` if that stays unknown.
+        """Record the death of an interpreter whose end was not reported in time: how it ended, or `cause` if that stays unknown.
 
         If it lives, kill it: a guest could close the pipe and live on in silence.
         """
