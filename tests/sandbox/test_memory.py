@@ -452,6 +452,10 @@ def test_sockets_that_cannot_be_listed_are_told_once_until_they_can(caplog: pyte
     assert told == [1, 1, 1, 2]
 
 
+@pytest.mark.skipif(
+    CgroupV1.find() is None and CgroupV2.find() is None,
+    reason="this user may make no control groups: the host counts the memory, and may kill the session first (`lost: memory`)",
+)
 async def test_memory_used_up_by_small_values_is_an_error_that_keeps_the_session() -> None:
     """The traceback needs memory as well: of an interpreter that has none left to report the error, the variables would be lost."""
     limits = replace(Limits(), memory=128 * MB)
