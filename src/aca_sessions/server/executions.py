@@ -179,7 +179,7 @@ class RunningExecution:
         if cancelled:
             self.cancelled.set()
         self.is_skipped = False  # because a cell before it failed
-        self.is_withdrawn = False  # it was cancelled before it began, which is no failure
+        self.is_withdrawn = False  # it was cancelled before it began, and so has not failed
         self.status: Status = "NotStarted"
         self.began: float | None = None  # when the cell began to run, by `time.monotonic()`
         self.done = asyncio.Event()
