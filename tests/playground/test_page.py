@@ -459,7 +459,7 @@ def test_edit_can_be_undone_and_unsent_text_outlives_a_reload(playground: Playgr
     page = playground.page
     playground.run("x = 1")
     page.write("my draft")
-    page.click(".cell .of-cell button")
+    page.click(".cell .of-cell button:last-child")
     assert page.evaluate("document.querySelector('#source').value") == "x = 1"
     page.evaluate("document.execCommand('undo')")
     assert page.evaluate("document.querySelector('#source').value") == "my draft"
@@ -538,6 +538,25 @@ def test_a_package_is_installed_in_its_panel(browser: Browser) -> None:
             page.wait(f"document.querySelector('{outcome}')?.innerText.includes('{name}')")
         assert page.text("#packages .row").split() == ["alpha", "1.0"]
         assert "1.0" in playground.run("import alpha; alpha.version")
+
+
+@pytest.mark.usefixtures("light", "alpha")
+def test_a_missing_module_can_be_installed_below_its_error(browser: Browser) -> None:
+    with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
+        page = playground.page
+        install = "document.querySelector('.cell:last-of-type .note button')"
+        playground.run("import beta.part")
+        assert page.evaluate(f"{install}.innerText") == "Install beta"
+        page.click(".cell .note button")
+        page.wait("document.querySelector('.refusal')?.innerText.includes('beta')")
+        assert page.evaluate(f"[{install}.innerText, {install}.disabled]") == ["Install beta", False]
+        playground.run("import alpha; alpha.version")
+        page.click(".cell:last-child .note button")
+        page.wait("document.querySelector('.notice')?.innerText === 'Installed: alpha.'")
+        page.click(".cell:nth-child(2) .of-cell button")
+        playground.cells += 1
+        page.wait("document.querySelectorAll('.cell').length === 3")
+        assert "1.0" in playground.ended()
 
 
 @pytest.mark.usefixtures("light", "alpha")
@@ -634,9 +653,15 @@ def test_cells_that_wait_are_not_run_after_one_that_failed(playground: Playgroun
     playground.start("after = 1")
     playground.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
     playground.page.choose(tmp_path / "go.txt", "#upload")
-    assert "NotRun: a cell before this one failed" in playground.ended()
+    assert "A cell before this one failed." in playground.ended()
     assert playground.page.text(".cell:last-child .outcome") == "Not run."
+    assert playground.page.evaluate("document.querySelectorAll('.cell:last-child .error').length") == 0
     assert "False" in playground.run("'after' in globals()")
+    playground.page.click(".cell:nth-child(2) .of-cell button")
+    playground.cells += 1
+    playground.page.wait("document.querySelectorAll('.cell').length === 4")
+    playground.ended()
+    assert "True" in playground.run("'after' in globals()")
 
 
 def test_only_a_second_interrupt_ends_an_interpreter_that_does_not_react(playground: Playground) -> None:
@@ -682,6 +707,12 @@ def test_a_question_for_a_secret_is_shown_and_a_refused_cell_goes_back_to_the_ed
     playground.ended()
     assert page.evaluate("[...document.querySelectorAll('.changes li')].map((one) => one.innerText)") == ["key added: str 6"]
     page.wait("document.querySelector('#variables .worth')?.innerText === '••••'")
+    for _ in range(2):
+        page.reload()
+        page.wait("document.querySelector('.cell .output')?.innerText.includes('API key: ••••')")
+        page.wait("document.querySelector('#variables .worth')?.innerText === '••••'")
+    assert "other" in playground.run("key = 'other'; key")  # another value is shown
+    page.wait("document.querySelector('#variables .worth')?.innerText.includes('other')")
     assert "The cell was not run" in playground.run("%pip install -r more.txt\n1")
     page.wait("document.querySelector('#source').value === '%pip install -r more.txt\\n1'")
 
@@ -731,6 +762,19 @@ def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground
     playground.page.click("#export")
     [cell] = json.loads(_downloaded(browser.downloads / f"{name}.ipynb"))["cells"]
     assert [[*one["data"]] for one in cell["outputs"]] == [["text/plain"]]  # an empty frame would hide the text
+    assert cell["outputs"][0]["data"]["text/plain"].startswith("[An interactive output, which needs scripts, is not in this file.")
+
+
+def test_an_output_that_the_server_dropped_is_named_in_its_cell(playground: Playground) -> None:
+    page = playground.page
+    for number in range(4):
+        playground.run(f"from IPython.display import HTML\nHTML('<!--' + 'x' * 5_000_000 + '--><b>{number}</b>')")
+    page.reload()
+    page.wait("document.querySelectorAll('.cell .verdict').length === 4")
+    notes = page.evaluate("[...document.querySelectorAll('.cell .note')].map((one) => one.innerText)")
+    assert notes == ["5.0 MB of output are not kept: run the cell again to see it"]
+    assert page.evaluate("document.querySelectorAll('.cell .framed').length") == 3
+    assert page.text(".empty") == ""
 
 
 def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playground, browser: Browser) -> None:
@@ -812,12 +856,17 @@ def test_rollback_and_branches(playground: Playground) -> None:
     page.click("#checkpoint")
     page.wait("document.querySelectorAll('#checkpoints .row').length === 1")
     playground.run("x = 2")
+    parent = page.text("#session-name")
     page.click("#branch")
-    page.wait("document.querySelector('.notice')?.innerText.includes('goes on from where another was')")
-    playground.cells = 0
+    page.wait(f"document.querySelector('.past .notice')?.innerText.includes('Branched here from {parent}')")
+    assert page.evaluate("[...document.querySelectorAll('.past .source code')].map((one) => one.innerText)") == ["x = 1", "x = 2"]
+    assert not page.evaluate("document.querySelector('#export').disabled")
     assert "2" in playground.run("print(x)")
-    page.click(".session:not([aria-current])")
+    page.reload()
+    page.wait("document.querySelectorAll('.past .cell').length === 2 && document.querySelectorAll('.cell').length === 3")
+    page.click(".past .notice button")
     page.wait("document.querySelectorAll('.cell').length === 2")
+    assert page.text("#session-name") == parent
     page.click("#undo")
     assert page.text("#undo") == "Really go back"
     page.click("#undo")

@@ -142,6 +142,28 @@ async def test_a_history_that_is_too_large_says_what_is_gone(http: httpx.AsyncCl
     assert [cell["number"] for cell in (await history(http, told["cells"][-1]["number"]))["cells"]] == [5]
 
 
+async def test_large_outputs_leave_the_history_before_cells_do(http: httpx.AsyncClient) -> None:
+    # 5 MB of HTML: about as much as a chart of plotly
+    chart = "from IPython.display import HTML\nHTML('x' * 5_000_000)"
+    for number in range(4):
+        await run(http, f"print('small', {number})")
+        await run(http, f"{chart}  # {number}")
+    await run(http, f"print('x' * 900_000)\n{'1 + ' * 100}1 / 0")
+    cells, after = [], 0
+    while page := (told := await history(http, after))["cells"]:
+        cells += page
+        after = page[-1]["number"]
+    assert (told["gone"], [cell["number"] for cell in cells]) == (0, [*range(1, 10)])
+    assert [cell["execution"]["acaSessions"]["stdout"] for cell in cells[:8:2]] == [f"small {number}\n" for number in range(4)]
+    charts = cells[1:8:2]
+    assert [cell["code"] for cell in charts] == [f"{chart}  # {number}" for number in range(4)]
+    dropped = [cell for cell in charts if cell["events"]]  # a cell whose caller waits has no other events
+    assert len(dropped) == 1
+    assert dropped[0]["events"] == [{"kind": "skipped", "text": "5.0 MB of output are not kept: run the cell again to see it"}]
+    assert dropped[0]["execution"]["acaSessions"]["displays"] == []
+    assert cells[8]["execution"]["acaSessions"]["error"]["name"] == "ZeroDivisionError"
+
+
 async def test_neither_a_history_nor_a_name_begins_a_session_and_a_history_begins_after_a_number(http: httpx.AsyncClient) -> None:
     assert (await http.get("/session/history")).status_code == 400
     assert (await http.put("/session/name", json={"name": "mine"})).status_code == 400

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
@@ -156,6 +157,8 @@ def _display_size(display: Display | None) -> int:
 # How many results a session keeps, and their size in bytes.
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
 _HISTORY_CELLS, _HISTORY_BYTES = 500, 16 << 20  # in its history, fetched or not
+_SHORT_TEXT = 8 << 10  # characters of an error's message, and of its traceback, are kept if the output of a cell is dropped
+_MUCH_OUTPUT = 4 * _SHORT_TEXT  # of less output, nothing is dropped
 _REQUESTED_CAUSES = ("reset", "rollback")  # causes of entries of a ledger that a caller asked for, unless they were made while a cell ran
 _HISTORY_RESPONSE_BYTES = 8 << 20  # of one response
 _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
@@ -197,6 +200,11 @@ class RunningExecution:
         """Return how many seconds ago the cell began to run, or None if it still waits for its turn."""
         return None if self.began is None else round(time.monotonic() - self.began, 3)
 
+    @property
+    def output_size(self) -> int:
+        """Return about how many characters of output are kept."""
+        return self.size - len(self.call.code)
+
     def fetch(self, since: str | None = None) -> ExecutionResponse:
         """Return the execution as it is now, to send it to a caller. If it has a result, mark the result as fetched.
 
@@ -225,16 +233,34 @@ class RunningExecution:
         """
         ledger = self.session.ledger
         self.end = ledger.position
+        shown = [event.display for event in self.events.read_all() if event.display is not None]
+        large = [display for display in shown if _display_size(display) > _MUCH_OUTPUT]
+        result = replace(result, displays=tuple(next((one for one in large if one == display), display) for display in result.displays))
         if result.state == NO_REPLY:
             self.result = replace(result, session_id=self.session.identifier)
         else:
             self.result = with_state(result, ledger.between(self.start, self.end), session_id=self.session.identifier)
         self.status = "Succeeded" if result.error is None else "Failed"
         self.size += len(result.stdout) + len(result.stderr) + self.events.text_size + self.events.display_size
-        for display in result.displays:
-            self.size += _display_size(display)
+        self.size += sum(_display_size(display) for display in result.displays if not any(display is one for one in large))
         self.events.close()
         self.done.set()
+
+    def without_output(self) -> "RunningExecution":
+        """Return a copy of this ended execution, for the history: with its source, error and state, and a note in place of its output."""
+        slim = copy.copy(self)
+        slim.events = Events()
+        dropped = f"{self.size / 1e6:.1f} MB of output are not kept: run the cell again to see it"
+        slim.events.add(Event(kind="skipped", text=dropped))
+        slim.events.close()
+        slim.size = len(self.call.code)
+        if self.result is not None:
+            error = self.result.error
+            if error is not None:
+                error = replace(error, message=error.message[:_SHORT_TEXT], traceback=error.traceback[-_SHORT_TEXT:])
+                slim.size += len(error.message) + len(error.traceback)
+            slim.result = replace(self.result, stdout="", stderr="", value=None, text=None, displays=(), error=error)
+        return slim
 
 
 class Executions:
@@ -450,16 +476,21 @@ class Executions:
         self._counted_position = ledger.position
 
     def _add_to_history(self, execution: RunningExecution) -> None:
-        """Add an ended execution to the history. If the history is too large then, drop its oldest or largest executions.
+        """Add an ended execution to the history. If the history is too large then, drop its largest outputs, and then its largest cells.
 
         The results of dropped executions can still be fetched by id.
         """
         execution.previous_end = self._history_end
         self._history_end = execution.end
         while self._history and (len(self._history) >= _HISTORY_CELLS or self._history_size + execution.size > _HISTORY_BYTES):
-            oldest = len(self._history) >= _HISTORY_CELLS
-            gone = next(iter(self._history)) if oldest else max(self._history, key=lambda number: self._history[number].size)
-            self._history_size -= self._history.pop(gone).size
+            if len(self._history) >= _HISTORY_CELLS:
+                self._history_size -= self._history.popitem(last=False)[1].size
+                continue
+            largest = max(self._history.values(), key=attrgetter("output_size", "size"))
+            self._history_size -= self._history.pop(largest.number).size
+            if largest.output_size > _MUCH_OUTPUT:
+                slim = self._history[largest.number] = largest.without_output()
+                self._history_size += slim.size
         self._history[execution.number] = execution
         self._history_size += execution.size
 

@@ -14,6 +14,8 @@ const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
 // As in hints.py: messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
 const NO_NETWORK =
   /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow /;
+const NO_MODULE = /^ModuleNotFoundError: No module named '(\w+)/;
+const PACKAGES = { PIL: "pillow", bs4: "beautifulsoup4", cv2: "opencv-python-headless", dateutil: "python-dateutil", dotenv: "python-dotenv", fitz: "pymupdf", skimage: "scikit-image", sklearn: "scikit-learn", yaml: "pyyaml" };
 const NO_MEMORY = /^[\w.]*MemoryError(?::|$)/;
 const LOOKED_AT = 10_000; // characters at the end of each stream
 const MOST_DOMAINS = 5;
@@ -32,9 +34,10 @@ const PIP_FAILED = /^ERROR: |cannot install packages/m;
 
 /** A cell that this page or another client sent. */
 export class Cell {
-  constructor(session, source, { edit, transactional = false }) {
+  constructor(session, source, { acts, transactional = false }) {
     this.session = session;
     this.source = source;
+    this.acts = acts;
     this.id = "";
     this.isNumbered = false; // whether it has a number in the server's history
     this.isSettled = false; // whether it is known which cells are before it there
@@ -43,7 +46,8 @@ export class Cell {
     this.output = new Output();
     const code = element("pre", {}, element("code", {}, ...highlighted(source)));
     this.number = element("span", { class: "number", title: "The number by which tracebacks name this cell" });
-    const again = button("Edit", () => edit(source), { class: "quiet", title: "Put this source into the editor" });
+    const again = button("Run again", () => acts.run(source), { class: "quiet", title: "Run this source as a new cell" });
+    const edit = button("Edit", () => acts.edit(source), { class: "quiet", title: "Put this source into the editor" });
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, WAITING);
     this.stop = offers("interrupt") ? button("Interrupt", () => this.interrupt(), { class: "quiet", title: "Raise KeyboardInterrupt in this cell" }) : "";
@@ -52,7 +56,7 @@ export class Cell {
     this.element = element(
       "li",
       { class: "cell", "aria-busy": "true" },
-      element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, mark, again)),
+      element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, mark, again, edit)),
       this.output.element,
       element("div", { class: "ending" }, this.status, this.stop),
     );
@@ -76,7 +80,7 @@ export class Cell {
   /** Show a cell that has ended before. Without a result, show that it is not kept. */
   restore(events, result) {
     for (const event of events) {
-      if (event.kind === "input") this.output.write("stdout", "\n"); // its answer is not kept
+      if (event.kind === "input") this.output.restoreQuestion(event);
       else this.output.show(event, null);
     }
     if (result) this.end(result);
@@ -108,8 +112,10 @@ export class Cell {
     this.result = result;
     this.output.finish(result);
     if (result.count) this.number.textContent = `[${result.count}]`;
+    const [, missing] = (result.error?.title ?? "").match(NO_MODULE) ?? [];
     const isRefused = PIP.test(this.source) && offers("packages") && this.wrote(/cannot install packages/);
-    if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
+    if (missing && offers("packages")) this.offerPackage(PACKAGES[missing] ?? missing);
+    else if (isRefused) this.output.add(element("p", { class: "note" }, "On this page, install packages in the panel Packages, then run the cell again."));
     else if (network && this.lacksNetwork(result)) {
       this.output.add(element("p", { class: "note" }, `Sessions of this server have ${network}. Files can be uploaded in the panel Files.`));
     }
@@ -118,6 +124,17 @@ export class Cell {
     }
     this.status.replaceWith(verdict(result, { failed: this.whyNotGood(result) }));
     return result;
+  }
+
+  offerPackage(name) {
+    const label = `Install ${name}`;
+    const act = async (made) => {
+      [made.disabled, made.textContent] = [true, "Installing …"];
+      await this.acts.install([name], made);
+      [made.disabled, made.textContent] = [false, label];
+    };
+    const install = button(label, act, { class: "quiet", title: "From the server's index of packages, into this session" });
+    this.output.add(element("p", { class: "note" }, "If the module is part of a package that you trust: ", install, " then run the cell again."));
   }
 
   /** A cell goes on after a `%pip` that failed, unless that is its last line: so only its output tells. */
@@ -165,4 +182,4 @@ export class Cell {
 }
 
 /** A line between cells: something else that happened to the session. */
-export const notice = (text, mood = "plain") => element("li", { class: `notice ${mood}` }, text);
+export const notice = (text, mood = "plain", ...more) => element("li", { class: `notice ${mood}` }, text, ...more);

@@ -49,7 +49,7 @@ export class Desk {
     this.connectFiles();
     this.followTheEnd();
     const { session, given = null, ended = false, draft = "" } = remembered();
-    for (const [id, { given, cells }] of Object.entries(keptCells())) this.workspaces.set(id, this.made(id, { given, ended: true, kept: cells }));
+    for (const [id, { cells, ...known }] of Object.entries(keptCells())) this.workspaces.set(id, this.made(id, { ...known, ended: true, kept: cells }));
     this.editor.replaceAll(draft);
     for (const leaving of ["pagehide", "visibilitychange"]) window.addEventListener(leaving, () => this.keep(), true);
     await this.select(session ?? this.newIdentifier("page-"), { given, ended });
@@ -64,7 +64,7 @@ export class Desk {
   /** Keep in the tab what a reload would lose: outputs if there is room for them. */
   keep() {
     remember({ draft: this.editor.area.value });
-    const written = [...this.workspaces.values()].filter(({ all, kept }) => all.length || kept.length);
+    const written = [...this.workspaces.values()].filter(({ all, kept, parent }) => all.length || kept.length || parent);
     const fits = (most) => keepCells(Object.fromEntries(written.map((one) => [one.id, one.keep(most)])));
     [LARGE_OUTPUT, 0].some(fits);
   }
@@ -197,9 +197,17 @@ export class Desk {
   async branch() {
     const [from, id] = [this.current, this.newIdentifier("branch-")];
     await from.branch(id);
-    from.tell("A branch goes on from here.");
+    const cells = [...from.past, ...from.all].filter(({ result }) => result).map((cell) => cell.keep(Infinity));
+    const branch = this.made(id, { parent: { id: from.id, name: from.name, cells } });
+    this.workspaces.set(id, branch);
+    from.tell("Branched here to ", "plain", button(branch.name, () => this.openSession(id), { class: "quiet" }));
     await this.select(id);
-    this.current.tell("This session goes on from where another was.");
+  }
+
+  /** Turn to a session that a line between cells names, if this page still knows it. */
+  async openSession(id) {
+    if (this.workspaces.has(id) || this.listed.some((one) => one.id === id)) await this.select(id);
+    else byId("problem").textContent = "This session has ended, and its cells were dropped.";
   }
 
   newIdentifier(prefix) {
@@ -236,8 +244,8 @@ export class Desk {
   }
 
   export() {
-    const { all, gone, name } = this.current;
-    const text = JSON.stringify(notebook(all, gone), null, 1);
+    const { all, past, gone, name } = this.current;
+    const text = JSON.stringify(notebook([...past, ...all], gone), null, 1);
     save(new Blob([text], { type: "application/x-ipynb+json" }), fileName(name));
     this.announce("The notebook was downloaded");
   }
@@ -282,8 +290,13 @@ export class Desk {
   }
 
   made(id, known) {
-    const edit = (source) => this.editor.edit(source);
-    const made = new Workspace(id, { edit, ...known, onChange: (workspace, result) => this.changed(workspace, result) });
+    const acts = {
+      edit: (source) => this.editor.edit(source),
+      run: (source) => this.run(source),
+      install: (requirements, made) => this.doing(() => this.current.install(requirements), made),
+      open: (other) => this.openSession(other),
+    };
+    const made = new Workspace(id, { acts, ...known, onChange: (workspace, result) => this.changed(workspace, result) });
     made.refreshPanels = coalesced(() => this.loadPanels(made));
     return made;
   }
@@ -345,7 +358,7 @@ export class Desk {
     await workspace.giveName().catch((problem) => this.fail(problem, byId("rename")));
     await workspace.catchUp().catch((problem) => this.fail(problem));
     await workspace.keepUp().catch(() => {}); // if it has ended, the next list shows it
-    this.editor.remember(workspace.all.map(({ source }) => source));
+    this.editor.remember([...workspace.past, ...workspace.all].map(({ source }) => source));
     if (workspace === this.current) this.showSessions();
   }
 
@@ -393,7 +406,7 @@ export class Desk {
     };
     const lists = [
       told("files-panel", () => listFiles(workspace.id), (files) => this.showFiles(workspace, files)),
-      told("variables-panel", () => workspace.asked("variables", WITHOUT_CLASSES), (variables) => showVariables(byId("variables"), variables)),
+      told("variables-panel", () => workspace.asked("variables", WITHOUT_CLASSES), (variables) => showVariables(byId("variables"), variables, workspace.hidden)),
       told("packages-panel", () => (this.offers("packages") ? listPackages(workspace.id) : []), (found) => showPackages(byId("packages"), found)),
       told("checkpoints-panel", () => this.whyNoTimeTravel() || workspace.loadCheckpoints(), () => this.showCheckpoints(workspace)),
     ];
@@ -413,7 +426,7 @@ export class Desk {
 
   /** Enable each tool, or show why it cannot be used. */
   showTools() {
-    const { all, cells, begun, live, checkpoints } = this.current;
+    const { all, past, cells, begun, live, checkpoints } = this.current;
     const noTravel = this.whyNoTimeTravel();
     const notBegun = begun ? "" : "The session begins with its first cell.";
     enable(byId("interrupt"), (this.offers("interrupt") ? "" : PLAIN) || (cells.length ? "" : "No cell runs."));
@@ -422,7 +435,7 @@ export class Desk {
     enable(byId("undo"), noTravel || (checkpoints.length ? "" : "There is no checkpoint."));
     enable(byId("branch"), noTravel || notBegun);
     enable(byId("rename"), live && !this.offers("names") ? PLAIN : "");
-    enable(byId("export"), all.length ? "" : "There is no cell yet.");
+    enable(byId("export"), all.length + past.length ? "" : "There is no cell yet.");
     enable(byId("transactional"), noTravel);
     byId("limits").hidden = noTravel === "";
     const missing = this.offers("interrupt") ? "Checkpoints and branches" : "Interrupts, checkpoints and branches";

@@ -29,6 +29,9 @@ export const isBlank = (clean) => !/<img /.test(clean) && !clean.replace(/<[^>]*
 /** HTML that runs and loads nothing, as text. */
 export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 
+/** Whether HTML has scripts, which may draw all of it. */
+export const needsScripts = (html) => /<script\b/i.test(html);
+
 const FROM_NETWORK = /<script[^>]*\ssrc\s*=(?!\s*["']?\s*data:)/i;
 const STYLED = /<style(?! scoped)/i; // pandas writes such a style for colours that were asked for, and a scoped one into each table
 const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
@@ -64,7 +67,7 @@ function noteOn(html, show) {
   const runs = button("Run scripts", () => show(drawn(html), saves), { class: "quiet", title });
   const said = (...parts) => element("p", { class: "note" }, ...parts);
   if (FROM_NETWORK.test(html)) return said("This output needs scripts from the network. (Altair brings its own if vl-convert-python is installed.) ", saves);
-  if (/<script\b/i.test(html)) return said("Scripts of this output do not run by themselves. ", runs, saves);
+  if (needsScripts(html)) return said("Scripts of this output do not run by themselves. ", runs, saves);
   if (ELSEWHERE.test(html)) return said("This page shows no frames, sound or video.");
   return STYLED.test(html) ? said("This page shows no styles of outputs. ", saves) : "";
 }

@@ -1,7 +1,7 @@
 /** The cells of a session as a Jupyter notebook (nbformat 4). What code displayed is made safe: readers may trust the file. */
 
 import { wellFormed } from "./clean.js";
-import { isBlank, layoutOf, safeHtml } from "./frame.js";
+import { isBlank, layoutOf, needsScripts, safeHtml } from "./frame.js";
 import { stateText } from "./verdict.js";
 
 const IMAGES = ["image/png", "image/jpeg", "image/gif"];
@@ -45,7 +45,8 @@ function bundle(data) {
   const clean = html && safeHtml(html, formulas);
   if (clean && !isBlank(clean)) kept["text/html"] = wellFormed(clean);
   const fallback = Object.keys(kept).length ? "" : (Object.values(data).find((one) => typeof one === "string") ?? "");
-  const written = text("text/plain") || fallback;
+  const missing = html && !kept["text/html"] && needsScripts(html) ? "[An interactive output, which needs scripts, is not in this file. Run the cell to draw it.]\n" : "";
+  const written = missing + (text("text/plain") || fallback);
   if (written) kept["text/plain"] = readable(written);
   return kept;
 }

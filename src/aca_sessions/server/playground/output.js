@@ -5,6 +5,7 @@ import { byId, element } from "./dom.js";
 import { failure } from "./failure.js";
 import { framed, layoutOf } from "./frame.js";
 import { Terminal, shown } from "./terminal.js";
+import { wasRun } from "./verdict.js";
 
 const IMAGES = ["image/png", "image/jpeg", "image/gif"];
 const SOURCES = ["text/markdown", "text/latex", "application/json", "application/javascript", "text/plain"];
@@ -41,7 +42,8 @@ export class Output {
       this.parts.push({ kind: "value", text: result.text });
     }
     if (result.error) {
-      this.add(failure(result.error));
+      const isSkipped = result.error.name === "NotRun" && !wasRun(result);
+      this.add(isSkipped ? element("p", { class: "note" }, "A cell before this one failed. Run it again when that is mended.") : failure(result.error));
       this.parts.push({ kind: "error", error: result.error });
     }
   }
@@ -87,13 +89,20 @@ export class Output {
     this.element.append(child);
   }
 
+  /** Show a question whose answer is not kept. */
+  restoreQuestion(event) {
+    const prompt = event.password ? (event.text ?? "") : ""; // stdout has the prompt of `input()`
+    this.write("stdout", isForSecret(event) ? `${prompt}••••\n` : "\n");
+  }
+
   ask(event, answer) {
-    const secret = event.password || /pass(word|phrase)|secret|token|key/i.test(event.text ?? "");
+    const secret = isForSecret(event);
     const field = element("input", { type: secret ? "password" : "text", autocomplete: "off", "aria-label": event.text || "Input for the cell" });
     const send = (text) => {
       removeForm(form);
       if (secret && text) secrets.add(text);
-      if (text !== null) this.write("stdout", secret ? "••••\n" : `${text}\n`);
+      if (text !== null && secret) this.restoreQuestion(event);
+      else if (text !== null) this.write("stdout", `${text}\n`);
       answer(event.number, text);
     };
     const refuse = element("button", { type: "button", class: "quiet", click: () => send(null), title: "The cell gets an EOFError" }, "Refuse");
@@ -109,6 +118,8 @@ export class Output {
     form.scrollIntoView({ block: "nearest" });
   }
 }
+
+const isForSecret = ({ password, text }) => password || /pass(word|phrase)|secret|token|key/i.test(text ?? "");
 
 /** Whether a shown value, such as `'abc'` or a long one as `'abc...xyz'`, is a secret that was typed in this tab. */
 export function isSecret(shown) {

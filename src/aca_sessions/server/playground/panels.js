@@ -95,19 +95,24 @@ class SessionItem {
 
 const stateOf = ({ running, active }) => (running ? "running" : active === null ? "live" : active ? "busy" : "idle");
 
-/** The variables of a session, as a cell of the client's own tells them. Code of the session can forge it. */
-export function showVariables(holder, told) {
+/** The variables of a session, as a cell of the client's own tells them. Code of the session can forge it.
+ *
+ * `hidden` has the lengths of the values that are hidden, by their names: a reload of the page forgets the secrets themselves.
+ */
+export function showVariables(holder, told, hidden) {
   const rows = Array.isArray(told) ? told.filter((one) => typeof one?.name === "string") : [];
   if (!rows.length) {
     holder.replaceChildren(element("p", { class: "empty" }, Array.isArray(told) ? "No variables yet." : "They cannot be read: reset the session."));
     return;
   }
   const head = element("tr", {}, ...["Name", "Type", "Value"].map((text) => element("th", { scope: "col" }, text)));
-  holder.replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows.slice(0, MOST).map(variableRow))));
+  holder.replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows.slice(0, MOST).map((row) => variableRow(row, hidden)))));
 }
 
-function variableRow({ name, type, shape, size: bytes, text }) {
-  const value = text ? (isSecret(String(text)) ? "••••" : String(text)) : [Array.isArray(shape) ? shape.join(" × ") : "", size(Number(bytes))].filter(Boolean).join(", ");
+function variableRow({ name, type, shape, size: bytes, text }, hidden) {
+  if (text && isSecret(String(text))) hidden.set(name, String(text).length);
+  const isHidden = text && hidden.get(name) === String(text).length;
+  const value = text ? (isHidden ? "••••" : String(text)) : [Array.isArray(shape) ? shape.join(" × ") : "", size(Number(bytes))].filter(Boolean).join(", ");
   return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(type)), element("td", { class: "worth", title: value }, value));
 }
 

@@ -2,7 +2,7 @@
 
 import { Problem, asked, moveTo, offers, request, since } from "./api.js";
 import { Cell, WAITING, notice } from "./cell.js";
-import { element, shownName } from "./dom.js";
+import { button, element, shownName } from "./dom.js";
 import { follow, interrupt, ownCell, ownId, resultOf, run } from "./execution.js";
 import { wordsOf } from "./names.js";
 import { told } from "./verdict.js";
@@ -21,12 +21,12 @@ const TOLD = {
   reset: ({ cause }) => cause === "reset" && RESET,
   checkpoint: ({ checkpoint }) => checkpoint && taken(`#${checkpoint}`),
   rolled_back: ({ cause, checkpoint }) => cause === "rollback" && wentBack(`#${checkpoint}`),
-  branched: () => BRANCHED,
+  branched: () => BRANCHED, // from a session that this tab does not know
 };
 
 /** A session's part of the page. `onChange` hears when a cell began or ended. */
 export class Workspace {
-  constructor(id, { edit, onChange, given = null, ended = false, kept = [] }) {
+  constructor(id, { acts, onChange, given = null, ended = false, kept = [], parent = null, hidden = [] }) {
     this.id = id;
     this.given = given; // the name that a user gave it
     this.isGivenHere = given !== null; // and that the server does not know yet
@@ -34,11 +34,14 @@ export class Workspace {
     this.ended = ended; // whether it was live before
     this.isEnding = false; // by this page: its panels must not begin it anew
     this.kept = kept; // its cells, as this tab showed them before a reload
-    this.edit = edit;
+    this.hidden = new Map(hidden); // the lengths of values among the variables that are hidden, by the variables' names
+    this.parent = parent; // what it was branched from, or nothing: `{ id, name, cells }`
+    this.past = []; // the parent's cells on the page
+    this.acts = acts;
     this.onChange = onChange;
     this.list = element("ol", { class: "cells", "aria-label": "Cells" });
     this.nothing = element("p", { class: "empty" });
-    this.element = element("div", {}, this.nothing, this.list);
+    this.element = element("div", {}, parent ? this.showParent(parent) : "", this.nothing, this.list);
     this.all = []; // cells on the page
     this.cells = []; // those that run or wait, in their order
     this.known = new Map(); // by their ids
@@ -66,7 +69,7 @@ export class Workspace {
   /** Run a cell. Return its result, or null if the server refused it. */
   async run(source, transactional) {
     this.dropCompletion();
-    const cell = new Cell(this.id, source, { edit: this.edit, transactional });
+    const cell = new Cell(this.id, source, { acts: this.acts, transactional });
     const onStarted = (id) => this.startedAs(cell, id);
     const [hasInstallation, before] = [offers("packages") && source.search(PIP_INSTALL) >= 0, this.sending];
     let sent = () => {};
@@ -106,11 +109,22 @@ export class Workspace {
   showKept() {
     if (this.all.length || !this.kept.length) return;
     for (const { id, source, events = [], result = null, ledger } of this.kept.splice(0)) {
-      const cell = this.added(new Cell(this.id, source, { edit: this.edit }), id);
+      const cell = this.added(new Cell(this.id, source, { acts: this.acts }), id);
       cell.restore(events, result);
       if (ledger) moveTo(this.id, ledger.id, ledger.end);
     }
     this.tell("This session has ended, with its variables and files. The next cell begins it anew.", "warn");
+  }
+
+  /** The cells of the session from which this one was branched, up to then. */
+  showParent({ id, name, cells }) {
+    this.past = cells.map(({ source, events = [], result = null }) => {
+      const cell = new Cell(this.id, source, { acts: this.acts });
+      cell.restore(events, result);
+      return cell;
+    });
+    const link = button(name, () => this.acts.open(id), { class: "quiet" });
+    return element("ol", { class: "cells past", "aria-label": `Cells of ${name}` }, ...this.past.map(({ element }) => element), notice("Branched here from ", "plain", link));
   }
 
   added(cell, id) {
@@ -123,7 +137,8 @@ export class Workspace {
 
   /** What this tab keeps of it. */
   keep(most) {
-    return { given: this.given, cells: this.all.length ? this.all.map((cell) => cell.keep(most)) : this.kept };
+    const parent = this.parent && { ...this.parent, cells: this.past.map((cell) => cell.keep(most)) };
+    return { given: this.given, cells: this.all.length ? this.all.map((cell) => cell.keep(most)) : this.kept, parent, hidden: [...this.hidden] };
   }
 
   /** Another life under the same identifier has a history of its own, and no name yet. */
@@ -162,7 +177,7 @@ export class Workspace {
 
   /** A page of the history; with what happened between its cells, where the page shows nothing yet. */
   take({ cells, ledger, questions, accepted }) {
-    if (this.list.childElementCount === 0) this.between = ledger.entries.filter((entry) => TOLD[entry.kind]?.(entry));
+    if (this.list.childElementCount === 0) this.between = ledger.entries.filter((entry) => TOLD[entry.kind]?.(entry) && !(this.parent && entry.kind === "branched"));
     let last = 0;
     for (const past of cells) {
       const known = this.known.get(past.execution.id);
@@ -192,7 +207,7 @@ export class Workspace {
   }
 
   takeCell(past, questions) {
-    const cell = new Cell(this.id, past.code, { edit: this.edit, transactional: past.transactional });
+    const cell = new Cell(this.id, past.code, { acts: this.acts, transactional: past.transactional });
     const { id } = past.execution;
     if (past.execution.acaSessions) {
       const result = resultOf(past.execution, past.interrupted);
@@ -251,8 +266,8 @@ export class Workspace {
   }
 
   /** A line between the cells. */
-  tell(text, mood) {
-    this.list.append(notice(text, mood));
+  tell(text, mood, ...more) {
+    this.list.append(notice(text, mood, ...more));
     this.explain();
   }
 
