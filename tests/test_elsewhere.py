@@ -87,6 +87,7 @@ def test_the_embedded_default_is_one_error_with_advice(system: str, host: HostCo
     assert f": {host.line}. See {host.row}." in run.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["doctor", "serve", "mcp"])
 def test_every_command_without_an_endpoint_gives_the_same_error(command: str) -> None:

@@ -209,6 +209,7 @@ async def test_changed_files_are_described(session: Session) -> None:
     assert (await session.run("1")).files == ()
 
 
+@pytest.mark.long
 async def test_a_figure_is_described_in_words(session: Session) -> None:
     await session.run("import matplotlib.pyplot as plt")
     code = "plt.plot([1, 2], label='lamp'); plt.title('Sales'); plt.xlabel('month'); plt.ylabel('sold'); plt.legend(); plt.show()"

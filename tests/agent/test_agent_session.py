@@ -55,6 +55,7 @@ async def test_a_skill_whose_example_fails_is_not_kept(pool: SessionPool, said: 
         assert await agent.list_skills() == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_examples_run_apart_from_the_session(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:

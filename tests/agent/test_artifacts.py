@@ -43,6 +43,7 @@ async def test_a_table_that_parquet_cannot_store_is_stored_as_json(pool: Session
         assert mixed.x.tolist() == pytest.approx([1 / 3, 1e-7 / 7], rel=1e-8, abs=1e-15)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow, which is installed here, takes any names of columns")
 async def test_a_table_that_no_format_can_store_is_refused(pool: SessionPool) -> None:

@@ -101,6 +101,7 @@ async def test_output_of_child_processes_is_in_the_result(agent: AgentSession) -
     assert (sorted(result.stdout.split()), result.stderr) == (["python", "raw"], "error\n")
 
 
+@pytest.mark.long
 async def test_a_cell_that_never_ends_is_interrupted(agent: AgentSession) -> None:
     for code in (
         "x = 1\nwhile True: pass",

@@ -289,6 +289,7 @@ async def test_every_parameter_in_a_path_is_required(given: dict[str, str]) -> N
     tool.check({"owner": "ada", "name": "engine"})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_an_mcp_server_that_is_a_program_gives_its_tools(pool: SessionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp, "_OPENING_SECONDS", 300.0)

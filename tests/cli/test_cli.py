@@ -95,12 +95,14 @@ def test_json_reports_sys_exit_as_in_python() -> None:
     assert (result["error"]["message"], result["stderr"]) == ("3", "")
 
 
+@pytest.mark.long
 def test_an_interpreter_that_ended_itself_is_exit_code_1_and_reported_once() -> None:
     run = aca_sessions("run", "import os; print('out'); os._exit(5)")
     assert (run.stdout, run.returncode) == ("out\n", 1)
     assert run.stderr == "InterpreterDied: the session's interpreter ended (exit)\n"  # its variables and files are gone in any case
 
 
+@pytest.mark.long
 def test_questions_are_answered_by_lines_of_standard_input() -> None:
     run = aca_sessions("run", "import getpass\nprint([input('n? '), getpass.getpass(), input()])\ninput()", stdin="one\r\ntwo\nthree")
     assert (run.stdout, run.returncode) == ("n? ['one', 'two', 'three']\n", 1)
@@ -306,6 +308,7 @@ def test_an_interrupted_command_ends_quietly() -> None:
     assert "Traceback" not in stderr
 
 
+@pytest.mark.long
 def test_doctor_reports_full_isolation_item_by_item() -> None:
     run = aca_sessions("doctor")
     assert run.returncode == 0, run.stdout

@@ -75,6 +75,7 @@ def test_json_and_live_contradict_each_other() -> None:
     assert (run.returncode, "--json: not allowed with argument --live" in run.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_ctrl_c_interrupts_the_cell_and_its_result_is_printed() -> None:
     with Live(ENDLESS) as live:
         assert live.line() == "ready\n"  # while it runs

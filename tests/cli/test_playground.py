@@ -29,6 +29,7 @@ def ended(command: "subprocess.Popen[str]") -> str:
     return errors
 
 
+@pytest.mark.long
 def test_it_serves_a_page_on_loopback_with_a_key_of_its_own() -> None:
     command = started("--no-browser")
     address = command.stdout.readline().removeprefix("Playground: ").strip()

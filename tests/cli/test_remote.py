@@ -118,5 +118,6 @@ def test_without_an_endpoint_the_commands_are_refused(arguments: list[str]) -> N
     assert (run.returncode, "aca-sessions serve" in run.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_files_belong_to_one_session() -> None:
     assert "--session" in aca_sessions("files", "ls").stderr

@@ -58,6 +58,7 @@ def test_no_file_gets_the_number_of_a_closed_stream() -> None:
     assert run.stdout == "['/dev/null', '/dev/null'] True\n"
 
 
+@pytest.mark.long
 def test_a_reader_that_closes_the_pipe_gives_the_exit_code_of_sigpipe() -> None:
     run = shell("{ aca run 'print(\"x\" * 500000)'; echo $? >&2; } | head -c 5")
     assert (run.stdout, run.stderr) == ("xxxxx", "141\n")

@@ -168,6 +168,7 @@ async def test_every_api_version_of_our_client_works_at_a_plain_endpoint(plain_p
         assert await interpreter.list_files(session) == []
 
 
+@pytest.mark.long
 async def test_many_parallel_clients_get_their_own_answers(port: int) -> None:
     async def client(number: int) -> None:
         async with open_interpreter(_settings(f"http://127.0.0.1:{port}")) as interpreter:

@@ -101,6 +101,7 @@ async def test_differences_are_reported(pool: SessionPool, session: Session, bef
     assert (await again(pool, written)).splitlines()[1] == said
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.preloaded
 async def test_images_are_compared_by_size(pool: SessionPool, session: Session) -> None:

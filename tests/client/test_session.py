@@ -39,6 +39,7 @@ async def test_reset_ends_what_cells_left_running(session: Session) -> None:
     assert (await session.run(counted)).value == 2
 
 
+@pytest.mark.long
 async def test_a_busy_session_is_not_responsive_and_its_cell_continues(session: Session) -> None:
     busy = await session.start("import os, time; print('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n'done'")
     async with aclosing(busy.events()) as events:

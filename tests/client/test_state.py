@@ -411,6 +411,7 @@ async def test_a_cell_during_which_the_fork_server_dies_reports_that_the_files_a
         assert str((await session.run("1")).state) == "kept"
 
 
+@pytest.mark.long
 async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> None:
     async with open_pool(policy=OWN_SERVER) as pool:
         async with pool.session() as session:
@@ -423,6 +424,7 @@ async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> N
             assert (result.value, str(result.state)) == (42, "kept")
 
 
+@pytest.mark.long
 async def test_a_session_that_was_opened_but_not_used_survives_its_fork_server() -> None:
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         await session.list_files()

@@ -32,7 +32,7 @@ CELLS = {
 }
 
 
-@pytest.fixture(scope="module", params=mostly_long([*ENDPOINTS], "embedded", "plain"))
+@pytest.fixture(scope="module", params=mostly_long([*ENDPOINTS], "embedded"))
 def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
     arguments = ENDPOINTS[request.param]
     if arguments is None:
@@ -82,6 +82,7 @@ async def test_a_cell_has_the_same_events_at_every_endpoint(endpoint: str | None
                 assert events[-2].error.message == "a\nb: c\nd"
 
 
+@pytest.mark.long
 def test_without_await_the_error_comes_before_the_result_and_not_on_stderr(endpoint: str | None) -> None:
     seen: list[str] = []
     with InteractiveSession(Settings() if endpoint is None else settings_for(endpoint)) as session:
@@ -94,6 +95,7 @@ def test_without_await_the_error_comes_before_the_result_and_not_on_stderr(endpo
     assert result.error.traceback.startswith("-----")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plain", [pytest.param(False, marks=pytest.mark.long), True])
 async def test_a_lost_connection_is_the_same_error_with_and_without_live_events(plain: bool) -> None:
     with Server("--port", "0", "--api-key", "key", *(["--plain"] if plain else [])) as server:

@@ -49,6 +49,7 @@ async def semantic_kernel(endpoint: str, folder: Path, tmp_path: Path):
         )
 
 
+@pytest.mark.long
 async def test_semantic_kernels_tool_runs_code(semantic_kernel: SessionsPythonTool) -> None:
     assert await semantic_kernel.execute_code("x = 20\nprint('out')\nx + 1") == "Status:\nSuccess\nResult:\n21\nStdout:\nout\n\nStderr:\n"
     assert "Result:\n42\n" in await semantic_kernel.execute_code("x + 22")

@@ -164,6 +164,7 @@ def test_the_working_directory_keeps_its_name_when_the_interpreter_is_replaced(s
     assert "here.txt" in session.run("!ls -la /sandbox").stdout
 
 
+@pytest.mark.long
 def test_multi_step_data_analysis(session: InteractiveSandboxSession) -> None:
     created = session.run(
         """
@@ -297,6 +298,7 @@ def test_memory_is_limited_as_the_settings_say() -> None:
         assert session.run("print('alive')").stdout == "alive\n"
 
 
+@pytest.mark.long
 def test_a_cell_stops_at_the_timeout_of_the_settings_and_the_state_is_kept() -> None:
     with InteractiveSandboxSession(timeout=4) as session:
         session.run("x = 1", timeout=120)

@@ -120,6 +120,7 @@ def test_files_take_no_more_memory_than_the_session_may(groups: bool) -> None:
     assert state == "kept"
 
 
+@pytest.mark.long
 @EACH
 def test_files_count_to_the_memory_of_all_sessions(groups: bool) -> None:
     """The files of all sessions count to the memory limit that the sessions share. Above it, one of the sessions ends."""

@@ -59,6 +59,7 @@ async def test_no_code_of_a_package_runs_on_the_host(session: Session, wheels: P
 PLACES = ["a/../../..", "", "..", "../../../../../../../../../..", "n-1.0.data/scripts/../../..", "n-1.0.data/data/../../../.."]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("places", mostly_long([PLACES[:1], PLACES[1:]], PLACES[:1]), ids=["one", "the others"])
 async def test_a_wheel_writes_nothing_outside_its_folder(session: Session, wheels: Path, tmp_path: Path, places: list[str]) -> None:
     """Whatever the members of a wheel are called, nothing is written outside its own folder in the cache."""

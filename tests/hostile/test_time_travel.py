@@ -339,6 +339,7 @@ racers = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(2)]
 while len(os.listdir('/mnt/data')) < 1000: time.sleep(0.01)"""
 
 
+@pytest.mark.long
 async def test_processes_that_make_files_without_end_delay_no_rollback(session: Session) -> None:
     """A session goes back to a checkpoint while processes of its own and of a branch make files without end."""
     await session.checkpoint()

@@ -345,6 +345,7 @@ def test_semantic_kernel_knows_the_fields_of_what_the_functions_return() -> None
         assert (returned.type_, returned.schema_data["properties"]["stdout"]) == ("PythonResult", {"type": "string"})
 
 
+@pytest.mark.long
 async def test_a_model_with_vision_gets_the_images_after_all_answers(plugin: PythonCodeInterpreterPlugin) -> None:
     async with conversation(plugin, [execute(PLOT), execute("import asyncio; await asyncio.sleep(0.1)"), execute(PLOT)]) as talk:
         talk.kernel.add_filter(FilterTypes.AUTO_FUNCTION_INVOCATION, ShowImages())

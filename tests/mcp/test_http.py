@@ -28,6 +28,7 @@ def server() -> Iterator[Running]:
         yield running
 
 
+@pytest.mark.long
 async def test_two_clients_are_separate(server) -> None:
     async with http_client_session(server) as one, http_client_session(server) as other:
         await one.call_tool("create_session", {"session_id": "work"})

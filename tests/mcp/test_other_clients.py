@@ -15,6 +15,7 @@ from .test_http import INITIALIZE
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 async def test_semantic_kernel_uses_the_server_as_a_plugin() -> None:
     async with MCPStdioPlugin(name="Python", description="Python sessions", command=COMMAND[0], args=[*COMMAND[1:], "mcp"]) as plugin:
         kernel = Kernel()

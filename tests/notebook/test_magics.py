@@ -252,6 +252,7 @@ def test_html_is_shown_without_its_scripts(notebook: Notebook) -> None:
     assert "alert" not in html
 
 
+@pytest.mark.long
 def test_html_runs_in_a_frame_on_explicit_request(notebook: Notebook) -> None:
     code = "from IPython.display import HTML; HTML('<script>alert(1)</script>')"
     frame = '<iframe sandbox="allow-scripts"'

@@ -141,6 +141,7 @@ async def test_displays_come_although_stdout_is_a_file_or_closed(session: Sessio
     ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_too_many_displays_are_cut_and_reported(session: Session) -> None:
     result = await session.run("for n in range(2000): display(n)")
@@ -242,6 +243,7 @@ async def test_a_sample_of_a_large_frame_is_shown_cheaply(session: Session) -> N
     assert (resource["rowCount"], len(resource["data"]), len(resource["data"][0]["b"])) == (1_000_000, 20, 201)
 
 
+@pytest.mark.long
 async def test_a_wide_frame_and_odd_names_are_bounded(session: Session) -> None:
     resource = await table(
         session, "import pandas as pd\npd.DataFrame([range(500)], columns=pd.MultiIndex.from_product([['a'], range(500)]))"

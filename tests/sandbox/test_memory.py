@@ -167,6 +167,7 @@ async def test_one_thread_waits_for_all_groups_that_are_removed() -> None:
     groups.release()
 
 
+@pytest.mark.long
 async def test_all_sessions_together_are_limited_in_processes() -> None:
     async with open_pool(policy=replace(SMALL, together=Together(processes=already_there() + 60))) as pool:
         async with pool.session() as first, pool.session() as second:

@@ -38,6 +38,7 @@ async def test_notebook_features_work(session: Session, code: str, stdout: str, 
     assert (result.stdout, result.stderr, result.text) == (stdout, "", text)
 
 
+@pytest.mark.long
 async def test_matplotlib_inline_prints_nothing(session: Session) -> None:
     await session.run("import matplotlib.pyplot")  # if this takes over 5 s, matplotlib reports on stderr that it builds its font cache
     result = await run(session, "%matplotlib inline")

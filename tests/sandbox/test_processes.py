@@ -192,6 +192,7 @@ async def test_a_result_lists_processes_of_a_branch_beside_many_of_its_session(f
     assert [process.pid for process in result.processes] == [result.value]
 
 
+@pytest.mark.long
 async def test_children_ended_by_a_failed_transaction_are_reported_each_time(family: tuple[Session, Session]) -> None:
     session, _ = family
     for _ in range(10):
@@ -211,6 +212,7 @@ async def test_a_checkpoint_waits_for_cells_of_a_branch(family: tuple[Session, S
     assert (await branch.run("x")).value == 12
 
 
+@pytest.mark.long
 async def test_a_process_that_a_branch_continued_is_stopped_for_the_next_cell(family: tuple[Session, Session]) -> None:
     session, branch = family
     (other,) = await session.branch()

@@ -62,6 +62,7 @@ async def test_programs_that_run_pip_print_the_same_line(session: Session) -> No
     assert (await session.run("ran.stderr")).value == f"{REFUSAL}\n"
 
 
+@pytest.mark.long
 async def test_without_namespaces_pip_is_refused_as_well(bare: Session) -> None:
     assert REFUSAL in (await bare.run("!python -m pip install humanize")).stderr
 

@@ -107,6 +107,7 @@ def test_a_larger_upload_is_refused_before_it_is_sent(proxy: Proxy) -> None:
     connection.close()
 
 
+@pytest.mark.long
 def test_the_audit_log_has_the_clients_address_and_not_one_that_the_client_claims(proxy: Proxy) -> None:
     transport = httpx.HTTPTransport(local_address="127.0.0.2")
     headers = {"authorization": f"Bearer {KEY}", "x-forwarded-for": "192.0.2.9"}

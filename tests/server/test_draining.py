@@ -118,6 +118,7 @@ async def test_a_cell_that_outlasts_the_drain_is_reported_as_killed() -> None:
         assert server.process.wait(120) == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("drain", [pytest.param((), marks=pytest.mark.long), ("--drain-seconds", "0.2")], ids=["at once", "after a drain"])
 async def test_running_cells_get_five_seconds_more_after_the_drain(drain: tuple[str, ...]) -> None:

@@ -29,6 +29,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_an_upload_reports_that_the_hosts_disk_is_full(tmp_path: Path) -> None:
     unshared = next((one for one in (["unshare", "-m"], ["unshare", "-rm"]) if subprocess.call([*one, "true"]) == 0), None)
     if unshared is None:

@@ -80,6 +80,7 @@ async def test_a_malformed_request_is_refused(body: object, code: int) -> None:
         assert (await http.post("/mcp", json=body)).json()["error"]["code"] == code
 
 
+@pytest.mark.long
 @pytest.mark.slow
 async def test_the_sdks_client_finds_and_uses_the_tools() -> None:
     with Server("--port", "0", "--api-key", "key") as server:
