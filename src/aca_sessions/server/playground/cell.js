@@ -133,8 +133,8 @@ export class Cell {
       await this.acts.install([name], made);
       [made.disabled, made.textContent] = [false, label];
     };
-    const install = button(label, act, { class: "quiet", title: "From the server's index of packages, into this session" });
-    this.output.add(element("p", { class: "note" }, "If the module is part of a package that you trust: ", install, " then run the cell again."));
+    const install = button(label, act, { class: "link", title: "From the server's index of packages, into this session: for packages that you trust" });
+    this.output.add(element("p", { class: "note" }, "This module is not installed. ", install));
   }
 
   /** A cell goes on after a `%pip` that failed, unless that is its last line: so only its output tells. */

@@ -200,7 +200,7 @@ export class Desk {
     const cells = [...from.past, ...from.all].filter(({ result }) => result).map((cell) => cell.keep(Infinity));
     const branch = this.made(id, { parent: { id: from.id, name: from.name, cells } });
     this.workspaces.set(id, branch);
-    from.tell("Branched here to ", "plain", button(branch.name, () => this.openSession(id), { class: "quiet" }));
+    from.tell("Branched here to ", "plain", button(branch.name, () => this.openSession(id), { class: "link" }));
     await this.select(id);
   }
 

@@ -123,7 +123,7 @@ export class Workspace {
       cell.restore(events, result);
       return cell;
     });
-    const link = button(name, () => this.acts.open(id), { class: "quiet" });
+    const link = button(name, () => this.acts.open(id), { class: "link" });
     return element("ol", { class: "cells past", "aria-label": `Cells of ${name}` }, ...this.past.map(({ element }) => element), notice("Branched here from ", "plain", link));
   }
 
