@@ -737,11 +737,20 @@ def test_a_table_that_is_too_wide_has_a_shadow_at_its_edge(playground: Playgroun
         assert playground.page.evaluate(f"{frame}.classList.contains('wide')") is is_wide
 
 
+def test_cells_of_a_table_have_the_colours_of_a_styler(playground: Playground) -> None:
+    playground.run("import pandas as pd; frame = pd.DataFrame({'a': [1, 2], 'b': [3, 0]})")
+    playground.run("frame.style.highlight_max(color='yellow').map(lambda value: 'color: #ff0000; font-weight: bold' if value == 0 else '')")
+    assert playground.page.styles_in_frame("td[bgcolor]", "background-color") == ["rgb(255, 255, 0)"]
+    assert playground.page.styles_in_frame("td[bgcolor] font", "color") == ["rgb(0, 0, 0)"]  # in the dark as well
+    assert playground.page.styles_in_frame("td:not([bgcolor]) b font", "color") == ["rgb(255, 0, 0)"]
+    assert playground.page.evaluate("document.querySelectorAll('.output .note').length") == 0
+
+
 def test_styles_that_are_not_shown_are_reported(playground: Playground) -> None:
     playground.run("import pandas as pd; pd.DataFrame({'a': [1, 2]})")
     assert playground.page.evaluate("document.querySelectorAll('.output .note').length") == 0
-    playground.run("pd.DataFrame({'a': [1, 2]}).style.background_gradient()")
-    assert "This page shows no styles of outputs." in playground.page.text(".cell:last-child .output .note")
+    playground.run("pd.DataFrame({'a': [1, 2]}).style.bar()")
+    assert "This page shows no styles of outputs but colours of cells." in playground.page.text(".cell:last-child .output .note")
 
 
 def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground, browser: Browser) -> None:

@@ -4,6 +4,8 @@
  * and `dns-prefetch`: a session without a network could send data out by way of its reader's browser, as names that are looked up.
  */
 
+import { coloursOf } from "./colours.js";
+
 const KEPT = words(
   "a abbr article aside b bdi bdo big blockquote br caption center cite code col colgroup dd del details dfn div dl dt em figcaption figure " +
     "font footer h1 h2 h3 h4 h5 h6 header hr i img ins kbd li main mark meter ol p pre progress q s samp section small span strike strong " +
@@ -22,24 +24,29 @@ const DEEPEST = 300;
  * knows the marks could repeat a formula without end.
  */
 export function cleaned(html, policy, formulas = []) {
-  const body = new DOMParser().parseFromString(policy.createHTML(html), "text/html").body;
-  return body ? content(body, 0, [...formulas]) : "";
+  const parsed = new DOMParser().parseFromString(policy.createHTML(html), "text/html");
+  return parsed.body ? content(parsed.body, 0, { formulas: [...formulas], colours: coloursOf(parsed) }) : "";
 }
 
-function content(node, depth, formulas) {
+function content(node, depth, given) {
   if (depth > DEEPEST) return "";
-  return [...node.childNodes].map((child) => written(child, depth + 1, formulas)).join("");
+  return [...node.childNodes].map((child) => written(child, depth + 1, given)).join("");
 }
 
-function written(node, depth, formulas) {
+function written(node, depth, given) {
+  const { formulas, colours } = given;
   if (node.nodeType === Node.TEXT_NODE) return escaped(node.data).replace(FORMULA, (_, place) => formulas.splice(place, 1, "")[0] ?? "");
   if (node.nodeType !== Node.ELEMENT_NODE) return "";
   const name = node.localName;
   if (name === "svg") return `<img alt="" src="${escaped(picture(node))}">`;
   if (DROPPED.has(name)) return "";
-  if (!KEPT.has(name)) return content(node, depth, formulas);
-  const opening = `<${name}${attributes(node)}>`;
-  return VOID.has(name) ? opening : `${opening}${content(node, depth, formulas)}</${name}>`;
+  if (!KEPT.has(name)) return content(node, depth, given);
+  const { ground, text, bold } = (/^t[dh]$/.test(name) && colours.get(node.id)) || {};
+  const opening = `<${name}${attributes(node)}${ground ? ` bgcolor="${ground}"` : ""}>`;
+  if (VOID.has(name)) return opening;
+  const inner = content(node, depth, given);
+  const coloured = text ? `<font color="${text}">${inner}</font>` : inner;
+  return `${opening}${bold ? `<b>${coloured}</b>` : coloured}</${name}>`;
 }
 
 function attributes(node) {

@@ -2,6 +2,7 @@
 
 import { part } from "./api.js";
 import { cleaned } from "./clean.js";
+import { hasOtherStyles } from "./colours.js";
 import { button, element } from "./dom.js";
 import { save } from "./files.js";
 import { latex, markdown } from "./markdown.js";
@@ -33,7 +34,6 @@ export const safeHtml = (html, formulas) => cleaned(html, policy, formulas);
 export const needsScripts = (html) => /<script\b/i.test(html);
 
 const FROM_NETWORK = /<script[^>]*\ssrc\s*=(?!\s*["']?\s*data:)/i;
-const STYLED = /<style(?! scoped)/i; // pandas writes such a style for colours that were asked for, and a scoped one into each table
 const ELSEWHERE = /<(?:iframe|audio|video|object|embed)\b/i;
 // Enough for the twelve rows that pandas shows of a long table. What is higher scrolls, and then the frame can be dragged.
 const mostHeight = () => Math.max(440, 0.6 * innerHeight);
@@ -69,7 +69,7 @@ function noteOn(html, show) {
   if (FROM_NETWORK.test(html)) return said("This output needs scripts from the network. (Altair brings its own if vl-convert-python is installed.) ", saves);
   if (needsScripts(html)) return said("Scripts of this output do not run by themselves. ", runs, saves);
   if (ELSEWHERE.test(html)) return said("This page shows no frames, sound or video.");
-  return STYLED.test(html) ? said("This page shows no styles of outputs. ", saves) : "";
+  return hasOtherStyles(html) ? said("This page shows no styles of outputs but colours of cells. ", saves) : "";
 }
 
 /** A frame in which scripts run. Its origin is its own, and the policies of its document and of this page refuse what it loads and opens.
