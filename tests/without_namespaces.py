@@ -23,6 +23,7 @@ _CLONE = (56, 220)
 _NEEDED = (
     *("IPython", "traitlets", "decorator", "decorator.py", "jedi", "parso", "matplotlib_inline", "pygments", "stack_data", "executing"),
     *("asttokens", "pure_eval", "prompt_toolkit", "wcwidth", "pexpect", "ptyprocess", "typing_extensions.py", "ipython_pygments_lexers.py"),
+    "cloudpickle",
 )
 _PUBLIC = "/usr/bin/python3"
 BARE = Policy(isolation="no-namespaces", preload=(), spares=0)

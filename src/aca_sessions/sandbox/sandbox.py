@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from anyio import to_thread
 
@@ -16,7 +17,7 @@ from .limits.memory import MemoryLimit
 from .packages.store import Packages, SessionPackages
 from .policy import Limits
 from .proxy import Proxy
-from .session import copies
+from .session import copies, saved_state
 from .session.cell import CellNotSentError
 from .session.checkpoints import Checkpoints, SessionCheckpoint
 from .session.copies import deleted_open_files, restore
@@ -25,7 +26,9 @@ from .session.files import Files
 from .session.interpreter import Interpreter, fork, start
 from .session.processes import KillResult
 from .session.runtime import SharedRuntime
+from .session.saved_state import StateReader
 
+Result = TypeVar("Result")
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
 _UNKNOWN_DELETED_FILES = ("maybe some, this host cannot tell which",)
@@ -196,6 +199,20 @@ class Sandbox:
         SnapshotError if copying is impossible.
         """
         return await self._tasks.run_shielded(self._branch(reseed))
+
+    async def save(self, receive: "Callable[[StateReader], Awaitable[Result]]", *, timeout: float) -> "Result":
+        """Let a fork of the interpreter write the variables, files and settings of the session. Return what `receive` makes of them.
+
+        Raise SnapshotError if that is impossible, or not complete within `timeout` seconds.
+        """
+        return await saved_state.save(await self.interpreter(), receive, timeout=timeout)
+
+    async def restore(self, chunks: AsyncIterator[bytes], *, timeout: float) -> dict[str, str]:
+        """Restore what `save` received, in a sandbox that has run no cell. Return the names of what is missing, with the reasons.
+
+        Raise SnapshotError if that fails. The sandbox may have a part of the state then, and must be closed.
+        """
+        return await saved_state.restore(await self.interpreter(), chunks, timeout=timeout)
 
     async def warm_up(self) -> None:
         """Start the interpreter and make it touch the memory that cells need, so that the first cell is fast."""

@@ -17,6 +17,7 @@ MAX_FROM_GUEST = 32 << 20
 BROKEN_EXIT = 71  # exit code of an interpreter whose own loop failed
 REPORT = struct.Struct("<ii")  # by a session's first process: the number in the session of a process that ended, and its wait status
 ALLOCATION = struct.Struct("<qq")  # to the first process: where a part starts in the file that is sent with it, and its length
+RECORD = struct.Struct("<IQ")  # begins a record of a saved state: the lengths of its header, which is JSON, and of its payload
 MOST_PARTS = 200  # in one request: the kernel sends at most 253 descriptors with a message
 _MAX_HEADER = 512 << 10  # an honest one has at most 400 KB: 1,000 files, 4,096 processes and 200 variables
 _LENGTH = struct.Struct("<I")
@@ -286,6 +287,26 @@ class Extend(Message):
     execution: str
     paths: list[str]
     replaced: list[str]
+
+
+@dataclass(frozen=True)
+class Save(Message):
+    """A request to write the state of the interpreter to the pipe that comes with it.
+
+    In the answer `Finished`, the value is the pid in the session of the fork that writes.
+    """
+
+    execution: str
+
+
+@dataclass(frozen=True)
+class Restore(Message):
+    """A request to restore the state in the pipe that comes with it.
+
+    In the answer `Finished`, the text is JSON: a dict of what could not be restored, with the reasons.
+    """
+
+    execution: str
 
 
 def encode(message: Message) -> bytes:

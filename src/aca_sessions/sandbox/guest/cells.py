@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..wire import Command, Extend, Finished, Fork, Ping, Run, Started, WarmUp
-from . import snapshots, threads
+from ..wire import Command, Extend, Finished, Fork, Ping, Restore, Run, Save, Started, WarmUp
+from . import saves, snapshots, threads
 from .folders import session_folders
 from .link import Link, flush_streams, interrupts, restore_streams
 from .notebook import commands, modules
@@ -28,11 +28,14 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
     own_pid = os.getpid()
     for cell in link.cells(shell.loop_runner):
         snapshots.leave_deleted_folder()
+        saves.wait_for_forks()
         if isinstance(cell, Fork):
             finished = snapshots.fork(cell, link, shell)
             if finished is None:
                 own_pid = os.getpid()
                 continue
+        elif isinstance(cell, (Save, Restore)):
+            finished = saves.save(cell, link, shell) if isinstance(cell, Save) else saves.restore(cell, link, shell)
         else:
             finished = _run(cell, link, shell)
         interrupts.forbid()  # again: an interrupt may have come just before the cell's end did this

@@ -23,7 +23,7 @@ from time import monotonic, sleep
 from types import FrameType
 
 from .. import syscalls
-from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
+from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Restore, Run, Save, WarmUp, decode, frame
 from .notebook.cell_output import is_unread
 from .notebook.loop import Loop, cancel_cell
 
@@ -92,7 +92,7 @@ class Link:
         received, self._descriptors = self._descriptors, []
         return received
 
-    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
+    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork | Save | Restore]:
         """Yield each message of the host that is not an answer, such as a cell to run. Stop when the host closes the connection.
 
         Between messages, run the asyncio tasks that cells left unfinished.
@@ -180,7 +180,7 @@ class Link:
 
 
 def _decode(payload: bytes) -> Message:
-    message: Message = decode(payload, Run, Command, WarmUp, Ping, Extend, Fork, Answer)
+    message: Message = decode(payload, Run, Command, WarmUp, Ping, Extend, Fork, Save, Restore, Answer)
     return message
 
 

@@ -239,7 +239,7 @@ def _run_engine(engine: str, *arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-_COPIED_PACKAGES = ("ipython", "matplotlib-inline")
+_COPIED_PACKAGES = ("ipython", "matplotlib-inline", "cloudpickle")
 _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was compiled for loads it as well
 
 

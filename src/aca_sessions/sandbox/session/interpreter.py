@@ -202,6 +202,22 @@ class Interpreter:
             raise SnapshotError(result.error.message if result.error else prevented)
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
+    async def begin_saving(self, pipe: int) -> int:
+        """Let a fork write the state to `pipe`. Return its pid in the session. The guest reports the pid, and may lie."""
+        number = (await self._transfer(wire.Save("save"), pipe, _OWN_SECONDS)).value
+        return number if type(number) is int else 0
+
+    async def restore(self, pipe: int, *, timeout: float) -> str:
+        """Restore the state in `pipe`, and return the guest's report. Raise SnapshotError if that fails or takes too long."""
+        return (await self._transfer(wire.Restore("restore"), pipe, timeout)).text or ""
+
+    async def _transfer(self, message: wire.Save | wire.Restore, pipe: int, timeout: float) -> CodeExecutionResult:
+        async with self._busy:
+            result = await self._run(message, timeout, Cell(message.execution), descriptors=[pipe])
+        if result.error is not None:
+            raise SnapshotError(result.error.message)
+        return result
+
     async def _run(
         self,
         message: wire.Message,
@@ -216,7 +232,7 @@ class Interpreter:
                 raise CellNotSentError("the interpreter has ended, and the next cell starts a new one")
             if is_cancelled():  # while it waited for its turn. From here until the frame is sent there is no await
                 raise CellNotStartedError
-            self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
+            self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command | wire.Restore)
             self._cell, self._channel.inbox.most = cell, wire.MAX_FROM_GUEST
             started = time.perf_counter()
             cell.clock = Clock(partial(self._processor_seconds, time.clock_gettime(time.CLOCK_BOOTTIME)))

@@ -317,8 +317,8 @@ def find_image_python(named: str) -> str:
 
 
 def add_host_ipython() -> None:
-    """Append `SUPPLY`, the folder with the host's IPython, to `sys.path`, if the image has no IPython and this folder exists."""
-    if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
+    """Append `SUPPLY`, a folder with the host's IPython and cloudpickle, to `sys.path`, if the image lacks one and this folder exists."""
+    if os.path.isdir(SUPPLY) and None in map(importlib.util.find_spec, ("IPython", "cloudpickle")):
         sys.path.append(SUPPLY)
 
 

@@ -317,6 +317,10 @@ class Shell(InteractiveShell):
         super().reset(new_session, aggressive)
         self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
 
+    def forget_changes(self) -> None:
+        """Leave out of the next cell's result the changes of variables so far, because no cell of the user made them."""
+        self._tracker.changes()
+
     def set_history_size(self, cells: int) -> None:
         """Set how many cells' inputs `In` keeps, and how many values `Out` keeps."""
         self.displayhook.cache_size = cells
@@ -395,6 +399,8 @@ def build_shell(preload: list[str]) -> Shell:
     """
     for module in preload:
         importlib.import_module(module)
+    with contextlib.suppress(ImportError):  # without cloudpickle, sessions cannot be saved
+        importlib.import_module(f"{__package__.rpartition('.')[0]}.pickling")
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"

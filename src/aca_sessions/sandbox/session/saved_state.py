@@ -1,0 +1,225 @@
+"""Receive the state that an interpreter writes, and send it to another one. The host reads only the headers of its records."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ...errors import GuestDiedError, SnapshotError
+from ..wire import RECORD
+from .descriptors import open_process_of_session
+from .interpreter import Interpreter
+
+Result = TypeVar("Result")
+_PIECE = 1 << 20
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
+_LARGE = 1 << 20  # bytes of a payload that is a part of its own, because it often stays the same from one save to the next
+_MAX_HEADER = 1 << 20
+_MOST_NAMED = 10_000
+_LONGEST_NAME, _LONGEST_WHY = 1000, 300
+_DAMAGED = "the session wrote a state that cannot be read: its code may have interfered. Reset the session, and save it again"
+
+
+@dataclass(slots=True)
+class SavedVariables:
+    """What a state has, as the session reported it.
+
+    Attributes:
+        python: The version of Python that wrote it.
+        saved: How many variables it has.
+        lost: The names of variables and settings that could not be saved, with the reasons.
+    """
+
+    python: str = ""
+    saved: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+class StateReader:
+    """Reads a state from a pipe. `parts` yields it in parts, which belong together in their order; `variables` tells what it has."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Read from `descriptor`, which the caller closes."""
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._buffer = bytearray()
+        self.variables = SavedVariables()
+
+    async def parts(self) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield the parts of the state. A part must be read to its end before the next one.
+
+        A large payload is a part of its own. Raise SnapshotError if the state is malformed or ends early.
+        """
+        is_end = False
+        while not is_end:
+            is_end, size, small = False, 0, bytearray()
+            while not is_end and size < _LARGE:
+                header, size = await self._read_header()
+                is_end = self._note(header)
+                small += RECORD.pack(len(header), size) + header
+                if size < _LARGE:
+                    small += await self._read(size)
+                if len(small) >= _LARGE:
+                    break
+            yield _single(bytes(small))
+            if size >= _LARGE:
+                yield self._payload(size)
+
+    async def _read_header(self) -> tuple[bytes, int]:
+        header_size, size = RECORD.unpack(await self._read(RECORD.size))
+        if header_size > _MAX_HEADER:
+            raise SnapshotError(_DAMAGED)
+        return await self._read(header_size), size
+
+    def _note(self, header: bytes) -> bool:
+        """Read the header of a record. Return whether it is the last one."""
+        try:
+            match json.loads(header):
+                case {"kind": "start", "python": str(python)}:
+                    self.variables.python = python[:_LONGEST_NAME]
+                case {"kind": "lost", "names": [str(name)], "why": str(why)}:
+                    if len(self.variables.lost) < _MOST_NAMED:
+                        self.variables.lost[name[:_LONGEST_NAME]] = why[:_LONGEST_WHY]
+                case {"kind": "group" | "buffer" | "settings" | "file"}:
+                    pass
+                case {"kind": "failed", "why": str(why)}:
+                    raise SnapshotError(f"the session cannot be saved: {why[:_LONGEST_WHY]}")
+                case {"kind": "end", "saved": int(saved)}:
+                    self.variables.saved = saved
+                    return True
+                case _:
+                    raise SnapshotError(_DAMAGED)
+        except (ValueError, RecursionError):
+            raise SnapshotError(_DAMAGED) from None  # unchained: the cause would hold data of the guest
+        return False
+
+    async def _payload(self, size: int) -> AsyncIterator[bytes]:
+        while size:
+            piece = await self._read(min(size, _PIECE))
+            size -= len(piece)
+            yield piece
+
+    async def _read(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            try:
+                data = os.read(self._descriptor, _PIECE)
+            except BlockingIOError:
+                await _wait(self._descriptor, asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+                continue
+            if not data:
+                raise SnapshotError("the session ended before its state was complete: it may have reached a limit. Try again")
+            self._buffer += data
+        taken = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return taken
+
+
+async def save(interpreter: Interpreter, receive: "Callable[[StateReader], Awaitable[Result]]", *, timeout: float) -> "Result":
+    """Let a fork of an interpreter write its state, and return what `receive` makes of it.
+
+    Raise SnapshotError if the state is not complete within `timeout` seconds, or if the interpreter cannot be forked.
+    """
+    read_end, write_end = _make_pipe()
+    number = 0
+    try:
+        try:
+            number = await interpreter.begin_saving(write_end)
+        finally:
+            os.close(write_end)
+        async with asyncio.timeout(timeout):
+            return await receive(StateReader(read_end))
+    except BaseException as error:
+        _end_fork(interpreter, number)
+        if isinstance(error, TimeoutError):
+            raise SnapshotError(f"the session could not be saved within {timeout:g} s: save less, or allow more time") from error
+        raise
+    finally:
+        os.close(read_end)
+
+
+async def restore(interpreter: Interpreter, chunks: AsyncIterator[bytes], *, timeout: float) -> dict[str, str]:
+    """Restore a saved state in a new interpreter. Return the names of what could not be restored, with the reasons.
+
+    Raise SnapshotError if that fails. The interpreter may have a part of the state then: end it.
+    """
+    read_end, write_end = _make_pipe()
+    sending = asyncio.ensure_future(_write_state(write_end, chunks))  # closes its end, so that the guest notices a state that is cut off
+    try:
+        report = await interpreter.restore(read_end, timeout=timeout)
+    except SnapshotError:
+        if sending.done() and not sending.cancelled() and (failure := sending.exception()):
+            raise failure from None  # the guest could not read the state because the store failed
+        raise
+    finally:
+        os.close(read_end)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    return _read_report(report)
+
+
+def _read_report(report: str) -> dict[str, str]:
+    try:
+        match json.loads(report):
+            case {"missing": {**missing}, "more": int(more)}:
+                named = {str(name)[:_LONGEST_NAME]: str(why)[:_LONGEST_WHY] for name, why in missing.items()}
+                return named | ({f"{more} more": "the list of what is missing is cut off"} if more else {})
+    except (ValueError, RecursionError):
+        pass
+    raise SnapshotError("the session's code has changed how a state is restored: start it without the saved state")
+
+
+def _end_fork(interpreter: Interpreter, number: int) -> None:
+    """End the fork that writes a state, if it still runs. The guest reports its pid, and can only name processes of its own session."""
+    with contextlib.suppress(GuestDiedError, OSError):
+        process = open_process_of_session(interpreter.runtime.init, number)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+
+
+async def _write_state(descriptor: int, chunks: AsyncIterator[bytes]) -> None:
+    """Write a saved state into the pipe of an interpreter that restores it, and close it. Return early if it is not read any more."""
+    try:
+        await _write_chunks(descriptor, chunks)
+    finally:
+        os.close(descriptor)
+
+
+async def _write_chunks(descriptor: int, chunks: AsyncIterator[bytes]) -> None:
+    os.set_blocking(descriptor, False)
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(BrokenPipeError):
+        async for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                try:
+                    view = view[os.write(descriptor, view) :]
+                except BlockingIOError:
+                    await _wait(descriptor, loop.add_writer, loop.remove_writer)
+
+
+def _make_pipe() -> tuple[int, int]:
+    """Return the read end and the write end of a pipe that takes 1 MB at once, if the kernel permits that."""
+    read_end, write_end = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(write_end, _SET_PIPE_SIZE, _PIECE)
+    return read_end, write_end
+
+
+async def _wait(descriptor: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+    ready = asyncio.Event()
+    add(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(descriptor)
+
+
+async def _single(part: bytes) -> AsyncIterator[bytes]:
+    yield part
