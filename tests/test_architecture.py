@@ -56,6 +56,7 @@ MAY_IMPORT = {
         "lifetime",
         "guest_text",
     },
+    "durable": {"durable", "models", "errors", "telemetry", "lifetime"},
     "hosting": set(),
     "server.guard": {"hosting", "contract"},
     "server": {
@@ -92,14 +93,14 @@ MAY_IMPORT |= {
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
-    "redis": {"agent.library.redis_storage"},
+    "redis": {"agent.library.redis_storage", "durable.redis_store"},
     "yaml": {"agent.tools.yaml_files"},
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
     "mcp": {"agent.tools.mcp", *(f"mcp.{name}" for name in ("code_tools", "resources", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
-    "azure": {"connect", "client.auth"},
+    "azure": {"connect", "client.auth", "durable.azure_store"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
         *("client.snippets", "notebook", "cli.prompt"),

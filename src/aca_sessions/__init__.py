@@ -11,6 +11,7 @@ The folders and modules of the package. Calls go right, results come back:
     client              sends requests to a server; has the classes for one session and for a pool of sessions
     server              receives the requests and runs the cells in sandboxes
     sandbox             isolates and runs untrusted code; sandbox.guest is the untrusted side
+    durable             the store of saved sessions: a folder, Redis or Azure Blob Storage
     agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
     integrations        adapters for agent frameworks, such as Semantic Kernel; beside them mcp, cli and notebook
 """

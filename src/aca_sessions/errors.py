@@ -21,7 +21,12 @@ ACASessionsError
 │   └── SnapshotError           a checkpoint, rollback or branch is not possible now
 │       └── PartlyRestoredError the files are neither as they were nor as at the checkpoint
 ├── ForkedProcessError          a forked process used what its parent opened
-├── StorageError                a storage of skills, artifacts or dependencies cannot be read or written
+├── StorageError                a storage of skills, artifacts, dependencies or saved sessions cannot be read or written
+│   ├── RecordNotFoundError     the store has no such record
+│   ├── SaveCorruptedError      a saved session was changed, cut or mixed up; nothing of it was used
+│   ├── SaveKeyError            a saved session is encrypted with another key, or not encrypted
+│   ├── SaveTooLargeError       the session is larger than a save may be
+│   └── FencedError             another server has taken the session
 └── ExecutionError              only from result.raise_for_error()
 """
 
@@ -126,7 +131,27 @@ class ForkedProcessError(ACASessionsError):
 
 
 class StorageError(ACASessionsError):
-    """A storage of skills, artifacts or dependencies cannot be read or written. No record is left half written."""
+    """A storage of skills, artifacts, dependencies or saved sessions cannot be read or written. No record is left half written."""
+
+
+class RecordNotFoundError(StorageError):
+    """The store has no record of this key."""
+
+
+class SaveCorruptedError(StorageError):
+    """A saved session was changed, cut off or put in the place of another one. It cannot be restored."""
+
+
+class SaveKeyError(StorageError):
+    """A saved session is encrypted and the key is missing or another one, or it is not encrypted although there is a key."""
+
+
+class SaveTooLargeError(StorageError):
+    """The session is larger than a save may be. Nothing was saved."""
+
+
+class FencedError(StorageError):
+    """Another server has taken this session, or its saves were deleted. This server may not save it any more."""
 
 
 class ExecutionError(ACASessionsError):

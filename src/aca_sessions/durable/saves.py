@@ -1,0 +1,422 @@
+"""The saves of sessions. An owner is a session, named by a hash. The two newest saves of each owner are kept.
+
+A store has `heads/OWNER` (see `heads`), `saves/OWNER/ID` for each save, which has its manifest and the list of its blobs, and
+`blobs/OWNER/ID` for their contents. An id begins with the fence of the lease under which it was written. The rest is random: a hash of the
+content would show what a session has to everyone who can list the store. Equal contents of the kept saves are still stored once, because
+saves record the hashes.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from ..errors import FencedError, InvalidArgumentError, RecordNotFoundError, SaveCorruptedError, SaveTooLargeError, StorageError
+from ..lifetime import log_failure
+from .chunks import closing, compute, join, split, stream
+from .heads import Head, Heads, check_id, check_owner, fence_of, make_id
+from .sealing import PIECE, Sealer
+from .store import Store
+
+_logger = logging.getLogger("aca_sessions")
+_KEPT = 2
+_MANIFEST_BYTES = 4 * 1024 * 1024
+_RECORD_BYTES = 4 * _MANIFEST_BYTES
+_SERVER_LENGTH = 256
+_AT_ONCE = 8  # records that are read at the same time to list all owners
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A content of a save. `sha256` and `size` are those of the plain content."""
+
+    sha256: str
+    size: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """A whole save of a session.
+
+    Attributes:
+        owner: The owner.
+        id: The id of this version.
+        created: When it was committed.
+        manifest: What the caller gave to `commit`.
+        blobs: The contents, by their names.
+    """
+
+    owner: str
+    id: str
+    created: datetime
+    manifest: dict[str, Any]
+    blobs: Mapping[str, Blob]
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of all contents."""
+        return sum(blob.size for blob in self.blobs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one server to save a session. `fence` is larger than that of each earlier lease."""
+
+    owner: str
+    server: str
+    fence: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What a writer builds on: the ids in the head when it began, and the saves of them that can be read."""
+
+    ids: tuple[str, ...]
+    saves: tuple[Save, ...]
+
+
+@dataclass(slots=True)
+class _Content:
+    """A content that passes through: its hash, its size, and how many bytes are still allowed."""
+
+    allowed: int
+    size: int = 0
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    async def count(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """Yield a content and hash it. Raise SaveTooLargeError if it is too long."""
+        async with closing(split(chunks, PIECE)) as pieces:
+            async for piece in pieces:
+                self.size += len(piece)
+                if self.size > self.allowed:
+                    raise SaveTooLargeError("")
+                await compute(self._digest.update, piece)
+                yield piece
+
+    @property
+    def sha256(self) -> str:
+        return str(self._digest.hexdigest())
+
+
+class _KnownContent(Exception):
+    def __init__(self, blob: Blob) -> None:
+        super().__init__()
+        self.blob = blob
+
+
+class Saves:
+    """The saves of all owners in a store."""
+
+    def __init__(self, store: Store, sealer: Sealer, *, max_bytes: int) -> None:
+        """Use a store. The caller closes it.
+
+        Args:
+            store: The store.
+            sealer: Seals all that is stored.
+            max_bytes: The largest size of one save: its contents and its manifest.
+        """
+        self._store = store
+        self._sealer = sealer
+        self._heads = Heads(store, sealer)
+        self._max_bytes = max_bytes
+
+    async def take(self, owner: str, server: str, seconds: float) -> Lease | None:
+        """Take the lease of an owner for some seconds. Return None if another server has it and it has not expired.
+
+        A server that has the lease already gets a new one, and its earlier one is fenced. Leases end by the clocks of the servers, which
+        should agree within seconds. If they do not, a server may take a lease too early. Then the other server cannot save any more, but no
+        save is mixed.
+
+        Args:
+            owner: The owner.
+            server: The id of this server.
+            seconds: How long the lease lasts.
+        """
+        check_owner(owner)
+        if not 1 <= len(server) <= _SERVER_LENGTH:
+            raise InvalidArgumentError(f"the id of a server must have 1 to {_SERVER_LENGTH} characters, got {len(server)}")
+        expires = time.time() + seconds
+
+        def compute_head(head: Head) -> Head:
+            if head.server not in (None, server) and head.expires > time.time():
+                return head
+            # Not only `fence + 1`: after `forget` there is no head to count on, and a number must not come back.
+            return replace(head, fence=max(head.fence + 1, time.time_ns()), server=server, expires=expires)
+
+        head = await self._heads.change(owner, compute_head)
+        return Lease(owner, server, head.fence, expires) if (head.server, head.expires) == (server, expires) else None
+
+    async def renew(self, lease: Lease, seconds: float) -> Lease:
+        """Make a lease last for some seconds from now. Raise FencedError if another server has taken the session."""
+        expires = time.time() + seconds
+
+        def compute_head(head: Head) -> Head:
+            _check_fence(head, lease.fence)
+            return replace(head, server=lease.server, expires=expires)
+
+        await self._heads.change(lease.owner, compute_head)
+        return replace(lease, expires=expires)
+
+    async def release(self, lease: Lease) -> None:
+        """Give a lease up. Do nothing if another server has taken the session."""
+
+        def compute_head(head: Head) -> Head | None:
+            if head.fence != lease.fence:
+                return head
+            return replace(head, server=None, expires=0.0) if head.saves else None
+
+        await self._heads.change(lease.owner, compute_head)
+
+    async def begin(self, owner: str, fence: int) -> "Writer":
+        """Start to save a session under the lease with this fence. Only one writer of an owner can commit at a time.
+
+        Raise FencedError if another server has taken the session.
+        """
+        head = await self._heads.read(check_owner(owner)) or Head()
+        _check_fence(head, fence)
+        saves = [save for id in head.saves if (save := await self._read_if_whole(owner, id)) is not None]
+        return Writer(self, owner, fence, _Base(head.saves, tuple(saves)))
+
+    async def newest(self, owner: str) -> Save | None:
+        """Return the newest save of an owner, or None. Raise SaveCorruptedError if it was changed in the store."""
+        return await self._read_version(owner, 0)
+
+    async def older(self, owner: str) -> Save | None:
+        """Return the save before the newest one of an owner, or None."""
+        return await self._read_version(owner, 1)
+
+    async def read(self, owner: str, blob: Blob) -> AsyncIterator[bytes]:
+        """Yield the content of a blob. Each chunk was verified, but the content is whole only when the iterator ends without an error."""
+        key = _blob_key(check_owner(owner), blob.id)
+        size = 0
+        async with closing(self._sealer.open(self._store.read(key), key.encode())) as chunks:
+            async for chunk in chunks:
+                size += len(chunk)
+                yield chunk
+        if size != blob.size:
+            raise SaveCorruptedError("a saved content has another length than its save says: delete the saves of this session")
+
+    async def forget(self, owner: str) -> bool:
+        """Delete all saves and the lease of an owner. Return whether there were any.
+
+               A server that uses the session cannot save it any more.
+        After a crash, another call deletes the rest.
+        """
+        found = await self._find_ids(check_owner(owner))
+        head = await self._heads.delete(owner)
+        newest = max([head.fence if head else 0, *(fence_of(id) for id in found.values())])
+        # What a later lease writes meanwhile has a larger fence, and stays.
+        await self._delete_ids(owner, kept=set(), newest=newest)
+        return bool(found) or head is not None
+
+    async def list(self) -> Sequence[Save]:
+        """Return the newest save of each owner that has one. Leave out those that cannot be read, and log how many."""
+        owners = await self._heads.owners()
+        found: list[Save | BaseException | None] = []
+        for start in range(0, len(owners), _AT_ONCE):
+            batch = owners[start : start + _AT_ONCE]
+            found += await asyncio.gather(*(self.newest(owner) for owner in batch), return_exceptions=True)
+        if unreadable := sum(isinstance(one, SaveCorruptedError | RecordNotFoundError) for one in found):
+            _logger.warning("%d saved sessions are left out of the list, because they cannot be read", unreadable)
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, SaveCorruptedError | RecordNotFoundError):
+                raise one
+        return [one for one in found if isinstance(one, Save)]
+
+    async def _is_stored(self, owner: str, blob: Blob) -> bool:
+        """Return whether the store has a blob in its full length. A lost one is written again."""
+        return await self._store.size(_blob_key(owner, blob.id)) == self._sealer.sealed_length(blob.size)
+
+    async def _read_version(self, owner: str, number: int) -> Save | None:
+        check_owner(owner)
+        while True:
+            head = await self._heads.read(owner)
+            if head is None or len(head.saves) <= number:
+                return None
+            try:
+                return await self._read_save(owner, head.saves[number])
+            except RecordNotFoundError:
+                if await self._heads.read(owner) == head:
+                    raise SaveCorruptedError("a part of a saved session is missing: use an older save, or delete its saves") from None
+                # Newer saves have replaced it between the two reads.
+
+    async def _read_if_whole(self, owner: str, id: str) -> Save | None:
+        """Return a save, or None if it is damaged: the next save then replaces it. Errors of the store and of the key are raised."""
+        try:
+            return await self._read_save(owner, id)
+        except (SaveCorruptedError, RecordNotFoundError):
+            return None
+
+    async def _read_save(self, owner: str, id: str) -> Save:
+        key = _save_key(owner, id)
+        data = await join(self._sealer.open(self._store.read(key), key.encode()), _RECORD_BYTES)
+        try:
+            fields = json.loads(data or b"")
+            blobs = {name: Blob(str(sha256), int(size), check_id(id)) for name, (sha256, size, id) in fields["blobs"].items()}
+            return Save(owner, id, datetime.fromisoformat(fields["created"]), dict(fields["manifest"]), blobs)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise SaveCorruptedError("a saved session cannot be parsed: use an older save, or delete its saves") from None
+
+    async def _write_save(self, save: Save) -> None:
+        key = _save_key(save.owner, save.id)
+        await self._store.write(key, self._sealer.seal(stream(_encode_save(save)), key.encode()))
+
+    async def _find_ids(self, owner: str) -> dict[str, str]:
+        """Return the ids in all keys of an owner's saves and blobs, by key."""
+        keys = [*await self._store.keys(f"saves/{owner}"), *await self._store.keys(f"blobs/{owner}")]
+        return {key: key.rpartition("/")[2] for key in keys}
+
+    async def _delete_ids(self, owner: str, *, kept: set[str], newest: int) -> None:
+        """Delete an owner's saves and blobs except those in `kept`, and except those that were written under a lease after `newest`."""
+        for key, id in (await self._find_ids(owner)).items():
+            if id not in kept and fence_of(id) <= newest:
+                await self._store.delete(key)
+
+
+class Writer:
+    """Writes one save. Nothing of it is visible before `commit`. Use `async with`, or call `abandon` if it is not committed."""
+
+    def __init__(self, saves: Saves, owner: str, fence: int, base: _Base) -> None:
+        self._saves = saves
+        self._owner = owner
+        self._fence = fence
+        self._base = base
+        self._id = make_id(fence)
+        self._left = saves._max_bytes
+        self._known = {blob.sha256: blob for save in reversed(base.saves) for blob in save.blobs.values()}
+        self._blobs: dict[str, Blob] = {}
+        self._written: set[str] = set()  # keys, to delete if the save is abandoned
+        self._save: Save | None = None
+        self._may_be_committed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.abandon()
+
+    async def add(self, name: str, chunks: AsyncIterable[bytes]) -> Blob:
+        """Write a content. If a kept save has the same content, refer to that and store nothing.
+
+        Raise SaveTooLargeError if this save gets larger than it may be.
+        """
+        if name in self._blobs or self._save is not None:
+            raise InvalidArgumentError("a save cannot have two contents of the same name, or more contents after `commit`")
+        content = _Content(self._left)
+        try:
+            blob = await self._write(content, chunks)
+        except _KnownContent as known:
+            blob = known.blob
+        except SaveTooLargeError:
+            raise self._too_large() from None
+        self._left -= blob.size
+        self._known[blob.sha256] = blob
+        self._blobs[name] = blob
+        return blob
+
+    async def commit(self, manifest: dict[str, Any]) -> Save:
+        """Make this the newest save, by one swap of the head. Then delete what no kept save refers to.
+
+        Raise FencedError if another server has taken the session. After another StorageError, the save may be committed or not: call this
+        again.
+        """
+        save = self._save or await self._write_save(manifest)
+        kept = [save, *self._base.saves[: _KEPT - 1]]
+        await self._swap_head(tuple(one.id for one in kept))
+        await self._delete_unreferenced(kept)
+        return save
+
+    async def abandon(self) -> None:
+        """Delete what was written. Do nothing if the save is committed, or if it may be: then the next commit deletes it."""
+        if self._may_be_committed:
+            return
+        for key in sorted(self._written):
+            with contextlib.suppress(StorageError):  # the next commit deletes it
+                await self._saves._store.delete(key)
+        self._written.clear()
+
+    async def _write_save(self, manifest: dict[str, Any]) -> Save:
+        save = Save(self._owner, self._id, datetime.now(UTC), manifest, dict(self._blobs))
+        size = len(_encode_save(save))
+        if size > _MANIFEST_BYTES:
+            raise InvalidArgumentError(f"the manifest of a save must be at most {_MANIFEST_BYTES} bytes as JSON, got {size}")
+        if size > self._left:
+            raise self._too_large()
+        self._written.add(_save_key(self._owner, self._id))
+        await self._saves._write_save(save)
+        self._save = save
+        return save
+
+    async def _write(self, content: _Content, chunks: AsyncIterable[bytes]) -> Blob:
+        id = make_id(self._fence)
+        key = _blob_key(self._owner, id)
+        self._written.add(key)
+        sealed = self._saves._sealer.seal(self._stop_if_known(content, chunks), key.encode())
+        await self._saves._store.write(key, sealed)
+        return Blob(content.sha256, content.size, id)
+
+    async def _stop_if_known(self, content: _Content, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """Yield a content. Raise _KnownContent at its end if a kept save has it too, so that the store drops what it got."""
+        async with closing(content.count(chunks)) as counted:
+            async for piece in counted:
+                yield piece
+        if (blob := self._known.get(content.sha256)) is not None and await self._saves._is_stored(self._owner, blob):
+            raise _KnownContent(blob)
+
+    async def _swap_head(self, ids: tuple[str, ...]) -> None:
+        def compute_head(head: Head) -> Head:
+            if self._id in head.saves:  # an earlier attempt, whose response was lost
+                return head
+            _check_fence(head, self._fence)
+            if head.saves != self._base.ids:
+                raise StorageError("another save of this session was committed since this one began: save again")
+            self._may_be_committed = True
+            return replace(head, saves=ids)
+
+        await self._saves._heads.change(self._owner, compute_head)
+
+    async def _delete_unreferenced(self, kept: Sequence[Save]) -> None:
+        ids = {id for save in kept for id in (save.id, *(blob.id for blob in save.blobs.values()))}
+        try:
+            await self._saves._delete_ids(self._owner, kept=ids, newest=self._fence)
+        except StorageError as error:  # the save is committed. The next commit deletes the rest
+            log_failure("deleting what saves do not need any more failed", error)
+
+    def _too_large(self) -> SaveTooLargeError:
+        megabytes = self._saves._max_bytes / 1_000_000
+        return SaveTooLargeError(
+            f"the session is larger than a save may be ({megabytes:g} MB): delete variables or files, "
+            "or raise ACASessions:Durable:MaxMegabytes"
+        )
+
+
+def _encode_save(save: Save) -> bytes:
+    blobs = {name: (blob.sha256, blob.size, blob.id) for name, blob in save.blobs.items()}
+    fields = {"created": save.created.isoformat(), "manifest": save.manifest, "blobs": blobs}
+    try:
+        return json.dumps(fields).encode()
+    except (TypeError, ValueError, RecursionError):  # its message may have a value
+        raise InvalidArgumentError("the manifest of a save must be a dict of values that JSON has") from None
+
+
+def _check_fence(head: Head, fence: int) -> None:
+    if head.fence == 0:
+        raise FencedError("the saves of this session were deleted, or it was released: connect again")
+    if head.fence != fence:
+        raise FencedError("another server has taken this session: connect again")
+
+
+def _save_key(owner: str, id: str) -> str:
+    return f"saves/{owner}/{id}"
+
+
+def _blob_key(owner: str, id: str) -> str:
+    return f"blobs/{owner}/{id}"
