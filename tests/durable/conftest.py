@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -99,6 +100,13 @@ async def folder(tmp_path: Path) -> AsyncIterator[Store]:
     """A store in a folder, for tests that need only one kind."""
     async with open_store(f"file://{tmp_path}/store") as opened:
         yield opened
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A folder in memory, where `fsync` costs nothing, for tests of many steps."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as path:
+        yield Path(path)
 
 
 @pytest.fixture

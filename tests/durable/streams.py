@@ -44,7 +44,9 @@ class FaultyStore(ClosingStore):
         return self.operations == self._fail_at or (self._dies and 0 < self._fail_at < self.operations)
 
     def _check(self, fails: bool, when: str) -> None:
-        if fails and (when == self._when or (self._dies and self.operations > self._fail_at) or (self._when == "half" and when == "before")):
+        is_dead = self._dies and self.operations > self._fail_at
+        fails_now = when == self._when or (self._when == "half" and when == "before")
+        if fails and (is_dead or fails_now):
             raise StorageError("the disk is gone")
 
     async def write(self, key: str, chunks: AsyncIterable[bytes]) -> None:

@@ -118,7 +118,9 @@ async def test_concurrent_writers_leave_one_whole_content(store: Store, store_ur
         assert await all_of(store.read("a")) in (LONG, LONG[::-1])
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "..", "a/../b", ".new/x", "A", "a_b", "a\n", "a" * 129, "a/b/c/d/e/f", "a\0", "-a"])
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "..", "a/../b", ".new/x", "A", "a_b", "a\n", "a" * 129, "a/b/c/d/e/f", "a\0", "-a"]
+)
 async def test_an_invalid_key_is_refused_without_naming_it(folder: Store, key: str) -> None:
     with pytest.raises(InvalidArgumentError, match="a key of a store must have") as raised:
         await folder.write(key, of(b""))

@@ -6,6 +6,7 @@ import secrets
 from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +21,8 @@ from .chunks import closing, split
 from .store import PIECE, SMALL, ClosingStore, check_folder, check_key, check_swap, is_key, missing_record
 
 _FORM = "azure-blob://account/container or azure-blob://account/container/prefix"
-_OPTIONS: dict[str, Any] = {"max_single_get_size": PIECE, "max_chunk_get_size": PIECE, "max_single_put_size": PIECE}
+_SINGLE = 1024 * 1024  # bytes of a content that is sent in one request
+_OPTIONS: dict[str, Any] = {"max_single_get_size": PIECE, "max_chunk_get_size": PIECE, "max_single_put_size": _SINGLE}
 
 
 class AzureStore(ClosingStore):
@@ -47,7 +49,7 @@ class AzureStore(ClosingStore):
         async with closing(split(chunks, PIECE)) as pieces:
             first = await anext(pieces.__aiter__(), b"")  # closes nothing: `pieces` continues below
             await self._create_container()
-            if len(first) < PIECE:
+            if len(first) <= _SINGLE:
                 with _convert_errors():
                     await blob.upload_blob(first, overwrite=True)
                 return
@@ -130,7 +132,7 @@ class AzureStore(ClosingStore):
     async def _stage(self, blob: BlobClient, piece: bytes) -> BlobBlock:
         id = b64encode(secrets.token_bytes(16)).decode()
         with _convert_errors():
-            await blob.stage_block(id, piece)
+            await blob.stage_block(id, BytesIO(piece), length=len(piece))  # aiohttp warns of more than 1 MB as bytes
         return BlobBlock(id)
 
     async def _create(self, blob: BlobClient, new: bytes | None) -> bool:
@@ -169,11 +171,9 @@ def _convert_errors(*, missing: bool = True) -> Iterator[None]:
     """Convert errors of Azure to StorageError. If `missing` is false, raise ResourceNotFoundError unchanged."""
     try:
         yield
-    except ResourceNotFoundError as error:
-        if missing and getattr(error, "error_code", None) != "ContainerNotFound":
-            raise missing_record() from None
+    except ResourceNotFoundError:
         if missing:
-            raise _storage_error(error) from None
+            raise missing_record() from None
         raise
     except AzureError as error:
         raise _storage_error(error) from None  # the cause can have the URL of the blob, which has the key
