@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from redis import Redis
 
 from aca_sessions.durable import folder_store, redis_store
+from aca_sessions.durable.redis_store import RedisStore
 from aca_sessions.durable.store import PIECE, SMALL, Store, open_store
 from aca_sessions.errors import ConfigurationError, InvalidArgumentError, RecordNotFoundError, StorageError
 
@@ -316,6 +318,16 @@ async def test_a_content_whose_pieces_expired_is_not_published(redis: RedisServe
             with pytest.raises(StorageError, match="was deleted while it was written"):
                 await store.write("a", chunks())
             assert await store.size("a") is None
+
+
+async def test_publishing_again_after_a_lost_response_keeps_the_content(redis: RedisServer) -> None:
+    """The client sends a command again if the connection broke."""
+    async with open_store(redis.url) as opened:
+        store = cast(RedisStore, opened)
+        await store.write("a", of(LONG))
+        entry = await store._send("GET", redis_store._entry("a"))
+        assert await store._evaluate(redis_store._PUBLISH, [redis_store._entry("a"), redis_store._INDEX], redis_store._PIECES, "a", entry)
+        assert await all_of(store.read("a")) == LONG
 
 
 async def test_a_full_redis_is_reported_and_keeps_what_is_there(redis: RedisServer) -> None:

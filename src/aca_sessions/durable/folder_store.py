@@ -1,16 +1,18 @@
 """A store in a folder. Each key is a file. No symbolic link below the folder is followed."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import hashlib
 import os
+import random
 import secrets
 import stat
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConfigurationError, RecordNotFoundError, StorageError
@@ -77,7 +79,16 @@ class FolderStore(ClosingStore):
 
     async def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
         """Replace a small file if its content is `old`. A lock file keeps others out meanwhile, also other processes."""
-        return await _run(self._swap, check_swap(key, old, new).split("/"), old, new)
+        parts = check_swap(key, old, new).split("/")
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while (swapped := await _run(self._try_to_swap, parts, old, new)) is None:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"cannot lock the store of saved sessions within {_LOCK_SECONDS:g} s, because another process holds the lock: "
+                    "continue or end the process that is stopped"
+                )
+            await asyncio.sleep(random.uniform(0.001, 0.005))  # noqa: S311  not in the thread, which others need
+        return swapped
 
     def _create(self) -> "_NewFile":
         with self._folder([_NEW], create=True) as folder:
@@ -147,8 +158,13 @@ class FolderStore(ClosingStore):
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
 
-    def _swap(self, parts: list[str], old: bytes | None, new: bytes | None) -> bool:
-        with self._locked("/".join(parts)):
+    def _try_to_swap(self, parts: list[str], old: bytes | None, new: bytes | None) -> bool | None:
+        """Swap a value and return whether it was `old`. Return None if another process or task holds the lock."""
+        with self._open_lock("/".join(parts)) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing the file releases it, as does the end of the process
+            except BlockingIOError:
+                return None
             if self._read_small(parts) != old:
                 return False
             if new is not None:
@@ -188,17 +204,11 @@ class FolderStore(ClosingStore):
         finally:
             os.close(folder)
 
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        """Lock one of 256 lock files, which a hash of the key selects, so that there is not one for each key."""
+    def _open_lock(self, key: str) -> BinaryIO:
+        """Open one of 256 lock files, which a hash of the key selects, so that there is not one for each key."""
         name = hashlib.sha256(key.encode()).hexdigest()[:2]
         with self._folder([_LOCKS], create=True) as folder:
-            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        try:
-            _lock(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
+            return open(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder), "rb")
 
     def _delete_leftovers(self, folder: int) -> None:
         """Delete temporary files that nothing was written to for an hour. Look at most every ten minutes."""
@@ -259,22 +269,6 @@ def _open_or_create(folder: int, name: str) -> int:
             os.mkdir(name, 0o700, dir_fd=folder)
             os.fsync(folder)
     raise lost_content()
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file. Raise StorageError if another process holds the lock for 30 s. The kernel releases the lock of a process that ended."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"cannot lock the store of saved sessions within {_LOCK_SECONDS:g} s, because another process holds the lock: "
-                    "continue or end the process that is stopped"
-                ) from None
-            time.sleep(0.002)
 
 
 async def _run(work: Callable[..., Result], *arguments: object) -> Result:
