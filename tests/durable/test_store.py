@@ -149,6 +149,8 @@ async def test_a_value_that_is_too_large_to_swap_is_refused(store: Store) -> Non
         pytest.param("azure-blob://account/", marks=pytest.mark.long),
         pytest.param("azure-blob://a:b@c/d", marks=pytest.mark.long),
         "redis://host:secretport",
+        "redis://[secretport",
+        "file:///a%00b",
     ],
 )
 def test_an_invalid_url_is_refused(url: str) -> None:

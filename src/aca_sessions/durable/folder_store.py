@@ -38,7 +38,7 @@ class FolderStore(ClosingStore):
         """Check a URL such as `file:///var/lib/sessions`. The first write creates the folder."""
         parts = urlsplit(url)
         self._base = unquote(parts.path)
-        if parts.netloc or not os.path.isabs(self._base) or parts.query or parts.fragment:
+        if parts.netloc or not os.path.isabs(self._base) or parts.query or parts.fragment or "\0" in self._base:
             raise ConfigurationError("the URL of a folder must be file:///absolute/path: write three slashes, and no '?' or '#'")
         self._cleaned = float("-inf")
 

@@ -78,8 +78,11 @@ def open_store(url: str) -> Store:
 
     Raise ConfigurationError if the URL is invalid or if a library is missing. No message contains the URL, because it may have a password.
     """
-    parts = urlsplit(url)
-    match parts.scheme:
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # its message may have a part of the URL
+        raise ConfigurationError(f"the URL of a store must be {_FORMS}") from None
+    match scheme:
         case "file":
             from .folder_store import FolderStore
 
@@ -88,7 +91,7 @@ def open_store(url: str) -> Store:
             return _open_redis(url)
         case "azure-blob":
             return _open_azure(url)
-    raise ConfigurationError(f"the URL of a store must be {_FORMS}, got one that begins with {parts.scheme[:20]!r}")
+    raise ConfigurationError(f"the URL of a store must be {_FORMS}, got one that begins with {scheme[:20]!r}")
 
 
 def _open_redis(url: str) -> Store:
