@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "telemetry": {"models"},
     "errors": set(),
     "lifetime": {"errors"},
-    "settings": {"client", "errors", "sandbox.policy"},  # the defaults of each
+    "json_file": {"errors"},
+    "settings": {"json_file", "client", "errors", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
     "client": {"client", "client.snippets", "contract", "ledger", "models", "errors", "telemetry", "lifetime"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page
@@ -71,8 +72,22 @@ MAY_IMPORT = {
         "errors",
         "lifetime",
         "telemetry",
+        "durable",
+        "guest_text",
     },
-    "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime", "models"},
+    "connect": {
+        "settings",
+        "durable",
+        "client",
+        "contract",
+        "server",
+        "hosting",
+        "sandbox",
+        "sandbox.policy",
+        "errors",
+        "lifetime",
+        "models",
+    },
     "bridge.codec": set(),
     "bridge.guest": {"bridge.codec", "sandbox.guest"},  # for the session's own folder
     "bridge.threaded_guest": {"bridge.codec", "bridge.guest", "sandbox.guest", "sandbox.wire"},  # sent as text, with these

@@ -92,6 +92,8 @@ def test_the_effective_defaults_can_be_read() -> None:
         "IndexUrl",
         "WheelFolder",
         "File",
+        "Store",
+        "Key",
         "ContainerImage",
     }
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
@@ -20,13 +21,14 @@ from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError,
 from .hosting import SESSIONS_PER_LEASE, Hosting
 from .lifetime import AsyncBlock, OwnerProcess
 from .models import Access, AccessLimits
-from .settings import LimitsSettings, PackagesSettings, Settings
+from .settings import DurableSettings, LimitsSettings, PackagesSettings, Settings
 
 if TYPE_CHECKING:
     from .sandbox.packages.environments import Environments
     from .sandbox.policy import Limits, PackageSource, Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
+    from .server.saved_sessions import SavedSessions
 
 _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
@@ -328,11 +330,29 @@ def _open_server(
         await sandboxes.wait_until_ready()
         given = hosting or Hosting()
         host = replace(given, audit=given.audit or options.Audit.File, audit_code=given.audit_code or options.Audit.Code)
-        sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
+        saved = (
+            await _open_saved_sessions(options.Durable, chosen.tenant, stack)
+            if options.Durable.Store and not (host.plain or host.shell)
+            else None
+        )
+        sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout, saved=saved)
         stack.sync_closers.append(sessions.journal.close)
         return Service(await stack.enter_async_context(sessions), host)
 
     return Opening("open_server", open_on)
+
+
+async def _open_saved_sessions(options: DurableSettings, tenant: str | None, stack: Stack) -> "SavedSessions":
+    from .durable.saves import Saves
+    from .durable.sealing import Sealer, parse_key
+    from .durable.store import open_store
+    from .server.saved_sessions import SavedSessions
+
+    assert options.Store is not None  # noqa: S101 - the caller looked
+    store = await stack.enter_async_context(open_store(options.Store.get_secret_value()))
+    key = parse_key(options.Key.get_secret_value()) if options.Key is not None else None
+    saves = Saves(store, Sealer(key), max_bytes=options.MaxMegabytes << 20)
+    return SavedSessions(saves, server=uuid.uuid4().hex, tenant=tenant or "", when=options.Save)
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":

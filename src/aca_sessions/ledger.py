@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
-from .models import CodeError, CodeExecutionResult, Entry, Record, State
+from .models import CodeError, CodeExecutionResult, Entry, Part, Record, State
 
 _KEPT = 1000  # entries of one ledger
 _SENT = 100  # entries in one response
+_GAP = 1 << 32  # positions that are left out after a save
 _MAX_DIGITS = 19  # of a position
 _UNCHANGED = State()
 _EXPIRED = State("lost", "lost", "ended", "expired")
@@ -80,6 +81,20 @@ class Ledger:
             return _UNCHANGED, Record(self.id, start, start, end)
         record = self.record(known or 0, start, end)
         return state_between(record.entries, record.since, end, unreported=_EXPIRED if known is None else None), record
+
+    def adopt(self, record: Record, *, fetched: int) -> None:
+        """Continue a ledger that another server, or this one before it was restarted, has saved as `record`.
+
+        The positions go on far above it, because the other server may have gone on after the save. `fetched` is the position of clients
+        that name none.
+        """
+        self.id, self.fetched = record.ledger, fetched
+        self._entries = [*record.entries]
+        self.position = record.end + _GAP
+
+    def latest_cause(self, kind: str) -> str | None:
+        """Return the cause in the latest entry of this kind, or None."""
+        return next((entry.cause for entry in reversed(self._entries) if entry.kind == kind), None)
 
     def contains(self, kind: str, since: int) -> bool:
         """Return whether there is an entry of this kind after position `since`."""
@@ -230,6 +245,8 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
     state = now
     if entry.variables == "rolled_back":
         state = _add_rollback_reason(replace(state, variables=_state_after_rollback(past.variables, requested)), past, entry)
+    elif entry.kind == "restored":
+        return _state_after_restore(state, past, entry)
     elif entry.variables != "kept":
         reason = _find_reason_for_files(states) if requested else entry.cause
         state = replace(state, variables="kept" if requested else entry.variables, reason=reason, checkpoint=None)
@@ -243,6 +260,17 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
     if entry.processes != "kept":
         state = replace(state, processes="kept" if requested else entry.processes)
     return replace(state, reason=None, checkpoint=None) if state.kind == "kept" else state
+
+
+def _state_after_restore(state: State, past: State, entry: Entry) -> State:
+    """Return the state after a session was restored. What was lost before its state was saved is still lost."""
+    variables, files = _part_after_restore(past.variables), _part_after_restore(past.files)
+    reason = past.reason if "restored" not in (variables, files) else entry.cause
+    return State(variables, files, state.processes, reason, missing=entry.missing, saved=entry.saved)
+
+
+def _part_after_restore(past: Part) -> Part:
+    return past if past in ("lost", "unknown") else "restored"
 
 
 def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:
@@ -288,4 +316,5 @@ def summarize(entries: list[Entry], most: int) -> list[Entry]:
     last = older[-1].position
     state = state_between(older, older[0].position - 1, last)
     summary = Entry(last, "summary", state.reason, state.variables, state.files, state.processes, cut_off=state.cut_off)
+    summary = replace(summary, missing=state.missing, saved=state.saved)
     return [summary, *newer]

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
 
@@ -17,6 +17,7 @@ _CONSEQUENCES: dict[Part, str] = {
     "unknown": "may have changed: look at one before you rely on it",
     "lost": "from before are gone",
 }
+_MOST_NAMED = 20  # things that a restored session lacks
 _MOST_IN_REPR = 80  # characters of a display's content
 _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "lost")
 
@@ -38,6 +39,8 @@ class State:
         checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
         cut_off: After a rollback, files that the session's code still has open but that are no longer in /mnt/data: what is written to them
             is lost. If the host cannot find out which files these are, one entry says so.
+        missing: After the session was restored: the names of what could not be saved or restored.
+        saved: After the session was restored: when its state was saved.
     """
 
     variables: Part = "kept"
@@ -46,6 +49,8 @@ class State:
     reason: str | None = None
     checkpoint: str | None = None
     cut_off: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    saved: datetime | None = None
 
     @property
     @lru_cache(256)  # noqa: B019 - a state is small. Each result asks for these texts several times, and most states are equal
@@ -68,6 +73,11 @@ class State:
         text = f"variables and files {files}" if self.variables == self.files else f"variables {variables}, files {files}"
         if self.processes == "ended" and self.kind in ("kept", "rolled_back"):
             text += "; background processes were ended"
+        if self.saved is not None:
+            text += f" of {self.saved.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        if self.missing:
+            more = f" and {len(self.missing) - _MOST_NAMED} more" if len(self.missing) > _MOST_NAMED else ""
+            text += f", without {', '.join(self.missing[:_MOST_NAMED])}{more}"
         if self.cut_off:
             text += f"; open files were cut off: {', '.join(self.cut_off)}"
         return text
@@ -83,11 +93,13 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 class Entry:
     """One entry of a session's ledger: something that happened, and how it affected variables, files and processes.
 
-    If the entry is a rollback, `to` is the position in the ledger at which the restored checkpoint was taken.
+    If the entry is a rollback or a restore, `to` is the position in the ledger at which the checkpoint or the saved state was taken.
     """
 
     position: int
-    kind: Literal["started", "died", "killed", "reset", "checkpoint", "rolled_back", "not_undone", "branched", "ended", "summary"]
+    kind: Literal[
+        "started", "died", "killed", "reset", "checkpoint", "rolled_back", "not_undone", "branched", "ended", "restored", "summary"
+    ]
     cause: str | None = None
     variables: Part = "kept"
     files: Part = "kept"
@@ -95,6 +107,8 @@ class Entry:
     to: int | None = None
     checkpoint: str | None = None
     cut_off: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    saved: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,6 +575,31 @@ class AccessLimits:
     temporary: int
     processes: int
     cell_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedSession:
+    """A saved session: its state in a store, from which it is restored when it is used again.
+
+    Attributes:
+        session_id: The identifier of the session.
+        created: When it was saved.
+        variables: How many variables were saved.
+        lost: The names of variables, files and settings that cannot be saved, with the reasons.
+        size: The size of the saved state in bytes.
+        python: The version of Python that the session had.
+        cells: How many cells were sent to the session before it was saved.
+        seconds: How long the save took; 0 in a list of saved sessions.
+    """
+
+    session_id: str
+    created: datetime
+    variables: int
+    lost: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    python: str = ""
+    cells: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from openapi_spec_validator import validate
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from aca_sessions import PackageSource, Policy, open_server
+from aca_sessions import PackageSource, Policy, Settings, open_server
 from aca_sessions.hosting import Hosting
 from aca_sessions.server import app as server
 from aca_sessions.server.routing import RouteSpec
@@ -54,7 +54,7 @@ def test_the_document_has_the_routes_of_the_server(monkeypatch: pytest.MonkeyPat
         return build(route, *more)
 
     monkeypatch.setattr(server, "build_route", record)
-    server.Service(cast(Any, SimpleNamespace(journal=None)), Hosting(metrics=bytes))
+    server.Service(cast(Any, SimpleNamespace(journal=None, saved=True)), Hosting(metrics=bytes))
     content = ("get", "/files/{name}/content")  # the server has one route for this and `GET /files/{name}`
     assert routes - EARLIER == {*OPERATIONS} - {content}
     assert routes > EARLIER
@@ -144,12 +144,14 @@ def _validate(value: object, place: str) -> None:
 
 
 @asynccontextmanager
-async def serving(contract: Contract, wheels: Path | None = None, **hosting: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+async def serving(
+    contract: Contract, wheels: Path | None = None, store: Path | None = None, **hosting: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """Serve sessions, and yield a client whose exchanges are checked, and the server."""
     policy = Policy(preload=(), spares=0, image=IMAGE, packages=PackageSource(wheels=str(wheels) if wheels else None))
     params = {"api-version": "2025-10-02-preview", "identifier": "test"}
     async with (
-        open_server(policy=policy, hosting=Hosting(**hosting)) as app,
+        open_server(Settings(Durable={"Store": f"file://{store}"} if store else {}), policy=policy, hosting=Hosting(**hosting)) as app,
         httpx.AsyncClient(
             transport=httpx.ASGITransport(app),
             base_url="http://test",
@@ -177,6 +179,13 @@ async def test_requests_and_responses_are_as_documented(tmp_path: Path) -> None:
         app.refuse_new_sessions()
         assert (await http.get("/health")).status_code == (await http.get("/readyz")).status_code == 503
         assert (await http.post("/executions", json={"code": "1"}, params={"identifier": "new"})).status_code == 503
+    async with serving(contract, store=tmp_path / "store") as (http, _):
+        await _about_saves(http)
+    async with serving(contract, store=tmp_path / "store") as (http, _):
+        restored = (await http.post("/executions", json={"code": "x"}, headers=RICH)).json()["acaSessions"]
+        assert (restored["text"], restored["state"]["missing"]) == ("1", ["lock"])
+        assert (await http.delete("/session/save")).status_code == 204
+        assert (await http.delete("/session/save")).status_code == 404
     async with serving(contract, shell=True) as (http, _):
         for body in ({"shellCommand": "echo hi; exit 3"}, {"execCommandAndArgs": ["cat"], "stdin": "x", "executionType": "Asynchronous"}):
             started = await http.post("/executions", json=body)
@@ -190,6 +199,14 @@ async def test_requests_and_responses_are_as_documented(tmp_path: Path) -> None:
         assert (full.status_code, full.json().keys()) == (429, {"code", "message"})
     expected = {key: {*one["responses"]} - {"default"} for key, one in OPERATIONS.items()}
     assert {key: names - contract.seen[key] for key, names in expected.items() if names - contract.seen[key]} == {}
+
+
+async def _about_saves(http: httpx.AsyncClient) -> None:
+    await http.post("/executions", json={"code": "import threading; x, lock = 1, threading.Lock()"})
+    assert (await http.post("/session/save")).json()["variables"] == 2
+    assert [one["session_id"] for one in (await http.get("/savedSessions")).json()["value"]] == ["test"]
+    await http.post("/executions", json={"code": "import sys; sys.modules['aca_sessions.sandbox.guest.saves']._write = None"})
+    assert (await http.post("/session/save")).status_code == 409
 
 
 async def _about_missing_sessions(http: httpx.AsyncClient) -> None:

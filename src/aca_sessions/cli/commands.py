@@ -263,6 +263,8 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument(
         "--metrics-key", default=metrics_key, metavar="KEY", help=f"a key that is accepted for /metrics only; better in ${keys.METRICS_KEY}"
     )
+    store = "save sessions that end in this store, and restore them when they are used again: file:///FOLDER, redis://… or azure-blob://…"
+    serve.add_argument("--store", metavar="URL", help=store)
     serve.add_argument("--audit", metavar="FILE", help="write a JSON line for each event, with hashed names and without code")
     serve.add_argument("--audit-code", action="store_true", help="write the code of cells to the audit log, too")
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)

@@ -344,7 +344,9 @@ def _keys(options: argparse.Namespace) -> tuple[Keys | None, str]:
 
 
 def _check_options(options: argparse.Namespace, settings: Settings) -> None:
-    """Raise ConfigurationError if an option would have no effect, because another one is missing."""
+    """Raise ConfigurationError if an option would have no effect, because another one is missing or excludes it."""
+    if options.store and (options.plain or options.shell):
+        raise ConfigurationError("--store cannot be combined with --plain or --shell: leave one of them out")
     for given, option, has_effect, needed in (
         (options.tls_dir != _TLS_FOLDER, "--tls-dir", options.tls, "--tls"),
         (options.audit_code, "--audit-code", settings.Audit.File, "--audit FILE"),
@@ -357,7 +359,8 @@ def _check_options(options: argparse.Namespace, settings: Settings) -> None:
 def _settings(options: argparse.Namespace) -> Settings:
     sandbox = {"Sandbox": {"Network": options.network}} if options.network else {}
     audit = {name: value for name, value in {"File": options.audit, "Code": options.audit_code or None}.items() if value}
-    return Settings(**sandbox, **({"Audit": audit} if audit else {}))
+    durable = {"Durable": {"Store": options.store}} if options.store else {}
+    return Settings(**sandbox, **durable, **({"Audit": audit} if audit else {}))
 
 
 def _hosting(options: argparse.Namespace, keys: Keys | None) -> Hosting:

@@ -68,6 +68,41 @@ async def end_sessions(options: argparse.Namespace) -> int:
     return 0
 
 
+async def save_session(options: argparse.Namespace) -> int:
+    """Save a session in the store of its server, and print what was saved. List on standard error what cannot be saved."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        await _require_session(interpreter, options.name, "NAME")
+        saved = await interpreter.save(options.name)
+    for name, why in saved.lost.items():
+        write_error(f"[not saved: {shown_name(name)} ({for_terminal(why)})]")
+    print(f"saved {saved.variables} variables, {saved.size} bytes, in {saved.seconds:.1f} s")
+    return 0
+
+
+async def list_saved(options: argparse.Namespace) -> int:
+    """Print a table of the saved sessions: when each was saved, its size in bytes, its number of variables, and its name."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        listed = await interpreter.saved()
+    if not listed:
+        write_error("no saved sessions")  # standard output stays empty for programs that read it
+        return 0
+    print(f"{'SAVED (UTC)':<19}  {'BYTES':>12}  {'VARIABLES':>9}  NAME")
+    for one in listed:
+        print(f"{_shown_time(one.created)}  {one.size:>12}  {one.variables:>9}  {shown_name(one.session_id, _LONGEST_NAME)}")
+    return 0
+
+
+async def forget_sessions(options: argparse.Namespace) -> int:
+    """Delete the saves of the named sessions. Stop with an error at the first one that has none."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        for place, name in enumerate(options.name, 1):
+            try:
+                await interpreter.forget(name)
+            except ServiceError as error:
+                raise _unknown(error, _place_of(place, len(options.name)), "saved") from None
+    return 0
+
+
 async def list_files(options: argparse.Namespace) -> int:
     """Print a line for each file in a folder of a session: its size, when it was changed last, and its name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
@@ -148,13 +183,23 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _add_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    own = commands.add_parser("sessions", help="list and end the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
+    own = commands.add_parser("sessions", help="list, end and save the sessions of an Endpoint").add_subparsers(
+        required=True, metavar="ls|rm|save|saved|forget"
+    )
     listing = own.add_parser("ls", help="list sessions: time of the last use, time of the end, name (a secret)")
     listing.set_defaults(act=list_sessions)
     removing = own.add_parser("rm", help="end sessions, with their variables and files")
     removing.add_argument("name", nargs="+", metavar="NAME", help="the name of a session")
     removing.set_defaults(act=end_sessions)
-    for parser in (listing, removing):
+    saving = own.add_parser("save", help="save a session in the server's store")
+    saving.add_argument("name", metavar="NAME", help="the name of the session")
+    saving.set_defaults(act=save_session)
+    saved = own.add_parser("saved", help="list saved sessions: time, size, number of variables, name (a secret)")
+    saved.set_defaults(act=list_saved)
+    forgetting = own.add_parser("forget", help="delete the saves of sessions; sessions that run go on")
+    forgetting.add_argument("name", nargs="+", metavar="NAME", help="the name of a session")
+    forgetting.set_defaults(act=forget_sessions)
+    for parser in (listing, removing, saving, saved, forgetting):
         parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
 
 
@@ -182,7 +227,7 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
 
 
-async def _require_session(interpreter: CodeInterpreter, name: str) -> None:
+async def _require_session(interpreter: CodeInterpreter, name: str, argument: str = "--session") -> None:
     """Raise InvalidArgumentError if the endpoint has no session of this name. Do nothing if its api-version cannot look up sessions.
 
     Call this before a request about files, because that would start a missing session.
@@ -191,21 +236,21 @@ async def _require_session(interpreter: CodeInterpreter, name: str) -> None:
         try:
             await interpreter.get_session(name)
         except ServiceError as error:
-            raise _unknown(error, "--session") from None  # the cause may hold the name, which is a secret
+            raise _unknown(error, argument) from None  # the cause may hold the name, which is a secret
 
 
 def _place_of(place: int, count: int) -> str:
     return "NAME" if count == 1 else f"NAME {place} of {count}"
 
 
-def _unknown(error: ServiceError, argument: str) -> ACASessionsError:
+def _unknown(error: ServiceError, argument: str, listed_by: str = "ls") -> ACASessionsError:
     """If the error is about an unknown session, return another error, which does not contain the session's name: the name is secret.
 
     The new error says which `argument` of the command is wrong. Return any other error unchanged.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
-            f"{argument} must be the name of a session of this endpoint, and is not: `aca-sessions sessions ls` lists them"
+            f"{argument} must be the name of a session of this endpoint, and is not: `aca-sessions sessions {listed_by}` lists them"
         )
     return error
 

@@ -18,7 +18,17 @@ from ..contract.versions import VERSIONS
 from ..errors import ACASessionsError, NotFoundError, NotSupportedError
 from ..ledger import CallerPosition
 from ..lifetime import Tasks
-from ..models import Checkpoint, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, Record, RemoteFile, SessionInfo
+from ..models import (
+    Checkpoint,
+    CodeExecutionRequest,
+    CodeExecutionResult,
+    FileUploadRequest,
+    Package,
+    Record,
+    RemoteFile,
+    SavedSession,
+    SessionInfo,
+)
 from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, invalid_code_error
 from .arguments import sanitize as take_out_of_fences
 from .executions import AnswerCall, AnswerInput, Execution, Executions, background_execution, ended_execution, extension_headers
@@ -30,6 +40,7 @@ from .snippets import snippet
 
 INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
+_SAVE_SECONDS = 330.0  # a little more than the server allows
 _CHECKPOINT_SECONDS = 250.0  # a cell of up to 220 s may have to end first
 _REMEMBERED = 10_000
 _READING_SNIPPETS = frozenset({"complete", "health", "inspect", "variables"})  # not worth the variables if they do not end when cancelled
@@ -385,6 +396,32 @@ class CodeInterpreter:
         self._add_requested(session_id, caller, *decode_response(response, extensions.decode_position))
         return reached
 
+    async def save(self, session_id: str) -> SavedSession:
+        """Save a session in the store of its service, and return what was saved.
+
+        Raise SnapshotError if it cannot be saved, and NotSupportedError if the service has no store.
+        """
+        await self._require_store()
+        response = await self._http.request("POST", extensions.SAVE_PATH, identifier=session_id, timeout=_SAVE_SECONDS)
+        return decode_response(response, extensions.decode_saved)
+
+    async def saved(self) -> list[SavedSession]:
+        """Return the saved sessions of the service, the oldest first. Raise NotSupportedError if the service has no store."""
+        await self._require_store()
+        response = await self._http.request("GET", extensions.SAVED_PATH)
+        return decode_response(response, extensions.decode_saved_list)
+
+    async def forget(self, session_id: str) -> None:
+        """Delete the saves of a session. The session itself goes on, if there is one. Raise NotFoundError if there are no saves."""
+        await self._require_store()
+        await self._http.request("DELETE", extensions.SAVE_PATH, identifier=session_id)
+
+    async def _require_store(self) -> None:
+        if not await self._http.offers("save"):
+            raise NotSupportedError(
+                "this endpoint has no store, so sessions cannot be saved: set ACASessions:Durable:Store, or start the server with --store"
+            )
+
     async def delete_checkpoint(self, session_id: str, id: str) -> None:
         """Remove a checkpoint of a session. The session itself stays as it is."""
         await self._request_checkpoints("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
@@ -438,14 +475,16 @@ class CodeInterpreter:
         self._require_sessions()
         return decode_response(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
-    async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
+    async def delete_session(self, session_id: str, *, expired: bool = False, saved: bool = False) -> None:
         """End a session at the service.
 
         Callers that continue to use the session find the reason in their next result: `expired` if `expired` is true, otherwise
         `terminated`. Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions.
+
+        At a service with a store, the save of a session is deleted with it. If `saved` or `expired` is true, the session is saved instead.
         """
         self._require_sessions()
-        headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
+        headers = {extensions.CAUSE_HEADER: "expired" if expired else "closed"} if expired or saved else {}
         try:
             await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id, headers=headers)
         except NotFoundError:

@@ -21,7 +21,7 @@ from typing import Literal, Self
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
 from ..lifetime import AsyncBlock, OwnerProcess, Tasks, find_calling_line
-from ..models import Access, SessionInfo
+from ..models import Access, SavedSession, SessionInfo
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
 from .session import Session
@@ -169,12 +169,13 @@ class Leases:
             del self._sessions[name]
         return idle
 
-    def end_all(self) -> tuple[list[str], list[Waiter]]:
+    def end_all(self) -> tuple[dict[str, bool], list[Waiter]]:
         """Remove all sessions and empty the queue.
 
-        Return the names of the sessions that must be ended now, and the callers that waited in the queue, which must be woken.
+        Return the names of the sessions that must be ended now, each with whether a caller chose it, and the callers that waited in the
+        queue, which must be woken.
         """
-        names, waiters = [*self._sessions], [*self._waiting]
+        names, waiters = {name: pooled.named for name, pooled in self._sessions.items()}, [*self._waiting]
         self._sessions.clear()
         self._waiting.clear()
         self.leased = 0
@@ -360,6 +361,19 @@ class SessionPool:
         # Also if the pool does not know the name: a caller whose lease was terminated may have started the session again.
         await self._finish(self._end([session_id]))
 
+    async def saved(self) -> list[SavedSession]:
+        """Return the saved sessions of the store in the settings (`ACASessions:Durable:Store`), the oldest first.
+
+        Raise NotSupportedError if the endpoint has no store.
+        """
+        self._owner.check()
+        return await self._interpreter.saved()
+
+    async def forget(self, session_id: str) -> None:
+        """Delete the saves of a session. The session itself goes on, if there is one. Raise NotFoundError if it has no save."""
+        self._owner.check()
+        await self._interpreter.forget(session_id)
+
     def active(self) -> list[SessionInfo]:
         """Return descriptions of the sessions that the pool keeps. Those with `is_active` are leased now, the others are idle.
 
@@ -383,7 +397,8 @@ class SessionPool:
         names, waiters = self._leases.end_all()
         for waiter in waiters:
             waiter.wake(None)
-        self._end(names)
+        self._end([name for name, is_named in names.items() if not is_named])
+        self._end([name for name, is_named in names.items() if is_named], saved=True)
         await self._tasks.finish()
 
     def _abandon(self) -> None:
@@ -439,9 +454,9 @@ class SessionPool:
         if self._on_event is not None:
             self._on_event(PoolEvent(kind, session_id))
 
-    def _end(self, session_ids: Collection[str], *, expired: bool = False) -> list["asyncio.Task[None]"]:
+    def _end(self, session_ids: Collection[str], *, expired: bool = False, saved: bool = False) -> list["asyncio.Task[None]"]:
         for session_id in session_ids:
-            self._ending[session_id] = task = self._tasks.start(_delete(self._interpreter, session_id, expired=expired))
+            self._ending[session_id] = task = self._tasks.start(_delete(self._interpreter, session_id, expired=expired, saved=saved))
             task.add_done_callback(lambda done, name=session_id: self._ended(name, done))  # type: ignore[misc]
         return [self._ending[session_id] for session_id in session_ids]
 
@@ -481,15 +496,15 @@ def _wake(turn: "asyncio.Future[Lease | None]", granted: Lease | None) -> None:
         turn.set_result(granted)
 
 
-async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session at the endpoint and ignore errors.
+async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool, saved: bool) -> None:
+    """End a session at the endpoint and ignore errors. An endpoint with a store saves it if `expired` or `saved` is true.
 
     An error is harmless: either the session does not exist there, because no cell was run in it, or it expires by itself later.
     """
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):
-        await interpreter.delete_session(session_id, expired=expired)
+        await interpreter.delete_session(session_id, expired=expired, saved=saved)
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:

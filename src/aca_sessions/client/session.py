@@ -23,6 +23,7 @@ from ..models import (
     Event,
     Package,
     RemoteFile,
+    SavedSession,
     SessionHealth,
     Variable,
 )
@@ -306,6 +307,15 @@ class Session:
         reached = await self._interpreter._roll_back(self.session_id, self._caller, id=id, name=name)
         self.history.drop_after(reached.id)
         return reached
+
+    async def save(self) -> SavedSession:
+        """Save the variables, files, packages and settings in the store of the endpoint, and return what was saved.
+
+        A session with a save is restored when its name is used again after it has ended, also by another program or server with the same
+        store. Things that cannot be saved, such as open files and running threads, are named in `lost`. Raise SnapshotError if nothing
+        could be saved, and NotSupportedError if the endpoint has no store.
+        """
+        return await self._interpreter.save(self.session_id)
 
     async def undo(self) -> Checkpoint:
         """Roll back to the latest checkpoint, remove that checkpoint and return it.

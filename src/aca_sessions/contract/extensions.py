@@ -23,6 +23,7 @@ from ..models import (
     Package,
     Record,
     RunningProcess,
+    SavedSession,
     Scalar,
     SessionInfo,
     State,
@@ -32,7 +33,12 @@ from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages", "history", "names")
-OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
+
+
+def offer(*, stores: bool = False) -> dict[str, str]:
+    """Return the header with which a server offers its extensions. `stores` tells whether it has a store of saved sessions."""
+    return {OFFER_HEADER: ", ".join((*OFFERED, *(["save"] if stores else [])))}
+
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
@@ -62,6 +68,8 @@ BRANCHES_PATH = "session/branches"
 PACKAGES_PATH = "session/packages"
 HISTORY_PATH = "session/history"
 NAME_PATH = "session/name"
+SAVE_PATH = "session/save"
+SAVED_PATH = "savedSessions"
 HEALTH_PATH = "health"
 ISOLATION_PATH = "isolation"
 
@@ -110,7 +118,17 @@ def encode_full_result(result: CodeExecutionResult) -> dict[str, object]:
 
 def _encode_state(state: State) -> dict[str, object]:
     # `kind` and `consequence` follow from the rest. They are sent so that pages and other clients need not know how.
-    return {**asdict(state), "kind": state.kind, "consequence": state.consequence}
+    return {**_without_restore(asdict(state)), "kind": state.kind, "consequence": state.consequence}
+
+
+def _without_restore(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a state or an entry as JSON. Leave out those about a restore if there was none, which older clients expect."""
+    missing, saved = fields.pop("missing"), fields.pop("saved")
+    return fields | ({"missing": missing} if missing else {}) | ({"saved": saved.isoformat()} if saved else {})
+
+
+def _decode_restore(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"missing": tuple(body.get("missing", ())), "saved": datetime.fromisoformat(body["saved"]) if body.get("saved") else None}
 
 
 def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
@@ -138,18 +156,23 @@ def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExe
         processes=tuple(processes),
         variables=tuple(variables),
         error=CodeError(**error) if error else None,
-        state=State(state["variables"], state["files"], state["processes"], state["reason"], state["checkpoint"], tuple(state["cut_off"])),
+        state=_decode_state(state),
         duration=body["duration"],
         execution_count=body.get("executionCount"),
         record=decode_record(record) if record else None,
     )
 
 
+def _decode_state(body: Mapping[str, Any]) -> State:
+    cut_off = tuple(body["cut_off"])
+    return State(body["variables"], body["files"], body["processes"], body["reason"], body["checkpoint"], cut_off, **_decode_restore(body))
+
+
 def encode_record(record: Record) -> dict[str, object]:
     """Encode as JSON a record: those entries of a session's ledger (the list of what happened to it) that a response contains."""
     entries = []
     for entry in record.entries:
-        entries.append({name: value for name, value in asdict(entry).items() if value is not None})
+        entries.append({name: value for name, value in _without_restore(asdict(entry)).items() if value is not None})
     return {"id": record.ledger, "since": record.since, "start": record.start, "end": record.end, "entries": entries}
 
 
@@ -157,7 +180,7 @@ def decode_record(body: Mapping[str, Any]) -> Record:
     """Decode a record from `encode_record`."""
     entries = []
     for entry in body["entries"]:
-        entries.append(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}))
+        entries.append(Entry(**{**entry, "cut_off": tuple(entry["cut_off"]), **_decode_restore(entry)}))
     return Record(str(body["id"]), body["since"], body["start"], body["end"], tuple(entries))
 
 
@@ -369,6 +392,29 @@ def decode_session_name(body: object) -> str | None:
 
 def _is_identifier(name: object) -> bool:
     return isinstance(name, str) and IDENTIFIER.fullmatch(name) is not None
+
+
+# --- saved sessions ---
+
+
+def encode_saved(saved: SavedSession) -> dict[str, object]:
+    """Encode a saved session as JSON."""
+    return asdict(saved) | {"created": saved.created.isoformat()}
+
+
+def decode_saved(body: Mapping[str, Any]) -> SavedSession:
+    """Decode a saved session from `encode_saved`."""
+    return SavedSession(**{**body, "created": datetime.fromisoformat(body["created"])})
+
+
+def encode_saved_list(saved: Sequence[SavedSession]) -> dict[str, object]:
+    """Encode the list of saved sessions as JSON."""
+    return {"value": [*map(encode_saved, saved)]}
+
+
+def decode_saved_list(body: Mapping[str, Any]) -> list[SavedSession]:
+    """Decode the list of saved sessions from `encode_saved_list`."""
+    return [*map(decode_saved, body["value"])]
 
 
 # --- the history of a session ---

@@ -70,6 +70,7 @@ class CellRoutes:
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise invalid(f"the header operation-id must be 1 to 128 letters, digits, '.', '_' or '-', got {id!r:.80}")
+        await self._sessions.prepare(identifier)
         execution = self._sessions.execute(identifier, id, call)
         request.state.session = execution.session
         if not call.asynchronous:
@@ -118,6 +119,7 @@ class CellRoutes:
             raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
         call, named = nested.decode_legacy_request(await read_json(request, self._hosting.max_request))
         identifier = check_identifier(request.query_params.get("identifier") or named or "")
+        await self._sessions.prepare(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         request.state.session = execution.session
         await execution.done.wait()

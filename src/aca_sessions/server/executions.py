@@ -194,6 +194,7 @@ class RunningExecution:
         self.previous_end = self.start  # the position at which the previous cell of the history ended, once this one has
         # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
         self._default_since = session.ledger.fetched
+        self._ledger_id = session.ledger.id  # a restored session adopts the one of its save
 
     @property
     def elapsed(self) -> float | None:
@@ -204,6 +205,13 @@ class RunningExecution:
     def output_size(self) -> int:
         """Return about how many characters of output are kept."""
         return self.size - len(self.call.code)
+
+    def begin_turn(self) -> None:
+        """Store the position at which the execution begins, when no other runs and a saved session is restored."""
+        ledger = self.session.ledger
+        self.start = ledger.position
+        if ledger.id != self._ledger_id:
+            self._default_since = ledger.fetched
 
     def fetch(self, since: str | None = None) -> ExecutionResponse:
         """Return the execution as it is now, to send it to a caller. If it has a result, mark the result as fetched.
@@ -287,6 +295,11 @@ class Executions:
         self._recorded_position, self._counted_position = session.ledger.fetched, session.ledger.position
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
+
+    def follow_adopted_ledger(self) -> None:
+        """Go on in the ledger that the session has adopted from its save. What it says was recorded by the server that wrote it."""
+        here = self._session.ledger.position - 1  # before the entry about the restore
+        self._history_end = self._recorded_position = self._counted_position = here
 
     @property
     def unfinished_count(self) -> int:
@@ -418,7 +431,9 @@ class Executions:
     async def _run(self, execution: RunningExecution) -> None:
         try:
             async with self._turn:
-                execution.start = self._session.ledger.position
+                with contextlib.suppress(Exception):  # `_execute` raises it again
+                    await self._session.sandbox()  # its ledger may be that of a save
+                execution.begin_turn()
                 with telemetry.count_active_cell():
                     execution.finish(await self._run_with_retries(execution))
                 if execution.status == "Failed":

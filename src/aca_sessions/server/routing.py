@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..contract.flat import GUID_HEADER, parse_json
-from ..contract.records import IDENTIFIER, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem, invalid
+from ..contract.records import IDENTIFIER, NO_STORE, SNAPSHOT_REFUSED, UNBEGUN, MalformedBodyError, ProblemError, encode_problem, invalid
 from ..contract.versions import VERSIONS, Version
-from ..errors import GuestDiedError, IsolationError, SnapshotError
+from ..errors import FencedError, GuestDiedError, IsolationError, SaveTooLargeError, SnapshotError, StorageError
 from ..hosting import key_digits
 from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
@@ -62,8 +62,10 @@ def to_problem(error: Exception) -> ProblemError:
             return ProblemError(400, "FileNameInvalid", str(error))
         case OSError(errno=number) if number in _BY_ERRNO:
             return ProblemError(*_BY_ERRNO[number])
-        case SnapshotError():
+        case SnapshotError() | FencedError() | SaveTooLargeError():
             return ProblemError(409, SNAPSHOT_REFUSED, str(error))
+        case StorageError():
+            return ProblemError(503, NO_STORE, str(error))
         case IsolationError() | GuestDiedError():
             # Not 503: a proxy retries that elsewhere, so it is only for what was not started.
             return ProblemError(500, "SandboxUnavailable", str(error))

@@ -103,10 +103,11 @@ class SessionRoutes:
         """End a session. If a caller continues to use its identifier, the state of the next result reports the cause.
 
         The cause is `expired` if the header `x-aca-sessions-cause` has that value, which a pool sends when it ends an idle session.
-        Otherwise it is `terminated`.
+        Otherwise it is `terminated`. If the header is absent, the saves of the session are deleted with it.
         """
-        expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
-        await self._sessions.delete(self._read_identifier(request), "expired" if expired else "terminated")
+        given = None if self._hosting.plain else request.headers.get(extensions.CAUSE_HEADER)
+        saved = given in ("expired", "closed")
+        await self._sessions.delete(self._read_identifier(request), "expired" if given == "expired" else "terminated", saved=saved)
         return Response(status_code=204)
 
     async def list_sessions(self, request: Request) -> Response:
@@ -330,3 +331,36 @@ class CheckpointRoutes:
     def _session(self, request: Request) -> HostedSession:
         session = request.state.session = self._sessions.get(read_address(request, plain=False)[1])
         return session
+
+
+class SaveRoutes:
+    """The handlers of requests about saved sessions, if the server has a store."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        self._sessions = sessions
+        self._offered = sessions.saved is not None and not (hosting.plain or hosting.shell)
+
+    def routes(self) -> Routes:
+        """Return the routes of saved sessions, all of them extensions."""
+        if not self._offered:
+            return []
+        return [
+            (extensions.SAVE_PATH, "POST", self.save),
+            (extensions.SAVE_PATH, "DELETE", self.forget),
+            (extensions.SAVED_PATH, "GET", self.list),
+        ]
+
+    async def save(self, request: Request) -> Response:
+        """Save a session between two cells, and return what was saved."""
+        session = request.state.session = self._sessions.get(read_address(request, plain=False)[1])
+        with session.keep_in_use():
+            return JSONResponse(extensions.encode_saved(await self._sessions.save(session)))
+
+    async def forget(self, request: Request) -> Response:
+        """Delete the saves of a session."""
+        await self._sessions.forget(read_address(request, plain=False)[1])
+        return Response(status_code=204)
+
+    async def list(self, _request: Request) -> Response:
+        """Return the saved sessions."""
+        return JSONResponse(extensions.encode_saved_list(await self._sessions.list_saved()))

@@ -19,11 +19,11 @@ from weakref import WeakSet
 
 from .. import telemetry
 from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
-from ..errors import GuestDiedError
+from ..errors import ACASessionsError, GuestDiedError
 from ..hosting import SESSIONS_PER_LEASE, Hosting, log_event
 from ..ledger import Ledger
-from ..lifetime import Tasks
-from ..models import SessionInfo
+from ..lifetime import Tasks, log_failure
+from ..models import SavedSession, SessionInfo
 from ..sandbox.limits.capacity import descriptor_limit, memory_for_sessions, open_descriptors, room_for_sessions
 from ..sandbox.limits.memory import MemoryLimit
 from ..sandbox.probe import IsolationReport, examine
@@ -32,6 +32,7 @@ from ..sandbox.sandboxes import Sandboxes
 from .executions import Executions, RunningExecution, unknown_execution
 from .guard import Throttle
 from .journal import Journal
+from .saved_sessions import SavedSessions
 
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
@@ -167,13 +168,22 @@ class HostedSession:
 class Sessions:
     """The sessions of one server. This class decides which sessions are opened, evicted and ended."""
 
-    def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
-        """Initialize a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
+    def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float, saved: SavedSessions | None = None) -> None:
+        """Initialize a server without sessions.
+
+        Args:
+            sandboxes: Opens the sandboxes of the sessions.
+            hosting: How many sessions there may be, and for how long.
+            default_timeout: The time limit in seconds of cells that have none of their own.
+            saved: Saves sessions in a store and restores them.
+        """
         self._sandboxes = sandboxes
         sandboxes.on_fork_server_death = self._handle_fork_server_death
         self.most = hosting.max_sessions
         self._max_starting = hosting.max_starting
         self._plain = hosting.plain
+        self.saved = saved  # None without a store
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # sessions that have ended and are being saved
         self._evicts = hosting.evicts and not hosting.plain  # Azure never ends one session to make room for another
         self._is_pool = not hosting.evicts and not hosting.plain  # the embedded server of a pool
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
@@ -227,6 +237,14 @@ class Sessions:
         self._sessions.move_to_end(identifier)
         session.last_used = datetime.now(UTC)
         return session
+
+    async def prepare(self, identifier: str) -> None:
+        """With a store, wait until the session is restored from its save. Raise ProblemError (503) if that is not possible now.
+
+        Another server may have the session: so a request must be refused before its cell is accepted, and a proxy can repeat it there.
+        """
+        if self.saved is not None:
+            await self.get(identifier).sandbox()
 
     def find(self, identifier: str) -> HostedSession:
         """Return the session with the given identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
@@ -337,18 +355,22 @@ class Sessions:
         """
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
-    async def delete(self, identifier: str, cause: str = "terminated") -> None:
+    async def delete(self, identifier: str, cause: str = "terminated", *, saved: bool = False) -> None:
         """End a session at the request of its owner. Raise ProblemError (400) if there is no such session.
+
+        With a store, save the session first if `saved` is true, otherwise delete its saves.
 
         If a caller uses the identifier again, the state of its next result reports `cause`. But `terminated` is reported only to callers
         that send their position in the session's ledger (the list of what happened to it). A caller without a position may never have used
         the old session.
         """
         session = self.find(identifier)
-        self._remove(session, "deleted", cause=cause)
+        ending = self._end(session, "deleted", cause=cause, saved=saved)
         if cause == "terminated":  # an end on purpose is not reported to clients that come later
             session.ledger.fetched = session.ledger.position
-        await self._tasks.run_shielded(session.close(cause))
+        await asyncio.shield(ending)
+        if self.saved is not None and not saved:
+            await self.saved.forget(identifier)
 
     def describe_page(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
         """Return the descriptions of at most `count` sessions, the least recently used first. Leave out the first `skip` of them."""
@@ -399,10 +421,10 @@ class Sessions:
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
-        sessions = [*self._sessions.values()]
-        for session in sessions:
-            self._remove(session, "closed", cause="killed")
-        await asyncio.gather(*(session.close() for session in sessions))
+        ending = [self._end(session, "closed", cause="killed") for session in [*self._sessions.values()]]
+        await asyncio.gather(*ending)
+        if self.saved is not None:
+            await self.saved.close()
         await self._tasks.finish()
         self.journal.close()
 
@@ -414,19 +436,90 @@ class Sessions:
         ledger = self._ledgers.pop(identifier, None) or Ledger()
 
         def open_sandbox() -> "asyncio.Task[Sandbox]":
-            return self._tasks.start_awaited(self._open_sandbox(ledger))
+            return self._tasks.start_awaited(self._open_sandbox(lambda: session))
 
         session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, reopen=open_sandbox)
         self._starting.add(session)
         return self._register(session)
 
-    async def _open_sandbox(self, ledger: Ledger) -> Sandbox:
+    async def _open_sandbox(self, opened_for: Callable[[], HostedSession]) -> Sandbox:
         started = time.perf_counter()
         sandbox = await self._sandboxes.open()
-        sandbox.ledger = ledger
+        session = opened_for()
+        sandbox.ledger = session.ledger
+        if self.saved is not None:
+            sandbox = await self._restore(session, sandbox)
         if sandbox.running is not None:
             telemetry.record_interpreter_start("warm", time.perf_counter() - started)
         return sandbox
+
+    async def _restore(self, session: HostedSession, sandbox: Sandbox) -> Sandbox:
+        """Restore a session from its save, if it has one, and return its sandbox. If that fails, it is another one without the state."""
+        assert self.saved is not None  # noqa: S101
+        try:
+            if (leaving := self._leaving.get(session.identifier)) is not None:
+                await asyncio.wait({leaving})
+            await self.saved.take(session.identifier)
+            ledger = session.ledger.id
+            if await self.saved.restore(session.identifier, sandbox, session.ledger):
+                session.has_state = True
+                if session.ledger.id != ledger:
+                    session.executions.follow_adopted_ledger()
+            return sandbox
+        except ProblemError:
+            await sandbox.close()
+            raise
+        except (ACASessionsError, OSError) as error:
+            log_failure("a saved session was not restored", error)
+            await sandbox.close()
+        again = await self._sandboxes.open()
+        again.ledger = session.ledger
+        session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
+        return again
+
+    async def save(self, session: HostedSession) -> SavedSession:
+        """Save a session between two cells, and return what was saved."""
+        saved = self.saved
+        assert saved is not None  # noqa: S101 - else the route does not exist
+        return await session.executions.run_in_turn(lambda sandbox: saved.save(session, sandbox, session.ledger.position))
+
+    async def list_saved(self) -> list[SavedSession]:
+        """Return the saved sessions, the oldest first."""
+        return await self.saved.list() if self.saved is not None else []
+
+    async def forget(self, identifier: str) -> None:
+        """Delete the saves of a session. Raise ProblemError (404) if it has none."""
+        if self.saved is None or not await self.saved.forget(identifier):
+            raise ProblemError(404, "SaveNotFound", "this session has no save: list the saved sessions to see those that have")
+        if identifier in self._sessions:
+            await self.saved.take(identifier)  # it can be saved again
+
+    def _end(self, session: HostedSession, reason: str, *, cause: str, saved: bool = True) -> "asyncio.Task[None]":
+        """Remove a session at once, and return a task that saves it, if there is a store, and closes it."""
+        position = session.ledger.position
+        self._remove(session, reason, cause=cause)
+        ending = self._tasks.start_awaited(self._save_and_close(session, position if saved and session.has_state else None, cause))
+        if self.saved is not None:
+            self._leaving[session.identifier] = ending
+            ending.add_done_callback(lambda done: self._forget_leaving(session.identifier, done))
+        return ending
+
+    def _forget_leaving(self, identifier: str, ending: "asyncio.Task[None]") -> None:
+        if self._leaving.get(identifier) is ending:
+            del self._leaving[identifier]
+
+    async def _save_and_close(self, session: HostedSession, position: int | None, cause: str) -> None:
+        """Save a session as it was when its ledger was at `position`, unless that is None or a cell runs. Then close it."""
+        if self.saved is not None and self.saved.saves_idle and position is not None and session.executions.unfinished_count == 0:
+            try:
+                sandbox = await session.sandbox()
+                if sandbox.usable:
+                    await self.saved.save(session, sandbox, position, cause=cause if cause == "expired" else None)
+            except (ACASessionsError, OSError) as error:
+                log_failure("a session was not saved when it ended", error)
+        await session.close(cause)
+        if self.saved is not None:
+            await self.saved.release(session.identifier)
 
     def _register(self, session: HostedSession) -> HostedSession:
         self._sessions[session.identifier] = session
@@ -528,11 +621,12 @@ class Sessions:
 
     def _expire(self, session: HostedSession, reason: str) -> None:
         # Callers get `expired` for both reasons: what they lose and what they can do is the same.
-        self._remove(session, reason, cause="expired")
-        self._tasks.start(session.close("expired"))
+        self._end(session, reason, cause="expired")
 
     async def __aenter__(self) -> Self:
         telemetry.observe_server(self)
+        if self.saved is not None:
+            self.saved.start()
         if self._cooldown is not None:
             self._reaper = self._tasks.start(self._expire_idle_sessions(self._cooldown))
         return self

@@ -1,0 +1,238 @@
+"""Save the sessions of a server in a store, and restore a session before its first cell on this server."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..contract import extensions
+from ..contract.records import ELSEWHERE, NO_STORE, ProblemError
+from ..durable.saves import Lease, Save, Saves
+from ..errors import ACASessionsError, FencedError, RecordNotFoundError, SaveCorruptedError, SaveKeyError, StorageError
+from ..guest_text import shown_name
+from ..ledger import Ledger
+from ..lifetime import Tasks, log_failure
+from ..models import SavedSession
+from ..sandbox.sandbox import Sandbox
+from ..sandbox.session.saved_state import SavedVariables, StateReader
+
+if TYPE_CHECKING:
+    from .sessions import HostedSession
+
+_FORMAT = 1
+_LEASE_SECONDS, _RENEW_SECONDS = 15.0, 5.0
+_SAVE_SECONDS = _RESTORE_SECONDS = 300.0
+_MOST_LISTED = 1000  # names of what is missing, in a save and in a state
+_SAID_ELSEWHERE = "another server has this session: repeat the request there, or here once that server has ended the session or stopped"
+_UNAVAILABLE = "the store of saved sessions does not respond, so it is not known whether this session has a save: try again in a moment"
+_logger = logging.getLogger("aca_sessions")
+
+
+class SavedSessions:
+    """The saved sessions in a store, and this server's leases of those that it runs."""
+
+    def __init__(self, saves: Saves, *, server: str, tenant: str = "", when: Literal["never", "idle"] = "idle") -> None:
+        """Use a store.
+
+        Args:
+            saves: The saves in the store.
+            server: The name of this server, which no other has.
+            tenant: Sessions of other tenants are not found.
+            when: Whether sessions are saved when they end by themselves (`idle`), or only on request (`never`).
+        """
+        self.saves_idle = when == "idle"
+        self._saves = saves
+        self._server = server
+        self._tenant = tenant
+        self._leases: dict[str, Lease] = {}
+        self._fenced: set[str] = set()  # sessions here that another server has taken
+        self._tasks = Tasks()
+        self._renewing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Renew the leases until `close`."""
+        self._renewing = self._tasks.start(self._renew_leases())
+
+    async def close(self) -> None:
+        """Release all leases."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await asyncio.gather(*(self.release(identifier) for identifier in [*self._leases]))
+        await self._tasks.finish()
+
+    async def take(self, identifier: str) -> None:
+        """Take the lease of a session. Raise ProblemError (503) if another server has it."""
+        with _unavailable_as_503():
+            lease = await self._saves.take(self._owner(identifier), self._server, _LEASE_SECONDS)
+        if lease is None:
+            raise ProblemError(503, ELSEWHERE, _SAID_ELSEWHERE)
+        self._leases[identifier] = lease
+        self._fenced.discard(identifier)
+
+    async def release(self, identifier: str) -> None:
+        """Give up the lease of a session that has ended here."""
+        self._fenced.discard(identifier)
+        lease = self._leases.pop(identifier, None)
+        if lease is not None:
+            try:
+                await self._saves.release(lease)
+            except ACASessionsError as error:  # it expires by itself
+                log_failure("the lease of a saved session was not released", error)
+
+    async def restore(self, identifier: str, sandbox: Sandbox, ledger: Ledger) -> bool:
+        """Restore the newest save of a session in a sandbox that has run no cell. Return False if there is none.
+
+        The session's ledger (the list of what happened to it) continues the saved one. Raise ACASessionsError if the restore fails: the
+        sandbox may have a part of the state then, and must be closed.
+        """
+        with _unavailable_as_503():
+            save = await self._saves.newest(self._owner(identifier))
+            if save is None:
+                return False
+            manifest = _read_manifest(save)
+            missing = await sandbox.restore(self._read_parts(save), timeout=_RESTORE_SECONDS)
+        names = [shown_name(name) for name in (*manifest["lost"], *missing)]
+        if packages := manifest["packages"]:
+            installed = await sandbox.packages.install(packages, timeout=_RESTORE_SECONDS)
+            names += [] if installed.success else [f"package {name}" for name in packages]
+        record = extensions.decode_record(manifest["ledger"])
+        cause = ledger.latest_cause("ended") if ledger.id == record.ledger else manifest["cause"] or "restart"
+        if ledger.id != record.ledger:
+            ledger.adopt(record, fetched=int(manifest["fetched"]))
+        ledger.append(
+            "restored",
+            cause=cause,
+            variables="restored",
+            files="restored",
+            processes="ended",
+            to=record.end,
+            missing=tuple(names[:_MOST_LISTED]),
+            saved=save.created,
+        )
+        return True
+
+    async def save(self, session: "HostedSession", sandbox: Sandbox, position: int, *, cause: str | None = None) -> SavedSession:
+        """Save a session whose ledger is at `position`, and return what was saved. The caller ensures that no cell runs.
+
+        `cause` is why the session ends, for the state after the restore.
+
+        Raise ACASessionsError if that fails. The previous save is kept then.
+        """
+        began = time.perf_counter()
+        identifier = session.identifier
+        if identifier in self._fenced:
+            raise FencedError("another server has taken this session: connect again")
+        if identifier not in self._leases:  # a branch
+            await self.take(identifier)
+        lease = self._leases[identifier]
+        async with await self._saves.begin(lease.owner, lease.fence) as writer:
+
+            async def receive(reader: StateReader) -> SavedVariables:
+                number = 0
+                async for part in reader.parts():
+                    await writer.add(str(number), part)
+                    number += 1
+                return reader.variables
+
+            variables = await sandbox.save(receive, timeout=_SAVE_SECONDS)
+            lost = dict([*variables.lost.items()][:_MOST_LISTED])
+            record = session.ledger.record(0, position, position)
+            manifest = {
+                "format": _FORMAT,
+                "identifier": identifier,
+                "python": variables.python,
+                "variables": variables.saved,
+                "lost": lost,
+                "packages": [f"{package.name}=={package.version}" for package in sandbox.packages.installed],
+                "ledger": extensions.encode_record(record),
+                "fetched": session.ledger.fetched,
+                "cells": session.executions.accepted_count,
+                "cause": cause,
+            }
+            save = await writer.commit(manifest)
+        return _describe(save, seconds=time.perf_counter() - began)
+
+    async def list(self) -> list[SavedSession]:
+        """Return the saved sessions of this tenant, the newest save of each."""
+        found = []
+        for save in await self._saves.list():
+            with contextlib.suppress(StorageError):
+                manifest = _read_manifest(save)
+                if save.owner == self._owner(manifest["identifier"]):
+                    found.append(_describe(save))
+        return sorted(found, key=lambda one: one.created)
+
+    async def forget(self, identifier: str) -> bool:
+        """Delete the saves of a session. Return whether there were any."""
+        owner = self._owner(identifier)
+        try:
+            had_save = await self._saves.newest(owner) is not None
+        except (SaveCorruptedError, SaveKeyError):
+            had_save = True
+        if had_save:
+            await self._saves.forget(owner)  # and the lease
+        return had_save
+
+    def _owner(self, identifier: str) -> str:
+        return hashlib.sha256(json.dumps([self._tenant, identifier]).encode()).hexdigest()
+
+    async def _read_parts(self, save: Save) -> AsyncIterator[bytes]:
+        for number in range(len(save.blobs)):
+            async for chunk in self._saves.read(save.owner, save.blobs[str(number)]):
+                yield chunk
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            for identifier, lease in [*self._leases.items()]:
+                try:
+                    renewed = await self._saves.renew(lease, _LEASE_SECONDS)
+                except FencedError:
+                    _logger.warning("another server has taken a session of this one, which cannot be saved here any more")
+                    if self._leases.get(identifier) is lease:
+                        del self._leases[identifier]
+                        self._fenced.add(identifier)
+                except ACASessionsError as error:
+                    log_failure("the lease of a saved session was not renewed", error)
+                else:
+                    if self._leases.get(identifier) is lease:  # it may have ended during the await
+                        self._leases[identifier] = renewed
+
+
+@contextlib.contextmanager
+def _unavailable_as_503() -> Iterator[None]:
+    """Raise ProblemError (503) if the store does not work: a session that began without its save would be a second one of its name."""
+    try:
+        yield
+    except (SaveCorruptedError, SaveKeyError, RecordNotFoundError):
+        raise
+    except StorageError as error:
+        log_failure("the store of saved sessions failed", error)
+        raise ProblemError(503, NO_STORE, _UNAVAILABLE) from error
+
+
+def _read_manifest(save: Save) -> dict[str, Any]:
+    manifest = save.manifest
+    if manifest.get("format") != _FORMAT:
+        raise SaveCorruptedError(
+            f"a saved session has format {manifest.get('format')!r:.20}, which this version cannot read: update aca-sessions"
+        )
+    return manifest
+
+
+def _describe(save: Save, *, seconds: float = 0.0) -> SavedSession:
+    manifest = save.manifest
+    return SavedSession(
+        session_id=manifest["identifier"],
+        created=save.created,
+        variables=manifest["variables"],
+        lost={shown_name(name): why for name, why in manifest["lost"].items()},
+        size=save.size,
+        python=manifest["python"],
+        cells=manifest["cells"],
+        seconds=round(seconds, 3),
+    )

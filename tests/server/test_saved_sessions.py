@@ -1,0 +1,214 @@
+"""Test sessions that are saved in a store and restored: by the same server, by another one, and after a fault."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, Settings, open_pool
+from aca_sessions.client.http import SessionsHttpClient
+from aca_sessions.connect import open_server
+from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError
+from aca_sessions.hosting import Hosting
+from aca_sessions.sandbox.policy import Limits
+
+from ..cli.test_cli import Server
+
+pytestmark = pytest.mark.slow
+
+
+def settings(folder: Path, **durable: object) -> Settings:
+    return Settings(Durable={"Store": f"file://{folder}/store", **durable})
+
+
+@asynccontextmanager
+async def server(folder: Path, *, hosting: Hosting = Hosting(), **durable: object) -> AsyncIterator[CodeInterpreter]:  # noqa: B008
+    """A server over the store in a folder, in this process, and a client of it."""
+    async with AsyncExitStack() as stack:
+        policy = Policy(preload=(), spares=0, limits=replace(Limits(), memory=256 << 20))
+        app = await stack.enter_async_context(open_server(settings(folder, **durable), policy=policy, hosting=hosting))
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        yield await stack.enter_async_context(CodeInterpreter(SessionsHttpClient(client, patience=0)))
+
+
+@asynccontextmanager
+async def pool(folder: Path, **durable: object) -> AsyncIterator[SessionPool]:
+    async with open_pool(settings(folder, **durable)) as opened:
+        yield opened
+
+
+async def text(session: Session, code: str) -> tuple[str | None, str]:
+    result = await session.run(code)
+    assert result.error is None, result.stderr
+    return result.text, str(result.state)
+
+
+@pytest.mark.parametrize("key", [None, "00" * 32])
+async def test_a_session_goes_on_after_its_program_has_ended(tmp_path: Path, key: str | None) -> None:
+    async with pool(tmp_path, Key=key) as first, first.session("alice") as session:
+        await session.run("x = {'secret': [1]}; y = x; gen = (i for i in 'ab'); open('f.txt', 'w').write('content')")
+    async with pool(tmp_path, Key=key) as second:
+        async with second.session("bob") as other:
+            assert await text(other, "'x' in globals()") == ("False", "kept")
+        async with second.session("alice") as session:
+            result = await session.run("x is y, open('f.txt').read(), 'gen' in globals()")
+            assert (result.text, str(result.state)) == ("(True, 'content', False)", "restored: restart")
+            assert result.state.missing == ("gen",)
+            assert "were restored from a saved state of 20" in result.state.consequence
+            assert result.state.consequence.endswith(" UTC, without gen")
+            assert await text(session, "x") == ("{'secret': [1]}", "kept")
+    stored = b"".join(file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file())
+    assert (b"secret" in stored) is (key is None)
+
+
+async def test_a_save_says_what_it_has_and_is_listed_and_forgotten(tmp_path: Path) -> None:
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        await session.run("x = 1; lock = __import__('threading').Lock()")
+        saved = await session.save()
+        assert (saved.session_id, saved.variables, saved.cells) == ("alice", 1, 1)
+        assert saved.lost == {"lock": "TypeError: cannot pickle '_thread.lock' object"}
+        assert saved.size > 0
+        assert [(one.session_id, one.created) for one in await opened.saved()] == [("alice", saved.created)]
+        assert await text(session, "x") == ("1", "kept")
+        await opened.forget("alice")
+        assert await opened.saved() == []
+        with pytest.raises(NotFoundError):
+            await opened.forget("alice")
+        await session.save()
+    async with pool(tmp_path) as opened:
+        await opened.terminate("alice")
+        assert [one.session_id for one in await opened.saved()] == ["alice"]  # it was not live
+        async with opened.session("alice") as session:
+            assert await text(session, "x") == ("1", "restored: restart")
+        await opened.terminate("alice")
+        assert await opened.saved() == []
+
+
+async def test_without_a_store_a_save_names_the_setting() -> None:
+    async with open_pool() as opened, opened.session() as session:
+        with pytest.raises(NotSupportedError, match="set ACASessions:Durable:Store"):
+            await session.save()
+        with pytest.raises(NotSupportedError, match="set ACASessions:Durable:Store"):
+            await opened.saved()
+
+
+async def test_an_idle_session_is_saved_when_it_expires(tmp_path: Path) -> None:
+    async with server(tmp_path, hosting=Hosting(cooldown=0.2)) as interpreter:
+        session = Session(interpreter, "alice")
+        await session.run("x = 1")
+        while await interpreter.list_sessions():
+            await asyncio.sleep(0.05)
+        assert await text(session, "x") == ("1", "restored: expired")
+        assert await text(session, "x") == ("1", "kept")
+
+
+async def test_a_session_that_gives_way_to_another_is_saved(tmp_path: Path) -> None:
+    async with server(tmp_path, hosting=Hosting(max_sessions=1)) as interpreter:
+        one, other = Session(interpreter, "one"), Session(interpreter, "other")
+        for number in range(3):
+            assert (await one.run("x = globals().get('x', 0) + 1; x")).text == str(number + 1)
+            assert (await other.run("x = globals().get('x', 0) + 1; x")).text == str(number + 1)
+
+
+async def test_a_loss_before_the_save_is_still_reported_after_the_restore(tmp_path: Path) -> None:
+    async with server(tmp_path) as interpreter:
+        session = Session(interpreter, "alice")
+        await session.run("x = 1; open('f.txt', 'w').close()")
+        await (await session.start("import os; os._exit(1)")).wait()
+        # another client receives a result, and this one does not know yet
+        unaware = Session(interpreter, "alice")
+        await session.save()
+    async with server(tmp_path) as interpreter:
+        unaware = Session(interpreter, "alice")
+        result = await unaware.run("import os; 'x' in globals(), os.path.exists('f.txt')")
+        assert result.text == "(False, True)"
+        assert result.state.files == "restored"
+
+
+async def test_with_save_never_only_a_request_saves(tmp_path: Path) -> None:
+    async with pool(tmp_path, Save="never") as opened, opened.session("alice") as session:
+        await session.run("x = 1")
+        await session.save()
+        await session.run("x = 2")
+    async with pool(tmp_path, Save="never") as opened, opened.session("alice") as session:
+        assert await text(session, "x") == ("1", "restored: restart")
+
+
+async def test_a_damaged_save_is_a_loss_with_its_reason_and_the_session_works(tmp_path: Path) -> None:
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        await session.run("x = 1")
+    for blob in (tmp_path / "store" / "blobs").rglob("*"):
+        if blob.is_file():
+            blob.write_bytes(blob.read_bytes()[:-20] + bytes(20))
+    async with pool(tmp_path, Save="never") as opened, opened.session("alice") as session:
+        assert await text(session, "'x' in globals()") == ("False", "lost: restore failed")
+        assert await text(session, "6 * 7") == ("42", "kept")
+        assert len(await opened.saved()) == 1  # for another try
+
+
+async def test_two_servers_do_not_have_one_session(tmp_path: Path) -> None:
+    async with server(tmp_path) as first:
+        session = Session(first, "alice")
+        await session.run("x = 1")
+        async with server(tmp_path) as second:
+            with pytest.raises(ACASessionsError, match="another server has this session"):
+                await Session(second, "alice").run("x")
+            assert await text(session, "x") == ("1", "kept")
+            await first.delete_session("alice", saved=True)
+            assert await text(Session(second, "alice"), "x") == ("1", "restored: restart")
+
+
+async def test_a_request_during_the_save_at_a_sessions_end_gets_the_saved_session(tmp_path: Path) -> None:
+    async with server(tmp_path) as interpreter:
+        session = Session(interpreter, "alice")
+        await session.run("x = 0\nclass Slow:\n def __reduce__(self): import time; time.sleep(0.5); return int, (5,)\nslow = Slow()")
+        ending = asyncio.ensure_future(interpreter.delete_session("alice", expired=True))
+        await asyncio.sleep(0.1)
+        assert (await session.run("x, slow")).text == "(0, 5)"
+        await ending
+
+
+async def test_a_branch_is_saved_like_its_session(tmp_path: Path) -> None:
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        await session.run("x = 1")
+        [branch] = await session.branch()
+        await branch.run("x = 2")
+        await branch.save()
+        assert {one.session_id: one.variables for one in await opened.saved()} == {branch.session_id: 1}
+
+
+async def test_packages_are_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ..wheels import make_wheel
+
+    make_wheel(tmp_path / "wheels", "alpha")
+    monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        assert (await session.install("alpha")).success
+        await session.run("import alpha; a = alpha")
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        result = await session.run("a.version")
+        assert (result.text, result.state.missing) == ("'1.0'", ())
+        assert [package.name for package in await session.packages()] == ["alpha"]
+
+
+@pytest.mark.long
+async def test_a_killed_server_loses_only_what_was_not_saved_and_says_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACASessions__Durable__Store", f"file://{tmp_path}/store")
+    with Server("--port", "0", "--api-key", "key") as one:
+        options = Settings(SessionsHttpClient={"Endpoint": one.endpoint, "ApiKey": "key", "PatienceSeconds": 60})
+        async with open_pool(options) as opened, opened.session("alice") as session:
+            await session.run("x = 1")
+            await session.save()
+            for number in range(20):
+                await session.run(f"x = {number}")
+            one.process.send_signal(signal.SIGKILL)
+            one.process.wait()
+            port = one.endpoint.rpartition(":")[2]
+            with Server("--port", port, "--api-key", "key"):
+                assert await text(session, "x") == ("1", "restored: restart")
+                assert await text(session, "x") == ("1", "kept")
