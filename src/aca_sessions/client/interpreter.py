@@ -478,10 +478,14 @@ class CodeInterpreter:
     async def delete_session(self, session_id: str, *, expired: bool = False, saved: bool = False) -> None:
         """End a session at the service.
 
-        Callers that continue to use the session find the reason in their next result: `expired` if `expired` is true, otherwise
-        `terminated`. Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions.
+        Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions.
 
-        At a service with a store, the save of a session is deleted with it. If `saved` or `expired` is true, the session is saved instead.
+        Args:
+            session_id: The session.
+            expired: Whether it ends because it was idle. Callers that continue to use it find the reason in their next result:
+                `expired`, or else `terminated`.
+            saved: Whether a service with a store saves the session first. It does so for a session that is idle, too. Otherwise it deletes
+                the saves of the session.
         """
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired" if expired else "closed"} if expired or saved else {}
