@@ -498,7 +498,7 @@ class Sessions:
         """Remove a session at once, and return a task that saves it, if there is a store, and closes it."""
         position = session.ledger.position
         self._remove(session, reason, cause=cause)
-        ending = self._tasks.start_awaited(self._save_and_close(session, position if saved and session.has_state else None, cause))
+        ending = self._tasks.start(self._save_and_close(session, position if saved and session.has_state else None, cause))
         if self.saved is not None:
             self._leaving[session.identifier] = ending
             ending.add_done_callback(lambda done: self._forget_leaving(session.identifier, done))
