@@ -87,7 +87,9 @@ async def in_parallel(pool: SessionPool, work) -> list:
         async with turns, pool.session(f"session-{number}") as session:
             return await work(session, number)
 
-    return await asyncio.gather(*map(one, range(SESSIONS)))
+    async with asyncio.TaskGroup() as group:  # ends the others if one fails
+        tasks = [group.create_task(one(number)) for number in range(SESSIONS)]
+    return [task.result() for task in tasks]
 
 
 async def begin(session: Session, number: int) -> None:
