@@ -263,6 +263,13 @@ async def test_a_thread_that_was_joined_does_not_refuse_a_checkpoint(begun: Sess
     assert (await begun.checkpoint()).id == "1"
 
 
+async def test_a_refused_checkpoint_names_the_threads_of_a_library(begun: Session) -> None:
+    named = ENDS_LATE.replace("lambda: libc", "lambda: libc.prctl(15, b'poolworker-1') or libc").replace("300_000", "(1 << 32) - 1")
+    await begun.run(named)
+    with pytest.raises(SnapshotError, match=r"1 threads of a library run \(poolworker\)"):
+        await begun.checkpoint()
+
+
 async def test_threads_of_asyncio_that_wait_for_work_do_not_refuse_a_checkpoint(begun: Session) -> None:
     double = "import asyncio, threading\nawait asyncio.to_thread(lambda: x * 2)"
     assert (await begun.run(double)).value == 2

@@ -298,6 +298,22 @@ def test_the_end_stays_in_view_until_the_reader_scrolls_up(playground: Playgroun
     page.wait("below() < 2")
 
 
+def test_the_end_stays_in_view_while_many_cells_end(playground: Playground) -> None:
+    page = playground.page
+    page.evaluate("document.querySelector('#source').focus()")
+    for number in range(28):
+        page.write(f"print({number})\nlist(range({number} * 20))")
+        page.press("Shift+Enter")
+    page.wait("document.querySelectorAll('.cell .verdict').length === 28")
+    page.evaluate("transcript = document.querySelector('#transcript')")
+    page.wait("transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 2")
+
+
+def test_a_fence_around_the_code_is_left_out(playground: Playground) -> None:
+    assert "42" in playground.run("```python\n6 * 7\n```")
+    assert playground.page.text(".source code") == "6 * 7"
+
+
 def test_a_phone_follows_the_end_until_the_reader_scrolls_away(playground: Playground) -> None:
     page = playground.page
     page.size(390, 844, mobile=True)
@@ -545,6 +561,8 @@ def test_a_missing_module_can_be_installed_below_its_error(browser: Browser) -> 
     with Server("--port", "0", "--api-key", KEY) as own, opened(browser, own) as playground:
         page = playground.page
         install = "document.querySelector('.cell .note button')"
+        playground.run("import json.part")  # json is there
+        assert page.evaluate(f"{install}") is None
         playground.run("import beta.part")
         assert page.evaluate(f"{install}.innerText") == "Install beta"
         page.click(".cell .note button")
@@ -553,9 +571,9 @@ def test_a_missing_module_can_be_installed_below_its_error(browser: Browser) -> 
         playground.run("import alpha; alpha.version")
         page.click(".cell:last-child .note button")
         page.wait("document.querySelector('.notice')?.innerText === 'Installed: alpha.'")
-        page.click(".cell:nth-child(2) .of-cell button")
+        page.click(".cell:nth-child(3) .of-cell button")
         playground.cells += 1
-        page.wait("document.querySelectorAll('.cell').length === 3")
+        page.wait("document.querySelectorAll('.cell').length === 4")
         assert "1.0" in playground.ended()
 
 
@@ -774,7 +792,7 @@ def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground
     assert cell["outputs"][0]["data"]["text/plain"].startswith("[An interactive output, which needs scripts, is not in this file.")
 
 
-def test_an_output_that_the_server_dropped_is_named_in_its_cell(playground: Playground) -> None:
+def test_an_output_that_the_server_dropped_is_named_in_its_cell(playground: Playground, browser: Browser) -> None:
     page = playground.page
     for number in range(4):
         playground.run(f"from IPython.display import HTML\nHTML('<!--' + 'x' * 5_000_000 + '--><b>{number}</b>')")
@@ -784,6 +802,9 @@ def test_an_output_that_the_server_dropped_is_named_in_its_cell(playground: Play
     assert notes == ["5.0 MB of output are not kept: run the cell again to see it"]
     assert page.evaluate("document.querySelectorAll('.cell .framed').length") == 3
     assert page.text(".empty") == ""
+    page.click("#export")
+    cells = json.loads(_downloaded(browser.downloads / f"{page.text('#session-name')}.ipynb"))["cells"]
+    assert [cell["outputs"][0].get("text") for cell in cells if "data" not in cell["outputs"][0]] == [f"[{notes[0]}]\n"]
 
 
 def test_a_notebook_is_exported_that_runs_and_loads_nothing(playground: Playground, browser: Browser) -> None:
@@ -859,7 +880,7 @@ def test_a_changed_state_is_shown(playground: Playground) -> None:
     assert playground.state().startswith("rolled_back")
 
 
-def test_rollback_and_branches(playground: Playground) -> None:
+def test_rollback_and_branches(playground: Playground, browser: Browser) -> None:
     page = playground.page
     playground.run("x = 1")
     page.click("#checkpoint")
@@ -876,10 +897,20 @@ def test_rollback_and_branches(playground: Playground) -> None:
     page.click(".past .notice button")
     page.wait("document.querySelectorAll('.cell').length === 2")
     assert page.text("#session-name") == parent
+    undone = "[...document.querySelectorAll('.cell.undone .source code')].map((one) => one.innerText)"
+    assert page.evaluate(undone) == []
     page.click("#undo")
     assert page.text("#undo") == "Really go back"
     page.click("#undo")
     page.wait("document.querySelector('.notice.warn')?.innerText.includes('Back at checkpoint #1')")
+    page.wait(f"JSON.stringify({undone}) === '[\"x = 2\"]'")
+    page.reload()
+    page.wait(f"JSON.stringify({undone}) === '[\"x = 2\"]'")
+    assert page.evaluate("document.querySelector('.cell.undone .tag').title") == "Undone by going back to checkpoint #1"
+    page.click("#export")
+    cells = json.loads(_downloaded(browser.downloads / f"{parent}.ipynb"))["cells"]
+    assert [cell["source"].partition(":")[0] for cell in cells] == ["x = 1", "*Undone by going back to checkpoint #1", "x = 2"]
+    assert [cell["metadata"] for cell in cells] == [{}, {}, {"aca_sessions": {"rolled_back": True}}]
     playground.cells = 2
     assert "1" in playground.run("print(x)")
     page.wait("document.querySelector('#undo').disabled && document.querySelector('#undo').title === 'There is no checkpoint.'")

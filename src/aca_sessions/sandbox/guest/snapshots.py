@@ -130,7 +130,8 @@ def _find_obstacle(shell: Shell) -> str | None:
         )
     # pyarrow starts its thread pools again in a fork.
     if "pyarrow" not in sys.modules and (others := threads.count_in_kernel()):
-        return f"{others} threads of a library run, which a checkpoint cannot keep: reset the session, or do not import that library"
+        names = ", ".join(dict.fromkeys(name.rstrip("0123456789-_ ") for name in threads.names_in_kernel()))
+        return f"{others} threads of a library run ({names[:100]}), which a checkpoint cannot keep: reset the session, or do not import it"
     return None
 
 

@@ -71,6 +71,17 @@ def count_in_kernel() -> int:
     return count
 
 
+def names_in_kernel() -> list[str]:
+    """Return the names of the threads besides the calling one that the kernel has, which libraries give them, such as `polars-0`."""
+    found = []
+    for number in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if int(number) != threading.get_native_id():
+                with open(f"/proc/self/task/{number}/comm", errors="replace") as name:
+                    found.append(name.read().strip())
+    return sorted(found)
+
+
 def renew_locks() -> None:
     """Give tqdm a new lock in a fork. Its default lock is shared with the parent, which may have been killed while it held the lock."""
     std = sys.modules.get("tqdm.std")

@@ -14,7 +14,7 @@ const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
 // As in hints.py: messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
 const NO_NETWORK =
   /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow /;
-const NO_MODULE = /^ModuleNotFoundError: No module named '(\w+)/;
+const NO_MODULE = /^ModuleNotFoundError: No module named '(\w+)'/; // a part of a package that is there has a dot in its name
 const PACKAGES = { PIL: "pillow", bs4: "beautifulsoup4", cv2: "opencv-python-headless", dateutil: "python-dateutil", dotenv: "python-dotenv", fitz: "pymupdf", skimage: "scikit-image", sklearn: "scikit-learn", yaml: "pyyaml" };
 const NO_MEMORY = /^[\w.]*MemoryError(?::|$)/;
 const LOOKED_AT = 10_000; // characters at the end of each stream
@@ -48,15 +48,17 @@ export class Cell {
     this.number = element("span", { class: "number", title: "The number by which tracebacks name this cell" });
     const again = button("Run again", () => acts.run(source), { class: "quiet", title: "Run this source as a new cell" });
     const edit = button("Edit", () => acts.edit(source), { class: "quiet", title: "Put this source into the editor" });
+    this.undone = element("span", { class: "tag", hidden: true }, "undone");
     const mark = transactional ? element("span", { class: "tag", title: "If it fails, it leaves no trace" }, "transactional") : "";
     this.status = element("p", { class: "running" }, WAITING);
     this.stop = offers("interrupt") ? button("Interrupt", () => this.interrupt(), { class: "quiet", title: "Raise KeyboardInterrupt in this cell" }) : "";
     this.isInterrupted = this.mayEnd = false;
+    this.isUndone = ""; // why, if a rollback undid it
     this.began = null; // when it began to run, by this page's clock
     this.element = element(
       "li",
       { class: "cell", "aria-busy": "true" },
-      element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, mark, again, edit)),
+      element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, this.undone, mark, again, edit)),
       this.output.element,
       element("div", { class: "ending" }, this.status, this.stop),
     );
@@ -94,18 +96,27 @@ export class Cell {
     if (this.stop) this.stop.remove();
   }
 
+  /** Show that a rollback undid what it did to the variables. */
+  markUndone(why) {
+    this.isUndone = why;
+    this.element.classList.add("undone");
+    this.undone.hidden = false;
+    this.undone.title = why;
+  }
+
   /** What `restore` needs to show it after a reload. Outputs of more than `most` characters are left out. */
   keep(most) {
     const { id, source, result } = this;
     const events = this.output.parts.map(({ kind, text, data }) => ({ kind, text, display: data, name: null }));
     const shown = result && { events, result: { ...result, stdout: "", displays: result.displays.slice(-1) } };
     const fits = JSON.stringify(shown).length <= most;
-    return { id, source, state: result?.state, ledger: result?.ledger && { id: result.ledger.id, end: result.ledger.end }, ...(fits ? shown : {}) };
+    return { id, source, undone: this.isUndone, state: result?.state, ledger: result?.ledger && { id: result.ledger.id, end: result.ledger.end }, ...(fits ? shown : {}) };
   }
 
   hear(event) {
     const isAnswered = event.kind === "input" && event.number <= this.questions.latest && !this.questions.open.includes(event.number);
-    if (!isAnswered) this.output.show(event, (number, text) => reply(this.session, this.id, number, text));
+    if (isAnswered) this.output.restoreQuestion(event);
+    else this.output.show(event, (number, text) => reply(this.session, this.id, number, text));
   }
 
   end(result) {

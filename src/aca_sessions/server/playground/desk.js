@@ -16,8 +16,10 @@ import { Workspace } from "./workspace.js";
 const LOOK_EVERY = 4000; // milliseconds
 const KEPT_UNSEEN = 3_600_000; // milliseconds for which a tab in the background keeps its session from expiring
 const LARGE_OUTPUT = 1 << 16; // characters of a cell; more are not kept in the tab
+const READER_ACTS = 700; // milliseconds after a wheel or key, in which the view moves by it
 const NEAR_THE_END = 60; // pixels: a reader there sees what is added
 const WITHOUT_CLASSES = 0;
+const FENCED = /^\s*```(?:python|py)?[ \t]*\n([\s\S]*?)\n?```\s*$/i;
 const PLAIN = "This server has Azure's API and nothing more (serve --plain).";
 const WITHOUT_NAMESPACES = "Sessions without namespaces cannot be kept and gone back to.";
 
@@ -30,6 +32,7 @@ export class Desk {
     this.listed = [];
     this.lookedAt = Date.now(); // when the tab was last seen to be visible
     [this.turn, this.shownTurn] = [0, 0]; // of requests for the list
+    [this.actedAt, this.heightSeen] = [-Infinity, 0]; // when the reader last did something, and how high the cells were then
     this.shownPanels = null; // the session whose panels are shown
     this.workspaces = new Map();
     const drop = (id, made) => this.doing(() => this.drop(id), made);
@@ -140,12 +143,20 @@ export class Desk {
     const transcript = byId("transcript");
     const look = () => {
       // Only a scroll away from the end leaves it. The event of a scroll by this page may arrive when the content has grown again.
-      const [below, before] = [distanceToEnd(), this.scrolledTo];
+      const [below, before, height] = [distanceToEnd(), this.scrolledTo, byId("transcript").scrollHeight];
+      const isByContent = height !== this.heightSeen && performance.now() - this.actedAt > READER_ACTS;
+      this.heightSeen = height;
+      if (isByContent && this.isFollowing) {
+        this.scrollDown(); // the browser moves the view, too, where cells get smaller or change places
+        return;
+      }
       this.scrolledTo = scrollPosition();
       if (Math.abs(below) < NEAR_THE_END) this.isFollowing = true;
       else if (below < 0 ? this.scrolledTo > before : this.scrolledTo < before) this.isFollowing = false;
     };
     for (const scroller of [transcript, document]) scroller.addEventListener("scroll", look);
+    const acts = ({ target }) => target.closest?.("textarea, input, button") || (this.actedAt = performance.now());
+    for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) document.addEventListener(act, acts, { capture: true, passive: true });
     transcript.addEventListener("click", (event) => event.target.closest("summary") && (this.isFollowing = false)); // what is unfolded stays in view
     this.growth = new ResizeObserver(() => this.isFollowing && this.scrollDown());
   }
@@ -171,9 +182,10 @@ export class Desk {
     if (!refuse(made, problem.message)) byId("problem").textContent = problem.message;
   }
 
-  async run(source) {
+  async run(written) {
     byId("problem").textContent = "";
     forgetRefusal();
+    const [, source = written] = written.match(FENCED) ?? []; // as it is copied from a chat
     const result = await this.current.run(source, byId("transactional").checked && !byId("transactional").disabled);
     if (!result && !this.editor.area.value) this.editor.replaceAll(source); // a refused cell is in no history: a reload would lose it
   }

@@ -11,14 +11,23 @@ const KERNEL = { display_name: "Python 3", language: "python", name: "python3" }
 /** A notebook, as values. `leftOut` counts cells that are no longer kept. */
 export function notebook(cells, leftOut) {
   const metadata = { kernelspec: KERNEL, language_info: { name: "python" }, aca_sessions: { left_out: leftOut } };
-  return { cells: cells.map(codeCell), metadata, nbformat: 4, nbformat_minor: 5 };
+  return { cells: cells.flatMap(withNote), metadata, nbformat: 4, nbformat_minor: 5 };
 }
 
 /** The best name of a file for a session. */
 export const fileName = (name) => `${name.replace(/[^\p{L}\p{N} ._-]/gu, "_").replace(/^\.+/, "_")}.ipynb`;
 
-function codeCell({ source, result, output }, place) {
-  const noted = result && result.state.kind !== "kept" ? { aca_sessions: { state: stateText(result.state) } } : {};
+/** A cell; with a line before the first one that a rollback undid, because running all of the notebook does not lead to the same state. */
+function withNote(cell, place, cells) {
+  const isFirst = cell.isUndone && !cells[place - 1]?.isUndone;
+  const note = { cell_type: "markdown", id: `note-${place + 1}`, metadata: {}, source: `*${cell.isUndone}: leave out the cells that are marked \`rolled_back\`.*` };
+  return isFirst ? [note, codeCell(cell, place)] : [codeCell(cell, place)];
+}
+
+function codeCell({ source, result, output, isUndone }, place) {
+  const state = result && result.state.kind !== "kept" ? { state: stateText(result.state) } : {};
+  const facts = { ...state, ...(isUndone ? { rolled_back: true } : {}) };
+  const noted = Object.keys(facts).length ? { aca_sessions: facts } : {};
   const count = result?.count ?? null; // as tracebacks name it
   const outputs = output.parts.map((part) => outputOf(part, count)).filter(Boolean);
   return { cell_type: "code", execution_count: count, id: `cell-${place + 1}`, metadata: noted, outputs, source: wellFormed(source) };
@@ -26,6 +35,7 @@ function codeCell({ source, result, output }, place) {
 
 function outputOf(part, count) {
   if (part.kind === "stdout" || part.kind === "stderr") return { output_type: "stream", name: part.kind, text: readable(part.text) };
+  if (part.kind === "skipped") return { output_type: "stream", name: "stderr", text: `[${part.text}]\n` };
   if (part.kind === "display") return { output_type: "display_data", data: bundle(part.data), metadata: {} };
   if (part.kind === "value") return { output_type: "execute_result", data: { "text/plain": readable(part.text) }, metadata: {}, execution_count: count };
   const { name, message, traceback } = part.error;

@@ -26,7 +26,10 @@ export class Output {
     else if (event.kind === "display") this.display(event.display, event.name);
     else if (event.kind === "clear") this.clear();
     else if (event.kind === "input") this.ask(event, answer);
-    else if (event.kind === "skipped") this.add(element("p", { class: "note" }, event.text));
+    else if (event.kind === "skipped") {
+      this.add(element("p", { class: "note" }, event.text));
+      this.parts.push({ kind: "skipped", text: event.text });
+    }
   }
 
   /** Show what only the result has: the value and the error, and also the output if no events came. */

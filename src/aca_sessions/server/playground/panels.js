@@ -7,6 +7,7 @@ import { isSecret } from "./output.js";
 import { called } from "./workspace.js";
 
 const MOST = 200;
+const SHOWN_SIZE = 1024; // bytes; of most objects, a smaller size is that of its shell
 const PAGE = 300; // as many sessions are listed at once
 
 /** The sessions that the server keeps, the latest used first. */
@@ -112,7 +113,7 @@ export function showVariables(holder, told, hidden) {
 function variableRow({ name, type, shape, size: bytes, text }, hidden) {
   if (text && isSecret(String(text))) hidden.set(name, String(text).length);
   const isHidden = text && hidden.get(name) === String(text).length;
-  const value = text ? (isHidden ? "••••" : String(text)) : [Array.isArray(shape) ? shape.join(" × ") : "", size(Number(bytes))].filter(Boolean).join(", ");
+  const value = text ? (isHidden ? "••••" : String(text)) : [Array.isArray(shape) ? shape.join(" × ") : "", bytes >= SHOWN_SIZE ? size(Number(bytes)) : ""].filter(Boolean).join(", ");
   return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(type)), element("td", { class: "worth", title: value }, value));
 }
 

@@ -21,7 +21,7 @@ export function verdict(result, { failed = "" } = {}) {
 }
 
 /** The server measures the seconds of a cell that it runs, and they are never 0. */
-export const wasRun = ({ error, seconds }) => seconds > 0 || !/^(NotRun|KeyboardInterrupt)$/.test(error?.name ?? "");
+export const wasRun = ({ error, seconds }) => seconds > 0 || !/^(NotRun|KeyboardInterrupt|SnapshotError)$/.test(error?.name ?? "");
 
 function outcomeOf({ error, isInterrupted }) {
   if (!error) return "Done in";

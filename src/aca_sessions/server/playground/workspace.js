@@ -108,9 +108,10 @@ export class Workspace {
   /** The server has nothing of a session that ended: its cells come from this tab. */
   showKept() {
     if (this.all.length || !this.kept.length) return;
-    for (const { id, source, events = [], result = null, ledger } of this.kept.splice(0)) {
+    for (const { id, source, events = [], result = null, ledger, undone } of this.kept.splice(0)) {
       const cell = this.added(new Cell(this.id, source, { acts: this.acts }), id);
       cell.restore(events, result);
+      if (undone) cell.markUndone(undone);
       if (ledger) moveTo(this.id, ledger.id, ledger.end);
     }
     this.tell("This session has ended, with its variables and files. The next cell begins it anew.", "warn");
@@ -118,9 +119,10 @@ export class Workspace {
 
   /** The cells of the session from which this one was branched, up to then. */
   showParent({ id, name, cells }) {
-    this.past = cells.map(({ source, events = [], result = null }) => {
+    this.past = cells.map(({ source, events = [], result = null, undone }) => {
       const cell = new Cell(this.id, source, { acts: this.acts });
       cell.restore(events, result);
+      if (undone) cell.markUndone(undone);
       return cell;
     });
     const link = button(name, () => this.acts.open(id), { class: "link" });
@@ -190,9 +192,21 @@ export class Workspace {
       while (this.between[0]?.position <= end) this.between.shift(); // what happened in the cell is in its result
       this.takeCell(past, questions);
     }
+    this.markUndone(ledger.entries);
     if (this.seen >= accepted) last = Math.max(last, this.tellUntil(Infinity));
     if (last && !this.isFollowed) moveTo(this.id, ledger.id, last);
     this.isFollowed ||= this.seen >= accepted;
+  }
+
+  /** Mark the cells that rollbacks among the entries of the ledger undid: those between the checkpoint and the rollback. */
+  markUndone(entries) {
+    for (const { variables, to, position, checkpoint } of entries.filter((one) => one.variables === "rolled_back")) {
+      const why = checkpoint ? `Undone by going back to checkpoint #${checkpoint}` : "Undone by a cell that failed";
+      for (const cell of this.all) {
+        const end = cell.result?.ledger?.end;
+        if (end > to && end < position) cell.markUndone(why);
+      }
+    }
   }
 
   /** Tells what happened up to a position of the ledger, and returns the position of the last of it. */
@@ -259,6 +273,7 @@ export class Workspace {
     this.onChange(this, null);
     const looks = () => this.cells[0] === cell && this.element.isConnected && !document.hidden;
     const result = await cell.live(work, looks);
+    this.markUndone(result?.ledger?.entries ?? []);
     this.cells.splice(this.cells.indexOf(cell), 1);
     cell.isSettled ||= !cell.isNumbered; // it was refused, or the server keeps no history
     this.onChange(this, result);
@@ -277,7 +292,8 @@ export class Workspace {
     const known = this.live?.cells > this.seen ? "Its cells are being loaded." : kept;
     const absent = this.ended ? "This session has ended. The next cell begins it anew." : "Nothing has run yet. Write Python below: the session begins with its first cell.";
     const leftOut = `${this.gone === 1 ? "One cell is" : `${this.gone} cells are`} not shown: the server keeps the latest, and drops large ones first.`;
-    if (this.list.childElementCount === 0) this.nothing.textContent = this.live ? `This session is live. ${known}` : absent;
+    if (this.list.childElementCount === 0 && this.parent) this.nothing.textContent = "";
+    else if (this.list.childElementCount === 0) this.nothing.textContent = this.live ? `This session is live. ${known}` : absent;
     else this.nothing.textContent = this.gone ? leftOut : "";
   }
 
@@ -366,6 +382,7 @@ export class Workspace {
     moveTo(this.id, reached.ledger, reached.position);
     if (usedUp) await this.drop(reached.id);
     this.tell(wentBack(called(reached)), "warn");
+    if (offers("history")) this.markUndone((await asked("GET", "session/history", { session: this.id, query: { after: this.seen } })).ledger.entries);
     await this.loadCheckpoints();
   }
 
