@@ -173,6 +173,25 @@ async def test_a_request_during_the_save_at_a_sessions_end_gets_the_saved_sessio
         await ending
 
 
+async def test_a_session_that_ends_while_it_is_opened_does_not_wait_for_its_own_end(tmp_path: Path) -> None:
+    async with asyncio.timeout(60), server(tmp_path) as interpreter:
+        running = asyncio.ensure_future(Session(interpreter, "alice").run("6 * 7"))
+        while not await interpreter.list_sessions():
+            await asyncio.sleep(0)
+        await interpreter.delete_session("alice")
+        assert (await running).text == "42"  # in another session of this name
+
+
+async def test_a_session_is_not_evicted_while_it_is_restored(tmp_path: Path) -> None:
+    async with asyncio.timeout(60), server(tmp_path, hosting=Hosting(max_sessions=1)) as interpreter:
+        running = asyncio.ensure_future(Session(interpreter, "alice").run("6 * 7"))
+        while not await interpreter.list_sessions():
+            await asyncio.sleep(0)
+        with pytest.raises(ACASessionsError, match="SessionsCountExceedsLimit"):
+            await Session(interpreter, "bob").run("1")
+        assert (await running).text == "42"
+
+
 async def test_a_branch_is_saved_like_its_session(tmp_path: Path) -> None:
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         await session.run("x = 1")

@@ -243,8 +243,12 @@ class Sessions:
 
         Another server may have the session: so a request must be refused before its cell is accepted, and a proxy can repeat it there.
         """
-        if self.saved is not None:
-            await self.get(identifier).sandbox()
+        while self.saved is not None:
+            session = self.get(identifier)
+            with session.keep_in_use():  # else it could be evicted before its first cell
+                await session.sandbox()
+            if self._sessions.get(identifier) is session:  # it was not ended meanwhile
+                return
 
     def find(self, identifier: str) -> HostedSession:
         """Return the session with the given identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
@@ -435,29 +439,33 @@ class Sessions:
         self._make_room()
         ledger = self._ledgers.pop(identifier, None) or Ledger()
 
+        # Looked up now: if this session ends while it is opened, it is in `_leaving` itself, and would wait for its own end.
+        leaving = self._leaving.get(identifier)
+
         def open_sandbox() -> "asyncio.Task[Sandbox]":
-            return self._tasks.start_awaited(self._open_sandbox(lambda: session))
+            return self._tasks.start_awaited(self._open_sandbox(lambda: session, leaving))
 
         session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, reopen=open_sandbox)
         self._starting.add(session)
         return self._register(session)
 
-    async def _open_sandbox(self, opened_for: Callable[[], HostedSession]) -> Sandbox:
+    async def _open_sandbox(self, opened_for: Callable[[], HostedSession], leaving: "asyncio.Task[None] | None") -> Sandbox:
+        """Open a sandbox for a session, and restore its save. First wait for `leaving`, the end of an earlier session of this name."""
         started = time.perf_counter()
         sandbox = await self._sandboxes.open()
         session = opened_for()
         sandbox.ledger = session.ledger
         if self.saved is not None:
-            sandbox = await self._restore(session, sandbox)
+            sandbox = await self._restore(session, sandbox, leaving)
         if sandbox.running is not None:
             telemetry.record_interpreter_start("warm", time.perf_counter() - started)
         return sandbox
 
-    async def _restore(self, session: HostedSession, sandbox: Sandbox) -> Sandbox:
+    async def _restore(self, session: HostedSession, sandbox: Sandbox, leaving: "asyncio.Task[None] | None") -> Sandbox:
         """Restore a session from its save, if it has one, and return its sandbox. If that fails, it is another one without the state."""
         assert self.saved is not None  # noqa: S101
         try:
-            if (leaving := self._leaving.get(session.identifier)) is not None:
+            if leaving is not None:
                 await asyncio.wait({leaving})
             await self.saved.take(session.identifier)
             ledger = session.ledger.id
