@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -182,3 +183,27 @@ def test_the_text_of_an_error_follows_the_delivered_state() -> None:
     error = CodeError("TimeoutError", "the cell ran longer than 1 s and was interrupted; variables and files are kept")
     told = caller.deliver(CodeExecutionResult(error=error, stderr=str(error), record=ledger.record(1, 2, 2)))
     assert told.stderr == "TimeoutError: the cell ran longer than 1 s and was interrupted; variables from before are gone, files are kept"
+
+
+SAVED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def restored(to: int, *missing: str) -> tuple[str, dict]:
+    effects = {"variables": "restored", "files": "restored", "processes": "ended", "to": to, "cause": "restart"}
+    return "restored", {**effects, "missing": missing, "saved": SAVED}
+
+
+def test_what_an_unreported_restore_lacked_is_still_missing_after_the_next_one() -> None:
+    state = ledger_of(restored(0, "a"), restored(1, "b")).between(0, 2)
+    assert state == State("restored", "restored", "ended", "restart", missing=("a", "b"), saved=SAVED)
+
+
+def test_a_rollback_before_a_save_is_reported_after_the_restore() -> None:
+    state = ledger_of(("checkpoint", {"checkpoint": "1"}), rolled_back(1, cause="crash", checkpoint="1"), restored(2)).between(0, 3)
+    assert state == State("rolled_back", "rolled_back", "ended", "crash", checkpoint="1", saved=SAVED)
+
+
+def test_a_summary_names_what_is_missing() -> None:
+    entries = ledger_of(restored(0, "a"), *[("checkpoint", {})] * 9)._entries
+    assert state_between(summarize(entries, 3), 0, 10) == state_between(entries, 0, 10)
+    assert state_between(summarize(entries, 3), 0, 10).missing == ("a",)

@@ -17,7 +17,6 @@ from .models import CodeError, CodeExecutionResult, Entry, Part, Record, State
 
 _KEPT = 1000  # entries of one ledger
 _SENT = 100  # entries in one response
-_GAP = 1 << 32  # positions that are left out after a save
 _MAX_DIGITS = 19  # of a position
 _UNCHANGED = State()
 _EXPIRED = State("lost", "lost", "ended", "expired")
@@ -82,15 +81,26 @@ class Ledger:
         record = self.record(known or 0, start, end)
         return state_between(record.entries, record.since, end, unreported=_EXPIRED if known is None else None), record
 
+    def continues(self, record: Record) -> bool:
+        """Return whether this ledger has all that was saved as `record`, so that it need not adopt it."""
+        return self.id == record.ledger and self.position >= record.end
+
     def adopt(self, record: Record, *, fetched: int) -> None:
         """Continue a ledger that another server, or this one before it was restarted, has saved as `record`.
 
-        The positions go on far above it, because the other server may have gone on after the save. `fetched` is the position of clients
-        that name none.
+        `fetched` is the position of clients that name none.
         """
         self.id, self.fetched = record.ledger, fetched
         self._entries = [*record.entries]
-        self.position = record.end + _GAP
+        self.position = record.end
+
+    def skip_to(self, position: int) -> None:
+        """Go on above a position. Do nothing if this ledger is there already.
+
+        Other servers may have gone on after the save. Positions that they sent to clients must not come again for other entries, or a loss
+        would look like something that the client knows.
+        """
+        self.position = max(self.position, position)
 
     def latest_cause(self, kind: str) -> str | None:
         """Return the cause in the latest entry of this kind, or None."""
@@ -246,7 +256,7 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
     if entry.variables == "rolled_back":
         state = _add_rollback_reason(replace(state, variables=_state_after_rollback(past.variables, requested)), past, entry)
     elif entry.kind == "restored":
-        return _state_after_restore(state, past, entry)
+        return _state_after_restore(past, entry)
     elif entry.variables != "kept":
         reason = _find_reason_for_files(states) if requested else entry.cause
         state = replace(state, variables="kept" if requested else entry.variables, reason=reason, checkpoint=None)
@@ -259,18 +269,27 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
         state = replace(state, cut_off=entry.cut_off)
     if entry.processes != "kept":
         state = replace(state, processes="kept" if requested else entry.processes)
+    if entry.missing or entry.saved is not None:  # in a summary
+        state = replace(state, missing=_join(state.missing, entry.missing), saved=entry.saved)
     return replace(state, reason=None, checkpoint=None) if state.kind == "kept" else state
 
 
-def _state_after_restore(state: State, past: State, entry: Entry) -> State:
-    """Return the state after a session was restored. What was lost before its state was saved is still lost."""
+def _state_after_restore(past: State, entry: Entry) -> State:
+    """Return the state after a session was restored. What was lost, rolled back or missing before its state was saved is still so."""
     variables, files = _part_after_restore(past.variables), _part_after_restore(past.files)
-    reason = past.reason if "restored" not in (variables, files) else entry.cause
-    return State(variables, files, state.processes, reason, missing=entry.missing, saved=entry.saved)
+    missing = _join(past.missing, entry.missing)
+    restored = State(variables, files, entry.processes, entry.cause, cut_off=past.cut_off, missing=missing, saved=entry.saved)
+    if "restored" in (variables, files) and "rolled_back" not in (variables, files):
+        return restored
+    return replace(restored, reason=past.reason, checkpoint=past.checkpoint)
 
 
 def _part_after_restore(past: Part) -> Part:
-    return past if past in ("lost", "unknown") else "restored"
+    return "restored" if past == "kept" else past
+
+
+def _join(*names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(itertools.chain(*names)))
 
 
 def _find_reason_for_files(states: list[tuple[int, State]]) -> str | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,11 @@ import pytest
 
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, Settings, open_pool
 from aca_sessions.client.http import SessionsHttpClient
-from aca_sessions.connect import open_server
+from aca_sessions.connect import Opening, open_server
 from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.policy import Limits
+from aca_sessions.server.app import Service
 
 from ..cli.test_cli import Server
 
@@ -190,6 +191,65 @@ async def test_a_session_is_not_evicted_while_it_is_restored(tmp_path: Path) -> 
         with pytest.raises(ACASessionsError, match="SessionsCountExceedsLimit"):
             await Session(interpreter, "bob").run("1")
         assert (await running).text == "42"
+
+
+@asynccontextmanager
+async def client_of(*servers: Opening[Service]) -> AsyncIterator[tuple[CodeInterpreter, Callable[[int], Awaitable[None]]]]:
+    """A client of one of these servers at a time. The function opens one by its number, if it is not open, and sends requests there."""
+    async with AsyncExitStack() as stack:
+        transports: dict[int, httpx.ASGITransport] = {}
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(lambda *_: None), base_url="http://test")
+
+        async def use(number: int) -> None:
+            if number not in transports:
+                transports[number] = httpx.ASGITransport(await stack.enter_async_context(servers[number]))
+            client._transport = transports[number]
+
+        yield await stack.enter_async_context(CodeInterpreter(SessionsHttpClient(client, patience=0))), use
+
+
+def opening(folder: Path, **durable: object) -> Opening[Service]:
+    return open_server(settings(folder, **durable), policy=Policy(preload=(), spares=0))
+
+
+async def test_each_restore_of_one_save_is_reported(tmp_path: Path) -> None:
+    servers = [opening(tmp_path, Save="never") for _ in range(3)]
+    async with client_of(*servers) as (interpreter, use):
+        session = Session(interpreter, "alice")
+        await use(0)
+        await session.run("x = 1; gen = (i for i in 'ab')")
+        await session.save()
+        await interpreter._http.request("DELETE", "session", identifier="alice", headers={"x-aca-sessions-cause": "closed"})
+        for number in (1, 2):
+            await use(number)
+            result = await session.run("x += 1; x")
+            assert (result.text, result.state.kind, result.state.missing) == ("2", "restored", ("gen",))
+            await interpreter._http.request("DELETE", "session", identifier="alice", headers={"x-aca-sessions-cause": "closed"})
+
+
+async def test_a_session_that_comes_back_to_a_server_is_reported_as_restored(tmp_path: Path) -> None:
+    async with client_of(*(opening(tmp_path) for _ in range(2))) as (interpreter, use):
+        session = Session(interpreter, "alice")
+        for number in (0, 1, 0, 1, 0):
+            await use(number)
+            result = await session.run("gen = (i for i in 'ab'); x = globals().get('x', 0) + 1; x")
+            if result.text != "1":
+                assert (str(result.state), result.state.missing, result.state.processes) == ("restored: restart", ("gen",), "ended")
+            await interpreter._http.request("DELETE", "session", identifier="alice", headers={"x-aca-sessions-cause": "closed"})
+        assert result.text == "5"
+
+
+async def test_the_loss_of_a_session_whose_saves_another_server_deleted_is_reported(tmp_path: Path) -> None:
+    async with client_of(*(opening(tmp_path) for _ in range(2))) as (interpreter, use):
+        session = Session(interpreter, "alice")
+        for number in (0, 1):
+            await use(number)
+            await session.run("x = 1")
+            await interpreter._http.request("DELETE", "session", identifier="alice", headers={"x-aca-sessions-cause": "closed"})
+        await interpreter.forget("alice")
+        await use(0)
+        result = await session.run("'x' in globals()")
+        assert result.state.kind == "lost"
 
 
 async def test_a_branch_is_saved_like_its_session(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .store import Store
 
 _logger = logging.getLogger("aca_sessions")
 _KEPT = 2
+_FENCE_STEP = 1 << 20  # about a millisecond: positions in ledgers are made of fences, and need room between two of them
 _MANIFEST_BYTES = 4 * 1024 * 1024
 _RECORD_BYTES = 4 * _MANIFEST_BYTES
 _SERVER_LENGTH = 256
@@ -149,7 +150,7 @@ class Saves:
             if head.server not in (None, server) and head.expires > time.time():
                 return head
             # Not only `fence + 1`: after `forget` there is no head to count on, and a number must not come back.
-            return replace(head, fence=max(head.fence + 1, time.time_ns()), server=server, expires=expires)
+            return replace(head, fence=max(head.fence + _FENCE_STEP, time.time_ns()), server=server, expires=expires)
 
         head = await self._heads.change(owner, compute_head)
         return Lease(owner, server, head.fence, expires) if (head.server, head.expires) == (server, expires) else None

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _LEASE_SECONDS, _RENEW_SECONDS = 15.0, 5.0
 _SAVE_SECONDS = _RESTORE_SECONDS = 300.0
+# Each restore begins at a position of its ledger that depends on its fence, which is like a time in nanoseconds and never comes again. So
+# positions rise from one server to the next. Their digits fit in what clients send.
+_FENCE_BITS = 10
 _MOST_LISTED = 1000  # names of what is missing, in a save and in a state
 _SAID_ELSEWHERE = "another server has this session: repeat the request there, or here once that server has ended the session or stopped"
 _UNAVAILABLE = "the store of saved sessions does not respond, so it is not known whether this session has a save: try again in a moment"
@@ -83,16 +86,19 @@ class SavedSessions:
             except ACASessionsError as error:  # it expires by itself
                 log_failure("the lease of a saved session was not released", error)
 
-    async def restore(self, identifier: str, sandbox: Sandbox, ledger: Ledger) -> bool:
-        """Restore the newest save of a session in a sandbox that has run no cell. Return False if there is none.
+    async def restore(self, session: "HostedSession", sandbox: Sandbox) -> None:
+        """Restore the newest save of a session in a sandbox that has run no cell. Do nothing if there is none. The caller has the lease.
 
         The session's ledger (the list of what happened to it) continues the saved one. Raise ACASessionsError if the restore fails: the
         sandbox may have a part of the state then, and must be closed.
         """
+        identifier, ledger = session.identifier, session.ledger
+        first = self._leases[identifier].fence >> _FENCE_BITS
         with _unavailable_as_503():
             save = await self._saves.newest(self._owner(identifier))
             if save is None:
-                return False
+                _repeat_end(ledger, first)
+                return
             manifest = _read_manifest(save)
             missing = await sandbox.restore(self._read_parts(save), timeout=_RESTORE_SECONDS)
         names = [shown_name(name) for name in (*manifest["lost"], *missing)]
@@ -100,9 +106,11 @@ class SavedSessions:
             installed = await sandbox.packages.install(packages, timeout=_RESTORE_SECONDS)
             names += [] if installed.success else [f"package {name}" for name in packages]
         record = extensions.decode_record(manifest["ledger"])
-        cause = ledger.latest_cause("ended") if ledger.id == record.ledger else manifest["cause"] or "restart"
-        if ledger.id != record.ledger:
+        adopts = not ledger.continues(record)
+        cause = (manifest["cause"] if adopts else ledger.latest_cause("ended")) or "restart"
+        if adopts:
             ledger.adopt(record, fetched=int(manifest["fetched"]))
+        ledger.skip_to(first)
         ledger.append(
             "restored",
             cause=cause,
@@ -113,7 +121,15 @@ class SavedSessions:
             missing=tuple(names[:_MOST_LISTED]),
             saved=save.created,
         )
-        return True
+        session.has_state = True
+        if adopts:
+            session.executions.follow_adopted_ledger()
+
+    def record_failed_restore(self, session: "HostedSession") -> None:
+        """Record in the ledger of a session that it begins without its saved state. The caller has the lease."""
+        if (lease := self._leases.get(session.identifier)) is not None:
+            session.ledger.skip_to(lease.fence >> _FENCE_BITS)
+        session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
 
     async def save(self, session: "HostedSession", sandbox: Sandbox, position: int, *, cause: str | None = None) -> SavedSession:
         """Save a session whose ledger is at `position`, and return what was saved. The caller ensures that no cell runs.
@@ -213,6 +229,19 @@ def _unavailable_as_503() -> Iterator[None]:
     except StorageError as error:
         log_failure("the store of saved sessions failed", error)
         raise ProblemError(503, NO_STORE, _UNAVAILABLE) from error
+
+
+def _repeat_end(ledger: Ledger, position: int) -> None:
+    """Report the end of an earlier session of this name again, above a position, if there was one.
+
+    Another server may have gone on with that session until its save was deleted. Then clients know later positions than that of its end.
+    """
+    if (cause := ledger.latest_cause("ended")) is not None:
+        is_known = ledger.fetched >= ledger.position
+        ledger.skip_to(position)
+        ledger.append("ended", cause=cause, variables="lost", files="lost", processes="ended")
+        if is_known:
+            ledger.fetched = ledger.position
 
 
 def _read_manifest(save: Save) -> dict[str, Any]:

@@ -468,11 +468,7 @@ class Sessions:
             if leaving is not None:
                 await asyncio.wait({leaving})
             await self.saved.take(session.identifier)
-            ledger = session.ledger.id
-            if await self.saved.restore(session.identifier, sandbox, session.ledger):
-                session.has_state = True
-                if session.ledger.id != ledger:
-                    session.executions.follow_adopted_ledger()
+            await self.saved.restore(session, sandbox)
             return sandbox
         except ProblemError:
             await sandbox.close()
@@ -482,7 +478,7 @@ class Sessions:
             await sandbox.close()
         again = await self._sandboxes.open()
         again.ledger = session.ledger
-        session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
+        self.saved.record_failed_restore(session)
         return again
 
     async def save(self, session: HostedSession) -> SavedSession:
