@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, Settings, open_pool
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.connect import Opening, open_server
-from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError
+from aca_sessions.contract.records import ProblemError
+from aca_sessions.durable.saves import Saves, Writer
+from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.policy import Limits
 from aca_sessions.server.app import Service
@@ -250,6 +253,57 @@ async def test_the_loss_of_a_session_whose_saves_another_server_deleted_is_repor
         await use(0)
         result = await session.run("'x' in globals()")
         assert result.state.kind == "lost"
+
+
+async def test_a_session_that_is_reset_before_its_state_is_written_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Saves.begin
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+
+        async def reset_and_begin(*arguments: Any) -> Writer:
+            await session.reset()
+            return await begin(*arguments)
+
+        await session.run("x = 1")
+        monkeypatch.setattr(Saves, "begin", reset_and_begin)
+        with pytest.raises(SnapshotError, match="lost its variables or files before it could be saved"):
+            await session.save()
+        assert await opened.saved() == []
+        monkeypatch.setattr(Saves, "begin", begin)
+        await session.save()
+
+
+async def test_a_session_is_closed_and_released_whatever_fails_in_its_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise ProblemError(503, "Other", "another server has this session")
+
+    async with server(tmp_path) as first, server(tmp_path) as second:
+        await Session(first, "alice").run("x = 1")
+        with monkeypatch.context() as patched:
+            patched.setattr(Saves, "begin", fail)
+            await first.delete_session("alice", saved=True)
+        assert (await Session(second, "alice").run("'x' in globals()")).text == "False"
+
+
+async def test_a_session_that_begins_while_another_of_its_name_is_deleted_gets_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, begun = Saves.forget, asyncio.Event()
+
+    async def slow_forget(*arguments: Any) -> bool:
+        begun.set()
+        await asyncio.sleep(0.5)
+        return await forget(*arguments)
+
+    monkeypatch.setattr(Saves, "forget", slow_forget)
+    async with server(tmp_path) as interpreter:
+        session = Session(interpreter, "alice")
+        await session.run("x = 1")
+        await session.save()
+        ending = asyncio.ensure_future(interpreter.delete_session("alice"))
+        await begun.wait()
+        assert await text(session, "'x' in globals()") == ("False", "lost: terminated")
+        await ending
+        await session.save()
 
 
 async def test_a_branch_is_saved_like_its_session(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..contract import extensions
 from ..contract.records import ELSEWHERE, NO_STORE, ProblemError
 from ..durable.saves import Lease, Save, Saves
-from ..errors import ACASessionsError, FencedError, RecordNotFoundError, SaveCorruptedError, SaveKeyError, StorageError
+from ..errors import ACASessionsError, FencedError, RecordNotFoundError, SaveCorruptedError, SaveKeyError, SnapshotError, StorageError
 from ..guest_text import shown_name
 from ..ledger import Ledger
 from ..lifetime import Tasks, log_failure
@@ -131,12 +131,19 @@ class SavedSessions:
             session.ledger.skip_to(lease.fence >> _FENCE_BITS)
         session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
 
-    async def save(self, session: "HostedSession", sandbox: Sandbox, position: int, *, cause: str | None = None) -> SavedSession:
+    async def save(
+        self, session: "HostedSession", sandbox: Sandbox, position: int, *, since: int, cause: str | None = None
+    ) -> SavedSession:
         """Save a session whose ledger is at `position`, and return what was saved. The caller ensures that no cell runs.
 
-        `cause` is why the session ends, for the state after the restore.
-
         Raise ACASessionsError if that fails. The previous save is kept then.
+
+        Args:
+            session: The session.
+            sandbox: Its sandbox.
+            position: The position in the ledger up to which the save has it.
+            since: The position after which nothing may be lost until the state is written: `position`, or that of the entry of its end.
+            cause: Why the session ends, for the state after the restore.
         """
         began = time.perf_counter()
         identifier = session.identifier
@@ -148,6 +155,9 @@ class SavedSessions:
         async with await self._saves.begin(lease.owner, lease.fence) as writer:
 
             async def receive(reader: StateReader) -> SavedVariables:
+                # The fork that writes the state was made just now. A loss before that would not be in the saved ledger.
+                if session.ledger.between(since, session.ledger.position).kind != "kept":
+                    raise SnapshotError("the session lost its variables or files before it could be saved: save it again")
                 number = 0
                 async for part in reader.parts():
                     await writer.add(str(number), part)

@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -45,6 +45,7 @@ _LOGGED_EVICTIONS = 1, 60.0  # lines, and the seconds in which there may be so m
 _logger = logging.getLogger("aca_sessions")
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+_Saving = Coroutine[None, None, None]
 
 
 class HostedSession:
@@ -230,7 +231,7 @@ class Sessions:
         if session is not None and not session.usable:
             session.record_loss()
             self._remove(session, "crash", cause=None)
-            self._tasks.start(session.close())
+            self._tasks.start(self._close_crashed(session))
             session = None
         if session is None:
             session = self._create_session(identifier)
@@ -369,12 +370,10 @@ class Sessions:
         the old session.
         """
         session = self.find(identifier)
-        ending = self._end(session, "deleted", cause=cause, saved=saved)
+        ending = self._end(session, "deleted", cause=cause, saved=saved, forget=not saved)
         if cause == "terminated":  # an end on purpose is not reported to clients that come later
             session.ledger.fetched = session.ledger.position
         await asyncio.shield(ending)
-        if self.saved is not None and not saved:
-            await self.saved.forget(identifier)
 
     def describe_page(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
         """Return the descriptions of at most `count` sessions, the least recently used first. Leave out the first `skip` of them."""
@@ -485,7 +484,13 @@ class Sessions:
         """Save a session between two cells, and return what was saved."""
         saved = self.saved
         assert saved is not None  # noqa: S101 - else the route does not exist
-        return await session.executions.run_in_turn(lambda sandbox: saved.save(session, sandbox, session.ledger.position))
+
+        async def save(sandbox: Sandbox) -> SavedSession:
+            await sandbox.interpreter()  # if it had died, the ledger says so now
+            position = session.ledger.position
+            return await saved.save(session, sandbox, position, since=position)
+
+        return await session.executions.run_in_turn(save)
 
     async def list_saved(self) -> list[SavedSession]:
         """Return the saved sessions, the oldest first."""
@@ -498,11 +503,15 @@ class Sessions:
         if identifier in self._sessions:
             await self.saved.take(identifier)  # it can be saved again
 
-    def _end(self, session: HostedSession, reason: str, *, cause: str, saved: bool = True) -> "asyncio.Task[None]":
-        """Remove a session at once, and return a task that saves it, if there is a store, and closes it."""
+    def _end(
+        self, session: HostedSession, reason: str, *, cause: str, saved: bool = True, forget: bool = False
+    ) -> "asyncio.Task[None]":
+        """Remove a session at once, and return a task that saves it, if there is a store, and closes it. `forget` deletes its saves."""
         position = session.ledger.position
         self._remove(session, reason, cause=cause)
-        ending = self._tasks.start(self._save_and_close(session, position if saved and session.has_state else None, cause))
+        end = session.ledger.position
+        saving = self._save_at_end(session, position, end, cause) if saved and session.has_state else None
+        ending = self._tasks.start(self._save_and_close(session, saving, cause, forget=forget))
         if self.saved is not None:
             self._leaving[session.identifier] = ending
             ending.add_done_callback(lambda done: self._forget_leaving(session.identifier, done))
@@ -512,18 +521,27 @@ class Sessions:
         if self._leaving.get(identifier) is ending:
             del self._leaving[identifier]
 
-    async def _save_and_close(self, session: HostedSession, position: int | None, cause: str) -> None:
-        """Save a session as it was when its ledger was at `position`, unless that is None or a cell runs. Then close it."""
-        if self.saved is not None and self.saved.saves_idle and position is not None and session.executions.unfinished_count == 0:
-            try:
-                sandbox = await session.sandbox()
-                if sandbox.usable:
-                    await self.saved.save(session, sandbox, position, cause=cause if cause == "expired" else None)
-            except (ACASessionsError, OSError) as error:
-                log_failure("a session was not saved when it ended", error)
-        await session.close(cause)
-        if self.saved is not None:
-            await self.saved.release(session.identifier)
+    async def _save_and_close(self, session: HostedSession, saving: "_Saving | None", cause: str, *, forget: bool) -> None:
+        try:
+            if saving is not None:
+                await saving
+        except Exception as error:  # whatever it is, the session must be closed
+            log_failure("a session was not saved when it ended", error)
+        try:
+            await session.close(cause)
+            if forget and self.saved is not None:
+                # Before the lease is released and another session of this name is restored, here or elsewhere.
+                await self.saved.forget(session.identifier)
+        finally:
+            if self.saved is not None:
+                await self.saved.release(session.identifier)
+
+    async def _save_at_end(self, session: HostedSession, position: int, end: int, cause: str) -> None:
+        """Save a session as it was when its ledger was at `position`, unless a cell runs. `end` is the position of the entry of its end."""
+        if self.saved is not None and self.saved.saves_idle and session.executions.unfinished_count == 0:
+            sandbox = await session.sandbox()
+            if sandbox.usable:
+                await self.saved.save(session, sandbox, position, since=end, cause=cause if cause == "expired" else None)
 
     def _register(self, session: HostedSession) -> HostedSession:
         self._sessions[session.identifier] = session
@@ -568,8 +586,13 @@ class Sessions:
         await session.executions.finish()
         if not session.ended and session.executions.all_fetched:
             self._remove(session, "crash", cause=None)
-            await session.close()
+            await self._close_crashed(session)
         self._record_end(session, "crash")
+
+    async def _close_crashed(self, session: HostedSession) -> None:
+        await session.close()
+        if self.saved is not None and session.identifier not in self._sessions:  # else the next session of this name has the lease
+            await self.saved.release(session.identifier)
 
     def _check_not_draining(self) -> None:
         """Raise ProblemError (503) if this server is about to stop.
