@@ -2,9 +2,11 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from aca_sessions.durable.saves import Saves, Writer
 from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.policy import Limits
+from aca_sessions.server import saved_sessions
 from aca_sessions.server.app import Service
 
 from ..cli.test_cli import Server
@@ -304,6 +307,68 @@ async def test_a_session_that_begins_while_another_of_its_name_is_deleted_gets_n
         assert await text(session, "'x' in globals()") == ("False", "lost: terminated")
         await ending
         await session.save()
+
+
+async def run_until_refused(session: Session) -> None:
+    while True:
+        await session.run("x")
+        await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_lost_a_session_to_another_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved_sessions, "_RENEW_SECONDS", 0.05)
+    async with server(tmp_path) as first, server(tmp_path) as second:
+        session, other = Session(first, "alice"), Session(second, "alice")
+        await session.run("x = 1")
+        await session.save()
+        await session.run("x = 2")
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: datetime.now().timestamp() + 60)  # the lease of the first server is over
+            assert await text(other, "x += 10; x") == ("11", "restored: restart")
+        with pytest.raises(ACASessionsError, match="another server has this session"):
+            await run_until_refused(session)
+        await second.delete_session("alice", saved=True)
+        assert await text(session, "x") == ("11", "restored: restart")
+
+
+async def test_the_saves_of_a_session_at_another_server_are_not_deleted(tmp_path: Path) -> None:
+    async with server(tmp_path) as first, server(tmp_path) as second:
+        session = Session(first, "alice")
+        await session.run("x = 1")
+        await session.save()
+        with pytest.raises(ACASessionsError, match="another server has this session"):
+            await second.forget("alice")
+        await session.save()
+        await first.delete_session("alice", saved=True)
+        await second.forget("alice")
+        with pytest.raises(NotFoundError):
+            await second.forget("alice")
+        assert (await Session(first, "alice").run("'x' in globals()")).text == "False"
+
+
+async def test_a_server_counts_the_sessions_that_are_being_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, may_begin = Saves.begin, asyncio.Event()
+
+    async def wait_and_begin(*arguments: Any) -> Writer:
+        await may_begin.wait()
+        return await begin(*arguments)
+
+    monkeypatch.setattr(Saves, "begin", wait_and_begin)
+    async with server(tmp_path, hosting=Hosting(max_sessions=1)) as interpreter:
+        for name in ("one", "two"):
+            await Session(interpreter, name).run("x = 1")
+        with pytest.raises(ACASessionsError, match="1 sessions are being saved"):
+            await Session(interpreter, "three").run("x = 1")
+        may_begin.set()
+
+
+async def test_what_a_session_says_about_its_losses_is_shown_in_one_plain_line(tmp_path: Path) -> None:
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        await session.run("class Bad:\n def __reduce__(self): raise ValueError('\\ud800\\x1b[2J\\n')\nbad = Bad()")
+        lost = (await session.save()).lost
+        assert [*lost] == ["bad"]
+        assert lost["bad"].isprintable()
+        assert (await opened.saved())[0].lost == lost
 
 
 async def test_a_branch_is_saved_like_its_session(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ..contract import extensions
 from ..contract.records import ELSEWHERE, NO_STORE, ProblemError
 from ..durable.saves import Lease, Save, Saves
 from ..errors import ACASessionsError, FencedError, RecordNotFoundError, SaveCorruptedError, SaveKeyError, SnapshotError, StorageError
-from ..guest_text import shown_name
+from ..guest_text import shown_caption, shown_name
 from ..ledger import Ledger
 from ..lifetime import Tasks, log_failure
 from ..models import SavedSession
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _LEASE_SECONDS, _RENEW_SECONDS = 15.0, 5.0
+_RENEWED_AT_ONCE = 16
 _SAVE_SECONDS = _RESTORE_SECONDS = 300.0
 # Each restore begins at a position of its ledger that depends on its fence, which is like a time in nanoseconds and never comes again. So
 # positions rise from one server to the next. Their digits fit in what clients send.
 _FENCE_BITS = 10
 _MOST_LISTED = 1000  # names of what is missing, in a save and in a state
-_SAID_ELSEWHERE = "another server has this session: repeat the request there, or here once that server has ended the session or stopped"
+SAID_ELSEWHERE = "another server has this session: repeat the request there, or here once that server has ended the session or stopped"
 _UNAVAILABLE = "the store of saved sessions does not respond, so it is not known whether this session has a save: try again in a moment"
 _logger = logging.getLogger("aca_sessions")
 
@@ -72,7 +73,7 @@ class SavedSessions:
         with _unavailable_as_503():
             lease = await self._saves.take(self._owner(identifier), self._server, _LEASE_SECONDS)
         if lease is None:
-            raise ProblemError(503, ELSEWHERE, _SAID_ELSEWHERE)
+            raise ProblemError(503, ELSEWHERE, SAID_ELSEWHERE)
         self._leases[identifier] = lease
         self._fenced.discard(identifier)
 
@@ -193,15 +194,26 @@ class SavedSessions:
         return sorted(found, key=lambda one: one.created)
 
     async def forget(self, identifier: str) -> bool:
-        """Delete the saves of a session. Return whether there were any."""
-        owner = self._owner(identifier)
+        """Delete the saves of a session. Return whether there were any. Raise ProblemError (503) if another server has the session."""
+        owner, is_here = self._owner(identifier), identifier in self._leases
+        had_save = True
         try:
+            if not is_here:
+                await self.take(identifier)  # or the session of another server could not be saved any more
             had_save = await self._saves.newest(owner) is not None
         except (SaveCorruptedError, SaveKeyError):
-            had_save = True
-        if had_save:
-            await self._saves.forget(owner)  # and the lease
+            pass
+        try:
+            if had_save:
+                await self._saves.forget(owner)  # and the lease
+        finally:
+            if not is_here:
+                await self.release(identifier)
         return had_save
+
+    def is_fenced(self, identifier: str) -> bool:
+        """Return whether another server has taken a session that this server still has."""
+        return identifier in self._fenced
 
     def _owner(self, identifier: str) -> str:
         return hashlib.sha256(json.dumps([self._tenant, identifier]).encode()).hexdigest()
@@ -214,19 +226,23 @@ class SavedSessions:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(_RENEW_SECONDS)
-            for identifier, lease in [*self._leases.items()]:
-                try:
-                    renewed = await self._saves.renew(lease, _LEASE_SECONDS)
-                except FencedError:
-                    _logger.warning("another server has taken a session of this one, which cannot be saved here any more")
-                    if self._leases.get(identifier) is lease:
-                        del self._leases[identifier]
-                        self._fenced.add(identifier)
-                except ACASessionsError as error:
-                    log_failure("the lease of a saved session was not renewed", error)
-                else:
-                    if self._leases.get(identifier) is lease:  # it may have ended during the await
-                        self._leases[identifier] = renewed
+            at_once = asyncio.Semaphore(_RENEWED_AT_ONCE)  # one after the other, those of many sessions would expire if the store is slow
+            await asyncio.gather(*(self._renew(identifier, lease, at_once) for identifier, lease in self._leases.items()))
+
+    async def _renew(self, identifier: str, lease: Lease, at_once: asyncio.Semaphore) -> None:
+        try:
+            async with at_once:
+                renewed = await self._saves.renew(lease, _LEASE_SECONDS)
+        except FencedError:
+            if self._leases.get(identifier) is lease:  # it may have ended during the await, or have another one
+                _logger.warning("another server has taken a session of this one, which cannot be saved here any more")
+                del self._leases[identifier]
+                self._fenced.add(identifier)
+        except ACASessionsError as error:
+            log_failure("the lease of a saved session was not renewed", error)
+        else:
+            if self._leases.get(identifier) is lease:
+                self._leases[identifier] = renewed
 
 
 @contextlib.contextmanager
@@ -269,9 +285,9 @@ def _describe(save: Save, *, seconds: float = 0.0) -> SavedSession:
         session_id=manifest["identifier"],
         created=save.created,
         variables=manifest["variables"],
-        lost={shown_name(name): why for name, why in manifest["lost"].items()},
+        lost={shown_name(name): shown_caption(why) for name, why in manifest["lost"].items()},
         size=save.size,
-        python=manifest["python"],
+        python=shown_name(manifest["python"]),
         cells=manifest["cells"],
         seconds=round(seconds, 3),
     )

@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 from weakref import WeakSet
 
 from .. import telemetry
-from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
+from ..contract.records import DRAINING, ELSEWHERE, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
 from ..errors import ACASessionsError, GuestDiedError
 from ..hosting import SESSIONS_PER_LEASE, Hosting, log_event
 from ..ledger import Ledger
@@ -32,7 +32,7 @@ from ..sandbox.sandboxes import Sandboxes
 from .executions import Executions, RunningExecution, unknown_execution
 from .guard import Throttle
 from .journal import Journal
-from .saved_sessions import SavedSessions
+from .saved_sessions import SAID_ELSEWHERE, SavedSessions
 
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
@@ -232,6 +232,12 @@ class Sessions:
             session.record_loss()
             self._remove(session, "crash", cause=None)
             self._tasks.start(self._close_crashed(session))
+            session = None
+        if session is not None and self.saved is not None and self.saved.is_fenced(identifier):
+            # The other server has gone on with the session from its save. Two that go on would contradict each other's states.
+            if session.in_use:
+                raise ProblemError(503, ELSEWHERE, SAID_ELSEWHERE)
+            self._end(session, "expired", cause="expired", saved=False)
             session = None
         if session is None:
             session = self._create_session(identifier)
@@ -503,9 +509,7 @@ class Sessions:
         if identifier in self._sessions:
             await self.saved.take(identifier)  # it can be saved again
 
-    def _end(
-        self, session: HostedSession, reason: str, *, cause: str, saved: bool = True, forget: bool = False
-    ) -> "asyncio.Task[None]":
+    def _end(self, session: HostedSession, reason: str, *, cause: str, saved: bool = True, forget: bool = False) -> "asyncio.Task[None]":
         """Remove a session at once, and return a task that saves it, if there is a store, and closes it. `forget` deletes its saves."""
         position = session.ledger.position
         self._remove(session, reason, cause=cause)
@@ -609,6 +613,9 @@ class Sessions:
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
         if len(self._starting) >= self._max_starting:
             said = f"{len(self._starting)} new sessions wait for their start, which is this server's limit: try again in a second"
+            raise ProblemError(503, TOO_MANY_STARTING, said)
+        if len(self._leaving) >= self.most:  # their sandboxes still use memory
+            said = f"{len(self._leaving)} sessions are being saved, as many as this server has at most: try again in a second"
             raise ProblemError(503, TOO_MANY_STARTING, said)
 
     def _check_descriptors(self) -> None:
