@@ -116,6 +116,16 @@ KINDS = {
         "os.path.isdir('a/empty'))",
         "0o100640 6.0 2304000 a/b c.bin é True",
     ),
+    "names with underscores": (
+        "__version__, __secret__ = '1', [2]\ndef __getattr__(name): return name",
+        "print(__version__, __secret__, __getattr__('x'))",
+        "1 [2] x",
+    ),
+    "a folder that cannot be written": (
+        "import os; os.mkdir('d'); open('d/f', 'w').write('content'); os.chmod('d', 0o555); os.utime('d', (5, 6))",
+        "import os; s = os.stat('d'); print(open('d/f').read(), oct(s.st_mode), s.st_mtime)",
+        "content 0o40555 6.0",
+    ),
     "module of the workspace": (
         "open('own.py', 'w').write('class A: x = 1'); import own; a = own.A()",
         "print(type(a) is own.A, own.__file__[-7:])",
@@ -151,6 +161,19 @@ async def test_what_cannot_be_saved_costs_its_own_name_only(sandboxes: Sandboxes
     assert sorted(variables.lost) == ["bad", "file", "file pipe", "gen", "lock", "poll", "thread", "view"]
     assert variables.lost["bad"] == "SystemExit: no"
     assert variables.lost["file"] == "TypeError: cannot save an open file"
+
+
+async def test_files_that_cannot_be_read_are_named(sandboxes: Sandboxes) -> None:
+    code = "import os; os.makedirs('d/e'); open('d/e/f', 'w').close(); open('g', 'w').close(); os.chmod('g', 0); os.chmod('d', 0)"
+    printed, variables, missing = await moved(sandboxes, f"{code}\nreadable = os.access('g', os.R_OK)", "print(readable)")
+    if printed == "True\n":
+        pytest.skip("this user can read all files")
+    assert (variables.lost, missing) == ({"files in d": "Permission denied", "file g": "Permission denied"}, {})
+
+
+async def test_a_variable_whose_name_is_too_long_costs_itself_only(sandboxes: Sandboxes) -> None:
+    printed, variables, _ = await moved(sandboxes, "globals()['x' * 2_000_000] = 1; y = 2", "print(y)")
+    assert (printed, variables.lost) == ("2\n", {"x" * 1000: "its name is too long"})
 
 
 async def test_a_save_changes_nothing_in_the_session(sandboxes: Sandboxes) -> None:

@@ -31,10 +31,15 @@ if TYPE_CHECKING:
     from .notebook.shell import Shell
     from .pickling import Group
 
-_OF_IPYTHON = re.compile(r"_i+|_i\d+|_\d+|_[iod]h|In|Out|_exit_code|__\w+__")
+_OF_IPYTHON = re.compile(r"_i+|_i\d+|_\d+|_[iod]h|In|Out|_exit_code")
+# Python and IPython set these. Others with two underscores, such as `__version__`, are variables of the user.
+_OF_PYTHON = frozenset(("__name__", "__doc__", "__package__", "__loader__", "__spec__", "__builtin__", "__builtins__")) | frozenset(
+    ("__annotations__", "__annotate__", "__conditional_annotations__", "__warningregistry__")
+)
 _OUT = re.compile(r"Out\[(\d+)\]")
 _MOST_NAMES = 10_000  # in one header; a header of the host's limit has room for them
 _MOST_NAMED = 1000  # in a report
+_LONGEST_NAME = 1000  # characters; a longer name would not fit in a header
 _writing: list[int] = []  # the pids of forks that write a state
 _MISSING = "cloudpickle is not installed in this session's Python: install it there, or choose another image"
 
@@ -76,7 +81,7 @@ def restore(request: Restore, link: Link, shell: Shell) -> Finished:
         return _finished(request, error="the session has no descriptor left to restore its state")
     missing: dict[str, str] = {}
     restored = 0
-    folders: list[tuple[str, float]] = []
+    folders: list[tuple[str, int, float]] = []
     with open(ends[0], "rb") as pipe:
         try:
             from . import pickling
@@ -94,8 +99,9 @@ def restore(request: Restore, link: Link, shell: Shell) -> Finished:
             return _finished(request, error=_MISSING)
         except (ValueError, KeyError, TypeError, EOFError, struct.error):
             return _finished(request, error="the saved state cannot be read: it is damaged")
-    for path, modified in reversed(folders):  # their times changed as files were made in them
+    for path, mode, modified in reversed(folders):  # only now: files had to be made in them, which changed their times
         with contextlib.suppress(OSError):
+            os.chmod(path, stat.S_IMODE(mode))
             os.utime(path, (modified, modified))
     shell.forget_changes()
     named = dict(list(missing.items())[:_MOST_NAMED])
@@ -167,19 +173,28 @@ def _records(shell: Shell) -> Iterator[tuple[dict[str, object], Any]]:
         yield {"kind": "failed", "why": _MISSING}, b""
         return
     saved = 0
-    for group in pickling.pickle_variables(_variables(shell), shell.user_ns, lost):
+    variables = _variables(shell)
+    for name in [name for name in variables if len(name) > _LONGEST_NAME]:
+        lost[name[:_LONGEST_NAME]] = "its name is too long"
+        del variables[name]
+    for group in pickling.pickle_variables(variables, shell.user_ns, lost):
         saved += len(group.names)
         yield {"kind": "group", "names": group.names[:_MOST_NAMES], "buffers": len(group.buffers)}, group.pickle
         for buffer in group.buffers:
             yield {"kind": "buffer"}, buffer
     for name, why in lost.items():
-        yield {"kind": "lost", "names": [name], "why": why}, b""
+        yield {"kind": "lost", "names": [name[:_LONGEST_NAME]], "why": why}, b""
     yield {"kind": "end", "saved": saved}, b""
 
 
 def _files(lost: dict[str, str]) -> Iterator[tuple[dict[str, object], Any]]:
     """Yield a record for each folder, file and link in the workspace, a folder before what is in it."""
-    for folder, folders, files in os.walk(session_folders.data):
+
+    def note(error: OSError) -> None:
+        relative = os.path.relpath(error.filename, session_folders.data)
+        lost[f"files in {relative}"] = error.strerror or type(error).__name__
+
+    for folder, folders, files in os.walk(session_folders.data, onerror=note):
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in sorted([*folders, *files]):
             path = os.path.join(folder, name)
@@ -197,23 +212,25 @@ def _files(lost: dict[str, str]) -> Iterator[tuple[dict[str, object], Any]]:
                     yield header, os.fsencode(os.readlink(path))
                 else:
                     lost[f"file {relative}"] = "pipes, sockets and devices cannot be saved"
+            except MemoryError:
+                lost[f"file {relative}"] = "it does not fit in the session's memory"
             except OSError as error:
                 lost[f"file {relative}"] = error.strerror or type(error).__name__
 
 
-def _restore_file(header: dict[str, Any], content: bytearray, missing: dict[str, str], folders: list[tuple[str, float]]) -> None:
+def _restore_file(header: dict[str, Any], content: bytearray, missing: dict[str, str], folders: list[tuple[str, int, float]]) -> None:
     relative = os.fsdecode(bytes.fromhex(header["path"]))
     path, mode, modified = os.path.join(session_folders.data, relative), header["mode"], header["modified"]
     try:
         if stat.S_ISDIR(mode):
             os.makedirs(path, exist_ok=True)
-            folders.append((path, modified))
-        elif stat.S_ISLNK(mode):
+            folders.append((path, mode, modified))
+            return
+        if stat.S_ISLNK(mode):
             os.symlink(os.fsdecode(bytes(content)), path)
             return
-        else:
-            with open(path, "wb") as file:
-                file.write(content)
+        with open(path, "wb") as file:
+            file.write(content)
         os.chmod(path, stat.S_IMODE(mode))
         os.utime(path, (modified, modified))
     except OSError as error:
@@ -226,7 +243,10 @@ def _variables(shell: Shell) -> dict[str, object]:
     names = {
         name: value
         for name, value in shell.user_ns.copy().items()
-        if type(name) is str and not _OF_IPYTHON.fullmatch(name) and not (name in hidden and hidden[name] is value)
+        if type(name) is str
+        and name not in _OF_PYTHON
+        and not _OF_IPYTHON.fullmatch(name)
+        and not (name in hidden and hidden[name] is value)
     }
     return names | {f"Out[{number}]": value for number, value in shell.user_ns.get("_oh", {}).items() if type(number) is int}
 
