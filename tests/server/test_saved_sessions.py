@@ -388,6 +388,7 @@ async def test_packages_are_there_again(tmp_path: Path, monkeypatch: pytest.Monk
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         assert (await session.install("alpha")).success
         await session.run("import alpha; a = alpha")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache of another host"))
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         result = await session.run("a.version")
         assert (result.text, result.state.missing) == ("'1.0'", ())

@@ -101,11 +101,13 @@ class SavedSessions:
                 _repeat_end(ledger, first)
                 return
             manifest = _read_manifest(save)
-            missing = await sandbox.restore(self._read_parts(save), timeout=_RESTORE_SECONDS)
-        names = [shown_name(name) for name in (*manifest["lost"], *missing)]
-        if packages := manifest["packages"]:
+        gone: list[str] = []
+        if packages := manifest["packages"]:  # before the variables, which may need them
             installed = await sandbox.packages.install(packages, timeout=_RESTORE_SECONDS)
-            names += [] if installed.success else [f"package {name}" for name in packages]
+            gone = [] if installed.success else [f"package {name}" for name in packages]
+        with _unavailable_as_503():
+            missing = await sandbox.restore(self._read_parts(save), timeout=_RESTORE_SECONDS)
+        names = [*gone, *(shown_name(name) for name in (*manifest["lost"], *missing))]
         record = extensions.decode_record(manifest["ledger"])
         adopts = not ledger.continues(record)
         cause = (manifest["cause"] if adopts else ledger.latest_cause("ended")) or "restart"
