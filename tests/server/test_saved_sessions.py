@@ -20,6 +20,7 @@ from aca_sessions.contract.records import ProblemError
 from aca_sessions.durable.saves import Saves, Writer
 from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError, SnapshotError
 from aca_sessions.hosting import Hosting
+from aca_sessions.ledger import CallerPosition
 from aca_sessions.sandbox.policy import Limits
 from aca_sessions.server import saved_sessions
 from aca_sessions.server.app import Service
@@ -378,6 +379,22 @@ async def test_a_branch_is_saved_like_its_session(tmp_path: Path) -> None:
         await branch.run("x = 2")
         await branch.save()
         assert {one.session_id: one.variables for one in await opened.saved()} == {branch.session_id: 1}
+
+
+async def test_a_branch_is_at_one_server_only_and_does_not_replace_a_saved_session(tmp_path: Path) -> None:
+    async with server(tmp_path) as first, server(tmp_path) as second:
+        await Session(first, "bob").run("x = 'bob'")
+        await first.delete_session("bob", saved=True)
+        session = Session(first, "alice")
+        await session.run("x = 'alice'")
+        with pytest.raises(ACASessionsError, match="was saved"):
+            await first._branch("alice", ["bob"], CallerPosition(), reseed=True)
+        assert (await Session(second, "bob").run("x")).text == "'bob'"
+        [branch] = await session.branch()
+        with pytest.raises(ACASessionsError, match="another server has this session"):
+            await Session(second, branch.session_id).run("x")
+        await first.delete_session(branch.session_id)
+        assert (await Session(second, branch.session_id).run("'x' in globals()")).text == "False"
 
 
 async def test_packages_are_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

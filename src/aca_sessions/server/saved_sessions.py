@@ -77,6 +77,14 @@ class SavedSessions:
         self._leases[identifier] = lease
         self._fenced.discard(identifier)
 
+    async def claim(self, identifier: str) -> None:
+        """Take the lease of a new session. Raise ProblemError: 409 if a session of this name was saved, 503 if another server has one."""
+        await self.take(identifier)
+        with _unavailable_as_503():
+            has_save = await self._saves.newest(self._owner(identifier)) is not None
+        if has_save:  # the saves of the new session would replace it
+            raise ProblemError(409, "SessionExists", "a session with one of the identifiers was saved: delete its saves, or choose another")
+
     async def release(self, identifier: str) -> None:
         """Give up the lease of a session that has ended here."""
         self._fenced.discard(identifier)

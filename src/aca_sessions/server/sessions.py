@@ -231,7 +231,7 @@ class Sessions:
         if session is not None and not session.usable:
             session.record_loss()
             self._remove(session, "crash", cause=None)
-            self._tasks.start(self._close_crashed(session))
+            self._tasks.start(self._close_unsaved(session))
             session = None
         if session is not None and self.saved is not None and self.saved.is_fenced(identifier):
             # The other server has gone on with the session from its save. Two that go on would contradict each other's states.
@@ -319,6 +319,8 @@ class Sessions:
             reserved = self._reserve(identifiers, in_use)
             try:
                 for session, opened in reserved:
+                    if self.saved is not None:
+                        await self.saved.claim(session.identifier)
                     branch = await sandbox.branch(reseed=reseed)
                     branch.ledger = session.ledger
                     branch.ledger.checkpoint_numbers = sandbox.ledger.checkpoint_numbers
@@ -329,7 +331,9 @@ class Sessions:
         return [session for session, _ in reserved]
 
     def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
-        if taken := [number for number, identifier in enumerate(identifiers, 1) if identifier in self._sessions]:
+        if taken := [
+            number for number, identifier in enumerate(identifiers, 1) if identifier in self._sessions or identifier in self._leaving
+        ]:
             # The number and not the identifier, which is a secret.
             said = f"identifier {taken[0]} of {len(identifiers)} is in use by a session already: give that branch another one"
             raise ProblemError(409, "SessionExists", said)
@@ -357,7 +361,7 @@ class Sessions:
                 opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
                 self._remove(session, "deleted", cause=None)
-            await self._tasks.run_shielded(session.close())
+            await self._tasks.run_shielded(self._close_unsaved(session))
 
     async def end_branches(self, branches: Sequence[HostedSession]) -> None:
         """End branches that were created for a cancelled request. Its caller does not know them, so it cannot end them.
@@ -590,10 +594,10 @@ class Sessions:
         await session.executions.finish()
         if not session.ended and session.executions.all_fetched:
             self._remove(session, "crash", cause=None)
-            await self._close_crashed(session)
+            await self._close_unsaved(session)
         self._record_end(session, "crash")
 
-    async def _close_crashed(self, session: HostedSession) -> None:
+    async def _close_unsaved(self, session: HostedSession) -> None:
         await session.close()
         if self.saved is not None and session.identifier not in self._sessions:  # else the next session of this name has the lease
             await self.saved.release(session.identifier)
