@@ -1,6 +1,7 @@
 """Test sessions that are saved in a store and restored: by the same server, by another one, and after a fault."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -395,6 +396,20 @@ async def test_a_branch_is_at_one_server_only_and_does_not_replace_a_saved_sessi
             await Session(second, branch.session_id).run("x")
         await first.delete_session(branch.session_id)
         assert (await Session(second, branch.session_id).run("'x' in globals()")).text == "False"
+
+
+async def test_a_session_whose_fork_server_died_is_free_for_another_server(tmp_path: Path) -> None:
+    async with server(tmp_path) as first:
+        session = Session(first, "alice")
+        await session.run("x = 1")
+        await session.save()
+        children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+        [fork_server] = [pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(fork_server, signal.SIGKILL)
+        while await first.list_sessions():
+            await asyncio.sleep(0.05)
+        async with server(tmp_path) as second:
+            assert await text(Session(second, "alice"), "x") == ("1", "restored: restart")
 
 
 async def test_packages_are_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
