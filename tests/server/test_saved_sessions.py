@@ -77,7 +77,7 @@ async def test_a_session_goes_on_after_its_program_has_ended(tmp_path: Path, key
 
 async def test_a_save_says_what_it_has_and_is_listed_and_forgotten(tmp_path: Path) -> None:
     async with pool(tmp_path) as opened, opened.session("alice") as session:
-        await session.run("x = 1; lock = __import__('threading').Lock()")
+        await session.run("x = 1; lock = __import__('threading').Lock(); x")
         saved = await session.save()
         assert (saved.session_id, saved.variables, saved.cells) == ("alice", 1, 1)
         assert saved.lost == {"lock": "TypeError: cannot pickle '_thread.lock' object"}

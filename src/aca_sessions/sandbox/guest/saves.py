@@ -178,7 +178,7 @@ def _records(shell: Shell) -> Iterator[tuple[dict[str, object], Any]]:
         lost[name[:_LONGEST_NAME]] = "its name is too long"
         del variables[name]
     for group in pickling.pickle_variables(variables, shell.user_ns, lost):
-        saved += len(group.names)
+        saved += sum(_OUT.fullmatch(name) is None for name in group.names)
         yield {"kind": "group", "names": group.names[:_MOST_NAMES], "buffers": len(group.buffers)}, group.pickle
         for buffer in group.buffers:
             yield {"kind": "buffer"}, buffer
