@@ -90,11 +90,17 @@ async def test_a_save_says_what_it_has_and_is_listed_and_forgotten(tmp_path: Pat
             await opened.forget("alice")
         await session.save()
     async with pool(tmp_path) as opened:
-        await opened.terminate("alice")
-        assert [one.session_id for one in await opened.saved()] == ["alice"]  # it was not live
         async with opened.session("alice") as session:
             assert await text(session, "x") == ("1", "restored: restart")
         await opened.terminate("alice")
+        assert await opened.saved() == []
+        async with opened.session("alice") as session:
+            await session.save()
+    async with pool(tmp_path) as opened:
+        assert [one.session_id for one in await opened.saved()] == ["alice"]
+        await opened.terminate("alice")  # it is not live, so nothing of it is deleted
+        assert [one.session_id for one in await opened.saved()] == ["alice"]
+        await opened.forget("alice")
         assert await opened.saved() == []
 
 

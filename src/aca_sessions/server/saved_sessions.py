@@ -143,7 +143,14 @@ class SavedSessions:
         session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
 
     async def save(
-        self, session: "HostedSession", sandbox: Sandbox, position: int, *, since: int, cause: str | None = None
+        self,
+        session: "HostedSession",
+        sandbox: Sandbox,
+        position: int,
+        *,
+        since: int,
+        cause: str | None = None,
+        seconds: float = _SAVE_SECONDS,
     ) -> SavedSession:
         """Save a session whose ledger is at `position`, and return what was saved. The caller ensures that no cell runs.
 
@@ -155,6 +162,7 @@ class SavedSessions:
             position: The position in the ledger up to which the save has it.
             since: The position after which nothing may be lost until the state is written: `position`, or that of the entry of its end.
             cause: Why the session ends, for the state after the restore.
+            seconds: How long the session may take to write its state.
         """
         began = time.perf_counter()
         identifier = session.identifier
@@ -175,7 +183,7 @@ class SavedSessions:
                     number += 1
                 return reader.variables
 
-            variables = await sandbox.save(receive, timeout=_SAVE_SECONDS)
+            variables = await sandbox.save(receive, timeout=seconds)
             lost = dict([*variables.lost.items()][:_MOST_LISTED])
             record = session.ledger.record(0, position, position)
             manifest = {

@@ -36,6 +36,7 @@ from .saved_sessions import SAID_ELSEWHERE, SavedSessions
 
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
+_END_SECONDS = 60.0  # to save a session that ends: programs that stop a server give it 90 s and more
 _REAP_EVERY = 5.0  # seconds
 _FORK_SERVER_ADVICE = (
     "the variables and files of these sessions are lost, as their next results say; the next new session starts another fork server. With "
@@ -549,7 +550,9 @@ class Sessions:
         if self.saved is not None and self.saved.saves_idle and session.executions.unfinished_count == 0:
             sandbox = await session.sandbox()
             if sandbox.usable:
-                await self.saved.save(session, sandbox, position, since=end, cause=cause if cause == "expired" else None)
+                await self.saved.save(
+                    session, sandbox, position, since=end, cause=cause if cause == "expired" else None, seconds=_END_SECONDS
+                )
 
     def _register(self, session: HostedSession) -> HostedSession:
         self._sessions[session.identifier] = session
