@@ -36,13 +36,19 @@ def settings(folder: Path, **durable: object) -> Settings:
 
 
 @asynccontextmanager
-async def server(folder: Path, *, hosting: Hosting = Hosting(), **durable: object) -> AsyncIterator[CodeInterpreter]:  # noqa: B008
-    """A server over the store in a folder, in this process, and a client of it."""
+async def server(
+    folder: Path,
+    *,
+    hosting: Hosting = Hosting(),  # noqa: B008
+    patience: float = 0,
+    **durable: object,
+) -> AsyncIterator[CodeInterpreter]:
+    """A server over the store in a folder, in this process, and a client of it, which repeats refused requests for `patience` seconds."""
     async with AsyncExitStack() as stack:
         policy = Policy(preload=(), spares=0, limits=replace(Limits(), memory=256 << 20))
         app = await stack.enter_async_context(open_server(settings(folder, **durable), policy=policy, hosting=hosting))
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-        yield await stack.enter_async_context(CodeInterpreter(SessionsHttpClient(client, patience=0)))
+        yield await stack.enter_async_context(CodeInterpreter(SessionsHttpClient(client, patience=patience)))
 
 
 @asynccontextmanager
@@ -123,7 +129,7 @@ async def test_an_idle_session_is_saved_when_it_expires(tmp_path: Path) -> None:
 
 
 async def test_a_session_that_gives_way_to_another_is_saved(tmp_path: Path) -> None:
-    async with server(tmp_path, hosting=Hosting(max_sessions=1)) as interpreter:
+    async with server(tmp_path, hosting=Hosting(max_sessions=1), patience=60) as interpreter:
         one, other = Session(interpreter, "one"), Session(interpreter, "other")
         for number in range(3):
             assert (await one.run("x = globals().get('x', 0) + 1; x")).text == str(number + 1)
