@@ -199,6 +199,8 @@ async def test_a_save_keeps_its_lease_and_a_lease_its_saves(store: Store) -> Non
     save = await commit(saves, lease, 1, files=b"x")
     assert await saves.take(OWNER, "two", 60) is None
     await saves.release(lease)
+    with pytest.raises(FencedError, match="was released"):  # by a task that renews leases meanwhile
+        await saves.renew(lease, 60)
     other = await lease_of(saves, server="two")
     assert await saves.newest(OWNER) == save
     await commit(saves, other, 2, files=b"y")

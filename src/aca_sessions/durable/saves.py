@@ -156,11 +156,13 @@ class Saves:
         return Lease(owner, server, head.fence, expires) if (head.server, head.expires) == (server, expires) else None
 
     async def renew(self, lease: Lease, seconds: float) -> Lease:
-        """Make a lease last for some seconds from now. Raise FencedError if another server has taken the session."""
+        """Make a lease last for some seconds from now. Raise FencedError if another server has taken the session, or if it was released."""
         expires = time.time() + seconds
 
         def compute_head(head: Head) -> Head:
             _check_fence(head, lease.fence)
+            if head.server is None:  # released meanwhile, which must not be undone
+                raise FencedError("the lease of this session was released: connect again")
             return replace(head, server=lease.server, expires=expires)
 
         await self._heads.change(lease.owner, compute_head)
