@@ -37,8 +37,7 @@ MAY_IMPORT = {
     "telemetry": {"models"},
     "errors": set(),
     "lifetime": {"errors"},
-    "json_file": {"errors"},
-    "settings": {"json_file", "client", "errors", "sandbox.policy"},  # the defaults of each
+    "settings": {"settings", "client", "errors", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
     "client": {"client", "client.snippets", "contract", "ledger", "models", "errors", "telemetry", "lifetime"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page

@@ -15,22 +15,13 @@ from redis import Redis
 
 from aca_sessions.durable.store import Store, open_store
 
-from ..agent.conftest import RedisServer
+from ..agent.conftest import RedisServer, redis_server  # noqa: F401 - the second is a fixture
 
 AZURITE = Path.home() / ".cache" / "aca-sessions-tests" / "azurite"
 # The account and the key of the emulator are public: https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 KINDS = ["folder", "redis", pytest.param("azure", marks=pytest.mark.long)]
-
-
-@pytest.fixture(scope="session")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not on PATH: apt install redis-server")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +72,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     if request.param == "folder":
         return f"file://{tmp_path}/store"
     if request.param == "redis":
-        server = request.getfixturevalue("redis")
+        server = request.getfixturevalue("redis_server")
         with Redis.from_url(server.url) as client:
             client.flushall()
         return server.url

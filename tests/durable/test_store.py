@@ -288,10 +288,10 @@ async def test_a_full_disk_is_reported_and_keeps_what_is_there(small_disk: Path)
 # Redis
 
 
-async def test_what_a_killed_writer_left_in_redis_expires(redis: RedisServer) -> None:
-    with Redis.from_url(redis.url) as client:
+async def test_what_a_killed_writer_left_in_redis_expires(redis_server: RedisServer) -> None:
+    with Redis.from_url(redis_server.url) as client:
         client.flushall()
-        async with open_store(redis.url) as store:
+        async with open_store(redis_server.url) as store:
             ages = []
 
             async def chunks():
@@ -308,23 +308,23 @@ async def test_what_a_killed_writer_left_in_redis_expires(redis: RedisServer) ->
             assert client.keys("*") == []
 
 
-async def test_a_content_whose_pieces_expired_is_not_published(redis: RedisServer) -> None:
-    with Redis.from_url(redis.url) as client:
+async def test_a_content_whose_pieces_expired_is_not_published(redis_server: RedisServer) -> None:
+    with Redis.from_url(redis_server.url) as client:
         client.flushall()
 
         async def chunks():
             yield LONG
             client.flushall()
 
-        async with open_store(redis.url) as store:
+        async with open_store(redis_server.url) as store:
             with pytest.raises(StorageError, match="was deleted while it was written"):
                 await store.write("a", chunks())
             assert await store.size("a") is None
 
 
-async def test_publishing_again_after_a_lost_response_keeps_the_content(redis: RedisServer) -> None:
+async def test_publishing_again_after_a_lost_response_keeps_the_content(redis_server: RedisServer) -> None:
     """The client sends a command again if the connection broke."""
-    async with open_store(redis.url) as opened:
+    async with open_store(redis_server.url) as opened:
         store = cast(RedisStore, opened)
         await store.write("a", of(LONG))
         entry = await store._send("GET", redis_store._entry("a"))
@@ -332,10 +332,10 @@ async def test_publishing_again_after_a_lost_response_keeps_the_content(redis: R
         assert await all_of(store.read("a")) == LONG
 
 
-async def test_a_full_redis_is_reported_and_keeps_what_is_there(redis: RedisServer) -> None:
-    with Redis.from_url(redis.url) as client:
+async def test_a_full_redis_is_reported_and_keeps_what_is_there(redis_server: RedisServer) -> None:
+    with Redis.from_url(redis_server.url) as client:
         client.flushall()
-        async with open_store(redis.url) as store:
+        async with open_store(redis_server.url) as store:
             await store.write("a", of(b"before"))
             client.config_set("maxmemory", 1_000_000)
             try:

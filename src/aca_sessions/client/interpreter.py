@@ -478,7 +478,7 @@ class CodeInterpreter:
     async def delete_session(self, session_id: str, *, expired: bool = False, saved: bool = False) -> None:
         """End a session at the service.
 
-        Raise NotFoundError if there is no such session, and NotSupportedError if the api-version cannot end sessions.
+        Raise NotFoundError if the session does not exist, and NotSupportedError if the api-version cannot end sessions.
 
         Args:
             session_id: The session.

@@ -149,7 +149,7 @@ class Saves:
         def compute_head(head: Head) -> Head:
             if head.server not in (None, server) and head.expires > time.time():
                 return head
-            # Not only `fence + 1`: after `forget` there is no head to count on, and a number must not come back.
+            # Not only `fence + 1`: `forget` deletes the head, and a number must not come back.
             return replace(head, fence=max(head.fence + _FENCE_STEP, time.time_ns()), server=server, expires=expires)
 
         head = await self._heads.change(owner, compute_head)

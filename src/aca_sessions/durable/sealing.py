@@ -4,7 +4,7 @@ A stream has a header and pieces. Each piece has a word of four bytes, which is 
 1 MB of content, then a tag. All but the last piece have exactly 1 MB.
 
 Without a key, a tag is the SHA-256 of the tag before it, the word and the content, so it depends on all before it. The first one depends
-on the header and the context. This detects damage and mistakes, but somebody who can write into the store can forge a stream.
+on the header and the context. This detects damage and mistakes, but a program that can write into the store can forge a stream.
 
 With a key, a piece is encrypted by AES-256-GCM. Its nonce is its number. Each stream has a key of its own, derived by HKDF-SHA256 (RFC
 5869) from the key, a random salt of 32 bytes in the header, and the context. So no nonce is used twice with a key, however many streams

@@ -29,11 +29,11 @@ class Store(Protocol):
         ...
 
     def read(self, key: str) -> AsyncIterator[bytes]:
-        """Yield the content of a key in chunks. Raise RecordNotFoundError at the first one if there is no such key."""
+        """Yield the content of a key in chunks. Raise RecordNotFoundError at the first one if the key is missing."""
         ...
 
     async def size(self, key: str) -> int | None:
-        """Return the length of a content in bytes, or None if there is no such key."""
+        """Return the length of a content in bytes, or None if the key is missing."""
         ...
 
     async def keys(self, folder: str = "") -> list[str]:
@@ -41,7 +41,7 @@ class Store(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Delete a key. Do nothing if there is no such key."""
+        """Delete a key. Do nothing if it is missing."""
         ...
 
     async def swap(self, key: str, old: bytes | None, new: bytes | None) -> bool:
