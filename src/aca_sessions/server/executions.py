@@ -241,9 +241,11 @@ class RunningExecution:
         """
         ledger = self.session.ledger
         self.end = ledger.position
-        shown = [event.display for event in self.events.read_all() if event.display is not None]
-        large = [display for display in shown if _display_size(display) > _MUCH_OUTPUT]
-        result = replace(result, displays=tuple(next((one for one in large if one == display), display) for display in result.displays))
+        large = (
+            [event.display for event in self.events.read_all() if _display_size(event.display) > _MUCH_OUTPUT] if result.displays else []
+        )
+        if large:  # a large display is kept once, and not in its event and in the result
+            result = replace(result, displays=tuple(next((one for one in large if one == display), display) for display in result.displays))
         if result.state == NO_REPLY:
             self.result = replace(result, session_id=self.session.identifier)
         else:
@@ -502,10 +504,12 @@ class Executions:
                 self._history_size -= self._history.popitem(last=False)[1].size
                 continue
             largest = max(self._history.values(), key=attrgetter("output_size", "size"))
-            self._history_size -= self._history.pop(largest.number).size
+            self._history_size -= largest.size
             if largest.output_size > _MUCH_OUTPUT:
-                slim = self._history[largest.number] = largest.without_output()
+                slim = self._history[largest.number] = largest.without_output()  # in its place, so that the oldest is dropped first
                 self._history_size += slim.size
+            else:
+                del self._history[largest.number]
         self._history[execution.number] = execution
         self._history_size += execution.size
 
