@@ -792,6 +792,33 @@ def test_a_chart_that_scripts_draw_can_be_saved_as_a_file(playground: Playground
     assert cell["outputs"][0]["data"]["text/plain"].startswith("[An interactive output, which needs scripts, is not in this file.")
 
 
+def test_charts_of_plotly_are_small_and_are_drawn_again_after_a_reload(playground: Playground, browser: Browser) -> None:
+    page = playground.page
+    playground.run("import plotly.graph_objects as go; go.Figure(go.Bar(y=[3, 1, 2], name='lamps'), dict(title='Sales'))")
+    for number in range(4):
+        playground.run(f"go.Figure(go.Scatter(y=[{number}, 1]))")
+    playground.run("go.Figure(go.Scatter(y=[1]), dict(images=[dict(source='//outside.example/x.png')]))")
+    page.click(".cell .output .note button")
+    assert page.styles_in_frame(".main-svg", "display") == ["block"]
+    page.reload()
+    page.wait("document.querySelectorAll('.cell .verdict').length === 6")
+    assert page.text(".cell:first-child .output").startswith("plotly Figure Sales [bar lamps]\n\nScripts of this output do not run")
+    page.click(".cell .output .note button")
+    page.wait("document.querySelectorAll('.drawn').length === 1")
+    page.click(".cell .output .note button")  # of all outputs
+    page.wait("document.querySelectorAll('.drawn').length === 6")
+    assert page.styles_in_frame(".main-svg", "display") == ["block"]
+    assert "Run" not in "".join(page.evaluate("[...document.querySelectorAll('.output .note')].map((one) => one.innerText)"))
+    page.click("#export")
+    content = _downloaded(browser.downloads / f"{page.text('#session-name')}.ipynb")
+    charts = [cell["outputs"][0]["data"] for cell in json.loads(content)["cells"]]
+    data = [chart.get("application/vnd.plotly.v1+json", {}).get("data") for chart in charts]
+    assert [one and one[0]["type"] for one in data] == ["bar", *["scatter"] * 4, None]
+    assert "text/html" not in charts[0]
+    assert charts[5]["text/plain"].startswith("[An interactive output, which needs scripts, is not in this file.")
+    assert len(content) < 200_000
+
+
 def test_an_output_that_the_server_dropped_is_named_in_its_cell(playground: Playground, browser: Browser) -> None:
     page = playground.page
     for number in range(4):

@@ -164,6 +164,17 @@ async def test_large_outputs_leave_the_history_before_cells_do(http: httpx.Async
     assert cells[8]["execution"]["acaSessions"]["error"]["name"] == "ZeroDivisionError"
 
 
+async def test_a_history_has_the_data_of_charts_without_their_pages(http: httpx.AsyncClient) -> None:
+    forms = "{'application/vnd.plotly.v1+json': {'data': []}, 'text/html': 'x' * 5_000_000, 'text/plain': 'a chart'}"
+    for number in range(4):
+        rich = await run(http, f"display({forms}, raw=True)  # {number}")
+        assert len(rich["displays"][0]["text/html"]) == 5_000_000
+    told = await history(http)
+    assert (told["gone"], len(told["cells"])) == (0, 4)
+    kept = {"application/vnd.plotly.v1+json": '{"data": []}', "text/plain": "a chart"}
+    assert [cell["execution"]["acaSessions"]["displays"] for cell in told["cells"]] == [[kept]] * 4
+
+
 async def test_neither_a_history_nor_a_name_begins_a_session_and_a_history_begins_after_a_number(http: httpx.AsyncClient) -> None:
     assert (await http.get("/session/history")).status_code == 400
     assert (await http.put("/session/name", json={"name": "mine"})).status_code == 400

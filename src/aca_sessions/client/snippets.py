@@ -243,9 +243,8 @@ def command(user: dict, command: str) -> None:
 def run_script(user: dict, path: str, *arguments: str) -> None:
     """Run a Python file in a process of its own, and print its exit code after its output. `path` is relative to /mnt/data."""
     sys.stdout.flush()  # otherwise what the session wrote before would come after the script's output
-    folder = "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
     # Without -u, what it has printed would be lost if it is interrupted.
-    code = subprocess.run([sys.executable, "-u", path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=folder).returncode
+    code = subprocess.run([sys.executable, "-u", path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=_workspace()).returncode
     print("\n" + json.dumps(code))
 
 
@@ -256,10 +255,8 @@ def install(user: dict, *requirements: str) -> None:
     """
     beside = "/mnt/data/.packages"
     target = [] if os.access(sysconfig.get_path("purelib"), os.W_OK) else ["--target", beside]
-    arguments = ["install", "--disable-pip-version-check", "--no-input", "--quiet", *target, *requirements]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", *target, *requirements]
+    done = subprocess.run(pip, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if target and beside not in sys.path:
         sys.path.append(beside)
     importlib.invalidate_caches()
@@ -585,10 +582,7 @@ def print_missing(user: dict, *requirements: str) -> None:
 
 
 def _is_met(requirement: str) -> bool:
-    """Return whether an installed package meets a requirement.
-
-    Return False for a requirement with extras, because it is not known which packages an extra needs.
-    """
+    """Return whether an installed package meets a requirement. Return False if it has extras: it is not known which packages they need."""
     try:
         from packaging.requirements import Requirement
 
@@ -597,6 +591,12 @@ def _is_met(requirement: str) -> bool:
         return not wanted.extras and wanted.specifier.contains(version, prereleases=True)
     except (ImportError, ValueError):
         return False
+
+
+def plotly_script(user: dict) -> None:
+    """Display the script that draws charts of plotly, as text."""
+    script = importlib.import_module("plotly.offline").get_plotlyjs()
+    importlib.import_module("IPython.display").display({"text/plain": script}, raw=True)
 
 
 def check_index(user: dict, url: str) -> None:
@@ -645,10 +645,7 @@ def create_modules(user: dict, package: str, packed: str) -> None:
 
 
 def _find_lack() -> "str | None":
-    """Return what the session lacks to run the modules of `create_modules`: "python" (3.9 or later), "ipython" or "threads".
-
-    Return None if the session has all three.
-    """
+    """Return what the session lacks to run the modules of `create_modules`: "python" (3.9 or later), "ipython", "threads", or None."""
     if sys.version_info < (3, 9):  # noqa: UP036 - the session's Python, not this one
         return "python"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

@@ -154,6 +154,15 @@ def _display_size(display: Display | None) -> int:
     return sum(len(kind) + len(form) for kind, form in display.data.items() if isinstance(form, str))
 
 
+def _without_page(display: Display) -> Display:
+    """Return a chart of plotly without its page, which repeats its data beside a script of 5 MB. Return other displays unchanged."""
+    page = display.data.get("text/html")
+    if _PLOTLY not in display.data or not isinstance(page, str) or len(page) <= _MUCH_OUTPUT:
+        return display
+    return replace(display, data={mime: form for mime, form in display.data.items() if mime != "text/html"})
+
+
+_PLOTLY = "application/vnd.plotly.v1+json"
 # How many results a session keeps, and their size in bytes.
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
 _HISTORY_CELLS, _HISTORY_BYTES = 500, 16 << 20  # in its history, fetched or not
@@ -255,6 +264,23 @@ class RunningExecution:
         self.size += sum(_display_size(display) for display in result.displays if not any(display is one for one in large))
         self.events.close()
         self.done.set()
+
+    def without_pages(self) -> "RunningExecution":
+        """Return a copy of this ended execution, for the history: large pages of charts are left out. Return itself if it has none."""
+        events, result = self.events.read_all(), self.result
+        displays = [event.display for event in events if event.display is not None] + [*(result.displays if result else ())]
+        without = {id(display): _without_page(display) for display in displays}
+        if result is None or all(without[id(display)] is display for display in displays):
+            return self
+        slim = copy.copy(self)
+        slim.events = Events()
+        for event in events:
+            slim.events.add(event if event.display is None else replace(event, display=without[id(event.display)]))
+        slim.events.close()
+        slim.result = replace(result, displays=tuple(without[id(display)] for display in result.displays))
+        each = {id(display): display for display in displays}.values()
+        slim.size -= sum(_display_size(display) - _display_size(without[id(display)]) for display in each)
+        return slim
 
     def without_output(self) -> "RunningExecution":
         """Return a copy of this ended execution, for the history: with its source, error and state, and a note in place of its output."""
@@ -495,10 +521,11 @@ class Executions:
     def _add_to_history(self, execution: RunningExecution) -> None:
         """Add an ended execution to the history. If the history is too large then, drop its largest outputs, and then its largest cells.
 
-        The results of dropped executions can still be fetched by id.
+        The results of dropped executions can still be fetched by id, and so can pages of charts.
         """
         execution.previous_end = self._history_end
         self._history_end = execution.end
+        execution = execution.without_pages()
         while self._history and (len(self._history) >= _HISTORY_CELLS or self._history_size + execution.size > _HISTORY_BYTES):
             if len(self._history) >= _HISTORY_CELLS:
                 self._history_size -= self._history.popitem(last=False)[1].size

@@ -18,7 +18,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".py": "text/plain; charset=utf-8",
 }
-_SNIPPETS = ("variables", "complete", "reset")
+_SNIPPETS = ("variables", "complete", "reset", "plotly_script")
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",

@@ -1,6 +1,7 @@
 /** One cell on the page: its source, its output while it runs, and its result. */
 
 import { Problem, offers } from "./api.js";
+import { slim } from "./chart.js";
 import { button, element, span } from "./dom.js";
 import { interrupt, reply } from "./execution.js";
 import { highlighted } from "./highlight.js";
@@ -43,7 +44,7 @@ export class Cell {
     this.isSettled = false; // whether it is known which cells are before it there
     this.result = null;
     this.questions = { latest: 0, open: [] }; // those that were asked before this page followed the cell
-    this.output = new Output();
+    this.output = new Output(acts.charts);
     const code = element("pre", {}, element("code", {}, ...highlighted(source)));
     this.number = element("span", { class: "number", title: "The number by which tracebacks name this cell" });
     const again = button("Run again", () => acts.run(source), { class: "quiet", title: "Run this source as a new cell" });
@@ -107,8 +108,8 @@ export class Cell {
   /** What `restore` needs to show it after a reload. Outputs of more than `most` characters are left out. */
   keep(most) {
     const { id, source, result } = this;
-    const events = this.output.parts.map(({ kind, text, data }) => ({ kind, text, display: data, name: null }));
-    const shown = result && { events, result: { ...result, stdout: "", displays: result.displays.slice(-1) } };
+    const events = this.output.parts.map(({ kind, text, data }) => ({ kind, text, display: data && slim(data), name: null }));
+    const shown = result && { events, result: { ...result, stdout: "", displays: result.displays.slice(-1).map(slim) } };
     const fits = JSON.stringify(shown).length <= most;
     return { id, source, undone: this.isUndone, state: result?.state, ledger: result?.ledger && { id: result.ledger.id, end: result.ledger.end }, ...(fits ? shown : {}) };
   }

@@ -1,6 +1,7 @@
 /** HTML that code of a session made: cleaned, and in a frame without scripts, whose origin is its own. The one place where text becomes HTML. */
 
 import { part } from "./api.js";
+import { chartOf } from "./chart.js";
 import { cleaned } from "./clean.js";
 import { hasOtherStyles } from "./colours.js";
 import { button, element } from "./dom.js";
@@ -13,10 +14,11 @@ const policy = globalThis.trustedTypes?.createPolicy("sandboxed-frame", { create
 const STYLE = await part("frame.css");
 const HEAD = `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><style>${STYLE}</style>`;
 
-/** What a display has to be laid out: `{ html, formulas, text }`, from HTML, Markdown or LaTeX; or nothing. */
+/** What a display has to be laid out: `{ html, formulas, text, chart }`, from HTML, a chart of plotly, Markdown or LaTeX; or nothing. */
 export function layoutOf(data) {
   const text = (type) => (typeof data[type] === "string" ? data[type] : "");
-  if (text("text/html")) return { html: text("text/html"), text: text("text/plain") };
+  const chart = chartOf(data);
+  if (chart || text("text/html")) return { html: text("text/html"), text: text("text/plain"), chart };
   for (const [type, read] of [["text/markdown", markdown], ["text/latex", latex]]) {
     const made = text(type) && read(text(type));
     if (made) return { ...made, text: text(type) };
@@ -42,10 +44,10 @@ const SHEET = new CSSStyleSheet();
 SHEET.replaceSync(STYLE);
 
 /** A frame that shows a layout as high as it is, or whose height can be dragged if it is too high; or the text in its place, where scripts would have made all of it. */
-export function framed({ html, formulas, text }) {
-  const clean = safeHtml(html, formulas);
+export function framed({ html, formulas, text, chart }, charts) {
+  const clean = chart ? "" : safeHtml(html, formulas);
   const made = element("div", {});
-  const note = noteOn(html, (frame, saves) => made.replaceChildren(frame, element("p", { class: "note" }, saves)));
+  const note = noteOn({ html, chart, charts }, (...shown) => made.replaceChildren(...shown));
   if (isBlank(clean)) {
     made.append(shown(text, "value"), note);
     return made;
@@ -59,15 +61,20 @@ export function framed({ html, formulas, text }) {
   return made;
 }
 
-/** Says what of an output is not shown, and offers what may be done about it; `show` puts a frame in the output's place. */
-function noteOn(html, show) {
-  const saving = () => save(new Blob([html], { type: "text/html" }), "output.html");
+/** Says what of an output is not shown, and offers what may be done about it; `show` puts something in the output's place. */
+function noteOn({ html, chart, charts }, show) {
+  const note = element("p", { class: "note" });
+  const said = (...parts) => (note.append(...parts), note);
+  const page = async () => html || charts.page(chart); // a chart's page may have to be made, with the session's script of plotly
+  const failed = ({ message }) => said(element("span", { class: "bad" }, ` The chart cannot be drawn: ${message}.`));
+  const saving = () => page().then((text) => save(new Blob([text], { type: "text/html" }), "output.html"), failed);
   const saves = button("Save as HTML", saving, { class: "quiet", title: "In the saved file scripts run with your network: for code that you trust" });
-  const title = "They cannot reach this page, but may tell your network what they know: for code that you trust";
-  const runs = button("Run scripts", () => show(drawn(html), saves), { class: "quiet", title });
-  const said = (...parts) => element("p", { class: "note" }, ...parts);
+  if (chart || (needsScripts(html) && !FROM_NETWORK.test(html))) {
+    const draw = () => page().then((text) => show(drawn(text), element("p", { class: "note" }, charts.offerAll(), saves)), failed);
+    const title = "They cannot reach this page, but may tell your network what they know: for code that you trust";
+    return said("Scripts of this output do not run by themselves. ", charts.offer(button("Run scripts", draw, { class: "quiet", title })), saves);
+  }
   if (FROM_NETWORK.test(html)) return said("This output needs scripts from the network. (Altair brings its own if vl-convert-python is installed.) ", saves);
-  if (needsScripts(html)) return said("Scripts of this output do not run by themselves. ", runs, saves);
   if (ELSEWHERE.test(html)) return said("This page shows no frames, sound or video.");
   return hasOtherStyles(html) ? said("This page shows no styles of outputs but colours of cells. ", saves) : "";
 }

@@ -1,5 +1,6 @@
 /** The cells of a session as a Jupyter notebook (nbformat 4). What code displayed is made safe: readers may trust the file. */
 
+import { chartOf, safeChart } from "./chart.js";
 import { wellFormed } from "./clean.js";
 import { isBlank, layoutOf, needsScripts, safeHtml } from "./frame.js";
 import { stateText } from "./verdict.js";
@@ -52,10 +53,12 @@ function bundle(data) {
   for (const type of IMAGES) if (BASE64.test(text(type))) kept[type] = text(type);
   const drawing = text("image/svg+xml"); // becomes an image, which runs no scripts
   const { html, formulas } = (!text("text/html") && drawing ? null : layoutOf(data)) ?? { html: drawing };
-  const clean = html && safeHtml(html, formulas);
+  const chart = safeChart(data);
+  if (chart) kept["application/vnd.plotly.v1+json"] = chart;
+  const clean = html && !chartOf(data) && safeHtml(html, formulas);
   if (clean && !isBlank(clean)) kept["text/html"] = wellFormed(clean);
   const fallback = Object.keys(kept).length ? "" : (Object.values(data).find((one) => typeof one === "string") ?? "");
-  const missing = html && !kept["text/html"] && needsScripts(html) ? "[An interactive output, which needs scripts, is not in this file. Run the cell to draw it.]\n" : "";
+  const missing = !chart && !kept["text/html"] && (chartOf(data) || needsScripts(html ?? "")) ? "[An interactive output, which needs scripts, is not in this file. Run the cell to draw it.]\n" : "";
   const written = missing + (text("text/plain") || fallback);
   if (written) kept["text/plain"] = readable(written);
   return kept;

@@ -13,9 +13,10 @@ const MOST_KEPT = 400_000; // characters of a stream that a notebook gets; the o
 const secrets = new Set(); // that were typed in this tab: the panel of variables hides them
 const BASE64 = /^[A-Za-z0-9+/=\s]+$/;
 
-/** The output below one cell. */
+/** The output below one cell. `charts` are those of its session. */
 export class Output {
-  constructor() {
+  constructor(charts) {
+    this.charts = charts;
     this.element = element("div", { class: "output" });
     this.clear();
   }
@@ -74,7 +75,7 @@ export class Output {
 
   /** A display of a name that came before takes its place. */
   display(data, name) {
-    const made = element("div", { class: "display" }, rendered(data));
+    const made = element("div", { class: "display" }, rendered(data, this.charts));
     const earlier = name && this.named.get(name);
     const part = earlier?.part ?? { kind: "display" };
     part.data = data;
@@ -138,14 +139,14 @@ function removeForm(form) {
 }
 
 /** The best of a display's forms. Whatever runs or loads something stays in its frame. */
-function rendered(data) {
+function rendered(data, charts) {
   const has = (type) => typeof data[type] === "string" && data[type] !== "";
   const image = IMAGES.find((type) => has(type) && BASE64.test(data[type]));
   const text = has("text/plain") ? data["text/plain"] : "";
   if (image) return picture(`data:${image};base64,${data[image].replace(/\s/g, "")}`, text);
   if (has("image/svg+xml")) return picture(`data:image/svg+xml,${encodeURIComponent(wellFormed(data["image/svg+xml"]))}`, text);
   const layout = layoutOf(data);
-  if (layout) return framed(layout);
+  if (layout) return framed(layout, charts);
   const source = SOURCES.find(has) ?? Object.keys(data).find(has);
   return shown(source ? data[source] : "", "value");
 }

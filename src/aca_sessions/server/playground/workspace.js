@@ -2,6 +2,7 @@
 
 import { Problem, asked, moveTo, offers, request, since } from "./api.js";
 import { Cell, WAITING, notice } from "./cell.js";
+import { Charts } from "./chart.js";
 import { button, element, shownName } from "./dom.js";
 import { follow, interrupt, ownCell, ownId, resultOf, run } from "./execution.js";
 import { wordsOf } from "./names.js";
@@ -37,7 +38,7 @@ export class Workspace {
     this.hidden = new Map(hidden); // the lengths of values among the variables that are hidden, by the variables' names
     this.parent = parent; // what it was branched from, or nothing: `{ id, name, cells }`
     this.past = []; // the parent's cells on the page
-    this.acts = acts;
+    this.acts = { ...acts, charts: new Charts(() => this.plotly()) };
     this.onChange = onChange;
     this.list = element("ol", { class: "cells", "aria-label": "Cells" });
     this.nothing = element("p", { class: "empty" });
@@ -301,6 +302,14 @@ export class Workspace {
   async asked(name, ...values) {
     const [answer] = await ownCell(this.id, ownId(), name, ...values);
     return answer;
+  }
+
+  /** Return the script of plotly that the session has. */
+  async plotly() {
+    if (!this.live) throw new Error("the session has ended, and plotly with it: run the cell again");
+    const [, { displays }] = await ownCell(this.id, ownId(), "plotly_script");
+    if (!displays.length) throw new Error("the session has no plotly now: install it");
+    return displays[0]["text/plain"];
   }
 
   /** Return the completions of a text. The latest request counts; those before it are dropped. */
