@@ -21,7 +21,7 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has the righ
 REFUSED = [
     pytest.param("no_user_namespaces", hosts.NO_USER_NAMESPACES, id="no user namespaces"),
     pytest.param("debian+ordinary_user", hosts.DEBIAN, id="Debian's switch", marks=pytest.mark.long),
-    pytest.param("ubuntu+ordinary_user", hosts.UBUNTU, id="Ubuntu's switch"),
+    pytest.param("ubuntu+ordinary_user", hosts.UBUNTU, id="Ubuntu's switch", marks=pytest.mark.long),
     pytest.param("debian", hosts.DEBIAN, id="Debian's switch, as root", marks=[only_root, pytest.mark.long]),
     pytest.param("ubuntu_as_root", hosts.UBUNTU, id="Ubuntu's switch, as root", marks=[only_root, pytest.mark.long]),
     pytest.param("refuse_namespaces", hosts.FILTERED, id="a container's filter", marks=pytest.mark.long),

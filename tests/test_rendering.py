@@ -8,6 +8,7 @@ from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.models import NO_REPLY, CodeError, Display, FileChange, State
 from aca_sessions.rendering import trusted
 
+from .conftest import mostly_long
 from .test_clean_html import OPENING
 
 
@@ -218,13 +219,16 @@ async def test_a_figure_is_described_in_words(session: Session) -> None:
 
 @pytest.mark.parametrize(
     ("code", "read"),
-    [
-        ("from IPython.display import HTML; HTML('<b>x</b>')", "[an HTML page of 8 characters, not in this text]"),
-        ("from IPython.display import SVG; SVG('<svg/>')", "[images] 1 image, not in this text: <IPython.core.display.SVG object>"),
-        ("from IPython.display import Markdown; display(Markdown('# h')); Markdown('# i')", "# h\n# i"),
-        ("display({'text/plain': '42', 'text/html': '<b>'}, raw=True); 42", "42"),
-        ("display({'text/plain': 'a', 'text/html': '<b>'}, raw=True); 42", "[displayed]\na\n[value]\n42"),
-    ],
+    mostly_long(
+        [
+            ("from IPython.display import HTML; HTML('<b>x</b>')", "[an HTML page of 8 characters, not in this text]"),
+            ("from IPython.display import SVG; SVG('<svg/>')", "[images] 1 image, not in this text: <IPython.core.display.SVG object>"),
+            ("from IPython.display import Markdown; display(Markdown('# h')); Markdown('# i')", "# h\n# i"),
+            ("display({'text/plain': '42', 'text/html': '<b>'}, raw=True); 42", "42"),
+            ("display({'text/plain': 'a', 'text/html': '<b>'}, raw=True); 42", "[displayed]\na\n[value]\n42"),
+        ],
+        every=3,
+    ),
 )
 async def test_a_last_value_that_was_displayed_is_read_once(session: Session, code: str, read: str) -> None:
     assert str(await session.run(code)) == read

@@ -36,7 +36,7 @@ def run(sample: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("sample", mostly_long(PRINTED, "quickstart.py"))
+@pytest.mark.parametrize("sample", mostly_long(PRINTED))
 def test_a_sample_prints_what_it_demonstrates(sample: str) -> None:
     assert run(sample) == PRINTED[sample]
 

@@ -325,6 +325,7 @@ def test_doctor_says_that_it_does_not_check_the_endpoint_that_is_set() -> None:
     assert run.stdout.endswith("isolation: full\nready: aca-sessions run 'print(6*7)'\n")
 
 
+@pytest.mark.long
 def test_doctor_reports_how_many_sessions_fit_and_why() -> None:
     few = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *COMMAND, "doctor"]
     run = subprocess.run(few, capture_output=True, text=True, timeout=100, check=False)

@@ -447,6 +447,7 @@ async def test_an_expired_named_session_is_reported_to_its_next_caller() -> None
 # --- results that were not fetched ---
 
 
+@pytest.mark.long
 async def test_results_of_many_parallel_cells_are_kept_until_they_are_fetched(session: Session) -> None:
     await session.run("n = 0")
     results = await asyncio.gather(*(session.run(f"n += 1; {number}", timeout=300) for number in range(120)))
@@ -657,7 +658,7 @@ VICTIMS = {
 
 
 @pytest.mark.parametrize("turns", mostly_long([0, 8, 16, 24, 32, 48], 16))
-@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("victim", mostly_long(VICTIMS, "the checkpoint"))
 async def test_a_rollback_interrupted_by_a_death_is_all_or_nothing_or_reports_it(victim: str, turns: int) -> None:
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         await session.run("x = 1; open('a', 'w').write('one')")
@@ -683,7 +684,7 @@ async def test_a_rollback_interrupted_by_a_death_is_all_or_nothing_or_reports_it
         assert a == {"kept": a_then, "rolled_back": "one", "lost": None, "unknown": a}[result.state.files], (returned, result.state)
 
 
-@pytest.mark.parametrize("ending", ["the fork server", "delete"])
+@pytest.mark.parametrize("ending", mostly_long(["the fork server", "delete"], "delete"))
 async def test_a_rollback_that_outlives_its_session_is_refused_and_its_files_are_reported_lost(
     ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -718,6 +719,7 @@ async def test_a_rollback_that_outlives_its_session_is_refused_and_its_files_are
         assert (result.text, result.state.variables, result.state.files) == ("[]", "lost", "lost")
 
 
+@pytest.mark.long
 async def test_an_interrupt_that_comes_as_its_cell_ends_does_not_hit_the_next_cell(session: Session) -> None:
     await session.run("import time; n = 0")
     for turn in range(60):

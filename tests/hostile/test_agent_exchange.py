@@ -80,14 +80,17 @@ async def test_a_report_of_a_cell_in_a_thread_is_validated(pool: SessionPool, li
 
 @pytest.mark.parametrize(
     "call",
-    [
-        "tools.send()",
-        "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}})",
-        "by_hand(name='tools.call', arguments={'name': 'hidden', 'arguments': {}})",
-        "by_hand(name='artifacts.save', arguments={'name': '/tmp/x', 'data': '', 'description': '', 'metadata': None})",
-        "skills.create('s', 'def run(): return tools.send()'); skills.s()",
-        f"forge(json.dumps({{'cell': 'runs', 'calls': [[7, {SEND!r}]], 'waited': 0.0}}))",
-    ],
+    mostly_long(
+        [
+            "tools.send()",
+            "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}})",
+            "by_hand(name='tools.call', arguments={'name': 'hidden', 'arguments': {}})",
+            "by_hand(name='artifacts.save', arguments={'name': '/tmp/x', 'data': '', 'description': '', 'metadata': None})",
+            "skills.create('s', 'def run(): return tools.send()'); skills.s()",
+            f"forge(json.dumps({{'cell': 'runs', 'calls': [[7, {SEND!r}]], 'waited': 0.0}}))",
+        ],
+        every=3,
+    ),
 )
 async def test_a_call_of_a_cell_in_a_thread_needs_approval_like_any_other(pool: SessionPool, call: str) -> None:
     """A call of a cell that runs in a thread of its session is one that the session was given, and is decided on the host's side."""

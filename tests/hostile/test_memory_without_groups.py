@@ -127,6 +127,7 @@ def test_files_count_to_the_memory_of_all_sessions(groups: bool) -> None:
     assert measured(groups=groups)["together"] == [80 << 20, ["lost: memory"]]
 
 
+@pytest.mark.long
 @EACH
 def test_uncounted_memory_is_reported(groups: bool) -> None:
     """A session's `isolation` lists the kinds of memory that are not counted, with and without control groups."""

@@ -38,6 +38,7 @@ async def interpreter(wheels: Path) -> AsyncIterator[CodeInterpreter]:
         yield opened
 
 
+@pytest.mark.long
 async def test_no_code_of_a_package_runs_on_the_host(session: Session, wheels: Path, tmp_path: Path) -> None:
     """What a package brings to run while it is built, installed or found runs in no other place than the session."""
     mark = tmp_path / "mark"
@@ -76,6 +77,7 @@ async def test_a_wheel_writes_nothing_outside_its_folder(session: Session, wheel
     assert [result.success for result in results].count(False) >= len(places) - 1
 
 
+@pytest.mark.long
 async def test_shared_packages_can_be_neither_changed_nor_listed(session: Session, pool: SessionPool) -> None:
     """What sessions share in /.packages none of them changes, and none learns which packages others have."""
     await session.install("alpha")

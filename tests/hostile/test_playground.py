@@ -53,6 +53,7 @@ raise ValueError(text)
 """
 
 
+@pytest.mark.long
 @needs_chromium
 def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: Path) -> None:
     """What a session's code shows runs no script in the playground, reaches nothing of the page and loads nothing from elsewhere."""

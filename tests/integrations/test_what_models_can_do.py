@@ -17,6 +17,7 @@ from aca_sessions.integrations.agent_framework import PythonSessionProvider
 from aca_sessions.integrations.model_session import ModelSession
 
 from ..cli.test_cli import Server
+from ..conftest import mostly_long
 from ..wheels import make_wheel
 from .test_semantic_kernel import conversation, execute, tool_messages
 
@@ -114,18 +115,21 @@ async def test_packages_may_be_given_as_text(offline: SessionPool, packages: obj
 
 @pytest.mark.parametrize(
     ("packages", "told"),
-    [
-        ([], "'packages' must have 1 to 100 items, got 0"),
-        (["x"] * 101, "'packages' must have 1 to 100 items, got 101"),
-        (None, "'packages' must be a list of texts, got NoneType"),
-        ([1], "'packages' must be a list of texts, got a list with int"),
-        ({"a": 1}, "'packages' must be a list of texts, got dict"),
-        (["--index-url=http://me:hunter2@evil"], "without options of pip, got an option"),
-        ("https://me:hunter2@evil/x.whl", "package 1 of the call"),
-        (["no-such-package-here"], "check the spelling of its name"),
-        (["needy"], "not-here-at-all"),
-        (["tiny-greeting==9"], "no version fits tiny-greeting==9"),
-    ],
+    mostly_long(
+        [
+            ([], "'packages' must have 1 to 100 items, got 0"),
+            (["x"] * 101, "'packages' must have 1 to 100 items, got 101"),
+            (None, "'packages' must be a list of texts, got NoneType"),
+            ([1], "'packages' must be a list of texts, got a list with int"),
+            ({"a": 1}, "'packages' must be a list of texts, got dict"),
+            (["--index-url=http://me:hunter2@evil"], "without options of pip, got an option"),
+            ("https://me:hunter2@evil/x.whl", "package 1 of the call"),
+            (["no-such-package-here"], "check the spelling of its name"),
+            (["needy"], "not-here-at-all"),
+            (["tiny-greeting==9"], "no version fits tiny-greeting==9"),
+        ],
+        every=3,
+    ),
 )
 async def test_an_installation_that_fails_says_why_and_changes_nothing(offline: SessionPool, packages: object, told: str) -> None:
     python = ModelSession(offline)

@@ -12,6 +12,7 @@ from aca_sessions.mcp.code_tools import RUN_CODE
 from aca_sessions.mcp.server import _tools
 from aca_sessions.models import Access
 
+from ..conftest import mostly_long
 from .clients import Running, http_client_session, http_server, run, text_of
 
 pytestmark = pytest.mark.slow
@@ -133,25 +134,31 @@ finally:
 
 @pytest.mark.parametrize(
     ("code", "told"),
-    [
-        ("bytearray(10 << 30)", "the session's limit of memory (2 GB) was reached: "),
-        ("import subprocess, sys; subprocess.run([sys.executable, '-c', 'bytearray(10 << 30)'])", "the session's limit of memory (2 GB) "),
-        (IMPORT_WITHOUT_MEMORY, "the session's limit of memory (2 GB) was reached: "),
-        (
-            "open('large', 'wb').truncate(1 << 30)",
-            "a limit of the session's files (/mnt/data 256 MB and 16384 files, /tmp 64 MB) was reached: ",
-        ),
-        (
-            "import os; os.posix_fallocate(os.open('/tmp/large', os.O_CREAT | os.O_RDWR), 0, 100 << 20)",
-            "a limit of the session's files (/mnt",
-        ),
-        (
-            "import subprocess; started = [subprocess.Popen(['sleep', '60']) for _ in range(200)]",
-            "processes and threads (128) was reached: ",
-        ),
-        ("open('data.csv')", "this session sees only its own files: list them with os.listdir()"),
-        ("raise ValueError('not a MemoryError')", None),
-    ],
+    mostly_long(
+        [
+            ("bytearray(10 << 30)", "the session's limit of memory (2 GB) was reached: "),
+            (
+                "import subprocess, sys; subprocess.run([sys.executable, '-c', 'bytearray(10 << 30)'])",
+                "the session's limit of memory (2 GB) ",
+            ),
+            (IMPORT_WITHOUT_MEMORY, "the session's limit of memory (2 GB) was reached: "),
+            (
+                "open('large', 'wb').truncate(1 << 30)",
+                "a limit of the session's files (/mnt/data 256 MB and 16384 files, /tmp 64 MB) was reached: ",
+            ),
+            (
+                "import os; os.posix_fallocate(os.open('/tmp/large', os.O_CREAT | os.O_RDWR), 0, 100 << 20)",
+                "a limit of the session's files (/mnt",
+            ),
+            (
+                "import subprocess; started = [subprocess.Popen(['sleep', '60']) for _ in range(200)]",
+                "processes and threads (128) was reached: ",
+            ),
+            ("open('data.csv')", "this session sees only its own files: list them with os.listdir()"),
+            ("raise ValueError('not a MemoryError')", None),
+        ],
+        every=3,
+    ),
 )
 async def test_a_cell_that_reaches_a_limit_or_misses_a_file_ends_with_a_hint(server: Running, code: str, told: str | None) -> None:
     async with http_client_session(server) as client:

@@ -49,7 +49,7 @@ class Games:
 
 
 @pytest.mark.timeout(7200)  # with many examples it takes half an hour
-@pytest.mark.parametrize("examples", mostly_long([20, MANY], 20))
+@pytest.mark.parametrize("examples", mostly_long([8, MANY], 8))
 def test_results_report_what_happened(examples: int) -> None:
     games = Games()
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.sandbox import wire
 from aca_sessions.sandbox.session.cell import Cell
 
-from ..conftest import PATIENT
+from ..conftest import PATIENT, mostly_long
 
 pytestmark = pytest.mark.preloaded
 TABLE = "application/vnd.dataresource+json"
@@ -175,14 +175,17 @@ async def test_a_value_whose_repr_fails_fails_the_cell(session: Session) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "shown"),
-    [
-        ("fig, ax = plt.subplots(); ax.plot([1]); fig", 1),
-        ("fig, ax = plt.subplots(); ax.plot([1]); display(fig)", 1),
-        ("plt.plot([1]); plt.show()", 1),
-        ("plt.plot([1]); plt.show(); plt.plot([2]); plt.show()", 2),
-        ("fig, ax = plt.subplots(); ax.plot([1]); display(fig); ax.plot([3, 1])", 2),
-        ("plt.plot([1]); plt.figure(); plt.plot([2])", 2),
-    ],
+    mostly_long(
+        [
+            ("fig, ax = plt.subplots(); ax.plot([1]); fig", 1),
+            ("fig, ax = plt.subplots(); ax.plot([1]); display(fig)", 1),
+            ("plt.plot([1]); plt.show()", 1),
+            ("plt.plot([1]); plt.show(); plt.plot([2]); plt.show()", 2),
+            ("fig, ax = plt.subplots(); ax.plot([1]); display(fig); ax.plot([3, 1])", 2),
+            ("plt.plot([1]); plt.figure(); plt.plot([2])", 2),
+        ],
+        every=3,
+    ),
 )
 async def test_a_figure_is_shown_once_in_each_state(session: Session, code: str, shown: int) -> None:
     await session.run("import matplotlib.pyplot as plt")

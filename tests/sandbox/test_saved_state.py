@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 SECONDS = 60
 
 
-@pytest.fixture(params=["full", "no namespaces"])
+@pytest.fixture(params=["full", pytest.param("no namespaces", marks=pytest.mark.long)])
 async def sandboxes(request: pytest.FixtureRequest) -> AsyncIterator[Sandboxes]:
     policy = Policy(preload=(), spares=0) if request.param == "full" else request.getfixturevalue("bare_policy")
     async with Sandboxes(policy) as opened:

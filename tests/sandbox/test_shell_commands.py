@@ -17,7 +17,7 @@ from aca_sessions.sandbox.guest.notebook import commands
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
-from ..conftest import until
+from ..conftest import mostly_long, until
 
 # The interrupt arrives when the program has been started, but before its caller knows it.
 INTERRUPTED_POPEN = """
@@ -33,15 +33,18 @@ REFUSAL = "a cell cannot install packages: the host does, between cells"
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "!pip install humanize",
-        "!pip3 install -q humanize==4.9.0",
-        "%pip install humanize",
-        "!python -m pip install -U pip",
-        "!uv pip install humanize",
-        "%pip install -r requirements.txt",
-        "!{__import__('sys').executable} -m pip install humanize",
-    ],
+    mostly_long(
+        [
+            "!pip install humanize",
+            "!pip3 install -q humanize==4.9.0",
+            "%pip install humanize",
+            "!python -m pip install -U pip",
+            "!uv pip install humanize",
+            "%pip install -r requirements.txt",
+            "!{__import__('sys').executable} -m pip install humanize",
+        ],
+        every=3,
+    ),
 )
 async def test_pip_in_a_cell_is_refused_with_one_line(session: Session, line: str) -> None:
     result = await session.run(line)
@@ -67,6 +70,7 @@ async def test_without_namespaces_pip_is_refused_as_well(bare: Session) -> None:
     assert REFUSAL in (await bare.run("!python -m pip install humanize")).stderr
 
 
+@pytest.mark.long
 async def test_pip_is_refused_whatever_the_network_of_the_session() -> None:
     async with open_pool(policy=Policy(network=Network.host(), preload=(), spares=0)) as pool, pool.session() as session:
         assert REFUSAL in (await session.run("%pip install humanize")).stderr

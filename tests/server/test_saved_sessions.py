@@ -418,6 +418,7 @@ async def test_a_session_whose_fork_server_died_is_free_for_another_server(tmp_p
             assert await text(Session(second, "alice"), "x") == ("1", "restored: restart")
 
 
+@pytest.mark.long
 async def test_packages_are_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ..wheels import make_wheel
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from ..conftest import mostly_long
 from .test_versions import speaking
 
 VERSION = "2025-10-02-preview"
@@ -27,16 +28,19 @@ async def test_a_commands_exit_code_is_its_status() -> None:
 
 @pytest.mark.parametrize(
     ("body", "status", "stdout"),
-    [
-        ({"shellCommand": "echo $((6 * 7))"}, "0", "42\n"),
-        ({"execCommandAndArgs": ["echo", "$HOME", "; ls"]}, "0", "$HOME ; ls\n"),
-        ({"shellCommand": "cat; echo", "stdin": "through"}, "0", "through\n"),
-        ({"shellCommand": "true", "stdin": "nobody reads this\n" * 100_000}, "0", ""),
-        ({"shellCommand": "kill -9 $$"}, "137", ""),
-        ({"execCommandAndArgs": ["no-such-program"]}, "127", ""),
-        ({"execCommandAndArgs": ["/mnt/data"]}, "126", ""),
-        ({"shellCommand": "printf 123456789", "outputStreamsMaxLength": 4}, "0", "1234"),
-    ],
+    mostly_long(
+        [
+            ({"shellCommand": "echo $((6 * 7))"}, "0", "42\n"),
+            ({"execCommandAndArgs": ["echo", "$HOME", "; ls"]}, "0", "$HOME ; ls\n"),
+            ({"shellCommand": "cat; echo", "stdin": "through"}, "0", "through\n"),
+            ({"shellCommand": "true", "stdin": "nobody reads this\n" * 100_000}, "0", ""),
+            ({"shellCommand": "kill -9 $$"}, "137", ""),
+            ({"execCommandAndArgs": ["no-such-program"]}, "127", ""),
+            ({"execCommandAndArgs": ["/mnt/data"]}, "126", ""),
+            ({"shellCommand": "printf 123456789", "outputStreamsMaxLength": 4}, "0", "1234"),
+        ],
+        every=3,
+    ),
 )
 async def test_commands(body: dict, status: str, stdout: str) -> None:
     async with speaking(VERSION, shell=True) as http:
@@ -66,18 +70,21 @@ async def test_commands_are_isolated_like_cells() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [
-        {"code": "1"},
-        {"shellCommand": "true", "execCommandAndArgs": ["true"]},
-        {"shellCommand": ""},
-        {"shellCommand": "a\0b"},
-        {"execCommandAndArgs": []},
-        {"execCommandAndArgs": "true"},
-        {"execCommandAndArgs": ["true", 1]},
-        {"shellCommand": "true", "stdin": 1},
-        {"shellCommand": "true", "timeoutInSeconds": -1},
-        {"shellCommand": "true", "outputStreamsMaxLength": 0.5},
-    ],
+    mostly_long(
+        [
+            {"code": "1"},
+            {"shellCommand": "true", "execCommandAndArgs": ["true"]},
+            {"shellCommand": ""},
+            {"shellCommand": "a\0b"},
+            {"execCommandAndArgs": []},
+            {"execCommandAndArgs": "true"},
+            {"execCommandAndArgs": ["true", 1]},
+            {"shellCommand": "true", "stdin": 1},
+            {"shellCommand": "true", "timeoutInSeconds": -1},
+            {"shellCommand": "true", "outputStreamsMaxLength": 0.5},
+        ],
+        every=4,
+    ),
 )
 async def test_a_malformed_command_is_refused(body: object) -> None:
     async with speaking(VERSION, shell=True) as http:
