@@ -9,7 +9,7 @@ import pytest
 from aca_sessions import Policy, Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError
 
-from ..conftest import IMAGE
+from ..conftest import IMAGE, mostly_long
 from .attempts import is_well, outcome
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ async def test_one_session_cannot_take_all_that_a_user_may_have(pool: SessionPoo
         assert subprocess.run(on_this_host, timeout=30, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("what", LOOKING)
+@pytest.mark.parametrize("what", mostly_long(LOOKING, every=2))
 async def test_a_session_finds_nothing_of_another(pool: SessionPool, what: str) -> None:
     """A session finds no file, shared memory, socket, port or process of another."""
     async with pool.session() as one, pool.session() as other:

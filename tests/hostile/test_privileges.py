@@ -68,7 +68,7 @@ head -c 1 /proc/{pid}/mem && echo memory; kill -0 {pid} && echo signal
 """
 
 
-@pytest.mark.parametrize("attempt", mostly_long(MOUNTS, every=2))
+@pytest.mark.parametrize("attempt", mostly_long(MOUNTS, every=4))
 async def test_nothing_can_be_mounted(session: Session, attempt: str) -> None:
     """A session mounts nothing, unmounts nothing and exchanges no root."""
     before = await outcome(session, "open('/proc/self/mounts').read()")
@@ -89,7 +89,7 @@ async def test_no_namespace_can_be_made_or_entered(session: Session, name: str) 
     assert await outcome(session, enter, prelude=PRELUDE) == "EPERM"
 
 
-@pytest.mark.parametrize("attempt", CAPABILITIES)
+@pytest.mark.parametrize("attempt", mostly_long(CAPABILITIES, every=3))
 async def test_no_capability_and_no_other_user_is_available(session: Session, attempt: str) -> None:
     """A session has no capability in any set, gets none, and becomes no other user or group."""
     assert await outcome(session, CAPABILITIES[attempt], prelude=NUMBERED) in ("EPERM", "EINVAL", "ENOTSUP")
@@ -156,7 +156,7 @@ async def test_set_user_id_programs_give_nothing(session: Session) -> None:
     assert await outcome(session, ids, prelude=expected) == "got: ({'1000'}, True, True)"
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", mostly_long(DEVICES, every=3))
 async def test_no_device_can_be_made_and_only_harmless_ones_exist(session: Session, device: str) -> None:
     """A session makes no device node and finds none but null, zero, full, random, urandom, tty and terminals of its own."""
     major, minor = DEVICES[device]
@@ -168,7 +168,7 @@ async def test_no_device_can_be_made_and_only_harmless_ones_exist(session: Sessi
     assert await outcome(session, present) == f"got: {['full', 'null', 'pts', 'random', 'shm', 'tty', 'urandom', 'zero']}"
 
 
-@pytest.mark.parametrize("attempt", TERMINALS)
+@pytest.mark.parametrize("attempt", mostly_long(TERMINALS, every=2))
 async def test_no_terminal_can_be_typed_into(session: Session, attempt: str) -> None:
     """A session has no terminal of the host's, and types into none of its own, nor changes its line discipline."""
     assert await outcome(session, "open('/dev/tty')") in ("ENXIO", "EACCES")
@@ -176,7 +176,7 @@ async def test_no_terminal_can_be_typed_into(session: Session, attempt: str) -> 
     assert await outcome(session, ioctl, prelude=PRELUDE) == "EPERM"
 
 
-@pytest.mark.parametrize("attempt", LIMITS)
+@pytest.mark.parametrize("attempt", mostly_long(LIMITS, every=3))
 async def test_no_limit_can_be_raised(session: Session, attempt: str) -> None:
     """A session raises neither its limits nor its priority."""
     assert await outcome(session, f"import resource\n{LIMITS[attempt]}", prelude=NUMBERED) in ("EPERM", "EACCES", "ValueError")

@@ -25,7 +25,7 @@ OTHER_KINDS = {
 ON_THIS_MACHINE = OTHER_KINDS if os.uname().machine == "x86_64" else {"no instruction": "00 00 00 00"}
 
 
-@pytest.mark.parametrize("name", mostly_long(REFUSED, every=4))
+@pytest.mark.parametrize("name", mostly_long(REFUSED, every=8))
 async def test_a_call_outside_the_list_is_refused(session: Session, name: str) -> None:
     """Calls that trace, load, mount, share rings, handles, keys or queues with the kernel are refused by the filter."""
     number = REFUSED[name]

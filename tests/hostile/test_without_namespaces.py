@@ -167,7 +167,7 @@ async def test_no_address_is_reached(bare: Session) -> None:
     assert await outcome(bare, "socket.getaddrinfo('example.org', 80)", prelude=PRELUDE) == "gaierror"
 
 
-@pytest.mark.parametrize("way", UNIX)
+@pytest.mark.parametrize("way", mostly_long(UNIX, every=3))
 async def test_no_unix_socket_of_the_host_is_reached(bare: Session, secret: str, way: str) -> None:
     """Without namespaces a session reaches no Unix socket of the host, which Landlock alone would not hold."""
     path = f"{os.path.dirname(secret)}/socket"
@@ -217,7 +217,7 @@ async def test_nothing_can_be_mounted(bare: Session, attempt: str) -> None:
     assert Path("/proc/self/mounts").read_text() == before
 
 
-@pytest.mark.parametrize("name", NAMESPACES)
+@pytest.mark.parametrize("name", mostly_long(NAMESPACES, every=3))
 async def test_no_namespace_can_be_made(bare: Session, name: str) -> None:
     """Without namespaces of its own a session makes none, where it would have power over mounts and networks."""
     assert await outcome(bare, f"checked(libc.unshare({NAMESPACES[name]}))", prelude=PRELUDE) == "EPERM"

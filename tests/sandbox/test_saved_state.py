@@ -12,6 +12,8 @@ from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session.saved_state import SavedVariables, StateReader
 from aca_sessions.sandbox.wire import RECORD
 
+from ..conftest import mostly_long
+
 pytestmark = pytest.mark.slow
 SECONDS = 60
 
@@ -135,7 +137,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*KINDS])
+@pytest.mark.parametrize("kind", mostly_long(KINDS, every=2))
 async def test_what_cells_made_is_the_same_in_another_sandbox(sandboxes: Sandboxes, kind: str) -> None:
     code, look, expected = KINDS[kind]
     if "numpy" in code + look or "pandas" in code:
