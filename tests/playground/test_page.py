@@ -571,7 +571,8 @@ def test_a_missing_module_can_be_installed_below_its_error(browser: Browser) -> 
         playground.run("import alpha; alpha.version")
         page.click(".cell:last-child .note button")
         page.wait("document.querySelector('.notice')?.innerText === 'Installed: alpha.'")
-        page.click(".cell:nth-child(3) .of-cell button")
+        page.wait("[...document.querySelectorAll('.cell .note')].at(-1).innerText === 'alpha is installed now. Run again'")
+        page.click(".cell:nth-child(3) .note button")
         playground.cells += 1
         page.wait("document.querySelectorAll('.cell').length === 4")
         assert "1.0" in playground.ended()

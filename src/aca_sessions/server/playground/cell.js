@@ -142,11 +142,13 @@ export class Cell {
     const label = `Install ${name}`;
     const act = async (made) => {
       [made.disabled, made.textContent] = [true, "Installing …"];
-      await this.acts.install([name], made);
+      const isDone = await this.acts.install([name], made);
       [made.disabled, made.textContent] = [false, label];
+      if (isDone) note.replaceChildren(`${name} is installed now. `, button("Run again", () => this.acts.run(this.source), { class: "link" }));
     };
     const install = button(label, act, { class: "link", title: "From the server's index of packages, into this session: for packages that you trust" });
-    this.output.add(element("p", { class: "note" }, "This module is not installed. ", install));
+    const note = element("p", { class: "note" }, "This module is not installed. ", install);
+    this.output.add(note);
   }
 
   /** A cell goes on after a `%pip` that failed, unless that is its last line: so only its output tells. */

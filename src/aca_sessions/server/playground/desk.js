@@ -161,7 +161,7 @@ export class Desk {
     this.growth = new ResizeObserver(() => this.isFollowing && this.scrollDown());
   }
 
-  /** Do something that may be refused, and show why beside `made`, which caused it. Then update the panels. */
+  /** Do something that may be refused, and show why beside `made`, which caused it. Then update the panels. Return whether it was done. */
   async doing(act, made = null) {
     byId("problem").textContent = "";
     forgetRefusal();
@@ -172,9 +172,10 @@ export class Desk {
       problem = caught;
     }
     await this.refresh();
-    if (!problem) return;
+    if (!problem) return true;
     this.fail(problem, made);
     if (made) this.refreshPanels().then(() => made.isConnected || this.fail(problem)); // a file that is gone takes its button with it
+    return false;
   }
 
   fail(problem, made = null) {
