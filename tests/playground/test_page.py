@@ -944,6 +944,35 @@ def test_rollback_and_branches(playground: Playground, browser: Browser) -> None
     page.wait("document.querySelector('#undo').disabled && document.querySelector('#undo').title === 'There is no checkpoint.'")
 
 
+@pytest.mark.usefixtures("light")
+def test_a_saved_session_goes_on_at_another_server(browser: Browser, tmp_path: Path) -> None:
+    store = ("--store", f"file://{tmp_path}/store")
+    with Server("--port", "0", "--api-key", KEY, *store) as own, opened(browser, own) as playground:
+        playground.run("x = 41; lines = (line for line in 'ab')")
+        playground.page.click("#save")
+        playground.page.wait("document.querySelector('.notice')?.innerText.startsWith('Saved: 1 variable and the files, ')")
+        assert "Not saved: lines (" in playground.page.text(".notice")
+        assert playground.page.text("#saved").startswith("None that is not live.")
+        name = playground.page.text("#session-name")
+    with Server("--port", "0", "--api-key", KEY, *store) as own, opened(browser, own) as playground:
+        page = playground.page
+        page.wait("document.querySelector('#saved .row')")
+        assert page.text("#saved .row").startswith(name)
+        page.click("#saved .row button")
+        page.wait(f"document.querySelector('#session-name').innerText === '{name}'")
+        assert page.text(".empty").endswith("Its next cell goes on from there: 1 variable and its files.")
+        assert page.text(f".session[data-name='{name}']").split("\n")[1:] == ["saved", "goes on with its next cell"]
+        assert "42" in playground.run("x + 1")
+        assert playground.state() == "restored: restart"
+        page.wait("document.querySelector('#saved .empty')")
+        page.click("#new-session button")
+        page.wait(f"document.querySelector('#session-name').innerText !== '{name}'")
+        page.click(f".session[data-name='{name}'] + button")
+        page.click(f".session[data-name='{name}'] + button")  # which asks once more
+        page.wait(f"document.querySelector(\".session[data-name='{name}']\").innerText.includes('ended')")
+        assert page.text("#saved").startswith("None that is not live.")  # it was ended on purpose
+
+
 def test_a_reset_asks_for_confirmation_and_keeps_the_files(playground: Playground) -> None:
     playground.run("x = 1; open('a.txt', 'w').close()")
     playground.page.click("#reset")

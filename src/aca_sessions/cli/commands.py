@@ -26,6 +26,7 @@ _MOST_SESSIONS = 100_000
 _HOST = "the address to listen on (default: %(default)s)"
 _PORT = "the port to listen on; 0 takes a free one (default: %(default)s)"
 _ALLOWED_HOST = "a host name that requests may use, besides those of loopback; * allows all; may be repeated"
+_STORE = "save sessions that end in this store, and restore them when they are used again: file:///FOLDER, redis://… or azure-blob://…"
 _NETWORK = "what sessions can reach: nothing, all that this host reaches, or these domains"
 _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
@@ -263,8 +264,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument(
         "--metrics-key", default=metrics_key, metavar="KEY", help=f"a key that is accepted for /metrics only; better in ${keys.METRICS_KEY}"
     )
-    store = "save sessions that end in this store, and restore them when they are used again: file:///FOLDER, redis://… or azure-blob://…"
-    serve.add_argument("--store", metavar="URL", help=store)
+    serve.add_argument("--store", metavar="URL", help=_STORE)
     serve.add_argument("--audit", metavar="FILE", help="write a JSON line for each event, with hashed names and without code")
     serve.add_argument("--audit-code", action="store_true", help="write the code of cells to the audit log, too")
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
@@ -287,6 +287,7 @@ def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     playground.add_argument(
         "--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does"
     )
+    playground.add_argument("--store", metavar="URL", help=_STORE)
     playground.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
 
 

@@ -8,12 +8,14 @@ import { Editor } from "./editor.js";
 import { listFiles, save, showFiles, takeDrops, upload } from "./files.js";
 import { newIdentifier, whyNotNamed } from "./names.js";
 import { fileName, notebook } from "./notebook.js";
-import { SessionList, endSession, listPackages, listSessions, showCheckpoints, showPackages, showVariables } from "./panels.js";
+import { SessionList, endSession, forgetSaved, listPackages, listSaved, listSessions, showCheckpoints, showPackages, showSaved, showVariables } from "./panels.js";
 import { keepCells, keptCells, remember, remembered } from "./tab.js";
 import { stateText } from "./verdict.js";
 import { Workspace } from "./workspace.js";
 
 const LOOK_EVERY = 4000; // milliseconds
+const SAVED_EVERY = 60_000; // milliseconds between lists of saved sessions …
+const SAVING = 20_000; // … except for so long after something happened to one
 const KEPT_UNSEEN = 3_600_000; // milliseconds for which a tab in the background keeps its session from expiring
 const LARGE_OUTPUT = 1 << 16; // characters of a cell; more are not kept in the tab
 const READER_ACTS = 700; // milliseconds after a wheel or key, in which the view moves by it
@@ -32,6 +34,8 @@ export class Desk {
     this.listed = [];
     this.lookedAt = Date.now(); // when the tab was last seen to be visible
     [this.turn, this.shownTurn] = [0, 0]; // of requests for the list
+    this.saved = new Map(); // sessions in the server's store
+    this.savedAt = this.savingAt = -Infinity; // when they were listed, and when one may have changed
     [this.actedAt, this.heightSeen] = [-Infinity, 0]; // when the reader last did something, and how high the cells were then
     this.shownPanels = null; // the session whose panels are shown
     this.workspaces = new Map();
@@ -82,6 +86,7 @@ export class Desk {
     const tools = {
       interrupt: () => this.interrupt(),
       checkpoint: () => this.current.checkpoint(),
+      save: () => this.save(),
       branch: () => this.branch(),
       export: () => this.export(),
     };
@@ -99,6 +104,7 @@ export class Desk {
       this.doing(() => this.begin(byId("new-name").value.trim()), byId("new-name"));
     });
     byId("packages-panel").hidden = !this.offers("packages");
+    byId("save").hidden = byId("saved-panel").hidden = !this.offers("save");
     byId("install").addEventListener("submit", (event) => {
       event.preventDefault();
       const requirements = byId("requirement").value.trim().split(/\s+/).filter(Boolean);
@@ -215,6 +221,16 @@ export class Desk {
     this.workspaces.set(id, branch);
     from.tell("Branched here to ", "plain", button(branch.name, () => this.openSession(id), { class: "link" }));
     await this.select(id);
+  }
+
+  async save() {
+    await this.current.save();
+    this.savingAt = performance.now();
+  }
+
+  async forgetSaved(id) {
+    await forgetSaved(id);
+    this.savingAt = performance.now();
   }
 
   /** Turn to a session that a line between cells names, if this page still knows it. */
@@ -361,8 +377,11 @@ export class Desk {
     if (this.isCutOff) this.showCutOff(false);
     this.listed = sessions;
     const live = new Map(sessions.map((one) => [one.id, one]));
+    if ([...this.workspaces.values()].some((one) => one.live && !live.has(one.id))) this.savingAt = performance.now();
+    if (this.offers("save")) await this.refreshSaved();
     for (const one of this.workspaces.values()) {
       const wasLive = one.live !== null;
+      one.saved = this.saved.get(one.id) ?? null;
       one.update(live.get(one.id) ?? null);
       if (wasLive && !one.live && !one.isEnding) this.tellEnd(one);
     }
@@ -375,8 +394,20 @@ export class Desk {
     if (workspace === this.current) this.showSessions();
   }
 
+  /** The store may be slow, and have many: so it is asked now and then only. A session that has ended is saved meanwhile. */
+  async refreshSaved() {
+    const now = performance.now();
+    if (now - this.savedAt > SAVED_EVERY || now - this.savingAt < SAVING) {
+      this.savedAt = now;
+      this.saved = await listSaved().catch(() => this.saved);
+    }
+    const absent = [...this.saved.values()].filter(({ session_id: id }) => !this.listed.some((one) => one.id === id)).reverse();
+    showSaved(byId("saved"), absent, { open: (id) => this.select(id), forget: (id, made) => this.doing(() => this.forgetSaved(id), made) });
+  }
+
   tellEnd(workspace) {
-    const why = "is not there any more: it expired, gave way to a new one, or was ended elsewhere. Its variables and files are gone.";
+    const gone = this.offers("save") ? "If it was saved, its next cell goes on from there." : "Its variables and files are gone.";
+    const why = `is not there any more: it expired, gave way to a new one, or was ended elsewhere. ${gone}`;
     for (const one of new Set([workspace, this.current])) one.tell(`The session ${workspace.name} ${why}`, "warn");
     if (workspace === this.current) this.refreshPanels();
   }
@@ -445,6 +476,7 @@ export class Desk {
     enable(byId("interrupt"), (this.offers("interrupt") ? "" : PLAIN) || (cells.length ? "" : "No cell runs."));
     enable(byId("reset"), notBegun);
     enable(byId("checkpoint"), noTravel || notBegun);
+    enable(byId("save"), notBegun);
     enable(byId("undo"), noTravel || (checkpoints.length ? "" : "There is no checkpoint."));
     enable(byId("branch"), noTravel || notBegun);
     enable(byId("rename"), live && !this.offers("names") ? PLAIN : "");

@@ -48,7 +48,7 @@ export class SessionList {
   /** Shows the sessions, the current one first where it has not begun, or has ended meanwhile; and behind them those `ended` whose cells are there. */
   show(sessions, current, ended) {
     const live = new Set(sessions.map(({ id }) => id));
-    const absent = ({ id, name, ended, all }) => ({ id, name, absent: ended ? "ended" : "not begun", hasCells: all.length > 0 });
+    const absent = ({ id, name, ended, all, saved }) => ({ id, name, absent: saved ? "saved" : ended ? "ended" : "not begun", isSaved: saved !== null, hasCells: all.length > 0 });
     const [first, last] = [[current], ended.filter((one) => one !== current)].map((some) => some.filter(({ id }) => !live.has(id)).map(absent));
     const all = [...first, ...sessions, ...last].slice(0, MOST);
     const ids = new Set(all.map((one) => one.id));
@@ -86,11 +86,12 @@ class SessionItem {
     this.state.className = `state-of-session ${state.replace(" ", "-")}`;
     const used = one.idle < 2 ? "just now" : `${span(one.idle)} ago`;
     const memory = one.memory === null ? "" : `${size(one.memory)} · `;
-    this.facts.textContent = one.absent ? "begins with its next cell" : `${memory}used ${used}`;
+    const next = one.isSaved ? "goes on with its next cell" : "begins with its next cell";
+    this.facts.textContent = one.absent ? next : `${memory}used ${used}`;
     if (isCurrent) this.choice.setAttribute("aria-current", "true");
     else this.choice.removeAttribute("aria-current");
     this.ending.hidden = Boolean(one.absent);
-    this.dropping.hidden = one.absent !== "ended" || !one.hasCells;
+    this.dropping.hidden = !["ended", "saved"].includes(one.absent) || !one.hasCells;
   }
 }
 
@@ -129,6 +130,33 @@ export function showPackages(holder, packages) {
   );
   const none = element("p", { class: "empty" }, "None installed yet.");
   holder.replaceChildren(rows.length ? element("ul", { class: "plain" }, ...rows) : none);
+}
+
+/** The saved sessions, by their identifiers. */
+export async function listSaved() {
+  return new Map((await asked("GET", "savedSessions")).value.map((one) => [one.session_id, one]));
+}
+
+/** Delete the saves of a session. */
+export const forgetSaved = (session) => request("DELETE", "session/save", { session });
+
+/** Shows those that are not live, the latest first. */
+export function showSaved(holder, saved, { open, forget }) {
+  const rows = saved.slice(0, MOST).map((one) => [one.session_id + one.created, () => savedItem(one, open, forget)]);
+  if (rows.length) showList(holder, rows);
+  else holder.replaceChildren(element("p", { class: "empty" }, "None that is not live. A session is saved when it expires or the server stops."));
+}
+
+function savedItem(one, open, forget) {
+  const name = wordsOf(one.session_id);
+  const when = new Date(one.created).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
+  return element(
+    "li",
+    { class: "row" },
+    button(name, () => open(one.session_id), { class: "link", title: "Its next cell goes on from there" }),
+    element("span", { class: "facts" }, `${when} · ${size(one.size)}`),
+    button("Forget", (made) => forget(one.session_id, made), { sure: "Forget it", class: "quiet", "aria-label": `Delete the saves of ${name}` }),
+  );
 }
 
 /** What a session can go back to, the latest first; or why it cannot. */

@@ -3,7 +3,7 @@
 import { Problem, asked, moveTo, offers, request, since } from "./api.js";
 import { Cell, WAITING, notice } from "./cell.js";
 import { Charts } from "./chart.js";
-import { button, element, shownName } from "./dom.js";
+import { button, element, shownName, size } from "./dom.js";
 import { follow, interrupt, ownCell, ownId, resultOf, run } from "./execution.js";
 import { wordsOf } from "./names.js";
 import { told } from "./verdict.js";
@@ -32,6 +32,7 @@ export class Workspace {
     this.given = given; // the name that a user gave it
     this.isGivenHere = given !== null; // and that the server does not know yet
     this.live = null; // what the server lists of it, or nothing
+    this.saved = null; // what the server has saved of it, or nothing
     this.ended = ended; // whether it was live before
     this.isEnding = false; // by this page: its panels must not begin it anew
     this.kept = kept; // its cells, as this tab showed them before a reload
@@ -115,7 +116,7 @@ export class Workspace {
       if (undone) cell.markUndone(undone);
       if (ledger) moveTo(this.id, ledger.id, ledger.end);
     }
-    this.tell("This session has ended, with its variables and files. The next cell begins it anew.", "warn");
+    this.tell(this.saved ? this.tellSave() : "This session has ended, with its variables and files. The next cell begins it anew.", "warn");
   }
 
   /** The cells of the session from which this one was branched, up to then. */
@@ -291,11 +292,16 @@ export class Workspace {
   explain() {
     const kept = this.live?.cells === 0 ? "No cell was sent to it yet." : "What ran in it before is not kept by this server.";
     const known = this.live?.cells > this.seen ? "Its cells are being loaded." : kept;
-    const absent = this.ended ? "This session has ended. The next cell begins it anew." : "Nothing has run yet. Write Python below: the session begins with its first cell.";
+    const ended = this.ended ? "This session has ended. The next cell begins it anew." : "Nothing has run yet. Write Python below: the session begins with its first cell.";
+    const absent = this.saved ? this.tellSave() : ended;
     const leftOut = `${this.gone === 1 ? "One cell is" : `${this.gone} cells are`} not shown: the server keeps the latest, and drops large ones first.`;
     if (this.list.childElementCount === 0 && this.parent) this.nothing.textContent = "";
     else if (this.list.childElementCount === 0) this.nothing.textContent = this.live ? `This session is live. ${known}` : absent;
     else this.nothing.textContent = this.gone ? leftOut : "";
+  }
+
+  tellSave() {
+    return `This session was saved ${new Date(this.saved.created).toLocaleString()}. Its next cell goes on from there: ${counted(this.saved.variables, "variable")} and its files.`;
   }
 
   /** Runs a cell of the page's own and returns its answer. A loss that it detects is reported with the user's next cell. */
@@ -374,6 +380,14 @@ export class Workspace {
     this.tell(RESET);
   }
 
+  /** Writes the session to the server's store. */
+  async save() {
+    this.dropCompletion();
+    const saved = await asked("POST", "session/save", { session: this.id, headers: since(this.id) });
+    const lost = Object.entries(saved.lost).map(([name, why]) => `${name} (${why})`);
+    this.tell(`Saved: ${counted(saved.variables, "variable")} and the files, ${size(saved.size)}.${lost.length ? ` Not saved: ${lost.join(", ")}.` : ""}`);
+  }
+
   /** Keeps the session as it is now. */
   async checkpoint() {
     this.dropCompletion();
@@ -420,6 +434,8 @@ function requirementsOf(source) {
   if (option) throw new Problem(0, "NotInstalled", `%pip install takes names here, and the options -q and -U, but not ${shownName(option)}`);
   return wanted.every((word) => REQUIREMENT.test(word)) ? wanted : [];
 }
+
+const counted = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 
 /** A checkpoint's name, or its number. */
 export const called = (checkpoint) => checkpoint.name ?? `#${checkpoint.id}`;
