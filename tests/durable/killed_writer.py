@@ -14,14 +14,14 @@ from aca_sessions.durable.saves import Saves
 from aca_sessions.durable.sealing import Sealer
 from aca_sessions.durable.store import open_store
 
-from .streams import OWNER, all_of, of
+from .streams import OWNER
 
 ROUNDS, ENOUGH = 20, 10  # kills, and saves that were committed at least
 
 
 async def write_forever(url: str, ready: int) -> None:
     async with open_store(url) as store:
-        saves = Saves(store, Sealer(), max_bytes=10_000_000)
+        saves = Saves(store, Sealer(), inline_bytes=0, max_bytes=10_000_000)
         lease = await saves.take(OWNER, "server", 60)
         assert lease is not None
         save = await saves.newest(OWNER)
@@ -30,20 +30,20 @@ async def write_forever(url: str, ready: int) -> None:
         while True:
             number += 1
             async with await saves.begin(OWNER, lease.fence) as writer:
-                await writer.add("variables", of(b"%d" % number * 50_000))
-                await writer.add("same", of(b"same"))
+                await writer.add("variables", b"%d" % number * 50_000)
+                await writer.add("same", b"same" * 50_000)
                 await writer.commit({"number": number})
 
 
 async def check(url: str) -> int:
     """Read the newest save and the one before. Return the number of the newest."""
     async with open_store(url) as store:
-        saves = Saves(store, Sealer(), max_bytes=10_000_000)
+        saves = Saves(store, Sealer(), inline_bytes=0, max_bytes=10_000_000)
         newest, older = await saves.newest(OWNER), await saves.older(OWNER)
         for save in (newest, older):
             if save is not None:
-                assert await all_of(saves.read(OWNER, save.blobs["variables"])) == b"%d" % save.manifest["number"] * 50_000
-                assert await all_of(saves.read(OWNER, save.blobs["same"])) == b"same"
+                assert bytes(await saves.read(OWNER, save.blobs["variables"])) == b"%d" % save.manifest["number"] * 50_000
+                assert bytes(await saves.read(OWNER, save.blobs["same"])) == b"same" * 50_000
         if newest and older:
             assert older.manifest["number"] == newest.manifest["number"] - 1
         return newest.manifest["number"] if newest else 0
@@ -52,12 +52,12 @@ async def check(url: str) -> int:
 async def commit_once_more(url: str) -> list[str]:
     """Commit one more save. Return the keys in the store."""
     async with open_store(url) as store:
-        saves = Saves(store, Sealer(), max_bytes=10_000_000)
+        saves = Saves(store, Sealer(), inline_bytes=0, max_bytes=10_000_000)
         lease = await saves.take(OWNER, "server", 60)
         assert lease is not None
         for number in range(2):
             async with await saves.begin(OWNER, lease.fence) as writer:
-                await writer.add("variables", of(b"%d" % number))
+                await writer.add("variables", b"%d" % number)
                 await writer.commit({"number": number})
         return await store.keys()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions.durable.saves import Blob, Lease, Save, Saves, Writer
-from aca_sessions.durable.sealing import PIECE, Sealer
+from aca_sessions.durable.sealing import Sealer
 from aca_sessions.durable.store import Store, open_store
 from aca_sessions.errors import (
     FencedError,
@@ -22,14 +22,14 @@ from aca_sessions.errors import (
 )
 
 from ..conftest import ROOT
-from .streams import OTHER, OWNER, FaultyStore, all_of, contents, failing, of
+from .streams import OTHER, OWNER, FaultyStore, contents, failing, of
 
 KEY = bytes(range(32))
 SEALERS = pytest.mark.parametrize("sealer", [Sealer(), Sealer(KEY)], ids=["plain", "encrypted"])
 
 
-def make_saves(store: Store, sealer: Sealer | None = None, max_bytes: int = 100_000_000) -> Saves:
-    return Saves(store, sealer or Sealer(KEY), max_bytes=max_bytes)
+def make_saves(store: Store, sealer: Sealer | None = None, max_bytes: int = 100_000_000, inline_bytes: int = 0) -> Saves:
+    return Saves(store, sealer or Sealer(KEY), max_bytes=max_bytes, inline_bytes=inline_bytes)
 
 
 async def lease_of(saves: Saves, owner: str = OWNER, server: str = "server") -> Lease:
@@ -41,13 +41,13 @@ async def lease_of(saves: Saves, owner: str = OWNER, server: str = "server") -> 
 async def commit(saves: Saves, lease: Lease, number: int, **blobs: bytes) -> Save:
     async with await saves.begin(lease.owner, lease.fence) as writer:
         for name, data in blobs.items():
-            await writer.add(name, of(data))
+            await writer.add(name, data)
         return await writer.commit({"number": number})
 
 
 async def blobs_of(saves: Saves, save: Save | None) -> dict[str, bytes]:
     assert save is not None
-    return {name: await all_of(saves.read(save.owner, blob)) for name, blob in save.blobs.items()}
+    return {name: bytes(await saves.read(save.owner, blob)) for name, blob in save.blobs.items()}
 
 
 @SEALERS
@@ -57,7 +57,7 @@ async def test_a_save_is_read_back(store: Store, sealer: Sealer) -> None:
     assert await saves.older(OWNER) is None
     lease = await lease_of(saves)
     assert await saves.newest(OWNER) is None
-    blobs = {"variables": os.urandom(100), "files": os.urandom(2 * PIECE + 1), "nothing": b""}
+    blobs = {"variables": os.urandom(100), "files": os.urandom(2_000_000), "nothing": b""}
     save = await commit(saves, lease, 1, **blobs)
     assert await saves.newest(OWNER) == save
     assert save.manifest == {"number": 1}
@@ -81,11 +81,22 @@ async def test_the_two_newest_saves_are_kept_and_nothing_else(store: Store) -> N
     assert len(await store.keys()) == 6  # the head, two records, three blobs
 
 
+async def test_small_contents_are_in_the_record_of_a_save(folder: Store) -> None:
+    saves = make_saves(folder, inline_bytes=10)
+    lease = await lease_of(saves)
+    async with await saves.begin(OWNER, lease.fence) as writer:
+        await writer.add_all(of(b"12345", b"6", b"12345", b"too long", b""))
+        save = await writer.commit({})
+    assert len(await folder.keys()) == 4  # the head, the record and two blobs
+    assert await saves.newest(OWNER) == save
+    assert [bytes(data) async for data in saves.read_all(save)] == [b"12345", b"6", b"12345", b"too long", b""]
+
+
 async def test_an_unchanged_content_is_not_stored_again(folder: Store) -> None:
     counted = FaultyStore(folder)
     saves = make_saves(counted)
     lease = await lease_of(saves)
-    large = os.urandom(5 * PIECE)
+    large = os.urandom(5_000_000)
     await commit(saves, lease, 1, files=large, copy=large, variables=b"x")
     assert len(counted.written) == 3  # two blobs, one record
     await commit(saves, lease, 2, files=large, variables=b"y")
@@ -123,9 +134,9 @@ async def test_an_abandoned_save_leaves_nothing(store: Store) -> None:
     await commit(saves, lease, 1, files=b"x")
     stored = await contents(store)
     async with await saves.begin(OWNER, lease.fence) as writer:
-        await writer.add("one", of(b"one"))
+        await writer.add("one", b"one")
         with pytest.raises(RuntimeError, match="the guest died"):
-            await writer.add("two", failing(bytes(5 * PIECE)))
+            await writer.add_all(failing(*(os.urandom(1_000_000) for _ in range(5))))
     assert await contents(store) == stored
 
 
@@ -133,15 +144,15 @@ async def test_what_cannot_be_saved_is_refused(folder: Store) -> None:
     saves = make_saves(folder)
     lease = await lease_of(saves)
     async with await saves.begin(OWNER, lease.fence) as writer:
-        await writer.add("a", of(b"x"))
+        await writer.add("a", b"x")
         with pytest.raises(InvalidArgumentError, match="same name"):
-            await writer.add("a", of(b"y"))
+            await writer.add("a", b"y")
         for manifest, message in (({"a": object()}, "values that JSON has"), ({"a": "x" * 5_000_000}, "at most 4194304 bytes")):
             with pytest.raises(InvalidArgumentError, match=message):
                 await writer.commit(manifest)
         await writer.commit({"number": 1})
         with pytest.raises(InvalidArgumentError, match="after `commit`"):
-            await writer.add("b", of(b"x"))
+            await writer.add("b", b"x")
     for owner in ("", "../etc", "AB" * 16, "ab/cd" * 5, "ab" * 65):
         for attempt in (saves.take(owner, "s", 1), saves.begin(owner, 1), saves.newest(owner), saves.forget(owner)):
             with pytest.raises(InvalidArgumentError, match="an owner of saves must be"):
@@ -177,11 +188,11 @@ async def test_a_server_that_lost_its_lease_cannot_save(store: Store, store_url:
         first, second = make_saves(store), make_saves(other_store)
         late = await lease_of(first, server="one")
         late_writer = await first.begin(OWNER, late.fence)
-        await late_writer.add("variables", of(b"late"))
+        await late_writer.add("variables", b"late")
         await first.renew(late, -1)
         lease = await lease_of(second, server="two")
         writer = await second.begin(OWNER, lease.fence)
-        await writer.add("variables", of(b"newer"))
+        await writer.add("variables", b"newer")
         with pytest.raises(FencedError, match="another server has taken this session"):
             await late_writer.commit({})
         await late_writer.abandon()
@@ -218,7 +229,7 @@ async def test_of_two_writers_of_a_lease_one_commits(folder: Store) -> None:
     lease = await lease_of(saves)
     writers = [await saves.begin(OWNER, lease.fence) for _ in range(2)]
     for number, writer in enumerate(writers):
-        await writer.add("variables", of(b"%d" % number))
+        await writer.add("variables", b"%d" % number)
     await writers[0].commit({"number": 0})
     with pytest.raises(StorageError, match="another save of this session was committed"):
         await writers[1].commit({"number": 1})
@@ -234,7 +245,7 @@ async def test_cleaning_leaves_what_a_later_lease_writes(folder: Store) -> None:
     await saves.renew(lease, -1)
     successor = await lease_of(saves, server="two")
     writer = await saves.begin(OWNER, successor.fence)
-    await writer.add("variables", of(b"newer"))
+    await writer.add("variables", b"newer")
     await saves._delete_ids(OWNER, kept=set(), newest=lease.fence)
     save = await writer.commit({})
     assert await blobs_of(saves, save) == {"variables": b"newer"}
@@ -261,7 +272,7 @@ async def test_a_forgotten_session_cannot_be_saved_by_the_server_that_has_it(fol
     saves = make_saves(folder)
     lease = await lease_of(saves)
     writer = await saves.begin(OWNER, lease.fence)
-    await writer.add("variables", of(b"x"))
+    await writer.add("variables", b"x")
     assert await saves.forget(OWNER)
     with pytest.raises(FencedError, match="were deleted"):
         await writer.commit({})
@@ -417,7 +428,7 @@ async def test_a_commit_that_failed_can_be_repeated(memory_path: Path, when: str
             saves = make_saves(faulty)
             lease = await lease_of(saves)
             writer = await saves.begin(OWNER, lease.fence)
-            await writer.add("variables", of(b"x"))
+            await writer.add("variables", b"x")
             faulty.operations, faulty._fail_at = 0, fail_at
             try:
                 await writer.commit({"number": 1})

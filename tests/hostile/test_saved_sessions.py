@@ -53,7 +53,7 @@ async def test_a_saved_session_is_restored_under_its_own_name_and_tenant_only(tm
     async with pool(tmp_path, tenant="one") as opened:
         for name in ("alice", "mallory"):
             async with opened.session(name) as session:
-                await session.run(f"x = {name!r}")
+                await session.run(f"import os; x, large = {name!r}, os.urandom(100_000)")
     async with pool(tmp_path, tenant="two") as opened:
         assert await opened.saved() == []
         async with opened.session("alice") as session:
@@ -78,7 +78,7 @@ async def test_a_saved_session_is_restored_under_its_own_name_and_tenant_only(tm
 async def test_with_a_key_the_store_shows_nothing_and_takes_no_changed_byte(tmp_path: Path) -> None:
     """With a key, nothing of a saved session is in the store in the clear, and one changed byte anywhere makes the restore fail."""
     async with pool(tmp_path, Key="ab" * 32) as opened, opened.session("a-secret-name") as session:
-        await session.run("secret = 'a-secret-value' * 1000; open('a-secret-file', 'w').write('a-secret-content')")
+        await session.run("secret = 'a-secret-value' * 10_000; open('a-secret-file', 'w').write('a-secret-content')")
     files = [file for kind in ("saves", "blobs") for file in (tmp_path / "store" / kind).rglob("*") if file.is_file()]
     assert len(files) >= 2
     stored = b"".join(file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file())
@@ -96,7 +96,7 @@ async def test_with_a_key_the_store_shows_nothing_and_takes_no_changed_byte(tmp_
 
 async def test_a_session_that_writes_no_state_of_its_own_fills_neither_store_nor_memory(tmp_path: Path) -> None:
     """A session that writes something else, or without end, in place of its state is not saved, and nothing of it stays in the store."""
-    endless = "lambda pipe, *_: [os.write(pipe, b) for b in [{start!r}] + [bytes(1 << 20)] * 10_000]"
+    endless = "lambda pipe, *_: [os.write(pipe.fileno(), b) for b in [{start!r}] + [bytes(1 << 20)] * 10_000]"
     starts = (
         record({"kind": "buffer"})[: RECORD.size - 8] + (1 << 40).to_bytes(8, "little") + record({"kind": "buffer"})[RECORD.size :],
         b"x" * 100,
@@ -125,7 +125,7 @@ async def test_what_a_state_says_is_missing_forges_no_line_of_the_host(tmp_path:
     )
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         await session.run("y = 1")
-        await session.run(f"{FORGES}lambda pipe, *_: (os.write(pipe, {state!r}), os._exit(0))")
+        await session.run(f"{FORGES}lambda pipe, *_: (os.write(pipe.fileno(), {state!r}), os._exit(0))")
         saved = await session.save()
         assert ["\n" in one or "\x1b" in one for one in saved.lost] == [False]
     async with pool(tmp_path) as opened, opened.session("alice") as session:

@@ -31,7 +31,7 @@ async def run(sandbox: Sandbox, code: str) -> CodeExecutionResult:
 
 async def save(sandbox: Sandbox, *, timeout: float = SECONDS) -> tuple[bytes, SavedVariables]:
     async def receive(reader: StateReader) -> tuple[bytes, SavedVariables]:
-        pieces = [piece async for part in reader.parts() async for piece in part]
+        pieces = [bytes(part) async for part in reader.parts()]
         return b"".join(pieces), reader.variables
 
     return await sandbox.save(receive, timeout=timeout)
@@ -225,7 +225,8 @@ async def test_a_forged_state_is_refused(sandboxes: Sandboxes, forged: str) -> N
     sandbox = await sandboxes.open()
     module = "aca_sessions.sandbox.guest.saves"
     await run(
-        sandbox, f"import sys, os; sys.modules[{module!r}]._write = lambda pipe, *_: (os.write(pipe, {FORGED[forged]!r}), os._exit(0))"
+        sandbox,
+        f"import sys, os; sys.modules[{module!r}]._write = lambda pipe, *_: (os.write(pipe.fileno(), {FORGED[forged]!r}), os._exit(0))",
     )
     with pytest.raises(SnapshotError, match=r"cannot be read|ended before its state was complete"):
         await save(sandbox)

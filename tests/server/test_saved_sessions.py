@@ -64,12 +64,12 @@ async def text(session: Session, code: str) -> tuple[str | None, str]:
 @pytest.mark.parametrize("key", [None, "00" * 32])
 async def test_a_session_goes_on_after_its_program_has_ended(tmp_path: Path, key: str | None) -> None:
     async with pool(tmp_path, Key=key) as first, first.session("alice") as session:
-        await session.run("x = {'secret': [1]}; y = x; gen = (i for i in 'ab'); open('f.txt', 'w').write('content')")
+        await session.run("x = {'secret': [1]}; y = x; gen = (i for i in 'ab'); open('f.txt', 'w').write('content' * 10_000)")
     async with pool(tmp_path, Key=key) as second:
         async with second.session("bob") as other:
             assert await text(other, "'x' in globals()") == ("False", "kept")
         async with second.session("alice") as session:
-            result = await session.run("x is y, open('f.txt').read(), 'gen' in globals()")
+            result = await session.run("x is y, open('f.txt').read()[:7], 'gen' in globals()")
             assert (result.text, str(result.state)) == ("(True, 'content', False)", "restored: restart")
             assert result.state.missing == ("gen",)
             assert "were restored from a saved state of 20" in result.state.consequence
@@ -160,7 +160,7 @@ async def test_with_save_never_only_a_request_saves(tmp_path: Path) -> None:
 
 async def test_a_damaged_save_is_a_loss_with_its_reason_and_the_session_works(tmp_path: Path) -> None:
     async with pool(tmp_path) as opened, opened.session("alice") as session:
-        await session.run("x = 1")
+        await session.run("import os; x = os.urandom(100_000)")
     for blob in (tmp_path / "store" / "blobs").rglob("*"):
         if blob.is_file():
             blob.write_bytes(blob.read_bytes()[:-20] + bytes(20))

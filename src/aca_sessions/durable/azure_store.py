@@ -17,7 +17,7 @@ from azure.storage.blob import BlobBlock
 from azure.storage.blob.aio import BlobClient, BlobServiceClient
 
 from ..errors import ConfigurationError, StorageError
-from .chunks import closing, split
+from .chunks import Data, closing, split
 from .store import PIECE, SMALL, ClosingStore, check_folder, check_key, check_swap, is_key, missing_record
 
 _FORM = "azure-blob://account/container or azure-blob://account/container/prefix"
@@ -43,7 +43,7 @@ class AzureStore(ClosingStore):
         self._container = self._service.get_container_client(container)
         self._is_ready = False
 
-    async def write(self, key: str, chunks: AsyncIterable[bytes]) -> None:
+    async def write(self, key: str, chunks: AsyncIterable[Data]) -> None:
         """Stage the blocks of a content, then commit them at once. Azure deletes blocks that are not committed after a week."""
         blob = self._blob(check_key(key))
         async with closing(split(chunks, PIECE)) as pieces:

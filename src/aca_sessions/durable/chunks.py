@@ -6,12 +6,14 @@ from typing import TypeVar
 
 from ..lifetime import run_in_thread
 
+Data = bytes | bytearray | memoryview
 Result = TypeVar("Result")
+Chunk = TypeVar("Chunk")
 _WORTH_A_THREAD = 64 * 1024  # bytes. A thread costs about 100 µs, hashing 64 KB about as much
 
 
 @asynccontextmanager
-async def closing(chunks: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[bytes]]:
+async def closing(chunks: AsyncIterable[Chunk]) -> AsyncIterator[AsyncIterable[Chunk]]:
     """Close a stream at the end of the `with` block, if it can be closed. A generator that is not closed keeps its files open."""
     try:
         yield chunks
@@ -20,7 +22,7 @@ async def closing(chunks: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[b
             await close()
 
 
-async def split(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
+async def split(chunks: AsyncIterable[Data], size: int) -> AsyncIterator[bytes]:
     """Yield the same bytes in pieces of `size` bytes. The last piece can be shorter. An empty stream has no piece."""
     waiting = bytearray()
     async with closing(chunks):
@@ -37,7 +39,7 @@ async def split(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]
             yield bytes(waiting)
 
 
-async def join(chunks: AsyncIterable[bytes], limit: int) -> bytes | None:
+async def join(chunks: AsyncIterable[Data], limit: int) -> bytes | None:
     """Return all bytes of a stream. Return None if there are more than `limit`."""
     joined = bytearray()
     async with closing(chunks):
@@ -48,13 +50,14 @@ async def join(chunks: AsyncIterable[bytes], limit: int) -> bytes | None:
     return bytes(joined)
 
 
-async def stream(data: bytes) -> AsyncIterator[bytes]:
-    """Yield `data` as a stream of one chunk."""
-    yield data
+async def stream(*chunks: Data) -> AsyncIterator[Data]:
+    """Yield `chunks` as a stream."""
+    for chunk in chunks:
+        yield chunk
 
 
-async def compute(work: Callable[[bytes], Result], data: bytes) -> Result:
-    """Call `work` with `data`, in a thread if the data is so long that the event loop would be blocked."""
+async def compute(work: Callable[..., Result], data: Data, *arguments: object) -> Result:
+    """Call `work` with `data` and `arguments`, in a thread if the data is so long that the event loop would be blocked."""
     if len(data) < _WORTH_A_THREAD:
-        return work(data)
-    return await run_in_thread(work, data)
+        return work(data, *arguments)
+    return await run_in_thread(work, data, *arguments)

@@ -10,19 +10,20 @@ import random
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConfigurationError, RecordNotFoundError, StorageError
 from ..lifetime import create_in_thread, run_in_thread
-from .chunks import closing, split
+from .chunks import Data, closing
 from .store import LEFTOVER_SECONDS, PIECE, SMALL, ClosingStore, check_folder, check_key, check_swap, is_key, lost_content, missing_record
 
 Result = TypeVar("Result")
 _NEW, _LOCKS = ".new", ".locks"  # no part of a key begins with a dot
-_READ = 1024 * 1024
+_READ = PIECE
+_WRITTEN_AT_ONCE = 4 * PIECE  # bytes; one call in a thread for most contents
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a pipe must not block
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,26 +43,38 @@ class FolderStore(ClosingStore):
             raise ConfigurationError("the URL of a folder must be file:///absolute/path: write three slashes, and no '?' or '#'")
         self._cleaned = float("-inf")
 
-    async def write(self, key: str, chunks: AsyncIterable[bytes]) -> None:
+    async def write(self, key: str, chunks: AsyncIterable[Data]) -> None:
         """Write a file: first a temporary one, which is renamed when it is whole and on the disk."""
         parts = check_key(key).split("/")
+        new: _NewFile | None = None
         async with closing(chunks):
-            new = await _create(self._create)
             try:
-                async with closing(split(chunks, PIECE)) as pieces:
-                    async for piece in pieces:
-                        await _run(new.append, piece)
-                await _run(self._publish, new, parts)
+                waiting, size = list[Data](), 0
+                async for chunk in chunks:
+                    waiting.append(chunk)
+                    size += len(chunk)
+                    if size > _WRITTEN_AT_ONCE:
+                        new = new or await _create(self._create)
+                        await _run(new.append, waiting)
+                        waiting, size = [], 0
+                if new is None:
+                    await _run(self._replace, parts, waiting)
+                else:
+                    await _run(new.append, waiting)
+                    await _run(self._publish, new, parts)
             finally:
-                await _run(new.discard)
+                if new is not None:
+                    await _run(new.discard)
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
         """Yield the content of a file."""
         parts = check_key(key).split("/")
         descriptor = await _create_descriptor(lambda: self._open(parts))
         try:
-            while chunk := await _run(os.read, descriptor, _READ):
+            while chunk := await _run(_read_whole, descriptor):
                 yield chunk
+                if len(chunk) < _READ:
+                    return
         finally:
             os.close(descriptor)
 
@@ -148,8 +161,7 @@ class FolderStore(ClosingStore):
 
     def _delete(self, parts: list[str]) -> None:
         with contextlib.suppress(FileNotFoundError), self._folder(parts[:-1]) as folder:
-            os.unlink(parts[-1], dir_fd=folder)
-            os.fsync(folder)
+            os.unlink(parts[-1], dir_fd=folder)  # without fsync, which costs milliseconds: after a power cut, the next commit deletes it
         for depth in range(len(parts) - 1, 1, -1):  # the folders `heads`, `blobs` and so on stay
             with contextlib.suppress(FileNotFoundError), self._folder(parts[: depth - 1]) as folder:
                 try:
@@ -168,15 +180,17 @@ class FolderStore(ClosingStore):
             if self._read_small(parts) != old:
                 return False
             if new is not None:
-                self._replace(parts, new)
+                self._replace(parts, [new])
             elif old is not None:
                 self._delete(parts)
+                with contextlib.suppress(FileNotFoundError), self._folder(parts[:-1]) as folder:
+                    os.fsync(folder)
         return True
 
-    def _replace(self, parts: list[str], data: bytes) -> None:
+    def _replace(self, parts: list[str], chunks: Iterable[Data]) -> None:
         file = self._create()
         try:
-            file.append(data)
+            file.append(chunks)
             self._publish(file, parts)
         finally:
             file.discard()
@@ -236,10 +250,11 @@ class _NewFile:
             raise
         self._moved = False
 
-    def append(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self._file, left) :]
+    def append(self, chunks: Iterable[Data]) -> None:
+        for chunk in chunks:
+            left = memoryview(chunk)
+            while left:
+                left = left[os.write(self._file, left) :]
 
     def finish(self) -> None:
         os.fsync(self._file)  # before the rename, or a power cut could leave the new name with an empty file
@@ -258,6 +273,14 @@ class _NewFile:
         finally:
             os.close(self._folder)
             os.close(self._file)
+
+
+def _read_whole(descriptor: int) -> bytes:
+    """Return `_READ` bytes of a file, or less at its end."""
+    data = os.read(descriptor, _READ)
+    while len(data) < _READ and (more := os.read(descriptor, _READ - len(data))):
+        data += more
+    return data
 
 
 def _open_or_create(folder: int, name: str) -> int:

@@ -103,13 +103,13 @@ class Heads:
 
     def _encode(self, owner: str, head: Head) -> bytes:
         fields = {"fence": head.fence, "server": head.server, "expires": head.expires, "saves": head.saves}
-        return self._sealer.seal_value(json.dumps(fields).encode(), _key(owner).encode())
+        return b"".join(self._sealer.seal(json.dumps(fields).encode(), _key(owner).encode()))
 
     def _decode(self, owner: str, raw: bytes | None) -> Head | None:
         if raw is None:
             return None
         try:
-            fields = json.loads(self._sealer.open_value(raw, _key(owner).encode()))
+            fields = json.loads(bytes(self._sealer.open(raw, _key(owner).encode())))
             head = Head(int(fields["fence"]), fields["server"], float(fields["expires"]), tuple(map(check_id, fields["saves"])))
         except (ValueError, TypeError, KeyError, OverflowError):
             raise SaveCorruptedError("the head of a saved session cannot be parsed: delete the saves of this session") from None

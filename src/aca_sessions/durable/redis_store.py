@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import ConfigurationError, StorageError
-from .chunks import closing, split
+from .chunks import Data, closing, split
 from .store import LEFTOVER_SECONDS, PIECE, ClosingStore, check_folder, check_key, check_swap, lost_content, missing_record
 
 _PREFIX = "{aca-sessions-durable}"  # the braces make a cluster keep all keys in one slot, as scripts need it
@@ -78,7 +78,7 @@ class RedisStore(ClosingStore):
         except ValueError:  # its message may have the password
             raise ConfigurationError("the URL of a Redis store must be redis://[user:password@]host[:port][/number]") from None
 
-    async def write(self, key: str, chunks: AsyncIterable[bytes]) -> None:
+    async def write(self, key: str, chunks: AsyncIterable[Data]) -> None:
         """Write the pieces of a content, then publish the entry that points to them. Unpublished pieces expire after an hour."""
         keys = [_entry(check_key(key)), _INDEX]
         id, count, size = secrets.token_hex(16), 0, 0

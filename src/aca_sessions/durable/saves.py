@@ -12,16 +12,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from ..errors import FencedError, InvalidArgumentError, RecordNotFoundError, SaveCorruptedError, SaveTooLargeError, StorageError
 from ..lifetime import log_failure
-from .chunks import closing, compute, join, split, stream
+from .chunks import Data, compute, join, stream
 from .heads import Head, Heads, check_id, check_owner, fence_of, make_id
-from .sealing import PIECE, Sealer
+from .sealing import Sealer
 from .store import Store
 
 _logger = logging.getLogger("aca_sessions")
@@ -30,16 +32,19 @@ _FENCE_STEP = 1 << 20  # about a millisecond: positions in ledgers are made of f
 _MANIFEST_BYTES = 4 * 1024 * 1024
 _RECORD_BYTES = 4 * _MANIFEST_BYTES
 _SERVER_LENGTH = 256
+_ADDED_AT_ONCE = 3  # contents of one save that are hashed and written at the same time
+_READ_AHEAD = 2
 _AT_ONCE = 8  # records that are read at the same time to list all owners
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A content of a save. `sha256` and `size` are those of the plain content."""
+    """A content of a save. `sha256` and `size` are those of the plain content. A small one has no id: the save itself has its `data`."""
 
     sha256: str
     size: int
-    id: str
+    id: str = ""
+    data: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,50 +89,23 @@ class _Base:
     saves: tuple[Save, ...]
 
 
-@dataclass(slots=True)
-class _Content:
-    """A content that passes through: its hash, its size, and how many bytes are still allowed."""
-
-    allowed: int
-    size: int = 0
-    _digest: Any = field(default_factory=hashlib.sha256)
-
-    async def count(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """Yield a content and hash it. Raise SaveTooLargeError if it is too long."""
-        async with closing(split(chunks, PIECE)) as pieces:
-            async for piece in pieces:
-                self.size += len(piece)
-                if self.size > self.allowed:
-                    raise SaveTooLargeError("")
-                await compute(self._digest.update, piece)
-                yield piece
-
-    @property
-    def sha256(self) -> str:
-        return str(self._digest.hexdigest())
-
-
-class _KnownContent(Exception):
-    def __init__(self, blob: Blob) -> None:
-        super().__init__()
-        self.blob = blob
-
-
 class Saves:
     """The saves of all owners in a store."""
 
-    def __init__(self, store: Store, sealer: Sealer, *, max_bytes: int) -> None:
+    def __init__(self, store: Store, sealer: Sealer, *, max_bytes: int, inline_bytes: int = 48 * 1024) -> None:
         """Use a store. The caller closes it.
 
         Args:
             store: The store.
             sealer: Seals all that is stored.
             max_bytes: The largest size of one save: its contents and its manifest.
+            inline_bytes: How many bytes of contents are in the record of a save. So a small session has no blobs, and is written at once.
         """
         self._store = store
         self._sealer = sealer
         self._heads = Heads(store, sealer)
         self._max_bytes = max_bytes
+        self._inline_bytes = inline_bytes
 
     async def take(self, owner: str, server: str, seconds: float) -> Lease | None:
         """Take the lease of an owner for some seconds. Return None if another server has it and it has not expired.
@@ -196,16 +174,28 @@ class Saves:
         """Return the save before the newest one of an owner, or None."""
         return await self._read_version(owner, 1)
 
-    async def read(self, owner: str, blob: Blob) -> AsyncIterator[bytes]:
-        """Yield the content of a blob. Each chunk was verified, but the content is whole only when the iterator ends without an error."""
+    async def read(self, owner: str, blob: Blob) -> Data:
+        """Return the verified content of a blob. Raise SaveCorruptedError if it was changed, RecordNotFoundError if it is gone."""
         key = _blob_key(check_owner(owner), blob.id)
-        size = 0
-        async with closing(self._sealer.open(self._store.read(key), key.encode())) as chunks:
-            async for chunk in chunks:
-                size += len(chunk)
-                yield chunk
-        if size != blob.size:
+        if not blob.id:
+            return blob.data
+        sealed = await join(self._store.read(key), self._sealer.sealed_length(blob.size))
+        content = await compute(self._sealer.open, sealed or b"", key.encode())
+        if len(content) != blob.size:
             raise SaveCorruptedError("a saved content has another length than its save says: delete the saves of this session")
+        return content
+
+    async def read_all(self, save: Save) -> AsyncIterator[Data]:
+        """Yield the contents that `add_all` wrote, in their order. Read some ahead. Raise errors as `read` does."""
+        reading: deque[asyncio.Task[Data]] = deque()
+        try:
+            for number in range(len(save.blobs) + _READ_AHEAD):
+                if number < len(save.blobs):
+                    reading.append(asyncio.create_task(self.read(save.owner, save.blobs[str(number)])))
+                if number >= _READ_AHEAD and reading:
+                    yield await reading.popleft()
+        finally:
+            await _cancel(reading)
 
     async def forget(self, owner: str) -> bool:
         """Delete all saves and the lease of an owner. Return whether there were any.
@@ -260,17 +250,17 @@ class Saves:
 
     async def _read_save(self, owner: str, id: str) -> Save:
         key = _save_key(owner, id)
-        data = await join(self._sealer.open(self._store.read(key), key.encode()), _RECORD_BYTES)
+        sealed = await join(self._store.read(key), _RECORD_BYTES)
         try:
-            fields = json.loads(data or b"")
-            blobs = {name: Blob(str(sha256), int(size), check_id(id)) for name, (sha256, size, id) in fields["blobs"].items()}
+            fields = json.loads(bytes(self._sealer.open(sealed or b"", key.encode())))
+            blobs = {name: _decode_blob(*blob) for name, blob in fields["blobs"].items()}
             return Save(owner, id, datetime.fromisoformat(fields["created"]), dict(fields["manifest"]), blobs)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise SaveCorruptedError("a saved session cannot be parsed: use an older save, or delete its saves") from None
 
     async def _write_save(self, save: Save) -> None:
         key = _save_key(save.owner, save.id)
-        await self._store.write(key, self._sealer.seal(stream(_encode_save(save)), key.encode()))
+        await self._store.write(key, stream(*self._sealer.seal(_encode_save(save), key.encode())))
 
     async def _find_ids(self, owner: str) -> dict[str, str]:
         """Return the ids in all keys of an owner's saves and blobs, by key."""
@@ -294,7 +284,9 @@ class Writer:
         self._base = base
         self._id = make_id(fence)
         self._left = saves._max_bytes
-        self._known = {blob.sha256: blob for save in reversed(base.saves) for blob in save.blobs.values()}
+        self._inline = saves._inline_bytes
+        self._known = {blob.sha256: blob for save in reversed(base.saves) for blob in save.blobs.values() if blob.id}
+        self._names: set[str] = set()
         self._blobs: dict[str, Blob] = {}
         self._written: set[str] = set()  # keys, to delete if the save is abandoned
         self._save: Save | None = None
@@ -306,24 +298,39 @@ class Writer:
     async def __aexit__(self, *_: object) -> None:
         await self.abandon()
 
-    async def add(self, name: str, chunks: AsyncIterable[bytes]) -> Blob:
-        """Write a content. If a kept save has the same content, refer to that and store nothing.
+    async def add(self, name: str, data: Data) -> None:
+        """Write a content. If a kept save has the same content, refer to that and store nothing. Some can be added at the same time.
 
         Raise SaveTooLargeError if this save gets larger than it may be.
         """
-        if name in self._blobs or self._save is not None:
+        if name in self._names or self._save is not None:
             raise InvalidArgumentError("a save cannot have two contents of the same name, or more contents after `commit`")
-        content = _Content(self._left)
-        try:
-            blob = await self._write(content, chunks)
-        except _KnownContent as known:
-            blob = known.blob
-        except SaveTooLargeError:
-            raise self._too_large() from None
-        self._left -= blob.size
-        self._known[blob.sha256] = blob
+        self._names.add(name)
+        self._left -= len(data)
+        if self._left < 0:
+            raise self._too_large()
+        sha256 = await compute(_sha256, data)
+        blob = self._known.get(sha256.hex())
+        if blob is None or not await self._saves._is_stored(self._owner, blob):
+            blob = await self._write(sha256, data)
+        if blob.id:
+            self._known[blob.sha256] = blob
         self._blobs[name] = blob
-        return blob
+
+    async def add_all(self, contents: AsyncIterable[Data]) -> None:
+        """Add contents, named by their numbers, some at the same time. Nothing is added any more when this returns or raises."""
+        adding: deque[asyncio.Task[None]] = deque()
+        number = 0
+        try:
+            async for data in contents:
+                if len(adding) == _ADDED_AT_ONCE:
+                    await adding.popleft()
+                adding.append(asyncio.create_task(self.add(str(number), data)))
+                number += 1
+            while adding:
+                await adding.popleft()
+        finally:
+            await _cancel(adding)
 
     async def commit(self, manifest: dict[str, Any]) -> Save:
         """Make this the newest save, by one swap of the head. Then delete what no kept save refers to.
@@ -358,21 +365,16 @@ class Writer:
         self._save = save
         return save
 
-    async def _write(self, content: _Content, chunks: AsyncIterable[bytes]) -> Blob:
+    async def _write(self, sha256: bytes, data: Data) -> Blob:
+        if len(data) <= self._inline:
+            self._inline -= len(data)
+            return Blob(sha256.hex(), len(data), data=bytes(data))
         id = make_id(self._fence)
         key = _blob_key(self._owner, id)
         self._written.add(key)
-        sealed = self._saves._sealer.seal(self._stop_if_known(content, chunks), key.encode())
-        await self._saves._store.write(key, sealed)
-        return Blob(content.sha256, content.size, id)
-
-    async def _stop_if_known(self, content: _Content, chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """Yield a content. Raise _KnownContent at its end if a kept save has it too, so that the store drops what it got."""
-        async with closing(content.count(chunks)) as counted:
-            async for piece in counted:
-                yield piece
-        if (blob := self._known.get(content.sha256)) is not None and await self._saves._is_stored(self._owner, blob):
-            raise _KnownContent(blob)
+        sealed = await compute(self._saves._sealer.seal, data, key.encode(), sha256)
+        await self._saves._store.write(key, stream(*sealed))
+        return Blob(sha256.hex(), len(data), id)
 
     async def _swap_head(self, ids: tuple[str, ...]) -> None:
         def compute_head(head: Head) -> Head:
@@ -402,12 +404,28 @@ class Writer:
 
 
 def _encode_save(save: Save) -> bytes:
-    blobs = {name: (blob.sha256, blob.size, blob.id) for name, blob in save.blobs.items()}
+    blobs = {name: (blob.sha256, blob.size, blob.id, b64encode(blob.data).decode()) for name, blob in save.blobs.items()}
     fields = {"created": save.created.isoformat(), "manifest": save.manifest, "blobs": blobs}
     try:
         return json.dumps(fields).encode()
     except (TypeError, ValueError, RecursionError):  # its message may have a value
         raise InvalidArgumentError("the manifest of a save must be a dict of values that JSON has") from None
+
+
+def _decode_blob(sha256: object, size: object, id: object, data: str) -> Blob:
+    """Return a blob of a record. Raise ValueError or TypeError if it is malformed."""
+    return Blob(str(sha256), int(size), check_id(id) if id else "", b64decode(data, validate=True))  # type: ignore[call-overload]
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _sha256(data: Data) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _check_fence(head: Head, fence: int) -> None:

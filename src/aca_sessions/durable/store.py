@@ -6,6 +6,7 @@ from typing import Protocol, Self
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError, InvalidArgumentError, RecordNotFoundError, StorageError
+from .chunks import Data
 
 PIECE = 4 * 1024 * 1024  # bytes that a store sends at once, and so about what it holds in memory
 LEFTOVER_SECONDS = 3600  # what a killed writer left is deleted after this time
@@ -21,7 +22,7 @@ class Store(Protocol):
     each other.
     """
 
-    async def write(self, key: str, chunks: AsyncIterable[bytes]) -> None:
+    async def write(self, key: str, chunks: AsyncIterable[Data]) -> None:
         """Write a whole content, replacing an earlier one. If it fails at any point, the key is as before.
 
         An error that `chunks` raises is raised here. The stream is closed in any case.

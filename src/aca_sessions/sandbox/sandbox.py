@@ -26,7 +26,7 @@ from .session.files import Files
 from .session.interpreter import Interpreter, fork, start
 from .session.processes import KillResult
 from .session.runtime import SharedRuntime
-from .session.saved_state import StateReader
+from .session.saved_state import Data, StateReader
 
 Result = TypeVar("Result")
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
@@ -207,7 +207,7 @@ class Sandbox:
         """
         return await saved_state.save(await self.interpreter(), receive, timeout=timeout)
 
-    async def restore(self, chunks: AsyncIterator[bytes], *, timeout: float) -> dict[str, str]:
+    async def restore(self, chunks: "AsyncIterator[Data]", *, timeout: float) -> dict[str, str]:
         """Restore what `save` received, in a sandbox that has run no cell. Return the names of what is missing, with the reasons.
 
         Raise SnapshotError if that fails. The sandbox may have a part of the state then, and must be closed.

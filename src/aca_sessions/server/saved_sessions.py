@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..contract import extensions
@@ -114,7 +114,7 @@ class SavedSessions:
             installed = await sandbox.packages.install(packages, timeout=_RESTORE_SECONDS)
             gone = [] if installed.success else [f"package {name}" for name in packages]
         with _unavailable_as_503():
-            missing = await sandbox.restore(self._read_parts(save), timeout=_RESTORE_SECONDS)
+            missing = await sandbox.restore(self._saves.read_all(save), timeout=_RESTORE_SECONDS)
         names = [*gone, *(shown_name(name) for name in (*manifest["lost"], *missing))]
         record = extensions.decode_record(manifest["ledger"])
         adopts = not ledger.continues(record)
@@ -177,10 +177,7 @@ class SavedSessions:
                 # The fork that writes the state was made just now. A loss before that would not be in the saved ledger.
                 if session.ledger.between(since, session.ledger.position).kind != "kept":
                     raise SnapshotError("the session lost its variables or files before it could be saved: save it again")
-                number = 0
-                async for part in reader.parts():
-                    await writer.add(str(number), part)
-                    number += 1
+                await writer.add_all(reader.parts())
                 return reader.variables
 
             variables = await sandbox.save(receive, timeout=seconds)
@@ -235,11 +232,6 @@ class SavedSessions:
 
     def _owner(self, identifier: str) -> str:
         return hashlib.sha256(json.dumps([self._tenant, identifier]).encode()).hexdigest()
-
-    async def _read_parts(self, save: Save) -> AsyncIterator[bytes]:
-        for number in range(len(save.blobs)):
-            async for chunk in self._saves.read(save.owner, save.blobs[str(number)]):
-                yield chunk
 
     async def _renew_leases(self) -> None:
         while True:

@@ -39,6 +39,7 @@ _OF_PYTHON = frozenset(("__name__", "__doc__", "__package__", "__loader__", "__s
 _OUT = re.compile(r"Out\[(\d+)\]")
 _MOST_NAMES = 10_000  # in one header; a header of the host's limit has room for them
 _MOST_NAMED = 1000  # in a report
+_BUFFER = 1 << 16
 _LONGEST_NAME = 1000  # characters; a longer name would not fit in a header
 _writing: list[int] = []  # the pids of forks that write a state
 _MISSING = "cloudpickle is not installed in this session's Python: install it there, or choose another image"
@@ -140,19 +141,18 @@ def _write_and_exit(pipe: int, shell: Shell) -> None:
         nothing = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):  # code that runs while objects are pickled prints into no result
             os.dup2(nothing, descriptor)
-        for header, payload in _records(shell):
-            _write(pipe, header, payload)
+        with open(pipe, "wb", _BUFFER, closefd=False) as file:  # so that small records are read at once
+            for header, payload in _records(shell):
+                _write(file, header, payload)
         status = 0
     finally:
         os._exit(status)
 
 
-def _write(pipe: int, header: dict[str, object], payload: Any) -> None:
+def _write(file: BinaryIO, header: dict[str, object], payload: Any) -> None:
     encoded = json.dumps(header).encode()
-    for part in (RECORD.pack(len(encoded), len(payload)) + encoded, payload):
-        view = memoryview(part).cast("B") if len(part) else memoryview(b"")
-        while view:
-            view = view[os.write(pipe, view) :]
+    file.write(RECORD.pack(len(encoded), len(payload)) + encoded)
+    file.write(payload)
 
 
 def _records(shell: Shell) -> Iterator[tuple[dict[str, object], Any]]:

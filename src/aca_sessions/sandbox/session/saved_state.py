@@ -5,23 +5,29 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ...errors import GuestDiedError, SnapshotError
+from ...lifetime import run_in_thread
 from ..wire import RECORD
 from .descriptors import open_process_of_session
 from .interpreter import Interpreter
 
 Result = TypeVar("Result")
+Data = bytes | bytearray | memoryview
 _PIECE = 1 << 20
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
-_LARGE = 1 << 20  # bytes of a payload that is a part of its own, because it often stays the same from one save to the next
+_LARGE = 1 << 20  # bytes of a payload that has parts of its own, because it often stays the same from one save to the next
+_PART = 8 << 20  # a change in a large payload costs the parts that it is in. Each part costs a file and two times fsync
+_MOMENT = 20  # milliseconds
 _MAX_HEADER = 1 << 20
 _MOST_NAMED = 10_000
 _LONGEST_NAME, _LONGEST_WHY = 1000, 300
+_ENDED = "the session ended before its state was complete: it may have reached a limit. Try again"
 _DAMAGED = "the session wrote a state that cannot be read: its code may have interfered. Reset the session, and save it again"
 
 
@@ -50,10 +56,10 @@ class StateReader:
         self._buffer = bytearray()
         self.variables = SavedVariables()
 
-    async def parts(self) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Yield the parts of the state. A part must be read to its end before the next one.
+    async def parts(self) -> AsyncIterator[Data]:
+        """Yield the state in parts of at most about 8 MB.
 
-        A large payload is a part of its own. Raise SnapshotError if the state is malformed or ends early.
+        A large payload has parts of its own. Raise SnapshotError if the state is malformed or ends early.
         """
         is_end = False
         while not is_end:
@@ -66,9 +72,12 @@ class StateReader:
                     small += await self._read(size)
                 if len(small) >= _LARGE:
                     break
-            yield _single(bytes(small))
-            if size >= _LARGE:
-                yield self._payload(size)
+            yield bytes(small)
+            left = size if size >= _LARGE else 0
+            while left:
+                part = await self._read_part(min(left, _PART))
+                left -= len(part)
+                yield part
 
     async def _read_header(self) -> tuple[bytes, int]:
         header_size, size = RECORD.unpack(await self._read(RECORD.size))
@@ -98,21 +107,34 @@ class StateReader:
             raise SnapshotError(_DAMAGED) from None  # unchained: the cause would hold data of the guest
         return False
 
-    async def _payload(self, size: int) -> AsyncIterator[bytes]:
-        while size:
-            piece = await self._read(min(size, _PIECE))
-            size -= len(piece)
-            yield piece
+    async def _read_part(self, size: int) -> bytearray:
+        """Read a part in a thread, into the memory of that part."""
+        data = bytearray(size)
+        done = min(size, len(self._buffer))
+        data[:done] = self._buffer[:done]
+        del self._buffer[:done]
+        with memoryview(data) as view:
+            while done < size:
+                await self._wait_for_data()
+                count = await run_in_thread(_read_into, self._descriptor, view[done:])
+                if not count:
+                    raise SnapshotError(_ENDED)
+                done += count
+        return data
+
+    async def _wait_for_data(self) -> None:
+        loop = asyncio.get_running_loop()
+        await _wait(self._descriptor, loop.add_reader, loop.remove_reader)
 
     async def _read(self, size: int) -> bytes:
         while len(self._buffer) < size:
             try:
                 data = os.read(self._descriptor, _PIECE)
             except BlockingIOError:
-                await _wait(self._descriptor, asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+                await self._wait_for_data()
                 continue
             if not data:
-                raise SnapshotError("the session ended before its state was complete: it may have reached a limit. Try again")
+                raise SnapshotError(_ENDED)
             self._buffer += data
         taken = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
@@ -142,7 +164,7 @@ async def save(interpreter: Interpreter, receive: "Callable[[StateReader], Await
         os.close(read_end)
 
 
-async def restore(interpreter: Interpreter, chunks: AsyncIterator[bytes], *, timeout: float) -> dict[str, str]:
+async def restore(interpreter: Interpreter, chunks: AsyncIterator[Data], *, timeout: float) -> dict[str, str]:
     """Restore a saved state in a new interpreter. Return the names of what could not be restored, with the reasons.
 
     Raise SnapshotError if that fails. The interpreter may have a part of the state then: end it.
@@ -183,7 +205,7 @@ def _end_fork(interpreter: Interpreter, number: int) -> None:
             os.close(process)
 
 
-async def _write_state(descriptor: int, chunks: AsyncIterator[bytes]) -> None:
+async def _write_state(descriptor: int, chunks: AsyncIterator[Data]) -> None:
     """Write a saved state into the pipe of an interpreter that restores it, and close it. Return early if it is not read any more."""
     try:
         await _write_chunks(descriptor, chunks)
@@ -191,7 +213,7 @@ async def _write_state(descriptor: int, chunks: AsyncIterator[bytes]) -> None:
         os.close(descriptor)
 
 
-async def _write_chunks(descriptor: int, chunks: AsyncIterator[bytes]) -> None:
+async def _write_chunks(descriptor: int, chunks: AsyncIterator[Data]) -> None:
     os.set_blocking(descriptor, False)
     loop = asyncio.get_running_loop()
     with contextlib.suppress(BrokenPipeError):
@@ -221,5 +243,19 @@ async def _wait(descriptor: int, add: Callable[..., None], remove: Callable[[int
         remove(descriptor)
 
 
-async def _single(part: bytes) -> AsyncIterator[bytes]:
-    yield part
+def _read_into(descriptor: int, view: memoryview) -> int:
+    """Read from a pipe that has data until `view` is full or the pipe is empty for a moment. Return the count, which is 0 at its end."""
+    done = 0
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while done < len(view):
+        try:
+            count = os.readv(descriptor, [view[done:]])
+        except BlockingIOError:
+            if not poll.poll(_MOMENT):  # the caller may be cancelled, and waits for this thread
+                return done
+            continue
+        if not count:
+            return done
+        done += count
+    return done
