@@ -13,6 +13,21 @@ from ..cli.test_cli import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 SESSIONS, AT_ONCE = 200, 4
+# Every session has these, as most of its variables are plain values. So what cannot be saved is about one variable in 25.
+COMMON: tuple[str, dict[str, str | None]] = (
+    "import json, math\nnumbers = [math.sqrt(i) for i in range({n})]; total = sum(numbers); text = 'ä' * {n}\n"
+    "settings = {{'n': {n}, 'names': {{'a', 'b'}}}}; pairs = [(i, str(i)) for i in range(9)]; data = bytes(range(256)) * {n}\n"
+    "def mean(values): return sum(values) / len(values)",
+    {
+        "numbers": "numbers == [math.sqrt(i) for i in range({n})]",
+        "total": "total == sum(numbers)",
+        "text": "text == 'ä' * {n}",
+        "settings": "settings == {{'n': {n}, 'names': {{'a', 'b'}}}}",
+        "pairs": "pairs[8] == (8, '8')",
+        "data": "data == bytes(range(256)) * {n}",
+        "mean": "mean(numbers) == total / {n}",
+    },
+)
 # What a session makes, and for each of its variables an expression that is true as long as it is the same. None: it cannot be saved.
 KINDS: list[tuple[str, dict[str, str | None]]] = [
     (
@@ -75,9 +90,12 @@ LARGE = ("import numpy as np; big = np.arange(40_000_000)", {"big": "big.nbytes 
 
 
 def content(number: int) -> tuple[str, dict[str, str | None]]:
-    code, checks = LARGE if number in (50, 150) else KINDS[number % len(KINDS)]
+    """Return the code of a session and the checks of its variables."""
+    parts = [COMMON, LARGE if number in (50, 150) else KINDS[number % len(KINDS)]]
     n = 100 + number
-    return code.format(n=n), {name: check and check.format(n=n) for name, check in checks.items()}
+    return "\n".join(code for code, _ in parts).format(n=n), {
+        name: check and check.format(n=n) for _, checks in parts for name, check in checks.items()
+    }
 
 
 async def in_parallel(pool: SessionPool, work) -> list:
@@ -129,7 +147,6 @@ async def test_of_200_sessions_all_is_there_again_after_a_kill_or_named(tmp_path
             with Server("--port", server.endpoint.rpartition(":")[2], *arguments):
                 counts = await in_parallel(pool, look)
     equal, named, all_of_them = map(sum, zip(*counts, strict=True))
-    print(f"{equal} of {all_of_them} variables are equal, {named} are named as missing")
-    savable = sum(check is not None for number in range(SESSIONS) for check in content(number)[1].values())
-    assert equal >= 0.95 * savable
+    print(f"of {all_of_them} variables in {SESSIONS} sessions, {equal} are equal ({equal / all_of_them:.1%}), {named} are named as missing")
+    assert equal >= 0.95 * all_of_them
     assert equal + named == all_of_them
