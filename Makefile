@@ -109,6 +109,7 @@ bench: $(COMPARABLE)
 	$(RUN) benchmarks/mcp_calls.py
 	$(RUN) benchmarks/agents.py
 	$(RUN) benchmarks/packages.py
+	$(RUN) benchmarks/saved.py
 	$(RUN) benchmarks/compare.py
 
 soak: $(INSTALLED)
