@@ -107,7 +107,7 @@ class Cluster:
     def configure(self, members: Iterable[Member], **directives: str) -> None:
         """Write the configuration for some members, with other values for the given directives."""
         text = CONFIGURATION.read_text().replace("127.0.0.1:8080", f"127.0.0.1:{self.port}")
-        for kind in ("max_fails=0", "max_fails=1 fail_timeout=10s"):
+        for kind in ("max_fails=0", "max_fails=1 fail_timeout=1s"):
             lines = "\n".join(f"server 127.0.0.1:{member.port} {kind};" for member in members)
             text = re.sub(rf"(\s+server 127\.0\.0\.1:808\d {kind};)+", "\n" + lines, text)
         for name, value in directives.items():

@@ -76,6 +76,8 @@ def test_selectors_volumes_and_probes_name_existing_objects(servers: list[Body])
     for _, spec in pods(every):
         container = spec["containers"][0]
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+        claims = {volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume}
+        assert claims <= {*named(bodies("store.yaml"), "PersistentVolumeClaim")}
         probes = [probe for name, probe in container.items() if name.endswith("Probe")]
         assert {probe.get("httpGet", probe.get("tcpSocket"))["port"] for probe in probes} == {container["ports"][0]["name"]}
 
@@ -91,6 +93,7 @@ def test_the_network_policy_lets_the_proxy_in_and_servers_reach_nothing() -> Non
 def test_a_server_starts_with_valid_options_and_is_killed_only_after_it_has_drained(servers: list[Body]) -> None:
     for _, spec in pods(servers):
         options = build_parser().parse_args(spec["containers"][0]["args"])
+        assert any(options.store.startswith(f"file://{mount['mountPath']}/") for mount in spec["containers"][0]["volumeMounts"])
         assert options.drain_seconds < spec["terminationGracePeriodSeconds"]
         assert options.port == spec["containers"][0]["ports"][0]["containerPort"]
         probes = {name: spec["containers"][0][f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}

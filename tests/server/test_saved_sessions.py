@@ -177,6 +177,7 @@ async def test_two_servers_do_not_have_one_session(tmp_path: Path) -> None:
         async with server(tmp_path) as second:
             with pytest.raises(ACASessionsError, match="another server has this session"):
                 await Session(second, "alice").run("x")
+            assert await second.list_sessions() == []  # it counts as a session of the first one only
             assert await text(session, "x") == ("1", "kept")
             await first.delete_session("alice", saved=True)
             assert await text(Session(second, "alice"), "x") == ("1", "restored: restart")

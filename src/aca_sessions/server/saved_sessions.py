@@ -77,6 +77,21 @@ class SavedSessions:
         self._leases[identifier] = lease
         self._fenced.discard(identifier)
 
+    async def take_for(self, session: "HostedSession") -> bool:
+        """Take the lease of a session before a sandbox is opened for it. Raise ProblemError (503) if another server has it.
+
+        If what the store has is damaged, record that the session begins without its state, and return False.
+        """
+        try:
+            await self.take(session.identifier)
+        except ProblemError:
+            raise
+        except ACASessionsError as error:
+            log_failure("a saved session was not restored", error)
+            self.record_failed_restore(session)
+            return False
+        return True
+
     async def claim(self, identifier: str) -> None:
         """Take the lease of a new session. Raise ProblemError: 409 if a session of this name was saved, 503 if another server has one."""
         await self.take(identifier)

@@ -253,8 +253,14 @@ class Sessions:
         """
         while self.saved is not None:
             session = self.get(identifier)
-            with session.keep_in_use():  # else it could be evicted before its first cell
-                await session.sandbox()
+            try:
+                with session.keep_in_use():  # else it could be evicted before its first cell
+                    await session.sandbox()
+            except ProblemError:
+                if self._sessions.get(identifier) is session:  # it is at another server, and must not count as a session of this one
+                    self._remove(session, "closed", cause=None)
+                    self._tasks.start(self._close_unsaved(session))
+                raise
             if self._sessions.get(identifier) is session:  # it was not ended meanwhile
                 return
 
@@ -462,22 +468,22 @@ class Sessions:
     async def _open_sandbox(self, opened_for: Callable[[], HostedSession], leaving: "asyncio.Task[None] | None") -> Sandbox:
         """Open a sandbox for a session, and restore its save. First wait for `leaving`, the end of an earlier session of this name."""
         started = time.perf_counter()
-        sandbox = await self._sandboxes.open()
         session = opened_for()
+        if leaving is not None:
+            await asyncio.wait({leaving})
+        has_lease = self.saved is not None and await self.saved.take_for(session)
+        sandbox = await self._sandboxes.open()
         sandbox.ledger = session.ledger
-        if self.saved is not None:
-            sandbox = await self._restore(session, sandbox, leaving)
+        if has_lease:
+            sandbox = await self._restore(session, sandbox)
         if sandbox.running is not None:
             telemetry.record_interpreter_start("warm", time.perf_counter() - started)
         return sandbox
 
-    async def _restore(self, session: HostedSession, sandbox: Sandbox, leaving: "asyncio.Task[None] | None") -> Sandbox:
+    async def _restore(self, session: HostedSession, sandbox: Sandbox) -> Sandbox:
         """Restore a session from its save, if it has one, and return its sandbox. If that fails, it is another one without the state."""
         assert self.saved is not None  # noqa: S101
         try:
-            if leaving is not None:
-                await asyncio.wait({leaving})
-            await self.saved.take(session.identifier)
             await self.saved.restore(session, sandbox)
             return sandbox
         except ProblemError:
