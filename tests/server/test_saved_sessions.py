@@ -21,6 +21,7 @@ from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedErr
 from aca_sessions.hosting import Hosting
 from aca_sessions.ledger import CallerPosition
 from aca_sessions.sandbox.policy import Limits
+from aca_sessions.sandbox.sandbox import Sandbox
 from aca_sessions.server import saved_sessions
 from aca_sessions.server.app import Service
 
@@ -272,19 +273,19 @@ async def test_the_loss_of_a_session_whose_saves_another_server_deleted_is_repor
 
 
 async def test_a_session_that_is_reset_before_its_state_is_written_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Saves.begin
+    save = Sandbox.save
     async with pool(tmp_path) as opened, opened.session("alice") as session:
 
-        async def reset_and_begin(*arguments: Any) -> Writer:
+        async def reset_and_save(*arguments: Any, **options: Any) -> Any:
             await session.reset()
-            return await begin(*arguments)
+            return await save(*arguments, **options)
 
         await session.run("x = 1")
-        monkeypatch.setattr(Saves, "begin", reset_and_begin)
+        monkeypatch.setattr(Sandbox, "save", reset_and_save)
         with pytest.raises(SnapshotError, match="lost its variables or files before it could be saved"):
             await session.save()
         assert await opened.saved() == []
-        monkeypatch.setattr(Saves, "begin", begin)
+        monkeypatch.setattr(Sandbox, "save", save)
         await session.save()
 
 

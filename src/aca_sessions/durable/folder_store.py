@@ -54,7 +54,8 @@ class FolderStore(ClosingStore):
                     waiting.append(chunk)
                     size += len(chunk)
                     if size > _WRITTEN_AT_ONCE:
-                        new = new or await _create(self._create)
+                        if new is None:
+                            new = await _create(self._create, _NewFile.discard)
                         await _run(new.append, waiting)
                         waiting, size = [], 0
                 if new is None:
@@ -69,12 +70,11 @@ class FolderStore(ClosingStore):
     async def read(self, key: str) -> AsyncIterator[bytes]:
         """Yield the content of a file."""
         parts = check_key(key).split("/")
-        descriptor = await _create_descriptor(lambda: self._open(parts))
+        descriptor, chunk = await _create(lambda: self._begin_reading(parts), lambda begun: os.close(begun[0]))  # one call for most files
         try:
-            while chunk := await _run(_read_whole, descriptor):
+            while chunk:
                 yield chunk
-                if len(chunk) < _READ:
-                    return
+                chunk = await _run(_read_whole, descriptor) if len(chunk) == _READ else b""
         finally:
             os.close(descriptor)
 
@@ -130,6 +130,14 @@ class FolderStore(ClosingStore):
             os.close(descriptor)
             raise StorageError("the store has something that is not a file in the place of a record: delete it")
         return descriptor
+
+    def _begin_reading(self, parts: list[str]) -> tuple[int, bytes]:
+        descriptor = self._open(parts)
+        try:
+            return descriptor, _read_whole(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def _size(self, parts: list[str]) -> int | None:
         try:
@@ -301,16 +309,9 @@ async def _run(work: Callable[..., Result], *arguments: object) -> Result:
         raise _storage_error(error) from None  # the cause has the name of the file, which is a part of the key
 
 
-async def _create(make: Callable[[], _NewFile]) -> _NewFile:
+async def _create(make: Callable[[], Result], discard: Callable[[Result], None]) -> Result:
     try:
-        return await create_in_thread(make, _NewFile.discard)
-    except OSError as error:
-        raise _storage_error(error) from None
-
-
-async def _create_descriptor(make: Callable[[], int]) -> int:
-    try:
-        return await create_in_thread(make, os.close)
+        return await create_in_thread(make, discard)
     except OSError as error:
         raise _storage_error(error) from None
 

@@ -163,8 +163,8 @@ class Saves:
         """
         head = await self._heads.read(check_owner(owner)) or Head()
         _check_fence(head, fence)
-        saves = [save for id in head.saves if (save := await self._read_if_whole(owner, id)) is not None]
-        return Writer(self, owner, fence, _Base(head.saves, tuple(saves)))
+        found = await asyncio.gather(*(self._read_if_whole(owner, id) for id in head.saves))
+        return Writer(self, owner, fence, _Base(head.saves, tuple(save for save in found if save is not None)))
 
     async def newest(self, owner: str) -> Save | None:
         """Return the newest save of an owner, or None. Raise SaveCorruptedError if it was changed in the store."""
@@ -264,8 +264,8 @@ class Saves:
 
     async def _find_ids(self, owner: str) -> dict[str, str]:
         """Return the ids in all keys of an owner's saves and blobs, by key."""
-        keys = [*await self._store.keys(f"saves/{owner}"), *await self._store.keys(f"blobs/{owner}")]
-        return {key: key.rpartition("/")[2] for key in keys}
+        saves, blobs = await asyncio.gather(*(self._store.keys(f"{kind}/{owner}") for kind in ("saves", "blobs")))
+        return {key: key.rpartition("/")[2] for key in (*saves, *blobs)}
 
     async def _delete_ids(self, owner: str, *, kept: set[str], newest: int) -> None:
         """Delete an owner's saves and blobs except those in `kept`, and except those that were written under a lease after `newest`."""

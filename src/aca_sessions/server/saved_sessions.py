@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..contract import extensions
 from ..contract.records import ELSEWHERE, NO_STORE, ProblemError
-from ..durable.saves import Lease, Save, Saves
+from ..durable.saves import Lease, Save, Saves, Writer
 from ..errors import ACASessionsError, FencedError, RecordNotFoundError, SaveCorruptedError, SaveKeyError, SnapshotError, StorageError
 from ..guest_text import shown_caption, shown_name
 from ..ledger import Ledger
@@ -186,16 +186,17 @@ class SavedSessions:
         if identifier not in self._leases:  # a branch
             await self.take(identifier)
         lease = self._leases[identifier]
-        async with await self._saves.begin(lease.owner, lease.fence) as writer:
+        async with contextlib.AsyncExitStack() as ending:
 
-            async def receive(reader: StateReader) -> SavedVariables:
+            async def receive(reader: StateReader) -> tuple[Writer, SavedVariables]:
                 # The fork that writes the state was made just now. A loss before that would not be in the saved ledger.
                 if session.ledger.between(since, session.ledger.position).kind != "kept":
                     raise SnapshotError("the session lost its variables or files before it could be saved: save it again")
+                writer = await ending.enter_async_context(await self._saves.begin(lease.owner, lease.fence))  # while the fork writes
                 await writer.add_all(reader.parts())
-                return reader.variables
+                return writer, reader.variables
 
-            variables = await sandbox.save(receive, timeout=seconds)
+            writer, variables = await sandbox.save(receive, timeout=seconds)
             lost = dict([*variables.lost.items()][:_MOST_LISTED])
             record = session.ledger.record(0, position, position)
             manifest = {
