@@ -94,6 +94,10 @@ def test_a_session_in_view_is_kept_and_for_an_hour_in_the_background(browser: Br
         before = _described(short)["lastAccessedAt"]
         while _described(short)["lastAccessedAt"] == before:  # pytest's timeout ends a test that hangs
             time.sleep(0.2)
+        playground.page.click("#new-session button")  # the other one goes on to be kept
+        before = _described(short)["lastAccessedAt"]
+        while _described(short)["lastAccessedAt"] == before:
+            time.sleep(0.2)
         playground.page.evaluate("{ const now = Date.now; Date.now = () => now() + 3_600_000; }")
         time.sleep(5)  # a list that was on its way has come
         lists = "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/listSessions')).length"
@@ -449,6 +453,21 @@ def test_a_session_is_renamed_in_every_tab_and_keeps_its_identifier(playground: 
         other.page.wait("/^[a-z]+ [a-z]+$/.test(document.querySelector('#session-name').innerText)")
 
 
+def test_a_new_session_gets_its_name_though_its_reader_turns_away(playground: Playground) -> None:
+    page = playground.page
+    playground.run("x = 1")
+    first = page.text("#session-name")
+    page.click("#new-name")
+    page.write("Orders")
+    page.press("Enter")
+    page.wait("document.querySelector('#session-name').innerText === 'Orders'")
+    playground.cells = 0
+    playground.start("import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)")
+    page.click(f".session[data-name='{first}']")
+    page.wait(f"document.querySelector('#session-name').innerText === '{first}'")
+    page.wait("document.querySelector(\".session[data-name='Orders']\")")
+
+
 def test_an_error_shows_its_last_line_first_and_folds_frames_of_libraries(playground: Playground) -> None:
     shown = playground.run("import json\ndef read():\n    return json.loads('{')\nread()").partition("Edit")[2].split("\n")
     shown = [line for line in shown if line.strip()]
@@ -491,6 +510,7 @@ def test_the_cells_of_a_session_that_ended_stay_until_they_are_dropped(browser: 
         playground.run("import sys; x = 20; print('out'); print('err', file=sys.stderr); display('shown'); x + 1")
         playground.run("1 / 0")
         page.wait("document.querySelector('#variables').innerText.includes('20')")
+        playground.run("display({'text/plain': 'x' * 1_100_000}, raw=True)")
         before = page.evaluate("[...document.querySelectorAll('.cell')].map((one) => one.innerText)")
         name = page.text("#session-name")
         for _ in range(2):
@@ -501,11 +521,15 @@ def test_the_cells_of_a_session_that_ended_stay_until_they_are_dropped(browser: 
         page.wait("!document.querySelector('.cell')")
         page.reload()
         page.click(f".session[data-name='{name}']")
-        page.wait("document.querySelectorAll('.cell').length === 2")
-        assert page.evaluate("[...document.querySelectorAll('.cell')].map((one) => one.innerText)") == before
+        page.wait("document.querySelectorAll('.cell').length === 3")
+        *shown, large = page.evaluate("[...document.querySelectorAll('.cell')].map((one) => one.innerText)")
+        assert shown == before[:2]
+        assert large.endswith("Its output is not kept.")
         assert page.text(".notice").startswith("This session has ended")
-        assert not page.evaluate("document.querySelector('#export').disabled")
-        playground.cells = 2
+        page.click("#export")
+        cells = json.loads(_downloaded(browser.downloads / f"{name}.ipynb"))["cells"]
+        assert cells[2]["outputs"] == [{"output_type": "stream", "name": "stderr", "text": "[Its output is not kept.]\n"}]
+        playground.cells = 3
         assert "False" in playground.run("'x' in globals()")
         assert playground.state() == "lost: terminated"
         page.reload()
@@ -730,6 +754,14 @@ def test_a_question_for_a_secret_is_shown_and_a_refused_cell_goes_back_to_the_ed
         page.reload()
         page.wait("document.querySelector('.cell .output')?.innerText.includes('API key: ••••')")
         page.wait("document.querySelector('#variables .worth')?.innerText === '••••'")
+    page.click("#branch")
+    page.wait("document.querySelector('.past .cell')")
+    playground.run("z = 1")
+    page.wait("/^z/m.test(document.querySelector('#variables').innerText)")
+    assert page.text("#variables .worth") == "••••"
+    page.click(".past .notice button")
+    page.wait("!document.querySelector('.past')")
+    playground.cells = 1
     assert "other" in playground.run("key = 'other'; key")  # another value is shown
     page.wait("document.querySelector('#variables .worth')?.innerText.includes('other')")
     assert "The cell was not run" in playground.run("%pip install -r more.txt\n1")

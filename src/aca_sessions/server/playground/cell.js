@@ -20,6 +20,7 @@ const PACKAGES = { PIL: "pillow", bs4: "beautifulsoup4", cv2: "opencv-python-hea
 const NO_MEMORY = /^[\w.]*MemoryError(?::|$)/;
 const LOOKED_AT = 10_000; // characters at the end of each stream
 const MOST_DOMAINS = 5;
+const NOT_KEPT = "Its output is not kept.";
 const UNTIL_END = 3000; // milliseconds after an interrupt, until another one may end the interpreter
 let network = ""; // what sessions can reach, in words, if that may be why a cell failed
 
@@ -87,7 +88,10 @@ export class Cell {
       else this.output.show(event, null);
     }
     if (result) this.end(result);
-    else this.status.replaceWith(element("p", { class: "verdict" }, "Its output is not kept."));
+    else {
+      this.output.parts.push({ kind: "skipped", text: NOT_KEPT }); // for a notebook
+      this.status.replaceWith(element("p", { class: "verdict" }, NOT_KEPT));
+    }
     this.settleDown();
   }
 

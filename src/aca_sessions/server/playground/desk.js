@@ -17,7 +17,7 @@ const LOOK_EVERY = 4000; // milliseconds
 const SAVED_EVERY = 60_000; // milliseconds between lists of saved sessions …
 const SAVING = 20_000; // … except for so long after something happened to one
 const KEPT_UNSEEN = 3_600_000; // milliseconds for which a tab in the background keeps its session from expiring
-const LARGE_OUTPUT = 1 << 16; // characters of a cell; more are not kept in the tab
+const KEPT_OUTPUTS = [1 << 20, 1 << 16, 0]; // characters of a cell that are kept in the tab: the most for which all cells have room
 const READER_ACTS = 700; // milliseconds after a wheel or key, in which the view moves by it
 const NEAR_THE_END = 60; // pixels: a reader there sees what is added
 const WITHOUT_CLASSES = 0;
@@ -73,7 +73,7 @@ export class Desk {
     remember({ draft: this.editor.area.value });
     const written = [...this.workspaces.values()].filter(({ all, kept, parent }) => all.length || kept.length || parent);
     const fits = (most) => keepCells(Object.fromEntries(written.map((one) => [one.id, one.keep(most)])));
-    [LARGE_OUTPUT, 0].some(fits);
+    KEPT_OUTPUTS.some(fits);
   }
 
   /** Continues after the key was asked for again. */
@@ -217,7 +217,7 @@ export class Desk {
     const [from, id] = [this.current, this.newIdentifier("branch-")];
     await from.branch(id);
     const cells = [...from.past, ...from.all].filter(({ result }) => result).map((cell) => cell.keep(Infinity));
-    const branch = this.made(id, { parent: { id: from.id, name: from.name, cells } });
+    const branch = this.made(id, { parent: { id: from.id, name: from.name, cells }, hidden: from.hidden });
     this.workspaces.set(id, branch);
     from.tell("Branched here to ", "plain", button(branch.name, () => this.openSession(id), { class: "link" }));
     await this.select(id);
@@ -385,11 +385,13 @@ export class Desk {
       one.update(live.get(one.id) ?? null);
       if (wasLive && !one.live && !one.isEnding) this.tellEnd(one);
     }
+    for (const one of this.workspaces.values()) {
+      await one.giveName().catch((problem) => one === this.current && this.fail(problem, byId("rename")));
+      await one.keepUp(one === this.current).catch(() => {}); // if it has ended, the next list shows it
+    }
     if (workspace !== this.current) return;
     this.showSessions();
-    await workspace.giveName().catch((problem) => this.fail(problem, byId("rename")));
     await workspace.catchUp().catch((problem) => this.fail(problem));
-    await workspace.keepUp().catch(() => {}); // if it has ended, the next list shows it
     this.editor.remember([...workspace.past, ...workspace.all].map(({ source }) => source));
     if (workspace === this.current) this.showSessions();
   }

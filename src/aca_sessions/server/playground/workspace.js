@@ -173,9 +173,9 @@ export class Workspace {
     }
   }
 
-  /** Restart its cool-down, because a tab shows it. */
-  async keepUp() {
-    if (!this.live?.cooldown || this.live.idle < this.live.cooldown / 3 || !offers("history")) return;
+  /** Restart its cool-down, if this tab shows it or ran cells in it. */
+  async keepUp(isShown) {
+    if (!this.live?.cooldown || !(isShown || this.all.length) || this.live.idle < this.live.cooldown / 3 || !offers("history")) return;
     await asked("GET", "session/history", { session: this.id, query: { after: this.seen } });
   }
 
