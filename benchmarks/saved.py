@@ -23,8 +23,8 @@ EXPIRING = 10  # sessions, one after the other, each with an array of 8 MB
 WARM_SECONDS = 1.0  # the pool prepares its next session meanwhile
 
 
-def settings(folder: Path, **others: object) -> Settings:
-    return Settings(Durable={"Store": f"file://{folder}", "Save": "never"}, **others)
+def settings(folder: Path, when: str = "never", **others: object) -> Settings:
+    return Settings(Durable={"Store": f"file://{folder}", "Save": when}, **others)
 
 
 async def milliseconds(act: Callable[[], Awaitable[object]]) -> float:
@@ -93,7 +93,7 @@ async def expiry(folder: Path) -> None:
     """Measure the cells of a session while others expire, and are saved or not."""
     alone, plain, saving = [], [], []
     code = "import os; array = os.urandom(8_000_000)"
-    async with open_interpreter(settings(folder)) as interpreter:
+    async with open_interpreter(settings(folder, "idle")) as interpreter:
         for number in range(EXPIRY_ROUNDS):
             for saved, times in ((None, alone), (False, plain), (True, saving)):
                 names = [f"{number}-{saved}-{one}" for one in range(EXPIRING)]

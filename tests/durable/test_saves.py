@@ -124,6 +124,9 @@ async def test_a_save_that_is_too_large_is_refused(folder: Store) -> None:
     for sizes in ([3_000_001], [2_000_000, 1_000_001], [3_000_000]):  # the last one has no room for its manifest
         with pytest.raises(SaveTooLargeError, match=r"\(3 MB\).*ACASessions:Durable:MaxMegabytes"):
             await commit(saves, lease, 2, **{f"blob{number}": os.urandom(size) for number, size in enumerate(sizes)})
+    async with await saves.begin(OWNER, lease.fence) as writer:
+        with pytest.raises(SaveTooLargeError):
+            await writer.add_all(of(*(os.urandom(700_000) for _ in range(5))))
     assert await saves.newest(OWNER) == before
     assert await contents(folder) == stored
 
@@ -138,6 +141,26 @@ async def test_an_abandoned_save_leaves_nothing(store: Store) -> None:
         with pytest.raises(RuntimeError, match="the guest died"):
             await writer.add_all(failing(*(os.urandom(1_000_000) for _ in range(5))))
     assert await contents(store) == stored
+
+
+async def test_a_save_that_is_cancelled_leaves_nothing_after_the_next_one(folder: Store) -> None:
+    saves = make_saves(folder)
+    lease = await lease_of(saves)
+
+    async def save() -> None:
+        async with await saves.begin(OWNER, lease.fence) as writer:
+            await writer.add_all(of(*(os.urandom(700_000) for _ in range(5))))
+            await asyncio.sleep(60)
+
+    for steps in range(1, 60, 4):
+        saving = asyncio.create_task(save())
+        for _ in range(steps):
+            await asyncio.sleep(0.0005)
+        saving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await saving
+        await commit(saves, lease, steps, files=b"x")
+        assert len([key for key in await folder.keys() if key.startswith("blobs/")]) == 1
 
 
 async def test_what_cannot_be_saved_is_refused(folder: Store) -> None:
