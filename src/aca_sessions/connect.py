@@ -352,7 +352,7 @@ async def _open_saved_sessions(options: DurableSettings, tenant: str | None, sta
     store = await stack.enter_async_context(open_store(options.Store.get_secret_value()))
     key = parse_key(options.Key.get_secret_value()) if options.Key is not None else None
     saves = Saves(store, Sealer(key), max_bytes=options.MaxMegabytes << 20)
-    return SavedSessions(saves, server=uuid.uuid4().hex, tenant=tenant or "", when=options.Save)
+    return SavedSessions(saves, server=uuid.uuid4().hex, tenant=tenant or "", when=options.Save, close_seconds=options.CloseSeconds)
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":

@@ -1,5 +1,6 @@
 """Test that the state of an interpreter is written to the host, and restored in another one."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -252,4 +253,67 @@ async def test_an_error_of_the_store_is_raised_in_its_own_words(sandboxes: Sandb
     sandbox = await sandboxes.open()
     with pytest.raises(OSError, match="the store is gone"):
         await sandbox.restore(chunks(), timeout=SECONDS)
+    await sandbox.close()
+
+
+async def test_cells_run_while_a_state_is_written_which_has_nothing_of_them(sandboxes: Sandboxes) -> None:
+    sandbox = await sandboxes.open()
+    await run(
+        sandbox,
+        "import time\nclass Slow:\n def __reduce__(self): time.sleep(2); return int, (5,)\n"
+        "slow, x = Slow(), [1]; _ = open('f.txt', 'w').write('before')",
+    )
+    may_run = asyncio.Event()
+
+    async def receive(reader: StateReader) -> bytes:
+        return b"".join([part async for part in reader.parts()])
+
+    saving = asyncio.ensure_future(sandbox.save(receive, timeout=SECONDS, on_forked=may_run.set))
+    await may_run.wait()
+    changed = await run(sandbox, "x.append(2); _ = open('f.txt', 'w').write('after'); import os; os.remove('f.txt')")
+    assert (changed.error, changed.processes, saving.done()) == (None, (), False)
+    state = await saving
+    assert (await run(sandbox, "print(x)")).processes == ()
+    await sandbox.close()
+    second, missing = await restored(sandboxes, state)
+    assert (await run(second, "print(x, slow, open('f.txt').read())")).stdout == "[1] 5 before\n"
+    assert missing == {}
+    await second.close()
+
+
+@pytest.mark.parametrize("change", ["open('f.bin', 'r+b').write(b'1')", "import os; os.remove('f.bin')", "import time; time.sleep(0.3)"])
+async def test_a_large_file_that_changes_while_a_state_is_written_is_noticed(sandboxes: Sandboxes, change: str) -> None:
+    sandbox = await sandboxes.open()
+    await run(
+        sandbox,
+        "import sys, time; saves = sys.modules['aca_sessions.sandbox.guest.saves']; saves._READ_AT_ONCE = 0\n"
+        "known = saves._Files._content\n"
+        "def slow(*a): time.sleep(0.2); return known(*a)\nsaves._Files._content = slow; _ = open('f.bin', 'wb').write(b'0' * 9)",
+    )
+
+    async def receive(reader: StateReader) -> bytes:
+        await run(sandbox, change)
+        return b"".join([part async for part in reader.parts()])
+
+    if "sleep" in change:
+        assert b"0" * 9 in await sandbox.save(receive, timeout=SECONDS, on_forked=lambda: None)
+    else:
+        with pytest.raises(SnapshotError, match=r"f\.bin changed while it was saved"):
+            await sandbox.save(receive, timeout=SECONDS, on_forked=lambda: None)
+    await sandbox.close()
+
+
+async def test_a_fork_that_writes_beside_cells_ends_before_they_reach_the_memory_limit(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aca_sessions.sandbox.sandbox._SAVED_BELOW", 0.0)
+    sandbox = await sandboxes.open()
+    await run(sandbox, "import time\nclass Slow:\n def __reduce__(self): time.sleep(1000)\nslow = Slow()")
+
+    async def receive(reader: StateReader) -> object:
+        return [part async for part in reader.parts()]
+
+    with pytest.raises(SnapshotError, match="may have reached a limit"):
+        await sandbox.save(receive, timeout=SECONDS, on_forked=lambda: None)
+    assert (await run(sandbox, "print(slow is not None)")).stdout == "True\n"
     await sandbox.close()

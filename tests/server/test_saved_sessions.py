@@ -281,11 +281,11 @@ async def test_a_session_that_is_reset_before_its_state_is_written_is_not_saved(
             return await save(*arguments, **options)
 
         await session.run("x = 1")
-        monkeypatch.setattr(Sandbox, "save", reset_and_save)
-        with pytest.raises(SnapshotError, match="lost its variables or files before it could be saved"):
-            await session.save()
+        with monkeypatch.context() as patched:
+            patched.setattr(Sandbox, "save", reset_and_save)
+            with pytest.raises(SnapshotError, match="lost its variables or files before it could be saved"):
+                await session.save()
         assert await opened.saved() == []
-        monkeypatch.setattr(Sandbox, "save", save)
         await session.save()
 
 

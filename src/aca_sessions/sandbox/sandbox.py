@@ -31,6 +31,7 @@ from .session.saved_state import Data, StateReader
 Result = TypeVar("Result")
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
+_SAVED_BELOW = 0.9  # of the memory limit: above, no save runs beside a cell
 _UNKNOWN_DELETED_FILES = ("maybe some, this host cannot tell which",)
 
 
@@ -200,12 +201,16 @@ class Sandbox:
         """
         return await self._tasks.run_shielded(self._branch(reseed))
 
-    async def save(self, receive: "Callable[[StateReader], Awaitable[Result]]", *, timeout: float) -> "Result":
+    async def save(
+        self, receive: "Callable[[StateReader], Awaitable[Result]]", *, timeout: float, on_forked: Callable[[], None] | None = None
+    ) -> "Result":
         """Let a fork of the interpreter write the variables, files and settings of the session. Return what `receive` makes of them.
 
-        Raise SnapshotError if that is impossible, or not complete within `timeout` seconds.
+        If `on_forked` is given, call it when cells may run again, although the fork still writes. Raise SnapshotError if saving is
+        impossible, or not complete within `timeout` seconds.
         """
-        return await saved_state.save(await self.interpreter(), receive, timeout=timeout)
+        most = int(self._limits.memory * _SAVED_BELOW)
+        return await saved_state.save(await self.interpreter(), receive, timeout=timeout, on_forked=on_forked, most_memory=most)
 
     async def restore(self, chunks: "AsyncIterator[Data]", *, timeout: float) -> dict[str, str]:
         """Restore what `save` received, in a sandbox that has run no cell. Return the names of what is missing, with the reasons.

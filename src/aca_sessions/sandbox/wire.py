@@ -293,10 +293,12 @@ class Extend(Message):
 class Save(Message):
     """A request to write the state of the interpreter to the pipe that comes with it.
 
-    In the answer `Finished`, the value is the pid in the session of the fork that writes.
+    In the answer `Finished`, the value is the pid in the session of the fork that writes. If `background` is true, cells may run while it
+    writes: the answer comes once the fork has read the files, and the state is refused if a large one changes before it is written.
     """
 
     execution: str
+    background: bool = False
 
 
 @dataclass(frozen=True)

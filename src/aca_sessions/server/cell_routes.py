@@ -111,6 +111,7 @@ class CellRoutes:
         session = request.state.session = self._sessions.get(identifier)
         with session.keep_in_use():
             position = await (await session.sandbox()).reset()
+            session.saves.note_change()
         return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
     async def legacy_execute(self, request: Request) -> Response:

@@ -452,6 +452,27 @@ class Executions:
         """
         self._tasks.start(self._call_in_turn(action))
 
+    async def take_turn(self, slots: asyncio.Semaphore) -> None:
+        """Wait until no cell runs and one of `slots` is free, and acquire that and the turn. The caller releases both.
+
+        Cells do not wait while this waits for a slot, and slots are not held while this waits for a cell.
+        """
+        while True:
+            await slots.acquire()
+            if not self._turn.locked() and not self._unfinished:
+                await self._turn.acquire()  # at once
+                return
+            slots.release()
+            await self._turn.acquire()
+            if not slots.locked():
+                await slots.acquire()  # at once
+                return
+            self._turn.release()
+
+    def release_turn(self) -> None:
+        """Let the next cell run after `take_turn`."""
+        self._turn.release()
+
     async def _call_in_turn(self, action: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
         async with self._turn:
             return await action(await self._session.sandbox())
@@ -511,6 +532,8 @@ class Executions:
             self._drop_result(execution, fetched=False, oldest=self._kept_count > _KEPT_RESULTS)
         self._kept_count += 1
         self._kept_size += execution.size
+        if execution.began is not None:
+            self._session.saves.note_change()
 
     def count_losses(self) -> None:
         """Count in the metrics a loss of variables that the session's ledger has recorded since the last call."""

@@ -97,6 +97,7 @@ class FileRoutes:
         version, _ = read_address(request, plain=self._hosting.plain)
         async with self._locate_file(request, request.path_params["name"]) as (files, folder, name):
             await to_thread.run_sync(files.delete, name, folder)
+        request.state.session.saves.note_change()
         set_audit_event(request, "delete")
         deleted = version.dialect.DELETED
         return Response(status_code=204) if deleted is None else JSONResponse(deleted)
@@ -151,6 +152,7 @@ class FileRoutes:
         async with open_upload(request, self._hosting.max_upload) as (name, chunks), self._open_sandbox(request) as (sandbox, folder):
             request.state.session.has_state = True
             file = await sandbox.write(name, chunks, folder)
+        request.state.session.saves.note_change()
         set_audit_event(request, "upload", bytes=file.size)
         return file
 

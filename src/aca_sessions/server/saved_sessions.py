@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..contract import extensions
@@ -27,6 +29,8 @@ _FORMAT = 1
 _LEASE_SECONDS, _RENEW_SECONDS = 15.0, 5.0
 _RENEWED_AT_ONCE = 16
 _SAVE_SECONDS = _RESTORE_SECONDS = 300.0
+_SAVED_AT_ONCE = 8
+_SLOT_SECONDS = 5.0  # a save that lasts longer goes on, but holds up no others: its session may have made it last
 # Each restore begins at a position of its ledger that depends on its fence, which is like a time in nanoseconds and never comes again. So
 # positions rise from one server to the next. Their digits fit in what clients send.
 _FENCE_BITS = 10
@@ -36,19 +40,48 @@ _UNAVAILABLE = "the store of saved sessions does not respond, so it is not known
 _logger = logging.getLogger("aca_sessions")
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment at which no cell of a session runs, so that it can be saved.
+
+    Attributes:
+        sandbox: The sandbox of the session.
+        position: The position in the session's ledger up to which the save has it.
+        since: The position after which nothing may be lost until the state is written: `position`, or that of the entry of its end.
+        on_forked: Called when cells may run again, although the state is still being written. If None, none runs until the end.
+    """
+
+    sandbox: Sandbox
+    position: int
+    since: int
+    on_forked: Callable[[], None] | None = None
+
+
 class SavedSessions:
     """The saved sessions in a store, and this server's leases of those that it runs."""
 
-    def __init__(self, saves: Saves, *, server: str, tenant: str = "", when: Literal["never", "idle"] = "idle") -> None:
+    def __init__(
+        self,
+        saves: Saves,
+        *,
+        server: str,
+        tenant: str = "",
+        when: Literal["never", "idle", "cell"] = "idle",
+        close_seconds: float = 60.0,
+    ) -> None:
         """Use a store.
 
         Args:
             saves: The saves in the store.
             server: The name of this server, which no other has.
             tenant: Sessions of other tenants are not found.
-            when: Whether sessions are saved when they end by themselves (`idle`), or only on request (`never`).
+            when: Whether sessions are saved when they end by themselves (`idle`), also after each cell (`cell`), or only on request
+                (`never`).
+            close_seconds: How long the server may take, when it stops, to save its sessions.
         """
-        self.saves_idle = when == "idle"
+        self.close_seconds = close_seconds
+        self.saves_idle, self.saves_cells = when != "never", when == "cell"
+        self.slots = asyncio.Semaphore(_SAVED_AT_ONCE)  # so that a drain or a common expiry does not start all saves at once
         self._saves = saves
         self._server = server
         self._tenant = tenant
@@ -157,60 +190,59 @@ class SavedSessions:
             session.ledger.skip_to(lease.fence >> _FENCE_BITS)
         session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
 
-    async def save(
-        self,
-        session: "HostedSession",
-        sandbox: Sandbox,
-        position: int,
-        *,
-        since: int,
-        cause: str | None = None,
-        seconds: float = _SAVE_SECONDS,
-    ) -> SavedSession:
-        """Save a session whose ledger is at `position`, and return what was saved. The caller ensures that no cell runs.
+    @asynccontextmanager
+    async def take_slot(self) -> AsyncIterator[None]:
+        """Wait for one of `slots`, and hold it during the `with` block."""
+        await self.slots.acquire()
+        with self.hold_slot():
+            yield
 
-        Raise ACASessionsError if that fails. The previous save is kept then.
+    @contextlib.contextmanager
+    def hold_slot(self) -> Iterator[None]:
+        """Give back one of `slots`, which the caller has acquired, at the end of the `with` block, but within 5 s."""
+        with contextlib.ExitStack() as slot:
+            slot.callback(self.slots.release)
+            timer = asyncio.get_running_loop().call_later(_SLOT_SECONDS, slot.close)
+            try:
+                yield
+            finally:
+                timer.cancel()
+
+    async def save(self, session: "HostedSession", wait: AbstractAsyncContextManager[Moment], *, cause: str | None = None) -> SavedSession:
+        """Save a session, and return what was saved. Raise ACASessionsError if that fails. The previous save is kept then.
 
         Args:
             session: The session.
-            sandbox: Its sandbox.
-            position: The position in the ledger up to which the save has it.
-            since: The position after which nothing may be lost until the state is written: `position`, or that of the entry of its end.
+            wait: Waits for the moment at which it can be saved. It is left when all is written.
             cause: Why the session ends, for the state after the restore.
-            seconds: How long the session may take to write its state.
         """
         began = time.perf_counter()
-        identifier = session.identifier
+        identifier, ledger = session.identifier, session.ledger
         if identifier in self._fenced:
             raise FencedError("another server has taken this session: connect again")
         if identifier not in self._leases:  # a branch
             await self.take(identifier)
         lease = self._leases[identifier]
-        async with contextlib.AsyncExitStack() as ending:
+        async with wait as moment, contextlib.AsyncExitStack() as ending:
+            manifest: dict[str, Any] = {"format": _FORMAT, "identifier": identifier, "cause": cause}
 
             async def receive(reader: StateReader) -> tuple[Writer, SavedVariables]:
                 # The fork that writes the state was made just now. A loss before that would not be in the saved ledger.
-                if session.ledger.between(since, session.ledger.position).kind != "kept":
+                if ledger.between(moment.since, ledger.position).kind != "kept":
                     raise SnapshotError("the session lost its variables or files before it could be saved: save it again")
+                manifest.update(
+                    packages=[f"{package.name}=={package.version}" for package in moment.sandbox.packages.installed],
+                    ledger=extensions.encode_record(ledger.record(0, moment.position, moment.position)),
+                    fetched=ledger.fetched,
+                    cells=session.executions.accepted_count,
+                )
                 writer = await ending.enter_async_context(await self._saves.begin(lease.owner, lease.fence))  # while the fork writes
                 await writer.add_all(reader.parts())
                 return writer, reader.variables
 
-            writer, variables = await sandbox.save(receive, timeout=seconds)
+            writer, variables = await moment.sandbox.save(receive, timeout=_SAVE_SECONDS, on_forked=moment.on_forked)
             lost = dict([*variables.lost.items()][:_MOST_LISTED])
-            record = session.ledger.record(0, position, position)
-            manifest = {
-                "format": _FORMAT,
-                "identifier": identifier,
-                "python": variables.python,
-                "variables": variables.saved,
-                "lost": lost,
-                "packages": [f"{package.name}=={package.version}" for package in sandbox.packages.installed],
-                "ledger": extensions.encode_record(record),
-                "fetched": session.ledger.fetched,
-                "cells": session.executions.accepted_count,
-                "cause": cause,
-            }
+            manifest.update(python=variables.python, variables=variables.saved, lost=lost)
             save = await writer.commit(manifest)
         return _describe(save, seconds=time.perf_counter() - began)
 

@@ -220,6 +220,7 @@ class PackageRoutes:
             sandbox = await session.sandbox()
             session.has_state = True
             result = await sandbox.packages.install(requirements, timeout=timeout)
+            session.saves.note_change()
         set_audit_event(request, "install", requirements=len(requirements), success=result.success)
         return JSONResponse(extensions.encode_package_result(result))
 
@@ -230,6 +231,7 @@ class PackageRoutes:
         with session.keep_in_use():
             sandbox = await session.sandbox()
             result = await sandbox.packages.uninstall(names)
+            session.saves.note_change()
         set_audit_event(request, "uninstall", requirements=len(names), success=result.success)
         return JSONResponse(extensions.encode_package_result(result))
 
@@ -299,6 +301,7 @@ class CheckpointRoutes:
         session = self._session(request)
         with session.keep_in_use():
             checkpoint, position = await session.executions.run_in_turn(lambda sandbox: sandbox.roll_back(id, name))
+            session.saves.note_change()
         body = extensions.encode_checkpoint(checkpoint.describe())
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
@@ -354,7 +357,7 @@ class SaveRoutes:
         """Save a session between two cells, and return what was saved."""
         session = request.state.session = self._sessions.get(read_address(request, plain=False)[1])
         with session.keep_in_use():
-            return JSONResponse(extensions.encode_saved(await self._sessions.save(session)))
+            return JSONResponse(extensions.encode_saved(await session.saves.save()))
 
     async def forget(self, request: Request) -> Response:
         """Delete the saves of a session."""

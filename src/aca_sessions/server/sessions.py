@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Self, TypeVar
@@ -33,15 +33,16 @@ from .executions import Executions, RunningExecution, unknown_execution
 from .guard import Throttle
 from .journal import Journal
 from .saved_sessions import SAID_ELSEWHERE, SavedSessions
+from .session_saves import SessionSaves
 
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
-_END_SECONDS = 60.0  # to save a session that ends: programs that stop a server give it 90 s and more
 _REAP_EVERY = 5.0  # seconds
 _FORK_SERVER_ADVICE = (
     "the variables and files of these sessions are lost, as their next results say; the next new session starts another fork server. With "
     "exit_code -9 something killed it: look for the out-of-memory killer in the kernel's log"
 )
+_CLOSE_ADVICE = "they go on from their latest saves: raise ACASessions:Durable:CloseSeconds, or end sessions before the server stops"
 _LOGGED_EVICTIONS = 1, 60.0  # lines, and the seconds in which there may be so many
 _logger = logging.getLogger("aca_sessions")
 Key = TypeVar("Key")
@@ -60,6 +61,7 @@ class HostedSession:
         default_timeout: float,
         *,
         journal: Journal,
+        saved: SavedSessions | None = None,
         reopen: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
         """Create a session whose sandbox is still being opened.
@@ -70,10 +72,12 @@ class HostedSession:
             opening: A future for the sandbox. It gets an exception if the sandbox cannot be opened.
             default_timeout: The time limit in seconds of cells that have none of their own.
             journal: The server's metrics and audit log.
+            saved: The store of saved sessions, or None.
             reopen: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
         """
         self.identifier = identifier
         self.ledger = ledger
+        self.saves = SessionSaves(self, saved)
         self.has_state = False  # whether anything would be lost with it
         self.ended = False
         self.name: str | None = None  # that people gave it
@@ -163,8 +167,10 @@ class HostedSession:
             sandbox = await self._opening
         except Exception:
             return  # there is nothing to end
+        self.saves.stop()
         await sandbox.close(cause)
         await self.executions.finish()
+        await self.saves.finish()
 
 
 class Sessions:
@@ -186,6 +192,7 @@ class Sessions:
         self._plain = hosting.plain
         self.saved = saved  # None without a store
         self._leaving: dict[str, asyncio.Task[None]] = {}  # sessions that have ended and are being saved
+        self._saving: set[HostedSession] = set()  # those of them whose last save is not written yet
         self._evicts = hosting.evicts and not hosting.plain  # Azure never ends one session to make room for another
         self._is_pool = not hosting.evicts and not hosting.plain  # the embedded server of a pool
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
@@ -335,6 +342,8 @@ class Sessions:
             except BaseException:
                 await self._cancel_branches(reserved)
                 raise
+        for session, _ in reserved:
+            session.saves.note_change()
         return [session for session, _ in reserved]
 
     def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
@@ -349,7 +358,7 @@ class Sessions:
             for identifier in identifiers:
                 self._make_room()
                 opened: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
-                session = HostedSession(identifier, Ledger(), opened, self._default_timeout, journal=self.journal)
+                session = HostedSession(identifier, Ledger(), opened, self._default_timeout, journal=self.journal, saved=self.saved)
                 session.has_state = True
                 session.ledger.append("branched")
                 reserved.append((self._register(session), opened))
@@ -442,6 +451,12 @@ class Sessions:
             self._reaper.cancel()
         self._sandboxes.retire()
         ending = [self._end(session, "closed", cause="killed") for session in [*self._sessions.values()]]
+        if self.saved is not None and self._leaving:
+            await asyncio.wait({*self._leaving.values()}, timeout=self.saved.close_seconds)
+            if self._saving:
+                log_event("sessions_not_saved", logging.WARNING, sessions=len(self._saving), advice=_CLOSE_ADVICE)
+            for session in self._saving:
+                session.saves.stop()
         await asyncio.gather(*ending)
         if self.saved is not None:
             await self.saved.close()
@@ -461,7 +476,8 @@ class Sessions:
         def open_sandbox() -> "asyncio.Task[Sandbox]":
             return self._tasks.start_awaited(self._open_sandbox(lambda: session, leaving))
 
-        session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, reopen=open_sandbox)
+        opening, seconds = open_sandbox(), self._default_timeout
+        session = HostedSession(identifier, ledger, opening, seconds, journal=self.journal, saved=self.saved, reopen=open_sandbox)
         self._starting.add(session)
         return self._register(session)
 
@@ -497,35 +513,27 @@ class Sessions:
         self.saved.record_failed_restore(session)
         return again
 
-    async def save(self, session: HostedSession) -> SavedSession:
-        """Save a session between two cells, and return what was saved."""
-        saved = self.saved
-        assert saved is not None  # noqa: S101 - else the route does not exist
-
-        async def save(sandbox: Sandbox) -> SavedSession:
-            await sandbox.interpreter()  # if it had died, the ledger says so now
-            position = session.ledger.position
-            return await saved.save(session, sandbox, position, since=position)
-
-        return await session.executions.run_in_turn(save)
-
     async def list_saved(self) -> list[SavedSession]:
         """Return the saved sessions, the oldest first."""
         return await self.saved.list() if self.saved is not None else []
 
     async def forget(self, identifier: str) -> None:
         """Delete the saves of a session. Raise ProblemError (404) if it has none."""
-        if self.saved is None or not await self.saved.forget(identifier):
-            raise ProblemError(404, "SaveNotFound", "this session has no save: list the saved sessions to see those that have")
-        if identifier in self._sessions:
-            await self.saved.take(identifier)  # it can be saved again
+        async with AsyncExitStack() as stack:
+            if (session := self._sessions.get(identifier)) is not None:
+                await stack.enter_async_context(session.saves.paused())
+            if self.saved is None or not await self.saved.forget(identifier):
+                raise ProblemError(404, "SaveNotFound", "this session has no save: list the saved sessions to see those that have")
+            if identifier in self._sessions:
+                await self.saved.take(identifier)  # it can be saved again
 
     def _end(self, session: HostedSession, reason: str, *, cause: str, saved: bool = True, forget: bool = False) -> "asyncio.Task[None]":
         """Remove a session at once, and return a task that saves it, if there is a store, and closes it. `forget` deletes its saves."""
         position = session.ledger.position
         self._remove(session, reason, cause=cause)
         end = session.ledger.position
-        saving = self._save_at_end(session, position, end, cause) if saved and session.has_state else None
+        session.saves.end() if saved else session.saves.stop()
+        saving = session.saves.save_at_end(position, end, cause) if saved and session.has_state else None
         ending = self._tasks.start(self._save_and_close(session, saving, cause, forget=forget))
         if self.saved is not None:
             self._leaving[session.identifier] = ending
@@ -539,9 +547,11 @@ class Sessions:
     async def _save_and_close(self, session: HostedSession, saving: "_Saving | None", cause: str, *, forget: bool) -> None:
         try:
             if saving is not None:
+                self._saving.add(session)
                 await saving
         except Exception as error:  # whatever it is, the session must be closed
             log_failure("a session was not saved when it ended", error)
+        self._saving.discard(session)
         try:
             await session.close(cause)
             if forget and self.saved is not None:
@@ -550,15 +560,6 @@ class Sessions:
         finally:
             if self.saved is not None:
                 await self.saved.release(session.identifier)
-
-    async def _save_at_end(self, session: HostedSession, position: int, end: int, cause: str) -> None:
-        """Save a session as it was when its ledger was at `position`, unless a cell runs. `end` is the position of the entry of its end."""
-        if self.saved is not None and self.saved.saves_idle and session.executions.unfinished_count == 0:
-            sandbox = await session.sandbox()
-            if sandbox.usable:
-                await self.saved.save(
-                    session, sandbox, position, since=end, cause=cause if cause == "expired" else None, seconds=_END_SECONDS
-                )
 
     def _register(self, session: HostedSession) -> HostedSession:
         self._sessions[session.identifier] = session

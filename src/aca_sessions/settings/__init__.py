@@ -395,8 +395,10 @@ class DurableSettings(_Section):
 
     Store: SecretStr | None = None
     """The URL of the store: `file:///folder`, `redis://…` or `azure-blob://account/container`. Unset: sessions are not saved."""
-    Save: Literal["never", "idle"] = "idle"
-    """When sessions are saved: `idle`, when they end because they are idle or the program closes, or `never` but by `session.save()`."""
+    Save: Literal["never", "idle", "cell"] = "idle"
+    """When sessions are saved: `idle`, when they are idle or the program closes; `cell`, also after cells; `never`, only on request."""
+    CloseSeconds: Annotated[int, Field(ge=1, le=86_400)] = 60
+    """The most seconds in which a program that closes saves its sessions. Those that are left then go on from earlier saves."""
     Key: SecretStr | None = None
     """The key that encrypts saved sessions: 32 bytes as base64 or hex digits. Unset: they are stored as they are."""
     MaxMegabytes: Annotated[int, Field(ge=1, le=1 << 20)] = 4096

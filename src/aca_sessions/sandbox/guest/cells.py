@@ -28,7 +28,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
     own_pid = os.getpid()
     for cell in link.cells(shell.loop_runner):
         snapshots.leave_deleted_folder()
-        saves.wait_for_forks()
+        saves.reap_forks()
         if isinstance(cell, Fork):
             finished = snapshots.fork(cell, link, shell)
             if finished is None:

@@ -15,10 +15,12 @@ import pickle
 import platform
 import random
 import re
+import select
 import signal
 import stat
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -41,7 +43,10 @@ _MOST_NAMES = 10_000  # in one header; a header of the host's limit has room for
 _MOST_NAMED = 1000  # in a report
 _BUFFER = 1 << 16
 _LONGEST_NAME = 1000  # characters; a longer name would not fit in a header
-_writing: list[int] = []  # the pids of forks that write a state
+_READ_AT_ONCE = 64 << 20  # bytes of files that are read before the next cell may run
+_FILES_MILLISECONDS = 500  # that the next cell waits for it at most
+_TICK = 0.02  # seconds. The times of a file are as exact as the kernel's tick, at most 10 ms
+writing: set[int] = set()  # the pids of forks that write a state
 _MISSING = "cloudpickle is not installed in this session's Python: install it there, or choose another image"
 
 
@@ -52,27 +57,35 @@ def save(request: Save, link: Link, shell: Shell) -> Finished:
     try:
         if len(ends) != 1:
             return _finished(request, error="the session has no descriptor left to save its state: close some files")
+        if request.background:
+            ends += os.pipe()
         pid = os.fork()
         if pid == 0:
             random.setstate(drawn)
-            _write_and_exit(ends[0], shell)
+            _write_and_exit(ends, shell)
+        if request.background:
+            os.close(ends.pop())
+            read = select.poll()
+            read.register(ends[1])
+            read.poll(_FILES_MILLISECONDS)  # until the fork has read the files, or has ended
     except OSError as error:
         return _finished(request, error=f"the session cannot be forked to save its state: {error.strerror}")
     finally:
         for end in ends:
             os.close(end)
-    _writing.append(pid)
+    writing.add(pid)
     return _finished(request, pid)
 
 
-def wait_for_forks() -> None:
-    """Wait until the forks that wrote states have ended, so that they are not listed as processes of the next cell.
-
-    The host has read what they wrote, or has killed them.
-    """
-    while _writing:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(_writing.pop(), 0)
+def reap_forks() -> None:
+    """Reap the forks that wrote states and have ended."""
+    for pid in [*writing]:
+        try:
+            is_running = os.waitpid(pid, os.WNOHANG)[0] == 0
+        except ChildProcessError:  # reaped by a cell, or this is a fork itself
+            is_running = False
+        if not is_running:
+            writing.discard(pid)
 
 
 def restore(request: Restore, link: Link, shell: Shell) -> Finished:
@@ -134,15 +147,26 @@ def _read(pipe: BinaryIO, size: int) -> bytearray:
     return data
 
 
-def _write_and_exit(pipe: int, shell: Shell) -> None:
+def _write_and_exit(ends: list[int], shell: Shell) -> None:
+    """Write the state to the first of `ends`. If there are others, read the files first, then close these."""
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        pipe, *until_read = ends
         nothing = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):  # code that runs while objects are pickled prints into no result
             os.dup2(nothing, descriptor)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # at the memory limit, this process ends and not the interpreter
+        lost: dict[str, str] = {}
+        files = _Files(lost)
+        if until_read:
+            os.nice(10)  # the next cell comes first
+            files.read()
+            for end in until_read:
+                os.close(end)
         with open(pipe, "wb", _BUFFER, closefd=False) as file:  # so that small records are read at once
-            for header, payload in _records(shell):
+            for header, payload in _records(shell, files, lost):
                 _write(file, header, payload)
         status = 0
     finally:
@@ -155,11 +179,13 @@ def _write(file: BinaryIO, header: dict[str, object], payload: Any) -> None:
     file.write(payload)
 
 
-def _records(shell: Shell) -> Iterator[tuple[dict[str, object], Any]]:
-    """Yield the records of the session's state: the settings first, then each group of variables, then what is not in it."""
+def _records(shell: Shell, files: _Files, lost: dict[str, str]) -> Iterator[tuple[dict[str, object], Any]]:
+    """Yield the records of the session's state: files and settings first, then each group of variables, then what is not in it."""
     yield {"kind": "start", "python": platform.python_version()}, b""
-    lost: dict[str, str] = {}
-    yield from _files(lost)
+    yield from files.records()
+    if files.changed is not None:
+        yield {"kind": "failed", "why": f"the file {files.changed} changed while it was saved"}, b""
+        return
     settings: dict[str, bytes] = {}
     for name, value in _settings(shell).items():
         try:
@@ -187,35 +213,85 @@ def _records(shell: Shell) -> Iterator[tuple[dict[str, object], Any]]:
     yield {"kind": "end", "saved": saved}, b""
 
 
-def _files(lost: dict[str, str]) -> Iterator[tuple[dict[str, object], Any]]:
-    """Yield a record for each folder, file and link in the workspace, a folder before what is in it."""
+class _Files:
+    """The folders, files and links in the workspace, to be saved."""
 
-    def note(error: OSError) -> None:
-        relative = os.path.relpath(error.filename, session_folders.data)
-        lost[f"files in {relative}"] = error.strerror or type(error).__name__
+    def __init__(self, lost: dict[str, str]) -> None:
+        """Add to `lost` the names of those that cannot be saved, with the reasons."""
+        self._lost = lost
+        self._found: list[tuple[str, str, os.stat_result, bytes | None]] | None = None
+        self.changed: str | None = None  # a file that changed between `read` and the end of `records`
 
-    for folder, folders, files in os.walk(session_folders.data, onerror=note):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        for name in sorted([*folders, *files]):
-            path = os.path.join(folder, name)
-            relative = os.path.relpath(path, session_folders.data)
-            try:
-                status = os.lstat(path)
-                header = {"kind": "file", "path": os.fsencode(relative).hex(), "mode": status.st_mode, "modified": status.st_mtime}
-                if stat.S_ISREG(status.st_mode):
-                    with open(path, "rb") as file:
-                        content = file.read()
-                    yield header, content
-                elif stat.S_ISDIR(status.st_mode):
-                    yield header, b""
-                elif stat.S_ISLNK(status.st_mode):
-                    yield header, os.fsencode(os.readlink(path))
-                else:
-                    lost[f"file {relative}"] = "pipes, sockets and devices cannot be saved"
-            except MemoryError:
-                lost[f"file {relative}"] = "it does not fit in the session's memory"
-            except OSError as error:
-                lost[f"file {relative}"] = error.strerror or type(error).__name__
+    def read(self) -> None:
+        """Find all, and read files up to a limit, because cells may change them from then on."""
+        left = _READ_AT_ONCE
+        found: list[tuple[str, str, os.stat_result, bytes | None]] = []
+        newest = 0.0
+        for path, relative, status in self._walk():
+            content = None
+            if stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_size <= left):
+                if (content := self._content(path, relative, status)) is None:
+                    continue
+                left -= len(content)
+            elif stat.S_ISREG(status.st_mode):
+                newest = max(newest, status.st_ctime)
+            found.append((path, relative, status, content))
+        if newest > 0 and time.time() - newest < _TICK:
+            time.sleep(_TICK)  # a change within the same tick as the one before would not show
+        self._found = found
+
+    def records(self) -> Iterator[tuple[dict[str, object], Any]]:
+        """Yield a record for each folder, file and link, a folder before what is in it. Stop at a file that changed since `read`."""
+        found = self._found if self._found is not None else ((*one, None) for one in self._walk())
+        for path, relative, status, known in found:
+            content = known if known is not None else self._content(path, relative, status)
+            if self._found is not None and known is None and stat.S_ISREG(status.st_mode) and not _is_unchanged(path, status):
+                self.changed = relative[:_LONGEST_NAME]
+                return
+            if content is not None:
+                yield {"kind": "file", "path": os.fsencode(relative).hex(), "mode": status.st_mode, "modified": status.st_mtime}, content
+
+    def _walk(self) -> Iterator[tuple[str, str, os.stat_result]]:
+        """Yield the path of each folder, file and link, its path in the workspace and its status."""
+
+        def note(error: OSError) -> None:
+            relative = os.path.relpath(error.filename, session_folders.data)
+            self._lost[f"files in {relative}"] = error.strerror or type(error).__name__
+
+        for folder, folders, files in os.walk(session_folders.data, onerror=note):
+            folders[:] = [name for name in folders if name != "__pycache__"]
+            for name in sorted([*folders, *files]):
+                path = os.path.join(folder, name)
+                relative = os.path.relpath(path, session_folders.data)
+                try:
+                    yield path, relative, os.lstat(path)
+                except OSError as error:
+                    self._lost[f"file {relative}"] = error.strerror or type(error).__name__
+
+    def _content(self, path: str, relative: str, status: os.stat_result) -> bytes | None:
+        """Return what a file has, or the target of a link, or nothing for a folder. Return None, and name it as lost, if that fails."""
+        try:
+            if stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as file:
+                    return file.read()
+            if stat.S_ISDIR(status.st_mode):
+                return b""
+            if stat.S_ISLNK(status.st_mode):
+                return os.fsencode(os.readlink(path))
+            self._lost[f"file {relative}"] = "pipes, sockets and devices cannot be saved"
+        except MemoryError:
+            self._lost[f"file {relative}"] = "it does not fit in the session's memory"
+        except OSError as error:
+            self._lost[f"file {relative}"] = error.strerror or type(error).__name__
+        return None
+
+
+def _is_unchanged(path: str, before: os.stat_result) -> bool:
+    try:
+        now = os.lstat(path)
+    except OSError:
+        return False
+    return all(getattr(now, name) == getattr(before, name) for name in ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"))
 
 
 def _restore_file(header: dict[str, Any], content: bytearray, missing: dict[str, str], folders: list[tuple[str, int, float]]) -> None:

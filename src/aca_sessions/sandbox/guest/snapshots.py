@@ -18,7 +18,7 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from ..wire import Finished, Fork
-from . import threads
+from . import saves, threads
 from .folders import session_folders
 from .link import Link
 
@@ -147,7 +147,7 @@ def _describe_losses(shell: Shell, *, received: int, reopened: int) -> list[str]
     """
     sockets, files = _count_open()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
-        started = [pid for pid in map(int, children.read().split()) if pid not in _children]
+        started = [pid for pid in map(int, children.read().split()) if pid not in _children | saves.writing]
     told = {
         "unfinished asyncio tasks": shell.loop_runner.unfinished(),
         "processes that were started": len(started),

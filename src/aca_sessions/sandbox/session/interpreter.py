@@ -202,9 +202,9 @@ class Interpreter:
             raise SnapshotError(result.error.message if result.error else prevented)
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
-    async def begin_saving(self, pipe: int) -> int:
+    async def begin_saving(self, pipe: int, *, background: bool) -> int:
         """Let a fork write the state to `pipe`. Return its pid in the session. The guest reports the pid, and may lie."""
-        number = (await self._transfer(wire.Save("save"), pipe, _OWN_SECONDS)).value
+        number = (await self._transfer(wire.Save("save", background), pipe, _OWN_SECONDS)).value
         return number if type(number) is int else 0
 
     async def restore(self, pipe: int, *, timeout: float) -> str:
@@ -529,10 +529,9 @@ class Interpreter:
         With namespaces the guest lists them, and processes of other workspaces (such as those of branches) are left out. Without
         namespaces the host lists them.
         """
-        if self.runtime.has_namespaces:
-            foreign_pids = self.runtime.foreign_pids(self.workspace)
-            return tuple(islice((process for process in cell.processes if process.pid not in foreign_pids), MOST_REPORTED))
-        return list_processes(self.runtime.init, besides=self.pidfd)
+        foreign_pids, init = self.runtime.foreign_pids(self.workspace), self.runtime.init
+        found = cell.processes if self.runtime.has_namespaces else list_processes(init, besides=self.pidfd)
+        return tuple(islice((process for process in found if process.pid not in foreign_pids), MOST_REPORTED))
 
 
 def _has_ended(pidfd: int) -> bool:

@@ -29,7 +29,7 @@ from ..limits.capacity import is_shortage
 from ..limits.memory import MemoryLimit, Part
 from ..proxy import ProxyConnections
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
-from .descriptors import SpawnedSession, descendants, host_pid, kill
+from .descriptors import SpawnedSession, descendants, host_pid, kill, open_process_of_session
 from .processes import KillResult, Processes
 from .workspace_groups import WorkspaceGroups
 
@@ -84,6 +84,7 @@ class SharedRuntime:
         self.ended: dict[int, tuple[RunningProcess, ...]] = {}
         self._workspaces: dict[int, None] = {}  # workspaces that have an interpreter, the oldest first
         self._interpreters: dict[int, RegisteredInterpreter] = {}  # by their pids in the session
+        self._saving_forks: dict[int, tuple[int, int]] = {}  # that write a state, by their pids in the session: their pidfds and workspaces
         self._counted_init: int | None = None
         self._all_ended: asyncio.Future[None] | None = None
         self._watches_reports = False
@@ -175,9 +176,37 @@ class SharedRuntime:
     def foreign_pids(self, workspace: int) -> set[int]:
         """Return the pids, in the session, of all processes that cannot have been started by a cell of `workspace`.
 
-        These are the interpreters of all workspaces, and all processes of the other workspaces.
+        These are the interpreters of all workspaces, their forks that write a state, and all processes of the other workspaces.
         """
-        return {*self._interpreters} | (self._processes.foreign_pids(workspace) if self._processes is not None else set())
+        others = self._processes.foreign_pids(workspace) if self._processes is not None else set()
+        return {*self._interpreters, *self._saving_forks} | others
+
+    def add_saving_fork(self, session_pid: int, workspace: int) -> None:
+        """Add a fork that writes a state, until it ends. So it is not mistaken for a process that a cell started."""
+        if session_pid not in self._saving_forks:
+            with contextlib.suppress(GuestDiedError, OSError):  # it has ended already, or the guest lied
+                process = open_process_of_session(self.init, session_pid)
+                self._saving_forks[session_pid] = process, workspace
+                asyncio.get_running_loop().add_reader(process, self._forget_saving_fork, session_pid)
+
+    def kill_saving_fork(self, session_pid: int) -> None:
+        """Kill a fork that writes a state. Do nothing if it has ended."""
+        if (fork := self._saving_forks.get(session_pid)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fork[0], signal.SIGKILL)
+
+    def _forget_saving_fork(self, session_pid: int) -> None:
+        process, _ = self._saving_forks.pop(session_pid)
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            asyncio.get_running_loop().remove_reader(process)
+        os.close(process)
+        self._start_idle_timer()  # the next fork may be stopped, because it is of another workspace
+
+    def _start_idle_timer(self) -> None:
+        if len(self._workspaces) > 1 and not self._closed:
+            self._cancel_idle_timer()
+            loop = asyncio.get_running_loop()
+            self._idle_timer = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._mount_oldest_when_idle()))
 
     def is_last_interpreter(self, session_pid: int) -> bool:
         """Return whether the session and its branches have no interpreter other than this one."""
@@ -194,9 +223,7 @@ class SharedRuntime:
             try:
                 yield
             finally:  # without an await, so that a fork made in this turn is added before another turn begins
-                if len(self._workspaces) > 1 and not self._closed:
-                    loop = asyncio.get_running_loop()
-                    self._idle_timer = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._mount_oldest_when_idle()))
+                self._start_idle_timer()
 
     @asynccontextmanager
     async def all_stopped(self, workspace: int) -> AsyncIterator[None]:
@@ -317,7 +344,9 @@ class SharedRuntime:
         async with self._processes_lock:
             if self._processes is None or self._closed:
                 return KillResult()
-            return await to_thread.run_sync(self._processes.kill_workspace, workspace)
+            forks = {*self._saving_forks}
+            ended, survivors = await to_thread.run_sync(self._processes.kill_workspace, workspace)
+            return KillResult(tuple(process for process in ended if process.pid not in forks), survivors)
 
     async def _end_workspace(self, workspace: int) -> None:
         """Kill the processes of a workspace, except its interpreters. If the workspace has no interpreter either, stop tracking it.
@@ -329,7 +358,7 @@ class SharedRuntime:
             if self._processes is not None and self._workspaces and workspace not in self._workspaces:
                 self._processes.forget_workspace(workspace)
                 if self._processes.active_workspace == workspace:
-                    await self._try_to_mount_oldest()
+                    await self._try_to_mount(next(iter(self._workspaces), None))
 
     async def _remove_interpreter(self, session_pid: int, workspace: int) -> None:
         if self._is_last_of_workspace(session_pid, workspace):
@@ -349,24 +378,25 @@ class SharedRuntime:
     async def _mount_oldest_when_idle(self) -> None:
         """Mount the oldest workspace at /mnt/data between cells, so that its background processes continue.
 
-        Do nothing while a cell runs, or while the mounted workspace itself has background processes or threads (`has_work`).
+        If a fork writes the state of another workspace, mount that one instead. Do nothing while a cell runs, or while the mounted
+        workspace itself has background processes or threads (`has_work`).
         """
         async with self._processes_lock:
             processes = self._processes
-            if (
-                processes is None
-                or self._cell_lock.locked()
-                or self._closed
-                or processes.active_workspace == next(iter(self._workspaces), None)
-            ):
+            if processes is None or self._cell_lock.locked() or self._closed or processes.active_workspace == self._next_when_idle():
                 return
             if await to_thread.run_sync(processes.has_work) or self._cell_lock.locked() or not self._workspaces:
                 return
-            await self._try_to_mount_oldest()
+            await self._try_to_mount(self._next_when_idle())
 
-    async def _try_to_mount_oldest(self) -> None:
+    def _next_when_idle(self) -> int | None:
+        saving = [workspace for _, workspace in self._saving_forks.values() if workspace in self._workspaces]
+        return next(iter(saving), next(iter(self._workspaces), None))
+
+    async def _try_to_mount(self, workspace: int | None) -> None:
         with contextlib.suppress(ACASessionsError):  # the next turn tries again, and raises
-            await self._switch_workspace(next(iter(self._workspaces)))
+            if workspace is not None:
+                await self._switch_workspace(workspace)
 
     def _on_report(self) -> None:
         reports = b""
@@ -440,6 +470,8 @@ class SharedRuntime:
             self._closed = True
             self._stop_watching_reports()
             self._stop_waiting()
+            for session_pid in [*self._saving_forks]:
+                self._forget_saving_fork(session_pid)
             if self._counted_init is not None:
                 self.memory.stop_without_waiting(self._counted_init)
             self._cancel_idle_timer()

@@ -6,15 +6,14 @@ import fcntl
 import json
 import os
 import select
-import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ...errors import GuestDiedError, SnapshotError
+from ...errors import SnapshotError
 from ...lifetime import run_in_thread
 from ..wire import RECORD
-from .descriptors import open_process_of_session
 from .interpreter import Interpreter
 
 Result = TypeVar("Result")
@@ -28,6 +27,7 @@ _MAX_HEADER = 1 << 20
 _MOST_NAMED = 10_000
 _LONGEST_NAME, _LONGEST_WHY = 1000, 300
 _ENDED = "the session ended before its state was complete: it may have reached a limit. Try again"
+_LOOK_SECONDS = 0.01
 _DAMAGED = "the session wrote a state that cannot be read: its code may have interfered. Reset the session, and save it again"
 
 
@@ -141,27 +141,54 @@ class StateReader:
         return taken
 
 
-async def save(interpreter: Interpreter, receive: "Callable[[StateReader], Awaitable[Result]]", *, timeout: float) -> "Result":
+async def save(
+    interpreter: Interpreter,
+    receive: "Callable[[StateReader], Awaitable[Result]]",
+    *,
+    timeout: float,
+    on_forked: Callable[[], None] | None = None,
+    most_memory: int = sys.maxsize,
+) -> "Result":
     """Let a fork of an interpreter write its state, and return what `receive` makes of it.
 
     Raise SnapshotError if the state is not complete within `timeout` seconds, or if the interpreter cannot be forked.
+
+    Args:
+        interpreter: The interpreter, which runs no cell.
+        receive: Reads the state.
+        timeout: How many seconds the fork may take.
+        on_forked: Called when cells may run again, right before `receive`. If None, the caller ensures that none runs until the end.
+        most_memory: End the fork if the session uses more bytes. So a cell that runs meanwhile is not killed for what the fork uses.
     """
     read_end, write_end = _make_pipe()
     number = 0
+    guarding: asyncio.Future[None] | None = None
     try:
         try:
-            number = await interpreter.begin_saving(write_end)
+            number = await interpreter.begin_saving(write_end, background=on_forked is not None)
         finally:
             os.close(write_end)
+        interpreter.runtime.add_saving_fork(number, interpreter.workspace)
+        if on_forked is not None:
+            on_forked()
+            guarding = asyncio.ensure_future(_end_at_limit(interpreter, number, most_memory))
         async with asyncio.timeout(timeout):
             return await receive(StateReader(read_end))
     except BaseException as error:
-        _end_fork(interpreter, number)
+        interpreter.runtime.kill_saving_fork(number)
         if isinstance(error, TimeoutError):
             raise SnapshotError(f"the session could not be saved within {timeout:g} s: save less, or allow more time") from error
         raise
     finally:
         os.close(read_end)
+        if guarding is not None:
+            guarding.cancel()
+
+
+async def _end_at_limit(interpreter: Interpreter, number: int, most_memory: int) -> None:
+    while interpreter.runtime.memory.used() <= most_memory:  # noqa: ASYNC110 - a number that the kernel counts
+        await asyncio.sleep(_LOOK_SECONDS)
+    interpreter.runtime.kill_saving_fork(number)
 
 
 async def restore(interpreter: Interpreter, chunks: AsyncIterator[Data], *, timeout: float) -> dict[str, str]:
@@ -193,16 +220,6 @@ def _read_report(report: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         pass
     raise SnapshotError("the session's code has changed how a state is restored: start it without the saved state")
-
-
-def _end_fork(interpreter: Interpreter, number: int) -> None:
-    """End the fork that writes a state, if it still runs. The guest reports its pid, and can only name processes of its own session."""
-    with contextlib.suppress(GuestDiedError, OSError):
-        process = open_process_of_session(interpreter.runtime.init, number)
-        try:
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-        finally:
-            os.close(process)
 
 
 async def _write_state(descriptor: int, chunks: AsyncIterator[Data]) -> None:

@@ -1,0 +1,139 @@
+"""When a session is saved: on request, in the background after its cells, and at its end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from ..errors import SaveTooLargeError, SnapshotError
+from ..lifetime import Tasks, log_failure
+from ..models import SavedSession
+from .saved_sessions import Moment, SavedSessions
+
+if TYPE_CHECKING:
+    from .sessions import HostedSession
+
+# A failed save in the background is tried again after the next cell, but not before a pause, which gets longer with each failure, and is
+# long after a save that took long. So failing saves take a tenth of the time at most.
+_FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_FACTOR = 0.5, 300.0, 10.0
+
+
+class SessionSaves:
+    """The saves of one session, one at a time. If there is no store, nothing is saved."""
+
+    def __init__(self, session: "HostedSession", saved: SavedSessions | None) -> None:
+        self._session = session
+        self._saved = saved
+        self._one_at_a_time = asyncio.Lock()
+        self._tasks = Tasks()
+        # How often the session was changed, how many of these changes are saved, and how many are in the save that is being written.
+        self._changes = self._saved_changes = self._covered = 0
+        self._background: asyncio.Task[None] | None = None
+        self._last: asyncio.Task[None] | None = None
+        self._has_ended = False
+
+    def note_change(self) -> None:
+        """Note that something has changed the session. Save it in the background if the setting `Durable:Save` is `cell`.
+
+        If a save runs in the background already, another one follows it. A cell never waits for it to be written.
+        """
+        self._changes += 1
+        if self._saved is None or not self._saved.saves_cells or self._has_ended:
+            return
+        if self._background is None or self._background.done():
+            self._background = self._tasks.start(self._save_changes(self._saved))
+
+    async def save(self) -> SavedSession:
+        """Save the session between two cells, and return what was saved. Raise ACASessionsError if that fails."""
+        assert self._saved is not None  # noqa: S101 - else the route does not exist
+        return await self._tasks.run_shielded(self._save(self._saved, releases=False))
+
+    async def save_at_end(self, position: int, end: int, cause: str) -> None:
+        """Save the session as it was when its ledger was at `position`, unless a cell runs. Call `end` first.
+
+        Args:
+            position: The position in the session's ledger up to which the save has it.
+            end: The position of the entry about the session's end.
+            cause: Why it ended.
+        """
+        self._last = self._tasks.start_awaited(self._save_last(position, end, cause))
+        await asyncio.wait({self._last})  # if `stop` cancels it, the caller must still close the session
+        if not self._last.cancelled():
+            self._last.result()
+
+    async def _save_last(self, position: int, end: int, cause: str) -> None:
+        saved, session = self._saved, self._session
+        async with self._one_at_a_time:
+            if saved is None or not saved.saves_idle or session.executions.unfinished_count:
+                return
+            sandbox = await session.sandbox()
+            if sandbox.usable:
+                moment = Moment(sandbox, position, since=end)
+                async with saved.take_slot():
+                    await saved.save(session, nullcontext(moment), cause=cause if cause == "expired" else None)
+
+    def end(self) -> None:
+        """Begin no save but the last one from now on, because the session has ended. A save that is being written goes on."""
+        self._has_ended = True
+
+    def stop(self) -> None:
+        """Stop the saves that run in the background or at the end of the session. The latest whole one stays."""
+        self.end()
+        for task in (self._background, self._last):
+            if task is not None:
+                task.cancel()
+
+    async def finish(self) -> None:
+        """Wait until no save runs."""
+        await self._tasks.finish()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Stop the save in the background, and begin no other one within the `with` block. Its caller deletes the saves."""
+        if self._background is not None:
+            self._background.cancel()
+            self._background = None  # the next change starts another one, which waits
+        async with self._one_at_a_time:
+            yield
+
+    async def _save_changes(self, saved: SavedSessions) -> None:
+        failures = 0
+        while self._saved_changes < self._changes and self._may_save(saved):
+            tried, began = self._changes, time.monotonic()
+            try:
+                await self._save(saved, releases=True)
+                failures = 0
+            except Exception as error:
+                if not self._may_save(saved):
+                    return
+                log_failure("a session was not saved after a cell, and will be tried again", error)
+                pause = max(_FIRST_PAUSE * 2**failures, _PAUSE_FACTOR * (time.monotonic() - began))
+                failures += 1
+                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+                if isinstance(error, SaveTooLargeError) and self._changes == tried:
+                    return  # until the next change, the session is as large
+
+    def _may_save(self, saved: SavedSessions) -> bool:
+        return self._session.usable and not self._has_ended and not saved.is_fenced(self._session.identifier)
+
+    async def _save(self, saved: SavedSessions, *, releases: bool) -> SavedSession:
+        async with self._one_at_a_time:
+            await self._session.sandbox()  # which takes the lease of the session
+            done = await saved.save(self._session, self._between_cells(saved, releases=releases))
+            self._saved_changes = self._covered
+            return done
+
+    @asynccontextmanager
+    async def _between_cells(self, saved: SavedSessions, *, releases: bool) -> AsyncIterator[Moment]:
+        """Wait until no cell runs and a slot is free. No cell runs in the `with` block, or, if `releases` is true, until the fork."""
+        executions = self._session.executions
+        await executions.take_turn(saved.slots)
+        with ExitStack() as turn, saved.hold_slot():
+            turn.callback(executions.release_turn)
+            sandbox = await self._session.sandbox()
+            await sandbox.interpreter()  # if it had died, the ledger says so now
+            if self._has_ended:
+                raise SnapshotError("the session ended before it could be saved")
+            self._covered, position = self._changes, self._session.ledger.position
+            yield Moment(sandbox, position, since=position, on_forked=turn.close if releases else None)

@@ -1,0 +1,221 @@
+"""Test that sessions are saved in the background after their cells, and that no cell waits for it or is disturbed by it."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aca_sessions import CodeInterpreter, Session
+from aca_sessions.durable.saves import Saves, Writer
+from aca_sessions.errors import SnapshotError, StorageError
+from aca_sessions.server import saved_sessions, session_saves
+from aca_sessions.server.sessions import HostedSession
+
+from .test_saved_sessions import server, text
+
+pytestmark = pytest.mark.slow
+SLOW = "class Slow:\n def __reduce__(self): import time; time.sleep(0.5); return int, (5,)\nslow = Slow()"
+
+
+def hosted(interpreter: CodeInterpreter, name: str = "alice") -> HostedSession:
+    return interpreter._http._client._transport.app._sessions._sessions[name]
+
+
+async def saved(interpreter: CodeInterpreter, name: str = "alice") -> None:
+    """Wait until the background save of a session has ended."""
+    await hosted(interpreter, name).saves.finish()
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another server have a session at once, as if this one had been killed some time ago."""
+    monkeypatch.setattr(saved_sessions, "_RENEW_SECONDS", 1000.0)
+    monkeypatch.setattr(saved_sessions, "_LEASE_SECONDS", 0.0)
+
+
+async def test_a_killed_server_loses_nothing_of_a_session_that_was_saved_after_its_cells(tmp_path: Path, short_leases: None) -> None:
+    async with server(tmp_path, Save="cell") as killed:
+        session = Session(killed, "alice")
+        for number in range(3):
+            await session.run(f"x = {number}")
+        await session.upload_file("f.txt", b"content")
+        await saved(killed)
+        async with server(tmp_path, Save="never") as other:
+            assert await text(Session(other, "alice"), "x, open('f.txt').read()") == ("(2, 'content')", "restored: restart")
+
+
+async def test_cells_do_not_wait_for_a_save_and_one_more_follows_it(tmp_path: Path, short_leases: None) -> None:
+    async with server(tmp_path, Save="cell") as killed:
+        session = Session(killed, "alice")
+        await session.run(f"{SLOW}\nx = 0")
+        background = hosted(killed).saves._background
+        assert background is not None
+        for number in range(5):
+            await session.run(f"x = {number}")
+        assert hosted(killed).saves._background is background
+        assert not background.done()
+        await saved(killed)
+        assert [one.cells for one in await killed.saved()] == [6]
+        async with server(tmp_path, Save="never") as other:
+            assert (await Session(other, "alice").run("x, slow")).text == "(4, 5)"
+
+
+async def begin_slow(interpreter: CodeInterpreter, code: str = "x = 1") -> Session:
+    """Run a cell after which a save is being written in the background for half a second."""
+    session = Session(interpreter, "alice")
+    await session.run(f"{SLOW}\n{code}")
+    while not hosted(interpreter).saves._covered:  # until the fork
+        await asyncio.sleep(0.01)
+    return session
+
+
+async def test_a_save_in_the_background_is_stopped_when_its_session_is_terminated(tmp_path: Path) -> None:
+    async with server(tmp_path, Save="cell") as interpreter:
+        session = await begin_slow(interpreter)
+        await interpreter.delete_session("alice")
+        assert await interpreter.saved() == []
+        assert await text(session, "'x' in globals()") == ("False", "lost: terminated")
+
+
+async def test_a_save_in_the_background_is_dropped_when_saves_are_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with server(tmp_path, Save="cell") as interpreter:
+        session = await begin_slow(interpreter)
+        await session.save()
+        await session.run("x = 2")
+        await interpreter.forget("alice")
+        await saved(interpreter)
+        assert await interpreter.saved() == []
+        await session.run("x = 3")
+        await saved(interpreter)
+        assert len(await interpreter.saved()) == 1
+    assert not caplog.records
+
+
+async def test_a_session_that_ends_during_a_save_is_saved_as_it_ended(tmp_path: Path) -> None:
+    async with server(tmp_path, Save="cell", patience=60) as interpreter:
+        session = await begin_slow(interpreter)
+        await session.run("x = 2")
+        await interpreter.delete_session("alice", expired=True)
+        assert await text(session, "x, slow") == ("(2, 5)", "restored: expired")
+
+
+async def test_a_save_in_the_background_is_no_process_of_the_session(tmp_path: Path) -> None:
+    async with server(tmp_path, Save="cell") as interpreter:
+        session = await begin_slow(interpreter)
+        result = await session.run("1")
+        assert (result.processes, str(result.state), result.state.processes) == ((), "kept", "kept")
+        checkpoint = await session.checkpoint()
+        assert checkpoint.left_behind == ()
+        await session.run("x = 2")
+        await session.rollback(checkpoint)
+        result = await session.run("x")
+        assert (result.text, result.state.processes) == ("1", "kept")
+
+
+@pytest.mark.parametrize(("change", "look"), [("reset", "'x' in globals()"), ("rollback", "x == 2"), ("exit", "'x' in globals()")])
+async def test_a_save_follows_a_reset_a_rollback_and_a_death(tmp_path: Path, short_leases: None, change: str, look: str) -> None:
+    async with server(tmp_path, Save="cell") as killed:
+        session = Session(killed, "alice")
+        await session.run("x = 1")
+        if change == "rollback":
+            checkpoint = await session.checkpoint()
+            await begin_slow(killed, "x = 2")
+            await session.rollback(checkpoint)
+        else:
+            await begin_slow(killed, "x = 2")
+            await (session.reset() if change == "reset" else session.run("import os; os._exit(1)"))
+        await saved(killed)
+        async with server(tmp_path, Save="never") as other:
+            assert (await Session(other, "alice").run(look)).text == "False"
+
+
+async def test_a_branch_is_saved_in_the_background_too(tmp_path: Path, short_leases: None) -> None:
+    async with server(tmp_path, Save="cell") as killed:
+        session = await begin_slow(killed, "x = 1; _ = open('f.txt', 'w').write('1')")
+        [branch] = await session.branch()
+        await branch.run("x = 2; _ = open('f.txt', 'w').write('2')")
+        await saved(killed, branch.session_id)
+        await saved(killed)
+        async with server(tmp_path, Save="never") as other:
+            for number, name in enumerate(("alice", branch.session_id), 1):
+                assert (await Session(other, name).run("x, open('f.txt').read()")).text == f"({number}, '{number}')"
+
+
+async def test_a_failed_save_disturbs_no_cell_and_is_tried_again(
+    tmp_path: Path, short_leases: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, tries = Saves.begin, 0
+
+    async def fail_twice(*arguments: Any) -> Writer:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise StorageError("the store has no room for alice")
+        return await begin(*arguments)
+
+    monkeypatch.setattr(Saves, "begin", fail_twice)
+    monkeypatch.setattr(session_saves, "_FIRST_PAUSE", 0.0)
+    async with server(tmp_path, Save="cell") as killed:
+        session = Session(killed, "alice")
+        assert await text(session, "x = 1; x") == ("1", "kept")
+        await saved(killed)
+        async with server(tmp_path, Save="never") as other:
+            assert await text(Session(other, "alice"), "x") == ("1", "restored: restart")
+    failures = [record.getMessage() for record in caplog.records]
+    assert sum("was not saved after a cell" in one for one in failures) == 2
+    assert not any("alice" in one for one in failures)
+
+
+async def test_a_session_that_is_too_large_is_not_tried_at_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, tries = Saves.begin, 0
+
+    async def count(*arguments: Any) -> Writer:
+        nonlocal tries
+        tries += 1
+        return await begin(*arguments)
+
+    monkeypatch.setattr(Saves, "begin", count)
+    monkeypatch.setattr(session_saves, "_FIRST_PAUSE", 60.0)
+    async with server(tmp_path, Save="cell", MaxMegabytes=1) as interpreter:
+        session = Session(interpreter, "alice")
+        await session.run("x = __import__('os').urandom(2_000_000)")
+        for number in range(20):
+            assert (await session.run(f"y = {number}")).state.kind == "kept"
+        assert tries == 1
+        with pytest.raises(SnapshotError, match="larger than a save may be"):
+            await session.save()
+        await session.run("del x")
+        await session.save()
+        assert tries == 3
+
+
+async def test_only_so_many_sessions_are_saved_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, at_once, most = Writer.commit, 0, 0
+
+    async def count(*arguments: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.05)
+        at_once -= 1
+        return await commit(*arguments)
+
+    monkeypatch.setattr(Writer, "commit", count)
+    monkeypatch.setattr(saved_sessions, "_SAVED_AT_ONCE", 2)
+    async with server(tmp_path) as interpreter:
+        for number in range(6):
+            await Session(interpreter, f"session-{number}").run("x = 1")
+    assert most == 2
+    async with server(tmp_path, Save="never") as interpreter:
+        assert len(await interpreter.saved()) == 6
+
+
+async def test_a_server_that_stops_does_not_wait_for_saves_without_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with server(tmp_path, CloseSeconds=1) as interpreter:
+        endless = "class Endless:\n def __reduce__(self): import time; time.sleep(1000)\nx = Endless()"
+        await Session(interpreter, "endless").run(endless)
+        await Session(interpreter, "other").run("x = 1")
+    assert "sessions_not_saved sessions=1" in caplog.text
+    async with server(tmp_path, Save="never") as interpreter:
+        assert [one.session_id for one in await interpreter.saved()] == ["other"]
