@@ -32,6 +32,7 @@ class Ledger:
         self.id = uuid.uuid4().hex
         self.position = 0  # of the latest entry
         self.fetched = 0  # the position of clients that name none: the end of the last execution whose result was fetched
+        self.cells = 0  # that have begun, without those that clients sent for themselves
         self.checkpoint_numbers = itertools.count(1)  # shared with branches, so that ids are unique among them
         self._entries: list[Entry] = []
 
@@ -59,7 +60,7 @@ class Ledger:
         """
         since = min(since, start)
         entries = [entry for entry in self._entries_after(since) if entry.position <= end]
-        return Record(self.id, since, start, end, tuple(summarize(entries, _SENT)))
+        return Record(self.id, since, start, end, tuple(summarize(entries, _SENT)), self.cells)
 
     def state_and_record(self, since: str | None, start: int, end: int, *, default: int = 0) -> tuple[State, Record]:
         """Return what happened to the session since a position, and the entries to send to the client with the result of an execution.
@@ -77,7 +78,7 @@ class Ledger:
             # A position in another ledger: the session that the caller knew is gone.
             known = int(number) if name == self.id and number.isdecimal() and len(number) < _MAX_DIGITS else None
         if known is not None and known >= self.position == start:  # nothing happened since
-            return _UNCHANGED, Record(self.id, start, start, end)
+            return _UNCHANGED, Record(self.id, start, start, end, cells=self.cells)
         record = self.record(known or 0, start, end)
         return state_between(record.entries, record.since, end, unreported=_EXPIRED if known is None else None), record
 
@@ -92,7 +93,7 @@ class Ledger:
         """
         self.id, self.fetched = record.ledger, fetched
         self._entries = [*record.entries]
-        self.position = record.end
+        self.position, self.cells = record.end, record.cells
 
     def skip_to(self, position: int) -> None:
         """Go on above a position. Do nothing if this ledger is there already.
@@ -126,12 +127,15 @@ class CallerPosition:
         unreported: What the next result must report in addition to the entries after `position`. Only a new branch has it: what the
             original session had not reported to its caller when the branch was made. Otherwise it says that nothing was lost.
         requested: The numbers of the entries about resets and rollbacks that the caller asked for. The caller's results do not report them.
+        cells: How many cells had begun by the latest result. After a restore, those beyond the save are reported as not saved.
     """
 
     ledger: str | None = None
     position: int = 0
     unreported: State = field(default_factory=State)
     requested: frozenset[int] = frozenset()
+    cells: int = 0
+    _cells_before: int = 0  # the result that was delivered last, in case it does not reach the caller
 
     @classmethod
     def parse(cls, since: str, unreported: State) -> "CallerPosition":
@@ -151,7 +155,10 @@ class CallerPosition:
             return state_between(record.entries, record.since, record.end, unreported=_EXPIRED)
         since = min(self.position, record.start)
         unreported = self.unreported if since == self.position else None
-        return state_between(record.entries, since, record.end, unreported=unreported, requested=self._requested_before(record))
+        state = state_between(record.entries, since, record.end, unreported=unreported, requested=self._requested_before(record))
+        restored = next((entry for entry in record.entries if entry.cells is not None and entry.position > since), None)
+        unsaved = self.cells - restored.cells if restored is not None and restored.cells is not None else 0
+        return replace(state, unsaved=unsaved) if unsaved > 0 else state
 
     def _requested_before(self, record: Record) -> frozenset[int]:
         """Return the positions of the resets and rollbacks that the caller asked for before the execution of a record began.
@@ -186,13 +193,14 @@ class CallerPosition:
         """
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.unreported = record.ledger, record.end, _UNCHANGED
+            self._cells_before, self.cells = self.cells, record.cells
             if self.requested:
                 self.requested = frozenset(position for position in self.requested if position > record.end)
 
     def undo_delivery(self, record: Record) -> None:
         """Move this position back before a record that did not reach the caller, so that the next result reports its entries again."""
         if record.ledger == self.ledger:
-            self.position = min(self.position, record.since)
+            self.position, self.cells = min(self.position, record.since), self._cells_before
 
     def add_requested(self, ledger: str, position: int) -> None:
         """Remember that the caller asked for the reset or rollback at `position` of a ledger, so that no result reports it."""

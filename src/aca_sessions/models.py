@@ -41,6 +41,8 @@ class State:
             is lost. If the host cannot find out which files these are, one entry says so.
         missing: After the session was restored: the names of what could not be saved or restored.
         saved: After the session was restored: when its state was saved.
+        unsaved: After the session was restored: how many cells began after its state was saved, as far as the results that this caller
+            received tell.
     """
 
     variables: Part = "kept"
@@ -51,6 +53,7 @@ class State:
     cut_off: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     saved: datetime | None = None
+    unsaved: int = 0
 
     @property
     @lru_cache(256)  # noqa: B019 - a state is small. Each result asks for these texts several times, and most states are equal
@@ -75,6 +78,8 @@ class State:
             text += "; background processes were ended"
         if self.saved is not None:
             text += f" of {self.saved.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        if self.unsaved:
+            text += f", before {self.unsaved} later cells" if self.unsaved > 1 else ", before one later cell"
         if self.missing:
             more = f" and {len(self.missing) - _MOST_NAMED} more" if len(self.missing) > _MOST_NAMED else ""
             text += f", without {', '.join(self.missing[:_MOST_NAMED])}{more}"
@@ -93,7 +98,8 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 class Entry:
     """One entry of a session's ledger: something that happened, and how it affected variables, files and processes.
 
-    If the entry is a rollback or a restore, `to` is the position in the ledger at which the checkpoint or the saved state was taken.
+    If the entry is a rollback or a restore, `to` is the position in the ledger at which the checkpoint or the saved state was taken. If it
+    is a restore, `cells` is how many cells had begun by then.
     """
 
     position: int
@@ -109,13 +115,14 @@ class Entry:
     cut_off: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     saved: datetime | None = None
+    cells: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The entries of a session's ledger that come with a result: those after position `since`, up to position `end`.
 
-    The execution began at position `start`. The ledger lists everything that happened to the session.
+    The execution began at position `start`. The ledger lists everything that happened to the session. `cells` is how many cells have begun.
     """
 
     ledger: str
@@ -123,6 +130,7 @@ class Record:
     start: int
     end: int
     entries: tuple[Entry, ...] = ()
+    cells: int = 0
 
 
 def _shorten(content: object) -> object:
@@ -588,7 +596,7 @@ class SavedSession:
         lost: The names of variables, files and settings that cannot be saved, with the reasons.
         size: The size of the saved state in bytes.
         python: The version of Python that the session had.
-        cells: How many cells were sent to the session before it was saved.
+        cells: How many cells had begun in the session when it was saved.
         seconds: How long the save took; 0 in a list of saved sessions.
     """
 

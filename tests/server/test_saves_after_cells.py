@@ -12,7 +12,7 @@ from aca_sessions.errors import SnapshotError, StorageError
 from aca_sessions.server import saved_sessions, session_saves
 from aca_sessions.server.sessions import HostedSession
 
-from .test_saved_sessions import server, text
+from .test_saved_sessions import client_of, opening, server, text
 
 pytestmark = pytest.mark.slow
 SLOW = "class Slow:\n def __reduce__(self): import time; time.sleep(0.5); return int, (5,)\nslow = Slow()"
@@ -59,6 +59,26 @@ async def test_cells_do_not_wait_for_a_save_and_one_more_follows_it(tmp_path: Pa
         assert [one.cells for one in await killed.saved()] == [6]
         async with server(tmp_path, Save="never") as other:
             assert (await Session(other, "alice").run("x, slow")).text == "(4, 5)"
+
+
+async def test_the_state_tells_how_many_cells_began_after_the_save_that_was_restored(tmp_path: Path, short_leases: None) -> None:
+    async with client_of(*(opening(tmp_path, Save="never") for _ in range(3))) as (interpreter, use):
+        session = Session(interpreter, "alice")
+        await use(0)
+        await session.run("x = 0")
+        await session.save()
+        for number in (1, 2):
+            await session.run(f"x = {number}")
+        await use(1)
+        result = await session.run("x")
+        assert (result.text, result.state.unsaved) == ("0", 2)
+        assert result.state.consequence.endswith(" UTC, before 2 later cells")
+        assert (await session.run("x = 5")).state.unsaved == 0
+        await session.save()
+        assert [one.cells for one in await interpreter.saved()] == [3]
+        await use(2)
+        result = await session.run("x")
+        assert (result.text, result.state.kind, result.state.unsaved) == ("5", "restored", 0)
 
 
 async def begin_slow(interpreter: CodeInterpreter, code: str = "x = 1") -> Session:

@@ -123,8 +123,10 @@ def _encode_state(state: State) -> dict[str, object]:
 
 def _without_restore(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a state or an entry as JSON. Leave out those about a restore if there was none, which older clients expect."""
-    missing, saved = fields.pop("missing"), fields.pop("saved")
-    return fields | ({"missing": missing} if missing else {}) | ({"saved": saved.isoformat()} if saved else {})
+    optional = {name: fields.pop(name, None) for name in ("missing", "saved", "unsaved", "cells")}
+    if saved := optional["saved"]:
+        optional["saved"] = saved.isoformat()
+    return fields | {name: value for name, value in optional.items() if value or (value == 0 and name == "cells")}
 
 
 def _decode_restore(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +167,9 @@ def decode_full_result(body: Mapping[str, Any], session_id: str = "") -> CodeExe
 
 def _decode_state(body: Mapping[str, Any]) -> State:
     cut_off = tuple(body["cut_off"])
-    return State(body["variables"], body["files"], body["processes"], body["reason"], body["checkpoint"], cut_off, **_decode_restore(body))
+    parts = body["variables"], body["files"], body["processes"]
+    unsaved = body.get("unsaved", 0)
+    return State(*parts, body["reason"], body["checkpoint"], cut_off, **_decode_restore(body), unsaved=unsaved)
 
 
 def encode_record(record: Record) -> dict[str, object]:
@@ -173,7 +177,8 @@ def encode_record(record: Record) -> dict[str, object]:
     entries = []
     for entry in record.entries:
         entries.append({name: value for name, value in _without_restore(asdict(entry)).items() if value is not None})
-    return {"id": record.ledger, "since": record.since, "start": record.start, "end": record.end, "entries": entries}
+    numbers = {"since": record.since, "start": record.start, "end": record.end, "cells": record.cells}
+    return {"id": record.ledger, **numbers, "entries": entries}
 
 
 def decode_record(body: Mapping[str, Any]) -> Record:
@@ -181,7 +186,7 @@ def decode_record(body: Mapping[str, Any]) -> Record:
     entries = []
     for entry in body["entries"]:
         entries.append(Entry(**{**entry, "cut_off": tuple(entry["cut_off"]), **_decode_restore(entry)}))
-    return Record(str(body["id"]), body["since"], body["start"], body["end"], tuple(entries))
+    return Record(str(body["id"]), body["since"], body["start"], body["end"], tuple(entries), body.get("cells", 0))
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:

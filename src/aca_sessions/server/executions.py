@@ -614,7 +614,9 @@ class Executions:
         if execution.cancelled.is_set() or execution.is_skipped:
             raise CellNotStartedError
         execution.status = "Running"
-        execution.began = execution.began or time.monotonic()
+        if execution.began is None:
+            execution.began = time.monotonic()
+            self._session.ledger.cells += bool(execution.number)
         self._session.has_state = True
         return await sandbox.execute(partial(self._run_in_interpreter, execution), transactional=execution.call.transactional)
 

@@ -169,6 +169,7 @@ class SavedSessions:
         cause = (manifest["cause"] if adopts else ledger.latest_cause("ended")) or "restart"
         if adopts:
             ledger.adopt(record, fetched=int(manifest["fetched"]))
+        ledger.cells = record.cells
         ledger.skip_to(first)
         ledger.append(
             "restored",
@@ -179,6 +180,7 @@ class SavedSessions:
             to=record.end,
             missing=tuple(names[:_MOST_LISTED]),
             saved=save.created,
+            cells=record.cells,
         )
         session.has_state = True
         if adopts:
@@ -234,7 +236,7 @@ class SavedSessions:
                     packages=[f"{package.name}=={package.version}" for package in moment.sandbox.packages.installed],
                     ledger=extensions.encode_record(ledger.record(0, moment.position, moment.position)),
                     fetched=ledger.fetched,
-                    cells=session.executions.accepted_count,
+                    cells=ledger.cells,
                 )
                 writer = await ending.enter_async_context(await self._saves.begin(lease.owner, lease.fence))  # while the fork writes
                 await writer.add_all(reader.parts())
