@@ -159,16 +159,28 @@ async def test_with_save_never_only_a_request_saves(tmp_path: Path) -> None:
         assert await text(session, "x") == ("1", "restored: restart")
 
 
-async def test_a_damaged_save_is_a_loss_with_its_reason_and_the_session_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", ["restored", "replaced", "deleted"])
+async def test_a_save_that_cannot_be_restored_is_a_loss_with_its_reason_and_stays(tmp_path: Path, ends: str) -> None:
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         await session.run("import os; x = os.urandom(100_000)")
-    for blob in (tmp_path / "store" / "blobs").rglob("*"):
-        if blob.is_file():
-            blob.write_bytes(blob.read_bytes()[:-20] + bytes(20))
-    async with pool(tmp_path, Save="never") as opened, opened.session("alice") as session:
+    [blob] = [file for file in (tmp_path / "store" / "blobs").rglob("*") if file.is_file()]
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-20] + bytes(20))
+    async with pool(tmp_path, Save="cell") as opened, opened.session("alice") as session:
         assert await text(session, "'x' in globals()") == ("False", "lost: restore failed")
-        assert await text(session, "6 * 7") == ("42", "kept")
-        assert len(await opened.saved()) == 1  # for another try
+        assert await text(session, "x = 2; x") == ("2", "kept")
+        assert len(await opened.saved()) == 1
+        if ends == "replaced":
+            await session.save()
+            await session.run("x = 3")
+        elif ends == "deleted":
+            await opened.forget("alice")
+            await session.run("x = 4")
+    blob.parent.mkdir(exist_ok=True)
+    blob.write_bytes(whole)
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        expected = {"restored": "1", "replaced": "3", "deleted": "4"}[ends]
+        assert await text(session, "x if type(x) is int else len(x) // 100_000") == (expected, "restored: restart")
 
 
 async def test_two_servers_do_not_have_one_session(tmp_path: Path) -> None:

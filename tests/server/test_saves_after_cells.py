@@ -1,17 +1,19 @@
 """Test that sessions are saved in the background after their cells, and that no cell waits for it or is disturbed by it."""
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aca_sessions import CodeInterpreter, Session
+from aca_sessions import CodeInterpreter, Session, Settings, open_pool
 from aca_sessions.durable.saves import Saves, Writer
 from aca_sessions.errors import SnapshotError, StorageError
 from aca_sessions.server import saved_sessions, session_saves
 from aca_sessions.server.sessions import HostedSession
 
+from ..cli.test_cli import Server
 from .test_saved_sessions import client_of, opening, server, text
 
 pytestmark = pytest.mark.slow
@@ -239,3 +241,23 @@ async def test_a_server_that_stops_does_not_wait_for_saves_without_end(tmp_path:
     assert "sessions_not_saved sessions=1" in caplog.text
     async with server(tmp_path, Save="never") as interpreter:
         assert [one.session_id for one in await interpreter.saved()] == ["other"]
+
+
+@pytest.mark.long
+async def test_a_server_that_is_killed_loses_the_cell_that_ran_at_most_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACASessions__Durable__Store", f"file://{tmp_path}/store")
+    monkeypatch.setenv("ACASessions__Durable__Save", "cell")
+    with Server("--port", "0", "--api-key", "key") as one:
+        options = Settings(SessionsHttpClient={"Endpoint": one.endpoint, "ApiKey": "key", "PatienceSeconds": 60})
+        async with open_pool(options) as opened, opened.session("alice") as session:
+            for number in range(1, 4):
+                await session.run(f"x = {number}")
+                while not (listed := await opened.saved()) or listed[0].cells < number:
+                    await asyncio.sleep(0.05)
+            await session.run("x = 4")
+            one.process.send_signal(signal.SIGKILL)
+            one.process.wait()
+            with Server("--port", one.endpoint.rpartition(":")[2], "--api-key", "key"):
+                result = await session.run("x")
+                assert result.value in (3, 4)
+                assert (str(result.state), result.state.unsaved) == ("restored: restart", 4 - int(result.value))

@@ -32,6 +32,14 @@ class SessionSaves:
         self._background: asyncio.Task[None] | None = None
         self._last: asyncio.Task[None] | None = None
         self._has_ended = False
+        self._keeps_failed = False
+
+    def keep_failed(self) -> None:
+        """Save nothing by itself, because the session began without its save, which could not be restored. Its next start tries it again.
+
+        `save` ends that, because it is asked for, and so does `paused`, because the saves are deleted then.
+        """
+        self._keeps_failed = True
 
     def note_change(self) -> None:
         """Note that something has changed the session. Save it in the background if the setting `Durable:Save` is `cell`.
@@ -39,7 +47,7 @@ class SessionSaves:
         If a save runs in the background already, another one follows it. A cell never waits for it to be written.
         """
         self._changes += 1
-        if self._saved is None or not self._saved.saves_cells or self._has_ended:
+        if self._saved is None or not self._saved.saves_cells or self._has_ended or self._keeps_failed:
             return
         if self._background is None or self._background.done():
             self._background = self._tasks.start(self._save_changes(self._saved))
@@ -47,7 +55,7 @@ class SessionSaves:
     async def save(self) -> SavedSession:
         """Save the session between two cells, and return what was saved. Raise ACASessionsError if that fails."""
         assert self._saved is not None  # noqa: S101 - else the route does not exist
-        return await self._tasks.run_shielded(self._save(self._saved, releases=False))
+        return await self._tasks.run_shielded(self._save_on_request(self._saved))
 
     async def save_at_end(self, position: int, end: int, cause: str) -> None:
         """Save the session as it was when its ledger was at `position`, unless a cell runs. Call `end` first.
@@ -65,7 +73,7 @@ class SessionSaves:
     async def _save_last(self, position: int, end: int, cause: str) -> None:
         saved, session = self._saved, self._session
         async with self._one_at_a_time:
-            if saved is None or not saved.saves_idle or session.executions.unfinished_count:
+            if saved is None or not saved.saves_idle or self._keeps_failed or session.executions.unfinished_count:
                 return
             sandbox = await session.sandbox()
             if sandbox.usable:
@@ -96,6 +104,7 @@ class SessionSaves:
             self._background = None  # the next change starts another one, which waits
         async with self._one_at_a_time:
             yield
+            self._keeps_failed = False
 
     async def _save_changes(self, saved: SavedSessions) -> None:
         failures = 0
@@ -113,6 +122,11 @@ class SessionSaves:
                 await asyncio.sleep(min(pause, _LONGEST_PAUSE))
                 if isinstance(error, SaveTooLargeError) and self._changes == tried:
                     return  # until the next change, the session is as large
+
+    async def _save_on_request(self, saved: SavedSessions) -> SavedSession:
+        done = await self._save(saved, releases=False)
+        self._keeps_failed = False
+        return done
 
     def _may_save(self, saved: SavedSessions) -> bool:
         return self._session.usable and not self._has_ended and not saved.is_fenced(self._session.identifier)

@@ -506,11 +506,12 @@ class Sessions:
             await sandbox.close()
             raise
         except (ACASessionsError, OSError) as error:
-            log_failure("a saved session was not restored", error)
+            log_failure("a saved session was not restored. It is kept, and nothing else of this session is saved but on request", error)
             await sandbox.close()
         again = await self._sandboxes.open()
         again.ledger = session.ledger
         self.saved.record_failed_restore(session)
+        session.saves.keep_failed()
         return again
 
     async def list_saved(self) -> list[SavedSession]:
