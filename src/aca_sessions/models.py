@@ -33,9 +33,9 @@ class State:
         variables: What happened to the variables.
         files: What happened to the files in /mnt/data.
         processes: What happened to processes that earlier cells left running.
-        reason: Why the state was not kept, or None. For a loss: `exit`, `crash`, `killed`, `memory`, `reset`, `expired`, `terminated` or `restore failed`.
-            For a rollback: `rollback`, or the reason of a death followed by ", to the last checkpoint" or ", to an earlier checkpoint". For
-            `unknown`: `no reply`, `still running`, `not undone` and others.
+        reason: Why the state was not kept, or None. For a loss: `exit`, `crash`, `killed`, `memory`, `reset`, `expired`, `terminated` or
+            `restore failed`. For a rollback: `rollback`, or the reason of a death followed by ", to the last checkpoint" or
+            ", to an earlier checkpoint". For `unknown`: `no reply`, `still running`, `not undone` and others.
         checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
         cut_off: After a rollback, files that the session's code still has open but that are no longer in /mnt/data: what is written to them
             is lost. If the host cannot find out which files these are, one entry says so.

@@ -164,6 +164,18 @@ async def test_a_branch_is_saved_in_the_background_too(tmp_path: Path, short_lea
                 assert (await Session(other, name).run("x, open('f.txt').read()")).text == f"({number}, '{number}')"
 
 
+async def test_a_save_in_the_background_does_not_replace_those_of_another_server(tmp_path: Path, short_leases: None) -> None:
+    async with server(tmp_path, Save="cell") as first, server(tmp_path, Save="never") as second:
+        await begin_slow(first)
+        other = Session(second, "alice")
+        await other.run("x = 'of the second'")
+        await other.save()
+        await saved(first)
+        assert [one.cells for one in await second.saved()] == [1]
+    async with server(tmp_path, Save="never") as third:
+        assert (await Session(third, "alice").run("x")).text == "'of the second'"
+
+
 async def test_a_failed_save_disturbs_no_cell_and_is_tried_again(
     tmp_path: Path, short_leases: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

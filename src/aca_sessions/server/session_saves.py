@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from ..errors import SaveTooLargeError, SnapshotError
+from ..errors import FencedError, SaveTooLargeError, SnapshotError
 from ..lifetime import Tasks, log_failure
 from ..models import SavedSession
 from .saved_sessions import Moment, SavedSessions
@@ -117,6 +117,8 @@ class SessionSaves:
                 if not self._may_save(saved):
                     return
                 log_failure("a session was not saved after a cell, and will be tried again", error)
+                if isinstance(error, FencedError):
+                    return  # the server notices it, too, when it renews its lease
                 pause = max(_FIRST_PAUSE * 2**failures, _PAUSE_FACTOR * (time.monotonic() - began))
                 failures += 1
                 await asyncio.sleep(min(pause, _LONGEST_PAUSE))
