@@ -100,6 +100,7 @@ async def test_a_save_in_the_background_is_stopped_when_its_session_is_terminate
         assert await text(session, "'x' in globals()") == ("False", "lost: terminated")
 
 
+@pytest.mark.long
 async def test_a_save_in_the_background_is_dropped_when_saves_are_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with server(tmp_path, Save="cell") as interpreter:
         session = await begin_slow(interpreter)
@@ -114,6 +115,7 @@ async def test_a_save_in_the_background_is_dropped_when_saves_are_deleted(tmp_pa
     assert not caplog.records
 
 
+@pytest.mark.long
 async def test_a_session_that_ends_during_a_save_is_saved_as_it_ended(tmp_path: Path) -> None:
     async with server(tmp_path, Save="cell", patience=60) as interpreter:
         session = await begin_slow(interpreter)
@@ -135,6 +137,7 @@ async def test_a_save_in_the_background_is_no_process_of_the_session(tmp_path: P
         assert (result.text, result.state.processes) == ("1", "kept")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("change", "look"), [("reset", "'x' in globals()"), ("rollback", "x == 2"), ("exit", "'x' in globals()")])
 async def test_a_save_follows_a_reset_a_rollback_and_a_death(tmp_path: Path, short_leases: None, change: str, look: str) -> None:
     async with server(tmp_path, Save="cell") as killed:
@@ -152,6 +155,7 @@ async def test_a_save_follows_a_reset_a_rollback_and_a_death(tmp_path: Path, sho
             assert (await Session(other, "alice").run(look)).text == "False"
 
 
+@pytest.mark.long
 async def test_a_branch_is_saved_in_the_background_too(tmp_path: Path, short_leases: None) -> None:
     async with server(tmp_path, Save="cell") as killed:
         session = await begin_slow(killed, "x = 1; _ = open('f.txt', 'w').write('1')")
@@ -164,6 +168,7 @@ async def test_a_branch_is_saved_in_the_background_too(tmp_path: Path, short_lea
                 assert (await Session(other, name).run("x, open('f.txt').read()")).text == f"({number}, '{number}')"
 
 
+@pytest.mark.long
 async def test_a_save_in_the_background_does_not_replace_those_of_another_server(tmp_path: Path, short_leases: None) -> None:
     async with server(tmp_path, Save="cell") as first, server(tmp_path, Save="never") as second:
         await begin_slow(first)
@@ -176,6 +181,7 @@ async def test_a_save_in_the_background_does_not_replace_those_of_another_server
         assert (await Session(third, "alice").run("x")).text == "'of the second'"
 
 
+@pytest.mark.long
 async def test_a_failed_save_disturbs_no_cell_and_is_tried_again(
     tmp_path: Path, short_leases: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,6 +207,7 @@ async def test_a_failed_save_disturbs_no_cell_and_is_tried_again(
     assert not any("alice" in one for one in failures)
 
 
+@pytest.mark.long
 async def test_a_session_that_is_too_large_is_not_tried_at_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin, tries = Saves.begin, 0
 
@@ -225,12 +232,15 @@ async def test_a_session_that_is_too_large_is_not_tried_at_every_cell(tmp_path: 
 
 
 async def test_only_so_many_sessions_are_saved_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit, at_once, most = Writer.commit, 0, 0
+    commit, at_once, most, two = Writer.commit, 0, 0, asyncio.Event()
 
     async def count(*arguments: Any) -> Any:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
+        if at_once == 2:
+            two.set()
+        await two.wait()
         await asyncio.sleep(0.05)
         at_once -= 1
         return await commit(*arguments)
@@ -245,8 +255,13 @@ async def test_only_so_many_sessions_are_saved_at_a_time(tmp_path: Path, monkeyp
         assert len(await interpreter.saved()) == 6
 
 
-async def test_a_server_that_stops_does_not_wait_for_saves_without_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with server(tmp_path, CloseSeconds=1) as interpreter:
+@pytest.mark.long
+async def test_saves_without_end_hold_up_no_others_nor_the_end_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(saved_sessions, "_SAVED_AT_ONCE", 1)
+    monkeypatch.setattr(saved_sessions, "_SLOT_SECONDS", 0.1)
+    async with server(tmp_path, CloseSeconds=5) as interpreter:
         endless = "class Endless:\n def __reduce__(self): import time; time.sleep(1000)\nx = Endless()"
         await Session(interpreter, "endless").run(endless)
         await Session(interpreter, "other").run("x = 1")
