@@ -464,3 +464,27 @@ async def test_a_killed_server_loses_only_what_was_not_saved_and_says_restored(t
             with Server("--port", port, "--api-key", "key"):
                 assert await text(session, "x") == ("1", "restored: restart")
                 assert await text(session, "x") == ("1", "kept")
+
+
+async def test_a_session_in_which_nothing_ran_is_not_written_again(tmp_path: Path) -> None:
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        await session.run("x = 1")
+        first = await session.save()
+        assert await session.save() == first
+        await session.upload_file("data.csv", "1")
+        second = await session.save()
+        assert second.created > first.created
+        await session.variables()  # its own cell may change things
+        third = await session.save()
+        assert third.created > second.created
+        assert await session.save() == third
+        await opened.forget("alice")
+        assert (await session.save()).created > third.created
+        await session.run("import threading; t = threading.Thread(target=threading.Event().wait, daemon=True); t.start()")
+        fourth = await session.save()
+        assert (await session.save()).created > fourth.created
+        await session.run("import subprocess; p = subprocess.Popen(['sleep', '60'])")
+        fifth = await session.save()
+        assert (await session.save()).created > fifth.created
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        assert await text(session, "x") == ("1", "restored: restart")

@@ -21,7 +21,7 @@ from .session import copies, saved_state
 from .session.cell import CellNotSentError
 from .session.checkpoints import Checkpoints, SessionCheckpoint
 from .session.copies import deleted_open_files, restore
-from .session.descriptors import SpawnedSession, Workspace, host_pid
+from .session.descriptors import SpawnedSession, Workspace, host_pid, time_at_rest
 from .session.files import Files
 from .session.interpreter import Interpreter, fork, start
 from .session.processes import KillResult
@@ -211,6 +211,13 @@ class Sandbox:
         """
         most = int(self._limits.memory * _SAVED_BELOW)
         return await saved_state.save(await self.interpreter(), receive, timeout=timeout, on_forked=on_forked, most_memory=most)
+
+    def time_at_rest(self) -> int | None:
+        """Return the processor time of the session's only process in nanoseconds, or None if it has other processes or threads.
+
+        While it stays the same, the session is unchanged, except by the host.
+        """
+        return None if self.running is None else time_at_rest(self.running.runtime.init, self.running.pidfd)
 
     async def restore(self, chunks: "AsyncIterator[Data]", *, timeout: float) -> dict[str, str]:
         """Restore what `save` received, in a sandbox that has run no cell. Return the names of what is missing, with the reasons.

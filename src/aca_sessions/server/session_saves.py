@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import FencedError, SaveTooLargeError, SnapshotError
 from ..lifetime import Tasks, log_failure
 from ..models import SavedSession
+from ..sandbox.sandbox import Sandbox
 from .saved_sessions import Moment, SavedSessions
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class SessionSaves:
         self._tasks = Tasks()
         # How often the session was changed, how many of these changes are saved, and how many are in the save that is being written.
         self._changes = self._saved_changes = self._covered = 0
+        self._latest: tuple[SavedSession, int] | None = None  # the latest save on request, with the processor time of the session after it
         self._background: asyncio.Task[None] | None = None
         self._last: asyncio.Task[None] | None = None
         self._has_ended = False
@@ -103,6 +105,7 @@ class SessionSaves:
             self._background.cancel()
             self._background = None  # the next change starts another one, which waits
         async with self._one_at_a_time:
+            self._latest = None
             yield
             self._keeps_failed = False
 
@@ -135,10 +138,19 @@ class SessionSaves:
 
     async def _save(self, saved: SavedSessions, *, releases: bool) -> SavedSession:
         async with self._one_at_a_time:
-            await self._session.sandbox()  # which takes the lease of the session
+            sandbox = await self._session.sandbox()  # which takes the lease of the session
+            if self._latest is not None and self._is_unchanged(saved, sandbox, self._latest[1]):
+                return self._latest[0]
             done = await saved.save(self._session, self._between_cells(saved, releases=releases))
             self._saved_changes = self._covered
+            at_rest = None if releases else sandbox.time_at_rest()  # a cell may run already, if it was released
+            self._latest = None if at_rest is None else (done, at_rest)
             return done
+
+    def _is_unchanged(self, saved: SavedSessions, sandbox: Sandbox, at_rest: int) -> bool:
+        """Return whether nothing has happened since the latest save: no change was noted, and no process of the session has run."""
+        is_quiet = self._changes == self._saved_changes and not self._session.executions.unfinished_count
+        return is_quiet and self._may_save(saved) and sandbox.time_at_rest() == at_rest
 
     @asynccontextmanager
     async def _between_cells(self, saved: SavedSessions, *, releases: bool) -> AsyncIterator[Moment]:

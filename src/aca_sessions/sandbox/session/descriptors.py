@@ -19,9 +19,9 @@ from ..limits.watchdog import process_tree
 MOST_REPORTED = 100
 _LOOKS = 3
 # Positions among the fields behind the name in /proc/PID/stat (proc(5)). The times are in clock ticks: the process's own, those of children
-# that it waited for, and its start.
+# that it waited for; then its number of threads, and its start.
 _EXIT_CODE = 49
-_TIMES, _ENDED_TIMES, _BEGAN = slice(11, 13), slice(13, 15), 19
+_TIMES, _ENDED_TIMES, _THREADS, _BEGAN = slice(11, 13), slice(13, 15), 17, 19
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PROCESS_CLOCK = 2  # the kernel's CPUCLOCK_SCHED: combined with a pid, it is the clock that clock_getcpuclockid(3) returns
 
@@ -169,6 +169,20 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
             elif int(fields[_BEGAN]) >= int(since * _TICKS):
                 computed += _seconds(fields[_TIMES]) + _seconds(fields[_ENDED_TIMES])
     return computed
+
+
+def time_at_rest(init: int, interpreter: int) -> int | None:
+    """Return the processor time of an interpreter in nanoseconds, or None if it has several threads or is not alone in its session.
+
+    While this stays the same, nothing in the session can change, because changes need a processor.
+    """
+    try:
+        own = host_pid(interpreter)
+        if int(_fields(own)[_THREADS]) > 1 or any(_fields(pid)[0] not in "ZX" for pid in descendants(host_pid(init)) if pid != own):
+            return None
+        return time.clock_gettime_ns((~own << 3) | _PROCESS_CLOCK)
+    except (OSError, GuestDiedError):
+        return None
 
 
 def queued_time(process: int) -> float:
