@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "lifetime": {"errors"},
     "settings": {"settings", "client", "errors", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "client.snippets", "contract", "ledger", "models", "errors", "telemetry", "lifetime"},
+    "client": {"client", "client.snippets", "contract", "durable", "ledger", "models", "errors", "telemetry", "lifetime", "guest_text"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page
     "sandbox.policy": {"errors"},
     "sandbox.wire": set(),
@@ -50,13 +50,14 @@ MAY_IMPORT = {
         "sandbox.policy",
         "sandbox.wire",
         "sandbox.syscalls",
+        "durable",  # for the records of a saved state
         "ledger",
         "models",
         "errors",
         "lifetime",
         "guest_text",
     },
-    "durable": {"durable", "models", "errors", "telemetry", "lifetime"},
+    "durable": {"durable", "sandbox.wire", "models", "errors", "telemetry", "lifetime", "guest_text"},
     "hosting": set(),
     "server.guard": {"hosting", "contract"},
     "server": {

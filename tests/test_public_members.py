@@ -8,15 +8,15 @@ import aca_sessions
 
 MEMBERS = {
     "Session": """
-        branch checkpoint checkpoints complete delete_file download_file execute_command execution health inspect install
-        install_missing interrupt list_files packages reset rollback run save save_file start stream supports to_notebook undo uninstall
-        upload_file variables write_notebook write_script
+        branch checkpoint checkpoints complete delete_file download_file execute_command execution export health inspect
+        install install_missing interrupt list_files packages reset rollback run save save_file start stream supports to_notebook undo
+        uninstall upload_file variables write_notebook write_script
     """,
-    "SessionPool": "active close forget get_or_create release saved session terminate",
+    "SessionPool": "active close forget get_or_create import_ release saved session terminate",
     "CodeInterpreter": """
         can_end_sessions checkpoint checkpoints close delete_checkpoint delete_file delete_session download_file execute execution
-        forget get_session install interrupt is_closed isolation list_files list_sessions packages reset save save_file saved start
-        supports uninstall upload_file
+        export forget get_session import_ install interrupt is_closed isolation list_files list_sessions packages reset save save_file
+        saved start supports uninstall upload_file
     """,
     "InteractiveSession": """
         branch checkpoint checkpoints close complete delete_file download_file execute_command health history inspect install interrupt

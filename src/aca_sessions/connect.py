@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import httpx
 from anyio import to_thread
 
-from .client.http import EMBEDDED, SessionsHttpClient
+from .client.http import EMBEDDED, EmbeddedTransport, SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import VERSIONS
@@ -329,7 +329,12 @@ def _open_server(
 
         await sandboxes.wait_until_ready()
         given = hosting or Hosting()
-        host = replace(given, audit=given.audit or options.Audit.File, audit_code=given.audit_code or options.Audit.Code)
+        host = replace(
+            given,
+            audit=given.audit or options.Audit.File,
+            audit_code=given.audit_code or options.Audit.Code,
+            max_save=options.Durable.MaxMegabytes << 20,
+        )
         saved = (
             await _open_saved_sessions(options.Durable, chosen.tenant, stack)
             if options.Durable.Store and not (host.plain or host.shell)
@@ -410,7 +415,7 @@ async def _embedded_client(settings: Settings, policy: "Policy | None", hosting:
     opening = _open_server(settings, policy, hosting, single_process=False)
     app = await stack.enter_async_context(opening)
     stack.sync_closers.append(opening.abandon)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=EMBEDDED)
+    return httpx.AsyncClient(transport=EmbeddedTransport(app), base_url=EMBEDDED)
 
 
 async def _remote_client(settings: Settings, stack: Stack) -> httpx.AsyncClient:

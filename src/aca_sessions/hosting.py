@@ -57,6 +57,7 @@ class Hosting:
     # Bytes of an uploaded file, and of a request with a cell.
     max_upload: int = 128 << 20
     max_request: int = 64 << 20
+    max_save: int = 4096 << 20  # bytes of an exported session
     api_key: str | None = field(default=None, repr=False)
     api_keys: Keys | None = field(default=None, repr=False)  # in place of `api_key`, for keys that change while the server runs
     allowed_hosts: frozenset[str] = frozenset()

@@ -10,6 +10,7 @@ import uuid
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
@@ -94,6 +95,19 @@ class Ledger:
         self.id, self.fetched = record.ledger, fetched
         self._entries = [*record.entries]
         self.position, self.cells = record.end, record.cells
+
+    def record_import(self, saved: datetime, *, missing: tuple[str, ...], gone: Collection[str] = ()) -> None:
+        """Record that the session began from an exported one, which was written at `saved`.
+
+        `gone` says whether the exported session had lost its `variables` or `files` before. `missing` names what is missing.
+        """
+        to, cause = -1, "import"  # what happened here before, to another session of this name, does not matter
+        if gone:
+            cause = "before the export"
+            variables: Part = "lost" if "variables" in gone else "kept"
+            to = self.append("ended", cause=cause, variables=variables, files="lost" if "files" in gone else "kept").position
+        effects: dict[str, Any] = {"variables": "restored", "files": "restored", "processes": "ended"}
+        self.append("restored", cause=cause, to=to, missing=missing, saved=saved, **effects)
 
     def skip_to(self, position: int) -> None:
         """Go on above a position. Do nothing if this ledger is there already.

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Never, TypeVar
@@ -171,6 +171,29 @@ async def run_in_thread(work: Callable[..., Result], *arguments: object) -> Resu
     if cancelled is not None:
         raise cancelled
     return running.result()
+
+
+async def stream_from(work: Callable[[Callable[[Result], Awaitable[None]]], Coroutine[Any, Any, object]]) -> AsyncIterator[Result]:
+    """Run `work` in a task, and yield what it passes to its argument, a function that waits while the reader is behind.
+
+    An error of `work` is raised after what it passed before. Closing the iterator cancels `work` and waits for its end.
+    """
+    queue: asyncio.Queue[Result] = asyncio.Queue(1)
+    running = asyncio.ensure_future(work(queue.put))
+    getting = asyncio.ensure_future(queue.get())
+    try:
+        while not running.done() or not queue.empty() or getting.done():
+            await asyncio.wait({getting} if running.done() else {getting, running}, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                item, getting = getting.result(), asyncio.ensure_future(queue.get())
+                yield item
+        await running
+    finally:
+        getting.cancel()
+        running.cancel()
+        await asyncio.wait({running, getting})
+        if not running.cancelled():
+            running.exception()  # retrieved, so that asyncio does not log it
 
 
 async def create_in_thread(make: Callable[[], Result], discard: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +20,11 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from aca_sessions import PackageSource, Policy, Settings, open_server
+from aca_sessions.durable.chunks import stream
+from aca_sessions.durable.records import Manifest, encode_notebook
+from aca_sessions.durable.sealed_stream import seal
 from aca_sessions.hosting import Hosting
+from aca_sessions.sandbox.wire import RECORD
 from aca_sessions.server import app as server
 from aca_sessions.server.routing import RouteSpec
 
@@ -205,8 +210,21 @@ async def _about_saves(http: httpx.AsyncClient) -> None:
     await http.post("/executions", json={"code": "import threading; x, lock = 1, threading.Lock()"})
     assert (await http.post("/session/save")).json()["variables"] == 2
     assert [one["session_id"] for one in (await http.get("/savedSessions")).json()["value"]] == ["test"]
+    exported = (await http.post("/session/export", json={"cells": []})).content
+    octets, large = {"content-type": "application/octet-stream"}, Manifest(created=datetime.now(UTC)).encode() + encode_notebook(b"")
+    large += RECORD.pack(2, 1 << 50) + b"{}"
+    for name, status, content in (
+        ("moved", 200, exported),
+        ("moved", 409, exported),
+        ("other", 400, exported[:-1]),
+        ("other", 413, b"".join([chunk async for chunk in seal(stream(large))])),
+    ):
+        imported = await http.post("/session/import", content=content, headers=octets, params={"identifier": name})
+        assert (imported.status_code, imported.json().get("variables", 2)) == (status, 2)
+    assert (await http.delete("/session", params={"identifier": "moved"})).status_code == 204
     await http.post("/executions", json={"code": "import sys; sys.modules['aca_sessions.sandbox.guest.saves']._write = None"})
     assert (await http.post("/session/save")).status_code == 409
+    assert (await http.post("/session/export")).status_code == 409
 
 
 async def _about_missing_sessions(http: httpx.AsyncClient) -> None:

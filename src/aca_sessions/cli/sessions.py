@@ -16,6 +16,7 @@ from ..client.session import Session
 from ..connect import open_interpreter
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError, ServiceError
 from ..guest_text import for_terminal, shown_name
+from ..models import SavedSession
 from ..settings import Settings
 from .streams import standard_input, write_error
 
@@ -103,6 +104,46 @@ async def forget_sessions(options: argparse.Namespace) -> int:
     return 0
 
 
+async def export_session(options: argparse.Namespace) -> int:
+    """Write a session into a file, and print what it has. List on standard error what cannot be exported."""
+    target = free_path(options.name, options.file, force=options.force)
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        await _require_live_or_saved(interpreter, options.name)
+        _print_moved("exported", await interpreter.export(options.name, target))
+    return 0
+
+
+async def import_session(options: argparse.Namespace) -> int:
+    """Begin a session from a file, and print what it has. List on standard error what is missing."""
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
+        try:
+            saved = await interpreter.import_(options.file, options.name or Path(options.file).stem, trust=options.trust)
+        except InvalidArgumentError:
+            if options.trust:
+                raise
+            raise InvalidArgumentError(
+                "restoring an exported session runs the code in its file, in the sandbox of the new session: if you trust where the file "
+                "is from, add --trust"
+            ) from None
+    _print_moved("imported", saved)
+    return 0
+
+
+def _print_moved(what: str, saved: SavedSession) -> None:
+    for name, why in saved.lost.items():
+        write_error(f"[not {what}: {for_terminal(name)} ({for_terminal(why)})]")
+    print(f"{what} {saved.variables} variables, {saved.size} bytes, in {saved.seconds:.1f} s")
+
+
+async def _require_live_or_saved(interpreter: CodeInterpreter, name: str) -> None:
+    """Raise InvalidArgumentError if the endpoint has no session of this name, live or saved: an export would begin an empty one."""
+    try:
+        await _require_session(interpreter, name, "NAME")
+    except InvalidArgumentError:
+        if not await interpreter.supports("save") or all(one.session_id != name for one in await interpreter.saved()):
+            raise
+
+
 async def list_files(options: argparse.Namespace) -> int:
     """Print a line for each file in a folder of a session: its size, when it was changed last, and its name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
@@ -183,8 +224,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _add_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    own = commands.add_parser("sessions", help="list, end and save the sessions of an Endpoint").add_subparsers(
-        required=True, metavar="ls|rm|save|saved|forget"
+    own = commands.add_parser("sessions", help="list, end, save and move the sessions of an Endpoint").add_subparsers(
+        required=True, metavar="ls|rm|save|saved|forget|export|import"
     )
     listing = own.add_parser("ls", help="list sessions: time of the last use, time of the end, name (a secret)")
     listing.set_defaults(act=list_sessions)
@@ -199,7 +240,19 @@ def _add_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     forgetting = own.add_parser("forget", help="delete the saves of sessions; sessions that run go on")
     forgetting.add_argument("name", nargs="+", metavar="NAME", help="the name of a session")
     forgetting.set_defaults(act=forget_sessions)
-    for parser in (listing, removing, saving, saved, forgetting):
+    exporting = own.add_parser("export", help="write a session into a file: its variables, files, packages and settings")
+    exporting.add_argument("name", metavar="NAME", help="the name of the session")
+    exporting.add_argument("file", metavar="FILE", help="the file; it has what the session has, and is not encrypted")
+    exporting.add_argument("--force", action="store_true", help="replace a file that exists")
+    exporting.set_defaults(act=export_session)
+    importing = own.add_parser("import", help="begin a session from a file that `export` wrote, here or elsewhere")
+    importing.add_argument("file", metavar="FILE", help="the file")
+    importing.add_argument(
+        "name", nargs="?", metavar="NAME", help="the name of the new session, by default that of the file without its end"
+    )
+    importing.add_argument("--trust", action="store_true", help="run the code in the file, which restores the session, in its sandbox")
+    importing.set_defaults(act=import_session)
+    for parser in (listing, removing, saving, saved, forgetting, exporting, importing):
         parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
 
 

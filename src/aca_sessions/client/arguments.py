@@ -295,3 +295,12 @@ def _is_well_formed(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_trust(trust: bool) -> None:
+    """Raise InvalidArgumentError unless the caller trusts the file."""
+    if trust is not True:
+        raise InvalidArgumentError(
+            "restoring an exported session runs the code in its file, in the sandbox of the new session: if you trust where the file is "
+            "from, pass trust=True"
+        )

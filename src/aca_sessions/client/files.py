@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import quote
 
 from .. import telemetry
@@ -20,12 +20,12 @@ from ..models import RemoteFile
 from .arguments import checked_data, checked_folder, checked_path
 from .executions import DEFAULT_WAIT
 from .history import RecordingFile, UploadStep, upload_step
-from .http import SessionsHttpClient, decode_response
+from .http import Response, SessionsHttpClient, decode_response
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces the file at `path` at the end of the `with` block.
+def replace_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces the file at `path` at the end of the `with` block. A new file has this mode, less the umask.
 
     If the block raises an exception, the file at `path` stays as it was. A new file has the permissions of the one that it replaces. If
     `path` is a device or a pipe, open it directly: nothing undoes what a failed block wrote.
@@ -38,7 +38,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         return
     # In the same folder: rename(2) replaces a file atomically only within one file system.
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")
-    descriptor = _create(temporary, path, 0o666 if earlier is None else 0o600)
+    descriptor = _create(temporary, path, mode if earlier is None else 0o600)
     try:
         with open(descriptor, "wb") as file:
             yield file
@@ -175,15 +175,13 @@ class SessionFiles:
             sent = stack.enter_context(RecordingFile(content)) if isinstance(content, Path) else content
             size = os.fstat(sent.fileno()).st_size if isinstance(sent, RecordingFile) else len(sent)
             with telemetry.span("upload", session_id, bytes=size):
-                response = await self._http.request(
-                    "POST",
-                    self._dialect.UPLOAD_PATH,
-                    identifier=session_id,
-                    query=_path(folder),
-                    file=(name, sent),
-                    timeout=DEFAULT_WAIT,
-                )
+                response = await self.send(session_id, folder, name, sent)
         return decode_response(response, self._dialect.decode_upload), upload_step(path, sent)
+
+    async def send(self, session_id: str, folder: str, name: str, content: bytes | IO[bytes]) -> Response:
+        """Write a file into a folder of /mnt/data, and return the response."""
+        path, query, timeout = self._dialect.UPLOAD_PATH, _path(folder), DEFAULT_WAIT
+        return await self._http.request("POST", path, identifier=session_id, query=query, file=(name, content), timeout=timeout)
 
     async def list(self, session_id: str, folder: str) -> list[RemoteFile]:
         """Return the files and folders directly in /mnt/data, or in a folder of it."""
@@ -198,6 +196,13 @@ class SessionFiles:
                 parts.clear()
             parts.append(data)
         return b"".join(parts)
+
+    async def stream(self, session_id: str, name: str) -> AsyncIterator[bytes]:
+        """Yield the chunks of a file in /mnt/data, which must not change meanwhile."""
+        path, timeout = self._dialect.content_path(name), DEFAULT_WAIT
+        async with self._http.stream("GET", path, identifier=session_id, timeout=timeout) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def save(self, session_id: str, name: str, path: Path) -> int:
         """Write a file's content to a path on this machine and return its size in bytes.

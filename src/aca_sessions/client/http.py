@@ -5,17 +5,18 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import httpx
 
 from ..contract import extensions, flat
 from ..contract.records import API_VERSION, UNBEGUN, decode_problem, retry_after
-from ..errors import CertificateError, NotSupportedError, ServiceUnavailableError
-from ..lifetime import OwnerProcess
+from ..errors import ACASessionsError, CertificateError, NotSupportedError, ServiceUnavailableError
+from ..lifetime import OwnerProcess, stream_from
 from .arguments import checked_session_id
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
@@ -90,7 +91,9 @@ class SessionsHttpClient:
         headers: Mapping[str, str] | None = None,
         json: object = None,
         file: tuple[str, bytes | IO[bytes]] | None = None,
+        content: AsyncIterable[bytes] | None = None,
         timeout: float | None = None,
+        stream: bool = False,
     ) -> httpx.Response:
         """Send a request and return its response. Raise one of this package's exceptions for an error response.
 
@@ -104,7 +107,9 @@ class SessionsHttpClient:
             headers: Further headers.
             json: A body to send as JSON.
             file: The name and the content of a file to send as a form.
+            content: A body to send in chunks. It is iterated once for each attempt.
             timeout: Seconds to wait for the response, by default the client's `request_timeout`.
+            stream: Return the response before its body has arrived. The caller must close it: the method `stream` does.
         """
         self._owner.check()
         if self._client.is_closed:
@@ -112,7 +117,9 @@ class SessionsHttpClient:
         url = self._url(path, identifier) if query is None else self._build_url(path, identifier, query)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
-        request = self._client.build_request(method, url, headers=headers, json=json, files=files, timeout=limits)
+        request = self._client.build_request(method, url, headers=headers, json=json, files=files, content=content, timeout=limits)
+        if stream:
+            request.extensions["stream"] = True
         deadline = time.monotonic() + self._patience_seconds
         next_wait, connects = _FIRST_WAIT, 0
         # A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
@@ -122,7 +129,7 @@ class SessionsHttpClient:
             wait = next_wait * random.uniform(0.5, 1.5)  # noqa: S311
             next_wait = min(next_wait * 2, _LONGEST_WAIT)
             try:
-                response = await self._client.send(request)
+                response = await self._client.send(request, stream=stream)
             except _BEFORE_SENDING as error:
                 if (refused := _find_tls_error(error, url)) is not None:
                     raise refused from error
@@ -146,6 +153,8 @@ class SessionsHttpClient:
                     ) from error
             else:
                 self._has_answered = True
+                if stream and not response.is_success:
+                    await response.aread()
                 if response.is_success or not _should_retry(method, response):
                     break
                 wished = retry_after(response.headers)
@@ -168,6 +177,21 @@ class SessionsHttpClient:
                 problem = None
             raise decode_problem(response.status_code, problem, response.headers)
         return response
+
+    @asynccontextmanager
+    async def stream(self, method: str, path: str, **options: Any) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send a request as `request` does, and yield the chunks of its response while they arrive, for an `async with` block.
+
+        Args:
+            method: The HTTP method.
+            path: The path below the endpoint.
+            options: The other arguments of `request`.
+        """
+        response = await self.request(method, path, stream=True, **options)
+        try:
+            yield _read_chunks(response)
+        finally:
+            await response.aclose()
 
     def _build_url(self, path: str, identifier: str | None, query: Mapping[str, str] | None = None) -> httpx.URL:
         params = {"api-version": self.api_version, **(query or {})}
@@ -211,6 +235,72 @@ class SessionsHttpClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _read_chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_bytes():  # a proxy may have compressed it
+            yield chunk
+    except httpx.HTTPError as error:
+        raise ServiceUnavailableError(
+            f"{response.url.host} broke the response off ({type(error).__name__}): try again, and see the log of the service", sent=True
+        ) from error
+
+
+class EmbeddedTransport(httpx.ASGITransport):
+    """Sends requests to an ASGI application in this process. A response that is streamed is not collected in memory first."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Return the response to a request."""
+        if "stream" not in request.extensions:
+            return await super().handle_async_request(request)
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": request.method,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            "scheme": request.url.scheme,
+            "path": request.url.path,
+            "raw_path": request.url.raw_path.partition(b"?")[0],
+            "query_string": request.url.query,
+            "server": (request.url.host, request.url.port),
+            "client": ("127.0.0.1", 123),
+            "root_path": "",
+        }
+        sent = False
+
+        async def receive() -> dict[str, object]:
+            nonlocal sent
+            if sent:
+                await asyncio.Event().wait()  # a client that goes away cancels the application
+            sent = True
+            return {"type": "http.request", "body": await request.aread(), "more_body": False}
+
+        async def respond(put: Callable[[Any], Awaitable[None]]) -> None:
+            await self.app(scope, receive, put)
+
+        messages = stream_from(respond)
+        start = await anext(messages)
+        return httpx.Response(start["status"], headers=start["headers"], stream=_EmbeddedBody(messages))
+
+
+class _EmbeddedBody(httpx.AsyncByteStream):
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for message in self._messages:
+                if message["type"] == "http.response.body":
+                    yield message.get("body", b"")
+        except ACASessionsError:
+            raise
+        except Exception as error:  # as a connection that breaks
+            raise httpx.ReadError("the application failed") from error
+
+    async def aclose(self) -> None:
+        await self._messages.aclose()  # type: ignore[attr-defined]
 
 
 def _has_no_identifier(record: logging.LogRecord) -> bool:

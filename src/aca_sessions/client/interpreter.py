@@ -7,9 +7,9 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 from .. import telemetry
 from ..contract import extensions, flat
@@ -29,7 +29,15 @@ from ..models import (
     SavedSession,
     SessionInfo,
 )
-from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, invalid_code_error
+from .arguments import (
+    check_trust,
+    checked_install_timeout,
+    checked_names,
+    checked_requirements,
+    checked_session_id,
+    checked_timeout,
+    invalid_code_error,
+)
 from .arguments import sanitize as take_out_of_fences
 from .executions import AnswerCall, AnswerInput, Execution, Executions, background_execution, ended_execution, extension_headers
 from .files import SessionFiles
@@ -37,6 +45,9 @@ from .history import UploadStep
 from .http import Response, SessionsHttpClient, decode_response, shown_endpoint
 from .session_ledgers import SessionLedgers
 from .snippets import snippet
+
+if TYPE_CHECKING:
+    from .exports import Exports
 
 INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
@@ -415,6 +426,28 @@ class CodeInterpreter:
         """Delete the saves of a session. The session itself goes on, if there is one. Raise NotFoundError if there are no saves."""
         await self._require_store()
         await self._http.request("DELETE", extensions.SAVE_PATH, identifier=session_id)
+
+    @cached_property
+    def _exports(self) -> "Exports":
+        from .exports import Exports  # only now: most programs move no session
+
+        return Exports(self)
+
+    async def export(self, session_id: str, path: str | Path) -> SavedSession:
+        """Write a session into a file, which can be imported at another endpoint, and return what it has: see `Session.export`."""
+        return await self._exports.export(session_id, Path(path), self._position_of(checked_session_id(session_id)))
+
+    async def import_(self, path: str | Path, session_id: str, *, trust: bool = False) -> SavedSession:
+        """Begin a session from a file that `export` wrote, and return what was restored: see `SessionPool.import_`.
+
+        Args:
+            path: The file.
+            session_id: The name of the new session.
+            trust: Whether you trust where the file is from. Restoring runs its code, in the sandbox of the new session.
+        """
+        check_trust(trust)
+        saved, _ = await self._exports.import_(session_id, Path(path))
+        return saved
 
     async def _require_store(self) -> None:
         if not await self._http.offers("save"):

@@ -15,14 +15,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from .. import telemetry
-from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
+from ..errors import ACASessionsError, InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError, ServiceError
 from ..lifetime import AsyncBlock, OwnerProcess, Tasks, find_calling_line
 from ..models import Access, SavedSession, SessionInfo
-from .arguments import checked_session_id
+from .arguments import check_trust, checked_session_id
+from .history import read_notebook
 from .interpreter import CodeInterpreter
 from .session import Session
 
@@ -265,6 +267,7 @@ class SessionPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks = Tasks()
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._notebooks: dict[str, dict[str, Any]] = {}  # of imported sessions that were not leased yet
 
     def session(self, session_id: str | None = None) -> AbstractAsyncContextManager[Session]:
         """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
@@ -278,7 +281,7 @@ class SessionPool:
     async def _leased(self, session_id: str | None) -> AsyncIterator[Session]:
         lease = await self._lease(session_id)
         try:
-            yield Session(self._interpreter, lease.session_id)
+            yield self._session_of(lease)
         finally:
             await self._release(lease)
 
@@ -287,7 +290,15 @@ class SessionPool:
 
         The lease lasts until `release` is called, or until the session is terminated.
         """
-        return Session(self._interpreter, (await self._lease(session_id)).session_id)
+        return self._session_of(await self._lease(session_id))
+
+    def _session_of(self, lease: Lease) -> Session:
+        session = Session(self._interpreter, lease.session_id)
+        if (notebook := self._notebooks.pop(lease.session_id, None)) is not None:
+            with contextlib.suppress(InvalidArgumentError):  # it is not needed to use the session
+                for step, _ in read_notebook(notebook):
+                    session.history.add(step)
+        return session
 
     async def _lease(self, session_id: str | None) -> Lease:
         self._owner.check()
@@ -374,6 +385,38 @@ class SessionPool:
         self._owner.check()
         await self._interpreter.forget(session_id)
 
+    async def import_(self, path: str | Path, session_id: str, *, trust: bool = False) -> SavedSession:
+        """Begin a session from a file that `Session.export` wrote, and return what was restored. The rest is named in `lost`.
+
+        The first result of the session has the state `restored: import`. Its history has the cells in the file. If the import fails, no
+        session is left. Raise SaveCorruptedError if the file was changed or cut off, and ServiceError (`SessionExists`) if a session of
+        this name is live or saved.
+
+        Args:
+            path: The file.
+            session_id: The name of the new session.
+            trust: Whether you trust where the file is from. Restoring runs its code, in the sandbox of the new session.
+        """
+        check_trust(trust)
+        if self._leases.has_session(checked_session_id(session_id)):
+            raise ServiceError(409, "SessionExists", "this pool has a session of this name: choose another name, or terminate that session")
+        lease = await self._lease(session_id)
+        try:
+            saved, notebook = await self._interpreter._exports.import_(session_id, Path(path))
+        except BaseException:
+            # The endpoint has ended what it began. Another program may have a session of this name, which must not be ended.
+            if self._leases.leases_of(session_id) == 1:
+                self._leases.terminate(session_id)
+                telemetry.leases.add(-1)
+                self._tell("released", session_id)
+            else:
+                await self._release(lease)
+            raise
+        if notebook is not None:
+            self._notebooks[session_id] = notebook
+        await self._release(lease)
+        return saved
+
     def active(self) -> list[SessionInfo]:
         """Return descriptions of the sessions that the pool keeps. Those with `is_active` are leased now, the others are idle.
 
@@ -456,6 +499,7 @@ class SessionPool:
 
     def _end(self, session_ids: Collection[str], *, expired: bool = False, saved: bool = False) -> list["asyncio.Task[None]"]:
         for session_id in session_ids:
+            self._notebooks.pop(session_id, None)
             self._ending[session_id] = task = self._tasks.start(_delete(self._interpreter, session_id, expired=expired, saved=saved))
             task.add_done_callback(lambda done, name=session_id: self._ended(name, done))  # type: ignore[misc]
         return [self._ending[session_id] for session_id in session_ids]

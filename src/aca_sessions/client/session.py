@@ -317,6 +317,18 @@ class Session:
         """
         return await self._interpreter.save(self.session_id)
 
+    async def export(self, path: str | Path) -> SavedSession:
+        """Write the session into a file, and return what it has: variables, files, packages, settings and this object's cells.
+
+        The file can be imported at any endpoint: see `SessionPool.import_`. It is replaced whole or not at all. It is not encrypted, and
+        has what the session has. Things that cannot be saved are named in `lost`. Raise SnapshotError if the session cannot be exported.
+        """
+        steps = self.history.steps
+        packages = [one for step in steps if isinstance(step, InstallStep) for one in step.requirements]
+        notebook = self.to_notebook() if steps else None
+        exports = self._interpreter._exports
+        return await exports.export(self.session_id, Path(path), self._caller, notebook=notebook, packages=packages)
+
     async def undo(self) -> Checkpoint:
         """Roll back to the latest checkpoint, remove that checkpoint and return it.
 

@@ -13,8 +13,9 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from ..ledger import CallerPosition, Ledger, format_position
 from ..models import CodeExecutionResult
@@ -119,6 +120,10 @@ class SessionLedgers:
             files = "lost" if with_files else "kept"
             known.ledger.append("ended" if with_files else "died", cause=cause, variables="lost", files=files, processes="ended")
             known.mark = None
+
+    def record_import(self, session_id: str, saved: datetime, *, missing: tuple[str, ...], gone: Collection[str]) -> None:
+        """Record in a session's ledger that it began from an exported one. The arguments are those of `Ledger.record_import`."""
+        self._session(session_id).ledger.record_import(saved, missing=missing, gone=gone)
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
         """Clear a session's variables by running a cell, and record the reset in the session's ledger.

@@ -36,8 +36,8 @@ from types import ModuleType
 from typing import Any
 from urllib.request import Request, urlopen
 
-_CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])({{}})"
-CELL_PREFIX = _CELL.partition("{")[0]  # begins each cell that a client sent for itself
+CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])({{}})"
+CELL_PREFIX = CELL.partition("{")[0]  # begins each cell that a client sent for itself
 
 
 def snippet(name: str, *arguments: "str | int") -> str:
@@ -45,7 +45,7 @@ def snippet(name: str, *arguments: "str | int") -> str:
 
     The cell is one expression whose value is None, so it shows nothing and sets no name.
     """
-    return _CELL.format(source=source_of(name), name=name, arguments=arguments)
+    return CELL.format(source=source_of(name), name=name, arguments=arguments)
 
 
 @cache

@@ -32,7 +32,7 @@ from ..models import (
 from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages", "history", "names")
+OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages", "history", "names", "export")
 
 
 def offer(*, stores: bool = False) -> dict[str, str]:
@@ -70,6 +70,7 @@ HISTORY_PATH = "session/history"
 NAME_PATH = "session/name"
 SAVE_PATH = "session/save"
 SAVED_PATH = "savedSessions"
+EXPORT_PATH, IMPORT_PATH = "session/export", "session/import"
 HEALTH_PATH = "health"
 ISOLATION_PATH = "isolation"
 

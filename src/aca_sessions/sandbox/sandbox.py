@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from anyio import to_thread
 
+from ..durable.chunks import Data
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
 from ..lifetime import Tasks, create_in_thread
@@ -26,7 +27,7 @@ from .session.files import Files
 from .session.interpreter import Interpreter, fork, start
 from .session.processes import KillResult
 from .session.runtime import SharedRuntime
-from .session.saved_state import Data, StateReader
+from .session.saved_state import StateReader
 
 Result = TypeVar("Result")
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]

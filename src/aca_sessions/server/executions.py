@@ -438,11 +438,14 @@ class Executions:
         """Wait until all executions of the session have their results."""
         await self._tasks.finish()
 
-    async def run_in_turn(self, action: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
+    async def run_in_turn(self, action: Callable[[Sandbox], Awaitable[Answer]], *, cancellable: bool = False) -> Answer:
         """Wait until no cell runs, call `action` with the session's sandbox, and return what `action` returns.
 
-        Cells and actions run one at a time, in the order of their requests. If the caller is cancelled, the action continues.
+        Cells and actions run one at a time, in the order of their requests. If the caller is cancelled, the action continues, unless it is
+        `cancellable`.
         """
+        if cancellable:
+            return await self._call_in_turn(action)
         return await self._tasks.run_shielded(self._call_in_turn(action))
 
     def schedule_in_turn(self, action: Callable[[Sandbox], Awaitable[object]]) -> None:

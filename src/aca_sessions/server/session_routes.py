@@ -1,6 +1,8 @@
 """The routes of sessions (get, list, end, packages, checkpoints, branches), and of the server's health, isolation and metrics."""
 
 import asyncio
+import json
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from anyio import to_thread
@@ -14,6 +16,8 @@ from ..hosting import METRICS_PATH, Hosting
 from ..ledger import format_position
 from ..models import SessionInfo
 from ..sandbox.sandbox import Sandbox
+from .file_routes import OwningResponse
+from .moved_sessions import MovedSessions
 from .routing import Routes, check_has_sessions, read_address, read_after_number, read_json, read_skip, set_audit_event
 from .sessions import HostedSession, Sessions
 
@@ -337,21 +341,48 @@ class CheckpointRoutes:
 
 
 class SaveRoutes:
-    """The handlers of requests about saved sessions, if the server has a store."""
+    """The handlers of requests about exported sessions, and about saved ones if the server has a store."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
-        self._offered = sessions.saved is not None and not (hosting.plain or hosting.shell)
+        self._moved = MovedSessions(sessions, max_bytes=hosting.max_save)
+        self._max_request = hosting.max_request
+        self._offered = not (hosting.plain or hosting.shell)
 
     def routes(self) -> Routes:
-        """Return the routes of saved sessions, all of them extensions."""
+        """Return the routes of saved and exported sessions, all of them extensions."""
         if not self._offered:
             return []
+        moved: Routes = [(extensions.EXPORT_PATH, "POST", self.export), (extensions.IMPORT_PATH, "POST", self.import_)]
+        if self._sessions.saved is None:
+            return moved
         return [
+            *moved,
             (extensions.SAVE_PATH, "POST", self.save),
             (extensions.SAVE_PATH, "DELETE", self.forget),
             (extensions.SAVED_PATH, "GET", self.list),
         ]
+
+    async def export(self, request: Request) -> Response:
+        """Return a session as bytes that can be imported elsewhere. The request's body is a notebook for them, or empty."""
+        identifier = read_address(request, plain=False)[1]
+        notebook = await read_json(request, self._max_request, default=b"null")
+        async with AsyncExitStack() as resources:
+            session = request.state.session = self._sessions.get(identifier)
+            resources.enter_context(session.keep_in_use())
+            encoded = json.dumps(notebook).encode() if notebook is not None else b""
+            exporting = self._moved.export(session, encoded, request.headers.get(extensions.SINCE_HEADER))
+            chunks = await resources.enter_async_context(exporting)
+            set_audit_event(request, "export")
+            return OwningResponse(chunks, 200, {}, media_type="application/octet-stream", resources=resources.pop_all())
+
+    async def import_(self, request: Request) -> Response:
+        """Begin a session from the bytes of an exported one, and return what was restored."""
+        identifier = read_address(request, plain=False)[1]
+        saved = await self._moved.import_(identifier, request.stream(), request.is_disconnected)
+        request.state.session = self._sessions.find(identifier)
+        set_audit_event(request, "import", bytes=saved.size)
+        return JSONResponse(extensions.encode_saved(saved))
 
     async def save(self, request: Request) -> Response:
         """Save a session between two cells, and return what was saved."""

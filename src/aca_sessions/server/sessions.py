@@ -351,7 +351,7 @@ class Sessions:
             number for number, identifier in enumerate(identifiers, 1) if identifier in self._sessions or identifier in self._leaving
         ]:
             # The number and not the identifier, which is a secret.
-            said = f"identifier {taken[0]} of {len(identifiers)} is in use by a session already: give that branch another one"
+            said = f"identifier {taken[0]} of {len(identifiers)} is in use by a session already: choose another one"
             raise ProblemError(409, "SessionExists", said)
         reserved = []
         try:
@@ -373,7 +373,7 @@ class Sessions:
     async def _cancel_branches(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
         for session, opened in reserved:
             if not opened.done():
-                opened.set_exception(GuestDiedError("this branch was not made, because another of the same request failed: make new ones"))
+                opened.set_exception(GuestDiedError("this session was not made, because its import or another branch failed: repeat it"))
                 opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
                 self._remove(session, "deleted", cause=None)

@@ -23,6 +23,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
     gc.enable()
     os.environ.clear()
     os.environ.update(_environment() | (_proxy_variables(*proxy) if proxy else {}))
+    saves.environment.update(os.environ)
     interrupts.install_handler()
     snapshots.count_own_sockets()
     own_pid = os.getpid()

@@ -47,6 +47,8 @@ _READ_AT_ONCE = 64 << 20  # bytes of files that are read before the next cell ma
 _FILES_MILLISECONDS = 500  # that the next cell waits for it at most
 _TICK = 0.02  # seconds. The times of a file are as exact as the kernel's tick, at most 10 ms
 writing: set[int] = set()  # the pids of forks that write a state
+environment: dict[str, str] = {}  # the variables with which the session began
+left_out: list[str] = []  # files of the workspace that are not saved begin with one of these
 _MISSING = "cloudpickle is not installed in this session's Python: install it there, or choose another image"
 
 
@@ -62,7 +64,7 @@ def save(request: Save, link: Link, shell: Shell) -> Finished:
         pid = os.fork()
         if pid == 0:
             random.setstate(drawn)
-            _write_and_exit(ends, shell)
+            write_and_exit(ends, shell)
         if request.background:
             os.close(ends.pop())
             read = select.poll()
@@ -93,33 +95,41 @@ def restore(request: Restore, link: Link, shell: Shell) -> Finished:
     ends = link.take_descriptors()
     if len(ends) != 1:
         return _finished(request, error="the session has no descriptor left to restore its state")
-    missing: dict[str, str] = {}
-    restored = 0
-    folders: list[tuple[str, int, float]] = []
     with open(ends[0], "rb") as pipe:
         try:
-            from . import pickling
-
-            for header, payload in read_records(pipe):
-                if header["kind"] == "settings":
-                    _restore_settings(bytes(payload), shell, missing)
-                elif header["kind"] == "file":
-                    _restore_file(header, payload, missing, folders)
-                elif header["kind"] == "group":
-                    buffers = [memoryview(buffer) for _, buffer in zip(range(header["buffers"]), _payloads(pipe))]
-                    group = pickling.Group(header["names"], bytes(payload), buffers)
-                    restored += _restore_group(group, shell, missing)
+            restored, missing = read_state(pipe, shell)
         except ImportError:
             return _finished(request, error=_MISSING)
         except (ValueError, KeyError, TypeError, EOFError, struct.error):
             return _finished(request, error="the saved state cannot be read: it is damaged")
+        except (MemoryError, OverflowError):
+            return _finished(request, error="the saved state does not fit in the session's memory")
+    shell.forget_changes()
+    named = dict(list(missing.items())[:_MOST_NAMED])
+    return _finished(request, restored, json.dumps({"missing": named, "more": len(missing) - len(named)}))
+
+
+def read_state(pipe: BinaryIO, shell: Shell) -> tuple[int, dict[str, str]]:
+    """Restore a state. Return the number of variables, and the names of what could not be restored, with the reasons."""
+    from . import pickling
+
+    missing: dict[str, str] = {}
+    restored = 0
+    folders: list[tuple[str, int, float]] = []
+    for header, payload in read_records(pipe):
+        if header["kind"] == "settings":
+            _restore_settings(bytes(payload), shell, missing)
+        elif header["kind"] == "file":
+            _restore_file(header, payload, missing, folders)
+        elif header["kind"] == "group":
+            buffers = [memoryview(buffer) for _, buffer in zip(range(header["buffers"]), _payloads(pipe))]
+            group = pickling.Group(header["names"], bytes(payload), buffers)
+            restored += _restore_group(group, shell, missing)
     for path, mode, modified in reversed(folders):  # only now: files had to be made in them, which changed their times
         with contextlib.suppress(OSError):
             os.chmod(path, stat.S_IMODE(mode))
             os.utime(path, (modified, modified))
-    shell.forget_changes()
-    named = dict(list(missing.items())[:_MOST_NAMED])
-    return _finished(request, restored, json.dumps({"missing": named, "more": len(missing) - len(named)}))
+    return restored, missing
 
 
 def read_records(pipe: BinaryIO) -> Iterator[tuple[dict[str, Any], bytearray]]:
@@ -147,7 +157,7 @@ def _read(pipe: BinaryIO, size: int) -> bytearray:
     return data
 
 
-def _write_and_exit(ends: list[int], shell: Shell) -> None:
+def write_and_exit(ends: list[int], shell: Shell) -> None:
     """Write the state to the first of `ends`. If there are others, read the files first, then close these."""
     status = 1
     try:
@@ -263,6 +273,8 @@ class _Files:
             for name in sorted([*folders, *files]):
                 path = os.path.join(folder, name)
                 relative = os.path.relpath(path, session_folders.data)
+                if relative.startswith((*left_out,)):
+                    continue
                 try:
                     yield path, relative, os.lstat(path)
                 except OSError as error:
@@ -296,6 +308,9 @@ def _is_unchanged(path: str, before: os.stat_result) -> bool:
 
 def _restore_file(header: dict[str, Any], content: bytearray, missing: dict[str, str], folders: list[tuple[str, int, float]]) -> None:
     relative = os.fsdecode(bytes.fromhex(header["path"]))
+    if relative.startswith("/") or ".." in relative.split("/"):
+        missing[f"file {relative}"] = "its path leads out of the workspace"
+        return
     path, mode, modified = os.path.join(session_folders.data, relative), header["mode"], header["modified"]
     try:
         if stat.S_ISDIR(mode):
@@ -304,6 +319,9 @@ def _restore_file(header: dict[str, Any], content: bytearray, missing: dict[str,
             return
         if stat.S_ISLNK(mode):
             os.symlink(os.fsdecode(bytes(content)), path)
+            return
+        if not stat.S_ISREG(mode):
+            missing[f"file {relative}"] = "it is neither a file, nor a folder, nor a link"
             return
         with open(path, "wb") as file:
             file.write(content)
@@ -333,7 +351,7 @@ def _settings(shell: Shell) -> dict[str, object]:
         "inputs": [str(text) for text in _history(shell).input_hist_raw],
         "execution_count": shell.execution_count,
         "path": [_moved(entry, session_folders.data, DATA) for entry in sys.path if type(entry) is str],
-        "environment": dict(os.environ),
+        "environment": _changed_environment(),
         "random": random.getstate(),
         "warnings": warnings.filters[:],
     }
@@ -344,6 +362,12 @@ def _settings(shell: Shell) -> dict[str, object]:
     if "matplotlib" in sys.modules:
         settings["matplotlib.rcParams"] = dict(sys.modules["matplotlib"].rcParams)
     return settings
+
+
+def _changed_environment() -> dict[str, str | None]:
+    """Return the environment variables that cells have set, and None for those that they have removed."""
+    changed: dict[str, str | None] = dict.fromkeys(environment.keys() - os.environ.keys())
+    return changed | {name: value for name, value in os.environ.items() if environment.get(name) != value}
 
 
 def _moved(path: str, before: str, after: str) -> str:
@@ -377,11 +401,14 @@ def _set_path(path: list[str], _shell: Shell) -> None:
     sys.path.extend(entry for entry in own if entry not in sys.path)
 
 
-def _set_environment(environment: dict[str, str], _shell: Shell) -> None:
-    own = _OWN_VARIABLES & os.environ.keys()
-    kept = {name: os.environ[name] for name in own}
-    os.environ.clear()
-    os.environ.update({name: value for name, value in environment.items() if name not in _OWN_VARIABLES} | kept)
+def _set_environment(changed: dict[str, str | None], _shell: Shell) -> None:
+    for name, value in changed.items():
+        if name in _OWN_VARIABLES:
+            continue
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _set_warnings(filters: list[Any], _shell: Shell) -> None:

@@ -8,104 +8,31 @@ import os
 import select
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ...durable.chunks import Data
+from ...durable.records import SavedVariables, StateReader
 from ...errors import SnapshotError
 from ...lifetime import run_in_thread
-from ..wire import RECORD
 from .interpreter import Interpreter
 
+__all__ = ["SavedVariables", "StateReader", "restore", "save"]
 Result = TypeVar("Result")
-Data = bytes | bytearray | memoryview
 _PIECE = 1 << 20
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
-_LARGE = 1 << 20  # bytes of a payload that has parts of its own, because it often stays the same from one save to the next
-_PART = 8 << 20  # a change in a large payload costs the parts that it is in. Each part costs a file and two times fsync
 _MOMENT = 20  # milliseconds
-_MAX_HEADER = 1 << 20
-_MOST_NAMED = 10_000
 _LONGEST_NAME, _LONGEST_WHY = 1000, 300
-_ENDED = "the session ended before its state was complete: it may have reached a limit. Try again"
 _LOOK_SECONDS = 0.01
-_DAMAGED = "the session wrote a state that cannot be read: its code may have interfered. Reset the session, and save it again"
 
 
-@dataclass(slots=True)
-class SavedVariables:
-    """What a state has, as the session reported it.
-
-    Attributes:
-        python: The version of Python that wrote it.
-        saved: How many variables it has.
-        lost: The names of variables and settings that could not be saved, with the reasons.
-    """
-
-    python: str = ""
-    saved: int = 0
-    lost: dict[str, str] = field(default_factory=dict)
-
-
-class StateReader:
-    """Reads a state from a pipe. `parts` yields it in parts, which belong together in their order; `variables` tells what it has."""
+class PipeReader(StateReader):
+    """Reads a state from a pipe."""
 
     def __init__(self, descriptor: int) -> None:
         """Read from `descriptor`, which the caller closes."""
+        super().__init__()
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
-        self._buffer = bytearray()
-        self.variables = SavedVariables()
-
-    async def parts(self) -> AsyncIterator[Data]:
-        """Yield the state in parts of at most about 8 MB.
-
-        A large payload has parts of its own. Raise SnapshotError if the state is malformed or ends early.
-        """
-        is_end = False
-        while not is_end:
-            is_end, size, small = False, 0, bytearray()
-            while not is_end and size < _LARGE:
-                header, size = await self._read_header()
-                is_end = self._note(header)
-                small += RECORD.pack(len(header), size) + header
-                if size < _LARGE:
-                    small += await self._read(size)
-                if len(small) >= _LARGE:
-                    break
-            yield bytes(small)
-            left = size if size >= _LARGE else 0
-            while left:
-                part = await self._read_part(min(left, _PART))
-                left -= len(part)
-                yield part
-
-    async def _read_header(self) -> tuple[bytes, int]:
-        header_size, size = RECORD.unpack(await self._read(RECORD.size))
-        if header_size > _MAX_HEADER:
-            raise SnapshotError(_DAMAGED)
-        return await self._read(header_size), size
-
-    def _note(self, header: bytes) -> bool:
-        """Read the header of a record. Return whether it is the last one."""
-        try:
-            match json.loads(header):
-                case {"kind": "start", "python": str(python)}:
-                    self.variables.python = python[:_LONGEST_NAME]
-                case {"kind": "lost", "names": [str(name)], "why": str(why)}:
-                    if len(self.variables.lost) < _MOST_NAMED:
-                        self.variables.lost[name[:_LONGEST_NAME]] = why[:_LONGEST_WHY]
-                case {"kind": "group" | "buffer" | "settings" | "file"}:
-                    pass
-                case {"kind": "failed", "why": str(why)}:
-                    raise SnapshotError(f"the session cannot be saved: {why[:_LONGEST_WHY]}")
-                case {"kind": "end", "saved": int(saved)}:
-                    self.variables.saved = saved
-                    return True
-                case _:
-                    raise SnapshotError(_DAMAGED)
-        except (ValueError, RecursionError):
-            raise SnapshotError(_DAMAGED) from None  # unchained: the cause would hold data of the guest
-        return False
 
     async def _read_part(self, size: int) -> bytearray:
         """Read a part in a thread, into the memory of that part."""
@@ -118,27 +45,20 @@ class StateReader:
                 await self._wait_for_data()
                 count = await run_in_thread(_read_into, self._descriptor, view[done:])
                 if not count:
-                    raise SnapshotError(_ENDED)
+                    raise self._cut_off()
                 done += count
         return data
+
+    async def _receive(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._descriptor, _PIECE)
+            except BlockingIOError:
+                await self._wait_for_data()
 
     async def _wait_for_data(self) -> None:
         loop = asyncio.get_running_loop()
         await _wait(self._descriptor, loop.add_reader, loop.remove_reader)
-
-    async def _read(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            try:
-                data = os.read(self._descriptor, _PIECE)
-            except BlockingIOError:
-                await self._wait_for_data()
-                continue
-            if not data:
-                raise SnapshotError(_ENDED)
-            self._buffer += data
-        taken = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
-        return taken
 
 
 async def save(
@@ -173,7 +93,7 @@ async def save(
             on_forked()
             guarding = asyncio.ensure_future(_end_at_limit(interpreter, number, most_memory))
         async with asyncio.timeout(timeout):
-            return await receive(StateReader(read_end))
+            return await receive(PipeReader(read_end))
     except BaseException as error:
         interpreter.runtime.kill_saving_fork(number)
         if isinstance(error, TimeoutError):
