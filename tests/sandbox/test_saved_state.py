@@ -317,3 +317,18 @@ async def test_a_fork_that_writes_beside_cells_ends_before_they_reach_the_memory
         await sandbox.save(receive, timeout=SECONDS, on_forked=lambda: None)
     assert (await run(sandbox, "print(slow is not None)")).stdout == "True\n"
     await sandbox.close()
+
+
+async def test_a_save_that_is_cancelled_while_the_session_forks_costs_no_variable(sandboxes: Sandboxes) -> None:
+    sandbox = await sandboxes.open()
+    await run(sandbox, "x = 1")
+    interpreter = await sandbox.interpreter()
+    saving = asyncio.ensure_future(save(sandbox))
+    while interpreter._cell is None:  # until the session was asked to fork
+        await asyncio.sleep(0)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    assert (await run(sandbox, "print(x)")).stdout == "1\n"
+    assert (await save(sandbox))[1].saved == 1
+    await sandbox.close()

@@ -211,7 +211,8 @@ class Sandbox:
         impossible, or not complete within `timeout` seconds.
         """
         most = int(self._limits.memory * _SAVED_BELOW)
-        return await saved_state.save(await self.interpreter(), receive, timeout=timeout, on_forked=on_forked, most_memory=most)
+        interpreter, tasks = await self.interpreter(), self._tasks
+        return await saved_state.save(interpreter, receive, timeout=timeout, tasks=tasks, on_forked=on_forked, most_memory=most)
 
     def time_at_rest(self) -> int | None:
         """Return the processor time of the session's only process in nanoseconds, or None if it has other processes or threads.

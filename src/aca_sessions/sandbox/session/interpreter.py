@@ -202,18 +202,20 @@ class Interpreter:
             raise SnapshotError(result.error.message if result.error else prevented)
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
-    async def begin_saving(self, pipe: int, *, background: bool) -> int:
+    async def begin_saving(self, pipe: int, *, background: bool, is_cancelled: Callable[[], bool]) -> int:
         """Let a fork write the state to `pipe`. Return its pid in the session. The guest reports the pid, and may lie."""
-        number = (await self._transfer(wire.Save("save", background), pipe, _OWN_SECONDS)).value
+        number = (await self._transfer(wire.Save("save", background), pipe, _OWN_SECONDS, is_cancelled)).value
         return number if type(number) is int else 0
 
     async def restore(self, pipe: int, *, timeout: float) -> str:
         """Restore the state in `pipe`, and return the guest's report. Raise SnapshotError if that fails or takes too long."""
         return (await self._transfer(wire.Restore("restore"), pipe, timeout)).text or ""
 
-    async def _transfer(self, message: wire.Save | wire.Restore, pipe: int, timeout: float) -> CodeExecutionResult:
+    async def _transfer(
+        self, message: wire.Save | wire.Restore, pipe: int, timeout: float, is_cancelled: Callable[[], bool] = _never
+    ) -> CodeExecutionResult:
         async with self._busy:
-            result = await self._run(message, timeout, Cell(message.execution), descriptors=[pipe])
+            result = await self._run(message, timeout, Cell(message.execution), descriptors=[pipe], is_cancelled=is_cancelled)
         if result.error is not None:
             raise SnapshotError(result.error.message)
         return result

@@ -183,7 +183,7 @@ class SharedRuntime:
 
     def add_saving_fork(self, session_pid: int, workspace: int) -> None:
         """Add a fork that writes a state, until it ends. So it is not mistaken for a process that a cell started."""
-        if session_pid not in self._saving_forks:
+        if session_pid not in self._saving_forks and not self._closed:
             with contextlib.suppress(GuestDiedError, OSError):  # it has ended already, or the guest lied
                 process = open_process_of_session(self.init, session_pid)
                 self._saving_forks[session_pid] = process, workspace

@@ -13,7 +13,7 @@ from typing import TypeVar
 from ...durable.chunks import Data
 from ...durable.records import SavedVariables, StateReader
 from ...errors import SnapshotError
-from ...lifetime import run_in_thread
+from ...lifetime import Tasks, run_in_thread
 from .interpreter import Interpreter
 
 __all__ = ["SavedVariables", "StateReader", "restore", "save"]
@@ -66,6 +66,7 @@ async def save(
     receive: "Callable[[StateReader], Awaitable[Result]]",
     *,
     timeout: float,
+    tasks: Tasks,
     on_forked: Callable[[], None] | None = None,
     most_memory: int = sys.maxsize,
 ) -> "Result":
@@ -77,24 +78,33 @@ async def save(
         interpreter: The interpreter, which runs no cell.
         receive: Reads the state.
         timeout: How many seconds the fork may take.
+        tasks: Where the fork is made: if the caller is cancelled meanwhile, the guest must still be heard.
         on_forked: Called when cells may run again, right before `receive`. If None, the caller ensures that none runs until the end.
         most_memory: End the fork if the session uses more bytes. So a cell that runs meanwhile is not killed for what the fork uses.
     """
     read_end, write_end = _make_pipe()
-    number = 0
+    number, is_cancelled = 0, False
     guarding: asyncio.Future[None] | None = None
-    try:
+
+    async def fork() -> None:
+        nonlocal number
         try:
-            number = await interpreter.begin_saving(write_end, background=on_forked is not None)
+            number = await interpreter.begin_saving(write_end, background=on_forked is not None, is_cancelled=lambda: is_cancelled)
         finally:
             os.close(write_end)
         interpreter.runtime.add_saving_fork(number, interpreter.workspace)
+        if is_cancelled:
+            interpreter.runtime.kill_saving_fork(number)
+
+    try:
+        await tasks.run_shielded(fork())
         if on_forked is not None:
             on_forked()
             guarding = asyncio.ensure_future(_end_at_limit(interpreter, number, most_memory))
         async with asyncio.timeout(timeout):
             return await receive(PipeReader(read_end))
     except BaseException as error:
+        is_cancelled = True
         interpreter.runtime.kill_saving_fork(number)
         if isinstance(error, TimeoutError):
             raise SnapshotError(f"the session could not be saved within {timeout:g} s: save less, or allow more time") from error
