@@ -83,6 +83,30 @@ async def test_the_state_tells_how_many_cells_began_after_the_save_that_was_rest
         assert (result.text, result.state.kind, result.state.unsaved) == ("5", "restored", 0)
 
 
+WAITS = """import os, sys, time
+saves = sys.modules['aca_sessions.sandbox.guest.saves']
+saves._FILES_MILLISECONDS, content = 100, saves._Files._content
+def wait(*arguments):
+    while not os.path.exists('/mnt/data/z'): time.sleep(0.01)
+    return content(*arguments)
+saves._Files._content = wait
+_ = open('/mnt/data/a', 'w').write('old')"""
+
+
+async def test_a_save_does_not_mix_the_files_of_two_cells(
+    tmp_path: Path, short_leases: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session_saves, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(session_saves, "_PAUSE_FACTOR", 0.0)
+    async with server(tmp_path, Save="cell") as killed:
+        session = await begin_slow(killed, WAITS)  # its files are read when the next cell has changed them
+        await session.run("for name in 'az': _ = open(f'/mnt/data/{name}', 'w').write('new')")
+        await saved(killed)
+        assert sum("was not saved after a cell" in record.getMessage() for record in caplog.records) == 1
+        async with server(tmp_path, Save="never") as other:
+            assert (await Session(other, "alice").run("[open(name).read() for name in 'az']")).text == "['new', 'new']"
+
+
 async def begin_slow(interpreter: CodeInterpreter, code: str = "x = 1") -> Session:
     """Run a cell after which a save is being written in the background for half a second."""
     session = Session(interpreter, "alice")

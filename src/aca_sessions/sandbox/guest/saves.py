@@ -61,10 +61,11 @@ def save(request: Save, link: Link, shell: Shell) -> Finished:
             return _finished(request, error="the session has no descriptor left to save its state: close some files")
         if request.background:
             ends += os.pipe()
+        runs_again = time.time() + _FILES_MILLISECONDS / 1000
         pid = os.fork()
         if pid == 0:
             random.setstate(drawn)
-            write_and_exit(ends, shell)
+            write_and_exit(ends, shell, runs_again)
         if request.background:
             os.close(ends.pop())
             read = select.poll()
@@ -157,8 +158,11 @@ def _read(pipe: BinaryIO, size: int) -> bytearray:
     return data
 
 
-def write_and_exit(ends: list[int], shell: Shell) -> None:
-    """Write the state to the first of `ends`. If there are others, read the files first, then close these."""
+def write_and_exit(ends: list[int], shell: Shell, runs_again: float = 0.0) -> None:
+    """Write the state to the first of `ends`. If there are others, read the files first, then close these.
+
+    The next cell may run when these are closed, and from the time `runs_again` on.
+    """
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -172,7 +176,7 @@ def write_and_exit(ends: list[int], shell: Shell) -> None:
         files = _Files(lost)
         if until_read:
             os.nice(10)  # the next cell comes first
-            files.read()
+            files.read(runs_again)
             for end in until_read:
                 os.close(end)
         with open(pipe, "wb", _BUFFER, closefd=False) as file:  # so that small records are read at once
@@ -194,7 +198,7 @@ def _records(shell: Shell, files: _Files, lost: dict[str, str]) -> Iterator[tupl
     yield {"kind": "start", "python": platform.python_version()}, b""
     yield from files.records()
     if files.changed is not None:
-        yield {"kind": "failed", "why": f"the file {files.changed} changed while it was saved"}, b""
+        yield {"kind": "failed", "why": f"{files.changed[:_LONGEST_NAME]} changed while it was saved"}, b""
         return
     settings: dict[str, bytes] = {}
     for name, value in _settings(shell).items():
@@ -230,10 +234,10 @@ class _Files:
         """Add to `lost` the names of those that cannot be saved, with the reasons."""
         self._lost = lost
         self._found: list[tuple[str, str, os.stat_result, bytes | None]] | None = None
-        self.changed: str | None = None  # a file that changed between `read` and the end of `records`
+        self.changed: str | None = None  # a file or folder that changed since the next cell may run
 
-    def read(self) -> None:
-        """Find all, and read files up to a limit, because cells may change them from then on."""
+    def read(self, runs_again: float) -> None:
+        """Find all, and read files up to a limit, before the next cell may change them. It may run from the time `runs_again` on."""
         left = _READ_AT_ONCE
         found: list[tuple[str, str, os.stat_result, bytes | None]] = []
         newest = 0.0
@@ -249,14 +253,20 @@ class _Files:
         if newest > 0 and time.time() - newest < _TICK:
             time.sleep(_TICK)  # a change within the same tick as the one before would not show
         self._found = found
+        since = runs_again - _TICK
+        if time.time() > since:
+            paths = (session_folders.data, *(path for path, *_ in found))
+            self.changed = next((os.path.relpath(path, session_folders.data) for path in paths if _changed_at(path) > since), None)
 
     def records(self) -> Iterator[tuple[dict[str, object], Any]]:
         """Yield a record for each folder, file and link, a folder before what is in it. Stop at a file that changed since `read`."""
+        if self.changed is not None:
+            return
         found = self._found if self._found is not None else ((*one, None) for one in self._walk())
         for path, relative, status, known in found:
             content = known if known is not None else self._content(path, relative, status)
             if self._found is not None and known is None and stat.S_ISREG(status.st_mode) and not _is_unchanged(path, status):
-                self.changed = relative[:_LONGEST_NAME]
+                self.changed = relative
                 return
             if content is not None:
                 yield {"kind": "file", "path": os.fsencode(relative).hex(), "mode": status.st_mode, "modified": status.st_mtime}, content
@@ -296,6 +306,14 @@ class _Files:
         except OSError as error:
             self._lost[f"file {relative}"] = error.strerror or type(error).__name__
         return None
+
+
+def _changed_at(path: str) -> float:
+    """Return when a file, or the list of what is in a folder, changed last. Cells cannot set this time."""
+    try:
+        return os.lstat(path).st_ctime
+    except OSError:  # it was deleted
+        return time.time()
 
 
 def _is_unchanged(path: str, before: os.stat_result) -> bool:
