@@ -162,6 +162,15 @@ async def test_a_save_in_the_background_is_no_process_of_the_session(tmp_path: P
 
 
 @pytest.mark.long
+async def test_a_save_in_the_background_keeps_no_pipe_open_that_a_cell_closes(tmp_path: Path) -> None:
+    waits = "class Waits:\n def __reduce__(self):\n  while not os.path.exists('/mnt/data/go'): time.sleep(0.01)\n  return int, (5,)\n"
+    async with server(tmp_path, Save="cell") as interpreter:
+        session = await begin_slow(interpreter, f"import os, select, time\n{waits}waits, (read, write) = Waits(), os.pipe()")
+        assert (await session.run("os.close(write); select.select([read], [], [], 10)[0] == [read]")).text == "True"
+        await session.run("_ = open('/mnt/data/go', 'w')")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(("change", "look"), [("reset", "'x' in globals()"), ("rollback", "x == 2"), ("exit", "'x' in globals()")])
 async def test_a_save_follows_a_reset_a_rollback_and_a_death(tmp_path: Path, short_leases: None, change: str, look: str) -> None:
     async with server(tmp_path, Save="cell") as killed:

@@ -45,6 +45,7 @@ _BUFFER = 1 << 16
 _LONGEST_NAME = 1000  # characters; a longer name would not fit in a header
 _READ_AT_ONCE = 64 << 20  # bytes of files that are read before the next cell may run
 _FILES_MILLISECONDS = 500  # that the next cell waits for it at most
+_MOST_DESCRIPTORS = 4096  # that are looked at if they cannot be listed
 _TICK = 0.02  # seconds. The times of a file are as exact as the kernel's tick, at most 10 ms
 writing: set[int] = set()  # the pids of forks that write a state
 environment: dict[str, str] = {}  # the variables with which the session began
@@ -170,6 +171,7 @@ def write_and_exit(ends: list[int], shell: Shell, runs_again: float = 0.0) -> No
         nothing = os.open("/dev/null", os.O_RDWR)
         for descriptor in (0, 1, 2):  # code that runs while objects are pickled prints into no result
             os.dup2(nothing, descriptor)
+        _close_shared(ends)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # at the memory limit, this process ends and not the interpreter
         lost: dict[str, str] = {}
@@ -185,6 +187,19 @@ def write_and_exit(ends: list[int], shell: Shell, runs_again: float = 0.0) -> No
         status = 0
     finally:
         os._exit(status)
+
+
+def _close_shared(besides: list[int]) -> None:
+    """Close the pipes and sockets of the interpreter, because they must not stay open when cells close them."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # without namespaces /proc cannot be read
+        descriptors = [*range(min(os.sysconf("SC_OPEN_MAX"), _MOST_DESCRIPTORS))]
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            mode = os.fstat(descriptor).st_mode
+            if descriptor > 2 and descriptor not in besides and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+                os.close(descriptor)
 
 
 def _write(file: BinaryIO, header: dict[str, object], payload: Any) -> None:
