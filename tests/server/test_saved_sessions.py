@@ -183,6 +183,20 @@ async def test_a_save_that_cannot_be_restored_is_a_loss_with_its_reason_and_stay
         assert await text(session, "x if type(x) is int else len(x) // 100_000") == (expected, "restored: restart")
 
 
+@pytest.mark.long
+async def test_a_save_whose_lease_cannot_be_read_stays_when_the_store_is_repaired_meanwhile(tmp_path: Path) -> None:
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        await session.run("x = 1")
+    [head] = (tmp_path / "store" / "heads").iterdir()
+    whole = head.read_bytes()
+    head.write_bytes(whole[:-20] + bytes(20))
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        assert await text(session, "'x' in globals()") == ("False", "lost: restore failed")
+        head.write_bytes(whole)
+    async with pool(tmp_path) as opened, opened.session("alice") as session:
+        assert await text(session, "x") == ("1", "restored: restart")
+
+
 async def test_two_servers_do_not_have_one_session(tmp_path: Path) -> None:
     async with server(tmp_path) as first:
         session = Session(first, "alice")

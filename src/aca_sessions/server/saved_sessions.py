@@ -187,10 +187,11 @@ class SavedSessions:
             session.executions.follow_adopted_ledger()
 
     def record_failed_restore(self, session: "HostedSession") -> None:
-        """Record in the ledger of a session that it begins without its saved state. The caller has the lease."""
+        """Record in the ledger of a session that it begins without its saved state, and keep its saves until it is saved on request."""
         if (lease := self._leases.get(session.identifier)) is not None:
             session.ledger.skip_to(lease.fence >> _FENCE_BITS)
         session.ledger.append("ended", cause="restore failed", variables="lost", files="lost", processes="ended")
+        session.saves.keep_failed()
 
     @asynccontextmanager
     async def take_slot(self) -> AsyncIterator[None]:

@@ -511,7 +511,6 @@ class Sessions:
         again = await self._sandboxes.open()
         again.ledger = session.ledger
         self.saved.record_failed_restore(session)
-        session.saves.keep_failed()
         return again
 
     async def list_saved(self) -> list[SavedSession]:
