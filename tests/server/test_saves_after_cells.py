@@ -289,6 +289,28 @@ async def test_only_so_many_sessions_are_saved_at_a_time(tmp_path: Path, monkeyp
 
 
 @pytest.mark.long
+async def test_a_save_that_is_stopped_while_it_waits_keeps_no_slot(tmp_path: Path) -> None:
+    async with server(tmp_path) as interpreter:
+        await Session(interpreter, "alice").run("x = 1")
+        executions, slots = hosted(interpreter).executions, asyncio.Semaphore(1)
+        goes_on = asyncio.Event()
+        await executions._turn.acquire()
+        action = asyncio.ensure_future(executions.run_in_turn(lambda _: goes_on.wait()))
+        while not executions._turn._waiters:
+            await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(executions.take_turn(slots))  # it begins when the action has the turn, but does not run yet
+        executions.release_turn()
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        goes_on.set()
+        await action
+        async with asyncio.timeout(120):
+            await executions.take_turn(slots)
+        executions.release_turn()
+
+
+@pytest.mark.long
 async def test_saves_without_end_hold_up_no_others_nor_the_end_of_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -462,9 +462,13 @@ class Executions:
         """
         while True:
             await slots.acquire()
-            if not self._turn.locked() and not self._unfinished:
-                await self._turn.acquire()  # at once
-                return
+            try:
+                if not self._turn.locked() and not self._unfinished:
+                    await self._turn.acquire()  # at once, or after an action that has waited for it
+                    return
+            except BaseException:
+                slots.release()
+                raise
             slots.release()
             await self._turn.acquire()
             if not slots.locked():
