@@ -71,10 +71,13 @@ async def test_the_state_tells_how_many_cells_began_after_the_save_that_was_rest
         await session.save()
         for number in (1, 2):
             await session.run(f"x = {number}")
+        await session.run("import threading; end = threading.Event(); threading.Thread(target=end.wait).start()")
+        refused = await session.run("x = 3", transactional=True)
+        assert "the cell was not run" in str(refused.error)
         await use(1)
         result = await session.run("x")
-        assert (result.text, result.state.unsaved) == ("0", 2)
-        assert result.state.consequence.endswith(" UTC, before 2 later cells")
+        assert (result.text, result.state.unsaved) == ("0", 3)  # the one that was refused has not begun
+        assert result.state.consequence.endswith(" UTC, before 3 later cells")
         assert (await session.run("x = 5")).state.unsaved == 0
         await session.save()
         assert [one.cells for one in await interpreter.saved()] == [3]

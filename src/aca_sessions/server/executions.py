@@ -621,9 +621,7 @@ class Executions:
         if execution.cancelled.is_set() or execution.is_skipped:
             raise CellNotStartedError
         execution.status = "Running"
-        if execution.began is None:
-            execution.began = time.monotonic()
-            self._session.ledger.cells += bool(execution.number)
+        execution.began = execution.began or time.monotonic()
         self._session.has_state = True
         return await sandbox.execute(partial(self._run_in_interpreter, execution), transactional=execution.call.transactional)
 
@@ -647,10 +645,17 @@ class Executions:
     async def _run_in_interpreter(self, execution: RunningExecution, interpreter: Interpreter) -> CodeExecutionResult:
         call, timeout, is_cancelled = execution.call, execution.call.timeout or self._default_timeout, execution.cancelled.is_set
         tell = execution.events.add if call.asynchronous else None
-        if call.command is not None:
-            arguments, stdin = call.command.arguments, call.command.stdin
+        ledger, counted = self._session.ledger, bool(execution.number)
+        ledger.cells += counted
+        try:
+            if (command := call.command) is None:
+                kinds = call.answered
+                return await interpreter.run(execution.id, call.code, timeout, tell=tell, question_kinds=kinds, is_cancelled=is_cancelled)
+            arguments, stdin = command.arguments, command.stdin
             return await interpreter.execute(execution.id, arguments, stdin, timeout=timeout, tell=tell, is_cancelled=is_cancelled)
-        return await interpreter.run(execution.id, call.code, timeout, tell=tell, question_kinds=call.answered, is_cancelled=is_cancelled)
+        except (CellNotStartedError, CellNotSentError):
+            ledger.cells -= counted
+            raise
 
     async def _interrupt(self, execution: RunningExecution, *, gentle: bool) -> None:
         interpreter = (await self._session.sandbox()).running
