@@ -207,3 +207,19 @@ def test_a_summary_names_what_is_missing() -> None:
     entries = ledger_of(restored(0, "a"), *[("checkpoint", {})] * 9)._entries
     assert state_between(summarize(entries, 3), 0, 10) == state_between(entries, 0, 10)
     assert state_between(summarize(entries, 3), 0, 10).missing == ("a",)
+
+
+def test_an_older_result_that_arrives_late_does_not_hide_how_many_cells_were_not_saved() -> None:
+    ledger, caller = ledger_of(("started", {})), CallerPosition()
+    records = []
+    for ledger.cells in (1, 2, 3):
+        records.append(ledger.record(0, 1, 1))
+    for number in (0, 2, 1):
+        caller.advance(records[number])
+    kind, effects = restored(1)
+    ledger.append(kind, **effects, cells=1)
+    ledger.cells = 2
+    record = ledger.record(0, 2, 2)
+    assert caller.state_after(record).unsaved == 2
+    caller.advance(record)
+    assert caller.cells == 2

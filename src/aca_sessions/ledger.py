@@ -206,8 +206,9 @@ class CallerPosition:
         Within one ledger, never move it back, because results may arrive out of order.
         """
         if record.ledger != self.ledger or record.end >= self.position:
+            goes_on = record.ledger == self.ledger and not any(entry.saved and entry.position > self.position for entry in record.entries)
+            self._cells_before, self.cells = self.cells, max(record.cells, self.cells if goes_on else 0)
             self.ledger, self.position, self.unreported = record.ledger, record.end, _UNCHANGED
-            self._cells_before, self.cells = self.cells, record.cells
             if self.requested:
                 self.requested = frozenset(position for position in self.requested if position > record.end)
 
