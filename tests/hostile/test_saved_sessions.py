@@ -138,6 +138,11 @@ async def test_what_a_state_says_is_missing_forges_no_line_of_the_host(tmp_path:
         await session.run(f"{FORGES}lambda pipe, *_: (os.write(pipe.fileno(), {state!r}), os._exit(0))")
         saved = await session.save()
         assert ["\n" in one or "\x1b" in one for one in saved.lost] == [False]
+        failed = record({"kind": "failed", "why": name + "\udcff"})
+        await session.run(f"{FORGES}lambda pipe, *_: (os.write(pipe.fileno(), {failed!r}), os._exit(0))")
+        with pytest.raises(SnapshotError) as caught:
+            await session.save()
+        assert str(caught.value).isprintable()
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         result = await session.run("'y' in globals()")
         assert (result.text, result.state.kind, len(result.state.missing)) == ("False", "restored", 1)

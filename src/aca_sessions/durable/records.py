@@ -118,7 +118,7 @@ class StateReader:
                 case {"kind": "group" | "buffer" | "settings" | "file"}:
                     pass
                 case {"kind": "failed", "why": str(why)}:
-                    raise SnapshotError(f"the session cannot be saved: {why[:_LONGEST_WHY]}")
+                    raise SnapshotError(f"the session cannot be saved: {shown_caption(why)}")
                 case {"kind": "end", "saved": int(saved)}:
                     self.variables.saved = saved
                     return True
