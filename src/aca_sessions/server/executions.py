@@ -267,6 +267,8 @@ class RunningExecution:
 
     def without_pages(self) -> "RunningExecution":
         """Return a copy of this ended execution, for the history: large pages of charts are left out. Return itself if it has none."""
+        if self.size < _MUCH_OUTPUT:
+            return self
         events, result = self.events.read_all(), self.result
         displays = [event.display for event in events if event.display is not None] + [*(result.displays if result else ())]
         without = {id(display): _without_page(display) for display in displays}
