@@ -292,8 +292,9 @@ def _apply_entry(entry: Entry, states: list[tuple[int, State]], requested: bool)
         state = replace(state, cut_off=entry.cut_off)
     if entry.processes != "kept":
         state = replace(state, processes="kept" if requested else entry.processes)
-    if entry.missing or entry.saved is not None:  # in a summary
-        state = replace(state, missing=_join(state.missing, entry.missing), saved=entry.saved)
+    if entry.missing or entry.saved is not None:  # a rollback to a saved checkpoint, or a summary
+        before = past if entry.kind == "rolled_back" else state
+        state = replace(state, missing=_join(before.missing, entry.missing), saved=entry.saved)
     return replace(state, reason=None, checkpoint=None) if state.kind == "kept" else state
 
 

@@ -26,8 +26,9 @@ _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "
 class State:
     """What happened to a session's variables, files and processes since the last result that this caller received.
 
-    Resets and rollbacks that the caller asked for do not count. Some endpoints, such as Azure's, have no ledger (a list of what happened to
-    the session). There, `processes` and `cut_off` are not known, and `kept` means only that no loss was seen.
+    Resets and rollbacks that the caller asked for do not count, except rollbacks to a saved checkpoint. Some endpoints, such as Azure's,
+    have no ledger (a list of what happened to the session). There, `processes` and `cut_off` are not known, and `kept` means only that no
+    loss was seen.
 
     Attributes:
         variables: What happened to the variables.
@@ -39,8 +40,8 @@ class State:
         checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
         cut_off: After a rollback, files that the session's code still has open but that are no longer in /mnt/data: what is written to them
             is lost. If the host cannot find out which files these are, one entry says so.
-        missing: After the session was restored: the names of what could not be saved or restored.
-        saved: After the session was restored: when its state was saved.
+        missing: After the session was restored, or rolled back to a saved checkpoint: the names of what could not be saved or restored.
+        saved: After that: when the state was saved.
         unsaved: After the session was restored: how many cells began after its state was saved, as far as the results that this caller
             received tell.
     """
@@ -74,8 +75,6 @@ class State:
         words = {**_CONSEQUENCES, "rolled_back": returned}
         variables, files = words[self.variables], words[self.files]
         text = f"variables and files {files}" if self.variables == self.files else f"variables {variables}, files {files}"
-        if self.processes == "ended" and self.kind in ("kept", "rolled_back"):
-            text += "; background processes were ended"
         if self.saved is not None:
             text += f" of {self.saved.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
         if self.unsaved:
@@ -83,6 +82,8 @@ class State:
         if self.missing:
             more = f" and {len(self.missing) - _MOST_NAMED} more" if len(self.missing) > _MOST_NAMED else ""
             text += f", without {', '.join(self.missing[:_MOST_NAMED])}{more}"
+        if self.processes == "ended" and self.kind in ("kept", "rolled_back"):
+            text += "; background processes were ended"
         if self.cut_off:
             text += f"; open files were cut off: {', '.join(self.cut_off)}"
         return text
@@ -442,6 +443,7 @@ class Checkpoint:
         created: When it was taken.
         size: The size of its files in bytes.
         left_behind: What could not be saved, such as open sockets.
+        durable: Whether it is in the store of saved sessions, too, so that it is found after a restart.
     """
 
     id: str
@@ -449,6 +451,7 @@ class Checkpoint:
     created: datetime
     size: int = 0
     left_behind: tuple[str, ...] = ()
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,11 +38,11 @@ async def lease_of(saves: Saves, owner: str = OWNER, server: str = "server") -> 
     return lease
 
 
-async def commit(saves: Saves, lease: Lease, number: int, **blobs: bytes) -> Save:
+async def commit(saves: Saves, lease: Lease, number: int, *, most_pinned: int = 0, **blobs: bytes) -> Save:
     async with await saves.begin(lease.owner, lease.fence) as writer:
         for name, data in blobs.items():
             await writer.add(name, data)
-        return await writer.commit({"number": number})
+        return await writer.commit({"number": number}, most_pinned=most_pinned)
 
 
 async def blobs_of(saves: Saves, save: Save | None) -> dict[str, bytes]:
@@ -114,6 +114,69 @@ async def test_a_lost_content_is_stored_again(folder: Store) -> None:
     with pytest.raises(RecordNotFoundError):
         await blobs_of(saves, await saves.newest(OWNER))
     assert await blobs_of(saves, await commit(saves, lease, 2, files=b"files")) == {"files": b"files"}
+
+
+async def test_a_pinned_save_stays_until_it_is_unpinned(folder: Store) -> None:
+    counted = FaultyStore(folder)
+    saves = make_saves(counted)
+    lease = await lease_of(saves)
+    large = os.urandom(5_000_000)
+    first = await commit(saves, lease, 1, most_pinned=2, files=large, variables=b"x")
+    second = await commit(saves, lease, 2, most_pinned=2, files=large, variables=b"y")
+    for number in range(3, 6):
+        await commit(saves, lease, number, files=b"z", variables=b"z")
+    assert (await saves.pinned(OWNER), (await lease_of(saves)).has_pinned) == ([first, second], True)
+    assert await blobs_of(saves, first) == {"files": large, "variables": b"x"}
+    lease = await lease_of(saves)
+    written = len(counted.written)
+    third = await commit(saves, lease, 6, most_pinned=2, files=large, variables=b"y")  # what a pinned save has is not stored again
+    assert len(counted.written) == written + 1
+    assert await saves.pinned(OWNER) == [second, third]
+    await saves.unpin(OWNER, lease.fence, third.id)  # it is the newest save still
+    assert (await saves.newest(OWNER), await saves.pinned(OWNER)) == (third, [second])
+    with pytest.raises(FencedError):
+        await saves.unpin(OWNER, lease.fence - 1, second.id)
+    await saves.unpin(OWNER, lease.fence, second.id)
+    await saves.unpin(OWNER, lease.fence, second.id)
+    assert await blobs_of(saves, third) == {"files": large, "variables": b"y"}
+    assert (await saves.pinned(OWNER), len(await folder.keys())) == ([], 6)  # the head, two saves and three contents
+    await commit(saves, lease, 7, most_pinned=2, files=b"f")
+    await saves.release(lease)
+    await saves.forget(OWNER)
+    assert await folder.keys() == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+@pytest.mark.parametrize("step", ["pin", "unpin"])
+async def test_a_crash_leaves_a_pinned_save_whole_or_harmless(memory_path: Path, when: str, step: str) -> None:
+    for fail_at in range(1, 100):
+        async with open_store(f"file://{memory_path}/{fail_at}") as store:
+            saves = make_saves(store)
+            lease = await lease_of(saves)
+            first = await commit(saves, lease, 1, most_pinned=2, variables=b"1", files=b"same")
+            for number in (2, 3):
+                await commit(saves, lease, number, variables=b"%d" % number, files=b"same")
+            faulty = FaultyStore(store, fail_at=fail_at, when=when)
+            try:
+                if step == "pin":
+                    await commit(make_saves(faulty), lease, 4, most_pinned=2, variables=b"4", files=b"same")
+                else:
+                    await make_saves(faulty).unpin(OWNER, lease.fence, first.id)
+            except StorageError:
+                pass
+            pinned = await saves.pinned(OWNER)
+            for save in pinned:
+                assert await blobs_of(saves, save) == {"variables": b"%d" % save.manifest["number"], "files": b"same"}
+            assert [save.manifest["number"] for save in pinned] in ([[1], [1, 4]] if step == "pin" else [[1], []])
+            for number in (8, 9):
+                await commit(saves, lease, number, variables=b"%d" % number)
+            assert await saves.pinned(OWNER) == pinned
+            assert len(await store.keys()) == 5 + 2 * len(pinned) + bool(pinned)  # the leftovers are gone
+            if faulty.operations < fail_at:
+                assert fail_at > 5
+                return
+    pytest.fail("the crashes have no end")
 
 
 async def test_a_save_that_is_too_large_is_refused(folder: Store) -> None:

@@ -270,7 +270,7 @@ async def test_a_session_that_is_too_large_is_not_tried_at_every_cell(tmp_path: 
 async def test_only_so_many_sessions_are_saved_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit, at_once, most, two = Writer.commit, 0, 0, asyncio.Event()
 
-    async def count(*arguments: Any) -> Any:
+    async def count(*arguments: Any, **options: Any) -> Any:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
@@ -279,7 +279,7 @@ async def test_only_so_many_sessions_are_saved_at_a_time(tmp_path: Path, monkeyp
         await two.wait()
         await asyncio.sleep(0.05)
         at_once -= 1
-        return await commit(*arguments)
+        return await commit(*arguments, **options)
 
     monkeypatch.setattr(Writer, "commit", count)
     monkeypatch.setattr(saved_sessions, "_SAVED_AT_ONCE", 2)

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
 _SAVE_SECONDS = 330.0  # a little more than the server allows
-_CHECKPOINT_SECONDS = 250.0  # a cell of up to 220 s may have to end first
 _REMEMBERED = 10_000
 _READING_SNIPPETS = frozenset({"complete", "health", "inspect", "variables"})  # not worth the variables if they do not end when cancelled
 
@@ -379,12 +378,20 @@ class CodeInterpreter:
         response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
         return decode_response(response, extensions.decode_packages)
 
-    async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
+    async def checkpoint(self, session_id: str, name: str | None, *, durable: bool = False) -> Checkpoint:
         """Take a checkpoint of a session and return it.
 
         Raise SnapshotError, which names the obstacle, if no checkpoint can be taken now.
+
+        Args:
+            session_id: The session.
+            name: A name for it, or None.
+            durable: Save it in the store of the service, too. NotSupportedError is raised if there is no store.
         """
-        response = await self._request_checkpoints("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
+        if durable:
+            await self._require_store()
+        body = {"name": name, **({"durable": True} if durable else {})}
+        response = await self._request_checkpoints("POST", extensions.CHECKPOINTS_PATH, session_id, body)
         return decode_response(response, extensions.decode_checkpoint)
 
     async def checkpoints(self, session_id: str) -> list[Checkpoint]:
@@ -404,7 +411,8 @@ class CodeInterpreter:
         """
         response = await self._request_checkpoints("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
         reached = decode_response(response, extensions.decode_checkpoint)
-        self._add_requested(session_id, caller, *decode_response(response, extensions.decode_position))
+        if "position" in decode_response(response, dict):  # else the next result reports it, with what is missing
+            self._add_requested(session_id, caller, *decode_response(response, extensions.decode_position))
         return reached
 
     async def save(self, session_id: str) -> SavedSession:
@@ -488,7 +496,7 @@ class CodeInterpreter:
         self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None
     ) -> Response:
         await self._http.require("checkpoint", "take checkpoints")
-        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_CHECKPOINT_SECONDS)
+        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_SAVE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
         """Return a text for each part of the sessions' isolation, such as `network` or `seccomp`: how the service has checked it.

@@ -257,7 +257,7 @@ class Session:
         """Clear the variables and keep the files.
 
         A server of this package starts a fresh interpreter, even in the middle of a cell. It also ends background processes and removes all
-        checkpoints. Other endpoints run a cell that clears the variables, after the cell that runs now has ended.
+        checkpoints that are not durable. Other endpoints run a cell that clears the variables, after the cell that runs now has ended.
         """
         await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.add(ResetStep())
@@ -278,12 +278,17 @@ class Session:
         # The history has refused code too, which may hold lone surrogates. UTF-8 cannot encode them.
         Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
-    async def checkpoint(self, name: str | None = None) -> Checkpoint:
+    async def checkpoint(self, name: str | None = None, *, durable: bool = False) -> Checkpoint:
         """Take a checkpoint of the variables and of the files in /mnt/data, and return it. If there are too many, the oldest is removed.
 
         Raise SnapshotError, which names the obstacle, if no checkpoint can be taken now.
+
+        Args:
+            name: A name for it.
+            durable: Save it in the store of the endpoint, too, as `save` does, so that `rollback` finds it after the session has ended.
+                NotSupportedError is raised if there is no store.
         """
-        checkpoint = await self._interpreter.checkpoint(self.session_id, checked_checkpoint_name(name))
+        checkpoint = await self._interpreter.checkpoint(self.session_id, checked_checkpoint_name(name), durable=durable)
         self.history.mark_checkpoint(checkpoint.id)
         return checkpoint
 
@@ -297,6 +302,10 @@ class Session:
         Raise SnapshotError if the rollback fails. The session then continues as it was. If the rollback failed half-way, the files may have
         changed, and the state of the next result reports that. After a rollback, the state of the next result reports what could not be
         restored, such as open files that are no longer in /mnt/data.
+
+        If the session has ended since it took a durable checkpoint, that is restored as a saved session is. Packages become those of the
+        checkpoint, and checkpoints that are not durable are removed. The state of the next result is then `rolled_back`, with what is
+        missing and when it was saved.
 
         Args:
             checkpoint: A checkpoint, its name or its id, by default the latest. A text is looked up as a name first, then as an id.

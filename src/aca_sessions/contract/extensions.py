@@ -285,6 +285,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
         "created": checkpoint.created.isoformat(),
         "size": checkpoint.size,
         "leftBehind": list(checkpoint.left_behind),
+        "durable": checkpoint.durable,
     }
 
 
@@ -301,6 +302,7 @@ def decode_checkpoint(body: Body) -> Checkpoint:
         created=datetime.fromisoformat(str(body["created"])),
         size=cast(int, body["size"]),
         left_behind=tuple(map(str, cast(list[object], body["leftBehind"]))),
+        durable=body.get("durable") is True,
     )
 
 
@@ -325,6 +327,16 @@ def decode_checkpoint_name(body: object, key: str) -> str | None:
     value = body.get(key) if isinstance(body, Mapping) else body
     got = f"{len(value)} characters" if isinstance(value, str) else type_name(value)
     raise invalid(f"'{key}' must be null, or text of 1 to {_LONGEST_NAME} characters without lone surrogates, got {got}")
+
+
+def decode_durable(body: object, *, stores: bool) -> bool:
+    """Return `body["durable"]`: whether a checkpoint is also saved. Raise ProblemError if that is invalid, or if there is no store."""
+    durable = body.get("durable", False) if isinstance(body, Mapping) else False
+    if not isinstance(durable, bool):
+        raise invalid(f"'durable' must be true or false, got {type_name(durable)}")
+    if durable and not stores:
+        raise invalid("'durable' must be false, because this server has no store: set ACASessions:Durable:Store, or start it with --store")
+    return durable
 
 
 def decode_branch_request(body: object) -> tuple[list[str], bool]:

@@ -30,12 +30,14 @@ class Head:
         server: The id of the server that has the lease, or None.
         expires: When the lease ends, in seconds since 1970.
         saves: The ids of the saves, the newest first.
+        pinned: The ids of the saves that are kept until they are unpinned, the oldest first. The newest can be in `saves`, too.
     """
 
     fence: int = 0
     server: str | None = None
     expires: float = 0.0
     saves: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
 
 
 class Heads:
@@ -102,7 +104,7 @@ class Heads:
         return [key.removeprefix("heads/") for key in await self._store.keys("heads")]
 
     def _encode(self, owner: str, head: Head) -> bytes:
-        fields = {"fence": head.fence, "server": head.server, "expires": head.expires, "saves": head.saves}
+        fields = {"fence": head.fence, "server": head.server, "expires": head.expires, "saves": head.saves, "pinned": head.pinned}
         return b"".join(self._sealer.seal(json.dumps(fields).encode(), _key(owner).encode()))
 
     def _decode(self, owner: str, raw: bytes | None) -> Head | None:
@@ -110,8 +112,9 @@ class Heads:
             return None
         try:
             fields = json.loads(bytes(self._sealer.open(raw, _key(owner).encode())))
-            head = Head(int(fields["fence"]), fields["server"], float(fields["expires"]), tuple(map(check_id, fields["saves"])))
-        except (ValueError, TypeError, KeyError, OverflowError):
+            saves, pinned = (tuple(map(check_id, fields.get(name, ()))) for name in ("saves", "pinned"))
+            head = Head(int(fields["fence"]), fields["server"], float(fields["expires"]), saves, pinned)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise SaveCorruptedError("the head of a saved session cannot be parsed: delete the saves of this session") from None
         if head.server is not None and not isinstance(head.server, str):
             raise SaveCorruptedError("the head of a saved session has a wrong server: delete the saves of this session")

@@ -1,4 +1,4 @@
-"""The saves of sessions. An owner is a session, named by a hash. The two newest saves of each owner are kept.
+"""The saves of sessions. An owner is a session, named by a hash. The two newest saves of each owner are kept, and those that are pinned.
 
 A store has `heads/OWNER` (see `heads`), `saves/OWNER/ID` for each save, which has its manifest and the list of its blobs, and
 `blobs/OWNER/ID` for their contents. An id begins with the fence of the lease under which it was written. The rest is random: a hash of the
@@ -73,20 +73,25 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one server to save a session. `fence` is larger than that of each earlier lease."""
+    """The right of one server to save a session. `fence` is larger than that of each earlier lease.
+
+    `has_pinned` tells whether there may be pinned saves.
+    """
 
     owner: str
     server: str
     fence: int
     expires: float
+    has_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What a writer builds on: the ids in the head when it began, and the saves of them that can be read."""
+    """What a writer builds on: the head when it began, and those of its saves that can be read."""
 
-    ids: tuple[str, ...]
+    head: Head
     saves: tuple[Save, ...]
+    pinned: tuple[Save, ...]
 
 
 class Saves:
@@ -131,7 +136,8 @@ class Saves:
             return replace(head, fence=max(head.fence + _FENCE_STEP, time.time_ns()), server=server, expires=expires)
 
         head = await self._heads.change(owner, compute_head)
-        return Lease(owner, server, head.fence, expires) if (head.server, head.expires) == (server, expires) else None
+        is_taken = (head.server, head.expires) == (server, expires)
+        return Lease(owner, server, head.fence, expires, bool(head.pinned)) if is_taken else None
 
     async def renew(self, lease: Lease, seconds: float) -> Lease:
         """Make a lease last for some seconds from now. Raise FencedError if another server has taken the session, or if it was released."""
@@ -163,8 +169,37 @@ class Saves:
         """
         head = await self._heads.read(check_owner(owner)) or Head()
         _check_fence(head, fence)
-        found = await asyncio.gather(*(self._read_if_whole(owner, id) for id in head.saves))
-        return Writer(self, owner, fence, _Base(head.saves, tuple(save for save in found if save is not None)))
+        ids = {*head.saves, *head.pinned}
+        found = {save.id: save for save in await asyncio.gather(*(self._read_if_whole(owner, id) for id in ids)) if save is not None}
+        saves, pinned = (tuple(found[id] for id in listed if id in found) for listed in (head.saves, head.pinned))
+        return Writer(self, owner, fence, _Base(head, saves, pinned))
+
+    async def pinned(self, owner: str) -> list[Save]:
+        """Return the pinned saves of an owner, the oldest first. Leave out those that cannot be read, and log how many."""
+        head = await self._heads.read(check_owner(owner)) or Head()
+        found = await asyncio.gather(*(self._read_if_whole(owner, id) for id in head.pinned))
+        if unreadable := found.count(None):
+            _logger.warning("%d durable checkpoints are left out, because they cannot be read", unreadable)
+        return [save for save in found if save is not None]
+
+    async def unpin(self, owner: str, fence: int, id: str) -> None:
+        """Keep a pinned save no longer, and delete it unless it is one of the two newest. Do nothing if it is not pinned.
+
+        No other save of the owner may be written at the same time. Raise FencedError if another server has taken the session.
+        """
+        base = (await self.begin(owner, fence)).base
+
+        def compute_head(head: Head) -> Head:
+            _check_fence(head, fence)
+            return replace(head, pinned=tuple(one for one in head.pinned if one != id))
+
+        head = await self._heads.change(owner, compute_head)
+        kept = _ids_of(save for save in (*base.saves, *base.pinned) if save.id in (*head.saves, *head.pinned))
+        for dropped in base.pinned:  # after a crash here, the next commit deletes the rest
+            if dropped.id == id and id not in kept:
+                await self._store.delete(_save_key(owner, id))
+                for blob in {blob.id for blob in dropped.blobs.values()} - {*kept, ""}:
+                    await self._store.delete(_blob_key(owner, blob))
 
     async def newest(self, owner: str) -> Save | None:
         """Return the newest save of an owner, or None. Raise SaveCorruptedError if it was changed in the store."""
@@ -281,11 +316,11 @@ class Writer:
         self._saves = saves
         self._owner = owner
         self._fence = fence
-        self._base = base
+        self.base = base
         self._id = make_id(fence)
         self._left = saves._max_bytes
         self._inline = saves._inline_bytes
-        self._known = {blob.sha256: blob for save in reversed(base.saves) for blob in save.blobs.values() if blob.id}
+        self._known = {blob.sha256: blob for save in (*base.pinned, *reversed(base.saves)) for blob in save.blobs.values() if blob.id}
         self._names: set[str] = set()
         self._blobs: dict[str, Blob] = {}
         self._written: set[str] = set()  # keys, to delete if the save is abandoned
@@ -332,16 +367,21 @@ class Writer:
         finally:
             await _cancel(adding)
 
-    async def commit(self, manifest: dict[str, Any]) -> Save:
+    async def commit(self, manifest: dict[str, Any], *, most_pinned: int = 0) -> Save:
         """Make this the newest save, by one swap of the head. Then delete what no kept save refers to.
 
         Raise FencedError if another server has taken the session. After another StorageError, the save may be committed or not: call this
         again.
+
+        Args:
+            manifest: What the save says about itself.
+            most_pinned: If this is not 0, pin the save, and unpin the oldest ones if there are more than so many.
         """
         save = self._save or await self._write_save(manifest)
-        kept = [save, *self._base.saves[: _KEPT - 1]]
-        await self._swap_head(tuple(one.id for one in kept))
-        await self._delete_unreferenced(kept)
+        kept = [save, *self.base.saves[: _KEPT - 1]]
+        pinned = [*self.base.pinned, save][-most_pinned:] if most_pinned else [*self.base.pinned]
+        await self._swap_head(tuple(one.id for one in kept), tuple(one.id for one in pinned))
+        await self._delete_unreferenced([*kept, *pinned])
         return save
 
     async def abandon(self) -> None:
@@ -376,22 +416,21 @@ class Writer:
         await self._saves._store.write(key, stream(*sealed))
         return Blob(sha256.hex(), len(data), id)
 
-    async def _swap_head(self, ids: tuple[str, ...]) -> None:
+    async def _swap_head(self, ids: tuple[str, ...], pinned: tuple[str, ...]) -> None:
         def compute_head(head: Head) -> Head:
             if self._id in head.saves:  # an earlier attempt, whose response was lost
                 return head
             _check_fence(head, self._fence)
-            if head.saves != self._base.ids:
+            if (head.saves, head.pinned) != (self.base.head.saves, self.base.head.pinned):
                 raise StorageError("another save of this session was committed since this one began: save again")
             self._may_be_committed = True
-            return replace(head, saves=ids)
+            return replace(head, saves=ids, pinned=pinned)
 
         await self._saves._heads.change(self._owner, compute_head)
 
     async def _delete_unreferenced(self, kept: Sequence[Save]) -> None:
-        ids = {id for save in kept for id in (save.id, *(blob.id for blob in save.blobs.values()))}
         try:
-            await self._saves._delete_ids(self._owner, kept=ids, newest=self._fence)
+            await self._saves._delete_ids(self._owner, kept=_ids_of(kept), newest=self._fence)
         except StorageError as error:  # the save is committed. The next commit deletes the rest
             log_failure("deleting what saves do not need any more failed", error)
 
@@ -433,6 +472,11 @@ def _check_fence(head: Head, fence: int) -> None:
         raise FencedError("the saves of this session were deleted, or it was released: connect again")
     if head.fence != fence:
         raise FencedError("another server has taken this session: connect again")
+
+
+def _ids_of(saves: Iterable[Save]) -> set[str]:
+    """Return the ids of saves and of their blobs."""
+    return {id for save in saves for id in (save.id, *(blob.id for blob in save.blobs.values()))}
 
 
 def _save_key(owner: str, id: str) -> str:

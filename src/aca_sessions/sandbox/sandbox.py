@@ -20,7 +20,7 @@ from .policy import Limits
 from .proxy import Proxy
 from .session import copies, saved_state
 from .session.cell import CellNotSentError
-from .session.checkpoints import Checkpoints, SessionCheckpoint
+from .session.checkpoints import Checkpoints, SessionCheckpoint, find_checkpoint
 from .session.copies import deleted_open_files, restore
 from .session.descriptors import SpawnedSession, Workspace, host_pid, time_at_rest
 from .session.files import Files
@@ -122,10 +122,13 @@ class Sandbox:
         """
         self._on_close, self._on_branch = on_close, on_branch
 
-    async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
-        """Save the variables and files as a checkpoint, and return it. If that is impossible, raise SnapshotError with the reason."""
+    async def checkpoint(self, name: str | None = None, *, id: str | None = None) -> SessionCheckpoint:
+        """Save the variables and files as a checkpoint, and return it. If that is impossible, raise SnapshotError with the reason.
+
+        Its id is `id`, or else the next number.
+        """
         try:
-            return await self._tasks.run_shielded(self._take_checkpoint(name))
+            return await self._tasks.run_shielded(self._take_checkpoint(name, id=id))
         except CellNotSentError as error:
             raise SnapshotError(
                 "cannot take the checkpoint, because the session was reset or its interpreter ended first: take it again"
@@ -145,7 +148,7 @@ class Sandbox:
 
     async def forget(self, id: str) -> None:
         """Remove the checkpoint with this id. Raise SnapshotError if no such checkpoint exists."""
-        await self._checkpoints.drop(self._checkpoints.find(id))
+        await self._checkpoints.drop(find_checkpoint(self._checkpoints.usable[::-1], id, None))
 
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
         """Run a cell by calling `run` with the interpreter, and return its result.
@@ -301,16 +304,17 @@ class Sandbox:
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
-    async def _take_checkpoint(self, name: str | None, *, hidden: bool = False) -> SessionCheckpoint:
+    async def _take_checkpoint(self, name: str | None, *, id: str | None = None, hidden: bool = False) -> SessionCheckpoint:
         live = await self.interpreter()
         position = self.ledger.position  # a death after this does not belong to the checkpoint
-        checkpoint = await self._checkpoints.take(live, name, self.ledger.checkpoint_numbers, hidden=hidden)
+        ids = self.ledger.checkpoint_numbers if id is None else iter([id])
+        checkpoint = await self._checkpoints.take(live, name, ids, hidden=hidden)
         checkpoint.position = position
         self.ledger.append("checkpoint", checkpoint=None if hidden else checkpoint.id)
         return checkpoint
 
     async def _roll_back_to(self, id: str | None, name: str | None) -> tuple[SessionCheckpoint, int]:
-        checkpoint = self._checkpoints.find(id, name)
+        checkpoint = find_checkpoint(self._checkpoints.usable[::-1], id, name)
         return checkpoint, await self._roll_back(checkpoint, "rollback", with_files=True)
 
     async def _roll_back(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:

@@ -103,7 +103,7 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """Reset a session: end its interpreter and other processes, remove its checkpoints, and keep its files.
+        """Reset a session: end its interpreter and other processes, remove its checkpoints that are not durable, and keep its files.
 
         Return the position of the entry for this reset in the session's ledger, the list of what happened to it.
         """

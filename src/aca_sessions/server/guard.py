@@ -6,7 +6,9 @@ Requests that are refused are logged.
 import hmac
 import ipaddress
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -16,6 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..contract import mcp
 from ..contract.records import ProblemError
 from ..hosting import ACCEPTED_KEY, METRICS_PATH, Hosting, log_event
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Guard:
@@ -161,3 +166,10 @@ def client_address(scope: Scope) -> str | None:
     except ValueError:
         return None
     return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def store_bounded(memory: "OrderedDict[Key, Value]", key: Key, value: Value, *, most: int) -> None:
+    """Store a value by its key. If there are more than `most`, remove those that were stored first."""
+    memory[key] = value
+    while len(memory) > most:
+        memory.popitem(last=False)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..contract import extensions
@@ -18,8 +18,9 @@ from ..errors import ACASessionsError, FencedError, RecordNotFoundError, SaveCor
 from ..guest_text import shown_caption, shown_name
 from ..ledger import Ledger
 from ..lifetime import Tasks, log_failure
-from ..models import SavedSession
+from ..models import Checkpoint, SavedSession
 from ..sandbox.sandbox import Sandbox
+from ..sandbox.sandboxes import Sandboxes
 from ..sandbox.session.saved_state import SavedVariables, StateReader
 
 if TYPE_CHECKING:
@@ -49,12 +50,14 @@ class Moment:
         position: The position in the session's ledger up to which the save has it.
         since: The position after which nothing may be lost until the state is written: `position`, or that of the entry of its end.
         on_forked: Called when cells may run again, although the state is still being written. If None, none runs until the end.
+        checkpoint: The checkpoint that the save is, which must not be deleted with the session's older saves, or None.
     """
 
     sandbox: Sandbox
     position: int
     since: int
     on_forked: Callable[[], None] | None = None
+    checkpoint: Checkpoint | None = None
 
 
 class SavedSessions:
@@ -90,8 +93,9 @@ class SavedSessions:
         self._tasks = Tasks()
         self._renewing: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Renew the leases until `close`."""
+    def start(self, sandboxes: Sandboxes) -> None:
+        """Renew the leases until `close`. A rollback to a save restores it in one of `sandboxes`."""
+        self.sandboxes = sandboxes
         self._renewing = self._tasks.start(self._renew_leases())
 
     async def close(self) -> None:
@@ -157,13 +161,7 @@ class SavedSessions:
                 _repeat_end(ledger, first)
                 return
             manifest = _read_manifest(save)
-        gone: list[str] = []
-        if packages := manifest["packages"]:  # before the variables, which may need them
-            installed = await sandbox.packages.install(packages, timeout=_RESTORE_SECONDS)
-            gone = [] if installed.success else [f"package {name}" for name in packages]
-        with _unavailable_as_503():
-            missing = await sandbox.restore(self._saves.read_all(save), timeout=_RESTORE_SECONDS)
-        names = [*gone, *(shown_name(name) for name in (*manifest["lost"], *missing))]
+        missing = await self.restore_in(sandbox, save)
         record = extensions.decode_record(manifest["ledger"])
         adopts = not ledger.continues(record)
         cause = (manifest["cause"] if adopts else ledger.latest_cause("ended")) or "restart"
@@ -178,13 +176,44 @@ class SavedSessions:
             files="restored",
             processes="ended",
             to=record.end,
-            missing=tuple(names[:_MOST_LISTED]),
+            missing=missing,
             saved=save.created,
             cells=record.cells,
         )
         session.has_state = True
         if adopts:
             session.executions.follow_adopted_ledger()
+
+    async def restore_in(self, sandbox: Sandbox, save: Save) -> tuple[str, ...]:
+        """Restore a save in a sandbox that has run no cell. Return the names of what is missing. Raise errors as `restore` does."""
+        manifest = _read_manifest(save)
+        gone: list[str] = []
+        if packages := manifest["packages"]:  # before the variables, which may need them
+            installed = await sandbox.packages.install(packages, timeout=_RESTORE_SECONDS)
+            gone = [] if installed.success else [f"package {name}" for name in packages]
+        with _unavailable_as_503():
+            missing = await sandbox.restore(self._saves.read_all(save), timeout=_RESTORE_SECONDS)
+        names = [*gone, *(shown_name(name) for name in (*manifest["lost"], *missing))]
+        return tuple(names[:_MOST_LISTED])
+
+    async def checkpoints(self, identifier: str) -> list[tuple[Checkpoint, Save]]:
+        """Return the durable checkpoints of a session that has a sandbox here, the oldest first, and the save of each."""
+        lease = self._leases.get(identifier)
+        if lease is None or not lease.has_pinned:
+            return []
+        with _unavailable_as_503():
+            saves = await self._saves.pinned(lease.owner)
+        return [(extensions.decode_checkpoint(_read_manifest(save)["checkpoint"]), save) for save in saves]
+
+    async def drop_checkpoint(self, identifier: str, id: str) -> bool:
+        """Delete a durable checkpoint. Return whether there was one. No save of the session may be written at the same time."""
+        for checkpoint, save in await self.checkpoints(identifier):
+            if checkpoint.id == id:
+                if (lease := self._leases.get(identifier)) is None:
+                    raise FencedError("another server has taken this session: connect again")
+                await self._saves.unpin(lease.owner, lease.fence, save.id)
+                return True
+        return False
 
     def record_failed_restore(self, session: "HostedSession") -> None:
         """Record in the ledger of a session that it begins without its saved state, and keep its saves until it is saved on request."""
@@ -220,6 +249,14 @@ class SavedSessions:
             cause: Why the session ends, for the state after the restore.
         """
         began = time.perf_counter()
+        save = await self._write_save(session, wait, cause)
+        return _describe(save, seconds=time.perf_counter() - began)
+
+    async def save_checkpoint(self, session: "HostedSession", wait: AbstractAsyncContextManager[Moment]) -> Checkpoint:
+        """Save a session, and return the checkpoint that the save is: that of the moment. Raise ACASessionsError if that fails."""
+        return extensions.decode_checkpoint((await self._write_save(session, wait, None)).manifest["checkpoint"])
+
+    async def _write_save(self, session: "HostedSession", wait: AbstractAsyncContextManager[Moment], cause: str | None) -> Save:
         identifier, ledger = session.identifier, session.ledger
         if identifier in self._fenced:
             raise FencedError("another server has taken this session: connect again")
@@ -246,8 +283,13 @@ class SavedSessions:
             writer, variables = await moment.sandbox.save(receive, timeout=_SAVE_SECONDS, on_forked=moment.on_forked)
             lost = dict([*variables.lost.items()][:_MOST_LISTED])
             manifest.update(python=variables.python, variables=variables.saved, lost=lost)
-            save = await writer.commit(manifest)
-        return _describe(save, seconds=time.perf_counter() - began)
+            if moment.checkpoint is not None:
+                left_behind = (*moment.checkpoint.left_behind, *map(shown_name, lost))
+                manifest["checkpoint"] = extensions.encode_checkpoint(replace(moment.checkpoint, durable=True, left_behind=left_behind))
+                if (now := self._leases.get(identifier)) is not None:
+                    self._leases[identifier] = replace(now, has_pinned=True)
+            pinned = self.sandboxes.policy.limits.checkpoints if moment.checkpoint is not None else 0
+            return await writer.commit(manifest, most_pinned=pinned)
 
     async def list(self) -> list[SavedSession]:
         """Return the saved sessions of this tenant, the newest save of each."""

@@ -273,41 +273,43 @@ class CheckpointRoutes:
 
         The response also has what happened to the session since the position that the caller names: the checkpoint has the state after it.
         """
-        name = extensions.decode_checkpoint_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
+        asked = await read_json(request, _MAX_REQUEST, default=b"{}")
+        name = extensions.decode_checkpoint_name(asked, "name")
+        durable = extensions.decode_durable(asked, stores=self._sessions.saved is not None)
         session = self._session(request)
         with session.keep_in_use():
-            checkpoint = await session.executions.run_in_turn(lambda sandbox: sandbox.checkpoint(name))
+            checkpoint = await session.checkpoints.take(name, durable=durable)
         ledger, here = session.ledger, session.ledger.position
         unreported = ledger.state_and_record(request.headers.get(extensions.SINCE_HEADER), here, here, default=ledger.fetched)
-        return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()) | extensions.encode_unreported(*unreported))
+        return JSONResponse(extensions.encode_checkpoint(checkpoint) | extensions.encode_unreported(*unreported))
 
     async def list_checkpoints(self, request: Request) -> Response:
         """Return the checkpoints of a session, the oldest first."""
         session = self._session(request)
         with session.keep_in_use():
-            checkpoints = await session.executions.run_in_turn(lambda sandbox: sandbox.checkpoints())
-        return JSONResponse(extensions.encode_checkpoints([checkpoint.describe() for checkpoint in checkpoints]))
+            return JSONResponse(extensions.encode_checkpoints(await session.checkpoints.list()))
 
     async def drop_checkpoint(self, request: Request) -> Response:
         """Remove a checkpoint of a session."""
         session, id = self._session(request), request.path_params["id"]
         with session.keep_in_use():
-            await session.executions.run_in_turn(lambda sandbox: sandbox.forget(id))
+            await session.checkpoints.drop(id)
         return Response(status_code=204)
 
     async def roll_back(self, request: Request) -> Response:
         """Roll a session back to a checkpoint, by default the latest, and return the description of that checkpoint.
 
-        The response also has the position of the entry for this rollback in the session's ledger, the list of what happened to it.
+        The response also has the position of the entry for this rollback in the session's ledger, the list of what happened to it. It has
+        none if the checkpoint was restored from the store: then the next result reports the rollback.
         """
         asked = await read_json(request, _MAX_REQUEST, default=b"{}")
         id, name = extensions.decode_checkpoint_name(asked, "id"), extensions.decode_checkpoint_name(asked, "name")
         session = self._session(request)
         with session.keep_in_use():
-            checkpoint, position = await session.executions.run_in_turn(lambda sandbox: sandbox.roll_back(id, name))
+            checkpoint, position = await session.checkpoints.roll_back(id, name)
             session.saves.note_change()
-        body = extensions.encode_checkpoint(checkpoint.describe())
-        return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
+        body = extensions.encode_checkpoint(checkpoint)
+        return JSONResponse(body | ({} if position is None else extensions.encode_position(session.ledger.id, position)))
 
     async def branch(self, request: Request) -> Response:
         """Create sessions that continue from the state of an existing one, with the identifiers in the request: all of them, or none.

@@ -1,14 +1,16 @@
-"""When a session is saved: on request, in the background after its cells, and at its end."""
+"""When a session is saved: on request, as a checkpoint, in the background after its cells, and at its end."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import FencedError, SaveTooLargeError, SnapshotError
+from ..errors import ACASessionsError, FencedError, SaveTooLargeError, SnapshotError
 from ..lifetime import Tasks, log_failure
-from ..models import SavedSession
+from ..models import Checkpoint, SavedSession
 from ..sandbox.sandbox import Sandbox
 from .saved_sessions import Moment, SavedSessions
 
@@ -39,7 +41,7 @@ class SessionSaves:
     def keep_failed(self) -> None:
         """Save nothing by itself, because the session began without its save, which could not be restored. Its next start tries it again.
 
-        `save` ends that, because it is asked for, and so does `paused`, because the saves are deleted then.
+        `save` and `save_checkpoint` end that, because they are asked for, and so does `paused`, because the saves are deleted then.
         """
         self._keeps_failed = True
 
@@ -58,6 +60,18 @@ class SessionSaves:
         """Save the session between two cells, and return what was saved. Raise ACASessionsError if that fails."""
         assert self._saved is not None  # noqa: S101 - else the route does not exist
         return await self._tasks.run_shielded(self._save_on_request(self._saved))
+
+    async def save_checkpoint(self, name: str | None) -> Checkpoint:
+        """Take a checkpoint between two cells, save it, and return it. Raise ACASessionsError if that fails."""
+        assert self._saved is not None  # noqa: S101 - else the request is refused
+        return await self._tasks.run_shielded(self._save_checkpoint(self._saved, name))
+
+    async def drop_checkpoint(self, id: str) -> bool:
+        """Delete the durable checkpoint with this id. Return whether there was one."""
+        if self._saved is None:
+            return False
+        await self._session.sandbox()  # which takes the lease of the session
+        return await self._tasks.run_shielded(self._drop_checkpoint(self._saved, id))
 
     async def save_at_end(self, position: int, end: int, cause: str) -> None:
         """Save the session as it was when its ledger was at `position`, unless a cell runs. Call `end` first.
@@ -132,6 +146,30 @@ class SessionSaves:
         done = await self._save(saved, releases=False)
         self._keeps_failed = False
         return done
+
+    async def _save_checkpoint(self, saved: SavedSessions, name: str | None) -> Checkpoint:
+        async with self._one_at_a_time:
+            await self._session.sandbox()
+            checkpoint = await saved.save_checkpoint(self._session, self._at_checkpoint(saved, name))
+            self._saved_changes, self._keeps_failed, self._latest = self._covered, False, None
+            return checkpoint
+
+    async def _drop_checkpoint(self, saved: SavedSessions, id: str) -> bool:
+        async with self._one_at_a_time:
+            return await saved.drop_checkpoint(self._session.identifier, id)
+
+    @asynccontextmanager
+    async def _at_checkpoint(self, saved: SavedSessions, name: str | None) -> AsyncIterator[Moment]:
+        """Wait until no cell runs, and take a checkpoint, which is removed again if the `with` block fails. No cell runs in the block."""
+        async with self._between_cells(saved, releases=False) as moment:
+            # Numbers begin again when the session starts again, and a durable checkpoint must not have the id of another one.
+            taken = await moment.sandbox.checkpoint(name, id=f"saved-{secrets.token_hex(4)}")
+            try:
+                yield replace(moment, checkpoint=taken.describe())
+            except BaseException:
+                with suppress(ACASessionsError):  # its interpreter has ended meanwhile
+                    await moment.sandbox.forget(taken.id)
+                raise
 
     def _may_save(self, saved: SavedSessions) -> bool:
         return self._session.usable and not self._has_ended and not saved.is_fenced(self._session.identifier)

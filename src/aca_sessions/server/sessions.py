@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Self, TypeVar
+from typing import Self
 from weakref import WeakSet
 
 from .. import telemetry
@@ -30,9 +30,10 @@ from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
 from .executions import Executions, RunningExecution, unknown_execution
-from .guard import Throttle
+from .guard import Throttle, store_bounded
 from .journal import Journal
 from .saved_sessions import SAID_ELSEWHERE, SavedSessions
+from .session_checkpoints import SessionCheckpoints
 from .session_saves import SessionSaves
 
 _FULL = "SessionsCountExceedsLimit"
@@ -45,8 +46,6 @@ _FORK_SERVER_ADVICE = (
 _CLOSE_ADVICE = "they go on from their latest saves: raise ACASessions:Durable:CloseSeconds, or end sessions before the server stops"
 _LOGGED_EVICTIONS = 1, 60.0  # lines, and the seconds in which there may be so many
 _logger = logging.getLogger("aca_sessions")
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 _Saving = Coroutine[None, None, None]
 
 
@@ -78,6 +77,7 @@ class HostedSession:
         self.identifier = identifier
         self.ledger = ledger
         self.saves = SessionSaves(self, saved)
+        self.checkpoints = SessionCheckpoints(self, saved)
         self.has_state = False  # whether anything would be lost with it
         self.ended = False
         self.name: str | None = None  # that people gave it
@@ -108,6 +108,12 @@ class HostedSession:
         self._opening = self._reopen()
         await sandbox.close()
         return True
+
+    def use_sandbox(self, sandbox: Sandbox) -> None:
+        """Use another sandbox, which has the state that the session is rolled back to. The caller closes the one before."""
+        self._opening = asyncio.get_running_loop().create_future()
+        self._opening.set_result(sandbox)
+        sandbox.ledger, self.has_state = self.ledger, True
 
     @property
     def in_use(self) -> bool:
@@ -315,7 +321,7 @@ class Sessions:
                 return
         except ProblemError:
             pass
-        _store_bounded(self._cancelled_early, (identifier, id), None)
+        store_bounded(self._cancelled_early, (identifier, id), None, most=_MAX_REMEMBERED)
 
     @property
     def network(self) -> tuple[str, ...]:
@@ -577,7 +583,7 @@ class Sessions:
         del self._sessions[session.identifier]
         if cause is not None and session.has_state and not session.ended:
             session.ledger.append("ended", cause=cause, variables="lost", files="lost", processes="ended")
-        _store_bounded(self._ledgers, session.identifier, session.ledger)
+        store_bounded(self._ledgers, session.identifier, session.ledger, most=_MAX_REMEMBERED)
         self._record_end(session, reason)
 
     def _record_end(self, session: HostedSession, reason: str) -> None:
@@ -674,7 +680,7 @@ class Sessions:
     async def __aenter__(self) -> Self:
         telemetry.observe_server(self)
         if self.saved is not None:
-            self.saved.start()
+            self.saved.start(self._sandboxes)
         if self._cooldown is not None:
             self._reaper = self._tasks.start(self._expire_idle_sessions(self._cooldown))
         return self
@@ -688,9 +694,3 @@ class Sessions:
             before = datetime.now(UTC) - cooldown
             for session in [session for session in self._sessions.values() if not session.in_use and session.last_used < before]:
                 self._expire(session, "expired")
-
-
-def _store_bounded(memory: "OrderedDict[Key, Value]", key: Key, value: Value) -> None:
-    memory[key] = value
-    while len(memory) > _MAX_REMEMBERED:
-        memory.popitem(last=False)

@@ -4,10 +4,11 @@ Checkpoints are taken, and restored by a rollback, only between two cells.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from anyio import to_thread
 
@@ -52,6 +53,29 @@ class SessionCheckpoint:
         return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
 
 
+AnyCheckpoint = TypeVar("AnyCheckpoint", SessionCheckpoint, Checkpoint)
+
+
+def find_checkpoint(latest_first: Sequence[AnyCheckpoint], id: str | None, name: str | None) -> AnyCheckpoint:
+    """Return a checkpoint by name or id, or the latest one if both are None. Raise SnapshotError if there is none.
+
+    If both are given, a checkpoint with the name is preferred. If several checkpoints have the name, return the latest of them.
+    """
+    found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
+    found += [checkpoint for checkpoint in latest_first if id is not None and checkpoint.id == id]
+    if found:
+        return found[0]
+    if id is None and name is None and latest_first:
+        return latest_first[0]
+    asked = name if name is not None else id
+    if asked is None:
+        raise SnapshotError("the session does not have a checkpoint to return to: take one first")
+    if not latest_first:
+        raise SnapshotError(f"the checkpoint {asked!r:.80} does not exist, and the session has no other: take one first")
+    others = ", ".join(f"{checkpoint.name or checkpoint.id!r:.80}" for checkpoint in latest_first[:_MOST_NAMED])
+    raise SnapshotError(f"the checkpoint {asked!r:.80} does not exist. The session has {others}; it may have removed others to free memory")
+
+
 class Checkpoints:
     """The checkpoints of one session, which count towards the session's memory. Taking too many removes the oldest ones."""
 
@@ -71,29 +95,7 @@ class Checkpoints:
         """
         return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
 
-    def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
-        """Return a usable checkpoint by name or id, or the latest one if both are None. Raise SnapshotError if there is none.
-
-        If both are given, a checkpoint with the name is preferred. If several checkpoints have the name, return the latest of them.
-        """
-        latest_first = self.usable[::-1]
-        found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
-        found += [checkpoint for checkpoint in latest_first if id is not None and checkpoint.id == id]
-        if found:
-            return found[0]
-        if id is None and name is None and latest_first:
-            return latest_first[0]
-        asked = name if name is not None else id
-        if asked is None:
-            raise SnapshotError("the session does not have a checkpoint to return to: take one first")
-        if not latest_first:
-            raise SnapshotError(f"the checkpoint {asked!r:.80} does not exist, and the session has no other: take one first")
-        others = ", ".join(f"{checkpoint.name or checkpoint.id!r:.80}" for checkpoint in latest_first[:_MOST_NAMED])
-        raise SnapshotError(
-            f"the checkpoint {asked!r:.80} does not exist. The session has {others}; it may have removed others to free memory"
-        )
-
-    async def take(self, live: Interpreter, name: str | None, ids: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
+    async def take(self, live: Interpreter, name: str | None, ids: Iterator[int | str], *, hidden: bool = False) -> SessionCheckpoint:
         """Take a checkpoint: fork the interpreter `live`, and copy the files.
 
         If there are then too many checkpoints, or their files are too large, remove the oldest. The checkpoint's id is the next number of
