@@ -66,7 +66,7 @@ async def small(folder: Path) -> None:
 
 async def large(folder: Path) -> None:
     values = np.random.default_rng(1).random(BYTES // 8)
-    writes, synced, saves, again = [], [], [], []
+    writes, synced, saves, again, unchanged = [], [], [], [], []
     async with open_pool(settings(folder, Sandbox={"Limits": {"MemoryMegabytes": 8192}})) as pool, pool.session("alice") as session:
         await session.run(LARGE)
         for _ in range(LARGE_ROUNDS):
@@ -80,6 +80,7 @@ async def large(folder: Path) -> None:
             saves.append(await milliseconds(session.save))
             await session.run("x = 1")
             again.append(await milliseconds(session.save))
+            unchanged.append(await milliseconds(session.save))
         await pool.terminate("alice")
     show("numpy.save of 1 GB", writes)
     show("numpy.save of 1 GB, and fsync", synced)
@@ -87,6 +88,7 @@ async def large(folder: Path) -> None:
         ratios = [one / other for one, other in zip(saves, base, strict=True)]
         show("save of a frame of 1 GB", saves, f"; {statistics.median(ratios):.1f} times as long as {name}")
     show("save after a cell that changed something else", again)
+    show("save after nothing ran", unchanged)
 
 
 async def expiry(folder: Path) -> None:
