@@ -17,6 +17,8 @@ from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.connect import Opening, open_server
 from aca_sessions.contract.records import ProblemError
 from aca_sessions.durable.saves import Saves, Writer
+from aca_sessions.durable.sealing import Sealer
+from aca_sessions.durable.store import open_store
 from aca_sessions.errors import ACASessionsError, NotFoundError, NotSupportedError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.ledger import CallerPosition
@@ -502,3 +504,14 @@ async def test_a_session_in_which_nothing_ran_is_not_written_again(tmp_path: Pat
         assert (await session.save()).created > fifth.created
     async with pool(tmp_path) as opened, opened.session("alice") as session:
         assert await text(session, "x") == ("1", "restored: restart")
+
+
+async def test_a_session_whose_lease_another_server_took_while_it_was_free_is_fenced(tmp_path: Path) -> None:
+    async with open_store(f"file://{tmp_path}") as store:
+        here, there = (saved_sessions.SavedSessions(Saves(store, Sealer(), max_bytes=1), server=name) for name in ("here", "there"))
+        await here.take("alice")
+        await Saves(store, Sealer(), max_bytes=1).forget(here._owner("alice"))
+        await there.take("alice")
+        with pytest.raises(ProblemError, match="another server has this session"):
+            await here.take("alice")
+        assert here.is_fenced("alice")

@@ -235,8 +235,7 @@ class Saves:
     async def forget(self, owner: str) -> bool:
         """Delete all saves and the lease of an owner. Return whether there were any.
 
-               A server that uses the session cannot save it any more.
-        After a crash, another call deletes the rest.
+        A server that uses the session must take the lease again before it can save it. After a crash, another call deletes the rest.
         """
         found = await self._find_ids(check_owner(owner))
         head = await self._heads.delete(owner)

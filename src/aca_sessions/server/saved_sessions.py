@@ -110,6 +110,8 @@ class SavedSessions:
         with _unavailable_as_503():
             lease = await self._saves.take(self._owner(identifier), self._server, _LEASE_SECONDS)
         if lease is None:
+            if self._leases.pop(identifier, None) is not None:  # taken while it was free, because its saves were deleted
+                self._fenced.add(identifier)
             raise ProblemError(503, ELSEWHERE, SAID_ELSEWHERE)
         self._leases[identifier] = lease
         self._fenced.discard(identifier)
