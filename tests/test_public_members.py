@@ -19,8 +19,8 @@ MEMBERS = {
         saved start supports uninstall upload_file
     """,
     "InteractiveSession": """
-        branch checkpoint checkpoints close complete delete_file download_file execute_command health history inspect install interrupt
-        join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file variables
+        branch checkpoint checkpoints close complete delete_file download_file execute_command export health history inspect install
+        interrupt join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file variables
         write_notebook write_script
     """,
     "PythonCodeInterpreterPlugin": """

@@ -444,6 +444,7 @@ class InteractiveSession:
     health = blocking(Session.health)
     checkpoint = blocking(Session.checkpoint)
     checkpoints = blocking(Session.checkpoints)
+    export = blocking(Session.export)
     save = blocking(Session.save)
     rollback = blocking(Session.rollback)
     undo = blocking(Session.undo)

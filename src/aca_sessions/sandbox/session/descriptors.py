@@ -172,13 +172,18 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
 
 
 def time_at_rest(init: int, interpreter: int) -> int | None:
-    """Return the processor time of an interpreter in nanoseconds, or None if it has several threads or is not alone in its session.
+    """Return the processor time of an interpreter in nanoseconds, or None if it runs, has threads, or is not alone in its session.
 
     While this stays the same, nothing in the session can change, because changes need a processor.
     """
     try:
         own = host_pid(interpreter)
-        if int(_fields(own)[_THREADS]) > 1 or any(_fields(pid)[0] not in "ZX" for pid in descendants(host_pid(init)) if pid != own):
+        state = _fields(own)
+        if (
+            state[0] != "S"
+            or int(state[_THREADS]) > 1
+            or any(_fields(pid)[0] not in "ZX" for pid in descendants(host_pid(init)) if pid != own)
+        ):
             return None
         return time.clock_gettime_ns((~own << 3) | _PROCESS_CLOCK)
     except (OSError, GuestDiedError):
