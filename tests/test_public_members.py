@@ -20,8 +20,8 @@ MEMBERS = {
     """,
     "InteractiveSession": """
         branch checkpoint checkpoints close complete delete_file download_file execute_command export health history inspect install
-        interrupt join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file variables
-        write_notebook write_script
+        interrupt join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file
+        variables write_notebook write_script
     """,
     "PythonCodeInterpreterPlugin": """
         close download_file end_session execute_python execute_python_with_files for_session install install_packages list_files run
