@@ -386,7 +386,7 @@ class CodeInterpreter:
         Args:
             session_id: The session.
             name: A name for it, or None.
-            durable: Save it in the store of the service, too. NotSupportedError is raised if there is no store.
+            durable: Save it in the store of the service, too. NotSupportedError is raised if the service has none.
         """
         if durable:
             await self._require_store()

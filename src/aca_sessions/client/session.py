@@ -286,7 +286,7 @@ class Session:
         Args:
             name: A name for it.
             durable: Save it in the store of the endpoint, too, as `save` does, so that `rollback` finds it after the session has ended.
-                NotSupportedError is raised if there is no store.
+                NotSupportedError is raised if the service has none.
         """
         checkpoint = await self._interpreter.checkpoint(self.session_id, checked_checkpoint_name(name), durable=durable)
         self.history.mark_checkpoint(checkpoint.id)

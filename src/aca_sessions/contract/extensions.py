@@ -330,7 +330,7 @@ def decode_checkpoint_name(body: object, key: str) -> str | None:
 
 
 def decode_durable(body: object, *, stores: bool) -> bool:
-    """Return `body["durable"]`: whether a checkpoint is also saved. Raise ProblemError if that is invalid, or if there is no store."""
+    """Return `body["durable"]`: whether a checkpoint is also saved. Raise ProblemError if that is invalid, or without a store."""
     durable = body.get("durable", False) if isinstance(body, Mapping) else False
     if not isinstance(durable, bool):
         raise invalid(f"'durable' must be true or false, got {type_name(durable)}")

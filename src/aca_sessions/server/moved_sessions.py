@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from ..contract.records import ProblemError
 from ..durable.chunks import Data, closing
@@ -110,33 +111,12 @@ class MovedSessions:
                     await sessions.saved.claim(identifier)
                 sealed = _until_ended(reserved[0][0], chunks)
                 async with asyncio.timeout(_IMPORT_SECONDS), ExportReader(sealed, max_bytes=self._max_bytes) as reader:
-                    return await self._fill_unless_ended(*reserved[0], reader, is_gone)
+                    return await _unless_ended(reserved[0][0], self._fill(*reserved[0], reader, is_gone))
             except BaseException as error:
                 if not reserved[0][0].ended:  # a later session of this name has lost nothing by this
                     reserved[0][0].ledger = earlier or Ledger()
                 await sessions._cancel_branches(reserved)
                 raise _to_problem(error) from error
-
-    async def _fill_unless_ended(
-        self,
-        session: HostedSession,
-        opened: "asyncio.Future[Sandbox]",
-        reader: ExportReader,
-        is_gone: Callable[[], Awaitable[bool]],
-    ) -> SavedSession:
-        """Call `_fill`, and cancel it if the session is ended meanwhile, also by a server that stops: that waits for this."""
-        filling = asyncio.ensure_future(self._fill(session, opened, reader, is_gone))
-        try:
-            while not filling.done():
-                await asyncio.wait({filling}, timeout=_LOOK_SECONDS)
-                if session.ended:
-                    raise SnapshotError(_ENDED)
-            return filling.result()
-        finally:
-            filling.cancel()
-            await asyncio.wait({filling})
-            if not filling.cancelled():
-                filling.exception()  # retrieved, so that asyncio does not log it
 
     async def _fill(
         self,
@@ -180,6 +160,22 @@ class MovedSessions:
             cells=manifest.cells,
             seconds=round(time.perf_counter() - began, 3),
         )
+
+
+async def _unless_ended(session: HostedSession, work: Coroutine[Any, Any, SavedSession]) -> SavedSession:
+    """Await the filling of a session, and cancel it if the session is ended meanwhile, also by a server that stops: that waits for this."""
+    filling = asyncio.create_task(work)
+    try:
+        while not filling.done():
+            await asyncio.wait({filling}, timeout=_LOOK_SECONDS)
+            if session.ended:
+                raise SnapshotError(_ENDED)
+        return filling.result()
+    finally:
+        filling.cancel()
+        await asyncio.wait({filling})
+        if not filling.cancelled():
+            filling.exception()  # retrieved, so that asyncio does not log it
 
 
 async def _until_ended(session: HostedSession, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

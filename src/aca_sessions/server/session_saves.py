@@ -23,7 +23,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _PAUSE_FACTOR = 0.5, 300.0, 10.0
 
 
 class SessionSaves:
-    """The saves of one session, one at a time. If there is no store, nothing is saved."""
+    """The saves of one session, one at a time. Without a store, nothing is saved."""
 
     def __init__(self, session: "HostedSession", saved: SavedSessions | None) -> None:
         self._session = session

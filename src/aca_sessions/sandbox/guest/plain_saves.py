@@ -149,7 +149,7 @@ def _add_module(name: str) -> ModuleType:
 
 
 def _adapt(saves: Any, shell: Any) -> Any:
-    """Change what the module that writes states does in a session of somebody else's service, and return it."""
+    """Change what the module that writes states does in a session of another service, and return it."""
     restored = {**saves._SETTERS}
 
     def get_settings(shell: Any) -> dict[str, object]:

@@ -6,7 +6,7 @@ import { button } from "./dom.js";
 const PLOTLY = "application/vnd.plotly.v1+json";
 const MAP = /geo$|choropleth|(?:scatter|density)map/; // types of traces
 
-/** The data of a chart as text, or an empty text if a display is no chart. */
+/** The data of a chart as text, or an empty text if a display does not have one. */
 export const chartOf = (data) => (typeof data[PLOTLY] === "string" ? data[PLOTLY] : "");
 
 /** A display without the page of a chart, which repeats its data beside the script of plotly (5 MB). */
