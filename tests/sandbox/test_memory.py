@@ -466,3 +466,7 @@ async def test_memory_used_up_by_small_values_is_an_error_that_keeps_the_session
             assert (result.error.name, str(result.state)) == ("MemoryError", "kept")
             assert f"Cell In[{2 * cell - 1}], line 2" in result.error.traceback
             assert (await session.run("len(values) > 1000")).value is True
+        for _ in range(2):  # with little left from the start
+            result = await session.run("while True: values.append(' ' * 1000 + str(len(values)))")
+            assert (result.error.name, str(result.state)) == ("MemoryError", "kept")
+        assert (await session.run("del values; 1")).value == 1

@@ -33,7 +33,8 @@ from . import changes, commands, loop, modules, tracebacks
 from .cell_output import CellOutput, clip, new_late_displays, sent_in_order
 from .displays import PLAIN_TYPES, Formatter, PlainText, Publisher, ValueHook
 
-_RESERVED = (16 << 20, 8 << 20, 4 << 20)  # bytes; to format a traceback takes about 1 MB, and reading the source files that it shows more
+# In bytes. To format a traceback takes about 1 MB, and reading the source files that it shows more.
+_RESERVED = tuple(megabytes << 20 for megabytes in (16, 12, 9, 7, 5, 4, 3, 2))
 _MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 _OWN_CELL = "(lambda scope: (exec("  # begins cells of the client itself: output of imports in them would not be seen
@@ -134,7 +135,6 @@ class Shell(InteractiveShell):
         self.collected = CellOutput(cell.execution, sent_in_order(send), self._late)
         modules.clear_listings()
         self.compile.begin_cell()
-        self._reserve_memory()
         self.last_command = commands.ShellCommand()
         before, number = changes.list_files(), self.execution_count
         try:
@@ -148,6 +148,7 @@ class Shell(InteractiveShell):
             error = result.error_before_exec or result.error_in_exec or self.last_command.failure()
         except KeyboardInterrupt as interrupt:
             error = interrupt
+        self._free_reserve()  # reading the next request needs memory as well
         if error is not None and self.collected.error is None:
             self.collected.store_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
         self._forget_oldest_inputs()
@@ -199,12 +200,6 @@ class Shell(InteractiveShell):
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
         """Report an error with its traceback. Remove frames of this package at the traceback's end, such as that of the SIGINT handler."""
         self._free_reserve()
-        try:
-            self._show_traceback(exc_tuple, *arguments, **options)
-        finally:
-            self._reserve_memory()
-
-    def _show_traceback(self, exc_tuple: Any, *arguments: Any, **options: Any) -> None:
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain_missing_folder(value)
         tracebacks.cut_own_frames(traceback)
@@ -258,6 +253,7 @@ class Shell(InteractiveShell):
         Return True, which means that the cell has failed, without running the statement if an interrupt was reported before.
         """
         self.last_command = commands.ShellCommand()
+        self._reserve_memory()  # of what the statement before this one may have freed
         return self._reported_interrupt is not None or await super().run_code(*arguments, **options)
 
     # IPython reports an interrupt of a script or nested cell, and goes on with the code after it. `%run` does so to keep the variables of
@@ -333,11 +329,18 @@ class Shell(InteractiveShell):
         raise SystemExit
 
     def _reserve_memory(self) -> None:
-        """Reserve address space, so that a cell which has used up all of it can still be reported. If little is left, reserve less."""
+        """Reserve address space, so that a cell which uses up all of it can still be reported.
+
+        Leave a quarter of what is left to the cell, which may free memory.
+        """
+        if self._reserve is not None and len(self._reserve) == _RESERVED[0]:
+            return
+        self._free_reserve()
         for size in _RESERVED:
-            if self._reserve is None:
-                with contextlib.suppress(OSError, MemoryError):
-                    self._reserve = mmap.mmap(-1, size)  # is never written to, so it takes no memory
+            with contextlib.suppress(OSError, MemoryError):
+                mmap.mmap(-1, size + size // 3).close()
+                self._reserve = mmap.mmap(-1, size)  # is never written to, so it takes no memory
+                return
 
     def _free_reserve(self) -> None:
         if self._reserve is not None:
