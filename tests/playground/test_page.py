@@ -209,7 +209,7 @@ def test_a_cell_behind_one_of_another_tab_is_below_it(playground: Playground, br
         page.send("Network.setBlockedURLs", urls=["*/session/history*"])  # so that the cell of the other tab appears after its own
         other.cells = 1
         other.start(running)
-        other.page.wait("document.querySelector('.stream')")
+        other.page.wait("document.querySelector('.stream.stdout')?.innerText === 'begun\\n'")
         playground.start("'last'")
         page.send("Network.setBlockedURLs", urls=[])
         page.wait("document.querySelectorAll('.cell').length === 3")
