@@ -26,6 +26,7 @@ from ...wire import (
     VariableChangeKind,
     VariableRow,
 )
+from .. import saves
 from ..folders import session_folders
 
 _MOST_LISTED = 2000  # files that are listed before and after each cell
@@ -90,7 +91,7 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def list_processes() -> list[ProcessRow]:
-    """Return pid and name of the session's processes, sorted by pid. Leave out the interpreter, the first process and zombies.
+    """Return pid and name of the session's processes, sorted by pid. Leave out zombies and processes that no cell started.
 
     Return [] without namespaces, because /proc cannot be read then.
     """
@@ -100,7 +101,7 @@ def list_processes() -> list[ProcessRow]:
         return []
     if len(pids) <= 2:
         return []
-    own = (_INIT, os.getpid())
+    own = {_INIT, os.getpid(), *saves.writing}
     found = [row for pid in sorted(pids) if pid not in own and (row := _process(pid))]
     return found[:MOST_PROCESSES]  # the host removes those of branches, and then shortens the list
 
