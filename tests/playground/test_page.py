@@ -109,8 +109,9 @@ def test_a_session_in_view_is_kept_and_for_an_hour_in_the_background(browser: Br
 
 def test_a_checkpoint_after_a_loss_shows_the_loss(playground: Playground) -> None:
     page = playground.page
-    playground.run("x = 20\nimport os, threading\nthreading.Timer(1, lambda: os._exit(1)).start()")
+    playground.run("x = 20")
     page.wait("document.querySelector('#variables').innerText.includes('20')")
+    playground.run("import os, threading\nthreading.Timer(1, lambda: os._exit(1)).start()")
     panel = "document.querySelector('#variables-panel').dispatchEvent(new Event('toggle'))"
     page.wait(f"{panel} && document.querySelector('#variables').innerText === 'No variables yet.'")
     page.click("#checkpoint")

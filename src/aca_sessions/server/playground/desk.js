@@ -57,10 +57,9 @@ export class Desk {
     this.followTheEnd();
     const { session, given = null, ended = false, draft = "" } = remembered();
     for (const [id, { cells, ...known }] of Object.entries(keptCells())) this.workspaces.set(id, this.made(id, { ...known, ended: true, kept: cells }));
-    this.editor.replaceAll(draft);
+    this.editor.edit(draft); // which takes the focus now: later, the page would take it from a field in which a user types already
     for (const leaving of ["pagehide", "visibilitychange"]) window.addEventListener(leaving, () => this.keep(), true);
     await this.select(session ?? this.newIdentifier("page-"), { given, ended });
-    this.editor.area.focus();
     setInterval(() => {
       if (!document.hidden) this.lookedAt = Date.now();
       if (Date.now() - this.lookedAt < KEPT_UNSEEN) this.refreshSessions();
@@ -209,8 +208,8 @@ export class Desk {
     const whyNot = whyNotNamed(name);
     if (whyNot && !known) throw new Error(whyNot);
     byId("new-name").value = "";
-    await this.select(known?.id ?? this.newIdentifier("page-"), { given: known ? null : name || null });
     this.editor.area.focus();
+    await this.select(known?.id ?? this.newIdentifier("page-"), { given: known ? null : name || null });
   }
 
   async branch() {
