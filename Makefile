@@ -47,11 +47,13 @@ test-long: $(INSTALLED) $(OTHERS)
 	@.ci/packages
 	$(PYTEST) -m long $(LONG)
 
-# Programs of others that use ours have an environment of their own: JupyterLab, papermill and FastMCP's client.
+# Programs of others that use ours have an environment of their own: JupyterLab, papermill and FastMCP's client. FastMCP 2, whose client
+# builds other types from a tool's schema, needs a further one.
 $(OTHERS): $(INSTALLED)
-	@echo "Adding JupyterLab, papermill, FastMCP and pyarrow for their tests: about 450 MB on disk, once."
+	@echo "Adding JupyterLab, papermill, FastMCP and pyarrow for their tests: about 550 MB on disk, once."
 	$(RUN) -m venv .venv-others && .venv-others/bin/python -m pip install --quiet --disable-pip-version-check \
-		'jupyterlab>=4.4' 'papermill>=2.6' 'fastmcp>=2.10' 'pyarrow>=14.0.1'
+		'jupyterlab>=4.4' 'papermill>=2.6' 'fastmcp>=4' 'pyarrow>=14.0.1'
+	$(RUN) -m venv .venv-others/fastmcp2 && .venv-others/fastmcp2/bin/python -m pip install --quiet --disable-pip-version-check 'fastmcp>=2.10,<3'
 	@touch $@
 
 test-all: test test-long test-containers

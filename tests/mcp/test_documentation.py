@@ -1,120 +1,79 @@
-"""Run the session documentation's examples with their calls as written. Only their data comes from another source: loopback."""
+"""Run the blocks of the session documentation as they are written, with the clients of FastMCP 2 and later and of both MCP SDKs."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from mcp import ClientSession
 
+from ..conftest import COMMAND, LIGHT, ROOT
 from ..wheels import make_wheel
-from . import documented
-from .clients import stdio_client_session
+from .clients import http_server
 
 pytestmark = pytest.mark.slow
 
-SOURCE = """
-import json, random, threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-rows = [{"col_a": random.random(), "col_b": i, "col_c": i % 7, "target": "yes" if i % 2 else "no"} for i in range(60)]
-class Data(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(rows + [{"col_a": None, "col_b": 0, "col_c": 0, "target": "no"}]).encode())
-    def log_message(self, *_): ...
-server = HTTPServer(("127.0.0.1", 8099), Data)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-"""
+PROGRAM = Path(__file__).with_name("documentation_client.py")
+LATEST = ROOT / ".venv-others"  # FastMCP 4 or later, with the SDK 2
+SECOND = LATEST / "fastmcp2"  # FastMCP 2, with the SDK 1
 
 
-class Result(NamedTuple):
-    data: dict[str, Any]
-    text: str
+def client_of(environment: Path, library: str, *marks: pytest.MarkDecorator) -> "pytest.param":
+    there = [*environment.glob(f"lib/python3*/site-packages/{library}")]
+    needs = pytest.mark.skipif(not there, reason=f"needs {environment.relative_to(ROOT)}: make test-long installs it")
+    name = f"{library}-of-{environment.name.removeprefix('.venv-')}"
+    return pytest.param(environment / "bin" / "python", library, marks=(needs, pytest.mark.long), id=name)
 
 
-class Documented:
-    """The client of the page, which returns results with `.data`."""
-
-    def __init__(self, session: ClientSession) -> None:
-        self._session = session
-
-    async def call_tool(self, name: str, arguments: dict[str, Any] | None = None) -> Result:
-        result = await self._session.call_tool(name, arguments)
-        text = result.content[0].text
-        assert not result.isError, text
-        assert result.structuredContent.get("success", True), text
-        return Result(result.structuredContent, text)
-
-
-@asynccontextmanager
-async def documented_client(wheels: Path | None = None) -> AsyncIterator[Documented]:
-    settings = {"ACASessions__Packages__WheelFolder": str(wheels)} if wheels else {}
-    async with stdio_client_session(environment=settings) as session:
-        yield Documented(session)
+@pytest.mark.parametrize(
+    ("python", "library"),
+    [
+        client_of(LATEST, "fastmcp"),
+        client_of(SECOND, "fastmcp"),
+        client_of(LATEST, "mcp"),
+        pytest.param(Path(sys.executable), "mcp", marks=pytest.mark.long, id="mcp-of-this-environment"),
+    ],
+)
+def test_each_block_of_the_page_runs_as_it_is_written(python: Path, library: str, tmp_path: Path) -> None:
+    seen = run_blocks(python, library, command=COMMAND[0], args=[*COMMAND[1:], "mcp"], env=environment(tmp_path))
+    check(seen)
 
 
-async def run(client: Documented, code: str) -> str:
-    return (await client.call_tool("run_python_code", {"code": code})).text
+@pytest.mark.parametrize(("python", "library"), [client_of(LATEST, "fastmcp")])
+def test_each_block_of_the_page_runs_over_http(python: Path, library: str, tmp_path: Path) -> None:
+    with http_server(**environment(tmp_path)) as server:
+        check(run_blocks(python, library, url=server.address, key=server.key))
 
 
-@pytest.mark.long
-async def test_sessions_are_isolated() -> None:
-    async with documented_client() as client:
-        await documented.session_isolation(client)
-        assert await run(client, "'x' in globals()") == "False"
-        await client.call_tool("switch_session", {"session_id": "data_analysis"})
-        assert await run(client, "x") == "100"
+def environment(folder: Path) -> dict[str, str]:
+    """Return the settings of a server that installs the packages of the page from a folder."""
+    make_wheel(folder / "wheels", "seaborn", files={"seaborn.py": "def set_palette(name): ...\n"})
+    make_wheel(folder / "wheels", "jupyter")
+    inherited = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH") if name in os.environ}
+    return LIGHT | inherited | {"ACASessions__Packages__WheelFolder": str(folder / "wheels")}
 
 
-@pytest.mark.long
-async def test_sessions_are_created_listed_switched_and_deleted(capsys) -> None:
-    async with documented_client() as client:
-        await documented.creating_sessions(client)
-        await documented.session_information(client)
-        await documented.switching(client)
-        await documented.cleaning_up(client)
-        told = capsys.readouterr().out
-        assert "Active: default\nTotal: 3" in told
-        assert "- ml_pipeline: Machine learning training pipeline" in told
-        assert "Switched from default to ml_pipeline" in told
+def run_blocks(python: Path, library: str, **server: object) -> dict[str, object]:
+    command = [python, PROGRAM, library, json.dumps(server)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=480, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Error parsing structured content" not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.long
-async def test_a_pipeline_passes_its_files_from_session_to_session(capsys) -> None:
-    async with documented_client() as client:
-        await with_source(client, documented.data_pipeline_workflow)
-        assert (await run(client, "accuracy")).startswith(("0.", "1."))
-        await documented.parallel_experiments(client)
-        shown = await run(client, "sorted(results_df['experiment_id'])")
-        assert shown == "['gradient_boost', 'linear_model', 'neural_net', 'random_forest']"
-        await documented.monitor_session_health(client)
-        told = capsys.readouterr().out
-        assert told.count("Responsive: True") == told.count("Status: healthy") == 9
-        assert "needs attention" not in told
-        await documented.cleanup_idle_sessions(client)
-
-
-async def with_source(client: Documented, example: Any) -> None:
-    """Give the example's first session its source of data before the example's first cell."""
-
-    class Prepared:
-        async def call_tool(self, name: str, arguments: dict[str, Any]) -> Result:
-            if "requests.get" in arguments.get("code", ""):
-                await client.call_tool("run_python_code", {"code": SOURCE})
-            return await client.call_tool(name, arguments)
-
-    await example(Prepared())
-
-
-@pytest.mark.long
-async def test_packages_are_installed_and_a_saved_script_is_imported_and_run(tmp_path) -> None:
-    make_wheel(tmp_path / "wheels", "seaborn", files={"seaborn.py": "def set_palette(name): ...\n"})
-    make_wheel(tmp_path / "wheels", "jupyter")
-    async with documented_client(tmp_path / "wheels") as client:
-        await documented.interactive_development(client)
-        await run(client, "import sys; sys.path.append('scripts'); import analysis_utils")
-        assert await run(client, "analysis_utils.data_summary(pd.DataFrame({'a': [1]}))['shape']") == "(1, 1)"
-        ran = await client.call_tool("run_script", {"path": "analysis_utils"})
-    assert ran.data["returncode"] == 0
+def check(seen: dict[str, object]) -> None:
+    isolation, creating, listing, switching, ending, *_, health, _ = printed = seen["printed"]
+    assert len(printed) == 10
+    assert not isolation + creating + ending
+    assert listing.startswith("Active: modeling\nTotal: 5\n")
+    assert "- ml_pipeline: Machine learning training pipeline" in listing
+    assert switching == "Switched from modeling to ml_pipeline\n"
+    assert health.count("Responsive: True") == health.count("Status: healthy") == len(seen["sessions"]) == 13
+    assert "needs attention" not in health
+    assert "experiment_1" not in seen["sessions"]
+    assert seen["isolated"] == ["False", "100"]
+    assert seen["accuracy"].startswith(("0.", "1."))
+    assert seen["experiments"] == "['gradient_boost', 'linear_model', 'neural_net', 'random_forest']"
+    assert seen["script"] == "(1, 1)"
+    assert seen["ran"] == "(no output)"

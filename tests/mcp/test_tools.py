@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jsonschema
 import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
@@ -122,6 +123,34 @@ async def test_an_invalid_argument_is_reported_without_repeating_it(connected: C
             assert told in message
             assert "secret" not in message
         assert text_of(await run(client, "6 * 7")) == "42"
+
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "save_script": {"name": "report", "content": "print(1)"},
+    "run_script": {"path": "report"},
+    "run_python_code": {"code": "x = 1"},
+    "switch_session": {"session_id": "session_1"},
+    "delete_session": {"session_id": "session_1"},
+    "install_dependencies": {"packages": ["pip"]},
+    "write_file": {"path": "a.txt", "content": "a"},
+    "read_file": {"path": "a.txt"},
+    "delete_file": {"path": "a.txt"},
+    "inspect_object": {"code": "x", "cursor_pos": 1},
+    "code_completion": {"code": "x", "cursor_pos": 1},
+}
+
+
+async def test_null_stands_for_each_argument_that_may_be_left_out(connected: Connected) -> None:
+    async with connected() as client:
+        tools = {tool.name: tool.inputSchema for tool in (await client.list_tools()).tools}
+        await ask(client, "create_session", session_id="session_1")
+        await run(client, "1")
+        await ask(client, "checkpoint")
+        for name in [*REQUIRED, *(name for name in tools if name not in REQUIRED)]:
+            optional = dict.fromkeys(tools[name]["properties"].keys() - set(tools[name].get("required", [])))
+            jsonschema.validate(optional | REQUIRED.get(name, {}), tools[name])
+            result = await client.call_tool(name, optional | REQUIRED.get(name, {}))
+            assert not result.isError, (name, text_of(result))
 
 
 async def test_an_empty_cell_succeeds(connected: Connected) -> None:

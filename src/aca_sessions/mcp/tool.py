@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from mcp import types
 from mcp.server.session import ServerSession
@@ -189,7 +189,7 @@ class Tool:
         """
         try:
             checked = self._arguments.model_validate(arguments)
-            answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
+            answer = await self._function(call, **{name: value for name, value in checked if value is not None})
         except ValidationError as error:
             return failure(_explain(error, self._arguments.model_fields))
         except ServiceError as error:
@@ -224,7 +224,9 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
     """
     signature = inspect.signature(function, eval_str=True)
     parameters = [*signature.parameters.values()][1:]
-    fields: dict[str, Any] = {one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters}
+    fields: dict[str, Any] = {
+        one.name: (one.annotation, ...) if one.default is one.empty else (_or_null(one.annotation), one.default) for one in parameters
+    }
     arguments = create_model(f"{function.__name__}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
     answer: TypeAdapter[Any] = TypeAdapter(signature.return_annotation)
     hints = types.ToolAnnotations(
@@ -239,10 +241,29 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
         title=title,
         description=inspect.getdoc(function),
         inputSchema=arguments.model_json_schema(schema_generator=_Untitled),
-        outputSchema=_DIALECT | answer.json_schema(mode="serialization", schema_generator=_Untitled),
+        outputSchema=_output_schema(answer),
         annotations=hints,
     )
     return Tool(listed, function, arguments, answer)
+
+
+def _or_null(annotation: Any) -> Any:
+    """Return the type of an optional argument, extended by None. Many clients and models send null for what they leave out."""
+    if get_origin(annotation) is not Annotated:
+        return annotation | None
+    kind, *metadata = get_args(annotation)
+    return Annotated[kind | None, *metadata]
+
+
+def _output_schema(answer: TypeAdapter[Any]) -> dict[str, Any]:
+    """Return the schema of a tool's answer.
+
+    The fields are one level below the root, in `allOf`. FastMCP's client makes a class from the fields at the root, and then
+    `result.data["sessions"]` fails. Without such fields `data` is a dict. Validators treat both forms alike.
+    """
+    schema = answer.json_schema(mode="serialization", schema_generator=_Untitled)
+    shared = {"$defs": schema.pop("$defs")} if "$defs" in schema else {}
+    return _DIALECT | {"type": "object", "allOf": [schema]} | shared
 
 
 def failure(message: str) -> types.CallToolResult:
