@@ -16,10 +16,10 @@ pytestmark = pytest.mark.slow
 
 PAGE = {
     "create_session", "switch_session", "list_sessions", "delete_session", "run_python_code", "install_dependencies", "save_script",
-    "run_script", "get_kernel_health", "check_kernel_responsiveness",
+    "run_script", "restart_kernel", "get_kernel_health", "check_kernel_responsiveness",
 }  # fmt: skip
 MORE = {
-    "list_files", "read_file", "write_file", "delete_file", "list_variables", "inspect_object", "code_completion", "restart_kernel",
+    "list_files", "read_file", "write_file", "delete_file", "list_variables", "inspect_object", "code_completion",
     "interrupt", "get_workspace_info", "ping", "checkpoint", "rollback", "branch",
 }  # fmt: skip
 

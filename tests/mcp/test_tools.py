@@ -11,15 +11,19 @@ from typing import Any
 import jsonschema
 import pytest
 from mcp import ClientSession
+from mcp.shared.exceptions import McpError
 from mcp.types import CallToolResult
 from pydantic import AnyUrl
 
 from aca_sessions import Limits, Policy, Settings, open_pool
 from aca_sessions.errors import ExecutionError, InvalidArgumentError, PoolTimeoutError
+from aca_sessions.mcp import resources
 from aca_sessions.mcp.clients import Client, Options, SharedState
-from aca_sessions.mcp.session_tools import check_kernel_responsiveness
-from aca_sessions.mcp.state_tools import code_completion, restart_kernel
+from aca_sessions.mcp.server import _tools
+from aca_sessions.mcp.session_tools import check_kernel_responsiveness, get_kernel_health, restart_kernel
+from aca_sessions.mcp.state_tools import code_completion
 from aca_sessions.mcp.tool import Call
+from aca_sessions.models import Access
 
 from .clients import Running, http_client_session, http_server, run, start, stdio_client_session, text_of
 
@@ -83,7 +87,7 @@ async def test_an_invalid_session_is_refused_and_the_rest_continues(connected: C
         await ask(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="default")
-        assert "create_session and switch_session" in await refused(client, "delete_session", session_id="default")
+        assert "use restart_kernel" in await refused(client, "delete_session", session_id="default")
         assert "no session of that name" in await refused(client, "delete_session", session_id="other")
         assert "no session of that name" in await refused(client, "switch_session", session_id="other")
         for name in ("", "../x", "a/b", "a b", "-x", "x" * 65, "é", "a\nb", "mcp-1;"):
@@ -317,7 +321,8 @@ async def test_a_running_cell_is_interrupted_and_hides_only_what_its_interpreter
         assert (await ask(client, "interrupt"))["status"] == "nothing was running"
         await start(client, "while True: time.sleep(0.01)")
         health = await ask(client, "get_kernel_health")
-        assert (health["responsive"], "memory_usage" in health) == (False, False)
+        assert (health["status"], health["responsive"], health["cpu_time"]) == ("busy", False, None)
+        assert health["memory_usage"] > 1 << 20
         assert health["uptime"] > before["uptime"]
         assert (await ask(client, "interrupt"))["status"] == "interrupted"
         assert text_of(await run(client, "6 * 7")) == "42"
@@ -381,6 +386,41 @@ async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_aft
         async with asyncio.timeout(50):  # the pool itself lets callers wait for a minute
             answer = await check_kernel_responsiveness(Call(client, context=None), timeout=0.05)
     assert (answer.responsive, answer.busy) == (False, False)
+
+
+async def test_a_tool_that_only_reads_starts_no_session() -> None:
+    reading = {name: tool for name, tool in _tools("all", Access()).items() if tool.listed.annotations.readOnlyHint}
+    async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
+        call = Call(client, context=None)
+        results = {name: await tool(call, REQUIRED.get(name, {})) for name, tool in reading.items()}
+        refused = {name for name, result in results.items() if result.isError}
+        assert refused == {"read_file", "inspect_object", "code_completion"}
+        assert all("run code in it, or write a file, to start it" in text_of(results[name]) for name in refused)
+        with pytest.raises(McpError, match="to start it"):
+            await resources.read(client, AnyUrl("session://default/files/a.txt"))
+        assert await pool._interpreter.list_sessions() == []
+        assert results["get_kernel_health"].structuredContent["started"] is False
+        async with client.lease(named := client.find(None)) as session:
+            await session.upload_file("a.txt", "a")
+        named.is_started = True
+        await pool._interpreter.delete_session(named.id)  # as a server does that has been started again
+        assert (await get_kernel_health(call)).memory_usage is None
+        assert await pool._interpreter.list_sessions() == []
+
+
+async def test_a_session_that_dies_during_a_call_is_reported_once(connected: Connected) -> None:
+    async with connected() as client:
+        await run(client, "import os, time; x = 1")
+        waiting = asyncio.create_task(run(client, "time.sleep(10_000)"))
+        while (await ask(client, "get_kernel_health"))["status"] != "busy":
+            await asyncio.sleep(0.05)
+        first, second = await asyncio.gather(ask(client, "restart_kernel"), ask(client, "restart_kernel"))
+        assert first["restarted"]
+        assert second["restarted"]
+        assert "[state] lost" in text_of(await waiting)
+        assert text_of(await run(client, "'x' in globals()")) == "False"
+        assert (await ask(client, "get_kernel_health"))["status"] == "healthy"
 
 
 async def test_the_server_answers(connected: Connected) -> None:

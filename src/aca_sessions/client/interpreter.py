@@ -514,7 +514,8 @@ class CodeInterpreter:
     async def get_session(self, session_id: str) -> SessionInfo:
         """Return the service's description of a session. Raise NotFoundError if there is no such session."""
         self._require_sessions()
-        return decode_response(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
+        rich = {extensions.RICH_REQUEST_HEADER: "1"}
+        return decode_response(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id, headers=rich), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False, saved: bool = False) -> None:
         """End a session at the service.

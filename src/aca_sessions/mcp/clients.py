@@ -64,13 +64,13 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """If the pool ended a session because it was idle, set its `is_started` to False and its `is_expired` to True. Ignore other events.
+        """If the pool ended a started session because it was idle, set its `is_started` to False and its `is_expired` to True.
 
         When the session is used again, a new and empty one is started under its name.
         """
         if event.kind == "expired" and event.session_id in self.known:
             named = self.known[event.session_id]
-            named.is_started, named.is_expired = False, True
+            named.is_started, named.is_expired = False, named.is_started or named.is_expired
 
 
 class Client:
@@ -113,6 +113,16 @@ class Client:
                 "the session has expired, because it was not used for a long time: its variables and files are gone. Run code in it to "
                 "begin with an empty one"
             )
+        return named
+
+    def find_started(self, name: str | None) -> NamedSession:
+        """Return the same session as `find_unexpired`, for a call that needs what a session has only once code or a file was sent to it.
+
+        Raise InvalidArgumentError if the session is not started, because a call that only reads must not start it.
+        """
+        named = self.find_unexpired(name)
+        if not named.is_started:
+            raise InvalidArgumentError("the session has no variables and no files yet: run code in it, or write a file, to start it")
         return named
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
@@ -195,7 +205,7 @@ class Client:
         """
         if name == DEFAULT:
             raise InvalidArgumentError(
-                "the session 'default' cannot be deleted: to begin with an empty one, use create_session and switch_session"
+                "the session 'default' cannot be deleted: to begin without its variables, use restart_kernel, which keeps its files"
             )
         named = self.find(name)
         was_active = self.find(None) is named

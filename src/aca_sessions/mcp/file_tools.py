@@ -99,6 +99,9 @@ async def list_files(
     """List the files of a session, those of one folder or recursively."""
     named = call.client.find_unexpired(session_id)
     folder = checked_folder(path, call.mounts)
+    if not named.is_started and not folder:
+        return FilesAnswer(session_id=named.name, path="", files=[], total=0, truncated=False)
+    named = call.client.find_started(session_id)
     async with call.client.lease(named) as session:
         found = [file async for file in walk(session, folder, depth=max_depth if recursive else 1, most=_MOST_FILES + 1)]
     listed = [
@@ -112,7 +115,7 @@ async def list_files(
 
 async def read_file(call: Call, path: Path, max_bytes: MostBytes = 10_000, offset: Start = 0, session_id: SessionName = None) -> ReadAnswer:
     """Read a file of a session, or a part of it. You see a picture (PNG, JPEG, GIF or WebP) as an image."""
-    named = call.client.find_unexpired(session_id)
+    named = call.client.find_started(session_id)
     inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
         try:
@@ -153,7 +156,7 @@ async def write_file(
 
 async def delete_file(call: Call, path: Path, session_id: SessionName = None) -> WrittenAnswer:
     """Delete a file of a session."""
-    named = call.client.find_unexpired(session_id)
+    named = call.client.find_started(session_id)
     inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
@@ -166,8 +169,10 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
     """Return where a session has its files, how many there are, and what is shared with your other sessions."""
     named = call.client.find_unexpired(session_id)
     outputs = call.client.outputs
-    async with call.client.lease(named) as session:
-        sizes = [file.size async for file in walk(session) if not file.is_directory]
+    sizes: list[int] = []
+    if named.is_started:
+        async with call.client.lease(named) as session:
+            sizes += [file.size async for file in walk(session) if not file.is_directory]
     return WorkspaceAnswer(
         session_id=named.name,
         workspace=ROOT,

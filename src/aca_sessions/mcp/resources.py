@@ -150,7 +150,7 @@ async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
     if parts.scheme == "session":
         named = client.find(unquote(parts.netloc))
         if kind == "files":
-            return await _file(client, client.find_unexpired(named.name), checked(unquote(rest)))
+            return await _file(client, client.find_started(named.name), checked(unquote(rest)))
         if kind == "displays" and rest.isdecimal() and int(rest) in named.displays:
             return _content_of(named.displays[int(rest)])
         if kind == "displays" and rest.isdecimal() and 0 < int(rest) <= named.displayed:

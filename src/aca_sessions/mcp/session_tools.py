@@ -1,4 +1,4 @@
-"""Tools that create, choose, list, check and end sessions. Their docstrings, and those of their answers, are sent to models."""
+"""Tools that create, choose, list, check, restart and end sessions. Their docstrings, and those of their answers, are sent to models."""
 
 import asyncio
 import time
@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..errors import ExecutionError, ServiceError
+from ..errors import ExecutionError, NotFoundError, NotSupportedError, ServiceError, SnapshotError
+from ..guest_text import for_model
 from ..models import SessionHealth
+from ..rendering import clip
 from .clients import MB
 from .named_session import NamedSession
 from .tool import Call, SessionName, tool
@@ -90,6 +92,16 @@ class DeletedAnswer:
     new_active_session: str
 
 
+@dataclass(frozen=True, slots=True)
+class RestartedAnswer:
+    """A session with a new interpreter."""
+
+    session_id: str
+    restarted: Literal[True]
+    preserved: bool
+    preserved_vars: list[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessAnswer:
     """The interpreter's process. All values are null if it did not respond."""
@@ -103,16 +115,16 @@ class ProcessAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthAnswer:
-    """The health of a session. Memory is in bytes and times are in seconds. What only the interpreter knows is null or left out while a
-    cell runs. `uptime` counts from the creation of the session.
+    """The health of a session. Memory is in bytes and times are in seconds. `busy` means that a cell runs: what only the interpreter
+    knows is null then. `memory_usage` is what all processes of the session use. `uptime` counts from the creation of the session.
     """
 
     session_id: str
-    status: Literal["healthy", "unresponsive"]
+    status: Literal["healthy", "busy", "unresponsive"]
     started: bool
     responsive: bool
     busy_for: float | None
-    memory_usage: int | None = None  # left out while a cell runs
+    memory_usage: int | None = None  # left out if it is not known, so that `.get("memory_usage", 0)` is a number
     cpu_time: float | None
     uptime: float
     execution_count: int
@@ -180,20 +192,43 @@ async def delete_session(call: Call, session_id: Name) -> DeletedAnswer:
     return DeletedAnswer(session_id=session_id, status="deleted", was_active=was_active, new_active_session=call.client.find(None).name)
 
 
+async def restart_kernel(call: Call, preserve_state: bool = False, session_id: SessionName = None) -> RestartedAnswer:
+    """Start a new interpreter for a session; its files stay. Without preserve_state this works even while a cell runs.
+
+    With preserve_state the new interpreter has the old one's variables. If that fails, nothing changes and the error says why.
+    """
+    named = call.client.find(session_id)
+    async with call.client.lease(named) as session:
+        if preserve_state:
+            # A cell that fails is undone by a checkpoint of its own, which removes none of the user's as another checkpoint could.
+            undone = await session.run("raise Exception", transactional=True)
+            if undone.state.variables != "rolled_back":
+                session._undo_delivery(undone)  # the user's next cell reports a loss again
+                refused = undone.error if undone.state.kind == "kept" else None  # it says why no checkpoint could be taken
+                reason = clip(for_model(refused.message.removeprefix("the cell was not run: ")), 1000) if refused else str(undone.state)
+                why = f"the session was not restarted, because its variables cannot be preserved: {reason}"
+                raise SnapshotError(f"{why}. To restart it without them, leave preserve_state out")
+        else:
+            await session.reset()
+        names = [one.name for one in await session.variables()] if preserve_state else []
+    named.record_restart("asked for, variables kept" if preserve_state else "asked for")
+    return RestartedAnswer(named.name, True, preserve_state, names)
+
+
 async def get_kernel_health(call: Call, session_id: SessionName = None) -> HealthAnswer:
     """Report the health of a session: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and
     why its interpreter was replaced.
     """
     named = call.client.find(session_id)
-    # A session that runs a cell or was never used is not asked.
-    health = await _check_health(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.is_started else None
+    memory, health = await _check_health(call, named, _HEALTH_SECONDS) if named.is_started else (None, None)
+    busy_for, responds = named.busy_for, health is None or health.responsive
     return HealthAnswer(
         session_id=named.name,
-        status="healthy" if health is None or health.responsive else "unresponsive",
+        status="busy" if busy_for is not None else "healthy" if responds else "unresponsive",
         started=named.is_started,
-        responsive=named.busy_for is None and (health is None or health.responsive),
-        busy_for=named.busy_for,
-        memory_usage=health.memory if health and health.responsive else None,
+        responsive=busy_for is None and responds,
+        busy_for=busy_for,
+        memory_usage=health.memory if memory is None and health and health.responsive else memory,
         cpu_time=health.cpu if health and health.responsive else None,
         uptime=named.uptime,
         execution_count=named.executions,
@@ -243,28 +278,38 @@ def _metadata(named: NamedSession) -> Metadata:
 
 
 async def _is_responsive(call: Call, named: NamedSession, timeout: float) -> bool:
-    """Return whether a session can be leased and answers, both within `timeout` seconds."""
+    """Return whether a session can be leased and responds, both within `timeout` seconds. A session that is not started stays so."""
     try:
         async with asyncio.timeout(timeout), call.client.lease(named) as session:
-            await session._measure()
+            if named.is_started:
+                await session._measure()
     except (TimeoutError, ExecutionError, ServiceError):
         return False
     return True
 
 
-async def _check_health(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
-    """Return the health of a session.
+async def _check_health(call: Call, named: NamedSession, timeout: float) -> tuple[int | None, SessionHealth | None]:
+    """Return the bytes of memory that a session uses, as its server counts them, and its health as its interpreter reports it.
 
-    If leasing and checking it together take more than `timeout` seconds, the returned health has `responsive` set to False.
+    Either is None if it is not known. The interpreter is not asked while a cell runs, nor if the server has no such session: that would
+    start one. If leasing and checking the session together take more than `timeout` seconds, the health has `responsive` set to False.
     """
     started = time.perf_counter()
     async with AsyncExitStack() as held:
+        memory = None
         try:
             async with asyncio.timeout(timeout):
                 session = await held.enter_async_context(call.client.lease(named))
+                memory = (await session._interpreter.get_session(session.session_id)).memory
         except TimeoutError:  # the pool is full
-            return SessionHealth(responsive=False, response_time=timeout)
-        return await session.health(timeout=timeout - (time.perf_counter() - started))
+            return None, SessionHealth(responsive=False, response_time=timeout)
+        except NotFoundError:
+            return None, None
+        except (NotSupportedError, ServiceError):
+            pass  # an older api-version, for example
+        if named.busy_for is not None:
+            return memory, None
+        return memory, await session.health(timeout=max(0.001, timeout - (time.perf_counter() - started)))
 
 
 def _process(health: SessionHealth | None) -> ProcessAnswer:
@@ -284,6 +329,7 @@ TOOLS = (
     tool(switch_session, "Choose the active session", "changes", repeatable=True),
     tool(list_sessions, "List sessions", "reads"),
     tool(delete_session, "End a session", "destroys"),
+    tool(restart_kernel, "Restart a session", "destroys"),
     tool(get_kernel_health, "Health of a session", "reads"),
     tool(check_kernel_responsiveness, "Is a session responsive?", "reads"),
 )

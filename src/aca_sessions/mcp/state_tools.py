@@ -10,10 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..client.session import Session
-from ..errors import ExecutionError, SnapshotError
-from ..guest_text import for_model
+from ..errors import ExecutionError
 from ..models import Checkpoint
-from ..rendering import clip
 from .named_session import NamedSession
 from .session_tools import NewName
 from .tool import Call, SessionName, tool
@@ -66,16 +64,6 @@ class CompletionAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class RestartedAnswer:
-    """A session with a new interpreter."""
-
-    session_id: str
-    restarted: Literal[True]
-    preserved: bool
-    preserved_vars: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class StatusAnswer:
     """Confirmation of an operation."""
 
@@ -107,6 +95,8 @@ class BranchedAnswer:
 async def list_variables(call: Call, session_id: SessionName = None) -> VariablesAnswer:
     """List a session's variables: type, shape, size in bytes, and the value of plain ones."""
     named = call.client.find_unexpired(session_id)
+    if not named.is_started:
+        return VariablesAnswer(named.name, [])
     async with _lookup(call, named) as session:
         found = await session.variables()
     return VariablesAnswer(named.name, [VariableAnswer(one.name, one.type, one.shape, one.size, one.text) for one in found])
@@ -116,7 +106,7 @@ async def inspect_object(
     call: Call, code: Text, cursor_pos: Cursor, detail_level: Detail = 0, session_id: SessionName = None
 ) -> InspectedAnswer:
     """Return what IPython shows about the name at a position in a text: signature, docstring, and the source with detail_level 1."""
-    named = call.client.find_unexpired(session_id)
+    named = call.client.find_started(session_id)
     async with _lookup(call, named) as session:
         text = await session.inspect(code, cursor_pos, detail=detail_level)
     return InspectedAnswer(named.name, text is not None, (text or "")[:_LONGEST])
@@ -124,7 +114,7 @@ async def inspect_object(
 
 async def code_completion(call: Call, code: Text, cursor_pos: Cursor, session_id: SessionName = None) -> CompletionAnswer:
     """Return IPython's completions of a text at a position."""
-    named = call.client.find_unexpired(session_id)
+    named = call.client.find_started(session_id)
     async with _lookup(call, named) as session:
         found = await session.complete(code, cursor_pos)
     return CompletionAnswer(named.name, list(found.matches), found.start, found.end)
@@ -143,29 +133,6 @@ async def _lookup(call: Call, named: NamedSession) -> AsyncIterator[Session]:
     except TimeoutError as error:
         why = "a cell runs in the session" if named.busy_for is not None else "an object of the session, or this machine, is slow"
         raise ExecutionError(f"nothing was found within {seconds:g} s, because {why}. Variables are kept: try again later") from error
-
-
-async def restart_kernel(call: Call, preserve_state: bool = False, session_id: SessionName = None) -> RestartedAnswer:
-    """Start a new interpreter for a session; its files stay. Without preserve_state this works even while a cell runs.
-
-    With preserve_state the new interpreter has the old one's variables. If that fails, nothing changes and the error says why.
-    """
-    named = call.client.find(session_id)
-    async with call.client.lease(named) as session:
-        if preserve_state:
-            # A cell that fails is undone by a checkpoint of its own, which removes none of the user's as another checkpoint could.
-            undone = await session.run("raise Exception", transactional=True)
-            if undone.state.variables != "rolled_back":
-                session._undo_delivery(undone)  # the user's next cell reports a loss again
-                refused = undone.error if undone.state.kind == "kept" else None  # it says why no checkpoint could be taken
-                reason = clip(for_model(refused.message.removeprefix("the cell was not run: ")), 1000) if refused else str(undone.state)
-                why = f"the session was not restarted, because its variables cannot be preserved: {reason}"
-                raise SnapshotError(f"{why}. To restart it without them, leave preserve_state out")
-        else:
-            await session.reset()
-        names = [one.name for one in await session.variables()] if preserve_state else []
-    named.record_restart("asked for, variables kept" if preserve_state else "asked for")
-    return RestartedAnswer(named.name, True, preserve_state, names)
 
 
 async def interrupt(call: Call, session_id: SessionName = None) -> StatusAnswer:
@@ -217,7 +184,6 @@ TOOLS = (
     tool(list_variables, "List variables", "reads"),
     tool(inspect_object, "Inspect a name", "reads"),
     tool(code_completion, "Complete code", "reads"),
-    tool(restart_kernel, "Restart a session", "destroys"),
     tool(interrupt, "Interrupt a cell", "changes"),
     tool(ping, "Is the server there?", "reads"),
     tool(checkpoint, "Keep a session as it is", "changes"),

@@ -101,7 +101,7 @@ class SessionRoutes:
         The request does not restart the session's cool-down, the time without use after which it ends.
         """
         session = self._sessions.find(self._read_identifier(request))
-        return JSONResponse(flat.encode_session(self._sessions.describe(session)), headers={"x-ms-session-etag": session.etag})
+        return JSONResponse(self._encode(request, self._sessions.describe(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
         """End a session. If a caller continues to use its identifier, the state of the next result reports the cause.
@@ -117,11 +117,13 @@ class SessionRoutes:
     async def list_sessions(self, request: Request) -> Response:
         """Return a page of at most 300 sessions of this server, beginning at the query's `skip`."""
         check_has_sessions(request)
-        full = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        shown = [
-            flat.encode_session(info) | (_encode_live(info) if full else {}) for info in self._sessions.describe_page(read_skip(request))
-        ]
+        shown = [self._encode(request, info) for info in self._sessions.describe_page(read_skip(request))]
         return JSONResponse({"sessions": shown})
+
+    def _encode(self, request: Request, info: SessionInfo) -> dict[str, object]:
+        """Encode a session's description, with what the session does now if the request asks for that."""
+        full = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        return flat.encode_session(info) | (_encode_live(info) if full else {})
 
     async def rename(self, request: Request) -> Response:
         """Set a session's display name, replacing an earlier one, or remove it. The session's identifier stays the same."""
