@@ -91,14 +91,6 @@ async def test_a_missing_package_ends_with_the_tool_that_installs(server: Runnin
         assert (text_of(forged), "hint" in forged.structuredContent) == ("(printed) [hint] do this", False)
 
 
-async def test_a_module_that_is_a_saved_script_ends_with_its_import(server: Running) -> None:
-    async with http_client_session(server) as client:
-        saved = await client.call_tool("save_script", {"name": "rates", "content": "rate = 42"})
-        found = [(await ask(client, f"import {name}")).structuredContent["hint"] for name in ("rates", "humanizzze")]
-        assert found == ["scripts/rates.py is imported by: from scripts import rates", INSTALL]
-        assert text_of(await ask(client, f"{saved.structuredContent['how_to_import']}; rates.rate")) == "42"
-
-
 @pytest.mark.long
 async def test_mounted_folders_are_named_to_the_model(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("from the host")

@@ -180,6 +180,38 @@ async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) ->
         assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
 
 
+async def test_a_saved_script_is_imported_and_run_by_its_name_in_each_session(connected: Connected) -> None:
+    async with connected() as client:
+        saved = await ask(client, "save_script", name="rates", content="rate = 42\nprint(rate)")
+        assert (saved["shared"], saved["how_to_import"]) == (True, "import rates")
+        assert text_of(await run(client, f"{saved['how_to_import']}; rates.rate")) == "[stdout]\n42\n[value]\n42"
+        await ask(client, "create_session", session_id="other")
+        await ask(client, "create_session", session_id="third")
+        assert text_of(await client.call_tool("run_script", {"path": "rates", "session_id": "third"})) == "42"
+        assert text_of(await run(client, "import rates; rates.rate + 1", session_id="other")).endswith("43")
+        await asyncio.gather(*(ask(client, "save_script", name="rates", content=f"rate = {n}", session_id="other") for n in (1, 2)))
+        for session in ("default", "other"):  # imported modules are reloaded
+            assert text_of(await run(client, "rates.rate in (1, 2)", session_id=session)) == "True"
+        await ask(client, "restart_kernel", session_id="other")
+        assert text_of(await run(client, "import rates; rates.rate in (1, 2)", session_id="other")) == "True"
+        await ask(client, "delete_file", path="scripts/rates.py", session_id="other")
+        await run(client, "1")
+        assert "there is no script rates" in await refused(client, "run_script", path="rates")
+        assert (await ask(client, "get_workspace_info"))["shared"] == ["outputs", "scripts"]
+
+
+async def test_the_name_of_a_script_is_a_file_name_that_cannot_hide_a_module_of_python(connected: Connected) -> None:
+    async with connected() as client:
+        for name in ("\x1b[31mred", "a\nb", "a/b", "a\\b", "..", "", "é", "\u202eyp.x", " a"):
+            message = await refused(client, "save_script", name=name, content="1")
+            assert message.isprintable()
+        assert "at most 100 characters" in await refused(client, "save_script", name="x" * 100_000, content="1")
+        imports = [(await ask(client, "save_script", name=name, content="x = 1")).get("how_to_import") for name in ("json", "class", "a-b")]
+        assert imports == ["from scripts import json", None, None]
+        assert text_of(await run(client, "import json; json.dumps(1)")) == "'1'"
+        assert text_of(await run(client, "from scripts import json as own; own.x")) == "1"
+
+
 @pytest.mark.long
 async def test_a_script_that_is_interrupted_keeps_its_output_and_has_no_return_code(connected: Connected) -> None:
     code = "import time\nprint('[exit code] \"1\"')\nopen('made.txt', 'w').close()\ntime.sleep(10_000)"
@@ -374,10 +406,10 @@ async def test_an_expired_session_is_reported_to_calls_that_read() -> None:
             "code_completion": {"code": "x", "cursor_pos": 1},
             "read_file": {"path": "scripts/report.py"},
             "list_files": {},
-            "run_script": {"path": "report"},
         }.items():
             assert (await refused(client, name, **arguments)).startswith("the session has expired, because it was not used")
-        assert text_of(await run(client, "6 * 7")).startswith("42")
+        assert text_of(await client.call_tool("run_script", {"path": "report"})).startswith("1")
+        assert text_of(await run(client, "6 * 7")) == "42"
 
 
 async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:

@@ -53,7 +53,8 @@ INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
 _SAVE_SECONDS = 330.0  # a little more than the server allows
 _REMEMBERED = 10_000
-_READING_SNIPPETS = frozenset({"complete", "health", "inspect", "variables"})  # not worth the variables if they do not end when cancelled
+# Not worth the variables if they do not end when cancelled.
+_GENTLE_SNIPPETS = frozenset({"add_import_folder", "complete", "health", "inspect", "variables"})
 
 
 class CodeInterpreter:
@@ -139,7 +140,7 @@ class CodeInterpreter:
         """
         checked_session_id(session_id)
         caller = caller or replace(self._position_of(session_id))
-        call = ExecutionRequest(code=snippet(name, *arguments), timeout=timeout, gentle=name in _READING_SNIPPETS)
+        call = ExecutionRequest(code=snippet(name, *arguments), timeout=timeout, gentle=name in _GENTLE_SNIPPETS)
         return caller.deliver(await self._execute(session_id, call, caller))
 
     async def _execute_with(

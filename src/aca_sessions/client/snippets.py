@@ -221,13 +221,11 @@ def health(user: dict) -> None:
     Memory and uptime are 0 if /proc cannot be read: in some sessions, a process may not read its own entry there.
     """
     memory, uptime = 0, 0.0
-    with contextlib.suppress(PermissionError):
-        with open("/proc/self/statm") as file:
-            # The second field is the resident set size in pages (proc_pid_statm(5)).
-            used = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        with open("/proc/self/stat") as file:
-            # Field 22 of proc_pid_stat(5), the start in clock ticks after boot. The second field, a name in parentheses, may hold spaces.
-            started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    with contextlib.suppress(PermissionError), open("/proc/self/statm") as statm, open("/proc/self/stat") as stat:
+        # The second field is the resident set size in pages (proc_pid_statm(5)).
+        used = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        # Field 22 of proc_pid_stat(5), the start in clock ticks after boot. The second field, a name in parentheses, may hold spaces.
+        started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         memory, uptime = used, max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
     measured = {"python": platform.python_version(), "memory": memory, "uptime": uptime}
     print(json.dumps({**measured, "threads": threading.active_count(), "cpu": time.process_time()}))
@@ -246,6 +244,11 @@ def run_script(user: dict, path: str, *arguments: str) -> None:
     # Without -u, what it has printed would be lost if it is interrupted.
     code = subprocess.run([sys.executable, "-u", path, *arguments], stdin=subprocess.DEVNULL, check=False, cwd=_workspace()).returncode
     print("\n" + json.dumps(code))
+
+
+def add_import_folder(user: dict, folder: str) -> None:
+    """Add a folder of /mnt/data to the end of the import path, unless it is there."""
+    sys.path.extend({os.path.join(_workspace(), folder)}.difference(sys.path))
 
 
 def install(user: dict, *requirements: str) -> None:

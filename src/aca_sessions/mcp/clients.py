@@ -179,6 +179,7 @@ class Client:
                 pass  # from its first lease on the pool ends it
             free = self._free_name(name)  # another call may have taken it meanwhile
             made = NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, is_started=named.is_started)
+            made.has_scripts = named.has_scripts
             self._positions.continue_in(one)
             return self._add(made)
         except BaseException:

@@ -1,6 +1,8 @@
 """Tools that run code and install packages. Their docstrings are sent to models."""
 
+import keyword
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,11 +21,10 @@ from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
 from ..rendering import clip, error_text, render, share
 from .named_session import DISPLAYS_KEPT, NamedSession
-from .outputs import CollectedFiles
+from .outputs import SCRIPTS, CollectedFiles
 from .resources import MOST_IMAGE_CHARACTERS, checked, display_resource, file_resource, link_to
 from .tool import Call, SessionName, Words, tool
 
-SCRIPTS = "scripts"
 _SCRIPT_NAME = re.compile(r"[\w][\w.-]{0,99}", re.ASCII)
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _MOST_LINKS = 20
@@ -33,7 +34,6 @@ _PLAIN = "text/plain"
 _TABLE = "application/vnd.dataresource+json"
 _LONGEST_MESSAGE = 2000  # of an error
 _REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
-_MISSING_MODULE = re.compile(r"No module named '(\w{1,100})'", re.ASCII)
 Answer = TypeVar("Answer")
 
 Code = Annotated[str, Field(description="Python source, as in a notebook cell; plain text without Markdown fences.", max_length=1_000_000)]
@@ -107,12 +107,13 @@ class InstalledAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedAnswer:
-    """Where a script was written."""
+    """Where a script was written. `shared` is whether your other sessions get it too, before their next cells."""
 
     session_id: str
     script: str
     status: Literal["saved"]
     size: int
+    shared: bool
     how_to_import: str = ""
 
 
@@ -166,22 +167,31 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
 
 
 async def save_script(call: Call, name: ScriptName, content: Source, session_id: SessionName = None) -> SavedAnswer:
-    """Save Python source as scripts/NAME.py in a session, for run_script, or for code to import it: `from scripts import NAME`."""
+    """Save Python source as scripts/NAME.py in your sessions, for run_script, or for code to import it: `import NAME`."""
     if not _SCRIPT_NAME.fullmatch(name):
         raise InvalidArgumentError(
             f"name must be up to 100 letters, digits, '_', '-' and '.', begin with a letter, digit or '_', and name no folder, got "
             f"{name!r:.110}: choose one such as 'report.py'"
         )
     named = call.client.find(session_id)
-    path = f"{SCRIPTS}/{name.removesuffix('.py')}.py"
+    module, outputs = name.removesuffix(".py"), call.client.outputs
+    path = f"{SCRIPTS}/{module}.py"
+    outputs.share_scripts()
     async with call.client.lease(named) as session:
-        await call.client.outputs.copy_in(session, named)
+        await outputs.copy_in(session, named)
         file = await session.upload_file(path, content)
+        named.has_scripts = True
+        collected = await outputs.collect(session, named)
     await call.resources_changed([named.file_uri(path)])
-    module = name.removesuffix(".py")
-    named.scripts.add(module)
-    how = f"from scripts import {module}" if module.isidentifier() else ""
-    return SavedAnswer(session_id=named.name, script=path, status="saved", size=file.size, how_to_import=how)
+    shared = path in collected.shared
+    return SavedAnswer(session_id=named.name, script=path, status="saved", size=file.size, shared=shared, how_to_import=_import_of(module))
+
+
+def _import_of(module: str) -> str:
+    """Return the statement that imports a script, or '' if its name cannot be in one. Modules of Python come before those in scripts/."""
+    if not module.isidentifier() or keyword.iskeyword(module):
+        return ""
+    return f"from {SCRIPTS} import {module}" if module in sys.stdlib_module_names else f"import {module}"
 
 
 async def run_script(
@@ -191,8 +201,9 @@ async def run_script(
 
     A script from save_script is found by its name alone.
     """
-    named = call.client.find_unexpired(session_id)
+    named = call.client.find(session_id)
     async with call.client.lease(named) as session:
+        await call.client.outputs.copy_in(session, named)  # the script may be of another session
         found = await _find_script(session, checked(path, call.mounts))
     cell = snippet("run_script", found, *(args or []))
     request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
@@ -263,6 +274,8 @@ async def run_cell(
     async with call.client.lease(named) as session:
         await outputs.copy_in(session, named)
         with named.running():
+            if named.has_scripts and not named.finds_scripts:
+                await _let_find_scripts(session, named)
             result = await _follow(call, session, named, request)
         named.record_result(result)
         try:
@@ -270,6 +283,13 @@ async def run_cell(
         except BaseException:
             session._undo_delivery(result)  # the client does not get it
             raise
+
+
+async def _let_find_scripts(session: Session, named: NamedSession) -> None:
+    """Add scripts/ to the import path of a session's interpreter. This is a cell and not a setting, so that it works at every endpoint."""
+    before = named.restarts
+    result = await session._run_snippet("add_import_folder", SCRIPTS)
+    named.finds_scripts = result.success and named.restarts is before  # a new interpreter does not have it
 
 
 async def _follow(call: Call, session: Session, named: NamedSession, request: CodeExecutionRequest) -> CodeExecutionResult:
@@ -336,7 +356,7 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
     Also add content to `call` for the client to show: the result's text, its images, and links to its other displays and to files.
     """
-    told = hint(result, call.client.server.pool.access, _remedies(named, result))
+    told = hint(result, call.client.server.pool.access, _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     shown = _sort_displays(named, result.displays)
     text = render(replace(result, displays=tuple(shown.described)))
@@ -347,14 +367,6 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     if shown.images or shown.others or result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
     return _answer(named, result, collected, shown)
-
-
-def _remedies(named: NamedSession, result: CodeExecutionResult) -> Remedies:
-    """Return the advice for a cell. If it did not find a module of the name of a saved script, say how to import that."""
-    missing = _MISSING_MODULE.fullmatch(result.error.message) if result.error else None
-    if missing is None or missing[1] not in named.scripts:
-        return _REMEDIES
-    return Remedies(f"scripts/{missing[1]}.py is imported by: from scripts import {missing[1]}")
 
 
 def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, shown: _Shown) -> CellAnswer:

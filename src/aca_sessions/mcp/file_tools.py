@@ -12,8 +12,7 @@ from pydantic import Field
 from ..client.session import Session
 from ..errors import InvalidArgumentError, NotFoundError
 from ..guest_text import shown_name
-from .code_tools import SCRIPTS
-from .outputs import FOLDER, path_of, walk
+from .outputs import FOLDER, SCRIPTS, path_of, walk
 from .resources import ROOT, checked, checked_folder, picture, picture_kind
 from .tool import Call, SessionName, tool
 
@@ -178,7 +177,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
         workspace=ROOT,
         scripts_dir=SCRIPTS,
         outputs_dir=FOLDER,
-        shared=[FOLDER] if outputs.includes(named) else [],
+        shared=[*outputs.folders] if outputs.includes(named) else [],
         shared_bytes=outputs.size,
         files=len(sizes),
         bytes=sum(sizes),

@@ -43,7 +43,8 @@ class NamedSession:
     restarts: list[str] = field(default_factory=list)
     displays: dict[int, Display] = field(default_factory=dict)
     displayed: int = 0
-    scripts: set[str] = field(default_factory=set)  # of save_script, without the ending
+    has_scripts: bool = False  # of save_script, in scripts/
+    finds_scripts: bool = False  # whether `import` looks there
     executing: list[Execution] = field(default_factory=list, repr=False)
     _running: list[float] = field(default_factory=list)
 
@@ -89,7 +90,6 @@ class NamedSession:
             self.record_restart(result.state.reason or "lost")
         if result.state.files == "lost":
             self.is_started = False
-            self.scripts.clear()
 
     def record_restart(self, cause: str) -> None:
         """Record why the session's interpreter was replaced: by a loss, a rollback, or a restart, even one that kept the variables.
@@ -97,6 +97,7 @@ class NamedSession:
         Keep only the latest 20 causes.
         """
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
+        self.finds_scripts = False
 
     def keep(self, display: Display) -> int:
         """Store a display, so that clients can read it later, and return the number in its URI.

@@ -1,10 +1,11 @@
-"""Share the files below outputs/ among the sessions of one MCP client, by copying them from session to session between cells.
+"""Share the files below outputs/, and saved scripts, among the sessions of one MCP client. Copy them from session to session between cells.
 
 Files are copied and not mounted, so that this works at every endpoint. A session gets the files of the other sessions as they were at the
 end of their latest cells.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,7 @@ from ..models import RemoteFile
 from .named_session import NamedSession
 
 FOLDER = "outputs"
+SCRIPTS = "scripts"
 _MOST_FILES = 1000
 _MOST_KNOWN = 5000  # including deleted files, which have to be deleted in the other sessions too
 _DEEPEST = 8
@@ -52,10 +54,14 @@ class _SessionFiles:
 
 
 class Outputs:
-    """Copies of the files below outputs/ of one client's sessions. They are kept in this process's memory, up to a size limit."""
+    """Copies of the files that one client's sessions share. They are kept in this process's memory, up to a size limit.
+
+    `folders` are shared: outputs/, and scripts/ from the time when the client has saved a script. Until then each cell saves a request.
+    """
 
     def __init__(self, limit: int) -> None:
         """Allow at most `limit` bytes for all files together. If it is 0, no files are shared."""
+        self.folders = [FOLDER]
         self._limit = limit
         self._files: dict[str, _SharedFile] = {}
         self._version = 0
@@ -74,6 +80,11 @@ class Outputs:
         """
         return self._limit > 0 and not named.shared
 
+    def share_scripts(self) -> None:
+        """Share the files in scripts/ too from now on, without its subfolders, such as the one of compiled modules."""
+        if SCRIPTS not in self.folders:
+            self.folders.append(SCRIPTS)
+
     def forget(self, named: NamedSession) -> None:
         """Forget which files a session has, because it ended or was rolled back.
 
@@ -90,7 +101,7 @@ class Outputs:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
             await session.delete_file(_PLACEHOLDER)
-            named.is_started, named.is_expired = True, False
+            named.is_started, named.is_expired, named.has_scripts, named.finds_scripts = True, False, False, False
         if not self.includes(named):
             return
         async with self._lock:
@@ -99,15 +110,16 @@ class Outputs:
             for path, file in news.items():
                 await _write(session, path, file.data)
                 known.versions[path] = file.version
+                named.has_scripts |= path.startswith(f"{SCRIPTS}/")
             if news:
-                now, _ = await _list_outputs(session)
+                now, _ = await _list_shared(session, self.folders)
                 known.seen = {path: marks for path, marks in known.seen.items() if path not in news}
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Download the files below outputs/ that a session changed, to share them with the client's other sessions. Return their paths.
+        """Download the shared files that a session changed, to share them with the client's other sessions. Return their paths.
 
-        Call this after anything that may have written files. It lists the folder and does not use the list of files in a cell's result:
+        Call this after anything that may have written files. It lists the folders and does not use the list of files in a cell's result:
         that list lacks files that background processes wrote, and is empty if there are too many files.
         """
         if not named.is_started:
@@ -122,7 +134,7 @@ class Outputs:
                 return CollectedFiles()  # the cell's result is returned in any case, and the next call finds what is new
 
     async def _collect_changes(self, session: Session, known: _SessionFiles) -> CollectedFiles:
-        now, complete = await _list_outputs(session)
+        now, complete = await _list_shared(session, self.folders)
         changed = [path for path, marks in now.items() if known.seen.get(path) != marks]
         gone = [path for path in known.seen if path not in now] if complete else []
         left = [path for path in changed if not await self._keep(session, known, path, now[path][0])]
@@ -192,15 +204,16 @@ def path_of(file: RemoteFile) -> str:
     return file.full_path.removeprefix("/mnt/data/")
 
 
-async def _list_outputs(session: Session) -> tuple[Marks, bool]:
-    """Return the size and time of each file below outputs/, keyed by path, and whether the list is complete.
+async def _list_shared(session: Session, folders: list[str]) -> tuple[Marks, bool]:
+    """Return the size and time of each file in the shared folders, keyed by path, and whether the list is complete.
 
     If there are more than 1000 files and folders, the list is not complete.
     """
-    try:
-        found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
-    except NotFoundError:
-        return {}, True
+    found: list[RemoteFile] = []
+    for folder in folders:
+        with contextlib.suppress(NotFoundError):
+            depth = 1 if folder == SCRIPTS else _DEEPEST
+            found += [file async for file in walk(session, folder, depth=depth, most=_MOST_FILES + 1 - len(found))]
     files = [file for file in found[:_MOST_FILES] if not file.is_directory]
     return {path_of(file): (file.size, file.modified) for file in files}, len(found) <= _MOST_FILES
 

@@ -37,7 +37,7 @@ _INSTRUCTIONS = (
     "Isolated Python sessions. Each keeps its variables between calls; other clients cannot use yours. "
     "run_python_code uses the active session; create_session and switch_session give you more. "
     "Give a session_id to use another session than the active one. "
-    "Files below outputs/ are shared among your sessions; all other files and all variables belong to one session."
+    "Files below outputs/ and scripts from save_script are shared among your sessions; all else belongs to one session."
 )
 
 
