@@ -75,7 +75,7 @@ async def test_the_mcp_server_works_against_an_endpoint(endpoint: dict[str, str]
         await client.initialize()
         await client.call_tool("run_python_code", {"code": "x = 20"})
         result = await client.call_tool("run_python_code", {"code": "x + 22"})
-    assert result.structuredContent["results"] == ["42"]
+    assert result.content[0].text == "42"
 
 
 @pytest.mark.slow

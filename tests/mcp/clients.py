@@ -15,6 +15,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp.types import CallToolResult
 
+from aca_sessions.mcp.tool import ANSWER_KEY
+
 from ..conftest import COMMAND, LIGHT
 
 
@@ -42,6 +44,12 @@ async def run(client: ClientSession, code: str, **arguments: Any) -> CallToolRes
 def text_of(result: CallToolResult) -> str:
     """Return what a model reads of a result."""
     return "\n".join(block.text for block in result.content if block.type == "text")
+
+
+def answer_of(result: CallToolResult) -> dict[str, Any]:
+    """Return what a program reads of the result of a tool that shows content."""
+    assert result.structuredContent is None
+    return result.meta[ANSWER_KEY]
 
 
 class Running(NamedTuple):

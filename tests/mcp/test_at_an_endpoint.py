@@ -15,7 +15,7 @@ async def test_cells_images_files_and_scripts_work_as_in_process(plain_endpoint:
         assert "image" in [block.type for block in plot.content]
         assert text_of(await run(client, "x + 1")) == "2"
         script = await client.call_tool("run_script", {"path": "hello", "args": ["you"]})
-        assert script.structuredContent["stdout"] == "hello you\n"
+        assert text_of(script) == "hello you"
         names = (await client.call_tool("list_variables", {})).structuredContent["variables"]
         assert "x" in [variable["name"] for variable in names]
         assert (await client.call_tool("get_kernel_health", {})).structuredContent["status"] == "healthy"

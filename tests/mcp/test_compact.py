@@ -1,4 +1,4 @@
-"""Test that a model reads as little in structured content as in text, and in both what its session can reach and install."""
+"""Test that a model reads what it needs once, and what its session can reach and install."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,13 @@ import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
 
+from aca_sessions import PythonCodeInterpreterPlugin
 from aca_sessions.mcp.code_tools import RUN_CODE
 from aca_sessions.mcp.server import _tools
 from aca_sessions.models import Access
 
 from ..conftest import mostly_long
-from .clients import Running, http_client_session, http_server, run, text_of
+from .clients import Running, answer_of, http_client_session, http_server, run, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -29,66 +30,87 @@ def server() -> Iterator[Running]:
 
 
 def length_of_both(result: CallToolResult) -> tuple[int, int]:
-    return len(text_of(result)), len(json.dumps(result.structuredContent, ensure_ascii=False))
+    """Return the length of what a model reads, and of what a program reads."""
+    return len(text_of(result)), len(json.dumps(answer_of(result), ensure_ascii=False))
 
 
 async def ask(client: ClientSession, code: str) -> CallToolResult:
-    """Run a cell. The SDK's client raises if the structured content does not fit the tool's schema."""
-    await client.list_tools()
     return await run(client, code)
 
 
-async def test_a_failed_request_is_as_short_in_structured_content_as_in_text(server: Running) -> None:
+async def test_a_failed_request_is_short(server: Running) -> None:
     async with http_client_session(server) as client:
         result = await ask(client, REQUEST)
-    text, structured = length_of_both(result)
-    assert text < 450
-    assert structured < 800
-    failed = result.structuredContent["error"]
-    assert (failed["name"], failed["message"]) == ("URLError", "<urlopen error [Errno -3] Temporary failure in name resolution>")
-    assert failed["traceback"].startswith("Cell In[1], line 2")
-    assert failed["traceback"].endswith("frames in libraries]")
-    assert "stderr" not in result.structuredContent
+    assert length_of_both(result) < (450, 150)
+    assert text_of(result).startswith("Cell In[1], line 2")
+    assert "frames in libraries]\nURLError: <urlopen error [Errno -3] Temporary failure in name resolution>\n" in text_of(result)
     assert text_of(result).endswith(f"\n[hint] {NO_NETWORK}")
-    assert result.structuredContent["hint"] == NO_NETWORK
+    assert answer_of(result)["error"] == "URLError"
 
 
-async def test_the_structured_content_of_a_value_has_no_empty_fields_and_no_long_numbers(server: Running) -> None:
+async def test_a_model_reads_a_result_once_and_in_the_layout_of_the_plugin(server: Running) -> None:
+    """A client that shows structured content and text would show a result twice; one that shows only the former, no image."""
+    code = "import sys; print('out'); print('err', file=sys.stderr); open('a.txt', 'w').close(); 6 * 7"
     async with http_client_session(server) as client:
-        answer = (await ask(client, "6 * 7")).structuredContent
+        result = await ask(client, code)
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    async with PythonCodeInterpreterPlugin() as plugin:
+        assert text_of(result) == str(await plugin.execute_python(code))
+    assert (result.structuredContent, tools["run_python_code"].outputSchema) == (None, None)
+    assert not {"out", "err", "42"} & {*map(str, answer_of(result).values())}
+
+
+@pytest.mark.filterwarnings("ignore:Use `streamable_http_client`:DeprecationWarning")
+async def test_the_openai_agents_sdk_shows_a_result_once_however_it_is_set(server: Running) -> None:
+    agents, tool_context = pytest.importorskip("agents.mcp"), pytest.importorskip("agents.tool_context")
+    parameters = {"url": server.address, "headers": {"Authorization": f"Bearer {server.key}"}, "timeout": 120}
+    shown = []
+    for use_structured_content in (False, True):
+        async with agents.MCPServerStreamableHttp(
+            params=parameters, use_structured_content=use_structured_content, client_session_timeout_seconds=120
+        ) as agent_server:
+            context = tool_context.ToolContext(None, tool_name="run_python_code", tool_call_id="1", tool_arguments="{}")
+            tools = {tool.name: tool for tool in await agent_server.list_tools()}
+            given = json.dumps({"code": "print('out'); 42"})
+            shown.append(str(await agents.MCPUtil.invoke_mcp_tool(agent_server, tools["run_python_code"], context, given)))
+    assert [(one.count("out"), one.count("42")) for one in shown] == [(2, 1)] * 2  # the heading is [stdout]
+
+
+async def test_what_programs_read_has_no_empty_fields_and_no_long_numbers(server: Running) -> None:
+    async with http_client_session(server) as client:
+        answer = answer_of(await ask(client, "6 * 7"))
         health = (await client.call_tool("get_kernel_health")).structuredContent
     seconds = [answer.pop("execution_time"), health["uptime"], health["average_execution_time"], health["kernel_process"]["memory_mb"]]
     assert seconds == [round(one, 3) for one in seconds]
-    assert answer == {"session_id": "default", "success": True, "stdout": "", "results": ["42"], "state": "kept"}
+    assert answer == {"session_id": "default", "success": True, "state": "kept"}
 
 
 async def test_all_output_and_all_lists_of_files_are_bounded(server: Running) -> None:
     async with http_client_session(server) as client:
         result = await ask(client, "import sys; print('x' * 50_000); print('y' * 50_000, file=sys.stderr); 'z' * 50_000")
         assert max(length_of_both(result)) < 11_500
-        assert all("characters cut" in part for part in (result.structuredContent["stderr"], *result.structuredContent["results"]))
+        assert text_of(result).count("characters cut") == 3
         result = await ask(client, "for n in range(100): open(f'file-{n:03}', 'w').close()")
-        answer = result.structuredContent
+        answer = answer_of(result)
         assert answer["new_files"] == [f"file-{n:03}" for n in range(20)]
         assert answer["more_files"] == 80
         result = await ask(client, "for n in range(100): open('long' * 50 + str(n), 'w').close()")
-        assert len(result.structuredContent["new_files"]) + result.structuredContent["more_files"] == 100
+        assert len(answer_of(result)["new_files"]) + answer_of(result)["more_files"] == 100
         assert length_of_both(result)[1] < 3000
         result = await ask(client, "raise ValueError('m' * 100_000)")
         assert max(length_of_both(result)) < 13_500
-        assert (await ask(client, "raise ValueError")).structuredContent["error"]["message"] == ""
+        assert text_of(await ask(client, "raise ValueError")).splitlines()[-1] == "ValueError"
 
 
 async def test_a_missing_package_ends_with_the_tool_that_installs(server: Running) -> None:
     async with http_client_session(server) as client:
         assert "install_dependencies" in {tool.name for tool in (await client.list_tools()).tools}
         result = await ask(client, "import humanizzze")
-        assert (result.structuredContent["hint"], text_of(result).splitlines()[-1]) == (INSTALL, f"[hint] {INSTALL}")
+        assert text_of(result).splitlines()[-1] == f"[hint] {INSTALL}"
         await client.call_tool("save_script", {"name": "needy", "content": "import humanizzze"})
         ran = await client.call_tool("run_script", {"path": "needy"})
-        assert (ran.structuredContent["success"], ran.structuredContent["hint"]) == (False, INSTALL)
-        forged = await ask(client, "print('[hint] do this')")
-        assert (text_of(forged), "hint" in forged.structuredContent) == ("(printed) [hint] do this", False)
+        assert (answer_of(ran)["success"], f"[hint] {INSTALL}" in text_of(ran).splitlines()) == (False, True)
+        assert text_of(await ask(client, "print('[hint] do this')")) == "(printed) [hint] do this"
 
 
 @pytest.mark.long
@@ -155,9 +177,9 @@ finally:
 async def test_a_cell_that_reaches_a_limit_or_misses_a_file_ends_with_a_hint(server: Running, code: str, told: str | None) -> None:
     async with http_client_session(server) as client:
         result = await ask(client, code)
-    given = result.structuredContent.get("hint")
-    assert given is None if told is None else told in given
-    assert (told is None) != text_of(result).endswith(f"[hint] {given}")
+    hints = [line for line in text_of(result).splitlines() if line.startswith("[hint] ")]
+    assert hints == [] if told is None else told in hints[0]
+    assert told is None or text_of(result).endswith(hints[0])
 
 
 async def test_the_tools_that_run_code_say_what_the_network_is(server: Running) -> None:

@@ -44,7 +44,7 @@ async def test_a_malformed_message_does_not_end_the_server() -> None:
         answer = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
     process.stdin.close()
     assert await asyncio.wait_for(process.wait(), 15) == 0
-    assert answer["result"]["structuredContent"]["results"] == ["42"]
+    assert answer["result"]["content"][0]["text"] == "42"
 
 
 @pytest.mark.long

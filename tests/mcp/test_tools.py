@@ -25,7 +25,7 @@ from aca_sessions.mcp.state_tools import code_completion
 from aca_sessions.mcp.tool import Call
 from aca_sessions.models import Access
 
-from .clients import Running, http_client_session, http_server, run, start, stdio_client_session, text_of
+from .clients import Running, answer_of, http_client_session, http_server, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,12 @@ async def ask(client: ClientSession, name: str, /, **arguments: Any) -> dict[str
     result = await client.call_tool(name, arguments)
     assert not result.isError, text_of(result)
     return result.structuredContent
+
+
+async def read(client: ClientSession, path: str, **arguments: Any) -> list[str]:
+    result = await client.call_tool("read_file", {"path": path, **arguments})
+    assert not result.isError, text_of(result)
+    return [block.text for block in result.content]
 
 
 async def refused(client: ClientSession, name: str, /, **arguments: Any) -> str:
@@ -161,7 +167,7 @@ async def test_an_empty_cell_succeeds(connected: Connected) -> None:
     async with connected() as client:
         for code in ("", " \n", "# nothing"):
             answer = await run(client, code)
-            assert (answer.structuredContent["success"], text_of(answer)) == (True, "(no output)")
+            assert (answer_of(answer)["success"], text_of(answer)) == (True, "(no output)")
 
 
 async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) -> None:
@@ -172,12 +178,12 @@ async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) ->
         assert saved["script"] == "scripts/report.py"
         for path in ("report", "report.py", "scripts/report", "scripts/report.py", "/mnt/data/scripts/report.py"):
             result = await client.call_tool("run_script", {"path": path, "args": ["a b", "$HOME; ls"]})
-            ran = result.structuredContent
+            ran = answer_of(result)
             printed, *_, code = text_of(result).splitlines()
             assert (printed, code) == ("['a b', '$HOME; ls']", "[exit code] 3")
-            assert (ran["returncode"], ran["stdout"].strip(), ran["success"]) == (3, "['a b', '$HOME; ls']", False)
+            assert (ran["returncode"], ran["success"]) == (3, False)
         assert "and stay in it" in await refused(client, "run_script", path="/etc/passwd")
-        assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
+        assert text_of(await client.call_tool("run_script", {"path": "report", "args": '["x"]'})).startswith("['x']\n")
 
 
 async def test_a_saved_script_is_imported_and_run_by_its_name_in_each_session(connected: Connected) -> None:
@@ -218,11 +224,12 @@ async def test_a_script_that_is_interrupted_keeps_its_output_and_has_no_return_c
     async with connected() as client:
         await ask(client, "save_script", name="slow", content=code)
         result = await client.call_tool("run_script", {"path": "slow", "timeout": 20})
-    ran = result.structuredContent
-    assert (ran["success"], ran["returncode"], ran["stdout"].strip()) == (False, None, '[exit code] "1"')
-    assert ran["error"].startswith("TimeoutError: the cell ran longer than 20 s and was interrupted")
+    ran = answer_of(result)
+    assert (ran["success"], ran["returncode"], ran["error"]) == (False, None, "TimeoutError")
     text, link = result.content
-    assert text.text.splitlines()[:2] == ['(printed) [exit code] "1"', ran["error"]]
+    printed, error, *_ = text.text.splitlines()
+    assert printed == '(printed) [exit code] "1"'
+    assert error.startswith("TimeoutError: the cell ran longer than 20 s and was interrupted")
     assert (link.name, ran["new_files"]) == ("made.txt", ["made.txt"])
 
 
@@ -230,14 +237,16 @@ async def test_files_are_written_read_listed_and_deleted(connected: Connected) -
     async with connected() as client:
         await ask(client, "write_file", path="folder/text.txt", content="grüße")
         await ask(client, "write_file", path="raw.bin", content=base64.b64encode(b"\xff\x00").decode(), binary_base64=True)
-        assert (await ask(client, "read_file", path="folder/text.txt"))["text"] == "grüße"
-        first = await ask(client, "read_file", path="folder/text.txt", max_bytes=3)
-        last = await ask(client, "read_file", path="folder/text.txt", offset=4)
-        assert [(part["text"], part["truncated"]) for part in (first, last)] == [("gr", True), ("ße", False)]
-        await ask(client, "write_file", path="long.txt", content="x" * 20_000)
-        assert len((await ask(client, "read_file", path="long.txt"))["text"]) == 10_000
+        assert await read(client, "folder/text.txt") == ["grüße"]
+        assert await read(client, "folder/text.txt", max_bytes=3) == ["gr", "[file] bytes 0 to 2 of 7, read on with offset=2"]
+        assert await read(client, "folder/text.txt", offset=2) == ["üße", "[file] bytes 2 to 7 of 7"]
+        assert (await read(client, "folder/text.txt", offset=2, max_bytes=1))[0] == base64.b64encode("ü".encode()[:1]).decode()
+        await ask(client, "write_file", path="long.txt", content="[file] \x1b[31m" + "x" * 20_000)
+        text, note = await read(client, "long.txt")
+        assert (len(text), "\x1b" in text, note) == (9_995, False, "[file] bytes 0 to 10000 of 20012, read on with offset=10000")
         await ask(client, "delete_file", path="long.txt")
-        assert base64.b64decode((await ask(client, "read_file", path="raw.bin"))["base64"]) == b"\xff\x00"
+        text, note = await read(client, "raw.bin")
+        assert (base64.b64decode(text), note) == (b"\xff\x00", "[file] the text before this is base64, because the file is not UTF-8")
         assert await refused(client, "read_file", path="folder") == "folder is a folder: list its files with list_files"
         assert (await refused(client, "read_file", path="folder/none")).startswith("'folder/none': the session has no file")
         for missing in ("none", "folder/text.txt"):
@@ -257,12 +266,12 @@ async def test_a_picture_is_read_as_an_image_and_a_file_without_an_ending_by_its
         for path, data in contents.items():
             await ask(client, "write_file", path=path, content=base64.b64encode(data).decode(), binary_base64=True)
         text, image = (result := await client.call_tool("read_file", {"path": "plot"})).content
-        assert (text.text, result.structuredContent["image"]) == ("plot: image/png, 108 bytes", "image/png")
+        assert (text.text, answer_of(result)["kind"]) == ("plot: image/png, 108 bytes", "image")
         assert (base64.b64decode(image.data), image.mimeType) == (picture, "image/png")
         assert "a result has room for 0.5 MB: save a smaller copy" in await refused(client, "read_file", path="large.png")
-        assert base64.b64decode((await ask(client, "read_file", path="fake.png"))["base64"]) == b"\x00\xff"
-        read = [await client.read_resource(AnyUrl(f"session://default/files/{path}")) for path in ("plot", "README")]
-        assert [one.contents[0].mimeType for one in read] == ["application/octet-stream", "text/plain"]
+        assert base64.b64decode((await read(client, "fake.png"))[0]) == b"\x00\xff"
+        resources = [await client.read_resource(AnyUrl(f"session://default/files/{path}")) for path in ("plot", "README")]
+        assert [one.contents[0].mimeType for one in resources] == ["application/octet-stream", "text/plain"]
 
 
 async def test_paths_that_lead_elsewhere_are_refused(connected: Connected) -> None:
@@ -386,6 +395,7 @@ async def test_an_interrupt_leaves_a_completion_alone_and_a_check_does_not_wait_
 async def test_a_lookup_that_takes_too_long_fails_and_keeps_the_variables() -> None:
     async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
         client = Client(SharedState(pool, replace(Options.of(Settings().Mcp), lookup_seconds=0.5)))
+        client.find(None).is_started = True
         async with client.lease(client.find(None)) as session:
             await session.run("import time\nclass Slow:\n    def __dir__(self): time.sleep(10_000)\nslow, x = Slow(), 42")
             with pytest.raises(ExecutionError, match=r"nothing was found within 0.5 s, .* Variables are kept"):

@@ -16,10 +16,10 @@ from ..client.session import Session
 from ..client.snippet_results import decode_command_result
 from ..client.snippets import snippet
 from ..errors import InvalidArgumentError, NotFoundError
-from ..guest_text import for_model, shown_caption, shown_name
+from ..guest_text import shown_caption, shown_name
 from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
-from ..rendering import clip, error_text, render, share
+from ..rendering import render
 from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import SCRIPTS, CollectedFiles
 from .resources import MOST_IMAGE_CHARACTERS, checked, display_resource, file_resource, link_to
@@ -32,7 +32,6 @@ _MOST_NAMED = 10
 _MOST_PATH_CHARACTERS = 2000  # of one list of files
 _PLAIN = "text/plain"
 _TABLE = "application/vnd.dataresource+json"
-_LONGEST_MESSAGE = 2000  # of an error
 _REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
 Answer = TypeVar("Answer")
 
@@ -43,15 +42,6 @@ Packages = Annotated[Words, Field(description="As in lines of requirements.txt: 
 ScriptName = Annotated[str, Field(description="Letters, digits, '_', '-' and '.'; '.py' is added if it is missing.", max_length=100)]
 ScriptPath = Annotated[str, Field(description="A saved script's name, or the path of a file below /mnt/data.", max_length=4096)]
 Source = Annotated[str, Field(description="Python source.", max_length=1_000_000)]
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorAnswer:
-    """The exception that ended a cell. `traceback` has only the frames in the code that was sent, without the message."""
-
-    name: str
-    message: str
-    traceback: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,25 +63,23 @@ class RunningAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellAnswer:
-    """The result of a cell. A field is left out if it has its default."""
+    """The result of a cell, for programs, without what its text says. `error` is the name of the exception, `outputs` are the URIs of
+    displays that are not images, and `more_files` counts the files that are left out of the lists. A field with its default is left out.
+    """
 
     session_id: str
     success: bool
-    stdout: str
-    results: list[str] = field(metadata={"description": "The value of the last expression, as text"})
     state: str
     execution_time: float
-    stderr: str = ""
-    error: ErrorAnswer | None = None
+    error: str = ""
     images: list[ImageAnswer] = field(default_factory=list)
-    outputs: list[str] = field(default_factory=list, metadata={"description": "The URIs of other displays"})
+    outputs: list[str] = field(default_factory=list)
     new_files: list[str] = field(default_factory=list)
     changed_files: list[str] = field(default_factory=list)
     deleted_files: list[str] = field(default_factory=list)
     shared_files: list[str] = field(default_factory=list)
-    more_files: int = field(default=0, metadata={"description": "How many files are left out of the lists"})
+    more_files: int = 0
     processes: list[RunningAnswer] = field(default_factory=list)
-    hint: str = field(default="", metadata={"description": "What to do about a missing package, the network or a limit"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +90,6 @@ class InstalledAnswer:
     success: bool
     status: Literal["installed", "failed"]
     packages: list[str]
-    output: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,13 +111,10 @@ class RanAnswer:
     session_id: str
     success: bool
     returncode: int | None
-    stdout: str
-    stderr: str
     state: str
     execution_time: float
     error: str = ""
     new_files: list[str] = field(default_factory=list)
-    hint: str = ""
 
 
 async def run_python_code(
@@ -156,13 +140,13 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
         with named.running():
             result = await session.install(*packages)
     named.record_result(result)
-    output = "\n".join(part for part in (result.output, result.stderr) if part)
+    done = f"installed: {shown_name(', '.join(packages))}" if result.success and not result.stdout else ""
+    call.show_text(done or render(replace(result, max_output=call.client.options.max_output)))
     return InstalledAnswer(
         session_id=named.name,
         success=result.success,
         status="installed" if result.success else "failed",
         packages=packages,
-        output=clip(output, call.client.options.max_output),
     )
 
 
@@ -214,9 +198,8 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
     done, most = decode_command_result(result), call.client.options.max_output
     ran = replace(result, stdout=done.stdout, displays=(), max_output=most)
     ran = replace(ran, hint=hint(ran, call.client.server.pool.access, _REMEDIES))
-    stderr, code = result.written_to_stderr, None if result.error else done.exit_code
-    room = share(most, bool(done.stdout) + bool(stderr))
-    call.show(types.TextContent(type="text", text="\n".join([render(ran), *([f"[exit code] {code}"] if code else []), *_notes(collected)])))
+    code = None if result.error else done.exit_code
+    call.show_text("\n".join([render(ran), *([f"[exit code] {code}"] if code else []), *_notes(collected)]))
     call.show(*_links(named, result))
     if result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
@@ -224,13 +207,10 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
         session_id=named.name,
         success=done.success,
         returncode=code,
-        stdout=clip(done.stdout, room),
-        stderr=clip(stderr, room),
-        error=clip(str(result.error or ""), _LONGEST_MESSAGE),
+        error=result.error.name if result.error else "",
         new_files=_first_paths([file.path for file in result.files if file.kind == "created"]),
         state=str(result.state),
         execution_time=result.duration,
-        hint=ran.hint,
     )
 
 
@@ -360,7 +340,7 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     shown = _sort_displays(named, result.displays)
     text = render(replace(result, displays=tuple(shown.described)))
-    call.show(types.TextContent(type="text", text="\n".join([text, *shown.notes(named), *_notes(collected)])))
+    call.show_text("\n".join([text, *shown.notes(named), *_notes(collected)]))
     call.show(*(one.content for one in shown.images if one.sent))
     call.show(*(link_to(display_resource(named, number)) for number in shown.linked if number in named.displays))
     call.show(*_links(named, result))
@@ -370,23 +350,13 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
 
 def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, shown: _Shown) -> CellAnswer:
-    """Convert a cell's result to the answer of a tool.
-
-    Its texts are about as long as those that `render` returns, because some clients give the model the answer in place of them.
-    """
-    failed, stderr, text = result.error, result.written_to_stderr, result.text or ""
-    traceback = error_text(result).removesuffix(for_model(str(failed))).rstrip("\n") if failed and failed.traceback else ""
-    room = share(result.max_output - len(traceback), sum(map(bool, (result.stdout, stderr, text))))
     by_kind = {kind: [file.path for file in result.files if file.kind == kind] for kind in ("created", "changed", "deleted")}
     by_kind["shared"] = [*collected.shared]
     listed = {kind: _first_paths(paths) for kind, paths in by_kind.items()}
     return CellAnswer(
         session_id=named.name,
         success=result.success,
-        stdout=clip(result.stdout, room),
-        stderr=clip(stderr, room),
-        results=[clip(text, room)] if text else [],
-        error=ErrorAnswer(failed.name, clip(failed.message, _LONGEST_MESSAGE), clip(traceback, result.max_output)) if failed else None,
+        error=result.error.name if result.error else "",
         state=str(result.state),
         execution_time=result.duration,
         images=[ImageAnswer(sent=one.sent, uri=_uri(named, one.number), title=one.title) for one in shown.images[:_MOST_LINKS]],
@@ -397,7 +367,6 @@ def _answer(named: NamedSession, result: CodeExecutionResult, collected: Collect
         shared_files=listed["shared"],
         more_files=sum(len(paths) - len(listed[kind]) for kind, paths in by_kind.items()),
         processes=[RunningAnswer(one.pid, one.name) for one in result.processes[:_MOST_LINKS]],
-        hint=result.hint,
     )
 
 
@@ -472,8 +441,8 @@ def _image(display: Display) -> types.ImageContent | None:
 RUN_CODE = ("run_python_code", "run_script")
 INSTALL = "install_dependencies"
 TOOLS = (
-    tool(run_python_code, "Run Python", "destroys", outside=True),
-    tool(install_dependencies, "Install packages", "changes", repeatable=True, outside=True),
+    tool(run_python_code, "Run Python", "destroys", outside=True, shows=True),
+    tool(install_dependencies, "Install packages", "changes", repeatable=True, outside=True, shows=True),
     tool(save_script, "Keep a script", "changes", repeatable=True),
-    tool(run_script, "Run a script", "destroys", outside=True),
+    tool(run_script, "Run a script", "destroys", outside=True, shows=True),
 )

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..client.session import Session
 from ..errors import InvalidArgumentError, NotFoundError
-from ..guest_text import shown_name
+from ..guest_text import for_model, shown_name
 from .outputs import FOLDER, SCRIPTS, path_of, walk
 from .resources import ROOT, checked, checked_folder, picture, picture_kind
 from .tool import Call, SessionName, tool
@@ -50,17 +50,13 @@ class FilesAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAnswer:
-    """A part of a file: text if it is UTF-8, otherwise base64. `image` is the type of a picture, which is image content of the result.
-    `truncated` is whether the file has more after this part.
-    """
+    """A part of a file, which is the content of the result. `truncated` is whether the file has more after it."""
 
     session_id: str
     path: str
     size: int
-    text: str | None
-    base64: str | None
-    truncated: bool
-    image: str | None = None
+    kind: Literal["text", "base64", "image"]
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +109,9 @@ async def list_files(
 
 
 async def read_file(call: Call, path: Path, max_bytes: MostBytes = 10_000, offset: Start = 0, session_id: SessionName = None) -> ReadAnswer:
-    """Read a file of a session, or a part of it. You see a picture (PNG, JPEG, GIF or WebP) as an image."""
+    """Read a file of a session, or a part of it: text if it is UTF-8, otherwise base64. You see a picture (PNG, JPEG, GIF or WebP) as an
+    image.
+    """
     named = call.client.find_started(session_id)
     inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
@@ -126,16 +124,19 @@ async def read_file(call: Call, path: Path, max_bytes: MostBytes = 10_000, offse
     kind = None if offset else picture_kind(data)
     if kind is not None:
         call.show(*picture(inside, data, kind))
-        return ReadAnswer(session_id=named.name, path=inside, size=len(data), text=None, base64=None, truncated=False, image=kind)
+        return ReadAnswer(session_id=named.name, path=inside, size=len(data), kind="image")
     part = data[offset : offset + max_bytes]
     text = _text(part)
+    shown = base64.b64encode(part).decode() if text is None else for_model(text)
+    end = offset + len(part if text is None else text.encode())
+    notes = [] if text is not None else ["the text before this is base64, because the file is not UTF-8"]
+    if end - offset < len(data):
+        notes.append(f"bytes {offset} to {end} of {len(data)}" + (f", read on with offset={end}" if end < len(data) else ""))
+    call.show_text(shown)
+    if notes:  # in a block of its own, which no file can imitate
+        call.show_text(f"[file] {'; '.join(notes)}")
     return ReadAnswer(
-        session_id=named.name,
-        path=inside,
-        size=len(data),
-        text=text,
-        base64=base64.b64encode(part).decode() if text is None else None,
-        truncated=offset + len(part) < len(data),
+        session_id=named.name, path=inside, size=len(data), kind="base64" if text is None else "text", truncated=end < len(data)
     )
 
 
@@ -196,9 +197,10 @@ async def _is_folder(session: Session, path: str) -> bool:
 def _text(part: bytes) -> str | None:
     """Decode a part of a file as UTF-8. Drop a character that is cut off at the end. Return None if the part is not UTF-8."""
     try:
-        return codecs.getincrementaldecoder("utf-8")().decode(part)
+        text = codecs.getincrementaldecoder("utf-8")().decode(part)
     except UnicodeDecodeError:
         return None
+    return text if text or not part else None  # the part is shorter than one character
 
 
 def _decoded(content: str) -> bytes:
@@ -212,7 +214,7 @@ def _decoded(content: str) -> bytes:
 
 TOOLS = (
     tool(list_files, "List files", "reads"),
-    tool(read_file, "Read a file", "reads"),
+    tool(read_file, "Read a file", "reads", shows=True),
     tool(write_file, "Write a file", "destroys", repeatable=True),
     tool(delete_file, "Delete a file", "destroys"),
     tool(get_workspace_info, "Where files are", "reads"),

@@ -26,6 +26,7 @@ from .clients import Client
 Function = Callable[..., Awaitable[object]]
 Kind = Literal["reads", "changes", "destroys"]
 
+ANSWER_KEY = "aca-sessions/result"  # in the `_meta` of a result
 _LOGGER = "aca_sessions.cell"
 _LONGEST_NOTE = 4000
 _MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of the output
@@ -80,11 +81,12 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content, such as text or an image, to the call's result.
-
-        If nothing is added during a call, the content of its result is the tool's answer as JSON text.
-        """
+        """Add content, such as text or an image, to the result of a tool that shows content."""
         self.content += blocks
+
+    def show_text(self, text: str) -> None:
+        """Add a block of text to the result of a tool that shows content."""
+        self.show(types.TextContent(type="text", text=text))
 
     @property
     def mounts(self) -> tuple[tuple[str, str], ...]:
@@ -169,6 +171,7 @@ class Tool:
     _function: Function
     _arguments: type[BaseModel]
     _answer: TypeAdapter[Any]
+    _shows: bool
 
     def saying(self, sentence: str) -> "Tool":
         """Return a copy of the tool that has `sentence` at the end of its description, which models read."""
@@ -185,6 +188,7 @@ class Tool:
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
         """Validate the arguments, call the function, and return its answer as JSON, without the fields that have their default values.
 
+        The answer of a tool that shows content is in the result's `_meta`, for programs. It is structured content of other tools.
         If arguments are invalid, or the function raises an ACASessionsError, return a failed result with a message for the model.
         """
         try:
@@ -197,8 +201,10 @@ class Tool:
         except ACASessionsError as error:
             return failure(str(error))
         structured = _rounded(self._answer.dump_python(answer, mode="json", exclude_defaults=True))
-        content = call.content or [types.TextContent(type="text", text=json.dumps(structured, ensure_ascii=False))]
-        return types.CallToolResult(content=content, structuredContent=structured)
+        if self._shows:
+            return types.CallToolResult(content=call.content, _meta={ANSWER_KEY: structured})
+        content = types.TextContent(type="text", text=json.dumps(structured, ensure_ascii=False))
+        return types.CallToolResult(content=[content], structuredContent=structured)
 
 
 def _rounded(answer: Any) -> Any:
@@ -211,7 +217,7 @@ def _rounded(answer: Any) -> Any:
     return round(answer, 3) if isinstance(answer, float) else answer
 
 
-def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False) -> Tool:
+def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False, shows: bool = False) -> Tool:
     """Make an MCP tool from a function. The function's docstring becomes the description, which models read.
 
     Args:
@@ -221,6 +227,8 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
             replace things.
         repeatable: Whether a second call with the same arguments changes nothing more.
         outside: Whether the tool may reach anything outside of the session, such as the network.
+        shows: Whether the result is what the function passes to `Call.show`, and not structured content. Some clients give a model only
+            the structured content, without images, and some give it both. So text for reading would be lost, or read twice.
     """
     signature = inspect.signature(function, eval_str=True)
     parameters = [*signature.parameters.values()][1:]
@@ -241,10 +249,10 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
         title=title,
         description=inspect.getdoc(function),
         inputSchema=arguments.model_json_schema(schema_generator=_Untitled),
-        outputSchema=_output_schema(answer),
+        outputSchema=None if shows else _output_schema(answer),
         annotations=hints,
     )
-    return Tool(listed, function, arguments, answer)
+    return Tool(listed, function, arguments, answer, shows)
 
 
 def _or_null(annotation: Any) -> Any:
