@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "clean_html": set(),
     "telemetry": {"models"},
     "errors": set(),
+    "__version__": set(),
     "lifetime": {"errors"},
     "settings": {"settings", "client", "errors", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
@@ -102,9 +103,17 @@ MAY_IMPORT |= {
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},
-    "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy", "telemetry"},
+    "cli": _ARRIVAL | {"__version__", "cli", "interactive", "mcp", "hosting", "sandbox.policy", "telemetry"},
     "mcp": _ARRIVAL
-    | {"mcp", "integrations", "cli", "client.snippets", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
+    | {
+        "__version__",
+        "mcp",
+        "integrations",
+        "cli",
+        "client.snippets",
+        "hosting",
+        "server.guard",
+    },  # cli, guard: what `mcp --http` shares with `serve`
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
@@ -113,7 +122,7 @@ ONLY_IN = {
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
-    "mcp": {"agent.tools.mcp", *(f"mcp.{name}" for name in ("code_tools", "resources", "server", "tool"))},
+    "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("code_tools", "resources", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
     "azure": {"connect", "client.auth", "durable.azure_store"},
     "IPython": {

@@ -16,9 +16,9 @@ The folders and modules of the package. Calls go right, results come back:
     integrations        adapters for agent frameworks, such as Semantic Kernel; beside them mcp, cli and notebook
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, cast
+__version__ = "0.1.0"  # of both distributions: pyproject.toml and src/pyproject.toml read it
 
+TYPE_CHECKING = False  # as in typing, whose import takes longer than all the rest of this module
 if TYPE_CHECKING:
     from .agent.library.redis_storage import RedisStorage
     from .agent.library.storage import FileStorage
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     )
     from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
     from .settings import Settings
-
-    __version__: str
 
 _HOMES = {
     "ACASessionsError": "errors",
@@ -142,11 +140,10 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name at its first use, so that `import aca_sessions` alone loads none of the libraries behind the names (PEP 562)."""
-    if name == "__version__":
-        globals()[name] = version = import_module("importlib.metadata").version("aca-sessions")
-        return cast(str, version)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
@@ -154,7 +151,13 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(shell: object) -> None:
     """Register the notebook magics, such as `%%session`. IPython calls this for `%load_ext aca_sessions`."""
-    from .notebook import load
+    from .errors import imports_of
+
+    with imports_of("notebook"):
+        import latex2mathml.converter  # noqa: F401
+        import mdit_py_plugins.amsmath  # noqa: F401
+
+        from .notebook import load
 
     load(shell)
 

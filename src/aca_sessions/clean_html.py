@@ -105,10 +105,16 @@ _MATH_VALUE = re.compile(r"[\w.+%# -]{1,60}", re.ASCII)
 
 
 def cleaned_markdown(source: str) -> str:
-    """Return Markdown as safe HTML in a box, with its formulas as MathML. Return '' if it is too long to be rendered in a second."""
-    from markdown_it import MarkdownIt
-    from mdit_py_plugins.amsmath import amsmath_plugin
-    from mdit_py_plugins.dollarmath import dollarmath_plugin
+    """Return Markdown as safe HTML in a box, with its formulas as MathML.
+
+    Return '' if it is too long to be rendered in a second, or if the extra `notebook` is not installed: its source is shown then.
+    """
+    try:
+        from markdown_it import MarkdownIt
+        from mdit_py_plugins.amsmath import amsmath_plugin
+        from mdit_py_plugins.dollarmath import dollarmath_plugin
+    except ModuleNotFoundError:
+        return ""
 
     lines = source.split("\n")
     if len(source) > _LONGEST_MARKUP or max(line.count("|") for line in lines) * len(lines) > _MOST_CELLS:
@@ -141,11 +147,12 @@ def cleaned_latex(source: str) -> str:
 
 def _formula(source: str, *, block: bool) -> str:
     """Convert a LaTeX formula to MathML. If that is impossible, return its source as HTML. `block` puts it on a line of its own."""
-    from latex2mathml.converter import convert_to_element
-
     if len(source) <= _LONGEST_FORMULA and not _MACROS.search(source):
         # The converter raises errors of many types for what it does not understand, RecursionError and StopIteration among them.
+        # Without the extra `notebook` its import fails.
         with contextlib.suppress(Exception):
+            from latex2mathml.converter import convert_to_element
+
             return _mathml(convert_to_element(source, display="block" if block else "inline"))
     return f"<code>{escape(source)}</code>"
 

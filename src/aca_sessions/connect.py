@@ -17,7 +17,7 @@ from .client.http import EMBEDDED, EmbeddedTransport, SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import VERSIONS
-from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError, PoolError
+from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError, PoolError, imports_of
 from .hosting import SESSIONS_PER_LEASE, Hosting
 from .lifetime import AsyncBlock, OwnerProcess
 from .models import Access, AccessLimits
@@ -453,7 +453,9 @@ async def _choose_auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
             "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint outside Azure needs the key of its server "
             "(aca-sessions serve prints it). Set it, for example with `export ACASessions__ApiKey=KEY`"
         )
-    from azure.identity.aio import DefaultAzureCredential
+    with imports_of("azure"):
+        import aiohttp  # noqa: F401 - azure.identity.aio sends its requests by it
+        from azure.identity.aio import DefaultAzureCredential
 
     credential = await stack.enter_async_context(DefaultAzureCredential())
     options = settings.AzureTokenProvider

@@ -3,6 +3,7 @@
 Each message names what failed and then what to do. No message holds a token, a secret or user code.
 
 ACASessionsError
+├── MissingExtraError           a library of an optional part of this package is missing; has the line that installs it
 ├── ConfigurationError          a setting is missing or contradicts another; names the key
 ├── InvalidArgumentError        a name, a time limit or data that cannot be sent
 ├── AuthenticationError         no token, or refused (401, 403)
@@ -30,9 +31,32 @@ ACASessionsError
 └── ExecutionError              only from result.raise_for_error()
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ACASessionsError(Exception):
     """The base of all exceptions that this package raises on purpose."""
+
+
+class MissingExtraError(ACASessionsError, ImportError):
+    """A library of an optional part of this package is missing. `.extra` is the extra that has it, `.name` the library.
+
+    The message has the line that installs it.
+    """
+
+    def __init__(self, extra: str, library: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'aca-sessions-core[{extra}]'", name=library)
+        self.extra = extra
+
+
+@contextmanager
+def imports_of(extra: str) -> Iterator[None]:
+    """Raise MissingExtraError if an import in this block finds a library missing. Import only libraries of `extra` in it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(extra, error.name or extra) from error
 
 
 class ConfigurationError(ACASessionsError):

@@ -170,7 +170,7 @@ def test_an_invalid_url_is_refused(url: str) -> None:
 def test_a_missing_library_is_named_with_the_line_to_paste(library: str, url: str) -> None:
     code = f"import sys; sys.modules[{library!r}] = None; from aca_sessions.durable.store import open_store; open_store({url!r})"
     failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"pip install 'aca-sessions[{'redis' if library == 'redis' else 'azure-blob'}]'" in failed.stderr.splitlines()[-1]
+    assert f"pip install 'aca-sessions-core[{'redis' if library == 'redis' else 'azure-blob'}]'" in failed.stderr.splitlines()[-1]
 
 
 @pytest.mark.long

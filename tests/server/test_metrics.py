@@ -171,4 +171,4 @@ def test_a_meter_provider_of_another_library_is_not_replaced() -> None:
 @pytest.mark.long
 def test_a_missing_library_is_named() -> None:
     run = serve_after("import sys; sys.modules['prometheus_client'] = None")
-    assert (run.returncode, "pip install 'aca-sessions[metrics]'" in run.stderr) == (2, True)
+    assert (run.returncode, "pip install 'aca-sessions-core[metrics]'" in run.stderr) == (2, True)

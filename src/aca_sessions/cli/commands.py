@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Never, cast
 
+from .. import __version__
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
-from ..errors import ACASessionsError, ConfigurationError
+from ..errors import ACASessionsError, ConfigurationError, imports_of
 from ..guest_text import printable
 from ..hosting import Hosting
 from . import keys, logs, sessions
@@ -85,19 +86,22 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _repl(options: argparse.Namespace) -> int:
-    from .repl import repl
+    with imports_of("cli"):
+        from .repl import repl
 
     return repl(options)
 
 
 async def _serve(options: argparse.Namespace) -> int:
-    from .serving import serve
+    with imports_of("server"):
+        from .serving import serve
 
     return await serve(options)
 
 
 async def _playground(options: argparse.Namespace) -> int:
-    from .serving import playground
+    with imports_of("server"):
+        from .serving import playground
 
     return await playground(options)
 
@@ -325,9 +329,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version  # takes longer to import than many commands take to run
-
-        print(f"{parser.prog} {version('aca-sessions')}")
+        print(f"{parser.prog} {__version__}")
         parser.exit()
 
 

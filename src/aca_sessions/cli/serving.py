@@ -23,15 +23,15 @@ import time
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
 from opentelemetry import metrics
 from starlette.types import ASGIApp
 
+from .. import __version__
 from ..connect import open_server
-from ..errors import ACASessionsError, ConfigurationError
+from ..errors import ACASessionsError, ConfigurationError, imports_of
 from ..hosting import Hosting, Keys, log_event
 from ..lifetime import Tasks
 from ..settings import Settings
@@ -302,7 +302,7 @@ async def _log_start(
         limits = settings.Sandbox.Limits
         log_event(
             "started",
-            version=version("aca-sessions"),
+            version=__version__,
             python=platform.python_version(),
             endpoint=_endpoint(options, listener),
             address=bound_address(listener),
@@ -382,20 +382,18 @@ def _hosting(options: argparse.Namespace, keys: Keys | None) -> Hosting:
 def prometheus() -> Callable[[], bytes]:
     """Start to collect OpenTelemetry's metrics. Return a function that returns their current values in Prometheus's text format.
 
-    Raise ConfigurationError if packages are missing, or if OpenTelemetry is configured to send metrics elsewhere.
+    Raise ConfigurationError if OpenTelemetry is configured to send metrics elsewhere.
     """
-    try:
+    with imports_of("metrics"):
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from prometheus_client import REGISTRY, generate_latest
-    except ImportError as error:
-        raise ConfigurationError("--metrics needs packages that are missing: pip install 'aca-sessions[metrics]'") from error
     if isinstance(metrics.get_meter_provider(), MeterProvider):
         raise ConfigurationError(
             "--metrics cannot be used, because OpenTelemetry is configured to send metrics elsewhere: leave --metrics out"
         )
-    own = Resource.create({"service.name": "aca-sessions", "service.version": version("aca-sessions")})
+    own = Resource.create({"service.name": "aca-sessions", "service.version": __version__})
     named = own.merge(OTELResourceDetector().detect())  # $OTEL_SERVICE_NAME and $OTEL_RESOURCE_ATTRIBUTES replace these
     metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()], named))
     return lambda: generate_latest(REGISTRY)

@@ -4,16 +4,19 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from ..agent.library.redis_storage import RedisStorage
 from ..agent.library.search import Embed
 from ..agent.library.storage import FileStorage, MemoryStorage
 from ..agent.session import AgentSession
 from ..agent.tools.tool import Tool, ToolSource
 from ..models import CodeExecutionResult
 
-StorageBackend = FileStorage | MemoryStorage | RedisStorage
+if TYPE_CHECKING:
+    from ..agent.library.redis_storage import RedisStorage
+
+    StorageBackend = FileStorage | MemoryStorage | RedisStorage
+
 __all__ = [
     "ContainerConfig",
     "ContainerExecutor",
@@ -28,6 +31,15 @@ __all__ = [
     "SubprocessConfig",
     "SubprocessExecutor",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs the library redis at its first use: programs with files do without it (PEP 562)."""
+    if name not in ("RedisStorage", "StorageBackend"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..agent.library.redis_storage import RedisStorage
+
+    return RedisStorage if name == "RedisStorage" else FileStorage | MemoryStorage | RedisStorage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +119,7 @@ class Session(AgentSession):
 
     def __init__(
         self,
-        storage: StorageBackend,
+        storage: "StorageBackend",
         executor: SubprocessExecutor | None = None,
         sync_deps_on_start: bool = False,
         *,
@@ -167,7 +179,7 @@ class Session(AgentSession):
         )
 
     @property
-    def storage(self) -> StorageBackend:
+    def storage(self) -> "StorageBackend":
         """Return the storage of skills, artifacts and dependencies. It stays when the session ends."""
         return self._backend
 

@@ -16,7 +16,7 @@ from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpRes
 from azure.storage.blob import BlobBlock
 from azure.storage.blob.aio import BlobClient, BlobServiceClient
 
-from ..errors import ConfigurationError, StorageError
+from ..errors import ConfigurationError, StorageError, imports_of
 from .chunks import Data, closing, split
 from .store import PIECE, SMALL, ClosingStore, check_folder, check_key, check_swap, is_key, missing_record
 
@@ -112,7 +112,8 @@ class AzureStore(ClosingStore):
     def _connect(self, account: str) -> BlobServiceClient:
         if connection := os.environ.get("AZURE_STORAGE_CONNECTION_STRING"):
             return _connect_by_string(connection, account)
-        from azure.identity.aio import DefaultAzureCredential
+        with imports_of("azure-blob"):
+            from azure.identity.aio import DefaultAzureCredential
 
         self._credential = DefaultAzureCredential()
         return BlobServiceClient(f"https://{account}.blob.core.windows.net", self._credential, **_OPTIONS)

@@ -18,7 +18,7 @@ import secrets
 from base64 import b64decode
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigurationError, SaveCorruptedError, SaveKeyError
+from ..errors import ConfigurationError, SaveCorruptedError, SaveKeyError, imports_of
 from .chunks import Data
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class Sealer:
         """Store a key of 32 bytes, which encrypts all values. Without one, they are only protected against damage."""
         if key is not None and len(key) != _KEY:
             raise ConfigurationError(f"the key of saved sessions must have 32 bytes, got {len(key)}: see parse_key")
+        if key is not None:
+            with imports_of("server"):  # now, because at the first save it would be too late
+                import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
         self._key = key
 
     def seal(self, data: Data, context: bytes, sha256: bytes | None = None) -> list[Data]:

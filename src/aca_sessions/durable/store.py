@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
-from ..errors import ConfigurationError, InvalidArgumentError, RecordNotFoundError, StorageError
+from ..errors import ConfigurationError, InvalidArgumentError, RecordNotFoundError, StorageError, imports_of
 from .chunks import Data
 
 PIECE = 4 * 1024 * 1024  # bytes that a store sends at once, and so about what it holds in memory
@@ -77,7 +77,8 @@ class ClosingStore:
 def open_store(url: str) -> Store:
     """Return the store of a URL. The first operation opens a connection, or creates the folder.
 
-    Raise ConfigurationError if the URL is invalid or if a library is missing. No message contains the URL, because it may have a password.
+    Raise ConfigurationError if the URL is invalid, and MissingExtraError if a library is missing. No message contains the URL, because it
+    may have a password.
     """
     try:
         scheme = urlsplit(url).scheme
@@ -96,18 +97,14 @@ def open_store(url: str) -> Store:
 
 
 def _open_redis(url: str) -> Store:
-    try:
+    with imports_of("redis"):
         from .redis_store import RedisStore
-    except ImportError as error:
-        raise ConfigurationError("a redis:// store needs a missing package: pip install 'aca-sessions[redis]'") from error
     return RedisStore(url)
 
 
 def _open_azure(url: str) -> Store:
-    try:
+    with imports_of("azure-blob"):
         from .azure_store import AzureStore
-    except ImportError as error:
-        raise ConfigurationError("an azure-blob:// store needs missing packages: pip install 'aca-sessions[azure-blob]'") from error
     return AzureStore(url)
 
 

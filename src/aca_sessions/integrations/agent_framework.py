@@ -3,12 +3,14 @@
 import uuid
 from typing import Annotated, Any, Self, Unpack
 
-from agent_framework import AgentSession, Content, ContextProvider, FunctionTool, SessionContext, SupportsAgentRun, tool
-
 from ..client.pool import SessionPool
+from ..errors import imports_of
 from ..models import CodeExecutionResult
 from ..settings import Settings
 from .model_session import CODE, PACKAGES, ModelSession, Options, check_options
+
+with imports_of("agent-framework"):
+    from agent_framework import AgentSession, Content, ContextProvider, FunctionTool, SessionContext, SupportsAgentRun, tool
 
 _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook whose variables and files are kept between calls."
 _CODE = f"{CODE} PNG images of figures follow the result."

@@ -6,19 +6,27 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast
 
-from semantic_kernel import Kernel
-from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
-from semantic_kernel.contents import ChatHistory, ChatMessageContent, FunctionCallContent, FunctionResultContent, ImageContent, TextContent
-from semantic_kernel.contents.utils.author_role import AuthorRole
-from semantic_kernel.filters import AutoFunctionInvocationContext
-from semantic_kernel.functions import KernelFunction, KernelPlugin, kernel_function
-
 from ..agent.library.search import Embed
 from ..agent.tools.tool import Effect, Parameter, Tool
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, imports_of
 from ..models import CodeExecutionResult
 from ..settings import Settings
 from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, check_options, install_function, model_function
+
+with imports_of("semantic-kernel"):
+    from semantic_kernel import Kernel
+    from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
+    from semantic_kernel.contents import (
+        ChatHistory,
+        ChatMessageContent,
+        FunctionCallContent,
+        FunctionResultContent,
+        ImageContent,
+        TextContent,
+    )
+    from semantic_kernel.contents.utils.author_role import AuthorRole
+    from semantic_kernel.filters import AutoFunctionInvocationContext
+    from semantic_kernel.functions import KernelFunction, KernelPlugin, kernel_function
 
 _CODE = f"{CODE} The calling program gets figures as PNG images."
 

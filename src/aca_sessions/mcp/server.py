@@ -5,7 +5,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -17,6 +16,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .. import __version__
 from ..cli import logs, serving
 from ..cli.keys import given_or_new
 from ..cli.streams import standard_input, write_error
@@ -47,7 +47,7 @@ class SessionServer(Server[Client, Any]):
     def __init__(self, state: SharedState) -> None:
         """Create a server for the clients of `state`, whose options choose the tools."""
         instructions = f"{_INSTRUCTIONS} {mounts_sentence(state.pool.access)}".rstrip()
-        super().__init__("aca-sessions", version("aca-sessions"), instructions, lifespan=self._connection)
+        super().__init__("aca-sessions", __version__, instructions, lifespan=self._connection)
         self._state = state
         self._tools = _tools(state.options.tools, state.pool.access)
         self._register(types.ListToolsRequest, self._list_tools)
@@ -179,7 +179,7 @@ async def serve_http(options: argparse.Namespace) -> int:
     def greet() -> None:
         print(f"Endpoint: {endpoint}\nApiKey: {key}", flush=True)
         bound = serving.bound_address(listener)
-        log_event("started", version=version("aca-sessions"), endpoint=endpoint, address=bound, clients=state.options.clients)
+        log_event("started", version=__version__, endpoint=endpoint, address=bound, clients=state.options.clients)
 
     refusals = RefusalLog()
 

@@ -8,17 +8,26 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from redis import Redis as BlockingRedis
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, ExecAbortError, LockError, NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
-from ...errors import ConfigurationError, StorageError
+from ...errors import ConfigurationError, StorageError, imports_of
 from ...lifetime import create_in_thread
 from .storage import Kind, check_name
+
+with imports_of("redis"):
+    from redis import Redis as BlockingRedis
+    from redis.asyncio import ConnectionPool, Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import ExponentialBackoff
+    from redis.exceptions import (
+        AuthenticationError,
+        ExecAbortError,
+        LockError,
+        NoPermissionError,
+        OutOfMemoryError,
+        ReadOnlyError,
+        RedisError,
+    )
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.exceptions import TimeoutError as RedisTimeoutError
 
 if TYPE_CHECKING:
     from .search import Embed

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, imports_of
 
 if TYPE_CHECKING:
     import bm25s
@@ -109,7 +109,8 @@ class WordIndex:
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
-        import numpy as np
+        with imports_of("agents"):
+            import numpy as np
 
         scores = np.sum([self._scores(self._ranking, word) for word in wanted], axis=0)
         ranked = (-scores).argsort(kind="stable")[: max(limit, 0)]
@@ -129,7 +130,8 @@ def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
     """Build a BM25 index of texts, each given as a list of words. Return None if no text has a word."""
     if not any(texts):
         return None
-    import bm25s  # imports scipy, which takes a third of a second: only a program that searches waits for it
+    with imports_of("agents"):
+        import bm25s  # imports scipy, which takes a third of a second: only a program that searches waits for it
 
     ranking = bm25s.BM25(k1=_SATURATION, b=_LENGTH_WEIGHT)
     ranking.index(texts, show_progress=False)
@@ -160,7 +162,8 @@ class MeaningIndex:
         return [names[place] for place in (-near).argsort(kind="stable")[: max(limit, 0)]]
 
     async def _embed_texts(self, wanted: list[str]) -> "np.ndarray":
-        import numpy as np
+        with imports_of("agents"):
+            import numpy as np
 
         known = self._vector_of  # a local name, because a concurrent search may replace the attribute
         new = [text for text in dict.fromkeys(wanted) if text not in known]
@@ -177,7 +180,8 @@ class MeaningIndex:
         So the dot product of two rows is the similarity of their texts. Raise ConfigurationError if `embed` returns anything but one vector
         for each text.
         """
-        import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
+        with imports_of("agents"):
+            import numpy as np  # only a program that searches waits for its import
 
         answered = await _call_embed(self._embed, texts)
         try:

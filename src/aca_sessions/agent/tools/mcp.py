@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from mcp import ClientSession, McpError, StdioServerParameters, types
-from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamable_http_client
-
 from ...bridge.host import ToolFailedError
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, imports_of
 from .tool import DEFAULT_SECONDS, Effect, Tool, parameters_of_schema
+
+with imports_of("mcp"):
+    from mcp import ClientSession, McpError, StdioServerParameters, types
+    from mcp.client.stdio import stdio_client
+    from mcp.client.streamable_http import streamable_http_client
 
 _OPENING_SECONDS = 30.0
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, imports_of
 from .command import Option, Program, Recipe
 from .tool import DEFAULT_SECONDS, EFFECTS, Effect, Parameter, Tool, ToolSource
+
+with imports_of("agents"):
+    import yaml
 
 _KEYS = {
     "program": {"name", "description", "command", "timeout", "tags", "schema", "recipes", "effect"},
