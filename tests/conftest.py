@@ -1,5 +1,6 @@
 """Fixtures for all tests. Nothing is mocked: sessions are real, and the server is the emulator."""
 
+import ast
 import asyncio
 import contextlib
 import gc
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -39,8 +41,48 @@ PATIENT = "from aca_sessions.sandbox.guest import link; link._MOST_WAITING, link
 BEGUN = time.monotonic()
 
 
+FRAMEWORKS = ("semantic_kernel", "agent_framework", "agents", "langchain_azure_dynamic_sessions", "langchain_core", "openai", "pydantic_ai")
+PLUGIN = {"PythonCodeInterpreterPlugin", "add_aca_sessions"}  # names of this package that import Semantic Kernel
+ABSENT = {name: f"{name} is not installed in this environment (`make test-core` leaves it out, `make test` has it)" for name in FRAMEWORKS}
+ABSENT = {name: reason for name, reason in ABSENT.items() if find_spec(name) is None}
+
+
+class _FrameworkTests(pytest.Module):
+    """A file of tests, in an environment without frameworks."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        skip_without_frameworks(self.path.read_text())
+        return super().collect()
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Skip files of tests that import a framework which is not installed. For single tests there is the marker `needs`."""
+    return _FrameworkTests.from_parent(parent, path=module_path) if ABSENT else None
+
+
+def skip_without_frameworks(program: str) -> None:
+    """Skip the test of a program, or the file of tests, if it imports a framework which is not installed."""
+    for node in ast.parse(program).body if ABSENT else ():
+        match node:
+            case ast.ImportFrom("aca_sessions", names, 0) if PLUGIN & {alias.name for alias in names}:
+                imported = {"semantic_kernel"}
+            case ast.ImportFrom(str(name), _, 0):
+                imported = {name.partition(".")[0]}
+            case ast.Import(names):
+                imported = {alias.name.partition(".")[0] for alias in names}
+            case _:
+                continue
+        for name in imported & ABSENT.keys():
+            pytest.skip(ABSENT[name], allow_module_level=True)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """End a run in time: `ACA_TEST_MINUTES=20 make test-long` begins no further test after 20 minutes."""
+    """Skip a test whose framework is not installed.
+
+    End a run in time: `ACA_TEST_MINUTES=20 make test-long` begins no further test after 20 minutes.
+    """
+    for name in (name for marker in item.iter_markers("needs") for name in marker.args if name in ABSENT):
+        pytest.skip(ABSENT[name])
     if time.monotonic() - BEGUN > 60 * float(os.environ.get("ACA_TEST_MINUTES", "inf")):
         pytest.skip("the minutes of this run are over")
 

@@ -214,6 +214,7 @@ def test_importing_the_package_loads_no_library() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+@pytest.mark.needs("semantic_kernel")
 def test_every_public_name_can_be_imported() -> None:
     import aca_sessions
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, mostly_long
+from .conftest import ROOT, mostly_long, skip_without_frameworks
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +20,7 @@ INDEX = (ROOT / "docs" / "cookbook" / "index.md").read_text()
 @pytest.mark.parametrize("recipe", mostly_long(RECIPES, "session_per_user"))
 def test_a_recipe_prints_what_its_page_shows(recipe: str, tmp_path: Path) -> None:
     program = COOKBOOK / f"{recipe}.py"
+    skip_without_frameworks(program.read_text())
     shown = program.read_text().partition("\n# prints:\n")[2]
     done = subprocess.run(
         [sys.executable, str(program)], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=os.environ

@@ -60,6 +60,7 @@ def test_the_command_line_works_against_an_endpoint(endpoint: dict[str, str], sy
 
 
 @pytest.mark.slow
+@pytest.mark.needs("semantic_kernel")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_plugin_works_against_an_endpoint(endpoint: dict[str, str], system: str, tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)

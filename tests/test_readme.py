@@ -16,7 +16,7 @@ from samples.scripted_model import ScriptedModel
 
 import aca_sessions
 
-from .conftest import COMMAND, LIGHT, ROOT
+from .conftest import COMMAND, LIGHT, ROOT, skip_without_frameworks
 from .wheels import make_wheel
 
 pytestmark = pytest.mark.slow
@@ -79,6 +79,7 @@ def _reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.usefixtures("_reader")
 @pytest.mark.parametrize(("code", "output"), [*snippets(("python",))])
 def test_an_example_is_a_program_that_prints_the_output_on_the_page(tmp_path: Path, code: str, output: str) -> None:
+    skip_without_frameworks(code)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout == output or not output
@@ -122,6 +123,7 @@ def test_the_first_console_block_holds_the_two_commands() -> None:
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]
 
 
+@pytest.mark.needs("semantic_kernel")
 def test_the_schema_on_the_page_is_the_one_a_model_sees() -> None:
     from semantic_kernel import Kernel
     from semantic_kernel.connectors.ai.function_calling_utils import kernel_function_metadata_to_function_call_format

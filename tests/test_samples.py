@@ -14,7 +14,7 @@ import pytest
 from aca_sessions import Settings
 from aca_sessions.errors import ConfigurationError
 
-from .conftest import ROOT, mostly_long
+from .conftest import ROOT, mostly_long, skip_without_frameworks
 
 pytestmark = [pytest.mark.slow, pytest.mark.defaults]
 
@@ -31,6 +31,7 @@ PRINTED = {
 
 
 def run(sample: str) -> str:
+    skip_without_frameworks((SAMPLES / sample).read_text())
     done = subprocess.run([sys.executable, str(SAMPLES / sample)], capture_output=True, text=True, timeout=120, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from semantic_kernel import Kernel
-from semantic_kernel.functions import kernel_function
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
 from aca_sessions.agent.approval import Call
 from aca_sessions.agent.tools.tool import Tool
 from aca_sessions.errors import InvalidArgumentError, StorageError
-from aca_sessions.integrations.semantic_kernel import tools_of
 
 from ..wheels import make_wheel
 
@@ -158,17 +155,22 @@ async def test_a_close_during_the_start_closes_the_session(pool: SessionPool) ->
     assert (source.is_open, pool.active()) == (False, [])
 
 
-class Numbers:
-    """A plugin."""
-
-    @kernel_function
-    def add(self, one: int, other: int = 1) -> int:
-        """Adds."""
-        return one + other
-
-
 @pytest.mark.slow
+@pytest.mark.needs("semantic_kernel")
 async def test_functions_of_a_kernel_plugin_are_tools(pool: SessionPool) -> None:
+    from semantic_kernel import Kernel
+    from semantic_kernel.functions import kernel_function
+
+    from aca_sessions.integrations.semantic_kernel import tools_of
+
+    class Numbers:
+        """A plugin."""
+
+        @kernel_function
+        def add(self, one: int, other: int = 1) -> int:
+            """Adds."""
+            return one + other
+
     kernel = Kernel()
     plugin = kernel.add_plugin(Numbers(), "numbers")
     async with AgentSession(pool, tools=tools_of(plugin, kernel, effect="read")) as agent:

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
 
 from aca_sessions import AgentSession, SessionPool, tool
 from aca_sessions.agent.library.search import MeaningIndex, WordIndex, words
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.integrations.semantic_kernel import embed_by
 
 LABELLED = {
     "fetch_json": ("Fetch and parse JSON from a URL", ["download a web resource as json", "parse JSON of an address", "GET an API"]),
@@ -62,14 +60,18 @@ def test_names_in_capitals_have_a_plural() -> None:
     assert words("PDFs and URLs of HTTPServers") == words("pdf url http server")
 
 
-class Letters(EmbeddingGeneratorBase):
-    """A service of Semantic Kernel whose vectors say which animals and vehicles a text names."""
-
-    async def generate_embeddings(self, texts: list[str], settings: Any = None, **_: Any) -> np.ndarray:
-        return np.array([[float("cat" in text or "kitten" in text), float("car" in text)] for text in texts])
-
-
+@pytest.mark.needs("semantic_kernel")
 async def test_tools_and_skills_are_found_by_meaning(pool: SessionPool) -> None:
+    from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
+
+    from aca_sessions.integrations.semantic_kernel import embed_by
+
+    class Letters(EmbeddingGeneratorBase):
+        """A service whose vectors say which animals and vehicles a text names."""
+
+        async def generate_embeddings(self, texts: list[str], settings: Any = None, **_: Any) -> np.ndarray:
+            return np.array([[float("cat" in text or "kitten" in text), float("car" in text)] for text in texts])
+
     tools = [tool(name=name)(lambda: None) for name in ("brush_cat", "wash_car")]
     async with AgentSession(pool, tools=tools, embed=embed_by(Letters(ai_model_id="letters"))) as agent:
         await agent.add_skill("feed_cat", "def run(): pass", "Feeds")
