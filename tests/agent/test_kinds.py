@@ -29,10 +29,17 @@ from ..conftest import mostly_long
 
 SHOW = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"]
 MCP = """
-from mcp.server.fastmcp import FastMCP
 from mcp.types import ToolAnnotations
 import sys
-server = FastMCP("numbers", host="127.0.0.1", port=int(sys.argv[2]) if len(sys.argv) > 2 else 8000)
+kind, place = sys.argv[1] if len(sys.argv) > 1 else "stdio", {"host": "127.0.0.1", "port": int(sys.argv[2])} if len(sys.argv) > 2 else {}
+try:  # version 1 of the SDK
+    from mcp.server.fastmcp import FastMCP
+    from mcp.server.fastmcp.exceptions import ToolError
+    server, place = FastMCP("numbers", **place), {}
+except ImportError:
+    from mcp.server import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    server = MCPServer("numbers")
 
 @server.tool(annotations=ToolAnnotations(readOnlyHint=True))
 def add(a: int, b: int = 1) -> int:
@@ -46,9 +53,9 @@ def wipe() -> str:
 
 @server.tool()
 def fail() -> str:
-    raise ValueError("no such number")
+    raise ToolError("no such number")
 
-server.run(sys.argv[1] if len(sys.argv) > 1 else "stdio")
+server.run(kind, **place)
 """
 
 SILENT = """

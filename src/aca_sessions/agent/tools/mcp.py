@@ -1,4 +1,7 @@
-"""The tools of an MCP server, called through the mcp SDK. The server is a program (stdio) or a URL (streamable HTTP)."""
+"""The tools of an MCP server, called through the mcp SDK. The server is a program (stdio) or a URL (streamable HTTP).
+
+Versions 1 and 2 of the SDK name the fields of their models differently, so this module reads them as the protocol's JSON.
+"""
 
 import asyncio
 import base64
@@ -6,16 +9,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from pydantic import BaseModel
+
 from ...bridge.host import ToolFailedError
 from ...errors import ConfigurationError, imports_of
 from .tool import DEFAULT_SECONDS, Effect, Tool, parameters_of_schema
 
 with imports_of("mcp"):
-    from mcp import ClientSession, McpError, StdioServerParameters, types
+    import mcp
+    from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
     from mcp.client.streamable_http import streamable_http_client
 
 _OPENING_SECONDS = 30.0
+_RemoteError: Any = getattr(mcp, "MCPError", None) or mcp.McpError  # in version 2 of the SDK, and in version 1
 
 
 class McpServer:
@@ -58,7 +65,7 @@ class McpServer:
 
     async def open(self) -> list[Tool]:
         """Start the server or connect to it, and return its tools. Raise ConfigurationError if this fails or takes longer than 30 s."""
-        ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[tuple[ClientSession, list[dict[str, Any]]]] = asyncio.get_running_loop().create_future()
         # The task that entered the SDK's contexts must leave them (anyio's cancel scopes), so they have a task of their own.
         self._closing = asyncio.Event()
         self._serving = asyncio.create_task(self._serve(ready))
@@ -84,7 +91,7 @@ class McpServer:
         try:
             async with self._connect() as session:
                 await session.initialize()
-                ready.set_result((session, (await session.list_tools()).tools))
+                ready.set_result((session, _to_json(await session.list_tools())["tools"]))
                 await self._closing.wait()
         except BaseException as error:
             if ready.done():
@@ -95,51 +102,55 @@ class McpServer:
     async def _connect(self) -> AsyncIterator[ClientSession]:
         async with AsyncExitStack() as stack:
             if self._url is not None:
-                read, write, _ = await stack.enter_async_context(streamable_http_client(self._url))
+                read, write, *_ = await stack.enter_async_context(streamable_http_client(self._url))
             else:
                 program = StdioServerParameters(command=self._command[0], args=self._command[1:], env=self._environment or None)
                 read, write = await stack.enter_async_context(stdio_client(program))
             yield await stack.enter_async_context(ClientSession(read, write))
 
-    def _build_tool(self, session: ClientSession, listed: types.Tool) -> Tool:
+    def _build_tool(self, session: ClientSession, listed: dict[str, Any]) -> Tool:
         return Tool(
-            name=f"{self._name}.{listed.name}",
-            act=lambda arguments: self._call(session, listed.name, arguments),
-            description=listed.description or "",
-            parameters=parameters_of_schema(listed.inputSchema),
-            effect=self._effect or _claimed_effect(listed.annotations),
+            name=f"{self._name}.{listed['name']}",
+            act=lambda arguments: self._call(session, listed["name"], arguments),
+            description=listed.get("description", ""),
+            parameters=parameters_of_schema(listed["inputSchema"]),
+            effect=self._effect or _claimed_effect(listed.get("annotations")),
             tags=self._tags,
             seconds=self._seconds,
         )
 
     async def _call(self, session: ClientSession, name: str, arguments: dict[str, Any]) -> object:
         try:
-            result = await session.call_tool(name, arguments)
-        except McpError as error:
+            result = _to_json(await session.call_tool(name, arguments))
+        except _RemoteError as error:
             raise ToolFailedError(error.error.message) from error
-        parts = [_decode_content(content) for content in result.content]
-        if result.isError:
+        parts = [_decode_content(content) for content in result["content"]]
+        if result.get("isError"):
             raise ToolFailedError(
                 "\n".join(part for part in parts if isinstance(part, str))
                 or f"{name} failed without a reason: see the log of the MCP server {self._name}"
             )
-        if result.structuredContent is not None:
-            inner = result.structuredContent
+        inner: dict[str, Any] | None = result.get("structuredContent")
+        if inner is not None:
             return inner["result"] if inner.keys() == {"result"} else inner
         return parts[0] if len(parts) == 1 else parts
 
 
-def _claimed_effect(hints: types.ToolAnnotations | None) -> Effect:
+def _claimed_effect(hints: Mapping[str, Any] | None) -> Effect:
     """Return the effect that a tool's annotations claim, or `write` without annotations. The claim may be false."""
-    if hints is not None and hints.readOnlyHint:
+    if hints is not None and hints.get("readOnlyHint"):
         return "read"
-    return "irreversible" if hints is not None and hints.destructiveHint else "write"
+    return "irreversible" if hints is not None and hints.get("destructiveHint") else "write"
 
 
-def _decode_content(content: types.ContentBlock) -> object:
+def _decode_content(content: dict[str, Any]) -> object:
     match content:
-        case types.TextContent(text=text):
+        case {"type": "text", "text": text}:
             return text
-        case types.ImageContent(data=data) | types.AudioContent(data=data):
+        case {"type": "image" | "audio", "data": data}:
             return base64.b64decode(data)
-    return content.model_dump(mode="json", exclude_none=True)
+    return content
+
+
+def _to_json(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
