@@ -3,6 +3,11 @@
 import httpx
 import pytest
 
+from aca_sessions import SessionPool, Settings
+from aca_sessions.errors import InvalidArgumentError
+from aca_sessions.mcp.clients import Client, Options, SharedState
+from aca_sessions.mcp.handles import identity_of
+
 from ..mcp.clients import http_client_session, http_server, run, text_of
 from ..mcp.test_http import ACCEPT, INITIALIZE
 
@@ -11,7 +16,7 @@ pytestmark = pytest.mark.slow
 NAMES = ("work", "default", "../work", "work/../work", "mcp-", "*", "", "WORK", "work\x00")
 
 
-async def test_a_client_reaches_no_session_of_another() -> None:
+async def test_a_client_reaches_no_session_of_another(pool: SessionPool) -> None:
     """A client of the MCP server reaches no session, file, resource or name of another client, unless a session was made to be shared."""
     with http_server("--tools", "all") as server:
         async with http_client_session(server) as owner, http_client_session(server) as stranger:
@@ -29,6 +34,19 @@ async def test_a_client_reaches_no_session_of_another() -> None:
             assert "work" not in text_of(await stranger.call_tool("list_sessions"))
             assert not any("secret" in str(one.uri) for one in (await stranger.list_resources()).resources)
             assert text_of(await run(owner, "secret", session_id="work")) == "'mine'"
+
+    state = SharedState(pool, Options.of(Settings().Mcp))  # clients without a connection
+    alice, bob = (Client(state, identity_of(key)) for key in ("the key of alice", "the key of bob"))
+    handle = (await alice.create("work")).name
+    handles = (handle, handle[:-1], f"{handle}=", f"work.{handle}", (await bob.create("work")).name[:20] + handle[20:])
+    for name in {*handles, *NAMES} - {"default"}:
+        await bob.admit(name)
+        with pytest.raises(InvalidArgumentError, match="that create_session returned to you"):
+            bob.find(name)
+    assert bob.find("default").id != alice.find("default").id
+    assert handle not in bob.sessions()
+    await alice.admit(handle)
+    assert alice.find(handle).id != bob.find(None).id
 
 
 async def test_unauthorized_clients_get_no_answer() -> None:

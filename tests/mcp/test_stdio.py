@@ -6,11 +6,11 @@ import subprocess
 from typing import Any
 
 import pytest
-from mcp import McpError, types
+from mcp import types
 from pydantic import AnyUrl
 
 from ..conftest import COMMAND, mostly_long
-from .clients import answer_of, cancel, run, start, stdio_client_session, text_of
+from .clients import ProtocolError, answer_of, cancel, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ async def test_images_that_a_session_does_not_keep_are_named_with_the_limit() ->
     limit = "a session keeps its last 50 displays, of at most 16 Mi characters in all"
     async with stdio_client_session() as client:
         result = await run(client, code)
-        with pytest.raises(McpError, match=f"the display 1 is not kept any more: {limit}. Run its code again"):
+        with pytest.raises(ProtocolError, match=f"the display 1 is not kept any more: {limit}. Run its code again"):
             await client.read_resource(AnyUrl("session://default/displays/1"))
     assert text_of(result).splitlines()[-1] == f"[images] not kept either, because {limit}: Figure 1 (7.1 MB)"
     assert [one.get("uri") for one in answer_of(result)["images"]] == [None, "session://default/displays/2"]
@@ -157,7 +157,7 @@ async def test_files_are_resources_that_can_be_listed_read_and_subscribed_to() -
     told = []
 
     async def heard(message: Any) -> None:
-        told.append(type(getattr(message, "root", None)).__name__)
+        told.append(type(getattr(message, "root", message)).__name__)
 
     async with stdio_client_session(message_handler=heard) as client:
         assert (await client.list_resources()).resources == []
@@ -190,7 +190,7 @@ STRANGE = [
 async def test_an_invalid_resource_is_refused() -> None:
     async with stdio_client_session() as client:
         for uri in STRANGE:
-            with pytest.raises(McpError):
+            with pytest.raises(ProtocolError):
                 await client.read_resource(AnyUrl(uri))
         assert text_of(await run(client, "6 * 7")) == "42"
 

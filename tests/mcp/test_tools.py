@@ -11,7 +11,6 @@ from typing import Any
 import jsonschema
 import pytest
 from mcp import ClientSession
-from mcp.shared.exceptions import McpError
 from mcp.types import CallToolResult
 from pydantic import AnyUrl
 
@@ -25,7 +24,7 @@ from aca_sessions.mcp.state_tools import code_completion
 from aca_sessions.mcp.tool import Call
 from aca_sessions.models import Access
 
-from .clients import Running, answer_of, http_client_session, http_server, run, start, stdio_client_session, text_of
+from .clients import ProtocolError, Running, answer_of, http_client_session, http_server, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -439,7 +438,7 @@ async def test_a_tool_that_only_reads_starts_no_session() -> None:
         refused = {name for name, result in results.items() if result.isError}
         assert refused == {"read_file", "inspect_object", "code_completion"}
         assert all("run code in it, or write a file, to start it" in text_of(results[name]) for name in refused)
-        with pytest.raises(McpError, match="to start it"):
+        with pytest.raises(ProtocolError, match="to start it"):
             await resources.read(client, AnyUrl("session://default/files/a.txt"))
         assert await pool._interpreter.list_sessions() == []
         assert results["get_kernel_health"].structuredContent["started"] is False
@@ -478,7 +477,7 @@ async def test_a_branch_has_no_name_before_it_exists() -> None:
         await asyncio.sleep(0)
         with pytest.raises(InvalidArgumentError, match="no session of that name"):
             client.find("other")
-        client.create("other")  # another call takes the name
+        await client.create("other")  # another call takes the name
         with pytest.raises(InvalidArgumentError, match="choose another"):
             await branching
         assert [info.session_id for info in await pool._interpreter.list_sessions()] == [origin.id]

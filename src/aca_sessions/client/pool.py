@@ -171,6 +171,12 @@ class Leases:
             del self._sessions[name]
         return idle
 
+    def forget(self, session_id: str) -> None:
+        """Stop keeping a session without ending it, if it has no lease: another program uses it, too."""
+        pooled = self._sessions.get(session_id)
+        if pooled is not None and pooled.leases == 0:
+            del self._sessions[session_id]
+
     def end_all(self) -> tuple[dict[str, bool], list[Waiter]]:
         """Remove all sessions and empty the queue.
 

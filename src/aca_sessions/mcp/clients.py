@@ -1,11 +1,14 @@
-"""The clients of an MCP server and their sessions. Each connection is one client, which chooses the names of its own sessions.
+"""The clients of an MCP server and their sessions.
 
-A client can use a session of another client only if that session was created with `shared=True`.
+A client with a connection chooses the names of its sessions, which end with the connection. A client without one is known by its API key,
+and names its sessions by handles. A client can use a session of another client only if that session was created with `shared=True`.
 """
 
 import asyncio
 import contextlib
 import re
+import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,21 +19,26 @@ import anyio
 
 from ..client.pool import PoolEvent, SessionPool
 from ..client.session import CallerPositions, Session
-from ..errors import ACASessionsError, InvalidArgumentError
+from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
 from ..settings import McpSettings
+from .handles import DEFAULT, Identity, identity_of, new_identity
 from .named_session import NamedSession
 from .outputs import Outputs
+from .sdk import Exchange, Listeners
 
 MB = 1 << 20
-DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
 _LONGEST_DESCRIPTION = 1000
 _MOST_WATCHED = 1000
+_MOST_KNOWN = 1000  # sessions of a client without a connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of an MCP server: its limits, its tools, and whether shared sessions stay when their creator disconnects."""
+    """The options of an MCP server: its limits, its tools, and whether shared sessions stay when their creator disconnects.
+
+    `shares_sessions` is True if other servers may have the same sessions: with an endpoint (then `at_endpoint` is True, too) or a store.
+    """
 
     sessions_per_client: int
     clients: int
@@ -40,6 +48,8 @@ class Options:
     tools: Literal["session", "all"] = "session"
     max_output: int = 10_000  # about how many characters of a result a model reads
     lookup_seconds: float = 30.0  # how long a tool that only reads variables may take
+    shares_sessions: bool = False
+    at_endpoint: bool = False
 
     @classmethod
     def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
@@ -56,12 +66,29 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """State that all clients of one MCP server share: the pool, the options, and the sessions that were created with `shared=True`."""
+    """State that all clients of one MCP server share: the pool, the options, and the sessions that were created with `shared=True`.
+
+    `stateless` has the clients without a connection, by their API key, those that were used last at the end.
+    """
 
     pool: SessionPool
     options: Options
     shared: dict[str, NamedSession] = field(default_factory=dict)
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
+    stateless: OrderedDict[str | None, "Client"] = field(default_factory=OrderedDict)
+
+    def client_of(self, exchange: Exchange) -> "Client":
+        """Return the client that sent a request: that of its connection, or that of its API key if the request stands alone."""
+        if not exchange.is_stateless:
+            client: Client = exchange.connected(lambda: Client(self))
+            return client
+        key = exchange.api_key
+        if key not in self.stateless:
+            self.stateless[key] = Client(self, new_identity() if key is None else identity_of(key))
+            if len(self.stateless) > self.options.clients:  # keys that are not accepted any more
+                self.stateless.popitem(last=False)
+        self.stateless.move_to_end(key)
+        return self.stateless[key]
 
     def on_pool_event(self, event: PoolEvent) -> None:
         """If the pool ended a started session because it was idle, set its `is_started` to False and its `is_expired` to True.
@@ -74,20 +101,70 @@ class SharedState:
 
 
 class Client:
-    """One MCP client, which is one connection. It has sessions, of which one is active: the one for tool calls that name no session."""
+    """One MCP client: a connection, or an API key. It has sessions, of which one is active: the one for tool calls that name no session.
 
-    def __init__(self, server: SharedState) -> None:
+    With an `identity` the client has no connection. Its active session is always `default`, and its other sessions have handles. What is
+    kept here about them can be dropped at any time: another server knows the sessions from their handles alone.
+    """
+
+    def __init__(self, server: SharedState, identity: Identity | None = None) -> None:
         """Create a client with one session, `default`, which is started at its first use."""
         self.server = server
         self.options = server.options
-        self.outputs = Outputs(server.options.outputs_size)
+        self.identity = identity
+        self.shares_sessions = identity is not None and server.options.shares_sessions
+        # Not among sessions that other servers use, too: this server would replace their newer files by older ones.
+        self.outputs = Outputs(0 if self.shares_sessions else server.options.outputs_size)
+        self.listeners = Listeners()
         self.subscribed: set[str] = set()
         self.log_level = "info"
         self.active = DEFAULT
         self._own: dict[str, NamedSession] = {}
         self._positions = CallerPositions()  # what this client knows of each session
         self._made_to_share: list[NamedSession] = []
-        self._add(NamedSession(name=DEFAULT))
+        self._add(NamedSession(name=DEFAULT) if identity is None else self._named(DEFAULT, identity.default_id))
+
+    def _named(self, name: str, id: str, description: str = "", *, is_started: bool = False) -> NamedSession:
+        """Return a session of a client without a connection.
+
+        If other servers use it, too, its displays have numbers that those do not use, so that a URI leads to its display alone.
+        """
+        displayed = secrets.randbelow(1 << 20) << 10 if self.shares_sessions else 0
+        return NamedSession(name=name, id=id, description=description, is_started=is_started, displayed=displayed)
+
+    async def admit(self, handle: str) -> None:
+        """Prepare `find` for the handle of a session that this server does not know yet, or that another server may have ended.
+
+        Do nothing if the client did not make the handle. `find` then refuses it, as it refuses that of a session that has ended.
+        """
+        if self.identity is None or not self.identity.accepts(handle):
+            return
+        known = self._own.get(handle)
+        if known is not None and not known.is_expired and not self.shares_sessions:
+            return
+        exists = await self._exists(id := self.identity.session_id(handle))
+        known = self._own.get(handle)
+        if known is not None and (known.is_expired or not exists):
+            del self._own[handle]
+        if exists and handle not in self._own:
+            idle = [name for name, one in self._own.items() if name != DEFAULT and not one.executing]
+            if len(self._own) > _MOST_KNOWN and idle:
+                del self._own[idle[0]]
+            self._add(self._named(handle, id, is_started=True))
+
+    async def _exists(self, id: str) -> bool:
+        """Return whether a session is live at the endpoint, or saved in its store. Return True if the endpoint cannot tell."""
+        interpreter = self.server.pool._interpreter
+        try:
+            await interpreter.get_session(id)
+        except NotFoundError:
+            try:
+                return any(one.session_id == id for one in await interpreter.saved())
+            except NotSupportedError:
+                return False
+        except NotSupportedError:
+            return True
+        return True
 
     def sessions(self) -> dict[str, NamedSession]:
         """Return all sessions that this client can use, keyed by name: its own, and those that all clients share."""
@@ -99,6 +176,11 @@ class Client:
         if name is None and self.active not in sessions:
             self.active = DEFAULT  # the active session was shared by another client, which has ended it
         named = sessions.get(self.active if name is None else name)
+        if named is None and self.identity is not None:  # the same for all reasons: it must not say which sessions others have
+            raise InvalidArgumentError(
+                "session_id must be one that create_session returned to you, of a session that has not ended: create one with "
+                "create_session, or leave session_id out to use your session 'default'"
+            )
         if named is None:
             raise InvalidArgumentError(
                 "you have no session of that name: use one that list_sessions shows, or create it with create_session"
@@ -125,13 +207,31 @@ class Client:
             raise InvalidArgumentError("the session has no variables and no files yet: run code in it, or write a file, to start it")
         return named
 
-    def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
+    async def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
         """Add a session, which starts at its first use. If `name` is None, choose an unused name.
 
-        Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many sessions.
+        For a client without a connection, the session gets a handle that begins with `name`, and starts at once, so that every server can
+        see whether it still exists. Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many sessions.
         """
-        named = NamedSession(name=self._free_name(name), description=description[:_LONGEST_DESCRIPTION], shared=shared)
-        return self._add(named)
+        description = description[:_LONGEST_DESCRIPTION]
+        if shared and self.shares_sessions:
+            raise InvalidArgumentError(
+                "shared must be false, because several servers may have this session, and only the one that created it would know that it "
+                "is shared: create a session of your own"
+            )
+        if self.identity is None or shared:
+            return self._add(NamedSession(name=self._free_name(name), description=description, shared=shared))
+        handle = self.identity.mint(self._free_name(name or "session"))
+        named = self._add(self._named(handle, self.identity.session_id(handle), description))
+        try:
+            async with self.lease(named) as session:
+                await self.outputs.copy_in(session, named)
+        except BaseException:
+            self._own.pop(handle, None)
+            with anyio.CancelScope(shield=True):
+                await self.server.pool.terminate(named.id)
+            raise
+        return named
 
     def _free_name(self, name: str | None) -> str:
         """Validate the name of a new session and return it. If `name` is None, choose an unused name.
@@ -148,6 +248,8 @@ class Client:
             raise InvalidArgumentError(
                 "session_id must be a new name, got that of another session: choose another, or use that session with switch_session"
             )
+        if self.identity is not None:
+            self._own = {name: one for name, one in self._own.items() if name == DEFAULT or not one.is_expired}
         self._made_to_share = [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
         if len(self._own) + len(self._made_to_share) >= self.options.sessions_per_client:
             raise InvalidArgumentError(
@@ -170,15 +272,24 @@ class Client:
         If `name` is None, choose an unused name. Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many
         sessions.
         """
+        if self.identity is not None:
+            name = name or "branch"
+            if named.shared:
+                raise InvalidArgumentError("a session that others share cannot be branched: only they know it by its name")
         self._free_name(name)
         one = None
         try:
             async with self.lease(named) as session:
                 (one,) = await session.branch()
-            async with self.server.pool.session(one.session_id):
-                pass  # from its first lease on the pool ends it
+            async with self._leased(one.session_id):
+                pass  # from its first lease on the pool ends it, unless other servers use it, too
             free = self._free_name(name)  # another call may have taken it meanwhile
-            made = NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, is_started=named.is_started)
+            description = f"branched from {named.name}"
+            if self.identity is None:
+                made = NamedSession(name=free, description=description, id=one.session_id, is_started=named.is_started)
+            else:
+                handle = self.identity.mint_branch(free, named.name, one.session_id)
+                made = self._named(handle, one.session_id, description, is_started=named.is_started)
             made.has_scripts = named.has_scripts
             self._positions.continue_in(one)
             return self._add(made)
@@ -195,7 +306,12 @@ class Client:
         self.subscribed.add(uri)
 
     def switch(self, name: str) -> str:
-        """Make a session the active one. Return the name of the session that was active before."""
+        """Make a session the active one. Return the name of the session that was active before.
+
+        Raise InvalidArgumentError if the client has no connection: calls that name no session may be those of another conversation.
+        """
+        if self.identity is not None:
+            raise InvalidArgumentError("only clients with a connection have an active session: give session_id to each call instead")
         previous, self.active = self.find(None).name, self.find(name).name
         return previous
 
@@ -220,9 +336,18 @@ class Client:
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
         """Lease a session from the pool for a `with` block. Its results report what was lost since this client's last result."""
-        async with self.server.pool.session(named.id) as session:
+        async with self._leased(named.id) as session:
             self._positions.continue_in(session)
             yield session
+
+    @asynccontextmanager
+    async def _leased(self, id: str) -> AsyncIterator[Session]:
+        try:
+            async with self.server.pool.session(id) as session:
+                yield session
+        finally:
+            if self.identity is not None and self.options.at_endpoint:  # other servers use it, too: its end is up to the endpoint
+                self.server.pool._leases.forget(id)
 
     async def close(self) -> None:
         """End the sessions of a client that has disconnected. Ignore failures.

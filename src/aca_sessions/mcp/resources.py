@@ -6,7 +6,6 @@ import mimetypes
 from urllib.parse import unquote, urlsplit
 
 from mcp import types
-from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl
 
 from ..client.arguments import checked_path
@@ -16,6 +15,7 @@ from ..models import Display
 from .clients import Client
 from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import path_of, walk
+from .sdk import refusal, to_uri
 
 ROOT = "/mnt/data"
 MOST_IMAGE_CHARACTERS = 700_000  # of all images of a result in base64: Claude Desktop takes a result of at most 1,048,576 characters
@@ -71,12 +71,12 @@ async def listed(client: Client) -> list[types.Resource]:
 
 
 async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
-    """Return the content of the file or display that a URI names. Raise McpError if there is none."""
+    """Return the content of the file or display that a URI names. Raise the SDK's error if there is none."""
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
         message = error.message if isinstance(error, ServiceError) else str(error)
-        raise McpError(types.ErrorData(code=types.INVALID_PARAMS, message=message)) from error
+        raise refusal(message, uri=str(uri)) from error
     if isinstance(content, str):
         return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, text=content, mimeType=kind)])
     blob = base64.b64encode(content).decode()
@@ -97,7 +97,7 @@ async def _files(client: Client, named: NamedSession) -> list[types.Resource]:
 def file_resource(named: NamedSession, path: str, size: int) -> types.Resource:
     """Describe a file of a session as an MCP resource."""
     return types.Resource(
-        uri=AnyUrl(named.file_uri(path)),
+        uri=to_uri(named.file_uri(path)),
         name=_one_line(path),
         description=f"file in session {named.name}",
         mimeType=_kind(path.rpartition("/")[2]),
@@ -111,7 +111,7 @@ def display_resource(named: NamedSession, number: int) -> types.Resource:
     kind, content = _content_of(display)
     caption = shown_caption(str(display.data.get("text/plain", "")))
     return types.Resource(
-        uri=AnyUrl(named.display_uri(number)),
+        uri=to_uri(named.display_uri(number)),
         name=f"display {number}" + (f": {caption}" if caption and not caption.startswith("<") else ""),
         description=f"displayed in session {named.name}",
         mimeType=kind,

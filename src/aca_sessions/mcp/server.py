@@ -5,14 +5,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import anyio
 from mcp import types
-from mcp.server.lowlevel import NotificationOptions, Server
-from mcp.server.models import InitializationOptions
 from mcp.server.stdio import stdio_server
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,8 +27,9 @@ from ..hints import access_sentences, install_sentence, mounts_sentence
 from ..hosting import Hosting, log_event
 from ..models import Access
 from ..settings import Settings
-from . import code_tools, file_tools, resources, session_tools, state_tools
+from . import code_tools, file_tools, resources, sdk, session_tools, state_tools
 from .clients import MB, Client, Options, SharedState
+from .questions import Asking, AskingCalls
 from .tool import Call, Tool, failure
 
 PATH = "/mcp"
@@ -39,90 +40,100 @@ _INSTRUCTIONS = (
     "Give a session_id to use another session than the active one. "
     "Files below outputs/ and scripts from save_script are shared among your sessions; all else belongs to one session."
 )
+_STATELESS_INSTRUCTIONS = (
+    "Isolated Python sessions. Each keeps its variables between calls; other clients cannot use yours. "
+    "create_session returns a session_id: give it to every call that should use that session. "
+    "Without a session_id, calls use the session 'default', which all your conversations share."
+)
+# What descriptions say about files that sessions share, and what they say if other servers have the same sessions.
+_NOT_SHARED = {
+    " Files below outputs/ are copied to your other sessions.": "",
+    "scripts/NAME.py in your sessions": "scripts/NAME.py in a session",
+}
 
 
-class SessionServer(Server[Client, Any]):
-    """An MCP server that gives each connection its own sessions."""
+class SessionServer:
+    """The MCP server: it gives each client its own sessions, and handles requests of every revision that the SDK speaks."""
 
     def __init__(self, state: SharedState) -> None:
         """Create a server for the clients of `state`, whose options choose the tools."""
-        instructions = f"{_INSTRUCTIONS} {mounts_sentence(state.pool.access)}".rstrip()
-        super().__init__("aca-sessions", __version__, instructions, lifespan=self._connection)
         self._state = state
-        self._tools = _tools(state.options.tools, state.pool.access)
-        self._register(types.ListToolsRequest, self._list_tools)
-        self._register(types.CallToolRequest, self._call)
-        self._register(types.ListResourcesRequest, self._list_resources)
-        self._register(types.ListResourceTemplatesRequest, self._list_templates)
-        self._register(types.ReadResourceRequest, self._read_resource)
-        self._register(types.SubscribeRequest, self._subscribe)
-        self._register(types.UnsubscribeRequest, self._unsubscribe)
-        self._register(types.SetLevelRequest, self._set_level)
+        self._asking = AskingCalls()
+        options, access = state.options, state.pool.access
+        self._tools = _tools(options.tools, access)
+        stateless = {name: tool.for_stateless() for name, tool in self._tools.items() if name not in session_tools.NEEDS_CONNECTION}
+        if options.shares_sessions:
+            stateless = {name: tool.rephrased(_NOT_SHARED) for name, tool in stateless.items()}
+        self._stateless_tools = stateless
+        self.service = sdk.Service(
+            name="aca-sessions",
+            version=__version__,
+            instructions=f"{_INSTRUCTIONS} {mounts_sentence(access)}".rstrip(),
+            stateless_instructions=f"{_STATELESS_INSTRUCTIONS} {mounts_sentence(access)}".rstrip(),
+            handlers={
+                "tools/list": self._list_tools,
+                "tools/call": self._call,
+                "resources/list": self._list_resources,
+                "resources/templates/list": self._list_templates,
+                "resources/read": self._read_resource,
+                "resources/subscribe": self._subscribe,
+                "resources/unsubscribe": self._unsubscribe,
+                "logging/setLevel": self._set_level,
+                "subscriptions/listen": self._listen,
+            },
+            make_client=partial(Client, state),
+            input_schemas={name: tool.input_schema for name, tool in self._tools.items()},
+            close=self._asking.close,
+        )
 
-    def create_initialization_options(
-        self,
-        notification_options: NotificationOptions | None = None,
-        experimental_capabilities: dict[str, dict[str, Any]] | None = None,
-    ) -> InitializationOptions:
-        """Return the server's capabilities, which each client receives when it connects.
+    async def _list_tools(self, exchange: sdk.Exchange, _params: Any) -> types.ListToolsResult:
+        tools = self._stateless_tools if exchange.is_stateless else self._tools
+        return types.ListToolsResult(tools=[tool.listed for tool in tools.values()])
 
-        They announce that the list of resources may change, and that clients can subscribe to resources.
-        """
-        del notification_options
-        options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
-        if options.capabilities.resources is not None:
-            options.capabilities.resources.subscribe = True
-        return options
-
-    def _register(self, kind: type, handler: Any) -> None:
-        async def handle(request: Any) -> types.ServerResult:
-            return types.ServerResult(await handler(request))
-
-        self.request_handlers[kind] = handle
-
-    @asynccontextmanager
-    async def _connection(self, _server: Server[Client, Any]) -> AsyncIterator[Client]:
-        client = Client(self._state)
-        try:
-            yield client
-        finally:
-            with anyio.CancelScope(shield=True):
-                await client.close()
-
-    async def _list_tools(self, _request: types.ListToolsRequest) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[tool.listed for tool in self._tools.values()])
-
-    async def _call(self, request: types.CallToolRequest) -> types.CallToolResult:
-        tool = self._tools.get(request.params.name)
+    async def _call(self, exchange: sdk.Exchange, params: types.CallToolRequestParams) -> Any:
+        tool = self._tools.get(params.name)
         if tool is None:
-            return failure(f"there is no tool {request.params.name!r:.80}: the tools are {', '.join(self._tools)}")
-        context = self.request_context
-        return await tool(Call(context.lifespan_context, context), request.params.arguments or {})
+            return failure(f"there is no tool {params.name!r:.80}: the tools are {', '.join(self._tools)}")
+        client, arguments = self._state.client_of(exchange), params.arguments or {}
+        if isinstance(handle := arguments.get("session_id"), str):
+            await client.admit(handle)
+        call = Call(client, exchange)
+        if not exchange.is_stateless or params.name not in code_tools.RUN_CODE:
+            return await tool(call, arguments)
+        if (waiting := vars(params).get("request_state")) is not None:
+            return await self._asking.resume(call, params.name, waiting)
+        if not exchange.can_ask or client.shares_sessions:  # another server would not know which call an answer belongs to
+            return await tool(call, arguments)
+        return await self._asking.run(Asking(call, self._asking, params.name), tool(call, arguments))
 
-    async def _list_resources(self, _request: types.ListResourcesRequest) -> types.ListResourcesResult:
-        return types.ListResourcesResult(resources=await resources.listed(self._client))
+    async def _list_resources(self, exchange: sdk.Exchange, _params: Any) -> types.ListResourcesResult:
+        client = self._state.client_of(exchange)
+        for handle in client.sessions() if client.shares_sessions else ():  # listing the files of one that has ended would start it
+            await client.admit(handle)
+        return types.ListResourcesResult(resources=await resources.listed(client))
 
-    async def _list_templates(self, _request: types.ListResourceTemplatesRequest) -> types.ListResourceTemplatesResult:
+    async def _list_templates(self, _exchange: sdk.Exchange, _params: Any) -> types.ListResourceTemplatesResult:
         return types.ListResourceTemplatesResult(resourceTemplates=resources.TEMPLATES)
 
-    async def _read_resource(self, request: types.ReadResourceRequest) -> types.ReadResourceResult:
-        return await resources.read(self._client, request.params.uri)
+    async def _read_resource(self, exchange: sdk.Exchange, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
+        client = self._state.client_of(exchange)
+        await client.admit(unquote(urlsplit(str(params.uri)).netloc))
+        return await resources.read(client, params.uri)
 
-    async def _subscribe(self, request: types.SubscribeRequest) -> types.EmptyResult:
-        self._client.watch(str(request.params.uri))
+    async def _subscribe(self, exchange: sdk.Exchange, params: types.SubscribeRequestParams) -> types.EmptyResult:
+        self._state.client_of(exchange).watch(str(params.uri))
         return types.EmptyResult()
 
-    async def _unsubscribe(self, request: types.UnsubscribeRequest) -> types.EmptyResult:
-        self._client.subscribed.discard(str(request.params.uri))
+    async def _unsubscribe(self, exchange: sdk.Exchange, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
+        self._state.client_of(exchange).subscribed.discard(str(params.uri))
         return types.EmptyResult()
 
-    async def _set_level(self, request: types.SetLevelRequest) -> types.EmptyResult:
-        self._client.log_level = request.params.level
+    async def _set_level(self, exchange: sdk.Exchange, params: types.SetLevelRequestParams) -> types.EmptyResult:
+        self._state.client_of(exchange).log_level = params.level
         return types.EmptyResult()
 
-    @property
-    def _client(self) -> Client:
-        return self.request_context.lifespan_context
+    async def _listen(self, exchange: sdk.Exchange, params: Any) -> Any:
+        return await self._state.client_of(exchange).listeners.listen(exchange, params)
 
 
 def _tools(kind: str, access: Access) -> dict[str, Tool]:
@@ -153,7 +164,7 @@ async def serve_stdio(options: argparse.Namespace) -> int:
     standard_input()
     logs.shorten_mcp_log()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
-        server = SessionServer(state)
+        server = SessionServer(state).service.build()
         try:
             await server.run(reading, writing, server.create_initialization_options())
         except* anyio.ClosedResourceError:
@@ -204,11 +215,9 @@ class _Connections:
     """All HTTP connections to the MCP server. Used as an async context manager, it ends the connections at the end of the block."""
 
     def __init__(self, state: SharedState) -> None:
-        self._manager = StreamableHTTPSessionManager(
-            SessionServer(state),
-            session_idle_timeout=state.options.idle_seconds,
-            max_sessions=state.options.clients,
-            max_request_body_size=_LARGEST_REQUEST,
+        options = state.options
+        self._manager = sdk.open_manager(
+            SessionServer(state).service.build(), idle_seconds=options.idle_seconds, connections=options.clients, largest=_LARGEST_REQUEST
         )
         self._started, self._stopping = asyncio.Event(), asyncio.Event()
         self.app: ASGIApp = self._respond
@@ -255,5 +264,12 @@ class _Connections:
 async def _shared_state(options: argparse.Namespace) -> AsyncIterator[SharedState]:
     settings = Settings()
     async with open_pool(settings, on_event=lambda event: state.on_pool_event(event)) as pool:
-        state = SharedState(pool, Options.of(settings.Mcp, options.tools))
+        at_endpoint, has_store = settings.SessionsHttpClient.Endpoint is not None, settings.Durable.Store is not None
+        # On standard input and output a client's sessions are known to this process alone.
+        chosen = replace(
+            Options.of(settings.Mcp, options.tools),
+            at_endpoint=options.http and at_endpoint,
+            shares_sessions=options.http and (at_endpoint or has_store),
+        )
+        state = SharedState(pool, chosen)
         yield state

@@ -155,7 +155,7 @@ async def create_session(call: Call, session_id: NewName = None, description: De
 
     Other clients cannot use it, unless it was created with shared=true. A shared session does not share outputs/ with your other sessions.
     """
-    named = call.client.create(session_id, description, shared=shared)
+    named = await call.client.create(session_id, description, shared=shared)
     return CreatedAnswer(
         session_id=named.name,
         status="created",
@@ -324,6 +324,7 @@ def _process(health: SessionHealth | None) -> ProcessAnswer:
     )
 
 
+NEEDS_CONNECTION = (switch_session.__name__,)
 TOOLS = (
     tool(create_session, "Make a session", "changes"),
     tool(switch_session, "Choose the active session", "changes", repeatable=True),

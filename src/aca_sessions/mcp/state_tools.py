@@ -140,7 +140,8 @@ async def interrupt(call: Call, session_id: SessionName = None) -> StatusAnswer:
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         can_interrupt, running = await session.supports("interrupt"), next(iter(named.executing), None)
-        if can_interrupt and named.busy_for is None:  # what runs, if anything, is a call that reads variables
+        # What runs here, if anything, is a call that reads variables. Another server may run a cell in a session that both use.
+        if can_interrupt and named.busy_for is None and not call.client.shares_sessions:
             return StatusAnswer(named.name, "nothing was running")
         await (running.cancel() if can_interrupt and running is not None else session.interrupt())
     return StatusAnswer(named.name, "interrupted")

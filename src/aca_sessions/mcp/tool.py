@@ -1,27 +1,28 @@
 """Make MCP tools from functions: signatures become schemas, arguments are validated, and errors become results that a model can read.
 
-This replaces FastMCP of mcp 1.30, which gives every field a title (tokens for each model), ignores unknown arguments, repeats invalid
-values in its errors, and makes no output schema of a dataclass with slots.
+This replaces FastMCP of mcp 1.30 and MCPServer of mcp 2.3, which give every field a title (tokens for each model), ignore unknown
+arguments, repeat invalid values in their errors, and make no output schema of a dataclass with slots.
 """
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from mcp import types
-from mcp.server.session import ServerSession
-from mcp.shared.context import RequestContext
-from mcp.shared.exceptions import McpError
-from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.json_schema import GenerateJsonSchema
 
 from ..errors import ACASessionsError, ServiceError
 from ..guest_text import for_model, shown_name
 from ..models import Event
 from .clients import Client
+from .sdk import Exchange
+
+if TYPE_CHECKING:
+    from .questions import Asking
 
 Function = Callable[..., Awaitable[object]]
 Kind = Literal["reads", "changes", "destroys"]
@@ -32,7 +33,6 @@ _LONGEST_NOTE = 4000
 _MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of the output
 _ANSWER = {"type": "object", "properties": {"answer": {"type": "string", "title": "Answer"}}, "required": ["answer"]}
 _LONGEST_PROMPT = 2000
-_ABOVE_INFO = ("warning", "error", "critical", "alert", "emergency")
 
 SessionName = Annotated[str | None, Field(description="The session to use, by default the active one.", max_length=256)]
 
@@ -63,6 +63,18 @@ def _to_list(value: object) -> object:
     return listed if isinstance(listed, list) else [value]
 
 
+# What the schemas and descriptions of tools say about sessions, and what they say to clients without a connection.
+_STATELESS = {
+    "The session to use, by default the active one.": "The session to use, as create_session returned it, by default 'default'.",
+    "1 to 64 letters, digits, '_', '-' and '.'. By default a new name.": (
+        "How the session_id that is returned begins: 1 to 64 letters, digits, '_', '-' and '.'."
+    ),
+    "The session's name.": "The session, as create_session returned it.",
+    "List your sessions and those that other clients share, and which one is active.": (
+        "List your sessions, as far as this server has used them, and those that other clients share."
+    ),
+    "switch_session makes it the active one.": "Give the session_id that it returns to other tools.",
+}
 Words = Annotated[list[str], BeforeValidator(_to_list), Field(max_length=1000)]
 
 
@@ -70,13 +82,14 @@ Words = Annotated[list[str], BeforeValidator(_to_list), Field(max_length=1000)]
 class Call:
     """One call of an MCP tool.
 
-    `client` made the call, `context` has the connection on which the server sends it notifications and questions, and `content` is the
-    result's content so far.
+    `client` made the call, with `context` the server sends it notifications and questions, and `content` is the result's content so far.
+    `asking` asks the client's user, if the client has no connection.
     """
 
     client: Client
-    context: RequestContext[ServerSession, Client, Any]
+    context: Exchange
     content: list[types.ContentBlock] = field(default_factory=list)
+    asking: "Asking | None" = None
     _steps: int = 0
     _noted: int = 0
 
@@ -96,8 +109,7 @@ class Call:
     @property
     def can_ask(self) -> bool:
         """Return whether the client can ask its user a question (MCP elicitation)."""
-        parameters = self.context.session.client_params
-        return parameters is not None and parameters.capabilities.elicitation is not None
+        return self.asking is not None or (self.context.can_ask and not self.context.is_stateless)
 
     async def report(self, event: Event) -> None:
         """Send an event of a running cell to the client as a log message, and as progress if the client asked for progress.
@@ -109,21 +121,18 @@ class Call:
             return
         self._noted += len(text)
         note = text[:_LONGEST_NOTE] if self._noted <= _MOST_NOTES else "[more output is not shown while the cell runs: see its result]"
-        await self._progress(note)
-        await self._log(event.kind, note)
+        self._steps += 1
+        await self.context.report_progress(self._steps, note)
+        await self.context.log({"kind": event.kind, "text": note}, _LOGGER, self.client.log_level)
 
     async def ask(self, prompt: str) -> str | None:
         """Ask the client's user for the line that `input()` returns in the cell.
 
         Return None if the user gives none or the client cannot ask. The cell's `input()` then raises EOFError.
         """
-        session, request = self.context.session, self.context.request_id
         message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
-        try:
-            answered = await session.elicit_form(message, _ANSWER, related_request_id=request)
-        except McpError:
-            return None  # the client could not ask its user
-        text = (answered.content or {}).get("answer") if answered.action == "accept" else None
+        asker = self.asking or self.context
+        text = (await asker.ask(message, _ANSWER)).get("answer")
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
@@ -131,27 +140,10 @@ class Call:
 
         If it has subscribed to some of the resources in `uris`, also notify it that these changed.
         """
-        session = self.context.session
-        await session.send_resource_list_changed()
-        for uri in uris:
-            if uri in self.client.subscribed:
-                await session.send_resource_updated(AnyUrl(uri))
-
-    async def _progress(self, text: str) -> None:
-        token = self.context.meta.progressToken if self.context.meta else None
-        if token is None:
-            return
-        self._steps += 1
-        await self.context.session.send_progress_notification(
-            token, self._steps, message=text, related_request_id=str(self.context.request_id)
-        )
-
-    async def _log(self, kind: str, text: str) -> None:
-        if self.client.log_level in _ABOVE_INFO:
-            return
-        await self.context.session.send_log_message(
-            "info", {"kind": kind, "text": text}, logger=_LOGGER, related_request_id=self.context.request_id
-        )
+        if self.context.is_stateless:
+            await self.client.listeners.resources_changed(uris)
+        else:
+            await self.context.resources_changed([uri for uri in uris if uri in self.client.subscribed])
 
 
 def _described(event: Event) -> str:
@@ -175,15 +167,43 @@ class Tool:
 
     def saying(self, sentence: str) -> "Tool":
         """Return a copy of the tool that has `sentence` at the end of its description, which models read."""
-        return replace(self, listed=self.listed.model_copy(update={"description": f"{self.listed.description} {sentence}".rstrip()}))
+        return self._with(description=f"{self.listed.description} {sentence}".rstrip())
 
     def with_default_timeout(self, seconds: float | None) -> "Tool":
         """Return a copy of the tool whose argument `timeout` has its default in its description. Do nothing if that is not known."""
         if seconds is None:
             return self
-        schema = deepcopy(self.listed.inputSchema)
+        schema = deepcopy(self.input_schema)
         schema["properties"]["timeout"]["description"] += f" By default {seconds:g}."
-        return replace(self, listed=self.listed.model_copy(update={"inputSchema": schema}))
+        return self._with(inputSchema=schema)
+
+    @property
+    def input_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the tool's arguments."""
+        schema: dict[str, Any] = self._described["inputSchema"]
+        return schema
+
+    def for_stateless(self) -> "Tool":
+        """Return a copy of the tool for clients without a connection, whose description does not speak of an active session."""
+        schema = deepcopy(self.input_schema)
+        for name in ("session_id", "new_session_id"):
+            if (known := schema["properties"].get(name)) is not None and known["description"] in _STATELESS:
+                known["description"] = _STATELESS[known["description"]]
+        return self._with(inputSchema=schema).rephrased(_STATELESS)
+
+    def rephrased(self, texts: Mapping[str, str]) -> "Tool":
+        """Return a copy of the tool in whose description each key of `texts` is replaced by its value."""
+        described = self._described["description"]
+        for text, other in texts.items():
+            described = described.replace(text, other)
+        return self._with(description=described)
+
+    def _with(self, **described: Any) -> "Tool":
+        return replace(self, listed=types.Tool(**(self._described | described)))
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        return self.listed.model_dump(by_alias=True)
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
         """Validate the arguments, call the function, and return its answer as JSON, without the fields that have their default values.
