@@ -55,7 +55,7 @@ $(CORE)/.installed: pyproject.toml src/pyproject.toml
 	@touch $@
 
 # What `make test` leaves out: every bomb, package, browser and cluster of servers, and many more programs for the reference model.
-test-long: $(INSTALLED) $(OTHERS)
+test-long: $(INSTALLED) $(OTHERS) $(CORE)/.installed
 	@.ci/packages
 	$(PYTEST) -m long $(LONG)
 
