@@ -59,7 +59,7 @@ test-long: $(INSTALLED) $(OTHERS) $(CORE)/.installed
 	@.ci/packages
 	$(PYTEST) -m long $(LONG)
 
-# Programs of others that use ours have an environment of their own: JupyterLab, papermill and FastMCP's client. FastMCP 2, whose client
+# Other programs that use this package have an environment of their own: JupyterLab, papermill and FastMCP's client. FastMCP 2, whose client
 # builds other types from a tool's schema, needs a further one.
 $(OTHERS): $(INSTALLED)
 	@echo "Adding JupyterLab, papermill, FastMCP and pyarrow for their tests: about 550 MB on disk, once."

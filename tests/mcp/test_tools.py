@@ -119,9 +119,9 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("save_script", {"name": "../x", "content": "1"}, "name no folder"),
     ("save_script", {"name": ".hidden", "content": "1"}, "name no folder"),
     ("run_script", {"path": "../../etc/passwd"}, "and stay in it"),
-    ("run_script", {"path": "nothing"}, "there is no script nothing"),
+    ("run_script", {"path": "nothing"}, "script nothing was not found"),
     ("check_kernel_responsiveness", {"timeout": 0}, "timeout: Input should be greater than 0"),
-    ("no_such_tool", {}, "there is no tool 'no_such_tool'"),
+    ("no_such_tool", {}, "unknown tool 'no_such_tool'"),
 ]
 
 
@@ -201,7 +201,7 @@ async def test_a_saved_script_is_imported_and_run_by_its_name_in_each_session(co
         assert text_of(await run(client, "import rates; rates.rate in (1, 2)", session_id="other")) == "True"
         await ask(client, "delete_file", path="scripts/rates.py", session_id="other")
         await run(client, "1")
-        assert "there is no script rates" in await refused(client, "run_script", path="rates")
+        assert "script rates was not found" in await refused(client, "run_script", path="rates")
         assert (await ask(client, "get_workspace_info"))["shared"] == ["outputs", "scripts"]
 
 

@@ -229,7 +229,7 @@ async def _find_script(session: Session, path: str) -> str:
         if wanted in names:
             return f"{place}/{wanted}" if place else f"./{wanted}"  # with a folder in front, Python cannot take it for an option
     raise InvalidArgumentError(
-        f"there is no script {shown_name(path)} in scripts/ or below /mnt/data: save it with save_script, or write the file first"
+        f"script {shown_name(path)} was not found in scripts/ or below /mnt/data: save it with save_script, or write the file first"
     )
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 _RANDOM, _CODE = 12, 12  # bytes
 _DEFAULT = b"default".ljust(_RANDOM, b"\0")
-DEFAULT = "default"  # the name of the session that each client has, which is no handle
+DEFAULT = "default"  # names the session that each client has, in place of a handle
 
 
 class Identity:

@@ -93,7 +93,7 @@ class SessionServer:
     async def _call(self, exchange: sdk.Exchange, params: types.CallToolRequestParams) -> Any:
         tool = self._tools.get(params.name)
         if tool is None:
-            return failure(f"there is no tool {params.name!r:.80}: the tools are {', '.join(self._tools)}")
+            return failure(f"unknown tool {params.name!r:.80}: the tools are {', '.join(self._tools)}")
         client, arguments = self._state.client_of(exchange), params.arguments or {}
         if isinstance(handle := arguments.get("session_id"), str):
             await client.admit(handle)
