@@ -1,5 +1,6 @@
 """Stores of each kind: a folder, a real Redis server, and Azurite, which is Microsoft's emulator of Azure Storage."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -43,15 +44,21 @@ def azurite() -> Iterator[str]:
 
 
 def install_azurite() -> Path:
+    """Install Azurite once for all users of this cache, whole or not at all, and return its script."""
     script = AZURITE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node or npm is not on PATH: apt install nodejs npm")
-    if not script.exists():
-        AZURITE.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", AZURITE, "azurite"]
-        installed = subprocess.run(command, capture_output=True, text=True, timeout=500)
-        if installed.returncode:
-            pytest.skip(f"npm cannot install azurite: {installed.stderr[-200:]}")
+    AZURITE.parent.mkdir(parents=True, exist_ok=True)
+    with AZURITE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of the tests install it as well
+        if not script.exists():
+            with tempfile.TemporaryDirectory(dir=AZURITE.parent) as folder:
+                command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", folder, "azurite"]
+                installed = subprocess.run(command, capture_output=True, text=True, timeout=500)
+                if installed.returncode:
+                    pytest.skip(f"npm cannot install azurite: {installed.stderr[-200:]}")
+                AZURITE.mkdir(exist_ok=True)
+                os.rename(Path(folder, "node_modules"), AZURITE / "node_modules")
     return script
 
 
