@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aca_sessions.mcp.sdk import HAS_STATELESS
+
 from ..conftest import COMMAND, LIGHT, ROOT
 from ..wheels import make_wheel
 from .clients import http_server
@@ -23,7 +25,9 @@ def client_of(environment: Path, library: str, *marks: pytest.MarkDecorator) -> 
     there = [*environment.glob(f"lib/python3*/site-packages/{library}")]
     needs = pytest.mark.skipif(not there, reason=f"needs {environment.relative_to(ROOT)}: make test-long installs it")
     name = f"{library}-of-{environment.name.removeprefix('.venv-')}"
-    return pytest.param(environment / "bin" / "python", library, marks=(needs, pytest.mark.long), id=name)
+    # FastMCP 4 and a server of version 2 speak 2026-07-28, at which the page's `switch_session` is refused: no session is active.
+    stateless = pytest.mark.xfail(HAS_STATELESS and (environment, library) == (LATEST, "fastmcp"), reason="needs a connection", strict=True)
+    return pytest.param(environment / "bin" / "python", library, marks=(needs, stateless, pytest.mark.long), id=name)
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ async def read_file(call: Call, path: Path, max_bytes: MostBytes = 10_000, offse
     """Read a file of a session, or a part of it: text if it is UTF-8, otherwise base64. You see a picture (PNG, JPEG, GIF or WebP) as an
     image.
     """
-    named = call.client.find_started(session_id)
     inside = checked(path, call.mounts)
+    named = call.client.find_started(session_id)
     async with call.client.lease(named) as session:
         try:
             data = await session.download_file(inside)
@@ -156,8 +156,8 @@ async def write_file(
 
 async def delete_file(call: Call, path: Path, session_id: SessionName = None) -> WrittenAnswer:
     """Delete a file of a session."""
-    named = call.client.find_started(session_id)
     inside = checked(path, call.mounts)
+    named = call.client.find_started(session_id)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
         await call.client.outputs.collect(session, named)
