@@ -18,7 +18,7 @@ import aca_sessions
 
 from .conftest import ROOT
 
-pytestmark = [pytest.mark.long, pytest.mark.defaults]
+pytestmark = [pytest.mark.long, pytest.mark.defaults, pytest.mark.timeout(1800)]  # pip is slow on a busy machine
 LARGEST = 200_000  # bytes of a file
 CORE = f"aca_sessions_core-{aca_sessions.__version__}"
 WHOLE = f"aca_sessions-{aca_sessions.__version__}"
@@ -60,7 +60,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     for project in (ROOT / "src", ROOT):
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, project]
-        subprocess.run(command, check=True, capture_output=True, timeout=580)
+        subprocess.run(command, check=True, capture_output=True, timeout=1700)
     return folder
 
 
@@ -75,11 +75,11 @@ class Installed:
     def install(self, *requirements: str, remove: bool = False) -> None:
         pip = [self._program / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
         how = ["uninstall", "--yes"] if remove else ["install", "--find-links", self._found]
-        subprocess.run([*pip, *how, *requirements], check=True, timeout=580)
+        subprocess.run([*pip, *how, *requirements], check=True, timeout=1700)
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         with self.start(*command) as program:
-            output, errors = program.communicate(timeout=580)
+            output, errors = program.communicate(timeout=1700)
         return subprocess.CompletedProcess(command, program.returncode, output, errors)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
