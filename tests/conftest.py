@@ -109,7 +109,7 @@ def _clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+def kept_fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """Keep one fork server for the whole run, so that opening a pool takes milliseconds."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # packages of this run only
     os.environ.update(LIGHT)  # for fixtures that serve a whole module, and start before those of a test
@@ -119,8 +119,17 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
     server.release()
 
 
+@pytest.fixture
+def fork_server(kept_fork_server: ForkServer) -> Iterator[ForkServer]:
+    """Return the fork server of this run, or another one if an earlier test has killed it."""
+    server = ForkServer.shared(Policy())
+    server.wait_until_ready()
+    yield server
+    server.release()
+
+
 @pytest.fixture(scope="session")
-def preloaded_modules(fork_server: ForkServer) -> Iterator[tuple[str, ...]]:
+def preloaded_modules(kept_fork_server: ForkServer) -> Iterator[tuple[str, ...]]:
     """Keep a fork server that has numpy, pandas and matplotlib, from the first test that needs it to the end of the run."""
     modules = worth_preloading(sys.executable)
     server = ForkServer.shared(Policy(preload=modules))

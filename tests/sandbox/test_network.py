@@ -67,7 +67,7 @@ def target() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fork_server_for_domains(fork_server: ForkServer) -> Iterator[None]:
+def _fork_server_for_domains(kept_fork_server: ForkServer) -> Iterator[None]:
     """Keep the fork server of sessions behind a proxy for the tests of this file."""
     server = ForkServer.shared(LIGHT)
     yield

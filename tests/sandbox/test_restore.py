@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aca_sessions import Policy
@@ -551,7 +551,7 @@ def regular_files(place: Place) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # all examples can use one
 @given(earlier=st.lists(ACTS, max_size=15), later=st.lists(ACTS, max_size=15))
 def test_any_files_are_restored_as_they_were(fork_server: ForkServer, earlier: list[Any], later: list[Any]) -> None:
     with places(fork_server) as make_place:
