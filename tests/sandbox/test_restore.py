@@ -564,7 +564,11 @@ def test_any_files_are_restored_as_they_were(fork_server: ForkServer, earlier: l
             return  # what cannot be read cannot be kept
         assert checkpoint.seen() == before
         do_all(live, later)
-        still_there = {*regular_files(live).values()}
+        # What is in a folder that its owner may not open cannot be moved back: it is written anew.
+        closed = tuple(
+            f"{name}/" for name, value in live.seen().items() if value[0].startswith("0o4") and int(value[0], 8) & 0o700 != 0o700
+        )
+        still_there = {inode for name, inode in regular_files(live).items() if not name.startswith(closed)}
         restore(checkpoint.files, live.files, uncharged)
         assert live.seen() == before
         now = regular_files(live)
