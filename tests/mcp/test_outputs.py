@@ -45,6 +45,26 @@ async def test_files_that_one_session_writes_can_be_read_and_changed_by_others(e
         assert await text_from(client, "default", "import os; os.listdir('outputs')") == "[]"
 
 
+LATE = "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 0.2; echo late > outputs/a.part; mv outputs/a.part outputs/a'])"
+
+
+async def test_a_second_session_gets_files_that_a_process_of_the_first_wrote_after_its_cell(environment) -> None:
+    async with stdio_client_session("--tools", "all", environment=environment) as client:
+        await run(client, LATE)
+        with anyio.fail_after(120):
+            while (await client.call_tool("read_file", {"path": "outputs/a"})).isError:
+                await anyio.sleep(0.1)
+        await client.call_tool("create_session", {"session_id": "two"})
+        assert await text_from(client, "two", "print(open('outputs/a').read())") == "late"
+
+
+async def test_an_output_is_reported_though_no_other_session_needs_it_yet() -> None:
+    async with stdio_client_session() as client:
+        assert "your other sessions get these before their next cells: outputs/a" in text_of(
+            await run(client, "open('outputs/a', 'w').close()")
+        )
+
+
 @pytest.mark.long
 async def test_a_shared_file_outlives_its_session(environment) -> None:
     async with stdio_client_session(environment=environment) as client:

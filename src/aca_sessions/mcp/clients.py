@@ -9,7 +9,7 @@ import contextlib
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,7 +23,7 @@ from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotS
 from ..settings import McpSettings
 from .handles import DEFAULT, Identity, identity_of, new_identity
 from .named_session import NamedSession
-from .outputs import Outputs
+from .outputs import FOLDERS, CollectedFiles, Outputs
 from .sdk import Exchange, Listeners
 
 MB = 1 << 20
@@ -115,6 +115,7 @@ class Client:
         self.shares_sessions = identity is not None and server.options.shares_sessions
         # Not among sessions that other servers use, too: this server would replace their newer files by older ones.
         self.outputs = Outputs(0 if self.shares_sessions else server.options.outputs_size)
+        self._uncollected: NamedSession | None = None
         self.listeners = Listeners()
         self.subscribed: set[str] = set()
         self.log_level = "info"
@@ -225,7 +226,7 @@ class Client:
         named = self._add(self._named(handle, self.identity.session_id(handle), description))
         try:
             async with self.lease(named) as session:
-                await self.outputs.copy_in(session, named)
+                await self.copy_in(session, named)
         except BaseException:
             self._own.pop(handle, None)
             with anyio.CancelScope(shield=True):
@@ -332,6 +333,29 @@ class Client:
         self.outputs.forget(named)
         await self.server.pool.terminate(named.id)
         return was_active
+
+    async def copy_in(self, session: Session, named: NamedSession) -> None:
+        """Copy the files that the client's other sessions share into a session. Call this before its next cell."""
+        first = self._uncollected
+        if first is not None and first is not named:
+            if first.is_started:
+                async with self.lease(first) as leased:
+                    await self.outputs.collect(leased, first)
+            self._uncollected = None
+        await self.outputs.copy_in(session, named)
+
+    async def collect(self, session: Session, named: NamedSession, changed: Iterable[str]) -> CollectedFiles:
+        """Share the files that a cell or a tool wrote below outputs/ with the client's other sessions. Return their paths.
+
+        For a client with one session, look for them only if `changed`, the paths of files that are known to have changed, has such files.
+        Others, such as those of background processes, are found when the client uses a second session.
+        """
+        if len(self._own) == 1:
+            self._uncollected = named
+            is_quiet = not any(path.startswith(FOLDERS) for path in changed)
+            if is_quiet and await session._interpreter.supports("rich"):  # other endpoints do not report changed files
+                return CollectedFiles()
+        return await self.outputs.collect(session, named)
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:

@@ -136,7 +136,7 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
-        await call.client.outputs.copy_in(session, named)
+        await call.client.copy_in(session, named)
         with named.running():
             result = await session.install(*packages)
     named.record_result(result)
@@ -158,14 +158,14 @@ async def save_script(call: Call, name: ScriptName, content: Source, session_id:
             f"{name!r:.110}: choose one such as 'report.py'"
         )
     named = call.client.find(session_id)
-    module, outputs = name.removesuffix(".py"), call.client.outputs
+    module = name.removesuffix(".py")
     path = f"{SCRIPTS}/{module}.py"
-    outputs.share_scripts()
+    call.client.outputs.share_scripts()
     async with call.client.lease(named) as session:
-        await outputs.copy_in(session, named)
+        await call.client.copy_in(session, named)
         file = await session.upload_file(path, content)
         named.has_scripts = True
-        collected = await outputs.collect(session, named)
+        collected = await call.client.collect(session, named, [path])
     await call.resources_changed([named.file_uri(path)])
     shared = path in collected.shared
     return SavedAnswer(session_id=named.name, script=path, status="saved", size=file.size, shared=shared, how_to_import=_import_of(module))
@@ -187,7 +187,7 @@ async def run_script(
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
-        await call.client.outputs.copy_in(session, named)  # the script may be of another session
+        await call.client.copy_in(session, named)  # the script may be of another session
         found = await _find_script(session, checked(path, call.mounts))
     cell = snippet("run_script", found, *(args or []))
     request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
@@ -250,16 +250,15 @@ async def run_cell(
         request: The code and its options.
         answer: Converts the cell's result, and the files that changed below outputs/, to the answer of the tool.
     """
-    outputs = call.client.outputs
     async with call.client.lease(named) as session:
-        await outputs.copy_in(session, named)
+        await call.client.copy_in(session, named)
         with named.running():
             if named.has_scripts and not named.finds_scripts:
                 await _let_find_scripts(session, named)
             result = await _follow(call, session, named, request)
         named.record_result(result)
         try:
-            return await answer(result, await outputs.collect(session, named))
+            return await answer(result, await call.client.collect(session, named, [file.path for file in result.files]))
         except BaseException:
             session._undo_delivery(result)  # the client does not get it
             raise

@@ -147,9 +147,9 @@ async def write_file(
     named = call.client.find(session_id)
     inside = checked(path, call.mounts)
     async with call.client.lease(named) as session:
-        await call.client.outputs.copy_in(session, named)
+        await call.client.copy_in(session, named)
         file = await session.upload_file(inside, _decoded(content) if binary_base64 else content)
-        await call.client.outputs.collect(session, named)
+        await call.client.collect(session, named, [inside])
     await call.resources_changed([named.file_uri(inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="written", size=file.size)
 
@@ -160,7 +160,7 @@ async def delete_file(call: Call, path: Path, session_id: SessionName = None) ->
     named = call.client.find_started(session_id)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
-        await call.client.outputs.collect(session, named)
+        await call.client.collect(session, named, [inside])
     await call.resources_changed([named.file_uri(inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="deleted", size=0)
 

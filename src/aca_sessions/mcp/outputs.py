@@ -17,6 +17,7 @@ from .named_session import NamedSession
 
 FOLDER = "outputs"
 SCRIPTS = "scripts"
+FOLDERS = (f"{FOLDER}/", f"{SCRIPTS}/")
 _MOST_FILES = 1000
 _MOST_KNOWN = 5000  # including deleted files, which have to be deleted in the other sessions too
 _DEEPEST = 8
