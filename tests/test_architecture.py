@@ -127,7 +127,7 @@ ONLY_IN = {
     "azure": {"connect", "client.auth", "durable.azure_store"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
-        *("client.snippets", "notebook", "cli.prompt"),
+        *("client.snippets.interpreter", "notebook", "cli.prompt"),
     },
     "prompt_toolkit": {"cli.prompt"},
 }

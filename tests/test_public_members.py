@@ -8,7 +8,7 @@ import aca_sessions
 
 MEMBERS = {
     "Session": """
-        branch checkpoint checkpoints complete delete_file download_file execute_command execution export health inspect
+        branch checkpoint checkpoints complete delete_file download_file execute_command execution export filesystem health inspect
         install install_missing interrupt list_files packages reset rollback run save save_file start stream supports to_notebook undo
         uninstall upload_file variables write_notebook write_script
     """,
@@ -19,8 +19,8 @@ MEMBERS = {
         saved start supports uninstall upload_file
     """,
     "InteractiveSession": """
-        branch checkpoint checkpoints close complete delete_file download_file execute_command export health history inspect install
-        interrupt join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file
+        branch checkpoint checkpoints close complete delete_file download_file execute_command export filesystem health history inspect
+        install interrupt join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file
         variables write_notebook write_script
     """,
     "PythonCodeInterpreterPlugin": """

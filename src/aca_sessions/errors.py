@@ -28,9 +28,11 @@ ACASessionsError
 │   ├── SaveKeyError            a saved session is encrypted with another key, or not encrypted
 │   ├── SaveTooLargeError       the session is larger than a save may be
 │   └── FencedError             another server has taken the session
+├── PathError                   a path in a session cannot be read or changed; also an OSError, such as FileNotFoundError
 └── ExecutionError              only from result.raise_for_error()
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -180,3 +182,17 @@ class FencedError(StorageError):
 
 class ExecutionError(ACASessionsError):
     """A cell failed, and the caller called `raise_for_error` on its result."""
+
+
+class PathError(ACASessionsError, OSError):
+    """A path in a session cannot be read or changed. `errno` says why. If Python has a class for it, this error is of that class, too."""
+
+    @classmethod
+    def of(cls, code: int, message: str, path: str) -> "PathError":
+        """Return the error for an error number, such as one that is a FileNotFoundError as well."""
+        builtin = type(OSError(code, message))
+        kind: type[PathError] = cls if builtin is OSError else type("PathError", (cls, builtin), {})
+        return kind(code, f"{message}: {os.strerror(code)}", path)
+
+    def __str__(self) -> str:
+        return str(self.strerror)

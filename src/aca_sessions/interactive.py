@@ -22,6 +22,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from .client.executions import Execution
+from .client.filesystem import Filesystem
 from .client.history import History
 from .client.interpreter import CodeInterpreter
 from .client.pool import SessionPool
@@ -284,6 +285,42 @@ def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[Interac
     return wait
 
 
+def _blocking_file(
+    method: Callable[Concatenate[Filesystem, Arguments], Coroutine[Any, Any, Answer]],
+) -> "Callable[Concatenate[InteractiveFilesystem, Arguments], Answer]":
+    """Return a method of InteractiveFilesystem that calls an async method of Filesystem and waits for its result."""
+
+    @wraps(method)
+    def wait(self: "InteractiveFilesystem", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        async def call(session: Session) -> Answer:
+            return await method(session.filesystem, *arguments, **options)
+
+        return self._session._call(call)
+
+    wait.__module__, wait.__qualname__ = __name__, f"InteractiveFilesystem.{method.__name__}"
+    return wait
+
+
+class InteractiveFilesystem:
+    """The files of a session anywhere, as in `Session.filesystem`, without `await`."""
+
+    def __init__(self, session: "InteractiveSession") -> None:
+        self._session = session
+
+    read = _blocking_file(Filesystem.read)
+    write = _blocking_file(Filesystem.write)
+    edit = _blocking_file(Filesystem.edit)
+    stat = _blocking_file(Filesystem.stat)
+    exists = _blocking_file(Filesystem.exists)
+    list_folder = _blocking_file(Filesystem.list_folder)
+    resolve = _blocking_file(Filesystem.resolve)
+    make_folder = _blocking_file(Filesystem.make_folder)
+    remove = _blocking_file(Filesystem.remove)
+    move = _blocking_file(Filesystem.move)
+    glob = _blocking_file(Filesystem.glob)
+    grep = _blocking_file(Filesystem.grep)
+
+
 class InteractiveSession:
     """A session whose methods work without `await`. Use it in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
 
@@ -430,6 +467,11 @@ class InteractiveSession:
         cell = LiveCell(*self._require_open(), code, timeout=limit, on_input=on_input, transactional=transactional, sanitize=sanitize)
         self._cancel_on_close(cell.following)
         return cell
+
+    @property
+    def filesystem(self) -> InteractiveFilesystem:
+        """Return the session's files anywhere, not only in /mnt/data."""
+        return InteractiveFilesystem(self)
 
     interrupt = blocking(Session.interrupt)
     reset = blocking(Session.reset)

@@ -433,6 +433,41 @@ class RemoteFile:
         return "/".join(part for part in ("/mnt/data", self.directory, self.name) if part)
 
 
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """What is known of a file, folder or link anywhere in a session.
+
+    Attributes:
+        path: The absolute path.
+        kind: `other` is a pipe, socket or device.
+        size: The size in bytes.
+        mode: The permissions, such as 0o644.
+        modified: When it was changed last.
+        target: Where a link leads to.
+    """
+
+    path: str
+    kind: Literal["file", "folder", "link", "other"]
+    size: int
+    mode: int
+    modified: datetime
+    target: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class TextMatch:
+    """A line of a file in which a text was found. Lines are counted from 1. Of a long line only the beginning is kept."""
+
+    path: str
+    line: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A checkpoint of a session.
@@ -456,17 +491,27 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """The result of a shell command.
+    """The result of a command.
 
     Attributes:
         exit_code: The exit code. If a signal ended the command, minus the number of the signal.
-        stdout: What the command wrote to stdout.
+        stdout: What the command wrote to stdout. Bytes that are not UTF-8 are replaced.
         stderr: What the command wrote to stderr.
+        timed_out: Whether the command ran too long and was killed, with the processes that it had started.
+        truncated: Whether more was written to one of the streams than is kept. The beginning is kept.
+        raw_stdout: The same as `stdout`, as bytes.
+        raw_stderr: The same as `stderr`, as bytes.
+        state: What happened to the session's variables, files and processes since the last result that its caller received.
     """
 
     exit_code: int
     stdout: str
     stderr: str
+    timed_out: bool = False
+    truncated: bool = False
+    raw_stdout: bytes = field(default=b"", repr=False)
+    raw_stderr: bytes = field(default=b"", repr=False)
+    state: State = State()
 
     @property
     def success(self) -> bool:

@@ -20,7 +20,7 @@ from uuid import uuid4
 from .client.history import VariableStep
 from .client.session import Session
 from .client.snippet_results import decode_names, parse_printed_json
-from .client.snippets import MOST_BYTES, as_frame, decode_json, encode_plain, encode_variable, from_frame, has_safe_types
+from .client.snippets.values import MOST_BYTES, as_frame, decode_json, encode_plain, encode_variable, from_frame, has_safe_types
 from .errors import InvalidArgumentError
 from .guest_text import shown_caption
 from .models import CodeExecutionResult

@@ -9,10 +9,12 @@ from types import CodeType, FunctionType
 import pytest
 
 from aca_sessions.client import snippets
+from aca_sessions.client.snippets import files, interpreter, values
 
 NAMES = sorted(
     name
-    for name, function in vars(snippets).items()
+    for module in (files, interpreter, values)
+    for name, function in vars(module).items()
     if isinstance(function, FunctionType) and next(iter(inspect.signature(function).parameters), "") == "user"
 )
 
@@ -24,7 +26,7 @@ def globals_of(code: CodeType) -> set[str]:
 
 
 def test_all_snippets_are_known() -> None:
-    assert len(NAMES) == 17
+    assert len(NAMES) == 29
 
 
 @pytest.mark.parametrize("name", NAMES)

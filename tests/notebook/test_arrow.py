@@ -11,7 +11,7 @@ ARROW = """
 import io, sys
 sys.path.append(sys.argv[1])
 import numpy, pandas, pyarrow
-from aca_sessions.client.snippets import encode_variable
+from aca_sessions.client.snippets.values import encode_variable
 from aca_sessions.transfer import _unpacked
 frame = pandas.DataFrame({"n": [1, 2], "t": ["a", None], "c": pandas.Categorical(["x", "y"])}, index=pandas.Index([5, 6], name="row"))
 data = encode_variable(frame, True)

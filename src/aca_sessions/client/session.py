@@ -6,13 +6,13 @@ import json
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import ExecutionError, InvalidArgumentError, NotFoundError, NotSupportedError, ServiceError
+from ..errors import ExecutionError, NotFoundError, NotSupportedError, ServiceError
 from ..ledger import CallerPosition
 from ..models import (
     Checkpoint,
@@ -29,11 +29,12 @@ from ..models import (
 )
 from .arguments import checked_checkpoint_name, checked_count, checked_requirements, invalid_code_error
 from .arguments import sanitize as take_out_of_fences
+from .commands import COMMAND_SECONDS, MOST_OUTPUT, OnOutput, execute_command
 from .executions import AnswerCall, AnswerInput, Execution
+from .filesystem import Filesystem
 from .history import CellStep, DeleteStep, History, InstallStep, ResetStep, to_notebook, to_script
 from .interpreter import INSTALL_SECONDS, CodeInterpreter
 from .snippet_results import (
-    decode_command_result,
     decode_completions,
     decode_health,
     decode_inspection,
@@ -217,6 +218,11 @@ class Session:
         The result of that cell shows whether the interrupt stopped it.
         """
         await self._interpreter.interrupt(self.session_id)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """Return the session's files anywhere, not only in /mnt/data."""
+        return Filesystem(self)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
         """Write a file into /mnt/data and return its description.
@@ -416,12 +422,35 @@ class Session:
         """Return what the session's interpreter knows of its health, as keyword arguments of SessionHealth."""
         return decode_health(parse_printed_json(await self._run_snippet("health")))
 
-    async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
-        """Run a command in the session's shell, in the working directory of its code, and return the result."""
-        if not isinstance(command, str) or not command.strip():
-            got = "empty text" if isinstance(command, str) else type(command).__name__
-            raise InvalidArgumentError(f"a command must be text for the shell, such as 'ls -la', got {got}")
-        return decode_command_result(await self._run_snippet("command", command, timeout=timeout))
+    async def execute_command(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes | str = b"",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = COMMAND_SECONDS,
+        max_output: int = MOST_OUTPUT,
+        on_output: OnOutput | None = None,
+    ) -> CommandResult:
+        """Run a command and return its result. Several commands can run at a time. While a cell runs, a command starts after it.
+
+        At a timeout, or if the call is cancelled, kill the command with the processes that it has started. Processes that it leaves behind
+        when it ends continue to run. Raise ExecutionError if the session's interpreter ends meanwhile, which ends the command.
+
+        Args:
+            command: Text for the shell, or a program and its arguments.
+            stdin: What the command reads from stdin.
+            cwd: The folder to run in, relative to /mnt/data. By default it is the working directory of the session's code. Raise PathError
+                if it does not exist.
+            env: Environment variables, in addition to those of the session.
+            timeout: The time limit in seconds, or None for no limit.
+            max_output: How many bytes of each stream are kept.
+            on_output: Called with `stdout` or `stderr` and a text, as the command writes.
+        """
+        return await execute_command(
+            self, command, stdin=stdin, cwd=cwd, env=env, timeout=timeout, max_output=max_output, on_output=on_output
+        )
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """Install packages into the session and return the result. Requirements that are met already are skipped.

@@ -19,20 +19,20 @@ def parse_printed_json(result: CodeExecutionResult) -> object:
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
     except (ValueError, RecursionError):
-        raise _unreadable() from None
+        raise unreadable() from None
 
 
 def decode_variables(content: object) -> list[Variable]:
     """Decode the JSON value that the cell of `Session.variables` printed. Raise ServiceError if its shape is wrong."""
     if not isinstance(content, list):
-        raise _unreadable()
+        raise unreadable()
     return [_variable(one) for one in content]
 
 
 def decode_names(content: object) -> list[str]:
     """Return `content`, the JSON value that a snippet printed, if it is a list of strings. Otherwise raise ServiceError."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
-        raise _unreadable()
+        raise unreadable()
     return content
 
 
@@ -41,7 +41,7 @@ def decode_health(content: object) -> dict[str, Any]:
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
-    raise _unreadable()
+    raise unreadable()
 
 
 def decode_completions(content: object) -> Completions:
@@ -49,7 +49,7 @@ def decode_completions(content: object) -> Completions:
     match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
-    raise _unreadable()
+    raise unreadable()
 
 
 def decode_inspection(content: object) -> str | None:
@@ -60,11 +60,11 @@ def decode_inspection(content: object) -> str | None:
     match content:
         case {"text": None | str() as text}:
             return text
-    raise _unreadable()
+    raise unreadable()
 
 
 def decode_command_result(result: CodeExecutionResult) -> CommandResult:
-    """Convert the result of the cell of `Session.execute_command` to a CommandResult.
+    """Convert the result of the snippet `run_script` to a CommandResult.
 
     The last line that the cell printed is the exit code. If the cell failed, the exit code is 1. Raise ServiceError if the line is not a
     number.
@@ -75,7 +75,7 @@ def decode_command_result(result: CodeExecutionResult) -> CommandResult:
     try:
         return CommandResult(exit_code=int(line), stdout=output, stderr=result.stderr)
     except ValueError:
-        raise _unreadable() from None
+        raise unreadable() from None
 
 
 def _variable(content: object) -> Variable:
@@ -84,14 +84,15 @@ def _variable(content: object) -> Variable:
             return Variable(name=name, type=kind, size=size, text=text)
         case {"name": str(name), "type": str(kind), "shape": [*sides], "size": int(size), "text": str(text)} if _all_integers(sides):
             return Variable(name=name, type=kind, shape=tuple(sides), size=size, text=text)
-    raise _unreadable()
+    raise unreadable()
 
 
 def _all_integers(values: list[Any]) -> bool:
     return all(isinstance(value, int) for value in values)
 
 
-def _unreadable() -> ServiceError:
+def unreadable() -> ServiceError:
+    """Return the error for a printed value that no snippet prints."""
     return ServiceError(
         200,
         "Unreadable",
