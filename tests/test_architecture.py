@@ -122,7 +122,7 @@ ONLY_IN = {
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
-    "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("code_tools", "resources", "sdk", "server", "tool"))},
+    "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("apps", "code_tools", "resources", "sdk", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
     "azure": {"connect", "client.auth", "durable.azure_store"},
     "IPython": {

@@ -54,7 +54,18 @@ if HAS_STATELESS:
 else:
     import httpx
 
-    Client = ClientSession
+    class Client(ClientSession):
+        """The client of version 1, which can also declare extensions of MCP."""
+
+        def __init__(self, *streams: Any, extensions: dict[str, Any] | None = None, **callbacks: Any) -> None:
+            super().__init__(*streams, **callbacks)
+            self._extensions = extensions
+
+        async def send_request(self, request: Any, *arguments: Any, **options: Any) -> Any:
+            if self._extensions is not None and isinstance(request.root, types.InitializeRequest):
+                params = request.root.params
+                params.capabilities = params.capabilities.model_copy(update={"extensions": self._extensions})
+            return await super().send_request(request, *arguments, **options)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from ..guest_text import shown_caption, shown_name
 from ..hints import Remedies, hint
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
 from ..rendering import render
+from . import apps
 from .named_session import DISPLAYS_KEPT, NamedSession
 from .outputs import SCRIPTS, CollectedFiles
 from .resources import MOST_IMAGE_CHARACTERS, checked, display_resource, file_resource, link_to
@@ -31,7 +32,6 @@ _MOST_LINKS = 20
 _MOST_NAMED = 10
 _MOST_PATH_CHARACTERS = 2000  # of one list of files
 _PLAIN = "text/plain"
-_TABLE = "application/vnd.dataresource+json"
 _REMEDIES = Remedies("install a missing package with the tool install_dependencies, then run the code again")
 Answer = TypeVar("Answer")
 
@@ -310,7 +310,7 @@ class _ShownImage:
 class _Shown:
     """How the displays of a result are shown. Numbers are those under which the session stores displays."""
 
-    described: list[Display] = field(default_factory=list)  # in the result's text
+    described: list[tuple[Display, bool]] = field(default_factory=list)  # in the result's text, and whether it is an image
     images: list[_ShownImage] = field(default_factory=list)
     others: list[int] = field(default_factory=list)
     linked: list[int] = field(default_factory=list)
@@ -338,11 +338,13 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     told = hint(result, call.client.server.pool.access, _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     shown = _sort_displays(named, result.displays)
-    text = render(replace(result, displays=tuple(shown.described)))
+    text = render(replace(result, displays=tuple(display for display, _ in shown.described)))
     call.show_text("\n".join([text, *shown.notes(named), *_notes(collected)]))
     call.show(*(one.content for one in shown.images if one.sent))
     call.show(*(link_to(display_resource(named, number)) for number in shown.linked if number in named.displays))
     call.show(*_links(named, result))
+    if apps.is_shown_by(call.context):
+        call.meta[apps.DISPLAYS_KEY] = apps.for_page(shown.described)
     if shown.images or shown.others or result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
     return _answer(named, result, collected, shown)
@@ -415,10 +417,10 @@ def _sort_displays(named: NamedSession, displays: tuple[Display, ...]) -> _Shown
             room -= len(image.data) if one.sent else 0
         elif set(display.data) - {_PLAIN}:
             shown.others.append(named.keep(display))
-            if _TABLE not in display.data:  # the result has a table as text
+            if apps.TABLE not in display.data:  # the result has a table as text
                 shown.linked.append(shown.others[-1])
         if image is None or one.sent:
-            shown.described.append(display)
+            shown.described.append((display, image is not None))
         else:
             shown.linked.append(one.number)
     return shown

@@ -84,10 +84,18 @@ class Exchange:
     @property
     def can_ask(self) -> bool:
         """Return whether the client can ask its user a question (MCP elicitation)."""
+        return getattr(self._capabilities, "elicitation", None) is not None
+
+    def extension(self, name: str) -> dict[str, Any]:
+        """Return the settings of an extension of MCP that the client declared, or {} if it did not declare the extension."""
+        extensions = getattr(self._capabilities, "extensions", None)  # which version 1 takes as it comes
+        settings = extensions.get(name) if isinstance(extensions, dict) else None
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def _capabilities(self) -> Any:
         session = self._context.session
-        if HAS_STATELESS:
-            return session.client_capabilities is not None and session.client_capabilities.elicitation is not None
-        return session.client_params is not None and session.client_params.capabilities.elicitation is not None
+        return session.client_capabilities if HAS_STATELESS else session.client_params and session.client_params.capabilities
 
     @property
     def answer(self) -> dict[str, Any] | None:
@@ -177,6 +185,7 @@ class Service:
         handlers: The functions that handle requests, by the method of the request.
         make_client: Makes the client of a new connection.
         input_schemas: The schemas of the arguments of its tools, by name.
+        extensions: The settings of the extensions of MCP that the server declares, by name. The SDK declares them from 2026-07-28 on.
         close: Called when no more requests are handled.
     """
 
@@ -187,6 +196,7 @@ class Service:
     handlers: Mapping[str, Handler]
     make_client: Callable[[], Any]
     input_schemas: Mapping[str, Any]
+    extensions: Mapping[str, Any]
     close: Callable[[], Awaitable[None]]
 
     def build(self) -> Any:
@@ -230,8 +240,10 @@ class Service:
     def _build_for_both(self) -> Any:
         make: Callable[..., Any] = Server
         hints = {method: CacheHint(_LISTED_MILLISECONDS, "public") for method in _CONSTANT} | {m: CacheHint() for m in _PRIVATE}
+        hints["tools/list"] = CacheHint(_LISTED_MILLISECONDS)  # private: it depends on the extensions that the client declared
         server: Any = make(self.name, version=self.version, instructions=self.instructions, cache_hints=hints, lifespan=self._process)
         server.get_tool_input_schema = self.input_schemas.get
+        server.extensions = dict(self.extensions)
         for method, handler in self.handlers.items():
             server.add_request_handler(method, _params_of(method), _exchange_with(handler))
         initial, discover = server.create_initialization_options, server.get_request_handler("server/discover").handler
@@ -244,7 +256,7 @@ class Service:
         return server
 
 
-_CONSTANT = ("tools/list", "resources/templates/list", "server/discover")
+_CONSTANT = ("resources/templates/list", "server/discover")
 _PRIVATE = ("resources/list", "resources/read")
 _REQUESTS: dict[str, type] = {
     "tools/list": types.ListToolsRequest,

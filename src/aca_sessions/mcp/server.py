@@ -27,7 +27,7 @@ from ..hints import access_sentences, install_sentence, mounts_sentence
 from ..hosting import Hosting, log_event
 from ..models import Access
 from ..settings import Settings
-from . import code_tools, file_tools, resources, sdk, session_tools, state_tools
+from . import apps, code_tools, file_tools, resources, sdk, session_tools, state_tools
 from .clients import MB, Client, Options, SharedState
 from .questions import Asking, AskingCalls
 from .tool import Call, Tool, failure
@@ -83,12 +83,14 @@ class SessionServer:
             },
             make_client=partial(Client, state),
             input_schemas={name: tool.input_schema for name, tool in self._tools.items()},
+            extensions={apps.EXTENSION: {}},
             close=self._asking.close,
         )
 
     async def _list_tools(self, exchange: sdk.Exchange, _params: Any) -> types.ListToolsResult:
         tools = self._stateless_tools if exchange.is_stateless else self._tools
-        return types.ListToolsResult(tools=[tool.listed for tool in tools.values()])
+        listed = [tool.listed for tool in tools.values()]
+        return types.ListToolsResult(tools=[*map(apps.for_host, listed)] if apps.is_shown_by(exchange) else listed)
 
     async def _call(self, exchange: sdk.Exchange, params: types.CallToolRequestParams) -> Any:
         tool = self._tools.get(params.name)
@@ -116,6 +118,8 @@ class SessionServer:
         return types.ListResourceTemplatesResult(resourceTemplates=resources.TEMPLATES)
 
     async def _read_resource(self, exchange: sdk.Exchange, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
+        if str(params.uri) == apps.URI:
+            return apps.page()
         client = self._state.client_of(exchange)
         await client.admit(unquote(urlsplit(str(params.uri)).netloc))
         return await resources.read(client, params.uri)

@@ -82,13 +82,15 @@ Words = Annotated[list[str], BeforeValidator(_to_list), Field(max_length=1000)]
 class Call:
     """One call of an MCP tool.
 
-    `client` made the call, with `context` the server sends it notifications and questions, and `content` is the result's content so far.
+    `client` made the call, with `context` the server sends it notifications and questions, `content` is the result's content so far, and
+    `meta` what its `_meta` has beside the answer.
     `asking` asks the client's user, if the client has no connection.
     """
 
     client: Client
     context: Exchange
     content: list[types.ContentBlock] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
     asking: "Asking | None" = None
     _steps: int = 0
     _noted: int = 0
@@ -222,7 +224,7 @@ class Tool:
             return failure(str(error))
         structured = _rounded(self._answer.dump_python(answer, mode="json", exclude_defaults=True))
         if self._shows:
-            return types.CallToolResult(content=call.content, _meta={ANSWER_KEY: structured})
+            return types.CallToolResult(content=call.content, _meta={ANSWER_KEY: structured, **call.meta})
         content = types.TextContent(type="text", text=json.dumps(structured, ensure_ascii=False))
         return types.CallToolResult(content=[content], structuredContent=structured)
 
