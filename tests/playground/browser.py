@@ -164,13 +164,22 @@ class Page:
         targets = self._browser.send("Target.getTargets")["targetInfos"]
         return next((one["targetId"] for one in targets if one["type"] == "iframe" and one["browserContextId"] == self.context), None)
 
-    def styles_in_frame(self, selector: str, *names: str) -> list[str]:
-        """Return computed styles of an element in the page's first frame. It has a process of its own, and no script can look into it."""
+    def _attach_to_frame(self) -> tuple[str, str]:
         deadline = time.monotonic() + _WAIT / 1000
         while (frame := self._first_frame()) is None:  # the process of a frame may start later than its element appears
             assert time.monotonic() < deadline, "the page has no frame with a process of its own"
             time.sleep(0.05)
-        session = self._browser.send("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
+        return frame, self._browser.send("Target.attachToTarget", targetId=frame, flatten=True)["sessionId"]
+
+    def frame(self) -> "Page":
+        """Return the page's first frame, which has a process of its own."""
+        target, session = self._attach_to_frame()
+        return Page(self._browser, session, target, self.context)
+
+    def styles_in_frame(self, selector: str, *names: str) -> list[str]:
+        """Return computed styles of an element in the page's first frame. It has a process of its own, and no script can look into it."""
+        deadline = time.monotonic() + _WAIT / 1000
+        _, session = self._attach_to_frame()
         for domain in ("DOM", "CSS"):
             self._browser.send(f"{domain}.enable", session)
         node = 0
