@@ -461,7 +461,13 @@ class FileStatus:
 
 @dataclass(frozen=True, slots=True)
 class TextMatch:
-    """A line of a file in which a text was found. Lines are counted from 1. Of a long line only the beginning is kept."""
+    """A line of a file in which a text was found.
+
+    Attributes:
+        path: The absolute path of the file.
+        line: The number of the line, counted from 1.
+        text: The line, or its first 2,000 characters.
+    """
 
     path: str
     line: int

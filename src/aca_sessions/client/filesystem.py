@@ -54,7 +54,11 @@ class Filesystem:
     async def edit(self, path: str, old: str, new: str, *, replace_all: bool = False) -> int:
         """Replace a text in a file, and return how often it was found.
 
-        Change nothing if it was not found, or if it was found more than once and `replace_all` is false.
+        Args:
+            path: The file.
+            old: The text to look for.
+            new: The text in its place.
+            replace_all: Replace each occurrence. Otherwise change nothing if the text is found more than once.
         """
         if not old:
             raise InvalidArgumentError("old must be a text to look for, got an empty one")
