@@ -7,6 +7,7 @@ unless that is its purpose.
 """
 
 import ast
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from . import files, interpreter, values
 
 _MODULES = (files, interpreter, values)  # their top-level names differ
 
-CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])({{}})"
-CELL_PREFIX = CELL.partition("{")[0]  # begins each cell that a client sent for itself
+CELL_PREFIX = "(lambda scope: (exec("  # begins each cell that a client sent for itself
+CELL = CELL_PREFIX + "{source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])({{}})"
+# The same, for one that is sent often: what `exec` defines is kept, because compiling takes longer than most snippets run.
+_KEPT = "__import__('builtins').__dict__.setdefault('_aca_sessions_snippets', {{}}).setdefault({key!r}, {{}})"
+_KEPT_CELL = CELL_PREFIX + "'' if '_' in scope else {source!r}, scope), scope[{name!r}](globals(), *{arguments!r}))[1])(" + _KEPT + ")"
 
 
 def snippet(name: str, *arguments: "str | int") -> str:
@@ -23,7 +27,13 @@ def snippet(name: str, *arguments: "str | int") -> str:
 
     The cell is one expression whose value is None, so it shows nothing and sets no name.
     """
-    return CELL.format(source=source_of(name), name=name, arguments=arguments)
+    source = f"{source_of(name)}\n_ = 0"  # set when all of it is defined: the cell may be interrupted before
+    return _KEPT_CELL.format(source=source, name=name, arguments=arguments, key=_key_of(name))
+
+
+@cache
+def _key_of(name: str) -> str:
+    return f"{name} {zlib.crc32(source_of(name).encode()):x}"  # another version of this package may use the session, too
 
 
 @cache

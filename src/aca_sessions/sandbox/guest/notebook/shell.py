@@ -271,6 +271,10 @@ class Shell(InteractiveShell):
         self._raise_reported_interrupt()
         return result
 
+    def transform_cell(self, raw_cell: str) -> str:
+        """Return a cell without `%` and `!`. The client's own cells have none, and to look for them would take longer than to run them."""
+        return raw_cell if raw_cell.startswith(_OWN_CELL) else super().transform_cell(raw_cell)
+
     def _raise_reported_interrupt(self) -> None:
         interrupt, self._reported_interrupt = self._reported_interrupt, None
         if interrupt is not None:
