@@ -31,7 +31,7 @@ _MOST_CHARACTERS = 200_000  # of tables and SVG: with the images it stays below 
 
 def is_shown_by(exchange: Exchange) -> bool:
     """Return whether the client declared that it shows MCP Apps."""
-    kinds = exchange.extension(EXTENSION).get("mimeTypes")
+    kinds = (exchange.extension(EXTENSION) or {}).get("mimeTypes")
     return isinstance(kinds, list) and KIND in kinds
 
 

@@ -25,6 +25,7 @@ from .handles import DEFAULT, Identity, identity_of, new_identity
 from .named_session import NamedSession
 from .outputs import FOLDERS, CollectedFiles, Outputs
 from .sdk import Exchange, Listeners
+from .tasks import Tasks
 
 MB = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
@@ -48,6 +49,7 @@ class Options:
     tools: Literal["session", "all"] = "session"
     max_output: int = 10_000  # about how many characters of a result a model reads
     lookup_seconds: float = 30.0  # how long a tool that only reads variables may take
+    task_seconds: float = 600.0  # how long the result of a task is kept
     shares_sessions: bool = False
     at_endpoint: bool = False
 
@@ -86,7 +88,7 @@ class SharedState:
         if key not in self.stateless:
             self.stateless[key] = Client(self, new_identity() if key is None else identity_of(key))
             if len(self.stateless) > self.options.clients:  # keys that are not accepted any more
-                self.stateless.popitem(last=False)
+                self.stateless.popitem(last=False)[1].tasks.cancel()
         self.stateless.move_to_end(key)
         return self.stateless[key]
 
@@ -117,6 +119,7 @@ class Client:
         self.outputs = Outputs(0 if self.shares_sessions else server.options.outputs_size)
         self._uncollected: NamedSession | None = None
         self.listeners = Listeners()
+        self.tasks = Tasks(server.options.task_seconds)
         self.subscribed: set[str] = set()
         self.log_level = "info"
         self.active = DEFAULT
@@ -378,6 +381,7 @@ class Client:
 
         With the option `keep_shared`, do not end sessions that this client created with `shared=True`.
         """
+        self.tasks.cancel()
         ending = [*self._own.values()]
         if not self.options.keep_shared:
             ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
@@ -386,3 +390,4 @@ class Client:
                 del self.server.shared[named.name]
         with contextlib.suppress(ACASessionsError):
             await asyncio.gather(*(self.server.pool.terminate(named.id) for named in ending))
+        await self.tasks.close()

@@ -139,6 +139,7 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
         await call.client.copy_in(session, named)
         with named.running():
             result = await session.install(*packages)
+            call.undo_delivery = partial(session._undo_delivery, result)
     named.record_result(result)
     done = f"installed: {shown_name(', '.join(packages))}" if result.success and not result.stdout else ""
     call.show_text(done or render(replace(result, max_output=call.client.options.max_output)))
@@ -257,10 +258,11 @@ async def run_cell(
                 await _let_find_scripts(session, named)
             result = await _follow(call, session, named, request)
         named.record_result(result)
+        call.undo_delivery = partial(session._undo_delivery, result)
         try:
             return await answer(result, await call.client.collect(session, named, [file.path for file in result.files]))
         except BaseException:
-            session._undo_delivery(result)  # the client does not get it
+            call.undo_delivery()  # the client does not get it
             raise
 
 
@@ -441,6 +443,7 @@ def _image(display: Display) -> types.ImageContent | None:
 
 RUN_CODE = ("run_python_code", "run_script")
 INSTALL = "install_dependencies"
+AS_TASKS = (*RUN_CODE, INSTALL)  # can run as tasks of MCP
 TOOLS = (
     tool(run_python_code, "Run Python", "destroys", outside=True, shows=True),
     tool(install_dependencies, "Install packages", "changes", repeatable=True, outside=True, shows=True),

@@ -15,6 +15,7 @@ import anyio
 from mcp import types
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.message import ServerMessageMetadata
 from pydantic import AnyUrl
 
 from ..hosting import ACCEPTED_KEY
@@ -39,11 +40,13 @@ _ABOVE_INFO = ("warning", "error", "critical", "alert", "emergency")
 _LISTED_MILLISECONDS = 60_000  # how long a client may keep the list of tools, which changes only with the server
 _QUESTION = "question"
 _MOST_STREAMS = 100  # of one client, to listen to changes
+_CREATED_TASK = "aca-sessions/task"
+TASKS_EXTENSION = "io.modelcontextprotocol/tasks"
 
 
-def refusal(message: str, **data: object) -> Exception:
-    """Return the error that refuses a request because of its parameters."""
-    details: Any = types.ErrorData(code=types.INVALID_PARAMS, message=message, data=data or None)
+def refusal(message: str, *, code: int = types.INVALID_PARAMS, **data: object) -> Exception:
+    """Return the error that refuses a request, by default because of its parameters."""
+    details: Any = types.ErrorData(code=code, message=message, data=data or None)
     refused: Exception = ProtocolError(details.code, message, details.data) if HAS_STATELESS else ProtocolError(details)
     return refused
 
@@ -86,11 +89,11 @@ class Exchange:
         """Return whether the client can ask its user a question (MCP elicitation)."""
         return getattr(self._capabilities, "elicitation", None) is not None
 
-    def extension(self, name: str) -> dict[str, Any]:
-        """Return the settings of an extension of MCP that the client declared, or {} if it did not declare the extension."""
+    def extension(self, name: str) -> dict[str, Any] | None:
+        """Return the settings of an extension of MCP that the client declared, or None if it did not declare the extension."""
         extensions = getattr(self._capabilities, "extensions", None)  # which version 1 takes as it comes
         settings = extensions.get(name) if isinstance(extensions, dict) else None
-        return settings if isinstance(settings, dict) else {}
+        return settings if isinstance(settings, dict) else None
 
     @property
     def _capabilities(self) -> Any:
@@ -99,16 +102,26 @@ class Exchange:
 
     @property
     def answer(self) -> dict[str, Any] | None:
-        """Return the user's answer to the question of `question_response`, {} if the user declined, or None if it is not in the request."""
-        found = (self._context.params.get("inputResponses") or {}).get(_QUESTION)
-        if found is None:
+        """Return the user's answer to the question of `question_response`, as `answer_to` does."""
+        return self.answer_to(_QUESTION)
+
+    def answer_to(self, key: str) -> dict[str, Any] | None:
+        """Return the user's answer to a question, {} if the user declined, or None if it is not in the request."""
+        answers = self._context.params.get("inputResponses")
+        found = answers.get(key) if isinstance(answers, dict) else None
+        if not isinstance(found, dict):
             return None
         return (found.get("content") or {}) if found.get("action") == "accept" else {}
 
-    async def ask(self, message: str, schema: dict[str, Any]) -> dict[str, Any]:
-        """Ask the client's user to fill in a form. Return {} if the user declines or the client cannot ask."""
+    async def ask(self, message: str, schema: dict[str, Any], meta: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask the client's user to fill in a form. Return {} if the user declines or the client cannot ask. `meta` is sent, too."""
+        fields: Any = {"message": message, "requestedSchema": schema, "_meta": meta}
+        form: Any = types.ElicitRequestFormParams(**fields)
+        request: Any = types.ElicitRequest(method="elicitation/create", params=form)
+        wrapped = request if HAS_STATELESS else types.ServerRequest(request)
+        about = ServerMessageMetadata(related_request_id=self._context.request_id)
         try:
-            answered = await self._context.session.elicit_form(message, schema, related_request_id=self._context.request_id)
+            answered = await self._context.session.send_request(wrapped, types.ElicitResult, metadata=about)
         except ProtocolError:
             return {}
         return (answered.content or {}) if answered.action == "accept" else {}
@@ -151,6 +164,32 @@ def question_response(message: str, schema: dict[str, Any], state: str) -> Any:
     form: Any = types.ElicitRequestFormParams(message=message, requestedSchema=schema)
     make: Any = vars(types)["InputRequiredResult"]
     return make(inputRequests={_QUESTION: types.ElicitRequest(method="elicitation/create", params=form)}, requestState=state)
+
+
+def to_error(error: Exception) -> dict[str, Any]:
+    """Return the error with which the server responds if a handler raises an exception."""
+    if isinstance(error, ProtocolError):
+        return dict(error.error.model_dump(mode="json", exclude_none=True))
+    return {"code": types.INTERNAL_ERROR, "message": "internal error"}
+
+
+def to_result(fields: dict[str, Any]) -> Any:
+    """Return a result with these fields, for which the SDK has no type."""
+    return fields if HAS_STATELESS else types.EmptyResult.model_validate(fields)
+
+
+def to_created_task(fields: dict[str, Any], *, stateless: bool) -> Any:
+    """Return the response to a tool call that has become a task."""
+    if stateless:
+        return {"resultType": "task", **fields}
+    # Version 2 sends no tool call's result but this type, before `_unwrap_created_task`.
+    return types.CallToolResult(content=[], _meta={_CREATED_TASK: fields}) if HAS_STATELESS else to_result({"task": fields})
+
+
+async def _unwrap_created_task(context: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+    result = await call_next(context)
+    created = (result.get("_meta") or {}).get(_CREATED_TASK) if isinstance(result, dict) else None
+    return result if created is None else {"task": created}
 
 
 class Listeners:
@@ -214,7 +253,7 @@ class Service:
             options = initial(NotificationOptions(resources_changed=True))
             if options.capabilities.resources is not None:
                 options.capabilities.resources.subscribe = True
-            return options
+            return _with_tasks(options)
 
         # Replaced, because the SDK's session manager for HTTP calls it without arguments.
         server.create_initialization_options = create_initialization_options  # type: ignore[method-assign]
@@ -252,7 +291,8 @@ class Service:
             return (await discover(context, params)).model_copy(update={"instructions": self.stateless_instructions})
 
         server.add_request_handler("server/discover", types.RequestParams, discover_stateless)
-        server.create_initialization_options = lambda: initial(NotificationOptions(resources_changed=True))
+        server.create_initialization_options = lambda: _with_tasks(initial(NotificationOptions(resources_changed=True)))
+        server.middleware.append(_unwrap_created_task)
         return server
 
 
@@ -267,13 +307,26 @@ _REQUESTS: dict[str, type] = {
     "resources/subscribe": types.SubscribeRequest,
     "resources/unsubscribe": types.UnsubscribeRequest,
     "logging/setLevel": types.SetLevelRequest,
+    "tasks/get": types.GetTaskRequest,
+    "tasks/result": types.GetTaskPayloadRequest,
+    "tasks/list": types.ListTasksRequest,
+    "tasks/cancel": types.CancelTaskRequest,
 }
+
+
+def _with_tasks(options: Any) -> Any:
+    """Add to what a handshake says that tool calls can run as tasks, which the SDK leaves out."""
+    every: dict[str, Any] = {"list": {}, "cancel": {}, "requests": {"tools": {"call": {}}}}
+    options.capabilities.tasks = types.ServerTasksCapability.model_validate(every)
+    return options
 
 
 def _params_of(method: str) -> Any:
     """Return the type of a method's parameters in version 2."""
     if method == "subscriptions/listen":
         return types.SubscriptionsListenRequestParams  # type: ignore[attr-defined]
+    if method == "tasks/update":  # has the same identifier; `Exchange.answer_to` reads the rest
+        return types.GetTaskRequestParams
     return types.PaginatedRequestParams if method.endswith("/list") else getattr(types, f"{_REQUESTS[method].__name__}Params")
 
 

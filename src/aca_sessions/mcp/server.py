@@ -27,7 +27,7 @@ from ..hints import access_sentences, install_sentence, mounts_sentence
 from ..hosting import Hosting, log_event
 from ..models import Access
 from ..settings import Settings
-from . import apps, code_tools, file_tools, resources, sdk, session_tools, state_tools
+from . import apps, code_tools, file_tools, resources, sdk, session_tools, state_tools, tasks
 from .clients import MB, Client, Options, SharedState
 from .questions import Asking, AskingCalls
 from .tool import Call, Tool, failure
@@ -80,11 +80,12 @@ class SessionServer:
                 "resources/unsubscribe": self._unsubscribe,
                 "logging/setLevel": self._set_level,
                 "subscriptions/listen": self._listen,
+                **{method: partial(self._about_tasks, method) for method in tasks.METHODS},
             },
             make_client=partial(Client, state),
             input_schemas={name: tool.input_schema for name, tool in self._tools.items()},
-            extensions={apps.EXTENSION: {}},
-            close=self._asking.close,
+            extensions={apps.EXTENSION: {}, sdk.TASKS_EXTENSION: {}},
+            close=self._close,
         )
 
     async def _list_tools(self, exchange: sdk.Exchange, _params: Any) -> types.ListToolsResult:
@@ -100,6 +101,8 @@ class SessionServer:
         if isinstance(handle := arguments.get("session_id"), str):
             await client.admit(handle)
         call = Call(client, exchange)
+        if client.tasks.take(call, params, allowed=params.name in code_tools.AS_TASKS):
+            return await client.tasks.run(call, partial(tool, call, arguments))
         if not exchange.is_stateless or params.name not in code_tools.RUN_CODE:
             return await tool(call, arguments)
         if (waiting := vars(params).get("request_state")) is not None:
@@ -107,6 +110,13 @@ class SessionServer:
         if not exchange.can_ask or client.shares_sessions:  # another server would not know which call an answer belongs to
             return await tool(call, arguments)
         return await self._asking.run(Asking(call, self._asking, params.name), tool(call, arguments))
+
+    async def _about_tasks(self, method: str, exchange: sdk.Exchange, params: Any) -> Any:
+        return await self._state.client_of(exchange).tasks.respond(method, exchange, params)
+
+    async def _close(self) -> None:
+        await self._asking.close()
+        await asyncio.gather(*(client.tasks.close() for client in self._state.stateless.values()))
 
     async def _list_resources(self, exchange: sdk.Exchange, _params: Any) -> types.ListResourcesResult:
         client = self._state.client_of(exchange)
@@ -150,6 +160,7 @@ def _tools(kind: str, access: Access) -> dict[str, Tool]:
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
     sentences = dict.fromkeys(code_tools.RUN_CODE, access_sentences(access)) | {code_tools.INSTALL: install_sentence(access)}
     tools = {tool.listed.name: tool.saying(sentences.get(tool.listed.name, "")) for tool in chosen}
+    tools |= {name: tools[name].as_task() for name in code_tools.AS_TASKS}
     seconds = access.limits.cell_timeout if access.limits else None
     return tools | {name: tools[name].with_default_timeout(seconds) for name in code_tools.RUN_CODE}
 

@@ -23,6 +23,7 @@ from .sdk import Exchange
 
 if TYPE_CHECKING:
     from .questions import Asking
+    from .tasks import Task
 
 Function = Callable[..., Awaitable[object]]
 Kind = Literal["reads", "changes", "destroys"]
@@ -83,15 +84,17 @@ class Call:
     """One call of an MCP tool.
 
     `client` made the call, with `context` the server sends it notifications and questions, `content` is the result's content so far, and
-    `meta` what its `_meta` has beside the answer.
-    `asking` asks the client's user, if the client has no connection.
+    `meta` what its `_meta` has beside the answer. `asking` asks the client's user, if the client has no connection or the call is a task.
+    `task` is that task. `undo_delivery` counts the cell's result as not received.
     """
 
     client: Client
     context: Exchange
     content: list[types.ContentBlock] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
-    asking: "Asking | None" = None
+    asking: "Asking | Task | None" = None
+    task: "Task | None" = None
+    undo_delivery: Callable[[], None] | None = None
     _steps: int = 0
     _noted: int = 0
 
@@ -116,9 +119,13 @@ class Call:
     async def report(self, event: Event) -> None:
         """Send an event of a running cell to the client as a log message, and as progress if the client asked for progress.
 
-        At most 64,000 characters are sent for each tool call.
+        At most 64,000 characters are sent for each tool call. None are sent for a task, whose status has the latest ones.
         """
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
+        if text and self.task is not None:
+            self.task.note(text)
+            if self.task.is_known:
+                return
         if not text or self._noted > _MOST_NOTES:
             return
         self._noted += len(text)
@@ -170,6 +177,10 @@ class Tool:
     def saying(self, sentence: str) -> "Tool":
         """Return a copy of the tool that has `sentence` at the end of its description, which models read."""
         return self._with(description=f"{self.listed.description} {sentence}".rstrip())
+
+    def as_task(self) -> "Tool":
+        """Return a copy of the tool that clients can run as a task."""
+        return self._with(execution={"taskSupport": "optional"})
 
     def with_default_timeout(self, seconds: float | None) -> "Tool":
         """Return a copy of the tool whose argument `timeout` has its default in its description. Do nothing if that is not known."""
