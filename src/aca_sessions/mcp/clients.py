@@ -334,6 +334,7 @@ class Client:
         if was_active:
             self.active = DEFAULT
         self.outputs.forget(named)
+        named.is_deleted = True
         await self.server.pool.terminate(named.id)
         return was_active
 
@@ -363,9 +364,14 @@ class Client:
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
         """Lease a session from the pool for a `with` block. Its results report what was lost since this client's last result."""
-        async with self._leased(named.id) as session:
-            self._positions.continue_in(session)
-            yield session
+        try:
+            async with self._leased(named.id) as session:
+                self._positions.continue_in(session)
+                yield session
+        finally:
+            if named.is_deleted:  # the block may have started it again
+                with anyio.CancelScope(shield=True):
+                    await self.server.pool.terminate(named.id)
 
     @asynccontextmanager
     async def _leased(self, id: str) -> AsyncIterator[Session]:

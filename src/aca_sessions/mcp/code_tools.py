@@ -285,6 +285,8 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
     ended = False
     named.executing.append(execution)
     try:
+        if named.is_deleted:
+            raise InvalidArgumentError("the session was deleted before the code ran in it")
         async for event in execution.events():
             ended = event.result is not None
             if event.result is not None:

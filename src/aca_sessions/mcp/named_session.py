@@ -25,8 +25,9 @@ class NamedSession:
     """What the MCP server knows about a session.
 
     MCP clients call the session by its `name`. The pool calls it by its `id`, which is secret and not sent to clients. `is_expired` is True
-    from the time when the pool ended the session, because it was idle, until it is started again. `executing` has the cells that run or
-    wait for their turn, the oldest first.
+    from the time when the pool ended the session, because it was idle, until it is started again. `is_deleted` is True from the time when a
+    client deleted it: a call that was waiting then must not start it again. `executing` has the cells that run or wait for their turn, the
+    oldest first.
     """
 
     name: str
@@ -36,6 +37,7 @@ class NamedSession:
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     is_started: bool = False
     is_expired: bool = False
+    is_deleted: bool = False
     executions: int = 0
     seconds: float = 0.0
     last_execution: datetime | None = None

@@ -101,7 +101,8 @@ class Outputs:
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
-            await session.delete_file(_PLACEHOLDER)
+            with contextlib.suppress(NotFoundError):  # another first call of the session has deleted it meanwhile
+                await session.delete_file(_PLACEHOLDER)
             named.is_started, named.is_expired, named.has_scripts, named.finds_scripts = True, False, False, False
         if not self.includes(named):
             return
