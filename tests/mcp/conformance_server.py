@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -18,7 +19,7 @@ from aca_sessions import Settings, open_pool
 from aca_sessions.cli.serving import listen_on_port
 from aca_sessions.contract.records import ProblemError
 from aca_sessions.hosting import Hosting
-from aca_sessions.mcp import sdk, server
+from aca_sessions.mcp import sdk, server, tasks
 from aca_sessions.mcp.clients import Client, Options, SharedState
 from aca_sessions.mcp.questions import Asking, AskingCalls
 from aca_sessions.mcp.tool import Call
@@ -67,6 +68,9 @@ CONTENT: dict[str, list[Any]] = {
     "test_audio_content": [types.AudioContent(type="audio", data=WAV, mimeType="audio/wav")],
 }
 FORMS = {"test_elicitation": USER, "test_elicitation_sep1034_defaults": DEFAULTS, "test_elicitation_sep1330_enums": ENUMS}
+# Tools that become tasks of the extension: what each takes longer than a call that is not a task, and its questions.
+tasks._SHORT_SECONDS = 0.1
+AS_TASKS = {"slow_compute": [], "failing_job": [], "protocol_error_job": [], "confirm_delete": ["confirm"], "greet": []}
 STEPS = ("test_tool_with_logging", "test_tool_with_progress")
 RESOURCES = {
     "test://static-text": types.TextResourceContents(uri=sdk.to_uri("test://static-text"), mimeType="text/plain", text="static"),
@@ -87,13 +91,14 @@ class Examples:
     def __init__(self, service: sdk.Service, client: Client) -> None:
         """Wrap the handlers of `service`."""
         self._own = service.handlers
+        about = {method: partial(client.tasks.respond, method) for method in tasks.METHODS}
         self._asking, self._client = AskingCalls(), client
-        handlers = {**service.handlers, "tools/list": self._list_tools, "tools/call": self._call, "resources/read": self._read}
+        handlers = {**service.handlers, **about, "tools/list": self._list_tools, "tools/call": self._call, "resources/read": self._read}
         schemas = {**service.input_schemas, "json_schema_2020_12_tool": SCHEMA}
         self.service = replace(service, handlers=handlers, input_schemas=schemas)
 
     async def _list_tools(self, exchange: sdk.Exchange, params: object) -> types.ListToolsResult:
-        names = [*CONTENT, *FORMS, *STEPS, *ASKING, "test_error_handling"]
+        names = [*CONTENT, *FORMS, *STEPS, *ASKING, *AS_TASKS, "test_error_handling"]
         tools = [types.Tool(name=name, description=name, inputSchema=OPEN) for name in names]
         described = types.Tool(name="json_schema_2020_12_tool", description="JSON Schema 2020-12", inputSchema=SCHEMA)
         own = (await self._own["tools/list"](exchange, params)).tools
@@ -113,12 +118,26 @@ class Examples:
                 await exchange.log({"text": f"Tool at {step}"}, "example", "info")
                 await asyncio.sleep(0.05)
             return types.CallToolResult(content=[TEXT])
+        if name in AS_TASKS:
+            call = Call(self._client, exchange)
+            work = partial(self._run_task, call, name, arguments)
+            return await (self._client.tasks.run(call, work) if self._client.tasks.take(call, params, allowed=True) else work())
         if name in ASKING and exchange.is_stateless and exchange.can_ask:
             call = Call(self._client, exchange)
             if params.request_state is not None:
                 return await self._asking.resume(call, name, params.request_state)
             return await self._asking.run(Asking(call, self._asking, name), self._ask(call, ASKING[name]))
         return await self._own["tools/call"](exchange, params)
+
+    async def _run_task(self, call: Call, name: str, arguments: dict[str, Any]) -> types.CallToolResult:
+        if name != "greet":
+            await asyncio.sleep(arguments.get("seconds", 0.5))
+        if name == "protocol_error_job":
+            raise sdk.refusal("this job fails")
+        result = await self._ask(call, AS_TASKS[name])
+        if name == "greet":
+            result.content[0].text = f"Hello, {arguments['name']}!"
+        return result.model_copy(update={"is_error": name == "failing_job"})
 
     async def _ask(self, call: Call, questions: list[str]) -> types.CallToolResult:
         text = "state-ok"

@@ -41,9 +41,35 @@ def address() -> Iterator[str]:
     ],
 )
 def test_the_suite_of_a_revision_passes(address: str, tmp_path: Path, version: str, revision: str, chosen: tuple[str, str]) -> None:
+    done = conformance(version, tmp_path, "--url", address, *chosen, "--expected-failures", str(HERE / f"conformance-{revision}.yml"))
+    assert "✓ tools-call-error" in done
+
+
+@pytest.mark.skipif(not HAS_STATELESS, reason="version 1 of the SDK does not speak this revision")
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "lifecycle",
+        "capability-negotiation",
+        "wire-fields",
+        "request-state-removal",
+        "mrtr-input",
+        "request-headers",
+        "dispatch-and-envelope",
+        "required-task-error",
+        "mrtr-composition",
+    ],
+)
+def test_a_scenario_of_the_extension_for_tasks_passes(address: str, tmp_path: Path, scenario: str) -> None:
+    expected = ("--expected-failures", str(HERE / "conformance-2026-07-28.yml"))
+    done = conformance("0.2.0-alpha.12", tmp_path, "--url", address, "--scenario", f"tasks-{scenario}", *expected)
+    assert "Baseline check passed" in done
+
+
+def conformance(version: str, folder: Path, *arguments: str) -> str:
+    """Run the suite against a server and return what it printed. Fail if it does."""
     packages = ("-p", "node@22", "-p", f"@modelcontextprotocol/conformance@{version}")  # which needs Node.js 22
-    expected = HERE / f"conformance-{revision}.yml"
-    command = ["npx", "-y", *packages, "--", "conformance", "server", "--url", address, *chosen, "--expected-failures", expected]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False)
+    command = ["npx", "-y", *packages, "--", "conformance", "server", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "✓ tools-call-error" in done.stdout
+    return done.stdout

@@ -45,6 +45,25 @@ async def main():
 asyncio.run(main())
 """
 
+TASK = """
+import asyncio, sys, warnings
+from mcp import ClientSession, StdioServerParameters, types
+from mcp.client.stdio import stdio_client
+
+async def main():
+    async with stdio_client(StdioServerParameters(command=sys.argv[1], args=sys.argv[2:])) as (reading, writing):
+        async with ClientSession(reading, writing) as client:
+            await client.initialize()
+            with warnings.catch_warnings(action="ignore"):
+                tasks = client.experimental
+            made = await tasks.call_tool_as_task("run_python_code", {"code": "import time; time.sleep(1); 6 * 7"})
+            async for state in tasks.poll_task(made.task.taskId):
+                pass
+            print(state.status, (await tasks.get_task_result(made.task.taskId, types.CallToolResult)).content[0].text)
+
+asyncio.run(main())
+"""
+
 
 def used(client: Path | str, code: str, server: Path | str) -> str:
     """Let the Python `client` run a client, with a server that the Python `server` runs. Return what it printed, and check for warnings."""
@@ -60,6 +79,7 @@ def test_clients_of_each_version_use_servers_of_each() -> None:
     assert used(two, CLIENT, one) == "42"
     assert used(two, BEST, one) == "42 2025-11-25"
     assert used(two, BEST, two) == "42 2026-07-28"
+    assert used(one, TASK, two) == "completed 42"
 
 
 @pytest.mark.timeout(1600)

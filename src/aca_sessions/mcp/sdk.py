@@ -74,6 +74,11 @@ class Exchange:
         request = self._context.request
         return request.scope.get("state", {}).get(ACCEPTED_KEY) if request is not None else None
 
+    def is_routed_by(self, name: str) -> bool:
+        """Return whether the header by which proxies route a stateless request over HTTP has this name, or is left out."""
+        request = self._context.request
+        return request is None or request.headers.get("mcp-name", name) == name
+
     def connected(self, make: Callable[[], Any]) -> Any:
         """Return the client of this connection. If it has none yet, `make` it, and close it when the connection ends."""
         if not HAS_STATELESS:

@@ -26,7 +26,7 @@ _SHORT_SECONDS = 3.0  # a call that ends within them returns its result at once,
 _QUESTION_SECONDS = 600.0
 _POLL_MILLISECONDS = 1000
 _LONGEST_OUTPUT = 1000
-_MISSING_CAPABILITY = -32021
+_HEADER_MISMATCH, _MISSING_CAPABILITY = -32020, -32021
 _REQUIRED: dict[str, Any] = {"extensions": {TASKS_EXTENSION: {}}}
 _RELATED = "io.modelcontextprotocol/related-task"
 _CONNECTED_METHODS = ("tasks/get", "tasks/result", "tasks/list", "tasks/cancel")
@@ -215,7 +215,10 @@ class Tasks:
         self._expire()
         if method == "tasks/list":
             return to_result({"tasks": [task.describe(self._kept_seconds, stateless=False) for task in self._known.values()]})
-        task = self._known.get(params.model_dump(by_alias=True)["taskId"])
+        id = params.model_dump(by_alias=True)["taskId"]
+        if stateless and not exchange.is_routed_by(id):
+            raise refusal("the header Mcp-Name must be the taskId", code=_HEADER_MISMATCH)
+        task = self._known.get(id)
         if task is None or not task.is_known:
             raise refusal("taskId must be that of a task of yours whose result is still kept: call the tool again")
         if method == "tasks/result":
