@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from mcp import types
 
 from .sdk import TASKS_EXTENSION, Exchange, refusal, to_created_task, to_error, to_result
 
@@ -26,7 +25,7 @@ _SHORT_SECONDS = 3.0  # a call that ends within them returns its result at once,
 _QUESTION_SECONDS = 600.0
 _POLL_MILLISECONDS = 1000
 _LONGEST_OUTPUT = 1000
-_HEADER_MISMATCH, _MISSING_CAPABILITY = -32020, -32021
+_METHOD_NOT_FOUND, _HEADER_MISMATCH, _MISSING_CAPABILITY = -32601, -32020, -32021
 _REQUIRED: dict[str, Any] = {"extensions": {TASKS_EXTENSION: {}}}
 _RELATED = "io.modelcontextprotocol/related-task"
 _CONNECTED_METHODS = ("tasks/get", "tasks/result", "tasks/list", "tasks/cancel")
@@ -163,7 +162,7 @@ class Tasks:
         if params.task is None:
             return False
         if not allowed:
-            raise refusal(f"the tool {params.name} cannot run as a task: call it without `task`", code=types.METHOD_NOT_FOUND)
+            raise refusal(f"the tool {params.name} cannot run as a task: call it without `task`", code=_METHOD_NOT_FOUND)
         if not self._make_room():
             raise refusal(f"a client can have at most {_MOST_TASKS} tasks that run: wait for one, or cancel one")
         return True
@@ -209,7 +208,7 @@ class Tasks:
         """Handle a request about tasks. Another client's task is refused like one that does not exist."""
         stateless = exchange.is_stateless
         if method not in (_STATELESS_METHODS if stateless else _CONNECTED_METHODS):
-            raise refusal(f"{method} is not part of this revision of MCP", code=types.METHOD_NOT_FOUND)
+            raise refusal(f"{method} is not part of this revision of MCP", code=_METHOD_NOT_FOUND)
         if stateless and exchange.extension(TASKS_EXTENSION) is None:
             raise refusal(f"{method} needs the extension {TASKS_EXTENSION}", code=_MISSING_CAPABILITY, requiredCapabilities=_REQUIRED)
         self._expire()
