@@ -154,6 +154,16 @@ async def test_a_command_that_ended_with_its_interpreter_is_reported(how: str) -
         assert (await session.execute_command("echo usable")).stdout == "usable\n"
 
 
+@pytest.mark.parametrize("first", ["command", "file"])
+async def test_a_loss_is_reported_once_by_the_next_command_also_before_the_first_cell(first: str) -> None:
+    async with open_pool() as pool, pool.session("a") as session:
+        await (session.execute_command("true") if first == "command" else session.filesystem.write("file", b""))
+        await pool.terminate("a")
+        assert not await session.filesystem.exists("file")  # has no state, so it reports nothing
+        states = [str((await session.execute_command("true")).state) for _ in range(2)]
+        assert [*states, str((await session.run("1")).state)] == ["lost: terminated", "kept", "kept"]
+
+
 async def test_a_checkpoint_can_be_taken_between_commands() -> None:
     async with open_pool() as pool, pool.session() as session:
         await session.execute_command("echo one > file")

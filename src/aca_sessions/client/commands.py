@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ACASessionsError, ExecutionError, InvalidArgumentError, PathError
-from ..models import CommandResult, State
+from ..models import CommandResult, Record, State
 from .arguments import checked_timeout
 from .snippet_results import parse_printed_json, unreadable
 
@@ -77,6 +77,7 @@ async def execute_command(
         request |= {"wait": _FIRST_WAIT if timeout is None else min(_FIRST_WAIT, timeout), **await send_content(session, content, "input")}
         reply = await running.call("start_command", json.dumps(request))
         if "errno" in reply:
+            running.deliver()
             return _not_started(reply, request["arguments"], cwd, running.state)
         code = await running.wait(reply)
     except (KeyError, TypeError) as error:  # a reply of code that has replaced the snippets' modules
@@ -85,6 +86,7 @@ async def execute_command(
         if not running.is_lost:
             await session._interpreter._tasks.run_shielded(_kill(session, request["id"]))
         raise
+    running.deliver()
     out, err = (bytes(stream.data) for stream in streams)
     return CommandResult(
         exit_code=code,
@@ -104,6 +106,7 @@ class _Running:
     def __init__(self, session: "Session", id: str, streams: list[_Stream], deadline: float | None) -> None:
         self._session, self._id, self._streams, self._deadline = session, id, streams, deadline
         self._caller = session._copy_position()
+        self._records: list[Record] = []
         self.state = State()
         self.timed_out = self.is_lost = False
 
@@ -112,6 +115,8 @@ class _Running:
         result = await self._session._run_snippet(name, *arguments, caller=self._caller)
         if self.state.kind == "kept":
             self.state = result.state
+        if result.record is not None:
+            self._records = [*(one for one in self._records if one.entries), result.record]
         reply = parse_printed_json(result)
         if isinstance(reply, dict):
             for stream in self._streams:
@@ -121,6 +126,13 @@ class _Running:
         if not self.is_lost:
             raise unreadable()
         raise ExecutionError(f"the command was ended, because its session's state is {self.state}: look at what is left, and run it again")
+
+    def deliver(self) -> None:
+        """Note that the caller gets `state`, so that no later result of its object reports the same."""
+        session = self._session
+        for caller in (session._caller, session._interpreter._position_of(session.session_id)):
+            for record in self._records:
+                caller.advance(record)
 
     async def wait(self, reply: Any) -> int:
         """Fetch output until the command has ended, given the last reply. Kill it at its deadline. Return the exit code."""

@@ -124,7 +124,10 @@ class Session:
             caller: A position in the session's ledger, by default this object's. The result's `state` reports what happened after it.
         """
         caller = caller or replace(self._caller)
-        return await self._interpreter._execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
+        result = await self._interpreter._execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
+        if result.record is not None and self._caller.ledger is None:  # from here on, losses are reported, also before the first cell
+            self._caller.ledger, self._caller.position = result.record.ledger, result.record.since
+        return result
 
     def _copy_position(self) -> CallerPosition:
         """Return a copy of this object's position in the session's ledger (the list of what happened to the session).

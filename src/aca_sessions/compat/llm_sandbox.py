@@ -217,6 +217,7 @@ class InteractiveSandboxSession:
         """
         folder = f"cd {_quote_for_shell(workdir)} && " if workdir else ""
         done = self._session.execute_command(_LS + folder + command)
+        self._session._is_prepared &= done.state.kind == "kept"
         return ConsoleOutput(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
     def execute_commands(self, commands: Sequence[str | tuple[str, str | None]], workdir: str | None = None) -> ConsoleOutput:

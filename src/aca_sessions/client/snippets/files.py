@@ -253,7 +253,7 @@ def list_folder(user: dict, path: str) -> None:
 
 def resolve_path(user: dict, path: str) -> None:
     """Print the absolute path without symbolic links. It need not exist."""
-    _reply(lambda: os.path.realpath(_absolute(path)))
+    _reply(lambda: os.path.realpath(os.path.join(workspace(), path)))  # not `_absolute`: '..' after a link goes up from its target
 
 
 def make_folder(user: dict, path: str) -> None:
