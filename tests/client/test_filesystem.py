@@ -117,6 +117,7 @@ async def test_folders_are_listed_moved_and_deleted(files: Filesystem, session: 
     assert await files.resolve("x/../folder") == (await files.resolve("folder"))
     await session.run("os.makedirs('one/two'); os.symlink('/mnt/data/one/two', 'link')")
     assert await files.resolve("link/..") == (await files.resolve("one"))
+    assert (await files.stat("link/../two")).kind == "folder"
 
 
 async def test_files_are_found_by_pattern_and_by_text(files: Filesystem) -> None:

@@ -253,7 +253,7 @@ def list_folder(user: dict, path: str) -> None:
 
 def resolve_path(user: dict, path: str) -> None:
     """Print the absolute path without symbolic links. It need not exist."""
-    _reply(lambda: os.path.realpath(os.path.join(workspace(), path)))  # not `_absolute`: '..' after a link goes up from its target
+    _reply(lambda: os.path.realpath(_absolute(path)))
 
 
 def make_folder(user: dict, path: str) -> None:
@@ -322,7 +322,11 @@ def grep_paths(user: dict, folder: str, request: str) -> None:
 
 
 def _absolute(path: str) -> str:
-    return os.path.normpath(os.path.join(workspace(), path))
+    full = os.path.join(workspace(), path)
+    if ".." not in full.split("/"):
+        return os.path.normpath(full)
+    folder, name = os.path.split(full)  # '..' after a link goes up from its target
+    return os.path.realpath(full) if name in ("", "..") else os.path.join(os.path.realpath(folder), name)
 
 
 def _reply(work: "Callable[[], Any]") -> None:
