@@ -1,6 +1,7 @@
 """Serve MCP over HTTP without a key, because the conformance suite of MCP sends none. Print the address.
 
 This is the server of `aca-sessions mcp --http`, with some of the tools and resources that scenarios of the suite ask for by their names.
+All requests count as sent with one key, because over HTTP the key says which client sent a request that stands alone.
 """
 
 import asyncio
@@ -13,12 +14,12 @@ from typing import Any
 import uvicorn
 from mcp import types
 from starlette.responses import JSONResponse
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from aca_sessions import Settings, open_pool
 from aca_sessions.cli.serving import listen_on_port
 from aca_sessions.contract.records import ProblemError
-from aca_sessions.hosting import Hosting
+from aca_sessions.hosting import ACCEPTED_KEY, Hosting
 from aca_sessions.mcp import sdk, server, tasks
 from aca_sessions.mcp.clients import Client, Options, SharedState
 from aca_sessions.mcp.questions import Asking, AskingCalls
@@ -162,8 +163,13 @@ async def main() -> None:
         connections = server._Connections(state)
         built = Examples(server.SessionServer(state).service, Client(state)).service.build()
         connections._manager = sdk.open_manager(built, idle_seconds=60, connections=100, largest=1 << 20)
+
+        async def with_key(scope: Scope, receive: Receive, send: Send) -> None:
+            scope.setdefault("state", {})[ACCEPTED_KEY] = "the key of the suite"
+            await connections.app(scope, receive, send)
+
         async with connections:
-            app = Guard(connections.app, Hosting(allowed_hosts=frozenset({"127.0.0.1", "localhost"})), refuse=refuse)
+            app = Guard(with_key, Hosting(allowed_hosts=frozenset({"127.0.0.1", "localhost"})), refuse=refuse)
             print(f"http://localhost:{listener.getsockname()[1]}{server.PATH}", flush=True)
             await uvicorn.Server(uvicorn.Config(app, log_level="warning")).serve([listener])
 

@@ -44,7 +44,9 @@ def fastmcp_client(server):
                 await super().call_tool("run_python_code", {"code": SOURCE})
             return await super().call_tool(name, arguments, **more)
 
-    return Prepared(StreamableHttpTransport(server["url"], auth=server["key"]) if "url" in server else StdioTransport(**server))
+    if "url" in server:
+        return Prepared(StreamableHttpTransport(server["url"], auth=server["key"]), mode=server["mode"])
+    return Prepared(StdioTransport(**server))
 
 
 @contextlib.asynccontextmanager

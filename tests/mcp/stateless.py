@@ -15,10 +15,11 @@ REVISION = "2026-07-28"
 
 
 @asynccontextmanager
-async def stdio_client(*arguments: str, **options: Any) -> AsyncIterator[Client]:
+async def stdio_client(*arguments: str, environment: dict[str, str] | None = None, **options: Any) -> AsyncIterator[Client]:
     """Start a server process, and yield a client that uses it."""
     inherited = {name: os.environ[name] for name in ("XDG_CACHE_HOME", "PYTHONPATH") if name in os.environ}
-    program = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments], env={**LIGHT, **inherited})
+    settings = {**LIGHT, **inherited, **(environment or {})}
+    program = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments], env=settings)
     async with Client(program, **options) as client:
         assert client.protocol_version == REVISION
         yield client

@@ -1,4 +1,7 @@
-"""Test the server with clients that have no connection: the revision 2026-07-28, which the version 2 of the SDK speaks."""
+"""Test the server with clients whose requests stand alone: the revision 2026-07-28, which the version 2 of the SDK speaks.
+
+Over HTTP they have no connection, and handles for their sessions. On standard input and output they have names and an active session.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from aca_sessions import open_interpreter
 from aca_sessions.mcp.sdk import HAS_STATELESS
 
 from .clients import ProtocolError, Running, http_server, httpx, text_of
@@ -52,8 +56,8 @@ def connected(request: pytest.FixtureRequest) -> Connected:
     return connect
 
 
-async def test_a_handle_names_a_session_that_keeps_its_variables(connected: Connected) -> None:
-    async with connected() as client:
+async def test_a_handle_names_a_session_that_keeps_its_variables(server: Running) -> None:
+    async with http_client(server.address, ALICE) as client:
         work, other = await create(client, session_id="work"), await create(client, session_id="work")
         assert work != other
         assert await text_from(client, "x = 20", session_id=work) == "(no output)"
@@ -66,8 +70,46 @@ async def test_a_handle_names_a_session_that_keeps_its_variables(connected: Conn
         assert (await text_from(client, "x", session_id=work)).startswith(REFUSED)
 
 
-async def test_tools_that_need_a_connection_are_neither_listed_nor_run(connected: Connected) -> None:
-    async with connected() as client:
+async def test_the_client_of_a_process_names_its_sessions_and_has_an_active_one() -> None:
+    async with stdio_client() as client:
+        assert await create(client, session_id="work") == "work"
+        assert "got that of another session" in text_of(await client.call_tool("create_session", {"session_id": "work"}))
+        switched = (await client.call_tool("switch_session", {"session_id": "work"})).structuredContent
+        assert (switched["previous_session"], switched["current_session"]) == ("default", "work")
+        await text_from(client, "x = 20")
+        assert await text_from(client, "x + 22", session_id="work") == await text_from(client, "x + 22") == "42"
+        assert await text_from(client, "'x' in globals()", session_id="default") == "False"
+        listed = (await client.call_tool("list_sessions", {})).structuredContent
+        assert ({*listed["sessions"]}, listed["active_session"]) == ({"default", "work"}, "work")
+        ended = (await client.call_tool("delete_session", {"session_id": "work"})).structuredContent
+        assert (ended["was_active"], ended["new_active_session"]) == (True, "default")
+        assert "no session of that name" in await text_from(client, "x", session_id="work")
+        assert await text_from(client, "'x' in globals()") == "False"
+
+
+async def test_models_read_that_conversations_of_one_process_share_the_active_session() -> None:
+    async with stdio_client("--tools", "all") as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        assert "switch_session" in tools
+        assert "active" in tools["run_python_code"].inputSchema["properties"]["session_id"]["description"]
+        assert "All conversations of the program that started this server share the active session" in client.instructions
+
+
+async def test_nothing_is_saved_when_the_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = {"ACASessions__Durable__Store": f"file://{tmp_path}"}
+    async with stdio_client("--tools", "all", environment=store) as client:
+        await create(client, session_id="work")
+        await text_from(client, "x = 1", session_id="work")
+        await text_from(client, "x = 1")
+        branch = (await client.call_tool("branch", {"session_id": "work"})).structuredContent["session_id"]
+        await text_from(client, "x = 2", session_id=branch)
+    monkeypatch.setenv(*store.popitem())
+    async with open_interpreter() as interpreter:
+        assert await interpreter.saved() == []
+
+
+async def test_tools_that_need_a_connection_are_neither_listed_nor_run(server: Running) -> None:
+    async with http_client(server.address, ALICE) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         handle = await create(client)
         assert "switch_session" not in tools
@@ -182,7 +224,7 @@ async def test_a_server_stops_while_a_cell_waits_for_an_answer() -> None:
             assert asked.request_state
 
 
-async def test_files_are_resources_below_the_handle_and_changes_are_announced(connected: Connected) -> None:
+async def test_files_are_resources_below_the_session_and_changes_are_announced(connected: Connected) -> None:
     async with connected() as client:
         handle = await create(client, session_id="Work")
         uri = f"session://{handle}/files/a.txt"
@@ -194,7 +236,7 @@ async def test_files_are_resources_below_the_handle_and_changes_are_announced(co
         assert (await client.read_resource(uri)).contents[0].text == "made"
 
 
-async def test_a_branch_has_a_handle_of_its_own(connected: Connected) -> None:
+async def test_a_branch_is_a_session_of_its_own(connected: Connected) -> None:
     async with connected() as client:
         handle = await create(client)
         await text_from(client, "x = 1", session_id=handle)

@@ -1,6 +1,7 @@
 """The clients of an MCP server and their sessions.
 
-A client with a connection chooses the names of its sessions, which end with the connection. A client without one is known by its API key,
+A client with a connection chooses the names of its sessions, which end with the connection. On standard input and output that is the
+process, also if each request stands alone. Over HTTP, a client whose requests stand alone has no connection: it is known by its API key,
 and names its sessions by handles. A client can use a session of another client only if that session was created with `shared=True`.
 """
 
@@ -21,7 +22,7 @@ from ..client.pool import PoolEvent, SessionPool
 from ..client.session import CallerPositions, Session
 from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
 from ..settings import McpSettings
-from .handles import DEFAULT, Identity, identity_of, new_identity
+from .handles import DEFAULT, Identity, identity_of
 from .named_session import NamedSession
 from .outputs import FOLDERS, CollectedFiles, Outputs
 from .sdk import Exchange, Listeners
@@ -70,7 +71,8 @@ class Options:
 class SharedState:
     """State that all clients of one MCP server share: the pool, the options, and the sessions that were created with `shared=True`.
 
-    `stateless` has the clients without a connection, by their API key, those that were used last at the end.
+    `stateless` has the clients whose requests stand alone, by their API key, those that were used last at the end. On standard input and
+    output that is one client, by None.
     """
 
     pool: SessionPool
@@ -80,13 +82,13 @@ class SharedState:
     stateless: OrderedDict[str | None, "Client"] = field(default_factory=OrderedDict)
 
     def client_of(self, exchange: Exchange) -> "Client":
-        """Return the client that sent a request: that of its connection, or that of its API key if the request stands alone."""
+        """Return the client that sent a request: that of its connection or process, or that of its API key if it has no connection."""
         if not exchange.is_stateless:
             client: Client = exchange.connected(lambda: Client(self))
             return client
         key = exchange.api_key
         if key not in self.stateless:
-            self.stateless[key] = Client(self, new_identity() if key is None else identity_of(key))
+            self.stateless[key] = Client(self, None if key is None else identity_of(key))
             if len(self.stateless) > self.options.clients:  # keys that are not accepted any more
                 self.stateless.popitem(last=False)[1].tasks.cancel()
         self.stateless.move_to_end(key)
@@ -103,7 +105,9 @@ class SharedState:
 
 
 class Client:
-    """One MCP client: a connection, or an API key. It has sessions, of which one is active: the one for tool calls that name no session.
+    """One MCP client: a connection, a process, or an API key.
+
+    It has sessions, of which one is active: the one for tool calls that name no session.
 
     With an `identity` the client has no connection. Its active session is always `default`, and its other sessions have handles. What is
     kept here about them can be dropped at any time: another server knows the sessions from their handles alone.

@@ -78,8 +78,3 @@ def identity_of(api_key: str) -> Identity:
     trying many keys.
     """
     return Identity(hashlib.scrypt(api_key.encode(), salt=b"aca-sessions mcp handle", n=1 << 14, r=8, p=1, dklen=32))
-
-
-def new_identity() -> Identity:
-    """Return a client whose handles no other process accepts: the one on standard input and output."""
-    return Identity(secrets.token_bytes(32))

@@ -65,7 +65,7 @@ class Exchange:
 
     @property
     def is_stateless(self) -> bool:
-        """Return whether the request stands alone (2026-07-28), so that nothing may be kept for its connection."""
+        """Return whether the request stands alone (2026-07-28): the SDK keeps nothing for its connection."""
         return HAS_STATELESS and self._context.protocol_version in MODERN_PROTOCOL_VERSIONS
 
     @property
@@ -225,7 +225,7 @@ class Service:
         name: The name that the server tells its clients.
         version: Its version.
         instructions: What models read about it.
-        stateless_instructions: The same for clients without a connection.
+        stateless_instructions: Returns the same for a client whose requests stand alone, given its request.
         handlers: The functions that handle requests, by the method of the request.
         make_client: Makes the client of a new connection.
         input_schemas: The schemas of the arguments of its tools, by name.
@@ -236,7 +236,7 @@ class Service:
     name: str
     version: str
     instructions: str
-    stateless_instructions: str
+    stateless_instructions: Callable[[Exchange], str]
     handlers: Mapping[str, Handler]
     make_client: Callable[[], Any]
     input_schemas: Mapping[str, Any]
@@ -293,7 +293,8 @@ class Service:
         initial, discover = server.create_initialization_options, server.get_request_handler("server/discover").handler
 
         async def discover_stateless(context: Any, params: Any) -> Any:
-            return (await discover(context, params)).model_copy(update={"instructions": self.stateless_instructions})
+            instructions = self.stateless_instructions(Exchange(context))
+            return (await discover(context, params)).model_copy(update={"instructions": instructions})
 
         server.add_request_handler("server/discover", types.RequestParams, discover_stateless)
         server.create_initialization_options = lambda: _with_tasks(initial(NotificationOptions(resources_changed=True)))

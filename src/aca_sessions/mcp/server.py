@@ -40,7 +40,12 @@ _INSTRUCTIONS = (
     "Give a session_id to use another session than the active one. "
     "Files below outputs/ and scripts from save_script are shared among your sessions; all else belongs to one session."
 )
-_STATELESS_INSTRUCTIONS = (
+# The revision 2026-07-28 tells clients to use one process for all their conversations.
+_PROCESS_INSTRUCTIONS = (
+    f"{_INSTRUCTIONS} All conversations of the program that started this server share the active session: "
+    "if there may be several, create a session for yours and give its session_id to each call."
+)
+_HANDLE_INSTRUCTIONS = (
     "Isolated Python sessions. Each keeps its variables between calls; other clients cannot use yours. "
     "create_session returns a session_id: give it to every call that should use that session. "
     "Without a session_id, calls use the session 'default', which all your conversations share."
@@ -61,15 +66,15 @@ class SessionServer:
         self._asking = AskingCalls()
         options, access = state.options, state.pool.access
         self._tools = _tools(options.tools, access)
-        stateless = {name: tool.for_stateless() for name, tool in self._tools.items() if name not in session_tools.NEEDS_CONNECTION}
+        tools = {name: tool.with_handles() for name, tool in self._tools.items() if name not in session_tools.NEEDS_CONNECTION}
         if options.shares_sessions:
-            stateless = {name: tool.rephrased(_NOT_SHARED) for name, tool in stateless.items()}
-        self._stateless_tools = stateless
+            tools = {name: tool.rephrased(_NOT_SHARED) for name, tool in tools.items()}
+        self._tools_with_handles = tools
         self.service = sdk.Service(
             name="aca-sessions",
             version=__version__,
             instructions=f"{_INSTRUCTIONS} {mounts_sentence(access)}".rstrip(),
-            stateless_instructions=f"{_STATELESS_INSTRUCTIONS} {mounts_sentence(access)}".rstrip(),
+            stateless_instructions=self._stateless_instructions,
             handlers={
                 "tools/list": self._list_tools,
                 "tools/call": self._call,
@@ -88,8 +93,12 @@ class SessionServer:
             close=self._close,
         )
 
+    def _stateless_instructions(self, exchange: sdk.Exchange) -> str:
+        has_names = self._state.client_of(exchange).identity is None
+        return f"{_PROCESS_INSTRUCTIONS if has_names else _HANDLE_INSTRUCTIONS} {mounts_sentence(self._state.pool.access)}".rstrip()
+
     async def _list_tools(self, exchange: sdk.Exchange, _params: Any) -> types.ListToolsResult:
-        tools = self._stateless_tools if exchange.is_stateless else self._tools
+        tools = self._tools if self._state.client_of(exchange).identity is None else self._tools_with_handles
         listed = [tool.listed for tool in tools.values()]
         return types.ListToolsResult(tools=[*map(apps.for_host, listed)] if apps.is_shown_by(exchange) else listed)
 
@@ -115,8 +124,10 @@ class SessionServer:
         return await self._state.client_of(exchange).tasks.respond(method, exchange, params)
 
     async def _close(self) -> None:
+        """End the calls of clients whose requests stand alone, and the sessions of the one on standard input: the pool would save them."""
         await self._asking.close()
-        await asyncio.gather(*(client.tasks.close() for client in self._state.stateless.values()))
+        clients = self._state.stateless.values()
+        await asyncio.gather(*(client.close() if client.identity is None else client.tasks.close() for client in clients))
 
     async def _list_resources(self, exchange: sdk.Exchange, _params: Any) -> types.ListResourcesResult:
         client = self._state.client_of(exchange)

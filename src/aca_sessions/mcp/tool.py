@@ -65,7 +65,7 @@ def _to_list(value: object) -> object:
 
 
 # What the schemas and descriptions of tools say about sessions, and what they say to clients without a connection.
-_STATELESS = {
+_WITH_HANDLES = {
     "The session to use, by default the active one.": "The session to use, as create_session returned it, by default 'default'.",
     "1 to 64 letters, digits, '_', '-' and '.'. By default a new name.": (
         "How the session_id that is returned begins: 1 to 64 letters, digits, '_', '-' and '.'."
@@ -84,7 +84,7 @@ class Call:
     """One call of an MCP tool.
 
     `client` made the call, with `context` the server sends it notifications and questions, `content` is the result's content so far, and
-    `meta` what its `_meta` has beside the answer. `asking` asks the client's user, if the client has no connection or the call is a task.
+    `meta` what its `_meta` has beside the answer. `asking` asks the client's user, if the request stands alone or the call is a task.
     `task` is that task. `undo_delivery` counts the cell's result as not received.
     """
 
@@ -196,13 +196,13 @@ class Tool:
         schema: dict[str, Any] = self._described["inputSchema"]
         return schema
 
-    def for_stateless(self) -> "Tool":
+    def with_handles(self) -> "Tool":
         """Return a copy of the tool for clients without a connection, whose description does not speak of an active session."""
         schema = deepcopy(self.input_schema)
         for name in ("session_id", "new_session_id"):
-            if (known := schema["properties"].get(name)) is not None and known["description"] in _STATELESS:
-                known["description"] = _STATELESS[known["description"]]
-        return self._with(inputSchema=schema).rephrased(_STATELESS)
+            if (known := schema["properties"].get(name)) is not None and known["description"] in _WITH_HANDLES:
+                known["description"] = _WITH_HANDLES[known["description"]]
+        return self._with(inputSchema=schema).rephrased(_WITH_HANDLES)
 
     def rephrased(self, texts: Mapping[str, str]) -> "Tool":
         """Return a copy of the tool in whose description each key of `texts` is replaced by its value."""
