@@ -153,23 +153,40 @@ async def test_a_full_disk_keeps_the_earlier_content(session: Session, files: Fi
 
 
 FORGERIES = [
-    'import json; json.dumps = lambda *_, **__: \'{"value": {"file": "precious"}}\'',
-    'import json; json.dumps = lambda *_, **__: \'{"reply": "precious"}\'',
-    "import json; json.dumps = lambda *_, **__: '[' * 10_000",
-    "import json; json.dumps = lambda *_, **__: '{\"errno\": 10000000000000}'",
-    'import json; json.dumps = lambda *_, **__: \'{"value": [["/x", "file", 1, 1, 1e300, ""]]}\'',
+    '{"value": {"is_in": "copy"}}',
+    '{"is_in": "copy"}',
+    '{"value": {"data": "no base64"}}',
+    '{"value": [["/x", "file", 1, 1, 1e300, ""]]}',
+    '{"errno": 10000000000000}',
+    '{"errno": -1, "program": true}',
+    '{"exit_code": null, "more": true, "stdout": "", "stderr": ""}',
+    '{"exit_code": null, "more": true, "stdout": "YQ==", "stderr": ""}',
+    '{"exit_code": null, "more": false}',
+    '{"exit_code": "0", "more": false}',
+    '{"exit_code": null, "more": false, "stdout": 1}',
+    "[" * 10_000,
 ]
 
 
-@pytest.mark.parametrize("forgery", FORGERIES)
-async def test_a_forged_reply_deletes_nothing_and_is_an_error_or_data(forgery: str) -> None:
+@pytest.mark.parametrize("forgery", FORGERIES, ids=lambda text: text[:40])
+async def test_a_forged_reply_is_an_error_or_data(forgery: str) -> None:
     async with open_pool() as pool, pool.session() as session:
-        await session.upload_file("precious", b"1")
-        await session.run(forgery)
-        for call in (session.filesystem.read("a"), session.filesystem.list_folder(""), session.execute_command("true")):
+        await session.run(f"import json; json.dumps = lambda *_, **__: {forgery!r}")
+        for call in (
+            session.filesystem.read("a"),
+            session.filesystem.list_folder(""),
+            session.filesystem.write("b", bytes(1 << 20)),
+            session.execute_command("true", stdin=bytes(1 << 20), timeout=0.2),
+        ):
             with contextlib.suppress(ServiceError, PathError):
                 await call
-        assert await session.download_file("precious") == b"1"
+        await session.run("import importlib; importlib.reload(json)")
+        assert await left_behind(session) == []
+
+
+async def left_behind(session: Session) -> list[str]:
+    """Return the names of files that are not in lists of files."""
+    return [name for name in (await session.run("import os; os.listdir('/mnt/data')")).value if name.startswith(".call-")]
 
 
 async def test_a_cancelled_read_leaves_no_copy_behind(files: Filesystem, session: Session) -> None:
@@ -180,4 +197,16 @@ async def test_a_cancelled_read_leaves_no_copy_behind(files: Filesystem, session
             await asyncio.sleep(0.002)
         reading.cancel()
         await asyncio.wait([reading])
+        assert await left_behind(session) == []
     assert await files.read("large") == bytes(4 << 20)
+
+
+async def test_a_cancelled_write_leaves_nothing_behind_and_a_whole_file(files: Filesystem, session: Session) -> None:
+    for turns in range(0, 60, 6):
+        writing = asyncio.ensure_future(files.write("large", bytes(2 << 20)))
+        for _ in range(turns):
+            await asyncio.sleep(0.002)
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert await left_behind(session) == []
+    assert (await files.write("large", bytes(2 << 20))).size == 2 << 20

@@ -75,16 +75,15 @@ async def execute_command(
     running = _Running(session, request["id"], streams, None if timeout is None else time.monotonic() + timeout)
     try:
         request |= {"wait": _FIRST_WAIT if timeout is None else min(_FIRST_WAIT, timeout), **await send_content(session, content, "input")}
-        reply = await running.call("start_command", json.dumps(request))
-        if "errno" in reply:
-            running.deliver()
-            return _not_started(reply, request["arguments"], cwd, running.state)
-        code = await running.wait(reply)
-    except (KeyError, TypeError) as error:  # a reply of code that has replaced the snippets' modules
-        raise unreadable() from error
+        match await running.call("start_command", json.dumps(request)):
+            case {"errno": int(number), "program": bool(is_program)}:
+                running.deliver()
+                return _not_started(number, None if is_program else cwd or "", request["arguments"], running.state)
+            case reply:
+                code = await running.wait(reply)
     except BaseException:
         if not running.is_lost:
-            await session._interpreter._tasks.run_shielded(_kill(session, request["id"]))
+            await session._interpreter._tasks.run_shielded(_end(session, request))
         raise
     running.deliver()
     out, err = (bytes(stream.data) for stream in streams)
@@ -137,14 +136,20 @@ class _Running:
     async def wait(self, reply: Any) -> int:
         """Fetch output until the command has ended, given the last reply. Kill it at its deadline. Return the exit code."""
         pause = _PAUSE
-        while reply["exit_code"] is None:
+        while True:
             left = _LONGEST_PAUSE if self._deadline is None else self._deadline - time.monotonic()
-            self.timed_out = self.timed_out or left <= 0
-            if not (reply["more"] or self.timed_out):
-                await asyncio.sleep(min(pause, left))
-                pause = min(1.5 * pause, _LONGEST_PAUSE)
+            match reply:
+                case {"exit_code": int(code)}:
+                    return code
+                case {"exit_code": None, "more": True, "stdout": str(out), "stderr": str(err)} if (out or err) and left > -_KILL_SECONDS:
+                    pass
+                case {"exit_code": None, "more": False} if not self.timed_out:
+                    await asyncio.sleep(max(0.0, min(pause, left)))
+                    pause = min(1.5 * pause, _LONGEST_PAUSE)
+                case _:
+                    raise unreadable()
+            self.timed_out = self._deadline is not None and time.monotonic() >= self._deadline
             reply = await self.call("fetch_command", self._id, int(self.timed_out))
-        return int(reply["exit_code"])
 
 
 async def send_content(session: "Session", content: bytes, name: str) -> dict[str, str]:
@@ -182,18 +187,26 @@ def _request(command: object, cwd: object, env: object) -> dict[str, Any]:
     return {"id": uuid.uuid4().hex, "arguments": arguments, "folder": cwd, "variables": variables}
 
 
-def _not_started(reply: Any, arguments: str | list[str], cwd: str | None, state: State) -> CommandResult:
-    """Return the result of a command whose program cannot be started, as a shell does. Raise PathError if the folder is the reason."""
-    number = int(reply["errno"])
-    if not reply["program"]:
-        raise PathError.of(number, f"cannot run a command in {cwd!r:.200}", cwd or "")
+def _not_started(number: int, folder: str | None, arguments: str | list[str], state: State) -> CommandResult:
+    """Return the result of a command whose program cannot be started, as a shell does. Raise PathError if its `folder` is the reason."""
+    if folder is not None:
+        raise PathError.of(number, f"cannot run a command in {folder!r:.200}", folder)
     problem = f"{arguments[0]}: {os.strerror(number)}\n"
     code = _NOT_FOUND if number == _ENOENT else _NOT_EXECUTABLE
     return CommandResult(exit_code=code, stdout="", stderr=problem, raw_stderr=problem.encode(), state=state)
 
 
-async def _kill(session: "Session", id: str) -> None:
-    """Kill a command whose caller does not wait any more. Ignore errors. Try for at most 10 s."""
+async def _end(session: "Session", request: Mapping[str, Any]) -> None:
+    """Kill a command whose caller does not wait any more, and delete its input. Ignore errors. Try for at most 10 s each."""
     with contextlib.suppress(ACASessionsError, TimeoutError):
         async with asyncio.timeout(_KILL_SECONDS):
-            await session._run_snippet("fetch_command", id, 1)
+            await session._run_snippet("fetch_command", request["id"], 1)
+    if "input_file" in request:  # of a command that was not started
+        await delete_quietly(session, request["input_file"])
+
+
+async def delete_quietly(session: "Session", file: str) -> None:
+    """Delete a file in /mnt/data that was written for a snippet, or by one. Ignore errors. Try for at most 10 s."""
+    with contextlib.suppress(ACASessionsError, TimeoutError):
+        async with asyncio.timeout(_KILL_SECONDS):
+            await session._interpreter.delete_file(session.session_id, file)

@@ -1,14 +1,16 @@
 """Read and change files anywhere in a session, as its code could: by cells that the client sends for that."""
 
+import asyncio
 import base64
 import binascii
 import json
+import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError, PathError
 from ..models import FileStatus, TextMatch
-from .commands import send_content
+from .commands import delete_quietly, send_content
 from .snippet_results import parse_printed_json, unreadable
 
 if TYPE_CHECKING:
@@ -32,11 +34,12 @@ class Filesystem:
 
     async def read(self, path: str) -> bytes:
         """Return a file's content."""
-        match await self._call("read", path, "read_path"):
+        content = await self._call("read", path, "read_path")
+        match content:
+            case bytes():
+                return content
             case {"data": str(data)}:
                 return _decoded(data)
-            case {"file": str(file)}:
-                return await self._fetch(file)
         raise unreadable()
 
     async def write(self, path: str, data: bytes | str, *, mode: int | None = None) -> FileStatus:
@@ -48,8 +51,13 @@ class Filesystem:
             mode: The permissions, such as 0o755. By default those of the earlier file stay, and a new file has 0o644.
         """
         content = data.encode() if isinstance(data, str) else bytes(data)
-        request = {"mode": mode, **await send_content(self._session, content, "data")}
-        return _status(await self._call("write", path, "write_path", json.dumps(request)))
+        sent = await send_content(self._session, content, "data")
+        try:
+            return _status(await self._call("write", path, "write_path", json.dumps({"mode": mode, **sent})))
+        except asyncio.CancelledError:
+            if "data_file" in sent:
+                await self._session._interpreter._tasks.run_shielded(delete_quietly(self._session, sent["data_file"]))
+            raise
 
     async def edit(self, path: str, old: str, new: str, *, replace_all: bool = False) -> int:
         """Replace a text in a file, and return how often it was found.
@@ -144,36 +152,38 @@ class Filesystem:
         raise unreadable()
 
     async def _call(self, verb: str, path: str, snippet: str, *arguments: str | int) -> Any:
-        """Return the value that a snippet prints for a path. Raise PathError if it prints an error number."""
-        reply = parse_printed_json(await self._session._run_snippet(snippet, _checked(path), *arguments))
-        match reply:
-            case {"reply": str(file)}:
-                try:
-                    reply = json.loads(await self._fetch(file))
-                except (ValueError, RecursionError):
-                    raise unreadable() from None
-        match reply:
-            case {"errno": int(number)}:
-                raise PathError.of(number, f"cannot {verb} {path!r:.200}", path)
-            case {"value": value}:
-                return value
-        raise unreadable()
-
-    async def _fetch(self, file: str) -> bytes:
-        """Return the content of a file that a snippet wrote into /mnt/data, and delete the file."""
-        if not file.startswith(".call-"):  # code of the session must not choose which file is deleted
-            raise unreadable()
+        """Return the value that a snippet prints for a path, or the bytes of the file that it copies. Raise PathError if it fails."""
         interpreter, id = self._session._interpreter, self._session.session_id
+        copy, is_copied = f".call-{uuid.uuid4().hex}", True
         try:
-            return await interpreter.download_file(id, file)
+            reply = parse_printed_json(await self._session._run_snippet(snippet, copy, _checked(path), *arguments))
+            is_copied = reply in ({"is_in": "copy"}, {"value": {"is_in": "copy"}})
+            if reply == {"is_in": "copy"}:
+                reply = _parsed(await interpreter.download_file(id, copy))
+            match reply:
+                case {"errno": int(number)}:
+                    raise PathError.of(number, f"cannot {verb} {path!r:.200}", path)
+                case {"value": {"is_in": "copy"}}:
+                    return await interpreter.download_file(id, copy)
+                case {"value": value}:
+                    return value
+            raise unreadable()
         finally:
-            await interpreter._tasks.run_shielded(interpreter.delete_file(id, file))
+            if is_copied:
+                await interpreter._tasks.run_shielded(delete_quietly(self._session, copy))
 
 
 def _checked(path: object) -> str:
     if not isinstance(path, str) or "\0" in path:
         raise InvalidArgumentError(f"a path must be text without NUL characters, got {path!r:.80}")
     return path
+
+
+def _parsed(text: bytes) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise unreadable() from None
 
 
 def _decoded(data: str) -> bytes:

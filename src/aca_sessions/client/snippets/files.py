@@ -11,7 +11,6 @@ import fnmatch
 import json
 import os
 import re
-import secrets
 import select
 import shutil
 import signal
@@ -197,12 +196,12 @@ def _forget(id: str) -> None:
 # --- files ---
 
 
-def read_path(user: dict, path: str) -> None:
-    """Print a file's content as base64, or the name of a copy in /mnt/data if it is large."""
-    _reply(lambda: _content_of(_absolute(path)))
+def read_path(user: dict, copy: str, path: str) -> None:
+    """Print a file's content as base64. If it is large, copy the file to `copy` in /mnt/data."""
+    _reply(copy, lambda: _content_of(_absolute(path), copy))
 
 
-def write_path(user: dict, path: str, request: str) -> None:
+def write_path(user: dict, copy: str, path: str, request: str) -> None:
     """Write a file and print its status. `request` has `mode` or null, and `data` (base64) or `data_file`, a file in /mnt/data."""
     wanted = json.loads(request)
     full = _absolute(path)
@@ -217,10 +216,10 @@ def write_path(user: dict, path: str, request: str) -> None:
                 os.remove(sent)
         return _status(full, follow=True)
 
-    _reply(write)
+    _reply(copy, write)
 
 
-def edit_path(user: dict, path: str, request: str) -> None:
+def edit_path(user: dict, copy: str, path: str, request: str) -> None:
     """Replace a text in a file, and print how often it was found. `request` has `old`, `new` and `all`.
 
     The file is not changed if the text is not found, or is found more than once and `all` is false.
@@ -237,31 +236,31 @@ def edit_path(user: dict, path: str, request: str) -> None:
             _write(full, data.replace(old, new), None)
         return count
 
-    _reply(edit)
+    _reply(copy, edit)
 
 
-def stat_path(user: dict, path: str, follow: int) -> None:
+def stat_path(user: dict, copy: str, path: str, follow: int) -> None:
     """Print the status of a file or folder."""
-    _reply(lambda: _status(_absolute(path), follow=bool(follow)))
+    _reply(copy, lambda: _status(_absolute(path), follow=bool(follow)))
 
 
-def list_folder(user: dict, path: str) -> None:
+def list_folder(user: dict, copy: str, path: str) -> None:
     """Print the status of everything in a folder, sorted by name."""
     full = _absolute(path)
-    _reply(lambda: [_status(os.path.join(full, name), follow=False) for name in sorted(os.listdir(full))])
+    _reply(copy, lambda: [_status(os.path.join(full, name), follow=False) for name in sorted(os.listdir(full))])
 
 
-def resolve_path(user: dict, path: str) -> None:
+def resolve_path(user: dict, copy: str, path: str) -> None:
     """Print the absolute path without symbolic links. It need not exist."""
-    _reply(lambda: os.path.realpath(_absolute(path)))
+    _reply(copy, lambda: os.path.realpath(_absolute(path)))
 
 
-def make_folder(user: dict, path: str) -> None:
+def make_folder(user: dict, copy: str, path: str) -> None:
     """Create a folder, and those above it. Do nothing if it exists."""
-    _reply(lambda: os.makedirs(_absolute(path), exist_ok=True))
+    _reply(copy, lambda: os.makedirs(_absolute(path), exist_ok=True))
 
 
-def remove_path(user: dict, path: str, recursive: int) -> None:
+def remove_path(user: dict, copy: str, path: str, recursive: int) -> None:
     """Delete a file, a link, or a folder, which must be empty unless `recursive` is 1."""
     full = _absolute(path)
 
@@ -273,10 +272,10 @@ def remove_path(user: dict, path: str, recursive: int) -> None:
         else:
             os.rmdir(full)
 
-    _reply(remove)
+    _reply(copy, remove)
 
 
-def move_path(user: dict, path: str, target: str) -> None:
+def move_path(user: dict, copy: str, path: str, target: str) -> None:
     """Move a file or folder to another path, and replace a file there."""
 
     def move() -> None:
@@ -288,10 +287,10 @@ def move_path(user: dict, path: str, target: str) -> None:
                 raise
             shutil.move(_absolute(path), _absolute(target))
 
-    _reply(move)
+    _reply(copy, move)
 
 
-def glob_paths(user: dict, folder: str, pattern: str, most: int) -> None:
+def glob_paths(user: dict, copy: str, folder: str, pattern: str, most: int) -> None:
     """Print the paths below a folder that match a pattern such as `**/*.py`, sorted, with their status."""
     top = Path(_absolute(folder))
 
@@ -300,10 +299,10 @@ def glob_paths(user: dict, folder: str, pattern: str, most: int) -> None:
         found = [str(path) for path in islice(top.glob(pattern), 20 * most)]
         return [_status(path, follow=False) for path in sorted(found)[: most + 1]]
 
-    _reply(find)
+    _reply(copy, find)
 
 
-def grep_paths(user: dict, folder: str, request: str) -> None:
+def grep_paths(user: dict, copy: str, folder: str, request: str) -> None:
     """Print the lines of text files that have a text: path, number and line. Skip binary files, and files above 10 MB.
 
     `folder` may be a file. `request` has `pattern`, `glob` or null, `regex`, `ignore_case` and `most`.
@@ -318,7 +317,7 @@ def grep_paths(user: dict, folder: str, request: str) -> None:
         lines = (line for path in _text_files(top, wanted["glob"]) for line in _lines(path))
         return [*islice(([path, number, line[:2000]] for path, number, line in lines if matches(line)), wanted["most"] + 1)]
 
-    _reply(find)
+    _reply(copy, find)
 
 
 def _absolute(path: str) -> str:
@@ -329,8 +328,11 @@ def _absolute(path: str) -> str:
     return os.path.realpath(full) if name in ("", "..") else os.path.join(os.path.realpath(folder), name)
 
 
-def _reply(work: "Callable[[], Any]") -> None:
-    """Print the value that `work` returns, or the error number of the OSError that it raises, as JSON."""
+def _reply(copy: str, work: "Callable[[], Any]") -> None:
+    """Print the value that `work` returns, or the error number of the OSError that it raises, as JSON.
+
+    If that is too long, write it to the file `copy` in /mnt/data. The client chose its name, and deletes it.
+    """
     try:
         text = json.dumps({"value": work()})
     except OSError as error:
@@ -338,14 +340,9 @@ def _reply(work: "Callable[[], Any]") -> None:
     except RecursionError:
         text = json.dumps({"errno": errno.ELOOP})
     if len(text) > 2 * _MOST_BYTES:
-        name = _new_name()
-        Path(workspace(), name).write_text(text, encoding="utf-8")
-        text = json.dumps({"reply": name})
+        Path(workspace(), copy).write_text(text, encoding="utf-8")
+        text = json.dumps({"is_in": "copy"})
     print(text)
-
-
-def _new_name() -> str:
-    return ".call-" + secrets.token_hex(8)
 
 
 def _check_regular(path: str) -> None:
@@ -357,17 +354,16 @@ def _check_regular(path: str) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-def _content_of(path: str) -> "dict[str, str]":
+def _content_of(path: str, copy: str) -> "dict[str, str]":
     _check_regular(path)
     with open(path, "rb") as file:
         data = file.read(_MOST_BYTES + 1)
         if len(data) <= _MOST_BYTES:
             return {"data": base64.b64encode(data).decode()}
-        name = _new_name()
-        with open(os.path.join(workspace(), name), "wb") as copy:
-            copy.write(data)
-            shutil.copyfileobj(file, copy)
-    return {"file": name}
+        with open(os.path.join(workspace(), copy), "wb") as target:
+            target.write(data)
+            shutil.copyfileobj(file, target)
+    return {"is_in": "copy"}
 
 
 def _make_folders_above(path: str) -> None:
