@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,13 +28,14 @@ from semantic_kernel.connectors.ai.function_choice_behavior import FunctionChoic
 from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
 from semantic_kernel.contents import ChatHistory, ImageContent, TextContent
 from semantic_kernel.exceptions import KernelInvokeException
-from semantic_kernel.filters import FilterTypes
+from semantic_kernel.filters import FilterTypes, FunctionInvocationContext
+from semantic_kernel.functions import kernel_function
 
-from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_interpreter, open_pool
+from aca_sessions import AgentSession, PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_interpreter, open_pool
 from aca_sessions.client.http import shown_endpoint
 from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, PoolClosedError
 from aca_sessions.integrations.model_session import PythonTool
-from aca_sessions.integrations.semantic_kernel import ShowImages
+from aca_sessions.integrations.semantic_kernel import ShowImages, tools_of
 from aca_sessions.telemetry import hash_name
 
 from ..cli.test_cli import Server
@@ -622,3 +623,32 @@ def test_settings_in_the_place_of_a_pool_are_refused_at_once() -> None:
         PythonCodeInterpreterPlugin("alice")  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match=r"use `async with open_pool\(\) as pool"):
         PythonCodeInterpreterPlugin(open_pool())  # type: ignore[arg-type]
+
+
+@pytest.mark.long
+async def test_1000_calls_from_a_cell_are_1000_calls_of_the_function_filter(pool: SessionPool) -> None:
+    class Numbers:
+        """A plugin."""
+
+        @kernel_function
+        def add(self, one: int, other: int = 1) -> int:
+            """Adds."""
+            return one + other
+
+    kernel, passed = Kernel(), []
+    plugin = kernel.add_plugin(Numbers(), "numbers")
+
+    @kernel.filter(FilterTypes.FUNCTION_INVOCATION)
+    async def record(context: FunctionInvocationContext, next: Callable[[FunctionInvocationContext], Awaitable[None]]) -> None:
+        if context.arguments["one"] == 999:
+            raise PermissionError("refused by the filter")
+        await next(context)
+        passed.append((context.function.fully_qualified_name, context.result.value))
+
+    async with AgentSession(pool, tools=tools_of(plugin, kernel)) as agent:
+        result = await agent.run("sum(tools.numbers.add(one=number, other=1) for number in range(1, 999))")
+        refused = await agent.run("[tools.numbers.add(one=number) for number in (0, 1, 999)]")
+    assert result.value == sum(range(2, 1000))
+    assert passed == [("numbers-add", number + 1) for number in (*range(1, 999), 0, 1)]
+    assert len(passed) == 1000
+    assert "refused by the filter" in str(refused.error)

@@ -521,6 +521,13 @@ def _not_written(error: ACASessionsError) -> CodeError:
     return CodeError("FileError", f"a file could not be written, and the code was not run: {error}")
 
 
+def plain_value(value: Any) -> object:
+    """Convert a function's return value for a session: a pydantic object to a dict, and an object of an unknown type to text."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
+
+
 class _Source:
     """The pool that a ModelSession uses: the one that the caller gave, or one that `open` opens from the settings."""
 

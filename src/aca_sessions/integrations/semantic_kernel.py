@@ -11,7 +11,18 @@ from ..agent.tools.tool import Effect, Parameter, Tool
 from ..errors import InvalidArgumentError, imports_of
 from ..models import CodeExecutionResult
 from ..settings import Settings
-from .model_session import CODE, FILES, PACKAGES, Function, ModelSession, Options, check_options, install_function, model_function
+from .model_session import (
+    CODE,
+    FILES,
+    PACKAGES,
+    Function,
+    ModelSession,
+    Options,
+    check_options,
+    install_function,
+    model_function,
+    plain_value,
+)
 
 with imports_of("semantic-kernel"):
     from semantic_kernel import Kernel
@@ -203,7 +214,7 @@ def embed_by(generator: EmbeddingGeneratorBase) -> Embed:
 def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -> Tool:
     async def act(arguments: Mapping[str, Any]) -> object:
         result = await function.invoke(kernel, **arguments)
-        return None if result is None else _plain(result.value)
+        return None if result is None else plain_value(result.value)
 
     parameters = [
         Parameter(
@@ -216,10 +227,3 @@ def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -
         for one in function.parameters
     ]
     return Tool(name=name, act=act, description=function.description or "", parameters=tuple(parameters), effect=effect)
-
-
-def _plain(value: Any) -> object:
-    """Convert a function's return value for a session: a pydantic object to a dict, and an object of an unknown type to text."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
