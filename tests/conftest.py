@@ -39,11 +39,14 @@ COMMAND = [sys.executable, "-m", "aca_sessions.cli.main"]
 PATIENT = "from aca_sessions.sandbox.guest import link; link._MOST_WAITING, link._WAITING_SHARE = 60.0, 1e6"
 
 BEGUN = time.monotonic()
+pytest_plugins = ["aca_sessions.testing"]
 
 
 FRAMEWORKS = ("semantic_kernel", "agent_framework", "agents", "langchain_azure_dynamic_sessions", "langchain_core", "openai", "pydantic_ai")
+INTEGRATIONS = ("autogen_core", "autogen_ext", "deepagents", "inspect_ai", "smolagents")  # `make test-integrations` has them
 PLUGIN = {"PythonCodeInterpreterPlugin", "add_aca_sessions"}  # names of this package that import Semantic Kernel
 ABSENT = {name: f"{name} is not installed in this environment (`make test-core` leaves it out, `make test` has it)" for name in FRAMEWORKS}
+ABSENT |= {name: f"{name} is not installed in this environment (`make test-integrations` has it)" for name in INTEGRATIONS}
 ABSENT = {name: reason for name, reason in ABSENT.items() if find_spec(name) is None}
 
 
@@ -57,7 +60,7 @@ class _FrameworkTests(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Skip files of tests that import a framework which is not installed. For single tests there is the marker `needs`."""
-    return _FrameworkTests.from_parent(parent, path=module_path) if ABSENT else None
+    return _FrameworkTests.from_parent(parent, path=module_path) if ABSENT.keys() & {*FRAMEWORKS} else None
 
 
 def skip_without_frameworks(program: str) -> None:

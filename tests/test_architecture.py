@@ -101,6 +101,7 @@ _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hin
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations", "telemetry"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
+    "testing": _ARRIVAL,
     "notebook": _ARRIVAL | {"interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},
     "cli": _ARRIVAL | {"__version__", "cli", "interactive", "mcp", "hosting", "sandbox.policy", "telemetry"},
@@ -190,7 +191,7 @@ def test_guest_code_needs_nothing_but_ipython_and_cloudpickle() -> None:
 
 def test_settings_are_read_only_at_the_edges() -> None:
     readers = {room(module_name(file)) for file in FILES if any(name.startswith("settings") for name in own_imports(file))}
-    assert readers <= {"", "settings", "connect", "integrations", "interactive", "notebook", "cli", "mcp"}
+    assert readers <= {"", "settings", "connect", "integrations", "interactive", "notebook", "cli", "mcp", "testing"}
 
 
 def test_no_file_is_longer_than_700_lines() -> None:

@@ -45,6 +45,7 @@ MISSING = {
     SEMANTIC_KERNEL: "semantic-kernel",
     "from aca_sessions import add_aca_sessions": "semantic-kernel",
     "import aca_sessions.integrations.agent_framework": "agent-framework",
+    "import aca_sessions.testing": "testing",
     OPENED.format(f"open_pool(a.Settings(Endpoint={ENDPOINT!r}))"): "azure",
     "from aca_sessions import RedisStorage": "redis",
     "from aca_sessions.compat.py_code_mode import RedisStorage": "redis",

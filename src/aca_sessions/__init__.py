@@ -14,6 +14,7 @@ The folders and modules of the package. Calls go right, results come back:
     durable             the store of saved sessions: a folder, Redis or Azure Blob Storage
     agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
     integrations        adapters for agent frameworks, such as Semantic Kernel; beside them mcp, cli and notebook
+    testing             a pytest plugin: fixtures, and the tests that each integration must pass
 """
 
 __version__ = "0.1.0"  # of both distributions: pyproject.toml and src/pyproject.toml read it
