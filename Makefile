@@ -9,11 +9,12 @@ VENV := .venv$(if $(filter command,$(firstword $(origin PYTHON))),-$(notdir $(PY
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CORE := .venv-core
+INTEGRATIONS := .venv-integrations
 COMPARABLE := $(VENV)/.bench
 OTHERS := .venv-others/.installed
 MERMAID := .venv-others/mermaid.js
 
-.PHONY: install demo test test-core test-long test-all test-containers check docs docs-reference dist bench soak redteam picture clean
+.PHONY: install demo test test-core test-integrations test-long test-all test-containers check docs docs-reference dist bench soak redteam picture clean
 
 install: $(INSTALLED)
 
@@ -52,6 +53,20 @@ $(CORE)/.installed: pyproject.toml src/pyproject.toml
 	@echo "Setting up $(CORE): about 950 MB on disk, once."
 	$(PYTHON) -m venv $(CORE) && $(CORE)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(CORE)/bin/python -m pip install --quiet --editable 'src[mcp,server,notebook,cli,packages,agents,azure,data,redis]' 'mcp>=2' 'pydantic>=2.14' --group test
+	@touch $@
+
+# The tests that frameworks ship for what plugs into them, against our adapters, and which versions passed. Without Semantic Kernel, whose pins
+# exclude those of the others.
+test-integrations: $(INTEGRATIONS)/.installed
+	@.ci/packages
+	$(subst $(RUN),$(INTEGRATIONS)/bin/python,$(PYTEST)) -m '' --junitxml $(INTEGRATIONS)/results.xml tests/frameworks
+	@$(INTEGRATIONS)/bin/python -m tests.frameworks.versions $(INTEGRATIONS)/results.xml | tee tests/frameworks/versions.txt
+
+$(INTEGRATIONS)/.installed: pyproject.toml src/pyproject.toml
+	@echo "Setting up $(INTEGRATIONS): about 1.5 GB on disk, once."
+	$(PYTHON) -m venv $(INTEGRATIONS) && $(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --editable 'src[mcp,server,notebook,cli,packages,agents,azure,data,redis]' \
+		--group test --group integrations
 	@touch $@
 
 # What `make test` leaves out: every bomb, package, browser and cluster of servers, and many more programs for the reference model.
