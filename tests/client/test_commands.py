@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from aca_sessions import Session, open_pool
-from aca_sessions.errors import ExecutionError, InvalidArgumentError
+from aca_sessions.errors import ExecutionError, InvalidArgumentError, PathError
 
 from ..conftest import until
 
@@ -171,3 +171,12 @@ async def test_a_checkpoint_can_be_taken_between_commands() -> None:
         await session.execute_command("echo two > file")
         await session.rollback(checkpoint)
         assert (await session.execute_command("cat file")).stdout == "one\n"
+
+
+async def test_a_loss_before_a_command_that_cannot_start_is_reported_by_the_next_one() -> None:
+    async with open_pool() as pool, pool.session("a") as session:
+        await session.execute_command("true")
+        await pool.terminate("a")
+        with pytest.raises(PathError):
+            await session.execute_command("true", cwd="missing")
+        assert str((await session.execute_command("true")).state) == "lost: terminated"

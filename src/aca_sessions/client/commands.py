@@ -77,8 +77,9 @@ async def execute_command(
         request |= {"wait": _FIRST_WAIT if timeout is None else min(_FIRST_WAIT, timeout), **await send_content(session, content, "input")}
         match await running.call("start_command", json.dumps(request)):
             case {"errno": int(number), "program": bool(is_program)}:
+                refused = _not_started(number, None if is_program else cwd or "", request["arguments"], running.state)
                 running.deliver()
-                return _not_started(number, None if is_program else cwd or "", request["arguments"], running.state)
+                return refused
             case reply:
                 code = await running.wait(reply)
     except BaseException:
