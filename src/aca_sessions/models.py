@@ -341,10 +341,12 @@ class Event:
         text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` a
             description of the output that was dropped before it was read.
         number: The number of a question (`input` or `call`), which the reply must name.
-        display: What is displayed. It replaces an earlier display of the same name.
+        display: What is displayed. It replaces an earlier display of the same name in this cell.
         error: The exception that ended the cell.
         result: The result, in the last event.
         password: Whether an `input` comes from `getpass()`: the answer must not be shown, and the cell has not printed the prompt.
+        update: Whether the cell asked to replace the displays of this name, also those of earlier cells.
+        is_value: Whether the display shows the value of the last expression. False at endpoints that do not tell it.
     """
 
     kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "error", "result"]
@@ -354,6 +356,8 @@ class Event:
     error: CodeError | None = None
     result: CodeExecutionResult | None = None
     password: bool = False
+    update: bool = False
+    is_value: bool = False
 
     @property
     def prompt(self) -> "Prompt":

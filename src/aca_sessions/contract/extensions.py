@@ -260,6 +260,8 @@ def _encode_event(event: Event) -> dict[str, object]:
     if event.display is not None:
         encoded["display"] = dict(event.display.data)
         encoded["name"] = event.display.name
+        encoded |= {"update": True} if event.update else {}
+        encoded |= {"isValue": True} if event.is_value else {}
     return encoded
 
 
@@ -271,6 +273,8 @@ def _decode_event(body: Body) -> Event:
         number=cast(int, body.get("number", 0)),
         password=body.get("password") is True,
         display=Display(cast(Mapping[str, object], shown), cast(str | None, body.get("name"))) if shown is not None else None,
+        update=body.get("update") is True,
+        is_value=body.get("isValue") is True,
     )
 
 

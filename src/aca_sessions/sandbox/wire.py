@@ -170,12 +170,14 @@ class Shown(Message):
     """A display of a cell. `data` is a dict from MIME type to the content in this format.
 
     If `update` is true, this display replaces the earlier one of the same `name`. `name` is None if the cell cannot replace it later.
+    If `is_value` is true, it shows the value of the cell's last expression.
     """
 
     execution: str
     data: dict[str, str]
     name: Optional[str] = None
     update: bool = False
+    is_value: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Events:
             place = len(self._events) - 1
         else:
             self._add_to_sizes(self._events[place], -1)
-            event = replace(event, text=self._events[place].text + event.text)
+            earlier = self._events[place]
+            event = replace(event, text=earlier.text + event.text, update=earlier.update)  # new, as the one that nobody saw was
             self._events[place] = event
         self._add_to_sizes(event, 1)
         if event.kind == "clear":

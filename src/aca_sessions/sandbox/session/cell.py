@@ -244,7 +244,7 @@ class Cell:
         if len(self.displays) > _MAX_DISPLAYS or self._room < 0:
             raise wire.WireError(f"a cell must show at most {_MAX_DISPLAYS} displays, and {_MAX_DISPLAYED} characters in them")
         if self.tell is not None:
-            self.tell(Event(kind="display", display=self.displays[place]))
+            self.tell(Event(kind="display", display=self.displays[place], update=shown.update, is_value=shown.is_value))
 
     def report_output(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         """Report text that the cell wrote to `stream` as an event, if the caller wants events."""

@@ -70,9 +70,9 @@ class CellOutput:
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
         if formats.keys() - {"text/plain"}:
-            self.add_display(formats)
+            self.add_display(formats, is_value=True)
 
-    def add_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
+    def add_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False, is_value: bool = False) -> None:
         """Send a display to the host, or keep it for the next cell if this cell has ended.
 
         Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end.
@@ -81,6 +81,7 @@ class CellOutput:
             data: A dict from MIME type to the content in this format.
             name: The name of the display, with which a later display can replace it.
             update: Whether to replace the latest display of the same name.
+            is_value: Whether it shows the value of the cell's last expression.
         """
         if os.getpid() != self._pid:
             return  # a fork that a cell made has no link to the host
@@ -89,7 +90,7 @@ class CellOutput:
             if self._is_finished:
                 self._late.append(_limit_late_display(sendable))
             elif not self._is_shown_again(sendable):
-                self._send_display(sendable, name and name[:_MAX_NAME], update)
+                self._send_display(sendable, name and name[:_MAX_NAME], update=update, is_value=is_value)
 
     def show_late(self) -> None:
         """Send the displays that were made between cells, for example by a thread, as displays of this cell."""
@@ -145,7 +146,7 @@ class CellOutput:
         self._images.add(image)
         return False
 
-    def _send_display(self, data: dict[str, str], name: str | None, update: bool) -> None:
+    def _send_display(self, data: dict[str, str], name: str | None, *, update: bool, is_value: bool) -> None:
         if self._clear_first:
             self._clear_first = False
             self._forget_displays()
@@ -154,12 +155,12 @@ class CellOutput:
             return
         data = self._limit_display(data, position)
         if position is None:
-            position, update = len(self._sizes), False
+            position = len(self._sizes)
             self._sizes.append(0)
         self._sizes[position] = sum(map(len, data.values()))
         if name:
             self._display_positions[name] = position
-        self._send(Shown(self.execution, data, name, update))
+        self._send(Shown(self.execution, data, name, update, is_value))
 
     def _limit_display(self, data: dict[str, str], position: int | None) -> dict[str, str]:
         if position is None and len(self._sizes) == _MAX_DISPLAYS - 1:
