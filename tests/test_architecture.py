@@ -100,9 +100,11 @@ MAY_IMPORT = {
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations", "telemetry"},
+    "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "cell_view", "interactive"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "testing": _ARRIVAL,
-    "notebook": _ARRIVAL | {"interactive", "transfer"},
+    "cell_view": {"models", "guest_text", "rendering"},
+    "notebook": _ARRIVAL | {"cell_view", "interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},
     "cli": _ARRIVAL | {"__version__", "cli", "interactive", "mcp", "hosting", "sandbox.policy", "telemetry"},
     "mcp": _ARRIVAL
@@ -128,9 +130,10 @@ ONLY_IN = {
     "azure": {"connect", "client.auth", "durable.azure_store"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
-        *("client.snippets.interpreter", "notebook", "cli.prompt"),
+        *("client.snippets.interpreter", "notebook", "cli.prompt", "integrations.jupyter_kernel"),
     },
     "prompt_toolkit": {"cli.prompt"},
+    "ipykernel": {"integrations.jupyter_kernel", "cli.kernel"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets", "stack_data", "cloudpickle"}  # IPython needs the others
 

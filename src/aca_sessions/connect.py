@@ -35,6 +35,7 @@ _UNIX = "unix://"
 _AZURE = ".dynamicsessions.io"
 _POOLS = (_AZURE, ".azurecontainerapps.io")  # pools of custom containers are below the second
 _OTHER_LOOP_SECONDS = 10.0  # how long to wait for another thread's event loop to close what it opened
+_DAY = 86_400.0  # seconds
 Opened = TypeVar("Opened")
 
 
@@ -116,6 +117,21 @@ def checked_settings(settings: Settings | None) -> Settings | None:
         return settings
     how = "Settings(**…)" if isinstance(settings, dict) else "Settings(Endpoint=…), and other arguments by name"
     raise InvalidArgumentError(f"settings must be Settings, got {type(settings).__name__}: pass {how}")
+
+
+def settings_for_notebook() -> tuple[Settings, float | None]:
+    """Return the settings for a notebook, and the time limit of its cells or None for the endpoint's.
+
+    In an embedded sandbox, sessions and cells may last a day, unless the settings limit them: a notebook's user does not expect that an
+    idle session ends, and can interrupt a cell.
+    """
+    settings = Settings()
+    if settings.SessionsHttpClient.Endpoint:
+        return settings, None
+    timeout = None if "CellTimeoutSeconds" in settings.Sandbox.Limits.model_fields_set else _DAY
+    if "SessionTimeoutMinutes" not in settings.SessionPool.model_fields_set:
+        settings = Settings(SessionTimeoutMinutes=_DAY / 60)
+    return settings, timeout
 
 
 def _package_source(options: PackagesSettings) -> "PackageSource":

@@ -15,12 +15,11 @@ import shlex
 import signal
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -34,36 +33,28 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import clear_output, display
 
+from .cell_view import CANNOT_ASK, NO_WIDGETS, STILL_RUNS, CellView
 from .client.pool import SessionPool
 from .client.session import Session
-from .connect import open_pool
+from .connect import open_pool, settings_for_notebook
 from .errors import ACASessionsError, NotFoundError, ServiceError
-from .guest_text import TerminalFilter, for_terminal, printable, shown_caption, shown_name
+from .guest_text import for_terminal, printable, shown_caption, shown_name
 from .hints import Remedies, hint
 from .interactive import CellError, InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
-from .models import Checkpoint, CodeExecutionResult, Display, Event, Prompt
-from .rendering import Html, hint_note, state_note, trusted
-from .settings import Settings
+from .models import Checkpoint, CodeExecutionResult, Prompt
+from .rendering import Html
 from .transfer import checked_name, is_plain, pass_in, pass_out
 
 _DEFAULT = "notebook"
 _LEFT = "[session state unknown: the notebook did not wait for the result]"
-_STILL_RUNS = "[hint] the cell runs code that cannot be interrupted yet: wait, or interrupt again to kill it, which loses the variables"
 _NAME = argument("-n", "--name", default=_DEFAULT, metavar="NAME", help="the session (default: notebook)")
-_DAY = 86_400.0  # seconds
-_LONGEST_PROMPT = 200
 _VARIABLES = r"(?<!\S)(-[io]|--input|--output)(\s+|=)([^\s,]+(?:\s*,\s*[^\s,]+)*)"  # an option and its variables: `-i a, b`
 # What may stand before the code of a line: options with their values.
 _LINE_OPTIONS = re.compile(rf"\s*(?:(?:{_VARIABLES}|(?:-n|--(?:name|file|timeout|html))(?:\s+|=)(?:\"[^\"]*\"|'[^']*'|\S+))\s+)*(?=\S|$)")
 _NAME_AFTER_VARIABLES = re.compile(rf"{_VARIABLES}\s+(?!-)(\S+)")
 # A path below /mnt/data at the end of a message about a missing file, of Python or polars. Other paths are not looked for on this machine.
 _NO_FILE = re.compile(r"No such file or directory.{0,20}: '?(?:/mnt/data/)?(\w[\w./ -]{0,200}[\w])'?\Z")
-_WIDGET = "application/vnd.jupyter.widget-view+json"
-_NO_WIDGETS = (
-    "widgets of a session are only shown as text that does not change: for a progress bar use `from tqdm import tqdm`, "
-    "instead of a slider run the cell with another value"
-)
 _CELL = re.compile(r"\s*%%session(?P<line>(?:[ \t][^\n]*)?)\n")
 _LINE = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%session[ \t]+")
 _OPTION = re.compile(r"[ \t]*(?:[^\n%#'\"]*=[ \t]*)?%%?session[ \t](?:.*[ \t])?(?P<word>-[\w-]*)\Z")
@@ -71,7 +62,6 @@ _ANSWER_SECONDS = 5.0  # that completions and help block the kernel
 _MOST_NAMED, _MOST_MATCHES, _LONGEST_MATCH = 10, 200, 500  # sessions in a message, completions, and characters of one
 _NOT_RETURNED = "the value is not returned to the notebook, only a number, a bool or text: `%session -o NAME` copies a variable"
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
-_CANNOT_ASK = "this front end cannot ask for a line, so `input()` fails: put the values into the code"
 
 Answer = TypeVar("Answer")
 
@@ -398,7 +388,7 @@ class SessionMagics(Magics):
             if value is not None and not callable(value) and not isinstance(value, ModuleType):
                 return f"{found[1]} is a variable of the notebook: pass it in with -i {found[1]}"
         if result.error is not None and result.error.name == "ImportError" and "IProgress not found" in result.error.message:
-            return _NO_WIDGETS
+            return NO_WIDGETS
         option = "" if name == _DEFAULT else f"-n {name} "
         remedies = Remedies(
             f"install a missing package with %session_install {option}PACKAGE",
@@ -446,18 +436,10 @@ class SessionMagics(Magics):
             holding.cancel()  # ends the lease, also if the wait for it was interrupted
 
     def _open(self) -> tuple[BlockingPortal, SessionPool]:
-        """Open the pool if it is not open. In an embedded sandbox, sessions and cells may last a day, unless the settings limit them.
-
-        A notebook's user does not expect that an idle session ends, and can interrupt a cell.
-        """
+        """Open the pool if it is not open."""
         if self._opened is None:
             try:
-                settings = Settings()
-                is_embedded = not settings.SessionsHttpClient.Endpoint
-                if is_embedded and "CellTimeoutSeconds" not in settings.Sandbox.Limits.model_fields_set:
-                    self._timeout = _DAY
-                if is_embedded and "SessionTimeoutMinutes" not in settings.SessionPool.model_fields_set:
-                    settings = Settings(SessionTimeoutMinutes=_DAY / 60)
+                settings, self._timeout = settings_for_notebook()
                 portal = self._stack.enter_context(LoopThread())
                 opening: AbstractContextManager[SessionPool] = portal.wrap_async_context_manager(open_pool(settings))
                 self._opened = portal, self._stack.enter_context(opening)
@@ -534,26 +516,13 @@ def _described(checkpoint: Checkpoint) -> str:
     return f"checkpoint {checkpoint.id}{name}{left}"
 
 
-class Shown:
-    """The view of one cell in a notebook: it shows output while the cell runs, then the value, the error and the session's state."""
+class Shown(CellView):
+    """The view of one cell in the current output of a shell of IPython."""
 
     def __init__(self, shell: InteractiveShell, html: Html, secret: bytes) -> None:
-        """Prepare to show a cell in the current output of `shell`.
-
-        `html` is as in `rendering.trusted`. `secret` is the key of the hash that turns the names of the session's displays into display ids
-        of the notebook.
-        """
+        """Prepare to show a cell. `html` and `secret` are as in CellView."""
+        super().__init__(html, secret, runs_scripts="--html=raw")
         self._shell = shell
-        self._html = html
-        self._secret = secret
-        self._screen = TerminalFilter()  # one for both streams: a notebook may show one right below the other
-        self._stream = "stdout"
-        self._is_clearing = False
-        self._named: set[str] = set()
-        self._texts: set[object] = set()
-        self._skipped: list[str] = []
-        self._has_widgets = False
-        self._printed = ""  # the end of what the cell wrote to stdout
 
     def run(
         self,
@@ -567,7 +536,7 @@ class Shown:
         """Run a cell and show its output. Return its result, or raise CellError if it failed.
 
         Interrupting the notebook's kernel interrupts the cell. Only a second interrupt may kill the interpreter.
-        `shows_plain` is as in `finish`. `advise` returns the hint for a result.
+        `shows_plain` is whether to show a plain value, such as a number. `advise` returns the hint for a result.
         """
         # The kernel knows by this attribute whether the frontend can ask, which nbclient and papermill cannot.
         can_ask = getattr(getattr(self._shell, "kernel", None), "_allow_stdin", True)
@@ -578,97 +547,37 @@ class Shown:
         cell: LiveCell = session.stream(code, timeout=timeout, on_input=answer if can_ask else None, sanitize=False)
         result = None
         try:
-            with cell.interrupted_by_ctrl_c(on_delay=self._say_that_it_runs):
+            with cell.interrupted_by_ctrl_c(on_delay=partial(self.note, STILL_RUNS)):
                 for event in cell:
                     self.show(event)
                     result = event.result
         except KeyboardInterrupt:
-            self._end()
-            print(_LEFT, file=sys.stderr)
+            self.note(_LEFT)
             raise
         if result is None:
             raise UsageError("the session's loop was stopped while the cell ran, so its result is lost: restart the kernel")
-        advice = _CANNOT_ASK if not can_ask and result.error is not None and result.error.name == "EOFError" else advise(result)
-        return self.finish(replace(result, hint=advice), shows_plain=shows_plain)
+        advice = CANNOT_ASK if not can_ask and result.error is not None and result.error.name == "EOFError" else advise(result)
+        return self.finish(replace(result, hint=advice), shows_value=shows_plain or not is_plain(result))
 
-    def _say_that_it_runs(self) -> None:
-        self._end()
-        print(_STILL_RUNS, file=sys.stderr)
-
-    def show(self, event: Event) -> None:
-        """Show what an event of a cell reports, such as output or a display."""
-        match event:
-            case Event(kind="stdout" | "stderr" as name, text=text) if text:
-                self._write(name, text)
-            case Event(kind="display", display=Display() as shown):
-                self._display(shown)
-            case Event(kind="clear"):
-                self._end()
-                self._named.clear()
-                self._texts.clear()
-                self._is_clearing = True
-                clear_output(wait=True)  # at the next output, so that an animation does not flicker
-            case Event(kind="skipped", text=text):
-                self._skipped.append(text)
-
-    def finish(self, result: CodeExecutionResult, *, is_streamed: bool = True, shows_plain: bool = True) -> CodeExecutionResult:
-        """Show the value of a cell that has ended, and the session's state. Return the result, or raise CellError if the cell failed.
-
-        Args:
-            result: The result.
-            is_streamed: Whether the output was shown while the cell ran. Otherwise it is shown now.
-            shows_plain: Whether to show a plain value, such as a number, and to set `_` to it.
-        """
-        if not is_streamed:
-            error = (result.error.traceback or str(result.error)) if result.error else ""
-            self._write("stdout", result.stdout)
-            self._write("stderr", result.stderr.removesuffix(error))
-        self._end()
-        if self._is_clearing:
-            clear_output()
-        if result.text is not None and result.text not in self._texts and (shows_plain or not is_plain(result)):
-            self._show_value(result)
-        if self._has_widgets and not result.hint:
-            result = replace(result, hint=_NO_WIDGETS)
-        notes = [*(f"[{printable(text, colours=False)}]" for text in self._skipped), state_note(result), hint_note(result)]
-        print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "", file=sys.stderr)
+    def finish(self, result: CodeExecutionResult, *, is_streamed: bool = True, shows_value: bool = True) -> CodeExecutionResult:
+        """Show the end of a cell like CellView. Then raise CellError if the cell failed."""
+        result = super().finish(result, is_streamed=is_streamed, shows_value=shows_value)
         if result.error is not None:
             raise CellError.of(result)
         return result
 
-    def _write(self, name: str, text: str) -> None:
-        if name == "stdout":
-            self._printed = (self._printed + text)[-_LONGEST_PROMPT:]
-        if name != self._stream:
-            self._put(self._screen.flush())
-            (sys.stdout if self._stream == "stdout" else sys.stderr).flush()
-            self._stream = name
-        self._put(self._screen.filter(text))
+    def _show_text(self, stream: str, text: str) -> None:
+        if stream == "stderr":
+            sys.stdout.flush()
+        print(text, end="", file=sys.stdout if stream == "stdout" else sys.stderr)
+        if stream == "stderr":
+            sys.stderr.flush()
 
-    def _put(self, text: str) -> None:
-        if text:
-            self._is_clearing = False
-            print(text, end="", file=sys.stdout if self._stream == "stdout" else sys.stderr)
+    def _show_data(self, data: Mapping[str, str], id: str | None, *, update: bool, is_value: bool) -> None:
+        display(data, raw=True, **({} if id is None else {"display_id": id, "update": update}))
 
-    def _end(self) -> None:
-        """Write the text that the terminal filter keeps back, and end the guest's colours."""
-        self._put(self._screen.flush() + self._screen.reset())
-
-    def _display(self, shown: Display) -> None:
-        self._put(self._screen.flush())
-        self._has_widgets |= _WIDGET in shown.data
-        data = trusted(shown, self._html, runs_scripts="--html=raw")
-        if not data:
-            return
-        self._is_clearing = False
-        self._texts.add(shown.data.get("text/plain"))
-        if shown.name is None:
-            display(data, raw=True)
-            return
-        # An id of the notebook's, so that the session can update its own displays and no others.
-        id = blake2b(shown.name.encode("utf-8", "replace"), key=blake2b(self._secret).digest(), digest_size=16).hexdigest()
-        display(data, raw=True, display_id=id, update=shown.name in self._named)
-        self._named.add(shown.name)
+    def _clear(self, *, wait: bool) -> None:
+        clear_output(wait=wait)
 
     def _show_value(self, result: CodeExecutionResult) -> None:
         """Show the result's value as the notebook's `Out`. Also set `_` to it if it is a plain value, such as a number."""
@@ -683,13 +592,9 @@ class Shown:
     def _answer(self, cell: LiveCell, prompt: Prompt) -> str | None:
         """Return the line that the user types for the session's `input()` or `getpass()`.
 
-        Return None at the end of input, or after an interrupt, which also interrupts the cell. The question repeats the prompt only if the
-        cell has not just printed it.
+        Return None at the end of input, or after an interrupt, which also interrupts the cell.
         """
-        self._end()
-        is_printed = not prompt.password and self._printed.endswith(prompt[-_LONGEST_PROMPT:])
-        text = "" if is_printed else f"{' '.join(printable(prompt, colours=False).split())[-_LONGEST_PROMPT:]} "
-        asked = f"the session asks: {text}"
+        asked = f"the session asks: {self.question(prompt)}"
         try:
             with handle_ctrl_c(signal.default_int_handler):
                 return getpass.getpass(asked) if prompt.password else input(asked)

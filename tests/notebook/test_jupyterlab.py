@@ -1,31 +1,22 @@
-"""Test the magics in JupyterLab, in a browser. `make test-long` installs JupyterLab in an environment of its own.
+"""Test the magics and the kernel in JupyterLab, in a browser.
 
 `NOTEBOOK_PICTURE=FOLDER` writes pictures of the page to a folder, in light and dark.
 """
 
-import contextlib
 import json
 import os
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
-from ..conftest import ROOT
-from ..playground.browser import Browser, Page, needs_chromium
+from ..conftest import COMMAND
+from ..playground.browser import Page, needs_chromium
 from .kernels import kernel_environment
+from .lab import needs_jupyterlab, open_notebook, run_all, until
 
-LAB = ROOT / ".venv-others" / "bin" / "jupyter-lab"
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(1500),
-    needs_chromium,
-    pytest.mark.skipif(not LAB.exists(), reason="needs JupyterLab in .venv-others: make test-long installs it"),
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500), needs_chromium, needs_jupyterlab]
 
 CELLS = (
     "%load_ext aca_sessions",
@@ -47,64 +38,10 @@ CELLS = (
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Open the notebook in JupyterLab and run all cells."""
     folder = tmp_path_factory.mktemp("lab")
-    work = folder / "work"
-    work.mkdir()
-    cells = [new_code_cell(source) for source in CELLS]
-    notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    (work / "session.ipynb").write_text(json.dumps(notebook))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    options = [
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--IdentityProvider.token=t",
-        "--expose-app-in-browser",
-        f"--notebook-dir={work}",
-    ]
-    environment = os.environ | kernel_environment(folder)
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([LAB, *options], env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        with Browser(folder) as browser:
-            _wait_for(port, server)
-            page = browser.open(f"http://127.0.0.1:{port}/lab/tree/session.ipynb?token=t", width=1000, height=1500)
-            _until(page, "!!window.jupyterapp && document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 6")
-            _until(page, "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
-            _run_all(page)
-            _until(page, "document.body.innerText.includes('FileNotFoundError: ')")
-            yield page
-    finally:
-        server.terminate()
-        server.wait(240)
-
-
-def _wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 240
-    while server.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"JupyterLab does not listen: it {'runs' if server.poll() is None else 'has ended'}")
-
-
-def _until(page: Page, condition: str, seconds: int = 240) -> None:
-    """Wait until some JavaScript is true: on a busy machine JupyterLab takes minutes to start."""
-    for _ in range(seconds):
-        if page.evaluate(condition):
-            return
-        time.sleep(1)
-    pytest.fail(f"not so within {seconds} s: {condition}\n{page.text('body')[-2000:]}")
-
-
-def _run_all(page: Page) -> None:
-    """Run all cells. JupyterLab ignores the command while another part of the page has the focus, so repeat it until a cell has begun."""
-    begun = "[...document.querySelectorAll('.jp-InputPrompt')].some((one) => /[0-9*]/.test(one.innerText))"
-    for _ in range(8):
-        page.evaluate("void jupyterapp.commands.execute('notebook:run-all-cells')")
-        with contextlib.suppress(pytest.fail.Exception):
-            return _until(page, begun, 30)
-    return _until(page, begun, 1)
+    with open_notebook(folder, CELLS, "python3", kernel_environment(folder)) as page:
+        run_all(page)
+        until(page, "document.body.innerText.includes('FileNotFoundError: ')")
+        yield page
 
 
 def test_a_notebook_shows_tables_formulas_and_errors_and_nothing_harmful(opened: Page) -> None:
@@ -135,3 +72,40 @@ def test_the_picture(opened: Page) -> None:
         opened.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{ theme: '{theme}' }}).then(() => null)")
         opened.evaluate("new Promise((go) => setTimeout(go, 3000))")
         Path(os.environ["NOTEBOOK_PICTURE"], f"{theme.split()[1]}.png").write_bytes(opened.picture())
+
+
+def test_a_notebook_that_is_typed_runs_in_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = kernel_environment(tmp_path)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", environment["JUPYTER_DATA_DIR"])
+    subprocess.run([*COMMAND, "kernel", "install"], check=True)
+    with open_notebook(tmp_path, [""], "aca-sessions", environment) as page:
+
+        def run(code: str, shown: str) -> None:
+            """Type a cell below the last one, run it and wait until the page shows a text."""
+            page.evaluate("document.querySelector('.jp-Notebook .jp-CodeCell:last-of-type .cm-content').focus()")
+            page.write(code)
+            page.press("Shift+Enter")
+            until(page, f"document.body.innerText.includes({json.dumps(shown)})")
+            until(page, "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
+
+        until(page, "document.body.innerText.includes('Python in a session | Idle')")
+        title = page.evaluate("document.title")
+        page.click(".jp-Notebook .jp-CodeCell .cm-content")
+        run("numbers = [20, 22]\nsum(numbers)", "[1]:\n42")
+        run("display({'text/html': '<b id=bad>bold</b><img src=x onerror=\"document.title=1\">'}, raw=True)", "bold")
+        assert page.evaluate("[document.title, document.querySelectorAll('[onerror], #bad').length]") == [title, 0]
+        page.write("name = input('Name? ')\nname.upper()")
+        page.press("Shift+Enter")
+        until(page, "!!document.querySelector('.jp-Stdin-input')")
+        page.evaluate("document.querySelector('.jp-Stdin-input').focus()")
+        page.write("Ada")
+        page.press("Enter")
+        until(page, "document.body.innerText.includes(\"'ADA'\")")
+        page.click(".jp-Notebook .jp-CodeCell:last-of-type .cm-content")
+        page.write("import time\nprint('be' + 'gun')\ntime.sleep(600)")
+        page.press("Shift+Enter")
+        until(page, "document.body.innerText.includes('begun')")
+        page.evaluate("void jupyterapp.commands.execute('notebook:interrupt-kernel')")
+        until(page, "document.body.innerText.includes('KeyboardInterrupt')")
+        page.click(".jp-Notebook .jp-CodeCell:last-of-type .cm-content")
+        run("import os; os._exit(3)", "[session state lost: exit; variables from before are gone, files are kept]")

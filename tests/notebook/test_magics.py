@@ -1,16 +1,14 @@
 """Test the notebook's magics in a real Jupyter kernel."""
 
 import base64
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbformat.v4 import new_code_cell, new_notebook, output_from_msg
+from nbformat.v4 import new_code_cell, new_notebook
 
 from aca_sessions import CodeExecutionResult
 from aca_sessions.models import CodeError, Display, State
@@ -18,92 +16,11 @@ from aca_sessions.rendering import mimebundle
 
 from ..conftest import PATIENT, ROOT
 from ..wheels import make_wheel
+from .kernels import OUTPUTS, Cell, Notebook
 
 pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n"
-OUTPUTS = ("stream", "display_data", "update_display_data", "execute_result", "error")
-
-
-@dataclass
-class Cell:
-    """What a notebook got of one cell: its outputs, the kernel's reply, and what the kernel asked."""
-
-    reply: dict = field(default_factory=dict)
-    outputs: list[dict] = field(default_factory=list)
-    messages: list[dict] = field(default_factory=list)
-    asked: list[dict] = field(default_factory=list)
-    is_clearing: bool = False
-
-    @property
-    def text(self) -> str:
-        return "".join(one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in self.outputs)
-
-    @property
-    def html(self) -> str:
-        (html,) = [one["data"]["text/html"] for one in self.outputs if "text/html" in one.get("data", {})]
-        return html
-
-    def stream(self, name: str) -> str:
-        return "".join(one["text"] for one in self.outputs if one.get("name") == name)
-
-
-class Notebook:
-    """A kernel, used as a notebook does it."""
-
-    def __init__(self) -> None:
-        self.manager, self._client = start_new_kernel(kernel_name="python3", startup_timeout=240)
-        self.run("%load_ext aca_sessions")
-
-    def run(
-        self,
-        code: str,
-        answers: tuple[str, ...] | None = None,
-        *,
-        first: tuple[str, ...] = (),
-        on_output: Callable[[Cell], object] = lambda _: None,
-    ) -> Cell:
-        """Run a cell. The answers are for its questions, and are given when the output has all of `first`.
-
-        Without answers the notebook cannot be asked.
-        """
-        cell, left = Cell(), [*(answers or ())]
-
-        def take(message: dict) -> None:
-            cell.messages.append(message)
-            if message["msg_type"] == "clear_output":
-                cell.is_clearing = True
-            if cell.is_clearing and (message["msg_type"] in OUTPUTS or not message["content"].get("wait", True)):
-                cell.is_clearing = False
-                cell.outputs.clear()
-            if message["msg_type"] in OUTPUTS[:2] + OUTPUTS[3:]:
-                cell.outputs.append(output_from_msg(message))
-                on_output(cell)
-
-        def asked(message: dict) -> None:
-            cell.asked.append(message["content"])
-            while not all(part in cell.text for part in first):
-                take(self._client.get_iopub_msg(timeout=240))
-            self._client.input(left.pop(0))
-
-        options = {"allow_stdin": answers is not None, "stdin_hook": asked, "output_hook": take, "timeout": 240}
-        cell.reply = self._client.execute_interactive(code, **options)["content"]
-        return cell
-
-    def complete(self, code: str) -> list[str]:
-        """Return the cell with each of the completions at its `|`."""
-        content = self._client.complete(code.replace("|", ""), code.index("|"), reply=True, timeout=240)["content"]
-        before, after = code[: content["cursor_start"]], code.replace("|", "")[content["cursor_end"] :]
-        return [before + match + after for match in content["matches"]]
-
-    def inspect(self, code: str) -> str | None:
-        """Return what the front end shows about the name at the `|` of a cell."""
-        content = self._client.inspect(code.replace("|", ""), code.index("|"), reply=True, timeout=240)["content"]
-        return content["data"]["text/plain"] if content["found"] else None
-
-    def close(self) -> None:
-        self._client.stop_channels()
-        self.manager.shutdown_kernel(now=False)
 
 
 @pytest.fixture(scope="module")

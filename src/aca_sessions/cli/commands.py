@@ -18,7 +18,7 @@ from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError, ConfigurationError, imports_of
 from ..guest_text import printable
 from ..hosting import Hosting
-from . import keys, logs, sessions
+from . import kernel, keys, logs, sessions
 from .streams import flush, output_problem, prepare, silence, write_error
 
 _FAILED, _UNUSABLE = 1, 2
@@ -158,6 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_playground(commands)
     sessions.add(commands)
     _add_environments(commands)
+    kernel.add(commands)
     _add_mcp(commands)
     conformance = commands.add_parser("conformance", help="compare an endpoint's API with that of `serve`; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True, help="the server or pool to examine")
