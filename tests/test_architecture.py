@@ -133,6 +133,7 @@ ONLY_IN = {
         *("client.snippets.interpreter", "notebook", "cli.prompt", "integrations.jupyter_kernel"),
     },
     "prompt_toolkit": {"cli.prompt"},
+    "inspect_ai": {"integrations.inspect_sandbox"},
     "ipykernel": {"integrations.jupyter_kernel", "cli.kernel"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets", "stack_data", "cloudpickle"}  # IPython needs the others

@@ -46,6 +46,7 @@ MISSING = {
     "from aca_sessions import add_aca_sessions": "semantic-kernel",
     "import aca_sessions.integrations.agent_framework": "agent-framework",
     "import aca_sessions.testing": "testing",
+    "import aca_sessions.integrations.inspect_sandbox": "inspect",
     "aca-sessions kernel install": "jupyter",
     OPENED.format(f"open_pool(a.Settings(Endpoint={ENDPOINT!r}))"): "azure",
     "from aca_sessions import RedisStorage": "redis",

@@ -12,7 +12,7 @@ from typing import Literal
 
 from .clean_html import cleaned, cleaned_latex, cleaned_markdown
 from .guest_text import for_model, for_terminal, shown_caption, shown_name
-from .models import CodeExecutionResult, Display, FileChange, State
+from .models import CodeExecutionResult, CommandResult, Display, FileChange, State
 
 _FRAME = re.compile(r"\n(?=Cell In\[|File )")
 _OF_THE_USER = re.compile(r"Cell In\[|File (?:/mnt/data|~)/")
@@ -187,7 +187,7 @@ def _preformatted(text: str) -> str:
     return f"<pre>{escape(for_terminal(text))}</pre>" if text else ""
 
 
-def state_note(result: CodeExecutionResult) -> str:
+def state_note(result: CodeExecutionResult | CommandResult) -> str:
     """Return the host's line about the state of the session, or '' if the state is unchanged."""
     return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
