@@ -99,7 +99,7 @@ MAY_IMPORT = {
 }
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
 MAY_IMPORT |= {
-    "integrations": _ARRIVAL | {"integrations", "telemetry"},
+    "integrations": _ARRIVAL | {"integrations", "interactive", "telemetry"},
     "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "cell_view", "interactive"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "testing": _ARRIVAL,
@@ -125,6 +125,7 @@ ONLY_IN = {
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
+    "smolagents": {"integrations.smolagents"},
     "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("apps", "code_tools", "resources", "sdk", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
     "azure": {"connect", "client.auth", "durable.azure_store"},

@@ -148,9 +148,12 @@ def _notes(result: CodeExecutionResult) -> list[str]:
         described = [shown_caption(str(display.data.get("text/plain", ""))) for display in images]
         count = f"{len(images)} image{'s' if len(images) > 1 else ''}, not in this text"
         notes.append(f"[images] {count}: {_listed([text for text in described if text])}".rstrip(": "))
-    if result.state != State():
-        notes.append(f"[state] {result.state}; {result.state.consequence}")
-    return [*notes, hint_note(result)]
+    return [*notes, state_line(result.state), hint_note(result)]
+
+
+def state_line(state: State) -> str:
+    """Return the host's line for a model about the state of the session, or '' if the state is unchanged."""
+    return f"[state] {state}; {state.consequence}" if state != State() else ""
 
 
 def _file(file: FileChange) -> str:

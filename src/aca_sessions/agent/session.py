@@ -342,7 +342,7 @@ async def _open_tools(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[T
 class LeasedSession:
     """Runs the cells of a leased session and answers their host calls (calls from a cell to functions of the host)."""
 
-    def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_no_tools: str) -> None:
+    def __init__(self, pool: SessionPool | None, session: Session, *, runner: Callable[[Session], Run], why_no_tools: str) -> None:
         """Store a leased session and prepare to run its cells. Cells cannot make host calls before `set_call_handlers` is called.
 
         `runner` takes a session and returns a function that runs cells in it. `why_no_tools` is the reason why cells cannot call tools, or
@@ -359,8 +359,8 @@ class LeasedSession:
         self._running_cells = 0
 
     @classmethod
-    async def create(cls, pool: SessionPool, session: Session) -> "LeasedSession":
-        """Create the object for a session that was leased from a pool.
+    async def create(cls, pool: SessionPool | None, session: Session) -> "LeasedSession":
+        """Create the object for a session that was leased from a pool. Without the pool, the examples of skills cannot be run.
 
         Ask the endpoint whether it sends events, and choose by this how cells run. If it sends none, send modules to the session, through
         which cells can make host calls.
@@ -432,6 +432,8 @@ class LeasedSession:
                 async with branch:
                     yield branch
                 return
+        if self._pool is None:
+            raise NotSupportedError("the examples of a skill cannot run here, because the session cannot be branched now")
         async with self._pool.session() as fresh:
             yield fresh
 
