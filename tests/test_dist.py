@@ -49,6 +49,7 @@ MISSING = {
     "import aca_sessions.integrations.inspect_sandbox": "inspect",
     "aca-sessions kernel install": "jupyter",
     "import aca_sessions.integrations.smolagents": "smolagents",
+    "import aca_sessions.integrations.autogen": "autogen",
     OPENED.format(f"open_pool(a.Settings(Endpoint={ENDPOINT!r}))"): "azure",
     "from aca_sessions import RedisStorage": "redis",
     "from aca_sessions.compat.py_code_mode import RedisStorage": "redis",
