@@ -77,9 +77,9 @@ async def execute_command(
         request |= {"wait": _FIRST_WAIT if timeout is None else min(_FIRST_WAIT, timeout), **await send_content(session, content, "input")}
         match await running.call("start_command", json.dumps(request)):
             case {"errno": int(number), "program": bool(is_program)}:
-                refused = _not_started(number, None if is_program else cwd or "", request["arguments"], running.state)
-                running.deliver()
-                return refused
+                result = _not_started(number, None if is_program else cwd or "", request["arguments"], running.state)
+                running.deliver()  # not if an error is raised, which does not have the state
+                return result
             case reply:
                 code = await running.wait(reply)
     except BaseException:
