@@ -125,6 +125,7 @@ ONLY_IN = {
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
+    "agents": {"integrations.openai_agents"},
     "autogen_core": {"integrations.autogen"},
     "smolagents": {"integrations.smolagents"},
     "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("apps", "code_tools", "resources", "sdk", "server", "tool"))},

@@ -50,6 +50,7 @@ MISSING = {
     "aca-sessions kernel install": "jupyter",
     "import aca_sessions.integrations.smolagents": "smolagents",
     "import aca_sessions.integrations.autogen": "autogen",
+    "import aca_sessions.integrations.openai_agents": "openai-agents",
     OPENED.format(f"open_pool(a.Settings(Endpoint={ENDPOINT!r}))"): "azure",
     "from aca_sessions import RedisStorage": "redis",
     "from aca_sessions.compat.py_code_mode import RedisStorage": "redis",
