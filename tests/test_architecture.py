@@ -128,6 +128,8 @@ ONLY_IN = {
     "agents": {"integrations.openai_agents"},
     "autogen_core": {"integrations.autogen"},
     "smolagents": {"integrations.smolagents"},
+    "deepagents": {"integrations.deepagents"},
+    "pydantic_ai": {"integrations.pydantic_ai"},
     "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("apps", "code_tools", "resources", "sdk", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
     "azure": {"connect", "client.auth", "durable.azure_store"},
