@@ -93,7 +93,7 @@ async def test_a_command_that_is_lost_while_it_runs_is_an_error() -> None:
         await pool.terminate("a")
         result = await running
         assert result.exit_code is None
-        assert "lost: terminated" in json.loads(result.output)["error"]
+        assert "terminated" in json.loads(result.output)["error"]
 
 
 async def holds(sandbox: SessionSandbox, command: str) -> bool:
