@@ -129,7 +129,7 @@ ONLY_IN = {
     "autogen_core": {"integrations.autogen"},
     "smolagents": {"integrations.smolagents"},
     "deepagents": {"integrations.deepagents"},
-    "pydantic_ai": {"integrations.pydantic_ai"},
+    "pydantic_ai": {"integrations.pydantic_ai", "integrations.pydantic_ai_code"},
     "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("apps", "code_tools", "resources", "sdk", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
     "azure": {"connect", "client.auth", "durable.azure_store"},

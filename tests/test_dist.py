@@ -30,7 +30,7 @@ MODULES = {
 SEMANTIC_KERNEL = "from aca_sessions import PythonCodeInterpreterPlugin"
 ENDPOINT = "https://westeurope.dynamicsessions.io/subscriptions/s/resourceGroups/r/sessionPools/p"
 OPENED = "import asyncio, aca_sessions as a\nasync def main():\n    async with a.{}: pass\nasyncio.run(main())"
-SEARCH = "import aca_sessions.agent.library.search as s; s.WordIndex({'a': 'b'})"
+SEARCH = "import aca_sessions.agent.library.search as s; s.WordIndex({'a': 'b'}).best('b', 1)"
 STORED = "open_pool(a.Settings(Durable={'Store': '%s', **%s}))"
 # What a user writes, and the extra that it needs. Each is run where the extra is missing.
 MISSING = {
@@ -51,6 +51,9 @@ MISSING = {
     "import aca_sessions.integrations.smolagents": "smolagents",
     "import aca_sessions.integrations.autogen": "autogen",
     "import aca_sessions.integrations.openai_agents": "openai-agents",
+    "import aca_sessions.integrations.deepagents": "deepagents",
+    "import aca_sessions.integrations.pydantic_ai": "pydantic-ai",
+    "import aca_sessions.integrations.pydantic_ai_code": "pydantic-ai",
     OPENED.format(f"open_pool(a.Settings(Endpoint={ENDPOINT!r}))"): "azure",
     "from aca_sessions import RedisStorage": "redis",
     "from aca_sessions.compat.py_code_mode import RedisStorage": "redis",

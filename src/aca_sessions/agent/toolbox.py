@@ -184,14 +184,16 @@ def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Dep
     installed or removed later, when no cell runs.
     """
     return {
-        **_tool_handlers(toolbox),
+        **tool_handlers(toolbox),
         **_skill_handlers(skills),
         **_artifact_handlers(artifacts),
         **_dependency_handlers(toolbox, deps, changes),
     }
 
 
-def _tool_handlers(toolbox: ToolBox) -> dict[str, CallHandler]:
+def tool_handlers(toolbox: ToolBox) -> dict[str, CallHandler]:
+    """Return the functions that answer the host calls about tools, by name, such as `tools.call`."""
+
     async def list_tools() -> object:
         return toolbox.list()
 

@@ -64,6 +64,7 @@ class SessionWorkspace:
         self._ref = ref
         self._starting: asyncio.Task[None] | None = None
         self._folder = ""
+        self._ended = ""
         self._position = CallerPosition()
         self._name = f"{_PREFIX}{uuid.uuid4()}"
         if ref is not None:
@@ -168,6 +169,8 @@ class SessionWorkspace:
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
         """Lease the session for a `with` block. Raise WorkspaceUnavailableError if its files are gone."""
+        if self._ended:
+            raise WorkspaceUnavailableError(self._ended)
         try:
             if self._starting is None or (self._starting.done() and (self._starting.cancelled() or self._starting.exception())):
                 self._starting = asyncio.ensure_future(self._start())
@@ -175,7 +178,8 @@ class SessionWorkspace:
             async with self._lease() as session:
                 yield session
         except _FilesGoneError as error:
-            raise WorkspaceUnavailableError(f"the session of this workspace has ended: {error}") from error
+            self._ended = f"the session of this workspace has ended: {error}"
+            raise WorkspaceUnavailableError(self._ended) from error
 
     async def _start(self) -> None:
         async with self._lease() as session:

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigurationError, imports_of
@@ -100,9 +100,13 @@ class WordIndex:
     """A search index that compares words. A word in the name of a text counts as much as three words in the text."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        """Build the index. `texts` maps the name of each text to the text."""
+        """Store the texts. `texts` maps the name of each text to the text. The first search builds the index."""
         self._names = sorted(texts)  # texts with equal scores are sorted by name
-        self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
+        self._texts = texts
+
+    @cached_property
+    def _ranking(self) -> "bm25s.BM25 | None":
+        return _build_ranking([words(self._texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
     def best(self, query: str, limit: int) -> list[str]:
         """Return the names of at most `limit` texts that have a word of the query or a related word, the best match first."""
@@ -126,7 +130,7 @@ class WordIndex:
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
 
 
-def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
+def _build_ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
     """Build a BM25 index of texts, each given as a list of words. Return None if no text has a word."""
     if not any(texts):
         return None
@@ -209,7 +213,7 @@ class Search:
         """Replace the texts to search. `texts` maps the name of each text to the text."""
         self._texts = dict(texts)
         if self._meaning is None:
-            self._words = WordIndex(texts)
+            self._words = WordIndex(self._texts)
 
     async def best(self, query: str, limit: int) -> list[str]:
         """Return the names of at most `limit` texts that match a query, the best match first."""
