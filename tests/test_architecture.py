@@ -99,7 +99,7 @@ MAY_IMPORT = {
 }
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
 MAY_IMPORT |= {
-    "integrations": _ARRIVAL | {"integrations", "interactive", "telemetry"},
+    "integrations": _ARRIVAL | {"integrations", "interactive", "ledger", "telemetry"},
     "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "cell_view", "interactive"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "testing": _ARRIVAL,

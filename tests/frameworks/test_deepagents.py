@@ -15,8 +15,11 @@ import pytest
 
 pytest.importorskip("deepagents", reason="make test-integrations installs it")
 
+from deepagents import create_deep_agent
+from deepagents.backends import CompositeBackend
+from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import SandboxIntegrationTests
-from samples.scripted_model import ScriptedModel
+from samples.scripted_model import ScriptedModel, Step
 
 from aca_sessions import open_pool
 from aca_sessions.errors import ACASessionsError
@@ -144,6 +147,18 @@ def test_many_threads_open_one_session() -> None:
         assert sandbox.execute("wc -l < lines").output == "8\n"
     with pytest.raises(ACASessionsError, match="the sandbox is closed"):
         sandbox.execute("ls")
+
+
+async def test_an_agent_that_runs_by_ainvoke_finds_long_output_in_a_file() -> None:
+    script: list[Step] = [[("execute", {"command": "seq 100000"})], lambda messages: str(messages[-1]["content"])]
+    with ScriptedModel(script) as model:
+        async with open_pool() as pool, SessionSandbox(pool) as sandbox:
+            backend = CompositeBackend(default=sandbox, routes={}, artifacts_root="/mnt/data")
+            chat = ChatOpenAI(model="scripted", base_url=model.base_url, api_key="scripted")
+            answer = await create_deep_agent(chat, backend=backend).ainvoke({"messages": [{"role": "user", "content": "go"}]})
+            [saved] = re.findall(r"saved in the filesystem at this path: (\S+)", answer["messages"][-1].content)
+            [file] = await sandbox.adownload_files([saved])
+            assert (file.content or b"").startswith(b"1\n2\n3\n")
 
 
 def test_the_example_of_the_page_works(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic_ai.workspaces import WorkspaceRef, WorkspaceUnavailableError
 from pydantic_ai.workspaces.conformance import WorkspaceBackendSuite
 from samples.scripted_model import ScriptedModel, Step
 
-from aca_sessions import SessionPool
+from aca_sessions import SessionPool, Settings, open_pool
 from aca_sessions.integrations.pydantic_ai import SessionWorkspace
 from aca_sessions.integrations.pydantic_ai_code import SessionCodeMode
 
@@ -80,6 +80,19 @@ async def test_a_workspace_survives_the_death_of_its_interpreter(pool: SessionPo
         await session.run("import os; os._exit(1)")
     assert await workspace.read_bytes("/mnt/data/a") == b"kept"
     assert (await workspace.run(["cat", "a"])).stdout == "kept"
+
+
+async def test_another_pool_finds_a_saved_workspace_again(tmp_path: Path) -> None:
+    settings = Settings(Durable={"Store": f"file://{tmp_path}/saves"})  # type: ignore[arg-type]
+    async with open_pool(settings) as pool:
+        workspace = SessionWorkspace(pool)
+        await workspace.write_bytes("/mnt/data/a", b"saved")
+    assert workspace.ref is not None
+    async with open_pool(settings) as pool:
+        assert await SessionWorkspace(pool, workspace.ref).read_bytes("/mnt/data/a") == b"saved"
+    async with open_pool() as pool:
+        with pytest.raises(WorkspaceUnavailableError):
+            await SessionWorkspace(pool, workspace.ref).exists("/mnt/data/a")
 
 
 async def test_a_caller_that_is_cancelled_leaves_one_session_that_the_ref_names(pool: SessionPool) -> None:
