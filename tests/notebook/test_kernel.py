@@ -127,7 +127,7 @@ def test_the_first_interrupt_keeps_the_variables_and_the_second_ends_the_cell(no
     notebook.run("import time\nkept = 1")
     assert notebook.run("print('begun')\ntime.sleep(600)", on_output=interrupt).reply["ename"] == "KeyboardInterrupt"
     assert notebook.run("kept").text == "1"
-    stubborn = "import signal\nprint('begun')\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\nwhile True:\n    time.sleep(0.01)"
+    stubborn = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\nprint('begun')\nwhile True:\n    time.sleep(0.01)"
     cell = notebook.run(stubborn, on_output=interrupt)
     assert cell.reply["status"] == "error"
     assert "[session state lost: " in cell.stream("stderr")
