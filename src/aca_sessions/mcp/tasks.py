@@ -123,7 +123,7 @@ class Task:
         return "failed" if self.error or (self.result.get("isError") and not stateless) else "completed"
 
     def describe(self, kept_seconds: float, *, stateless: bool) -> dict[str, Any]:
-        """Return what the protocol tells of a task. Its lifetime counts from its creation, so it grows until the task has ended."""
+        """Return the description of a task in the protocol. Its lifetime counts from its creation, so it grows until the task has ended."""
         status, more = self.status(stateless=stateless), "Ms" if stateless else ""
         seconds = ((self.ended or datetime.now(UTC)) - self.created).total_seconds() + kept_seconds
         message = {
