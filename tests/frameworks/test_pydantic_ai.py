@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,18 +17,21 @@ pytest.importorskip("pydantic_ai.workspaces", reason="make test-integrations ins
 from pydantic_ai import Agent, BinaryContent, ModelResponse, RunContext, TextPart, ToolCallPart
 from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.usage import UsageLimits
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.toolsets import FunctionToolset
+from pydantic_ai.usage import RunUsage, UsageLimits
 from pydantic_ai.workspaces import WorkspaceRef, WorkspaceUnavailableError
 from pydantic_ai.workspaces.conformance import WorkspaceBackendSuite
 from samples.scripted_model import ScriptedModel, Step
 
 from aca_sessions import SessionPool, Settings, open_pool
 from aca_sessions.integrations.pydantic_ai import SessionWorkspace
-from aca_sessions.integrations.pydantic_ai_code import SessionCodeMode
+from aca_sessions.integrations.pydantic_ai_code import CodeToolset, SessionCodeMode
+from aca_sessions.testing import IntegrationSuite, Run
 
 from ..conftest import ROOT, until
 
-pytestmark = [pytest.mark.long, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 class TestSuite(WorkspaceBackendSuite):
@@ -111,6 +115,19 @@ async def test_a_caller_that_is_cancelled_leaves_one_session_that_the_ref_names(
 async def test_a_ref_leads_to_no_other_session_of_the_pool(pool: SessionPool, id: str) -> None:
     with pytest.raises(ValueError, match="ref must be the one of a SessionWorkspace"):
         SessionWorkspace(pool, WorkspaceRef(provider="aca-sessions", id=id))
+
+
+class TestCodeMode(IntegrationSuite):
+    @asynccontextmanager
+    async def open(self, settings: Settings) -> AsyncIterator[Run]:
+        context = RunContext(deps=None, model=TestModel(), usage=RunUsage())
+        async with open_pool(settings) as pool, CodeToolset(FunctionToolset(), pool=pool) as toolset:
+
+            async def run(code: str) -> object:
+                tools = await toolset.get_tools(context)
+                return await toolset.call_tool("run_code", {"code": code}, context, tools["run_code"])
+
+            yield run
 
 
 def agent_that_runs(pool: SessionPool, *cells: str, **restart: bool) -> tuple[Agent, list[str], list[AgentInfo]]:
