@@ -164,15 +164,6 @@ async def test_a_loss_is_reported_once_by_the_next_command_also_before_the_first
         assert [*states, str((await session.run("1")).state)] == ["lost: terminated", "kept", "kept"]
 
 
-async def test_a_loss_is_reported_after_a_command_that_was_not_run_for_lack_of_its_folder() -> None:
-    async with open_pool() as pool, pool.session("a") as session:
-        await session.execute_command("mkdir folder")
-        await pool.terminate("a")
-        with pytest.raises(FileNotFoundError):
-            await session.execute_command("true", cwd="folder")
-        assert str((await session.execute_command("true")).state) == "lost: terminated"
-
-
 async def test_a_checkpoint_can_be_taken_between_commands() -> None:
     async with open_pool() as pool, pool.session() as session:
         await session.execute_command("echo one > file")
