@@ -1,6 +1,7 @@
 """Test the executor for smolagents: by the tests of smolagents' own executors, by agents with a scripted model, and by what can be lost."""
 
 import contextvars
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +164,13 @@ def test_a_step_that_takes_too_long_is_ended_and_keeps_its_variables() -> None:
         with pytest.raises(AgentError, match="TimeoutError"):
             executor("while True: pass")
         assert executor("x").output == 5
+
+
+def test_ctrl_c_interrupts_a_step_and_keeps_its_variables(executor: SessionExecutor) -> None:
+    executor.send_tools({"ask": a_tool(lambda value: signal.raise_signal(signal.SIGINT))})
+    with pytest.raises(KeyboardInterrupt):
+        executor("x = 5\nask(1)\nimport time; time.sleep(600)")
+    assert executor("x").output == 5
 
 
 def test_a_managed_agent_is_called_from_the_code_of_its_manager() -> None:
