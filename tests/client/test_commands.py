@@ -7,7 +7,7 @@ import pytest
 from aca_sessions import Session, open_pool
 from aca_sessions.errors import ExecutionError, InvalidArgumentError, PathError
 
-from ..conftest import until
+from ..conftest import mostly_long, until
 
 SLEEPS = "sleep 3600.1 & sleep 3600.2"
 
@@ -42,6 +42,7 @@ async def test_input_folder_and_environment_are_given_to_the_command(session: Se
     assert (await session.execute_command('cat; echo "$A"')).stdout == "\n"  # of the next command neither
 
 
+@pytest.mark.long
 async def test_a_program_that_cannot_be_started_has_the_exit_code_of_a_shell(session: Session) -> None:
     await session.upload_file("text", b"no program")
     for program, code in (("no-such-program", 127), ("./text", 126)):
@@ -112,6 +113,7 @@ async def test_output_is_reported_as_it_is_written(session: Session) -> None:
     assert sorted(seen[1:]) == [("stderr", "�n"), ("stdout", "ü")]
 
 
+@pytest.mark.long
 async def test_much_output_is_complete_up_to_the_limit(session: Session) -> None:
     lines = "seq 300000"
     whole = await session.execute_command(lines)
@@ -120,6 +122,7 @@ async def test_much_output_is_complete_up_to_the_limit(session: Session) -> None
     assert (cut.raw_stdout, cut.truncated, cut.exit_code, whole.truncated) == (whole.raw_stdout[:1000], True, 0, False)
 
 
+@pytest.mark.long
 async def test_a_command_ends_though_a_process_that_it_left_holds_its_output(session: Session) -> None:
     done = await session.execute_command("sleep 3600 & echo done")
     assert (done.stdout, done.exit_code) == ("done\n", 0)
@@ -134,7 +137,7 @@ async def test_the_exit_code_that_code_has_fetched_is_no_success(session: Sessio
         await running
 
 
-@pytest.mark.parametrize("how", ["reset", "rollback", "death"])
+@pytest.mark.parametrize("how", mostly_long(["reset", "rollback", "death"], "rollback"))
 async def test_a_command_that_ended_with_its_interpreter_is_reported(how: str) -> None:
     async with open_pool() as pool, pool.session() as session:
         await session.run("x = 1")
@@ -164,6 +167,7 @@ async def test_a_loss_is_reported_once_by_the_next_command_also_before_the_first
         assert [*states, str((await session.run("1")).state)] == ["lost: terminated", "kept", "kept"]
 
 
+@pytest.mark.long
 async def test_a_checkpoint_can_be_taken_between_commands() -> None:
     async with open_pool() as pool, pool.session() as session:
         await session.execute_command("echo one > file")
