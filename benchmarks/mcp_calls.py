@@ -1,6 +1,7 @@
 """What a call of the MCP server costs over standard input and output, beside `Session.run`; and how soon a cancelled one ends.
 
-With version 2 of the SDK, the client has no connection. The aim is 3 ms more than `Session.run`, on a machine that does nothing else.
+With version 2 of the SDK, the client has no connection. The aim is 3 ms more than `Session.run`, on a machine that does nothing else. In the
+same run, a server of the SDK alone shows what a call costs whose tool does nothing.
 """
 
 import asyncio
@@ -20,6 +21,15 @@ from aca_sessions import open_pool
 
 CALLS = 200
 AIM = 3.0  # milliseconds
+EMPTY = """
+try:
+    from mcp.server.fastmcp import FastMCP as Server
+except ImportError:  # version 2
+    from mcp.server import MCPServer as Server
+server = Server("empty")
+server.add_tool(lambda code: "2", "nothing")
+server.run()
+"""
 
 
 async def times(call: Callable[[], Awaitable[object]]) -> list[float]:
@@ -64,15 +74,18 @@ async def cancelled(client: Any) -> float:
 
 async def main() -> None:
     server = StdioServerParameters(command=sys.executable, args=["-m", "aca_sessions.cli.main", "mcp"])
-    async with open_pool() as pool, pool.session() as session, connected(server) as client:
-        run, call = [], []
-        for _ in range(3):  # in turns: whatever else the machine does meets both
+    empty = StdioServerParameters(command=sys.executable, args=["-c", EMPTY])
+    async with open_pool() as pool, pool.session() as session, connected(server) as client, connected(empty) as nothing:
+        run, call, floor = [], [], []
+        for _ in range(3):  # in turns: whatever else the machine does meets all
             run += await times(lambda: session.run("1 + 1"))
             call += await times(lambda: client.call_tool("run_python_code", {"code": "1 + 1"}))
+            floor += await times(lambda: nothing.call_tool("nothing", {"code": "1 + 1"}))
         await client.call_tool("run_python_code", {"code": "import time; kept = 1"})
         ends = [await cancelled(client) for _ in range(20)]
     own, over = statistics.median(run), statistics.median(call)
     print(f"Session.run: p50 {own:.1f} ms; run_python_code over stdio: p50 {over:.1f} ms, which is {over - own:.1f} ms more (aim: {AIM:g})")
+    print(f"A tool that does nothing, in a server of the SDK alone: p50 {statistics.median(floor):.1f} ms")
     print(f"A cancelled call, until the session ran the next cell: p50 {statistics.median(ends):.0f} ms, most {max(ends):.0f} ms")
 
 
