@@ -1,7 +1,7 @@
 """What a call of the MCP server costs over standard input and output, beside `Session.run`; and how soon a cancelled one ends.
 
-With version 2 of the SDK, the client has no connection. The aim is 3 ms more than `Session.run`, on a machine that does nothing else. In the
-same run, a server of the SDK alone shows what a call costs whose tool does nothing.
+With version 2 of the SDK, the client has no connection. The aim is 3 ms more than `Session.run`, on a machine that does nothing else. In
+the same run, a server of the SDK alone shows what a call costs whose tool does nothing.
 """
 
 import asyncio
