@@ -24,9 +24,6 @@ pytestmark = pytest.mark.long
 _EXECUTORS = load_tests("autogen-ext", "tests/code_executors/test_jupyter_code_executor.py")
 _EXECUTORS.JupyterCodeExecutor, _EXECUTORS.JupyterCodeResult = SessionCodeExecutor, SessionCodeResult
 _AGENTS = load_tests("autogen-agentchat", "tests/test_code_executor_agent.py")
-_FAILS = {
-    "test_deprecation_output_dir": "AutoGen deprecates '.' as the folder for output, which is a folder as any other here",
-}
 
 
 @pytest.fixture
@@ -41,9 +38,6 @@ class _Suite:
     @classmethod
     def of(cls, module: object) -> type:
         tests = {name: test for name, test in vars(module).items() if name.startswith("test_")}
-        for name, test in tests.items():
-            if name in _FAILS:
-                tests[name] = pytest.mark.xfail(reason=_FAILS[name], strict=True)(test)
         return type("Tests", (), {name: staticmethod(test) for name, test in tests.items()})
 
 

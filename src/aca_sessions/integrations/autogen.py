@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+import warnings
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -77,6 +78,13 @@ class SessionCodeExecutor(CodeExecutor, Component[SessionCodeExecutorConfig]):
         self._session: Session | None = None
         self._stack = AsyncExitStack()
         self._changing = asyncio.Lock()
+
+    @property
+    def output_dir(self) -> Path | None:
+        """Return the folder of the host for what the code displays. AutoGen's executors warn of `.`, and so does this one."""
+        if self._output_dir == Path():
+            warnings.warn("Using the current directory as output_dir is deprecated: name a folder", DeprecationWarning, stacklevel=2)
+        return self._output_dir
 
     async def start(self) -> None:
         """Lease the session. Do nothing if it is leased already."""
