@@ -40,7 +40,7 @@ _INSTRUCTIONS = (
     "Give a session_id to use another session than the active one. "
     "Files below outputs/ and scripts from save_script are shared among your sessions; all else belongs to one session."
 )
-# The revision 2026-07-28 tells clients to use one process for all their conversations.
+# At the revision 2026-07-28, clients should use one process for all their conversations.
 _PROCESS_INSTRUCTIONS = (
     f"{_INSTRUCTIONS} All conversations of the program that started this server share the active session: "
     "if there may be several, create a session for yours and give its session_id to each call."

@@ -295,7 +295,7 @@ def glob_paths(user: dict, copy: str, folder: str, pattern: str, most: int) -> N
     top = Path(_absolute(folder))
 
     def find() -> Any:
-        os.listdir(top)  # raises an error if it is no folder
+        os.listdir(top)  # raises an error if it is not a folder
         found = [str(path) for path in islice(top.glob(pattern), 20 * most)]
         return [_status(path, follow=False) for path in sorted(found)[: most + 1]]
 
@@ -346,7 +346,7 @@ def _reply(copy: str, work: "Callable[[], Any]") -> None:
 
 
 def _check_regular(path: str) -> None:
-    """Raise an OSError if `path` is no file: opening a pipe would wait for a process that writes to it."""
+    """Raise an OSError if `path` is not a file: opening a pipe would wait for a process that writes to it."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
