@@ -60,7 +60,7 @@ class Events:
         else:
             self._add_to_sizes(self._events[place], -1)
             earlier = self._events[place]
-            event = replace(event, text=earlier.text + event.text, update=earlier.update)  # new, as the one that nobody saw was
+            event = replace(event, text=earlier.text + event.text, update=earlier.update)  # new, as the one that was not shown
             self._events[place] = event
         self._add_to_sizes(event, 1)
         if event.kind == "clear":
