@@ -169,8 +169,12 @@ def test_a_step_that_takes_too_long_is_ended_and_keeps_its_variables() -> None:
 def test_ctrl_c_interrupts_a_step_and_keeps_its_variables(executor: SessionExecutor) -> None:
     main = threading.main_thread().ident  # which a terminal's signal reaches: tools run in another
     executor.send_tools({"ask": a_tool(lambda value: signal.pthread_kill(main, signal.SIGINT))})
-    with pytest.raises(KeyboardInterrupt):
-        executor("x = 5\nask(1)\nimport time; time.sleep(600)")
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # the processes of pytest-xdist ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            executor("x = 5\nask(1)\nimport time; time.sleep(600)")
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert executor("x").output == 5
 
 
