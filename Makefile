@@ -59,7 +59,7 @@ $(CORE)/.installed: pyproject.toml src/pyproject.toml
 # exclude those of the others.
 test-integrations: $(INTEGRATIONS)/.installed
 	@.ci/packages
-	$(subst $(RUN),$(INTEGRATIONS)/bin/python,$(PYTEST)) -m '' --junitxml $(INTEGRATIONS)/results.xml tests/frameworks
+	$(subst $(RUN),$(INTEGRATIONS)/bin/python,$(PYTEST)) -m '' $(FAILED) --junitxml $(INTEGRATIONS)/results.xml tests/frameworks
 	@$(INTEGRATIONS)/bin/python -m tests.frameworks.versions $(INTEGRATIONS)/results.xml | tee tests/frameworks/versions.txt
 
 $(INTEGRATIONS)/.installed: pyproject.toml src/pyproject.toml
