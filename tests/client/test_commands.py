@@ -102,6 +102,7 @@ async def test_commands_run_at_the_same_time_and_beside_cells(session: Session) 
     assert (await session.run("x")).value == 42
 
 
+@pytest.mark.long
 async def test_output_is_reported_as_it_is_written(session: Session) -> None:
     seen: list[tuple[str, str]] = []
     command = "printf 'n\\303'; until test -e go; do sleep 0.01; done; printf '\\274n' >&2; printf '\\274'"
@@ -129,6 +130,7 @@ async def test_a_command_ends_though_a_process_that_it_left_holds_its_output(ses
     assert await are_running(session)
 
 
+@pytest.mark.long
 async def test_the_exit_code_that_code_has_fetched_is_no_success(session: Session) -> None:
     running = asyncio.ensure_future(session.execute_command("touch started; until test -e go; do sleep 0.01; done; exit 3"))
     await until(lambda: session.filesystem.exists("started"))
@@ -157,7 +159,7 @@ async def test_a_command_that_ended_with_its_interpreter_is_reported(how: str) -
         assert (await session.execute_command("echo usable")).stdout == "usable\n"
 
 
-@pytest.mark.parametrize("first", ["command", "file"])
+@pytest.mark.parametrize("first", mostly_long(["command", "file"], "command"))
 async def test_a_loss_is_reported_once_by_the_next_command_also_before_the_first_cell(first: str) -> None:
     async with open_pool() as pool, pool.session("a") as session:
         await (session.execute_command("true") if first == "command" else session.filesystem.write("file", b""))

@@ -29,6 +29,7 @@ def test_each_claim_has_its_test_and_each_test_its_claim() -> None:
 # What takes so long that `make test-long` alone tests it.
 LONG = {
     "test_a_client_that_makes_no_progress_is_disconnected",
+    "test_a_display_in_a_notebook_runs_no_script_and_loads_nothing",
     "test_a_folder_swapped_for_a_link_gives_access_to_no_folder_of_the_host",
     "test_a_host_write_that_does_not_fit_is_refused_and_ends_no_session",
     "test_a_repeated_call_is_made_once",

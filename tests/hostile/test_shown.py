@@ -140,6 +140,7 @@ AUDIT = """[...document.querySelectorAll('.cell > *')].map((one) => [
 
 
 @needs_chromium
+@pytest.mark.long
 async def test_a_display_in_a_notebook_runs_no_script_and_loads_nothing(pool: SessionPool, tmp_path: Path) -> None:
     """What a notebook shows of a session's displays runs no script, loads nothing and stays in its box; raw HTML has to be asked for."""
     async with pool.session() as session:

@@ -127,6 +127,7 @@ async def test_a_cancelled_task_interrupts_its_cell_and_keeps_the_variables(conn
         assert await client.read("run_python_code", code="x") == "1"
 
 
+@pytest.mark.long
 async def test_cancelling_a_task_while_it_ends_leaves_one_outcome(era: str, server: Running) -> None:
     async with over_http(server, era) as client:
         for delay in range(0, 60, 6 if era == "connected" else 20):
@@ -175,6 +176,7 @@ async def test_input_in_a_task_asks_the_user_as_often_as_the_cell_asks(connect: 
     assert asked == ["The code asks: one?", "The code asks: two?"]
 
 
+@pytest.mark.long
 async def test_input_in_a_task_raises_if_the_user_declines(connect: Connect) -> None:
     async with connect(answer=lambda _: None) as client:
         assert "EOFError" in text_of(await client.result(await client.begin("run_python_code", code="input('?')")))
@@ -189,6 +191,7 @@ async def test_scripts_and_installations_run_as_tasks(connect: Connect) -> None:
         assert await client.read("install_dependencies", packages=["pip"]) != ""
 
 
+@pytest.mark.long
 async def test_a_task_whose_session_is_deleted_ends(connect: Connect) -> None:
     async with connect() as client:
         made = (await client.session.call_tool("create_session", {"session_id": "work"})).structuredContent["session_id"]
@@ -225,6 +228,7 @@ async def test_a_client_has_a_limited_number_of_tasks(server: Running) -> None:
         assert text_of(await client.result(tasks[-1])) == "1"
 
 
+@pytest.mark.long
 async def test_only_tools_that_may_take_long_run_as_tasks(server: Running) -> None:
     async with over_http(server, "connected") as client:
         listed = {one.name: one.execution for one in (await client.session.list_tools()).tools}

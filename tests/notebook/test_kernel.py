@@ -72,6 +72,7 @@ def test_nbclient_runs_a_notebook_in_a_session(jupyter: Path) -> None:
     nbformat.validate(new_notebook(cells=cells))
 
 
+@pytest.mark.long
 def test_cells_are_numbered_as_in_their_tracebacks(notebook: Notebook) -> None:
     notebook.run("import os; os._exit(3)")
     assert notebook.run("1").reply["execution_count"] == 1
@@ -89,6 +90,7 @@ def test_cells_are_numbered_as_in_their_tracebacks(notebook: Notebook) -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_later_cell_replaces_a_display(notebook: Notebook) -> None:
     begun = notebook.run("handle = display('one', display_id='d')")
     update = notebook.run("handle.update('two')")
@@ -101,6 +103,7 @@ def test_a_later_cell_replaces_a_display(notebook: Notebook) -> None:
     assert notebook.run("from IPython.display import clear_output\nprint('gone')\nclear_output()").outputs == []
 
 
+@pytest.mark.long
 def test_input_is_asked_and_an_interrupt_ends_it(notebook: Notebook) -> None:
     cell = notebook.run("import getpass\nname = input('Name? '), getpass.getpass('Key? ')\nname", ("Ada", "plum"))
     assert cell.asked == [{"prompt": "", "password": False}, {"prompt": "Key? ", "password": True}]
@@ -133,6 +136,7 @@ def test_the_first_interrupt_keeps_the_variables_and_the_second_ends_the_cell(no
     assert "[session state lost: " in cell.stream("stderr")
 
 
+@pytest.mark.long
 def test_completion_help_and_complete_cells_come_from_the_session(notebook: Notebook) -> None:
     notebook.run("def greeting_of(name):\n    'Greet.'")
     assert notebook.complete("greeting_|") == ["greeting_of"]
@@ -143,6 +147,7 @@ def test_completion_help_and_complete_cells_come_from_the_session(notebook: Note
     assert notebook.run("1", user_expressions={"a": "2"}).reply["user_expressions"]["a"]["ename"] == "NotSupportedError"
 
 
+@pytest.mark.long
 def test_a_widget_is_refused_with_a_line_that_says_so(notebook: Notebook) -> None:
     sent = notebook.client.session.msg("comm_open", {"comm_id": "one", "target_name": "jupyter.widget", "data": {}})
     notebook.client.shell_channel.send(sent)
@@ -157,6 +162,7 @@ def test_a_widget_is_refused_with_a_line_that_says_so(notebook: Notebook) -> Non
     assert (info["implementation"], info["supported_features"]) == ("aca_sessions", [])
 
 
+@pytest.mark.long
 def test_one_line_installs_packages_in_the_session(notebook: Notebook) -> None:
     cell = notebook.run("%pip install --quiet 'not a name'")
     assert (cell.reply["status"], cell.reply["ename"]) == ("error", "InvalidRequirementError")
