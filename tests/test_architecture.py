@@ -100,11 +100,10 @@ MAY_IMPORT = {
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations", "interactive", "ledger", "telemetry"},
-    "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "cell_view", "interactive"},
+    "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "interactive"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "testing": _ARRIVAL,
-    "cell_view": {"models", "guest_text", "rendering"},
-    "notebook": _ARRIVAL | {"cell_view", "interactive", "transfer"},
+    "notebook": _ARRIVAL | {"interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},
     "cli": _ARRIVAL | {"__version__", "cli", "interactive", "mcp", "hosting", "sandbox.policy", "telemetry"},
     "mcp": _ARRIVAL

@@ -33,7 +33,6 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import clear_output, display
 
-from .cell_view import CANNOT_ASK, NO_WIDGETS, STILL_RUNS, CellView
 from .client.pool import SessionPool
 from .client.session import Session
 from .connect import open_pool, settings_for_notebook
@@ -43,7 +42,7 @@ from .hints import Remedies, hint
 from .interactive import CellError, InteractiveSession, LiveCell, LoopThread, handle_ctrl_c
 from .lifetime import OwnerProcess
 from .models import Checkpoint, CodeExecutionResult, Prompt
-from .rendering import Html
+from .rendering import CANNOT_ASK, NO_WIDGETS, STILL_RUNS, CellView, Html
 from .transfer import checked_name, is_plain, pass_in, pass_out
 
 _DEFAULT = "notebook"

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from IPython.core.inputtransformer2 import TransformerManager
 
 from .. import __version__
-from ..cell_view import CANNOT_ASK, STILL_RUNS, CellView
 from ..client.executions import Execution
 from ..client.pool import SessionPool
 from ..client.session import Session
@@ -30,7 +29,7 @@ from ..hints import Remedies, hint
 from ..interactive import CellError
 from ..lifetime import Tasks
 from ..models import CodeExecutionResult, Event, Prompt
-from ..rendering import Html
+from ..rendering import CANNOT_ASK, STILL_RUNS, CellView, Html
 
 with imports_of("jupyter"):
     import zmq

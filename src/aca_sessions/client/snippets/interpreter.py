@@ -315,7 +315,7 @@ def _ensure_package(name: str) -> ModuleType:
 def pass_message(user: dict, module: str, marker: str, message: str) -> None:
     """Pass a message to a cell that runs in a thread, by calling the function `answer_poll` of `module`, which `create_modules` created.
 
-    That function prints a report about the cell: one line with `marker` and JSON. If there is no such module, print a line that says so.
+    That function prints a report about the cell: one line with `marker` and JSON. If it was not created, print a line that says so.
     """
     found = sys.modules.get(module)
     if found is None:

@@ -88,7 +88,7 @@ def decode_json(content: bytes, form: str) -> Any:
 
 
 def as_frame(value: Any) -> "tuple[Any, str]":
-    """Return a DataFrame that holds the value, and the form. Return None and `value` if it is no DataFrame, Series or array of numbers."""
+    """Return a DataFrame that holds the value, and the form: None and `value` if it is not a DataFrame, Series or array of numbers."""
     pandas, numpy = sys.modules.get("pandas"), sys.modules.get("numpy")  # if they are not imported, the value has none of their types
     if pandas is not None and isinstance(value, pandas.DataFrame):
         return value, "frame"
