@@ -27,6 +27,7 @@ MAY_IMPORT = {
         "interactive",
         "notebook",
         "sandbox.policy",
+        "network",
     },
     "models": {"errors", "rendering"},
     "ledger": {"models"},
@@ -38,11 +39,12 @@ MAY_IMPORT = {
     "errors": set(),
     "__version__": set(),
     "lifetime": {"errors"},
-    "settings": {"settings", "client", "errors", "sandbox.policy"},  # the defaults of each
+    "settings": {"settings", "client", "errors", "network", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
     "client": {"client", "client.snippets", "contract", "durable", "ledger", "models", "errors", "telemetry", "lifetime", "guest_text"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page
-    "sandbox.policy": {"errors"},
+    "network": {"network", "errors", "lifetime"},
+    "sandbox.policy": {"errors", "network"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls", "bridge.guest"},
@@ -51,6 +53,7 @@ MAY_IMPORT = {
         "sandbox.policy",
         "sandbox.wire",
         "sandbox.syscalls",
+        "network",
         "durable",  # for the records of a saved state
         "ledger",
         "models",
@@ -78,6 +81,7 @@ MAY_IMPORT = {
     },
     "connect": {
         "settings",
+        "network",
         "durable",
         "client",
         "contract",

@@ -51,7 +51,9 @@ if TYPE_CHECKING:
         SessionInfo,
         Variable,
     )
-    from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
+    from .network.denials import Denial
+    from .network.rules import Network, NetworkLimits, Rule
+    from .sandbox.policy import Limits, Mount, PackageSource, Policy
     from .settings import Settings
 
 _HOMES = {
@@ -59,6 +61,7 @@ _HOMES = {
     "AgentSession": "agent.session",
     "AzureTokenProvider": "client.auth",
     "Checkpoint": "models",
+    "Denial": "network.denials",
     "SavedSession": "models",
     "CodeExecutionRequest": "models",
     "CodeExecutionResult": "models",
@@ -70,7 +73,8 @@ _HOMES = {
     "InteractiveSession": "interactive",
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
-    "Network": "sandbox.policy",
+    "Network": "network.rules",
+    "NetworkLimits": "network.rules",
     "Package": "models",
     "PackageSource": "sandbox.policy",
     "Policy": "sandbox.policy",
@@ -79,6 +83,7 @@ _HOMES = {
     "RedisStorage": "agent.library.redis_storage",
     "RemoteFile": "models",
     "ReplayReport": "client.replay",
+    "Rule": "network.rules",
     "Session": "client.session",
     "SessionHealth": "models",
     "SessionInfo": "models",
@@ -104,6 +109,7 @@ __all__ = [
     "CodeExecutionRequest",
     "CodeExecutionResult",
     "CodeInterpreter",
+    "Denial",
     "Event",
     "Execution",
     "FileStorage",
@@ -112,6 +118,7 @@ __all__ = [
     "Limits",
     "Mount",
     "Network",
+    "NetworkLimits",
     "Package",
     "PackageSource",
     "Policy",
@@ -120,6 +127,7 @@ __all__ = [
     "RedisStorage",
     "RemoteFile",
     "ReplayReport",
+    "Rule",
     "SavedSession",
     "Session",
     "SessionHealth",

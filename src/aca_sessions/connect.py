@@ -44,8 +44,9 @@ def policy_of(settings: Settings) -> "Policy":
 
     Raise ConfigurationError if settings contradict each other.
     """
+    from .network.rules import Network
     from .sandbox.packages.environments import find_python
-    from .sandbox.policy import Mount, Network, Policy, Together
+    from .sandbox.policy import Mount, Policy, Together
 
     options, together = settings.Sandbox, settings.Sandbox.Together
     if options.Python is not None and options.Environment is not None:
@@ -106,7 +107,7 @@ def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
     if policy is None:
         mounts = tuple((mount.Guest, mount.Shared) for mount in settings.Sandbox.Mounts)
         return Access(network=settings.Sandbox.Network, can_install=can_install, limits=known, mounts=mounts)
-    network = policy.network.domains if policy.network.kind == "allow" else (policy.network.kind,)
+    network = policy.network.described
     mounts = tuple((mount.guest, mount.shared) for mount in policy.mounts)
     return Access(network=network, can_install=can_install, limits=known, mounts=mounts)
 

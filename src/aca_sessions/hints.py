@@ -19,7 +19,7 @@ _NO_PACKAGE = re.compile(
 # Messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
 _NO_NETWORK = re.compile(
     r"[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|"
-    r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow |"
+    r"getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|by this session's network rules|"
     + NOT_PUBLIC
 )
 # Errors at the beginning of a line. Libraries have subclasses of MemoryError with longer names. If the loader of C libraries gets none,

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aca_sessions import Policy, Session, open_pool
-from aca_sessions.sandbox.policy import Network
-from aca_sessions.sandbox.proxy import Proxy
+from aca_sessions.network.rules import Network
+from aca_sessions.sandbox.proxy.addresses import Dialer
+from aca_sessions.sandbox.proxy.proxy import Proxy
+from aca_sessions.sandbox.proxy.session_network import SessionNetwork
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session.interpreter import Interpreter
 from aca_sessions.sandbox.syscalls import landlock_version
@@ -109,8 +111,8 @@ async def test_no_allowed_name_leads_to_a_cloud_platform() -> None:
         raise OSError("nobody is there")
 
     network = Network.allow("*")
-    proxy = Proxy(network, resolve=resolve, connect=connect)
-    async with Sandboxes(Policy(network=network, image=IMAGE, spares=0, preload=()), proxy) as sandboxes:
+    dialer = Dialer(resolve=resolve, connect=connect)
+    async with Sandboxes(Policy(network=network, image=IMAGE, spares=0, preload=()), dialer) as sandboxes:
         sandbox = await sandboxes.open()
         code = f"import urllib.request as u, urllib.error\ncodes = []\nfor n in range({len(PLATFORMS)}):\n"
         code += "    try: u.urlopen(f'http://{n}.any.test/', timeout=60)\n    except urllib.error.HTTPError as e: codes.append(e.code)\n"
@@ -160,7 +162,7 @@ async def test_a_request_that_servers_may_read_differently_is_not_forwarded(malf
         raise OSError("nobody is there")
 
     listener = socket.create_server(("127.0.0.1", 0))
-    serving = await Proxy(Network.allow("*"), resolve=resolve, connect=connect).serve(listener)
+    serving = await Proxy(SessionNetwork(Network.allow("*")), Dialer(resolve=resolve, connect=connect)).serve(listener)
     try:
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(f"{method} HTTP/1.1\r\n".encode() + MALFORMED[malformed] + b"\r\n\r\n")

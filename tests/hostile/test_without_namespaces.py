@@ -14,8 +14,8 @@ import pytest
 
 from aca_sessions import Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError
+from aca_sessions.network.rules import Network
 from aca_sessions.sandbox.guest.isolation import seccomp
-from aca_sessions.sandbox.policy import Network
 
 from ..conftest import mostly_long
 from ..without_namespaces import BARE

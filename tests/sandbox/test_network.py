@@ -15,9 +15,10 @@ from aca_sessions import Policy, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hints import Remedies, hint
 from aca_sessions.models import Access, CodeExecutionResult
+from aca_sessions.network.rules import Network
 from aca_sessions.sandbox.forkserver import ForkServer
-from aca_sessions.sandbox.policy import Network
-from aca_sessions.sandbox.proxy import Proxy, ProxyConnections, Streams, _carry, _is_public, _parse
+from aca_sessions.sandbox.proxy.addresses import Dialer, Streams, is_public
+from aca_sessions.sandbox.proxy.proxy import ProxyConnections, _carry, _parse
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session.interpreter import Interpreter
 
@@ -90,8 +91,8 @@ async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
         assert address == PUBLIC
         return await asyncio.open_connection("127.0.0.1", target)
 
-    proxy = Proxy(network, resolve=resolve, connect=connect)
-    async with Sandboxes(replace(LIGHT, network=network), proxy) as sandboxes:
+    dialer = Dialer(resolve=resolve, connect=connect)
+    async with Sandboxes(replace(LIGHT, network=network), dialer) as sandboxes:
         sandbox = await sandboxes.open()
         try:
             yield await sandbox.interpreter()
@@ -330,7 +331,7 @@ async def test_a_session_has_a_bounded_number_of_connections(target: int) -> Non
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111"])
 def test_public_addresses(address: str) -> None:
-    assert _is_public(address)
+    assert is_public(address)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_public_addresses(address: str) -> None:
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
-    assert not _is_public(address)
+    assert not is_public(address)
 
 
 @pytest.mark.parametrize("domain", ["", "exa mple.org", "localhost", "http://example.org", "example.org:0", "*.*.org", "example.org/path"])

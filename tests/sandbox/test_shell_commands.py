@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TokenTransformBase, TransformerManager
 
 from aca_sessions import CodeExecutionResult, Policy, Session, open_pool
+from aca_sessions.network.rules import Network
 from aca_sessions.rendering import render
 from aca_sessions.sandbox.guest.notebook import commands
-from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..conftest import mostly_long, until

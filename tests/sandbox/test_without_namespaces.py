@@ -19,8 +19,9 @@ import pytest
 from aca_sessions import Limits, PackageSource, Policy, Session, SessionPool, isolation_report, open_pool, open_server
 from aca_sessions.errors import ConfigurationError, IsolationError
 from aca_sessions.hosting import Hosting
+from aca_sessions.network.rules import Network
 from aca_sessions.sandbox import forkserver
-from aca_sessions.sandbox.policy import MB, Mount, Network
+from aca_sessions.sandbox.policy import MB, Mount
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.settings import Settings
 

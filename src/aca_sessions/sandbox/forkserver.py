@@ -159,7 +159,7 @@ class ForkServer:
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         self._numbers = NumberAllocator(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
-        self._network = policy.network.kind
+        self._network = "allow" if policy.network.is_proxied else policy.network.kind
         self._together = policy.together
         python = sys.executable if policy.image else policy.python or sys.executable
         roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})

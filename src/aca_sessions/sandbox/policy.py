@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import ConfigurationError
+from ..network.rules import Network
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL, without those for which the interpreter waited for a processor
@@ -16,7 +17,6 @@ STILL_SECONDS = 3600.0  # how long the clock of one cell may stand still in tota
 
 _NICE_STEP = 1.25  # of weight, from one nice value to the next: sched(7)
 _PLACE = re.compile(r"/mnt(/(?!\.\.?(/|$))[\w.@+-]+)+", re.ASCII)
-_DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,52 +93,6 @@ class Together:
     def nice(self) -> int:
         """Return the nice value (0 to 19) that gives a process nearly the weight `cpu_weight`. An ordinary process has the weight 1."""
         return min(max(round(-math.log(self.cpu_weight, _NICE_STEP)), 0), 19)
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What a session can reach on the network, besides its own loopback interface. Create one with `none`, `allow` or `host`.
-
-    Attributes:
-        kind: `none` for nothing, `allow` for some domains, `host` for all that this host reaches.
-        domains: The allowed domains, for the kind `allow`.
-    """
-
-    kind: Literal["none", "allow", "host"] = "none"
-    domains: tuple[str, ...] = ()
-
-    @classmethod
-    def none(cls) -> "Network":
-        """Return a network that reaches nothing but the session's own loopback interface."""
-        return cls()
-
-    @classmethod
-    def allow(cls, *domains: str) -> "Network":
-        """Return a network that allows HTTP and HTTPS to some domains, at public addresses only.
-
-        `*.example.org` is every domain below example.org, and `*` is every domain. `:port` at the end replaces the ports 80 and 443. Raise
-        ConfigurationError if a domain is invalid, or none is given.
-        """
-        names = tuple(domain.strip().lower() for domain in domains)
-        for name in names:
-            if not _DOMAIN.fullmatch(name):
-                got = name.rpartition("@")[2]  # without a user name and password
-                raise ConfigurationError(
-                    f"ACASessions:Sandbox:Network: expected a domain such as example.org, *.example.org or example.org:80, got {got!r:.80}"
-                )
-        if not names:
-            raise ConfigurationError(
-                "ACASessions:Sandbox:Network: expected at least one domain, got none: name one, or use Network.none() to allow none"
-            )
-        return cls("allow", names)
-
-    @classmethod
-    def host(cls) -> "Network":
-        """Return a network that reaches all that this host reaches, including this host's own services.
-
-        Use this only for code that you trust with those services.
-        """
-        return cls("host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +205,7 @@ class Policy:
             raise ConfigurationError(
                 f"ACASessions:ContainerImage: needs `Sandbox:Isolation` full (a mount namespace), got {self.isolation}: use it, or no image"
             )
-        if self.network.kind == "allow":
+        if self.network.is_proxied:
             raise ConfigurationError(
                 f"ACASessions:Sandbox:Network: domains need `Sandbox:Isolation` full (a network namespace), got {self.isolation}: "
                 "use full, or the network none or host"

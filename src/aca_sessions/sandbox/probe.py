@@ -144,8 +144,8 @@ async def _check_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
     findings = [Finding(name, False, how) for name, how in _NOT_WITHOUT_NAMESPACES.items()] if bare else []
     if network.kind == "host":
         findings.append(Finding("network", True, "this host's own, as the policy says: sessions reach all that it reaches"))
-    elif network.kind == "allow":
-        findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.domains)}"))
+    elif network.is_proxied:
+        findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.described)}"))
     for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS | _host_folder_check(policy)).items():
         if network.kind == "host" and name == _DIRECT:
             continue

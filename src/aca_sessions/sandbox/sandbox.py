@@ -17,7 +17,7 @@ from .forkserver import ForkServer, limiter
 from .limits.memory import MemoryLimit
 from .packages.store import Packages, SessionPackages
 from .policy import Limits
-from .proxy import Proxy
+from .proxy.proxy import Proxy
 from .session import copies, saved_state
 from .session.cell import CellNotSentError
 from .session.checkpoints import Checkpoints, SessionCheckpoint, find_checkpoint
@@ -67,7 +67,7 @@ class Sandbox:
             workspace: Where the session's files are.
             limits: The limits of the session.
             memory: The limit on its memory. A session and its branches share one.
-            proxy: Connects the session to the domains of the policy. None if the policy names no domains.
+            proxy: Connects the session to the hosts of its rules. None if its network has no rules.
             packages: The package cache and resolver, with which the session installs packages.
             memory_users: Counts the sandboxes that share `memory`. None makes a new count.
         """
@@ -420,7 +420,8 @@ class Sandbox:
         workspace = await create_in_thread(
             lambda: server.make_workspace(limits, user=self._workspace.user), server.drop_workspace, limiter()
         )
-        options = {"memory": self.memory, "proxy": self._proxy, "packages": self._all_packages, "memory_users": self._memory_users}
+        proxy = None if self._proxy is None else self._proxy.for_branch()
+        options = {"memory": self.memory, "proxy": proxy, "packages": self._all_packages, "memory_users": self._memory_users}
         branch = self._on_branch(Sandbox(server, workspace, limits, **options))  # type: ignore[arg-type]
         try:
             most, allocate = limits.checkpoint_files, live.runtime.allocate

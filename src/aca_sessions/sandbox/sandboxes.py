@@ -25,7 +25,9 @@ from .images import images
 from .images.image_python import ASK, ImagePython
 from .packages.store import Packages
 from .policy import Policy
-from .proxy import Proxy
+from .proxy.addresses import Dialer
+from .proxy.proxy import Proxy
+from .proxy.session_network import SessionNetwork
 from .sandbox import Sandbox
 
 _PRELOAD_AFTER = 1.0  # seconds; a program that only runs a cell or two neither waits nor pays for it
@@ -111,14 +113,11 @@ class Generation:
 class Sandboxes:
     """Makes sandboxes under one policy. If its fork server has died, opening the next sandbox starts another."""
 
-    def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Create the object without starting a fork server.
-
-        If the policy names domains, sessions reach them through `proxy`. If `proxy` is None, a new proxy is made for these domains.
-        """
+    def __init__(self, policy: Policy, dialer: Dialer | None = None) -> None:
+        """Create the object without starting a fork server. The proxies of sessions connect by `dialer`, by default a new one."""
         self.policy = policy
         self.on_fork_server_death: Callable[[int | None], None] = lambda _exit_code: None
-        self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
+        self._dialer = dialer or Dialer()
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
         self._image_description: ImagePython | None = None
         self._generations: list[Generation] = []
@@ -286,7 +285,9 @@ class Sandboxes:
         generation, limits = self._generations[-1], self.policy.limits
         server = generation.fork_server
         workspace, memory = await create_in_thread(lambda: server.make_session_resources(limits), server.drop_session_resources, limiter())
-        return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=self._proxy, packages=self._packages))
+        network = self.policy.network
+        proxy = Proxy(SessionNetwork(network), self._dialer) if network.is_proxied else None
+        return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=proxy, packages=self._packages))
 
     def _refill(self) -> None:
         if self.policy.spares and not self._refilling and not self._closed:

@@ -326,8 +326,7 @@ class Sessions:
     @property
     def network(self) -> tuple[str, ...]:
         """Return what sessions can reach on the network: `none`, `host`, or the allowed domains."""
-        network = self._sandboxes.policy.network
-        return network.domains or (network.kind,)
+        return self._sandboxes.policy.network.described
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of `sandbox`, one for each identifier. Either all are created, or none.

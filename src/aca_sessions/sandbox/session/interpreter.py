@@ -25,7 +25,7 @@ from ..forkserver import refusal_error
 from ..limits.capacity import explained_shortage, shortage_error
 from ..limits.memory import MemoryLimit
 from ..policy import ANSWER_SECONDS, Limits
-from ..proxy import Proxy, ProxyConnections
+from ..proxy.proxy import Proxy, ProxyConnections
 from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, GracePeriod, death_reason
 from .channel import Channel
 from .descriptors import (

@@ -27,7 +27,7 @@ from ..forkserver import limiter
 from ..hosts import remedy_for
 from ..limits.capacity import is_shortage
 from ..limits.memory import MemoryLimit, Part
-from ..proxy import ProxyConnections
+from ..proxy.proxy import ProxyConnections
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
 from .descriptors import SpawnedSession, descendants, host_pid, kill, open_process_of_session
 from .processes import KillResult, Processes

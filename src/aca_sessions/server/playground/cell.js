@@ -14,7 +14,7 @@ export const WAITING = "Waiting …";
 const PIP = /^\s*[%!]\s*(?:python\d?\s+-m\s+)?pip\b/m;
 // As in hints.py: messages of C libraries, of Python's HTTP clients behind the proxy of allowed domains, of curl and of git.
 const NO_NETWORK =
-  /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|the policy does not allow /;
+  /[Nn]ame resolution|Name or service not known|No address associated with hostname|Network is unreachable|[Cc]ould not resolve|getaddrinfo failed|Tunnel connection failed: 403|ProxyError|CONNECT tunnel failed, response 403|by this session's network rules/;
 const NO_MODULE = /^ModuleNotFoundError: No module named '(\w+)'/; // a part of a package that is there has a dot in its name
 const PACKAGES = { PIL: "pillow", bs4: "beautifulsoup4", cv2: "opencv-python-headless", dateutil: "python-dateutil", dotenv: "python-dotenv", fitz: "pymupdf", skimage: "scikit-image", sklearn: "scikit-learn", yaml: "pyyaml" };
 const NO_MEMORY = /^[\w.]*MemoryError(?::|$)/;

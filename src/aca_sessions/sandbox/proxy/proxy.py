@@ -1,28 +1,27 @@
-"""The HTTP proxy for sessions whose policy names domains. It runs on the host and is all that such a session can reach.
+"""The HTTP proxy for sessions whose network has rules. It runs on the host and is all that such a session can reach.
 
 Each session's network namespace has a listening socket, on which the host accepts the session's connections. The proxy looks up and checks
-every address, and connects to the one that it checked. It does not inspect what an allowed domain receives or sends.
+every address, and connects to the one that it checked.
 """
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ..lifetime import Tasks
-from .policy import Network
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+from ...lifetime import Tasks
+from ...network.rules import Rule, is_address
+from .addresses import Dialer, Streams
+from .session_network import DeniedError, LimitReachedError, MalformedError, NetworkRecord, PrivateAddressError, SessionNetwork
 
 _MAX_HEAD = 64 << 10
 _MAX_CONNECTIONS = 64  # of one session, at a time
-_HEAD_SECONDS, _CONNECT_SECONDS, _IDLE_SECONDS = 10.0, 20.0, 300.0
+_HEAD_SECONDS, _IDLE_SECONDS = 10.0, 300.0
 _CHUNK = 1 << 16
-_PORTS = (80, 443)
 _REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]", re.ASCII)
 # RFC 9112, 5: no space before the colon, no folding. h11 would read the head as well, but it unfolds lines and merges equal lengths before
 # its caller sees them: it takes seven of the requests that tests/hostile/test_network_walls.py refuses.
@@ -34,20 +33,9 @@ _NUMBER_LIKE = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)", re.ASCII)
 _logger = logging.getLogger("aca_sessions")
 
 
-class DeniedError(Exception):
-    """Raised for a request that the policy does not allow. The message gives the reason and is sent to the session."""
-
-
-class PrivateAddressError(DeniedError):
-    """Raised for an allowed domain of which an address is not public."""
-
-
-class MalformedError(DeniedError):
-    """Raised for a request whose headers are malformed or ambiguous, so that two servers could read it in different ways."""
-
-
 # HTTP libraries show the status of a refused CONNECT, and not its body.
-_REFUSALS = {MalformedError: "400 Bad Request", PrivateAddressError: "403 Forbidden, because at least one of its addresses is not public"}
+_STATUS = {400: "400 Bad Request", 403: "403 Forbidden", 429: "429 Too Many Requests"}
+_PRIVATE = "403 Forbidden, because at least one of its addresses is not public"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,76 +47,67 @@ class _Head:
 
     host: str
     port: int
+    method: str | None = None
     forwarded: bytes = b""
     body: int = 0
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Look up a host name, and return its addresses without duplicates."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[4][0]) for address in found))
-
-
-async def connect(address: str, port: int) -> Streams:
-    """Open a TCP connection to an address that the proxy has checked."""
-    return await asyncio.open_connection(address, port)
-
-
 class Proxy:
-    """An HTTP proxy that connects sessions to the policy's domains and refuses all other targets."""
+    """The HTTP proxy of one session. It connects the session to the hosts of its rules and refuses all other targets."""
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        resolve: Callable[[str, int], Awaitable[list[str]]] = resolve,
-        connect: Callable[[str, int], Awaitable[Streams]] = connect,
-    ) -> None:
-        self._network = network
-        self._resolve = resolve
-        self._connect = connect
+    def __init__(self, network: SessionNetwork, dialer: Dialer | None = None) -> None:
+        self.network = network
+        self._dialer = dialer or Dialer()
+
+    def for_branch(self) -> "Proxy":
+        """Return a proxy with the same rules for a branch of the session. What it uses is counted apart."""
+        return Proxy(SessionNetwork(self.network.network), self._dialer)
 
     async def serve(self, listener: socket.socket) -> "ProxyConnections":
-        """Start to accept one session's connections on its listening socket. Close the returned `ProxyConnections` to stop."""
+        """Start to accept the session's connections on its listening socket. Close the returned `ProxyConnections` to stop."""
         connections = ProxyConnections(self._answer)
         await connections.start(listener)
         return connections
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        record = NetworkRecord(host="", port=0)  # as far as the request was read
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
                 head = _parse(await reader.readuntil(b"\r\n\r\n"))
-            address = await self._checked(head.host, head.port)
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                there = await self._connect(address, head.port)
+            record = NetworkRecord(host=head.host, port=head.port, method=head.method)
+            await self._go_on(head, (reader, writer), record)
         except DeniedError as denied:
+            record.decision, record.status, record.reason = "refused", denied.status, denied.reason
             _logger.info("network: refused, %s", denied)
-            status = next((status for kind, status in _REFUSALS.items() if isinstance(denied, kind)), "403 Forbidden")
-            writer.write(_refusal(str(denied), status=status))
+            writer.write(_refusal(str(denied), status=_status_line(denied)))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            record.reason, record.status = "unreachable", 502
             reason = "cannot reach the target, or the request is incomplete: check its host and port, and try again"
             writer.write(_refusal(reason, status="502 Bad Gateway"))
-        else:
+        finally:
+            record.seconds = time.monotonic() - record.started
+            self.network.record(record)
+
+    async def _go_on(self, head: _Head, here: Streams, record: NetworkRecord) -> None:
+        """Connect a session to the target of its request, and carry what both send. Raise DeniedError if the request is refused."""
+        if not is_address(head.host) and (_NUMBER_LIKE.fullmatch(head.host) or not _NAME.fullmatch(head.host)):
+            raise DeniedError(f"the target must be a domain name, got {head.host.rpartition('@')[2]!r:.80}")
+        rules = await self.network.rules_for(head.host, head.port)
+        rule = rules[0]
+        self.network.count_request(rule)
+        with self.network.open_connection(rule):
+            there = await self._dialer.connect(head.host, head.port, rules)
             _logger.info("network: connected to %s port %d", head.host, head.port)
-            await _carry(head, (reader, writer), there)
+            await _carry(head, here, there, lambda sent, received: self._count(rule, record, sent, received))
 
-    async def _checked(self, host: str, port: int) -> str:
-        """Return the IP address to connect to for a request to `host`, after all checks.
+    def _count(self, rule: Rule, record: NetworkRecord, sent: int, received: int) -> None:
+        record.sent += sent
+        record.received += received
+        self.network.count_bytes(rule, sent + received)
 
-        Raise DeniedError unless the policy allows this host and port, and all addresses of the host are public. The addresses of the
-        machine that runs the proxy do not count as public.
-        """
-        if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
-            raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
-        if not any(_allows(domain, host, port) for domain in self._network.domains):
-            raise DeniedError(f"the policy does not allow {host} with port {port}: add it to the domains in ACASessions:Sandbox:Network")
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            addresses = await self._resolve(host, port)
-        if not addresses or not all(_is_public(address) for address in addresses):
-            raise PrivateAddressError(
-                f"the domain {host} must lead to public addresses only, and at least one of its addresses is not public"
-            )
-        return addresses[0]
+
+def _status_line(denied: DeniedError) -> str:
+    return _PRIVATE if isinstance(denied, PrivateAddressError) else _STATUS[denied.status]
 
 
 class ProxyConnections:
@@ -192,7 +171,7 @@ def _parse(head: bytes) -> _Head:
     path = url[2] or "/"
     path = path if path.startswith("/") else f"/{path}"
     first = f"{method} {path} HTTP/1.1\r\nHost: {url[1]}\r\nConnection: close\r\n".encode()
-    return _Head(host, port, first + b"".join(kept) + b"\r\n", body)
+    return _Head(host, port, method, first + b"".join(kept) + b"\r\n", body)
 
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
@@ -236,56 +215,7 @@ def _host_and_port(target: str, default: int) -> tuple[str, int]:
     return host.lower().removesuffix("."), int(port) if colon else default
 
 
-def _allows(domain: str, host: str, port: int) -> bool:
-    name, _, own_port = domain.partition(":")
-    if port != int(own_port) if own_port else port not in _PORTS:
-        return False
-    return name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]))
-
-
-def _is_public(address: str) -> bool:
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if any(found in network for network in _NEVER) or found.is_multicast or not found.is_global:
-        return False
-    if isinstance(found, ipaddress.IPv6Address) and (found.is_site_local or _embeds_ipv4(found)):
-        return False
-    return not _is_own_address(address, found.version)
-
-
-def _embeds_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address contains an IPv4 address. A router may send packets to the IPv4 address, which was not checked."""
-    isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
-    return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
-
-
-# `is_global` differs between releases of Python for these, or is true although no public service has such an address.
-_NEVER = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96"),  # translated or tunnelled to IPv4
-            *("192.88.99.0/24", "5f00::/16", "3fff::/20"),  # relays of 6to4; segment routing; documentation
-            # Services that a cloud gives to its own machines at addresses that look public: they hand out settings and credentials.
-            "168.63.129.16/32",  # Azure: wire server, DNS and health
-            "192.0.0.0/24",  # Oracle: metadata at 192.0.0.192; the whole block is for protocols (RFC 6890)
-            *("161.26.0.0/16", "166.8.0.0/14"),  # IBM: DNS, mirrors and service endpoints on the private network
-            *("169.254.0.0/16", "100.64.0.0/10", "fc00::/7"),  # metadata of the others (Alibaba: 100.100.100.200, AWS: fd00:ec2::254)
-        ),
-    )
-)
-
-
-def _is_own_address(address: str, version: int) -> bool:
-    """Return whether an address belongs to this host, whose services sessions must not reach. `version` is 4 for IPv4 or 6 for IPv6."""
-    with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))  # works only with an address of this host
-        except OSError:
-            return False
-    return True
-
-
-async def _carry(head: _Head, here: Streams, there: Streams) -> None:
+async def _carry(head: _Head, here: Streams, there: Streams, count: Callable[[int, int], None] = lambda _sent, _received: None) -> None:
     """Send a request to its target, then copy data in both directions until the target has sent everything.
 
     For a CONNECT request, send only a reply to the session before copying. Stop early if one side cannot receive, or if no data moves for
@@ -295,23 +225,28 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
         head: The request.
         here: The streams from and to the session.
         there: The streams from and to the target.
+        count: Called with the numbers of bytes that were sent and received. It raises LimitReachedError to end the connection.
     """
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
         here[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-    with contextlib.suppress(OSError, TimeoutError):  # one end was closed: close the other as well
+    with contextlib.suppress(OSError, TimeoutError, LimitReachedError):  # one end was closed: close the other as well
         async with asyncio.timeout(_IDLE_SECONDS) as idle:
-            sending = asyncio.ensure_future(_copy(here[0], there[1], head.body if head.forwarded else None, idle))
+            sending = asyncio.ensure_future(
+                _copy(here[0], there[1], head.body if head.forwarded else None, idle, lambda size: count(size, 0))
+            )
             try:
-                await _copy(there[0], here[1], None, idle)
+                await _copy(there[0], here[1], None, idle, lambda size: count(0, size))
             finally:
                 sending.cancel()
                 there[1].transport.abort()  # before the wait, which may be cancelled
                 await asyncio.wait((sending,))
 
 
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
+async def _copy(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout, count: Callable[[int], None]
+) -> None:
     """Copy at most `left` bytes from `source` to `target`. If `left` is None, copy everything, then signal the end of data to `target`.
 
     Restart the timeout `idle` whenever data moves.
@@ -320,6 +255,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left
         data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:
             break
+        count(len(data))
         left = None if left is None else left - len(data)
         _restart_timeout(idle)
         target.write(data)

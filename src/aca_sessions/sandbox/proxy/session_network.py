@@ -1,0 +1,257 @@
+"""The network of one session: the rules in force, how much of its limits is used, and who decides about what the rules refuse."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ...network.denials import Decision, Denial
+from ...network.rules import Network, Rule, is_address, normal_path
+
+_MB = 1 << 20
+_MAX_ALLOWED = 1000  # requests that were allowed from now on
+_MAX_WAITING = 16  # denials that wait for a decision
+# Servers read these as another method or path than those that were checked.
+_METHOD_OVERRIDES = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
+_PATH_OVERRIDES = frozenset((b"x-original-url", b"x-rewrite-url", b"x-original-uri", b"x-forwarded-prefix"))
+
+
+class DeniedError(Exception):
+    """Raised for a request that the network of the session does not allow. The message gives the reason and is sent to the session."""
+
+    status, reason = 403, "rule"
+
+
+class PrivateAddressError(DeniedError):
+    """Raised for an allowed domain of which an address is not public."""
+
+    reason = "address"
+
+
+class MalformedError(DeniedError):
+    """Raised for a request whose headers are malformed or ambiguous, so that two servers could read it in different ways."""
+
+    status, reason = 400, "malformed"
+
+
+class LimitReachedError(DeniedError):
+    """Raised when a limit of the session's network, or of a rule, is used up."""
+
+    status, reason = 429, "limit"
+
+
+@dataclass(slots=True)
+class Usage:
+    """How much was used of the limits of a session, or of one rule."""
+
+    requests: int = 0
+    size: int = 0
+    connections: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class NetworkRecord:
+    """What the audit log gets of a request, or of a connection that is not inspected. Paths and headers are not in it.
+
+    Attributes:
+        host: The host.
+        port: The port.
+        method: The method, or None for a connection.
+        pattern: The pattern that allowed the path, or None.
+        decision: `allowed` by a rule, `approved` by a decision about a denial, or `refused`.
+        status: The status that the session got, or None.
+        reason: Why it was refused: `rule`, `address`, `malformed` or `limit`; or `unreachable`.
+        sent: The bytes of the request's body, or of all that a connection sent.
+        received: The bytes of the response's body, or of all that a connection received.
+        seconds: The duration.
+    """
+
+    host: str
+    port: int
+    method: str | None = None
+    pattern: str | None = None
+    decision: str = "allowed"
+    status: int | None = None
+    reason: str | None = None
+    sent: int = 0
+    received: int = 0
+    seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+
+class SessionNetwork:
+    """The rules in force for one session. They can be replaced while the session runs.
+
+    `decide` is called with each denial that a person may allow, and returns the decision. `record` is called with what was allowed and
+    refused.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        decide: Callable[[Denial], Awaitable[Decision]] | None = None,
+        record: Callable[[NetworkRecord], None] = lambda _record: None,
+    ) -> None:
+        self.network = network
+        self.decide = decide
+        self.record = record
+        self._usage = Usage()
+        self._usage_by_rule: dict[int, Usage] = {}
+        self._allowed: list[tuple[str, int, str | None, str | None]] = []  # host, port, method and path that were allowed from now on
+        self._refused: set[Denial] = set()  # not asked about again in this cell
+        self._asking = asyncio.Lock()
+        self._waiting = 0
+
+    def replace(self, network: Network) -> None:
+        """Use other rules from now on, for new requests. The limits of the session go on, those of the rules begin again."""
+        self.network = network
+        self._usage_by_rule.clear()
+
+    def begin_cell(self) -> None:
+        """Ask again about what was refused in earlier cells."""
+        self._refused.clear()
+
+    async def rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
+        """Return the rules for a host. If it has none, ask for a decision. Raise DeniedError if it is refused."""
+        if rules := self._rules_for(host, port):
+            return rules
+        hosts = ", ".join(self.network.domains) or "none"
+        denial = Denial(host=host, port=port, allowed=f"the hosts {hosts}")
+        if is_address(host):  # only a rule may name one, because a person who is asked does not know where it leads
+            raise _refusal(denial)
+        decision = await self._decide(denial, lambda: bool(self._rules_for(host, port)))
+        if decision == "always":
+            self._allow(host, port, None, None)
+        return self._rules_for(host, port) or (_plain_rule(host, port),)
+
+    async def rule_for(self, rules: tuple[Rule, ...], host: str, port: int, request: tuple[str, str], names: set[bytes]) -> Rule:
+        """Return the rule that allows a request. If none does, ask for a decision. Raise DeniedError if it is refused.
+
+        Args:
+            rules: The rules of the host.
+            host: The host.
+            port: The port.
+            request: The method and the target.
+            names: The names of the request's headers, in lower case.
+        """
+        method, target = request
+        if method in ("TRACE", "CONNECT"):
+            raise DeniedError(f"{method} is not allowed to hosts that the proxy inspects: use another method")
+        if any(rule.methods for rule in rules) and (found := names & _METHOD_OVERRIDES):
+            raise MalformedError(f"the header {min(found).decode()} is not allowed, because it replaces the method: send that method")
+        path = target.partition("?")[0]
+        if any(rule.paths for rule in rules):
+            if found := names & _PATH_OVERRIDES:
+                raise MalformedError(f"the header {min(found).decode()} is not allowed, because it replaces the path: send that path")
+            normal = normal_path(target)
+            if normal is None:
+                raise MalformedError(
+                    "the path must be unambiguous, at most 2048 characters without `..`, backslashes and encoded slashes: write it out"
+                )
+            path = normal
+        for rule in rules:
+            if rule.allows(method, path):
+                return rule
+        if (allowed := self._find_allowed(rules, host, port, method, path)) is not None:
+            return allowed
+        described = ", ".join(rule.described() for rule in rules)
+        approved = _approved_rule(rules)
+        denial = Denial(host=host, port=port, method=method, path=path, allowed=described, headers=approved.sets)
+        decision = await self._decide(denial, lambda: self._find_allowed(self._rules_for(host, port), host, port, method, path) is not None)
+        if decision == "always":
+            self._allow(host, port, method, path)
+        return approved
+
+    def count_request(self, rule: Rule) -> None:
+        """Count a request, or a connection that is not inspected. Raise LimitReachedError if a limit is used up."""
+        own, limits = self._usage_of(rule), self.network.limits
+        for usage, requests, megabytes in (
+            (self._usage, limits.requests, limits.megabytes),
+            (own, rule.requests, rule.megabytes),
+        ):
+            if requests is not None and usage.requests >= requests:
+                raise LimitReachedError(_used_up(f"{requests} requests", rule, usage is own))
+            if megabytes is not None and usage.size >= megabytes * _MB:
+                raise LimitReachedError(_used_up(f"{megabytes} MB", rule, usage is own))
+        self._usage.requests += 1
+        own.requests += 1
+
+    def count_bytes(self, rule: Rule, size: int) -> None:
+        """Count bytes that are sent or received. Raise LimitReachedError if a limit is used up: then end the connection."""
+        own, limits = self._usage_of(rule), self.network.limits
+        self._usage.size += size
+        own.size += size
+        for usage, limit in ((self._usage, limits.megabytes), (own, rule.megabytes)):
+            if limit is not None and usage.size > limit * _MB:
+                raise LimitReachedError(_used_up(f"{limit} MB", rule, usage is own))
+
+    @contextlib.contextmanager
+    def open_connection(self, rule: Rule) -> Iterator[None]:
+        """Count a connection to the host of a rule while the block runs. Raise LimitReachedError if there are too many."""
+        own = self._usage_of(rule)
+        if rule.connections is not None and own.connections >= rule.connections:
+            raise LimitReachedError(f"this session's network allows {rule.connections} connections to {rule.host} at a time: close others")
+        own.connections += 1
+        try:
+            yield
+        finally:
+            own.connections -= 1
+
+    def _rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
+        rules = self.network.rules_for(host, port)
+        return rules or ((_plain_rule(host, port),) if (host, port, None, None) in self._allowed else ())
+
+    def _find_allowed(self, rules: tuple[Rule, ...], host: str, port: int, method: str, path: str) -> Rule | None:
+        found = (host, port, method, path) in self._allowed or any(rule.allows(method, path) for rule in rules)
+        return _approved_rule(rules) if found else None
+
+    def _allow(self, *request: str | int | None) -> None:
+        self._allowed.append(request)  # type: ignore[arg-type]
+        del self._allowed[:-_MAX_ALLOWED]
+
+    async def _decide(self, denial: Denial, is_allowed_now: Callable[[], bool]) -> Decision:
+        """Return the decision about a denial. Raise DeniedError if it is refused. One denial is decided at a time."""
+        refusal = _refusal(denial)
+        if self.decide is None or denial in self._refused or self._waiting >= _MAX_WAITING:
+            raise refusal
+        self._waiting += 1
+        try:
+            async with self._asking:
+                if is_allowed_now():  # by the decision about an earlier one
+                    return "once"
+                if denial in self._refused:
+                    raise refusal
+                decision = await self.decide(denial)
+        finally:
+            self._waiting -= 1
+        if decision == "refuse":
+            if len(self._refused) < _MAX_ALLOWED:
+                self._refused.add(denial)
+            raise refusal
+        return decision
+
+    def _usage_of(self, rule: Rule) -> Usage:
+        # By its place among the rules: a rule that a decision allowed has the usage of the rule that it was made from, or none.
+        place = next((number for number, one in enumerate(self.network.hosts) if one is rule), -1)
+        return self._usage_by_rule.setdefault(place, Usage())
+
+
+def _refusal(denial: Denial) -> DeniedError:
+    return DeniedError(f"blocked by this session's network rules: {denial}; allowed: {denial.allowed}")
+
+
+def _plain_rule(host: str, port: int) -> Rule:
+    return Rule(f"[{host}]:{port}" if is_address(host) and ":" in host else f"{host}:{port}")
+
+
+def _approved_rule(rules: tuple[Rule, ...]) -> Rule:
+    """Return the rule for a request that a person allowed. It has the headers of the host's rules, if all agree on them."""
+    first = next((rule for rule in rules if rule.has_secrets), rules[0])
+    agree = all((rule.headers, rule.identity) == (first.headers, first.identity) for rule in rules)
+    return replace(first, methods=(), paths=()) if agree else replace(first, methods=(), paths=(), headers={}, identity=None)
+
+
+def _used_up(limit: str, rule: Rule, own: bool) -> str:
+    return f"this session's network allows {limit}{f' to {rule.host}' if own else ''}, and they are used up"
