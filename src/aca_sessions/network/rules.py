@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 from ..errors import ConfigurationError
 
 PORTS = (80, 443)  # of a rule whose host names none
-_DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+", re.ASCII)
+_DOMAIN = re.compile(r"\*|localhost|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+", re.ASCII)
 _PORT = re.compile(r"[1-9]\d{0,4}", re.ASCII)
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,19}", re.ASCII)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
@@ -58,8 +58,8 @@ class Rule:
     answers with a certificate of its own authority, which the session trusts. Other hosts are connected without reading what is sent.
 
     Attributes:
-        host: A domain such as `api.github.com`, `*.example.org` for every domain below it, `*` for every domain, or an IP address. `:port`
-            at the end replaces the ports 80 and 443.
+        host: A domain such as `api.github.com`, `*.example.org` for every domain below it, `*` for every domain, an IP address, or
+            `localhost` for this machine. `:port` at the end replaces the ports 80 and 443.
         methods: The allowed methods, such as `GET`. Empty allows all.
         paths: Patterns of the allowed paths: `*` is a part of one segment, `**` is any number of segments. Empty allows all.
         headers: Headers that replace those of the request. `${secret:name}` in a value is replaced by the secret.
@@ -110,6 +110,11 @@ class Rule:
     def is_inspected(self) -> bool:
         """Return whether the proxy must read the requests to this host."""
         return bool(self.methods or self.paths or self.requests or self.has_secrets)
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """Return the networks that the host may lead to, although they are not public."""
+        return (*self.addresses, *(("127.0.0.0/8", "::1/128") if split_host(self.host)[0] == "localhost" else ()))
 
     @property
     def has_secrets(self) -> bool:

@@ -45,7 +45,7 @@ class Dialer:
             return host
         async with asyncio.timeout(_CONNECT_SECONDS):
             addresses = await self._resolve(host, port)
-        named = [network for rule in rules for network in rule.addresses]
+        named = [network for rule in rules for network in rule.reachable]
         if not addresses or not all(is_in(address, named) or is_public(address) for address in addresses):
             raise PrivateAddressError(
                 f"the domain {host} must lead to public addresses only, and at least one of its addresses is not public"
