@@ -19,7 +19,7 @@ import tempfile
 import threading
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
@@ -36,6 +36,9 @@ from .limits.watchdog import Watchdog, bytes_in, process_tree
 from .packages.cache import make_mount
 from .policy import Limits, Mount, Policy, Together
 from .session.descriptors import SpawnedSession, Workspace, kill
+
+if TYPE_CHECKING:
+    from .proxy.authority import Authority
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read the environment that the zygote was started with, so nothing of the host's environment is in it.
@@ -90,7 +93,7 @@ class _Key(NamedTuple):
     def of(cls, policy: Policy) -> "_Key":
         """Return the key of a policy. It contains this process's pid, so that a forked process does not use its parent's fork server."""
         python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
-        network, together, mounts = policy.network.kind, policy.together, policy.mounts
+        network, together, mounts = _network_of(policy), policy.together, policy.mounts
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
@@ -152,6 +155,8 @@ class ForkServer:
         self._owner = OwnerProcess("the fork server")
         self._lock = threading.Lock()
         self._workspaces_lock = threading.Lock()
+        self._authority_lock = threading.Lock()
+        self._authority: Authority | None = None
         self._workspaces: set[Workspace] = set()
         self._users = 0
         self._ready = False
@@ -159,7 +164,7 @@ class ForkServer:
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         self._numbers = NumberAllocator(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
-        self._network = "allow" if policy.network.is_proxied else policy.network.kind
+        self._network = _network_of(policy)
         self._together = policy.together
         python = sys.executable if policy.image else policy.python or sys.executable
         roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})
@@ -332,8 +337,32 @@ class ForkServer:
             self._ask(wire.DropTree(workspace.number))
             self._numbers.release(workspace.user)
 
-    def spawn(self, workspace: Workspace, limits: Limits) -> SpawnedSession:
-        """Start a session in a workspace. Do not wait for its interpreter, which sends the message `Ready` when it can run cells."""
+    @property
+    def authority(self) -> "Authority":
+        """Return the certificate authority of this fork server's sessions, which is made when it is first needed.
+
+        Raise MissingExtraError if a library for it is missing.
+        """
+        from .proxy.authority import Authority  # takes 0.1 s to load, and only sessions with inspected hosts need it
+
+        with self._authority_lock:
+            if self._authority is None:
+                self._authority = Authority.create()
+            return self._authority
+
+    def spawn(self, workspace: Workspace, limits: Limits, *, network: str | None = None, authority: str = "") -> SpawnedSession:
+        """Start a session in a workspace. Do not wait for its interpreter, which sends the message `Ready` when it can run cells.
+
+        Args:
+            workspace: Where the session's files are.
+            limits: The limits of the session.
+            network: The kind of its network. None: that of the policy.
+            authority: A certificate in PEM format that the session trusts, beside those that it finds in its root.
+        """
+        network = "allow" if network == "rules" else network or self._network
+        differs = network != self._network
+        if (differs and "host" in (network, self._network)) or (self._folder is not None and (differs or authority)):
+            raise ValueError(f"this fork server has sessions with the network {self._network} only, got {network}")
         request = wire.Spawn(
             tree=workspace.number,
             owner=workspace.user,
@@ -342,9 +371,10 @@ class ForkServer:
             open_files=limits.open_files,
             file_size=limits.disk,
             temporary=limits.temporary,
-            network=self._network,
+            network=network,
             memory_is_counted=self.groups is not None,
             history=limits.history,
+            authority=authority,
         )
         with explained_shortage("another session"), contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
@@ -470,6 +500,11 @@ class DiskFolder:
         """Remove the folder. The sessions must have ended."""
         os.close(self._lock)
         self._cleanup_shell.finish()
+
+
+def _network_of(policy: Policy) -> str:
+    """Return `none`, `host`, or `allow` for a network behind a proxy, which alone knows the rules."""
+    return "allow" if policy.network.is_proxied else policy.network.kind
 
 
 def _folder_for(policy: Policy) -> DiskFolder | None:

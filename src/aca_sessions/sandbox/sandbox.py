@@ -450,7 +450,7 @@ class Sandbox:
             return self.running
 
     async def _start_interpreter(self) -> Interpreter:
-        spawned = await create_in_thread(lambda: self._fork_server.spawn(self._workspace, self._limits), SpawnedSession.close, limiter())
+        spawned = await create_in_thread(self._spawn, SpawnedSession.close, limiter())
         interpreter = await start(
             spawned,
             self._limits,
@@ -461,6 +461,10 @@ class Sandbox:
         )
         await self._add_packages_again(interpreter)
         return interpreter
+
+    def _spawn(self) -> SpawnedSession:
+        inspected = self._proxy is not None and self._proxy.network.network.is_inspected
+        return self._fork_server.spawn(self._workspace, self._limits, authority=self._fork_server.authority.pem if inspected else "")
 
     async def _reset(self) -> int:
         async with self._turn:

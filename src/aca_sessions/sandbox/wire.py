@@ -114,7 +114,8 @@ class Spawn(Message):
     """A request to start a session in the workspace with the number `tree`.
 
     It comes with the session's ends of two sockets: one for requests such as cells, and one on which the session's first process reports
-    that an interpreter has died. The answer `Done` comes with a pidfd of the session's first process.
+    that an interpreter has died. The answer `Done` comes with a pidfd of the session's first process. `authority` is a certificate in PEM
+    format that the session trusts, or "".
     """
 
     tree: int
@@ -127,6 +128,7 @@ class Spawn(Message):
     network: str
     memory_is_counted: bool
     history: int
+    authority: str
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..wire import Command, Extend, Finished, Fork, Ping, Restore, Run, Save, Started, WarmUp
 from . import saves, snapshots, threads
-from .folders import session_folders
+from .folders import CERTIFICATE_VARIABLES, session_folders
 from .link import Link, flush_streams, interrupts, restore_streams
 from .notebook import commands, modules
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from .notebook.shell import Shell
 
 
-def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
-    """Run cells and send their results, until the host closes the link. `proxy` is the host and port of the session's HTTP proxy."""
+def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None, has_authority: bool) -> None:
+    """Run cells and send their results, until the host closes the link.
+
+    `proxy` is the host and port of the session's HTTP proxy. `has_authority` tells whether the session trusts an authority of that proxy.
+    """
     snapshots.reseed()
     gc.enable()
     os.environ.clear()
-    os.environ.update(_environment() | (_proxy_variables(*proxy) if proxy else {}))
+    os.environ.update(_environment() | (_proxy_variables(*proxy) if proxy else {}) | (CERTIFICATE_VARIABLES if has_authority else {}))
     saves.environment.update(os.environ)
     interrupts.install_handler()
     snapshots.count_own_sockets()

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..wire import RECORD, Finished, Restore, Save
-from .folders import DATA, session_folders
+from .folders import CERTIFICATE_VARIABLES, DATA, session_folders
 
 if TYPE_CHECKING:
     from .link import Link
@@ -435,8 +435,10 @@ def _set_path(path: list[str], _shell: Shell) -> None:
 
 
 def _set_environment(changed: dict[str, str | None], _shell: Shell) -> None:
+    # If this session trusts an authority, bundles that another session chose would lack it.
+    own = _OWN_VARIABLES | (CERTIFICATE_VARIABLES.keys() & environment.keys())
     for name, value in changed.items():
-        if name in _OWN_VARIABLES:
+        if name in own:
             continue
         if value is None:
             os.environ.pop(name, None)

@@ -19,7 +19,7 @@ from ... import syscalls
 from ...syscalls import Mount, Namespace
 from ...wire import Spawn
 from ..folders import DATA
-from . import root, seccomp
+from . import certificates, root, seccomp
 from .root import isolation_step
 
 GUEST_ID = 1000
@@ -195,6 +195,8 @@ def _mount_session(spawn: Spawn) -> None:
             _hide(f"/proc/{name}")
     for name in _HIDDEN_SETTINGS:
         _hide(f"/proc/sys/{name}")
+    if spawn.authority:
+        certificates.mount_bundle(spawn.authority)
     syscalls.mount(f"{root.SESSIONS}/{spawn.tree}", DATA, None, Mount.BIND)
     syscalls.unmount(root.SESSIONS)
 

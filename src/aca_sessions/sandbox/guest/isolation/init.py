@@ -156,7 +156,7 @@ def _run_interpreter(
             socket.send_fds(link, [frame(Ready(version))], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        cells.serve(Link(link, frame_pipe), shell, proxy=PROXY if spawn.network == "allow" else None)
+        cells.serve(Link(link, frame_pipe), shell, proxy=PROXY if spawn.network == "allow" else None, has_authority=bool(spawn.authority))
     except RefusalError as refusal:
         link.sendall(frame(refusal.report))
     except Exception as error:  # not a traceback on stderr: that is the pipe for cells' output by now, and would not be read

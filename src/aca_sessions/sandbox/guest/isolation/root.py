@@ -18,7 +18,7 @@ from pathlib import Path
 from ... import syscalls
 from ...syscalls import Mount
 from ...wire import SUPPLY, SUPPLY_NEEDS, Plan, Refused
-from ..folders import DATA
+from ..folders import CERTIFICATES, DATA
 
 GUEST_CODE = "/.guest"
 CHILDREN = "children"  # a folder in GUEST_CODE: modules for the Python programs that a session starts
@@ -29,7 +29,7 @@ _BELOW_TMP = "/.tmp"
 
 _FOLDERS = (
     *("usr", "etc", "dev/shm", "dev/pts", "proc", "tmp", "mnt/data", "sys", "run", "home", "root", "var/tmp"),
-    *(".packages", ".guest", ".sess", ".tmp"),
+    *(".packages", ".guest", ".sess", ".tmp", CERTIFICATES[1:]),
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
