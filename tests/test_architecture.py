@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "lifetime": {"errors"},
     "settings": {"settings", "client", "errors", "network", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "client.snippets", "contract", "durable", "ledger", "models", "errors", "telemetry", "lifetime", "guest_text"},
+    "client": {"client", "client.snippets", "contract", "durable", "ledger", "network"}
+    | {"models", "errors", "telemetry", "lifetime", "guest_text"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page
     "network": {"network", "errors", "lifetime"},
     "sandbox.policy": {"errors", "network"},
@@ -122,7 +123,7 @@ MAY_IMPORT |= {
     },  # cli, guard: what `mcp --http` shares with `serve`
 }
 ONLY_IN = {
-    "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
+    "httpx": {"client.http", "client.auth", "connect", "agent.tools.http", "network.key_vault", "network.secrets"},
     "redis": {"agent.library.redis_storage", "durable.redis_store"},
     "yaml": {"agent.tools.yaml_files"},
     "bm25s": {"agent.library.search"},
@@ -135,7 +136,7 @@ ONLY_IN = {
     "pydantic_ai": {"integrations.pydantic_ai", "integrations.pydantic_ai_code"},
     "mcp": {"agent.tools.mcp", "mcp", *(f"mcp.{name}" for name in ("apps", "code_tools", "resources", "sdk", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
-    "azure": {"connect", "client.auth", "durable.azure_store"},
+    "azure": {"connect", "network.tokens", "network.secrets", "durable.azure_store"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
         *("client.snippets.interpreter", "notebook", "cli.prompt", "integrations.jupyter_kernel"),

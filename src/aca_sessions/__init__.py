@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .agent.session import AgentSession
     from .agent.tools.tool import tool
     from .client.arguments import session_name
-    from .client.auth import AzureTokenProvider
     from .client.executions import Execution
     from .client.http import SessionsHttpClient
     from .client.interpreter import CodeInterpreter
@@ -53,13 +52,15 @@ if TYPE_CHECKING:
     )
     from .network.denials import Denial
     from .network.rules import Network, NetworkLimits, Rule
+    from .network.secrets import Secret
+    from .network.tokens import AzureTokenProvider
     from .sandbox.policy import Limits, Mount, PackageSource, Policy
     from .settings import Settings
 
 _HOMES = {
     "ACASessionsError": "errors",
     "AgentSession": "agent.session",
-    "AzureTokenProvider": "client.auth",
+    "AzureTokenProvider": "network.tokens",
     "Checkpoint": "models",
     "Denial": "network.denials",
     "SavedSession": "models",
@@ -84,6 +85,7 @@ _HOMES = {
     "RemoteFile": "models",
     "ReplayReport": "client.replay",
     "Rule": "network.rules",
+    "Secret": "network.secrets",
     "Session": "client.session",
     "SessionHealth": "models",
     "SessionInfo": "models",
@@ -129,6 +131,7 @@ __all__ = [
     "ReplayReport",
     "Rule",
     "SavedSession",
+    "Secret",
     "Session",
     "SessionHealth",
     "SessionInfo",

@@ -455,7 +455,8 @@ async def _choose_auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
 
     Without a key, return None for a Unix socket, and raise ConfigurationError for any other endpoint outside Azure.
     """
-    from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
+    from .client.auth import ApiKeyAuth, BearerAuth
+    from .network.tokens import AzureTokenProvider
 
     key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""
     host = httpx.URL(endpoint).host

@@ -5,6 +5,7 @@ Each message names what failed and then what to do. No message holds a token, a 
 ACASessionsError
 ├── MissingExtraError           a library of an optional part of this package is missing; has the line that installs it
 ├── ConfigurationError          a setting is missing or contradicts another; names the key
+│   └── SecretError             a secret of the network rules cannot be read, or an Azure token for them
 ├── InvalidArgumentError        a name, a time limit or data that cannot be sent
 ├── AuthenticationError         no token, or refused (401, 403)
 ├── NotSupportedError           the endpoint or the operating system does not support this
@@ -63,6 +64,10 @@ def imports_of(extra: str) -> Iterator[None]:
 
 class ConfigurationError(ACASessionsError):
     """A setting is missing or contradicts another. The message names the key."""
+
+
+class SecretError(ConfigurationError):
+    """A secret of the network rules cannot be read, or an Azure token for them. The message names the secret, and never holds its value."""
 
 
 class InvalidArgumentError(ACASessionsError, ValueError):

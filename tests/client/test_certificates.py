@@ -27,7 +27,9 @@ from ..conftest import COMMAND
 NOW = datetime.now(UTC)
 
 
-def write_certificate(folder: Path, *, begins: datetime = NOW - timedelta(days=2), days: float = 9, host: str = "127.0.0.1") -> Path:
+def write_certificate(
+    folder: Path, *, begins: datetime = NOW - timedelta(days=2), days: float = 9, host: str = "127.0.0.1", names: tuple[str, ...] = ()
+) -> Path:
     """Write a self-signed certificate and its key as one PEM file."""
     private, name = ec.generate_private_key(ec.SECP256R1()), x509.Name.from_rfc4514_string("CN=a server")
     signed = (
@@ -38,7 +40,7 @@ def write_certificate(folder: Path, *, begins: datetime = NOW - timedelta(days=2
         .serial_number(1)
         .not_valid_before(begins)
         .not_valid_after(begins + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host)), *map(x509.DNSName, names)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(private, hashes.SHA256())
     )

@@ -16,7 +16,7 @@ _DOMAIN = re.compile(r"\*|localhost|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+", re.ASCI
 _PORT = re.compile(r"[1-9]\d{0,4}", re.ASCII)
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,19}", re.ASCII)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
-_SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]{1,100})\}", re.ASCII)
+SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]{1,100})\}", re.ASCII)
 _NOT_TO_SET = frozenset(("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"))
 _MANY_STARS = re.compile(r"(\*[^/*]+){2}\*")
 _MAX_PATH = 2048  # characters that are matched
@@ -152,7 +152,7 @@ class Rule:
                 raise ConfigurationError(
                     f"{_WHERE}: Headers of {self.host}: the value of {name} must be printable ASCII without spaces at its ends"
                 )
-            if "${" in _SECRET.sub("", value):
+            if "${" in SECRET.sub("", value):
                 raise ConfigurationError(f"{_WHERE}: Headers of {self.host}: {name} must refer to secrets as ${{secret:name}}")
         if self.identity is not None and (not self.identity or "authorization" in {name.lower() for name in self.headers}):
             raise ConfigurationError(f"{_WHERE}: Identity of {self.host} must be a scope, and excludes a header Authorization")
@@ -260,7 +260,7 @@ class Network:
 
 def names_in(templates: Iterable[str]) -> list[str]:
     """Return the names of the secrets that header values refer to."""
-    return [name for template in templates for name in _SECRET.findall(template)]
+    return [name for template in templates for name in SECRET.findall(template)]
 
 
 def normal_path(target: str) -> str | None:

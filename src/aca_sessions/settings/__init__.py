@@ -27,10 +27,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from ..client.auth import DEFAULT_REFRESH_SECONDS, DEFAULT_SCOPE
 from ..client.http import DEFAULT_CONNECT_SECONDS, DEFAULT_PATIENCE_SECONDS, DEFAULT_REQUEST_SECONDS
 from ..client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS
 from ..errors import ConfigurationError
+from ..network.tokens import DEFAULT_REFRESH_SECONDS, DEFAULT_SCOPE
 from ..sandbox.policy import KB, MB, Limits, PackageSource, Policy, Together
 from .json_file import JsonFile
 
