@@ -1,0 +1,385 @@
+"""HTTP/2 with a session: read its requests to an inspected host, and write the responses.
+
+Trailers are dropped in both directions. Nothing is pushed, and no request can become a WebSocket (RFC 8441 is not offered).
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Protocol
+
+from ...errors import imports_of
+from ...lifetime import Tasks
+from .messages import Headers, Request, Response
+from .session_network import MalformedError
+
+with imports_of("network"):
+    from h2.config import H2Configuration
+    from h2.connection import H2Connection
+    from h2.errors import ErrorCodes
+    from h2.events import DataReceived, Event, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset, WindowUpdated
+    from h2.exceptions import ProtocolError
+    from h2.settings import SettingCodes, Settings
+
+_PREFACE = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+_FRAME_HEAD = 9
+_HEADERS, _DATA, _GOAWAY = 0x1, 0x0, 0x7  # types of frames
+_MAX_FRAME = 1 << 16
+_MAX_STREAMS = 100
+_MAX_HEADER_LIST = 64 << 10
+_STREAM_WINDOW, _CONNECTION_WINDOW = 256 << 10, 512 << 10  # the memory that request bodies take which are not sent on yet
+_MAX_UNSENT = 128 << 10  # beyond it, no frame is read: each may need a reply
+_IDLE_SECONDS = 300.0
+# What a client may send beside requests and bodies: so much at once, then so much a second, and more as it receives bodies. Without it, a
+# few bytes (a ping, a request that is reset at once, headers that HPACK unpacks to 64 KB) could keep the host busy.
+_MAX_ALLOWANCE, _ALLOWANCE_A_SECOND, _ALLOWANCE_A_RESPONSE, _BYTES_FOR_ALLOWANCE = 2000.0, 200.0, 4, 2048
+_COST_OF_RESET, _HEADER_BYTES_FOR_COST = 10, 4096
+_METHOD = re.compile(rb"[A-Z][A-Z-]{0,19}")
+_PATH = re.compile(rb"/[\x21\x22\x24-\x7e]{0,8191}")  # without '#', which ends a path for some servers
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
+_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_LENGTH = re.compile(rb"[0-9]{1,16}")
+_PSEUDO = (b":method", b":scheme", b":authority", b":path")
+_OF_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings"))
+_FRAMING = (b"host", b"connection", b"content-length", b"transfer-encoding")
+_DROPPED = frozenset((b"host", b"te", b"trailer", b"expect"))
+_logger = logging.getLogger("aca_sessions")
+
+
+class _Inspection(Protocol):
+    """What this module needs of an Inspection: the host that the session connected to, and a response to each request."""
+
+    host: str
+    port: int
+
+    def handle(self, request: Request) -> AbstractAsyncContextManager[Response]: ...
+
+
+class _FloodError(Exception):
+    """Raised when a client sends more than its allowance of frames that carry no request and no body."""
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inspection: _Inspection) -> None:
+    """Answer the requests of one connection until the session closes it, breaks the protocol, or is idle for 300 s."""
+    connection = _Connection(reader, writer, inspection)
+    try:
+        await connection.read()
+    except (ProtocolError, _FloodError) as error:
+        _logger.info("network: refused, the HTTP/2 connection to %s was closed: %.200s", inspection.host, error)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):  # closed by the session, or idle
+        pass
+    finally:
+        await connection.close()
+
+
+class _Stream:
+    """A request, and what is known of its body and its response."""
+
+    def __init__(self, id: int, acknowledge: Callable[[int], None]) -> None:
+        self.id = id
+        self.task: asyncio.Task[None] | None = None
+        self.writable = asyncio.Event()  # the client's window has grown
+        self.length: int | None = None
+        self.has_ended = False
+        self._acknowledge = acknowledge
+        self._arrived = asyncio.Event()
+        self._data = bytearray()  # at most the window
+        self._unacknowledged = 0  # with the padding
+        self._received = 0
+
+    def receive(self, data: bytes, flow_controlled_size: int) -> None:
+        """Add data to the body. Raise ProtocolError if it is longer than its Content-Length."""
+        self._received += len(data)
+        if self.length is not None and self._received > self.length:
+            raise ProtocolError("the body is longer than its content-length")
+        self._data += data
+        self._unacknowledged += flow_controlled_size
+        self._arrived.set()
+
+    def end(self) -> None:
+        """End the body. Raise ProtocolError if it is shorter than its Content-Length."""
+        # h2 does not check this if the headers or the trailers end the request.
+        if self.length is not None and self._received != self.length:
+            raise ProtocolError("the body is shorter than its content-length")
+        self.has_ended = True
+        self._arrived.set()
+
+    def drop(self) -> None:
+        """Forget the data that arrived, so that the connection's window does not shrink by it."""
+        size, self._unacknowledged = self._unacknowledged, 0
+        self._data.clear()
+        if size:
+            self._acknowledge(size)
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives. The client may send more only when data is taken from here."""
+        while True:
+            while not self._data and not self.has_ended:
+                self._arrived.clear()
+                await self._arrived.wait()
+            data = bytes(self._data)
+            self.drop()
+            if data:
+                yield data
+            elif self.has_ended:
+                return
+
+
+class _Connection:
+    """An HTTP/2 connection of a session."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inspection: _Inspection) -> None:
+        self._reader, self._writer, self._inspection = reader, writer, inspection
+        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        # In place of `update_settings`: these are in force at once, and not only after the client has acknowledged them.
+        self._h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.MAX_CONCURRENT_STREAMS: _MAX_STREAMS,
+                SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEADER_LIST,
+                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                SettingCodes.MAX_FRAME_SIZE: _MAX_FRAME,
+            },
+        )
+        self._h2.max_inbound_frame_size = _MAX_FRAME
+        self._h2.decoder.max_header_list_size = _MAX_HEADER_LIST
+        self._streams: dict[int, _Stream] = {}
+        self._tasks = Tasks()
+        self._loop = asyncio.get_running_loop()
+        self._allowance, self._charged = _MAX_ALLOWANCE, self._loop.time()
+        self._idle: asyncio.Timeout | None = None
+        self._moved = 0.0
+        self._error = ErrorCodes.NO_ERROR
+        self._is_broken = False  # h2 has written GOAWAY itself
+
+    async def read(self) -> None:
+        """Read frames and start to answer requests. Raise ProtocolError, _FloodError, OSError, TimeoutError or IncompleteReadError."""
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(_CONNECTION_WINDOW - self._h2.inbound_flow_control_window)
+        self._flush()
+        async with asyncio.timeout(_IDLE_SECONDS) as self._idle:
+            self._receive(await self._reader.readexactly(_PREFACE))
+            while True:
+                # Frame by frame, since h2 handles all that it gets before it returns: a few kilobytes can keep it busy for seconds.
+                head = await self._reader.readexactly(_FRAME_HEAD)
+                size = int.from_bytes(head[:3], "big")
+                if size > _MAX_FRAME:
+                    self._error = ErrorCodes.FRAME_SIZE_ERROR
+                    raise ProtocolError(f"a frame has {size} bytes, more than {_MAX_FRAME}")
+                frame = head + await self._reader.readexactly(size) if size else head
+                events = [] if head[3] == _GOAWAY else self._receive(frame)  # h2 would stop at once, and not end what was begun
+                self._charge(head[3], events)
+                for event in events:
+                    self._handle(event)
+                self._flush()
+                self._note_traffic()
+                if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:
+                    await self._writer.drain()
+
+    async def close(self) -> None:
+        """End all requests, and write GOAWAY. The caller closes the connection."""
+        await self._tasks.cancel()
+        if not self._is_broken:
+            self._h2.close_connection(self._error)
+        with contextlib.suppress(OSError):
+            self._flush()
+
+    def _receive(self, data: bytes) -> list[Event]:
+        try:
+            return self._h2.receive_data(data)
+        except ProtocolError:
+            self._is_broken = True
+            raise
+
+    def _charge(self, kind: int, events: list[Event]) -> None:
+        """Take the cost of a frame off the client's allowance. Raise _FloodError if nothing is left."""
+        cost = 0
+        match events:
+            case [RequestReceived(headers=headers), *_]:
+                cost = sum(len(name) + len(value) + 32 for name, value in headers or ()) // _HEADER_BYTES_FOR_COST
+            case [DataReceived(data=data), *rest] if data or rest:  # the rest is the end of the request
+                pass
+            case [StreamReset(), *_]:
+                cost = _COST_OF_RESET
+            case _:
+                cost = 1
+        if not cost:
+            return
+        now = self._loop.time()
+        self._allowance = min(_MAX_ALLOWANCE, self._allowance + (now - self._charged) * _ALLOWANCE_A_SECOND) - cost
+        self._charged = now
+        if self._allowance < 0:
+            self._error = ErrorCodes.ENHANCE_YOUR_CALM
+            raise _FloodError(f"too many frames without a request or a body, the last of type {kind}")
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                self._open(event)
+            case DataReceived(stream_id=int(id), data=data, flow_controlled_length=size):
+                stream = self._streams.get(id)
+                if stream is None:  # of a request that was refused or answered before its end
+                    self._acknowledge(id, size or 0)
+                else:
+                    self._go_on(stream, lambda: stream.receive(data or b"", size or 0))
+            case StreamEnded(stream_id=int(id)) if stream := self._streams.get(id):
+                self._go_on(stream, stream.end)
+            case StreamReset(stream_id=int(id)) if (stream := self._streams.get(id)) and stream.task:
+                stream.task.cancel()
+            case WindowUpdated() | RemoteSettingsChanged():
+                for stream in self._streams.values():
+                    stream.writable.set()
+
+    def _open(self, event: RequestReceived) -> None:
+        id = event.stream_id or 0
+        if len(self._streams) >= _MAX_STREAMS:  # those that were reset count until they have ended
+            self._h2.reset_stream(id, ErrorCodes.REFUSED_STREAM)
+            return
+        stream = _Stream(id, lambda size: self._acknowledge(id, size))
+        self._streams[id] = stream
+        answer: AbstractAsyncContextManager[Response]
+        try:
+            request = _request_of(event.headers or [], self._inspection, has_body=event.stream_ended is None, body=stream.body())
+            stream.length = request.length
+            answer = self._inspection.handle(request)
+        except MalformedError as error:
+            _logger.info("network: refused, %s", error)
+            request, answer = Request("GET", "/", []), nullcontext(_refusal(error))
+        stream.task = self._tasks.start(self._answer(stream, request, answer))
+        stream.task.add_done_callback(lambda _: self._forget(stream))
+
+    def _go_on(self, stream: _Stream, act: Callable[[], None]) -> None:
+        """Receive a part of a body. If it contradicts the headers, reset the stream."""
+        try:
+            act()
+        except ProtocolError as error:
+            _logger.info("network: refused, %s", error)
+            self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
+            if stream.task is not None:
+                stream.task.cancel()
+
+    def _forget(self, stream: _Stream) -> None:
+        self._streams.pop(stream.id, None)
+        stream.drop()
+        self._flush()
+
+    async def _answer(self, stream: _Stream, request: Request, answer: AbstractAsyncContextManager[Response]) -> None:
+        try:
+            async with answer as response:
+                await self._respond(stream, request, response)
+        except OSError:  # the session closed the connection
+            self._writer.transport.abort()
+        except Exception:  # the host failed in the middle, or a limit is used up
+            _logger.debug("network: a response over HTTP/2 was not completed", exc_info=True)
+            self._reset(stream, ErrorCodes.INTERNAL_ERROR)
+
+    async def _respond(self, stream: _Stream, request: Request, response: Response) -> None:
+        is_empty = request.method == "HEAD" or response.status in (204, 304)
+        self._h2.send_headers(stream.id, [(b":status", b"%d" % response.status), *response.headers], end_stream=is_empty)
+        self._loop.call_soon(self._flush)  # with the first data, if that is there at once
+        if not is_empty:
+            async for data in response.body:
+                await self._send(stream, data)
+            self._h2.end_stream(stream.id)
+        if not stream.has_ended:  # RFC 9113, 8.1: the client need not send the rest
+            self._reset(stream, ErrorCodes.NO_ERROR)
+        self._allowance += _ALLOWANCE_A_RESPONSE
+        self._flush()
+
+    async def _send(self, stream: _Stream, data: bytes) -> None:
+        """Send a part of a response's body, as fast as the client's windows allow."""
+        left = memoryview(data)
+        while left:
+            await self._writer.drain()
+            size = min(len(left), _MAX_FRAME, self._h2.local_flow_control_window(stream.id))
+            if size <= 0:
+                stream.writable.clear()
+                await stream.writable.wait()
+                continue
+            for start in range(0, size, self._h2.max_outbound_frame_size):
+                self._h2.send_data(stream.id, left[start : min(size, start + self._h2.max_outbound_frame_size)])
+            left = left[size:]
+            self._allowance += size / _BYTES_FOR_ALLOWANCE
+            self._flush()
+            self._note_traffic()
+
+    def _reset(self, stream: _Stream, code: ErrorCodes) -> None:
+        with contextlib.suppress(ProtocolError):  # it is closed already
+            self._h2.reset_stream(stream.id, code)
+
+    def _acknowledge(self, id: int, size: int) -> None:
+        with contextlib.suppress(ProtocolError):  # the connection is closed already
+            self._h2.acknowledge_received_data(size, id)
+            self._flush()
+
+    def _flush(self) -> None:
+        if (data := self._h2.data_to_send()) and not self._writer.is_closing():
+            self._writer.write(data)
+
+    def _note_traffic(self) -> None:
+        """Let the idle time begin again."""
+        now = self._loop.time()
+        if now - self._moved > 1 and self._idle is not None and not self._idle.expired():
+            self._moved = now
+            self._idle.reschedule(now + _IDLE_SECONDS)
+
+
+def _request_of(headers: Headers, inspection: _Inspection, *, has_body: bool, body: AsyncIterator[bytes]) -> Request:
+    """Return a request as it may be sent on. Raise MalformedError if servers could read it in different ways.
+
+    h2 checks some of this before, and then closes the connection.
+    """
+    values = dict(headers)
+    if [name for name, _ in headers if name.startswith(b":")] != [name for name in values if name in _PSEUDO] or len(values) < len(_PSEUDO):
+        raise MalformedError("a request must have :method, :scheme, :authority and :path once each, and no other such header")
+    method, path = values[b":method"], values[b":path"]
+    if not _METHOD.fullmatch(method) or method == b"CONNECT":
+        raise MalformedError(f"the method must be one such as GET, and not CONNECT, got {_shown(method)}")
+    if values[b":scheme"] != b"https":
+        raise MalformedError(f"the :scheme must be https, got {_shown(values[b':scheme'])}")
+    if not _PATH.fullmatch(path):
+        raise MalformedError("the :path must begin with '/' and have at most 8192 printable characters, without '#'")
+    kept = []
+    length: int | None = None
+    for name, value in headers:
+        if name in (b":authority", b"host") and not _is_authority(value, inspection):
+            raise MalformedError(f"the host of a request must be {inspection.host}, as in CONNECT, got {_shown(value)}")
+        if name in _PSEUDO:
+            continue
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise MalformedError("headers must have lower-case names, and values of printable characters without spaces around them")
+        if name in _OF_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
+            raise MalformedError(f"the header {_shown(name)} is not allowed in HTTP/2: remove it")
+        if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers read '_' as '-'
+            raise MalformedError(f"the header {_shown(name)} must not have '_' in its name, which some servers read as '-'")
+        if name == b"content-length":
+            if length is not None or not _LENGTH.fullmatch(value):
+                raise MalformedError("expected one content-length of 1 to 16 digits: send the size of the body in bytes once")
+            length = int(value)
+        elif name not in _DROPPED and not name.startswith(b"proxy-"):
+            kept.append((bytes(name), bytes(value)))
+    if length and not has_body:
+        raise MalformedError(f"the content-length is {length}, and the request has no body")
+    return Request(method.decode(), path.decode(), kept, body if has_body else None, length)
+
+
+def _is_authority(value: bytes, inspection: _Inspection) -> bool:
+    host = f"[{inspection.host}]" if ":" in inspection.host else inspection.host
+    named = (f"{host}:{inspection.port}", *((host,) if inspection.port == 443 else ()))
+    return value.lower() in {one.encode() for one in named}
+
+
+def _shown(value: bytes) -> str:
+    return f"{value.decode('ascii', 'replace')!r:.80}"
+
+
+def _refusal(error: MalformedError) -> Response:
+    text = f"{error}\n".encode()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield text
+
+    return Response(error.status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))], body())
