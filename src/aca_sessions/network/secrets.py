@@ -42,11 +42,11 @@ Source = Callable[[], str] | Callable[[], Awaitable[str]]
 class Secret:
     """Where one secret comes from. Create one with `environment`, `file`, `keyring`, `key_vault`, `call` or `value`."""
 
-    __slots__ = __match_args__ = ("kind", "source")  # not a dataclass, whose fields pydantic and `asdict` dump
+    __slots__ = __match_args__ = ("_kind", "_source")  # not a dataclass, whose fields pydantic and `asdict` dump
 
     def __init__(self, kind: Kind, source: tuple[str, ...] | Source) -> None:
-        self.kind: Final = kind
-        self.source: Final = source  # the arguments, or the function that returns the value
+        self._kind: Final = kind
+        self._source: Final = source  # the arguments, or the function that returns the value
 
     @classmethod
     def environment(cls, variable: str) -> "Secret":
@@ -90,14 +90,14 @@ class Secret:
         return cls("value", lambda: text)
 
     def __repr__(self) -> str:
-        shown = ", ".join(map(repr, self.source)) if isinstance(self.source, tuple) else "…"  # a partial shows its arguments
-        return f"Secret.{self.kind}({shown})"
+        shown = ", ".join(map(repr, self._source)) if isinstance(self._source, tuple) else "…"  # a partial shows its arguments
+        return f"Secret.{self._kind}({shown})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and (self.kind, self.source) == (other.kind, other.source)
+        return isinstance(other, Secret) and (self._kind, self._source) == (other._kind, other._source)
 
     def __hash__(self) -> int:
-        return hash((self.kind, self.source))
+        return hash((self._kind, self._source))
 
     def __deepcopy__(self, _: object) -> "Secret":
         return self
@@ -194,7 +194,7 @@ class SecretStore:
                 return str(read())  # checked when the store was made
         kept = self._read.get(name)
         # An age below 0: the clock was set back.
-        return kept.value.text if kept and 0 <= self._clock() - kept.value.time < _KEPT.get(secret.kind, 0) else None
+        return kept.value.text if kept and 0 <= self._clock() - kept.value.time < _KEPT.get(secret._kind, 0) else None
 
     async def _share(self, key: tuple[str, str], what: str, work: Callable[[], Awaitable[str]]) -> str:
         try:
@@ -218,7 +218,7 @@ class SecretStore:
                 case Secret("key_vault", (url,)):
                     text = Hidden(await VaultSecret.parse(url).read(self._azure_token, self._forget_token, self._transport))
                 case _:
-                    text = await _call(secret.source)  # type: ignore[arg-type]
+                    text = await _call(secret._source)  # type: ignore[arg-type]
         except MissingExtraError:
             raise
         except SecretError as error:
@@ -279,8 +279,8 @@ def _as_secret(name: str, given: object) -> Secret:
         _checked(name, Hidden(given))
         return Secret.value(given)
     if isinstance(given, Secret):
-        if given.kind == "value" and callable(given.source):
-            _checked(name, Hidden(given.source()))
+        if given._kind == "value" and callable(given._source):
+            _checked(name, Hidden(given._source()))
         return given
     if callable(given):
         return Secret.call(given)
