@@ -6,11 +6,11 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import griffe
 import yaml
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from aca_sessions import _HOMES
 from aca_sessions.cli.commands import build_parser
-from aca_sessions.settings import SECTION, Settings
+from aca_sessions.settings import SECTION, Settings, _types_in
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "samples" / "cookbook"
@@ -215,11 +215,11 @@ def _section_tables(path: str, model: type[BaseModel]) -> Iterator[str]:
     rows, inner = list[str](), list[tuple[str, type[BaseModel]]]()
     schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        section = next((one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)), None)
-        is_list = get_origin(field.annotation) is tuple
-        if section is not None and issubclass(section, BaseModel):
-            inner.append((f"{path}:{name}", section))
-            if not is_list:
+        found = [*_types_in(field.annotation)]
+        section = next((one for one in found if issubclass(one, BaseModel)), None)
+        if section is not None:
+            inner.append((f"{path}:{name}:NAME" if Mapping in found else f"{path}:{name}", section))
+            if not any(issubclass(one, (tuple, Mapping)) for one in found):
                 continue
         meaning = description(model, name)
         rows.append(f"| `{name}`<br>{_values(schemas[name])}<br>{_default(field)} | {meaning} |")
@@ -231,22 +231,25 @@ def _section_tables(path: str, model: type[BaseModel]) -> Iterator[str]:
 
 
 @cache
-def _settings_source() -> griffe.Object | griffe.Alias:
-    return griffe.load("aca_sessions.settings", search_paths=[ROOT / "src"])
+def _settings_source(module: str) -> griffe.Object | griffe.Alias:
+    return griffe.load(module, search_paths=[ROOT / "src"])
 
 
 def description(model: type[BaseModel], name: str) -> str:
     """Return the docstring below a field. pydantic could read it as well, but each import of the settings would take longer."""
-    docstring = _settings_source()[model.__name__][name].docstring
+    docstring = _settings_source(model.__module__)[model.__name__][name].docstring
     return " ".join(docstring.value.split()) if docstring else ""
 
 
 def _values(schema: dict[str, Any]) -> str:
     """Return which values a setting can have, from its JSON schema."""
-    one = next((part for part in schema.get("anyOf", ()) if part.get("type") != "null"), schema)
+    parts = schema.get("anyOf", schema.get("oneOf", [schema]))
+    one = next(part for part in parts if part.get("type") != "null")
     if "enum" in one:
         return ", ".join(f"`{word}`" for word in one["enum"])
     kind = {"array": "list", "boolean": "`true`, `false`", "string": "text"}.get(one["type"], one["type"])
+    if any("$ref" in part for part in parts):
+        kind += " or object"
     if kind not in ("integer", "number"):
         return kind
     least, above, most = (one.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))

@@ -22,8 +22,10 @@ from .hosting import SESSIONS_PER_LEASE, Hosting
 from .lifetime import AsyncBlock, OwnerProcess
 from .models import Access, AccessLimits
 from .settings import DurableSettings, LimitsSettings, PackagesSettings, Settings
+from .settings.network import NetworkSettings
 
 if TYPE_CHECKING:
+    from .network.rules import Network
     from .sandbox.packages.environments import Environments
     from .sandbox.policy import Limits, PackageSource, Policy
     from .sandbox.probe import IsolationReport
@@ -44,7 +46,6 @@ def policy_of(settings: Settings) -> "Policy":
 
     Raise ConfigurationError if settings contradict each other.
     """
-    from .network.rules import Network
     from .sandbox.packages.environments import find_python
     from .sandbox.policy import Mount, Policy, Together
 
@@ -53,17 +54,10 @@ def policy_of(settings: Settings) -> "Policy":
         raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
     if settings.ContainerImage and options.Environment is not None:
         raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
-    match options.Network:
-        case ("none",):
-            network = Network.none()
-        case ("host",):
-            network = Network.host()
-        case domains:
-            network = Network.allow(*domains)
     return Policy(
         limits=_limits_of(options.Limits),
         together=Together(memory_share=together.MemoryShare, processes=together.Processes, cpu_weight=together.CpuWeight),
-        network=network,
+        network=network_of(settings),
         mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
         packages=_package_source(settings.Packages),
         python=options.Python if options.Environment is None else find_python(options.Environment),
@@ -73,6 +67,21 @@ def policy_of(settings: Settings) -> "Policy":
         isolation=options.Isolation,
         image=settings.ContainerImage or None,
     )
+
+
+def network_of(settings: Settings) -> "Network":
+    """Build the network of embedded sessions from the settings. Raise ConfigurationError if a domain is invalid."""
+    from .network.rules import Network
+
+    match settings.Sandbox.Network:
+        case NetworkSettings() as given:
+            return given.network({name: one.secret() for name, one in settings.Secrets.items()})
+        case ("none",):
+            return Network.none()
+        case ("host",):
+            return Network.host()
+        case domains:
+            return Network.allow(*domains)
 
 
 def _limits_of(limits: LimitsSettings) -> "Limits":
@@ -106,7 +115,7 @@ def access_of(settings: Settings, policy: "Policy | None" = None) -> Access:
     known = AccessLimits(**{field.name: getattr(limits, field.name) for field in fields(AccessLimits)})
     if policy is None:
         mounts = tuple((mount.Guest, mount.Shared) for mount in settings.Sandbox.Mounts)
-        return Access(network=settings.Sandbox.Network, can_install=can_install, limits=known, mounts=mounts)
+        return Access(network=network_of(settings).described, can_install=can_install, limits=known, mounts=mounts)
     network = policy.network.described
     mounts = tuple((mount.guest, mount.shared) for mount in policy.mounts)
     return Access(network=network, can_install=can_install, limits=known, mounts=mounts)

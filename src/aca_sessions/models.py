@@ -609,8 +609,8 @@ class Access:
     """What a pool's sessions can reach, install and use, as far as the program that opened the pool knows.
 
     Attributes:
-        network: `("none",)` for no network, `("host",)` for the network of the host, or the allowed domains. None if it is not known,
-            because the sessions are at an endpoint.
+        network: `("none",)` for no network, `("host",)` for the network of the host, or the allowed domains and what is allowed there. None
+            if it is not known, because the sessions are at an endpoint.
         can_install: Whether tools for models offer to install packages, unless their own arguments say otherwise.
         limits: The limits of each session, or None if they are not known.
         mounts: The folders of the host that sessions see: the path in the session, and `read-only` or `writable`. Empty if not known.

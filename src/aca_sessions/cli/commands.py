@@ -28,7 +28,7 @@ _HOST = "the address to listen on (default: %(default)s)"
 _PORT = "the port to listen on; 0 takes a free one (default: %(default)s)"
 _ALLOWED_HOST = "a host name that requests may use, besides those of loopback; * allows all; may be repeated"
 _STORE = "save sessions that end in this store, and restore them when they are used again: file:///FOLDER, redis://… or azure-blob://…"
-_NETWORK = "what sessions can reach: nothing, all that this host reaches, or these domains"
+_NETWORK = "what sessions can reach: nothing, all that this host reaches, or these domains (or an object with Rules, as JSON)"
 _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 

@@ -30,7 +30,7 @@ from opentelemetry import metrics
 from starlette.types import ASGIApp
 
 from .. import __version__
-from ..connect import open_server
+from ..connect import network_of, open_server
 from ..errors import ACASessionsError, ConfigurationError, imports_of
 from ..hosting import Hosting, Keys, log_event
 from ..lifetime import Tasks
@@ -307,7 +307,7 @@ async def _log_start(
             endpoint=_endpoint(options, listener),
             address=bound_address(listener),
             **isolation,
-            network=",".join(settings.Sandbox.Network),
+            network=",".join(network_of(settings).described),
             keys=len(hosting.accepted_keys()) if hosting.accepted_keys else 0,
             sessions=hosting.max_sessions,
             cooldown_seconds=hosting.cooldown,

@@ -12,16 +12,15 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -30,9 +29,12 @@ from pydantic_settings import (
 from ..client.http import DEFAULT_CONNECT_SECONDS, DEFAULT_PATIENCE_SECONDS, DEFAULT_REQUEST_SECONDS
 from ..client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS
 from ..errors import ConfigurationError
+from ..network.rules import names_in
 from ..network.tokens import DEFAULT_REFRESH_SECONDS, DEFAULT_SCOPE
 from ..sandbox.policy import KB, MB, Limits, PackageSource, Policy, Together
 from .json_file import JsonFile
+from .network import TAGS, NetworkSettings, NetworkValue, SecretSettings, check_names, parse_network
+from .section import Count, Positive, Section, Words, split_words
 
 
 def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
@@ -125,21 +127,7 @@ _FLAT = {
     "SessionTimeoutMinutes": ("SessionPool", "SessionTimeoutMinutes"),
 }
 _PLACEHOLDER = re.compile(r"[<>{}]|\[[^\]:]*\]|YOUR[_-]?[A-Z]")  # brackets with a colon in them are an IPv6 address
-Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year of seconds; in minutes more than anyone waits
-Count = Annotated[int, Field(gt=0)]
-Words = Annotated[tuple[str, ...], NoDecode]
 _LIMITS, _TOGETHER, _POLICY = Limits(), Together(), Policy()
-
-
-class _Section(BaseModel):
-    # The docstring below a field is its description, from which docs/reference/settings.md is made.
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_null(cls, values: object) -> object:
-        """Drop values that are null, so that they count as unset, as in the configuration of .NET."""
-        return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
 
 
 def _is_web_address(endpoint: str) -> bool:
@@ -150,24 +138,7 @@ def _is_web_address(endpoint: str) -> bool:
         return False
 
 
-def _split(value: object) -> object:
-    """Convert a text to a list, and return other values unchanged.
-
-    The text is a JSON list, or words that are separated by commas, semicolons or spaces.
-    """
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise ValueError(
-                "must be a JSON list or words with commas between them, got text that begins with '[' but is not JSON"
-            ) from None  # the cause would hold the value
-    return tuple(word for word in re.split(r"[,;\s]+", value) if word)
-
-
-class SessionsHttpClientSettings(_Section):
+class SessionsHttpClientSettings(Section):
     """The endpoint of the sessions, and how requests to it are made. Without an Endpoint, sessions run in the embedded sandbox."""
 
     Endpoint: str | None = None
@@ -210,7 +181,7 @@ class SessionsHttpClientSettings(_Section):
         return SecretStr(text) if text else None
 
 
-class AzureTokenProviderSettings(_Section):
+class AzureTokenProviderSettings(Section):
     """The scopes of tokens, and how early tokens are renewed."""
 
     RefreshBeforeMinutes: Annotated[float, Field(ge=0)] = DEFAULT_REFRESH_SECONDS / 60
@@ -218,10 +189,10 @@ class AzureTokenProviderSettings(_Section):
     Scopes: Words = (DEFAULT_SCOPE,)
     """The scopes that tokens are requested for."""
 
-    _split_scopes = field_validator("Scopes", mode="before")(_split)
+    _split_scopes = field_validator("Scopes", mode="before")(split_words)
 
 
-class SessionPoolSettings(_Section):
+class SessionPoolSettings(Section):
     """How many sessions can be leased at the same time, how long an idle one lives, and how long a caller waits for a lease."""
 
     MaxConcurrentSessions: Count = DEFAULT_SESSIONS
@@ -232,7 +203,7 @@ class SessionPoolSettings(_Section):
     """Seconds that a caller waits for a lease. Then PoolTimeoutError is raised."""
 
 
-class LimitsSettings(_Section):
+class LimitsSettings(Section):
     """The limits of one embedded session.
 
     Files are in memory, so DiskMegabytes is lowered to at most half of the memory, and TemporaryMegabytes to a quarter.
@@ -273,7 +244,7 @@ class LimitsSettings(_Section):
         return self
 
 
-class TogetherSettings(_Section):
+class TogetherSettings(Section):
     """The limits of all embedded sessions of this process in total."""
 
     MemoryShare: Annotated[float, Field(gt=0, le=1)] = _TOGETHER.memory_share
@@ -287,7 +258,7 @@ class TogetherSettings(_Section):
     """
 
 
-class MountSettings(_Section):
+class MountSettings(Section):
     """A folder of this host that every embedded session can read, and also write if `Shared` is "writable"."""
 
     Host: str
@@ -298,7 +269,7 @@ class MountSettings(_Section):
     """Whether sessions may write. They have the rights of their user: if this program is root, they write where every user can."""
 
 
-class PackagesSettings(_Section):
+class PackagesSettings(Section):
     """Where embedded sessions get the packages that they install, and where this host caches them."""
 
     IndexUrl: SecretStr | None = None
@@ -328,18 +299,18 @@ class PackagesSettings(_Section):
         return os.path.abspath(folder) if folder else None
 
 
-class SandboxSettings(_Section):
+class SandboxSettings(Section):
     """The embedded sandbox: its network, folders, Python and isolation."""
 
     Limits: LimitsSettings = LimitsSettings()
     """The limits of one session."""
     Together: TogetherSettings = TogetherSettings()
     """The limits of all sessions in total."""
-    Network: Words = ("none",)
-    """What sessions reach: `none`, a list of domains, or `host` (`serve --network`).
+    Network: NetworkValue = ("none",)
+    """What sessions reach: `none`, a list of domains, an object with `Rules`, or `host` (`serve --network`).
 
-    Domains such as `["pypi.org", "*.example.org"]` allow HTTP and HTTPS to their public addresses, through a proxy; `host` is all that this
-    host reaches, including its own services.
+    Domains such as `["pypi.org", "*.example.org"]` allow HTTP and HTTPS to their public addresses, through a proxy; rules also say which
+    methods and paths; `host` is all that this host reaches, including its own services.
     """
     Mounts: tuple[MountSettings, ...] = ()
     """Folders of this host that sessions see: `[{"Host": "/srv/models", "Guest": "/mnt/models"}]`."""
@@ -362,12 +333,13 @@ class SandboxSettings(_Section):
     Environment: str | None = None
     """The name of an environment that `aca-sessions env create` made, instead of `Python`. Sessions see its packages alone."""
 
-    _split_words = field_validator("Preload", "Network", mode="before")(_split)
+    _split_words = field_validator("Preload", mode="before")(split_words)
+    _parse_network = field_validator("Network", mode="before")(parse_network)
 
     @field_validator("Network")
     @classmethod
-    def _one_kind(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        if words in (("none",), ("host",)):
+    def _one_kind(cls, words: tuple[str, ...] | NetworkSettings) -> tuple[str, ...] | NetworkSettings:
+        if isinstance(words, NetworkSettings) or words in (("none",), ("host",)):
             return words
         if wrong := [word for word in words if "." not in word and word != "*"]:
             got = f"{wrong[0]!r:.80}{' in a list' if len(words) > 1 else ''}"
@@ -375,7 +347,7 @@ class SandboxSettings(_Section):
         return words or ("none",)
 
 
-class McpSettings(_Section):
+class McpSettings(Section):
     """The limits of sessions and files for clients of the MCP server."""
 
     SessionsPerClient: Count = 20
@@ -390,7 +362,7 @@ class McpSettings(_Section):
     """Megabytes that a client's sessions may pass on through `outputs/`. 0 passes on nothing."""
 
 
-class DurableSettings(_Section):
+class DurableSettings(Section):
     """The store in which embedded sessions are saved, so that they outlive the idle time, the program and the machine."""
 
     Store: SecretStr | None = None
@@ -405,7 +377,7 @@ class DurableSettings(_Section):
     """The most megabytes of one saved session."""
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     """The audit log of embedded sessions, for their operator: its file, and whether it records the source of cells."""
 
     File: str | None = None
@@ -456,11 +428,16 @@ class Settings(BaseSettings):
     Durable: DurableSettings = DurableSettings()
     """The store of saved sessions."""
 
+    Secrets: Mapping[str, SecretSettings] = Field(default_factory=dict)
+    """The secrets that rules of `Sandbox:Network` refer to, by their names: `{"github": {"Environment": "GITHUB_TOKEN"}}`."""
+
     ContainerImage: str | None = None
     """Where the sessions' root and Python come from. Unset: this host's own.
 
     It is a root folder, the tar of one, or an image that Podman or Docker has here or pulls.
     """
+
+    _check_names = field_validator("Secrets")(check_names)
 
     # These are accepted at the top level too. They are moved to their section, and can be read here.
     Endpoint: str | None = Field(None, exclude=True, repr=False)
@@ -476,16 +453,36 @@ class Settings(BaseSettings):
     """The same as `SessionPool:SessionTimeoutMinutes`."""
 
     def __init__(self, **values: Any) -> None:
+        problems, no_json = list[ErrorDetails](), ""
         try:
             super().__init__(**values)
+            problems = self._problems_of_secrets()
         except ValidationError as error:
-            sources = _sources(values, EnvSettingsSource(type(self))())
-            # `from None`, because pydantic's error holds the values, which may be secrets.
-            raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in error.errors())) from None
+            problems = error.errors()
         except SettingsError:
-            # `from None`, because the cause of pydantic-settings' error holds the value.
-            named = _find_no_json(EnvSettingsSource(type(self))) or SECTION
-            raise ConfigurationError(f"the environment variable {named} must be JSON: correct it or unset it") from None
+            no_json = _find_no_json(EnvSettingsSource(type(self))) or SECTION
+        # Raised here, since the errors of pydantic and pydantic-settings hold the values, and would be the context.
+        if no_json:
+            raise ConfigurationError(f"the environment variable {no_json} must be JSON: correct it or unset it")
+        if problems:
+            sources = _sources(values, EnvSettingsSource(type(self))())
+            raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in problems))
+
+    def _problems_of_secrets(self) -> list[ErrorDetails]:
+        """Return an error for each header of a network rule that refers to a secret which is not in `Secrets`."""
+        network = self.Sandbox.Network
+        return [
+            {
+                "type": "value_error",
+                "loc": ("Sandbox", "Network", "Rules", number, "Headers", header),
+                "msg": f"the secret {name!r} is not in ACASessions:Secrets{suggestion(name, self.Secrets) if self.Secrets else ': add it'}",
+                "input": None,
+            }
+            for number, rule in enumerate(network.Rules if isinstance(network, NetworkSettings) else ())
+            for header, value in rule.Headers.items()
+            for name in names_in([value.get_secret_value()])
+            if name not in self.Secrets
+        ]
 
     @model_validator(mode="after")
     def _read_back(self) -> Self:
@@ -602,8 +599,9 @@ def _variables() -> dict[str, list[str]]:
 
 def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
     """Describe which key is wrong and why, without values that may be secret."""
-    location = [str(part) for part in problem["loc"]]
-    key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
+    loc = tuple(part for part in problem["loc"] if part not in TAGS)
+    location = [str(part) for part in loc]
+    key = _place(loc, sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
         return f"{key} is not a setting{suggestion(location[-1], _keys_at(location[:-1]))}"
     return f"{key}: {_rule_text(problem['type'], problem['msg'], problem['input'])}"
@@ -634,10 +632,23 @@ def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
     return found[0].place_of(*found[1])
 
 
-def _keys_at(location: list[str]) -> Iterable[str]:
-    model: type[BaseModel] = Settings
+def _keys_at(location: Sequence[str]) -> Iterable[str]:
+    """Return the keys of the section at a path, in which the entries of lists and the names of secrets may be steps."""
+    model, is_entry = cast(type[BaseModel], Settings), False
     for part in location:
+        if is_entry:
+            is_entry = False
+            continue
         annotation = model.model_fields[part].annotation
-        options = (annotation, *get_args(annotation))
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        model = next(one for one in _types_in(annotation) if issubclass(one, BaseModel))
+        is_entry = any(issubclass(one, (tuple, Mapping)) for one in _types_in(annotation)) and model is not NetworkSettings
     return model.model_fields
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    """Yield the types that an annotation names, such as those of a union and of the entries of a list."""
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, type):
+        yield origin
+    for argument in get_args(annotation):
+        yield from _types_in(argument)
