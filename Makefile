@@ -52,7 +52,7 @@ test-core: $(CORE)/.installed
 $(CORE)/.installed: pyproject.toml src/pyproject.toml
 	@echo "Setting up $(CORE): about 950 MB on disk, once."
 	$(PYTHON) -m venv $(CORE) && $(CORE)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(CORE)/bin/python -m pip install --quiet --editable 'src[mcp,server,notebook,cli,packages,agents,azure,data,redis]' 'mcp>=2' 'pydantic>=2.14' --group test
+	$(CORE)/bin/python -m pip install --quiet --editable 'src[mcp,server,notebook,cli,packages,agents,azure,network,data,redis]' 'mcp>=2' 'pydantic>=2.14' --group test
 	@touch $@
 
 # The tests that frameworks ship for what plugs into them, against our adapters, and which versions passed. Without Semantic Kernel, whose pins
@@ -65,7 +65,7 @@ test-integrations: $(INTEGRATIONS)/.installed
 $(INTEGRATIONS)/.installed: pyproject.toml src/pyproject.toml
 	@echo "Setting up $(INTEGRATIONS): about 1.5 GB on disk, once."
 	$(PYTHON) -m venv $(INTEGRATIONS) && $(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --editable 'src[mcp,server,notebook,cli,packages,agents,azure,data,redis]' \
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --editable 'src[mcp,server,notebook,cli,packages,agents,azure,network,data,redis]' \
 		--group test --group integrations
 	@touch $@
 

@@ -32,6 +32,7 @@ ENDPOINT = "https://westeurope.dynamicsessions.io/subscriptions/s/resourceGroups
 OPENED = "import asyncio, aca_sessions as a\nasync def main():\n    async with a.{}: pass\nasyncio.run(main())"
 SEARCH = "import aca_sessions.agent.library.search as s; s.WordIndex({'a': 'b'}).best('b', 1)"
 STORED = "open_pool(a.Settings(Durable={'Store': '%s', **%s}))"
+SECRET = "import asyncio; from aca_sessions.network.secrets import *; asyncio.run(SecretStore({{'a': Secret.{}}}).get('a'))"
 # What a user writes, and the extra that it needs. Each is run where the extra is missing.
 MISSING = {
     "aca-sessions mcp": "mcp",
@@ -54,6 +55,9 @@ MISSING = {
     "import aca_sessions.integrations.deepagents": "deepagents",
     "import aca_sessions.integrations.pydantic_ai": "pydantic-ai",
     "import aca_sessions.integrations.pydantic_ai_code": "pydantic-ai",
+    "import aca_sessions.sandbox.proxy.authority": "network",
+    SECRET.format("keyring('service', 'user')"): "keyring",
+    SECRET.format("key_vault('https://v.vault.azure.net/secrets/db')"): "azure",
     OPENED.format(f"open_pool(a.Settings(Endpoint={ENDPOINT!r}))"): "azure",
     "from aca_sessions import RedisStorage": "redis",
     "from aca_sessions.compat.py_code_mode import RedisStorage": "redis",
@@ -135,7 +139,7 @@ def test_a_wheel_contains_its_modules_and_an_sbom_and_no_tests(packages: Path, n
 def test_the_published_wheel_depends_on_the_core_of_its_version(packages: Path) -> None:
     (path,) = packages.glob(f"{WHOLE}-*.whl")
     (needed,) = [one for one in read_wheel(path)[1] if one.startswith("aca-sessions-core")]
-    assert needed == f"aca-sessions-core[agents,azure,cli,mcp,notebook,packages,server]=={aca_sessions.__version__}"
+    assert needed == f"aca-sessions-core[agents,azure,cli,mcp,network,notebook,packages,server]=={aca_sessions.__version__}"
 
 
 def test_an_installation_from_a_checkout_has_its_sources_and_needs_no_published_core(tmp_path: Path) -> None:
