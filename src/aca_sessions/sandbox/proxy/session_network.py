@@ -5,9 +5,13 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ...network.denials import Decision, Denial
 from ...network.rules import Network, Rule, is_address, normal_path
+
+if TYPE_CHECKING:
+    from ...network.secrets import SecretStore
 
 _MB = 1 << 20
 _MAX_ALLOWED = 1000  # requests that were allowed from now on
@@ -84,7 +88,7 @@ class SessionNetwork:
     """The rules in force for one session. They can be replaced while the session runs.
 
     `decide` is called with each denial that a person may allow, and returns the decision. `record` is called with what was allowed and
-    refused.
+    refused. `secrets` has the secrets that the rules name.
     """
 
     def __init__(
@@ -93,8 +97,10 @@ class SessionNetwork:
         *,
         decide: Callable[[Denial], Awaitable[Decision]] | None = None,
         record: Callable[[NetworkRecord], None] = lambda _record: None,
+        secrets: "SecretStore | None" = None,
     ) -> None:
         self.network = network
+        self.secrets = secrets
         self.decide = decide
         self.record = record
         self._usage = Usage()

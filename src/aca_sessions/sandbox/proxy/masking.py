@@ -1,0 +1,123 @@
+"""Replace secrets in what hosts send to sessions. Each is replaced by as many `*`, so that lengths stay as they are."""
+
+import html
+import json
+from base64 import b64encode
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus
+
+SHORTEST = 6  # characters: shorter values would be found where they are none
+_MOST = 64  # values: each takes about 10 searches of all that is received
+
+
+class Masker:
+    """Replaces some values, also in the forms that servers send them back in: base64, percent-encoded, in JSON and in HTML."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        """Replace these values. Values with fewer than 6 characters are not replaced. Of more than 64, the last ones count."""
+        known = [value for value in dict.fromkeys(values) if len(value) >= SHORTEST][-_MOST:]
+        self._forms = sorted({form for value in known for form in _forms_of(value)}, key=len, reverse=True)
+        self._longest = max(map(len, self._forms), default=0)
+        self._starts = tuple({form[:3] for form in self._forms})
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to replace."""
+        return bool(self._forms)
+
+    def mask(self, data: bytes) -> bytes:
+        """Return a whole text with the values replaced."""
+        found = self._find(data)
+        return _masked(data, found) if found else data
+
+    def stream(self) -> "MaskedStream":
+        """Return a new stream, whose parts are replaced as they come."""
+        return MaskedStream(self)
+
+    def _find(self, data: bytes) -> list[tuple[int, int]]:
+        """Return where values are. They may overlap."""
+        found = []
+        for form in self._forms:
+            at = data.find(form)
+            while at >= 0:
+                found.append((at, at + len(form)))
+                at = data.find(form, at + len(form))
+        return found
+
+    def _find_tail(self, data: bytes) -> int:
+        """Return where the part at the end begins that may be the beginning of a value."""
+        first = max(0, len(data) - self._longest + 1)
+        best = len(data)
+        for start in self._starts:
+            at = data.find(start, first, best + len(start) - 1)
+            while 0 <= at < best:
+                tail = data[at:]
+                if any(len(form) > len(tail) and form.startswith(tail) for form in self._forms):
+                    best = at
+                    break
+                at = data.find(start, at + 1, best + len(start) - 1)
+        for size in (2, 1):  # shorter than the beginnings that were searched
+            if best == len(data) and size <= len(data) and data[-size:] in {start[:size] for start in self._starts}:
+                best = len(data) - size
+        return best
+
+
+class MaskedStream:
+    """Replaces the values in a stream. It holds back only what may be the beginning of a value."""
+
+    def __init__(self, masker: Masker) -> None:
+        self._masker = masker
+        self._held = b""  # as it was received
+        self._replaced = 0  # how much of that belongs to a value that began before
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what can be sent after this part has been received."""
+        data = self._held + data if self._held else data
+        found = self._masker._find(data)
+        if self._replaced:
+            found.append((0, self._replaced))
+        at = self._masker._find_tail(data)
+        self._held = bytes(data[at:])
+        self._replaced = max(0, max((end for _, end in found), default=0) - at)
+        if not found:
+            return data[:at] if self._held else data
+        return _masked(data, found)[:at]
+
+    def finish(self) -> bytes:
+        """Return the rest, when everything was received."""
+        rest, self._held = self._held, b""
+        return b"*" * self._replaced + rest[self._replaced :]
+
+
+def _masked(data: bytes, found: Iterable[tuple[int, int]]) -> bytes:
+    masked = bytearray(data)
+    for start, end in found:
+        masked[start:end] = b"*" * (end - start)
+    return bytes(masked)
+
+
+def _forms_of(value: str) -> set[bytes]:
+    plain = value.encode()
+    in_json = json.dumps(value)[1:-1]
+    texts = {in_json, in_json.replace("/", "\\/"), html.escape(value), html.escape(value, quote=False), value.replace('"', '\\"')}
+    for text in (quote(value, safe=""), quote(value), quote_plus(value)):
+        texts |= {text, _with_small_digits(text)}
+    for numbered in ("<>&", "<>&'\"+`"):  # libraries write these in JSON as numbers, to be safe in HTML: Go's the first ones, .NET's all
+        for digits in ("04x", "04X"):
+            texts.add("".join(f"\\u{ord(char):{digits}}" if char in numbered else json.dumps(char)[1:-1] for char in value))
+    return {plain, *(text.encode() for text in texts), *_in_base64(plain)}
+
+
+def _with_small_digits(quoted: str) -> str:
+    parts = quoted.split("%")
+    return parts[0] + "".join(f"%{part[:2].lower()}{part[2:]}" for part in parts[1:])
+
+
+def _in_base64(value: bytes) -> set[bytes]:
+    """Return what is the same in every text in base64 that holds the value, wherever in the text it begins."""
+    found = set()
+    for before in range(3):
+        encoded = b64encode(b"\0" * before + value)
+        # Without the characters that depend on what is before and after.
+        inner = encoded[(before * 8 + 5) // 6 : (before + len(value)) * 8 // 6]
+        found |= {inner, inner.replace(b"+", b"-").replace(b"/", b"_")}
+    return found
