@@ -7,6 +7,7 @@ import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from ...errors import SecretError, imports_of
 from ...network.rules import Rule, normal_path
@@ -20,8 +21,9 @@ with imports_of("network"):
     import h11
 
 _IDLE_SECONDS = 300.0
+_LINGER_SECONDS = 5.0  # the same after the response: a client of HTTP/2 need not send the rest
 _HOLDS_SECRETS = re.compile(r"auth|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
-_SECRET = "${secret:"
+_REFERENCE = "${secret:"
 
 
 class Forwarding:
@@ -134,7 +136,7 @@ class Inspection:
         secrets = self._network.secrets
         for name, template in rule.headers.items():
             value = template
-            if _SECRET in template:
+            if _REFERENCE in template:
                 if secrets is None:
                     raise UpstreamError(f"the header {name} needs a secret, and this session has none")
                 value = await secrets.fill(template)
@@ -174,16 +176,18 @@ class _Exchange:
         self._upload: asyncio.Task[None] | None = None
         self._failure: DeniedError | None = None  # of the upload
         self._is_read = False
+        self._patience = _IDLE_SECONDS
 
     async def begin(self, target: Target, rules: tuple[Rule, ...], headers: Headers) -> Response:
         """Send the request, and return the response as soon as its headers are there."""
-        status, received = await self._ask(target, rules, headers)
+        connection, status, received = await self._ask(target, rules, headers)
         masker = self._forwarding.masker()
         kept = [(masker.mask(name), masker.mask(value)) for name, value in without_connection(received)]
         masked = masker.stream() if masker else None
-        connection = self._connected
         if status == 101:
-            return Response(status, kept, self._read(connection.read_raw, masked), self._send_raw)
+            return Response(status, kept, self._read(connection.read_raw, masked), partial(self._send_raw, connection))
+        if self._request.method == "HEAD" or status in (204, 304):
+            self._is_read = not await connection.read_body()
         return Response(status, kept, self._read(connection.read_body, masked))
 
     async def end(self, _: object, error: BaseException | None, __: object) -> None:
@@ -204,13 +208,8 @@ class _Exchange:
             if upload is not None:
                 await asyncio.wait({upload})
 
-    @property
-    def _connected(self) -> Connection:
-        assert self._connection is not None
-        return self._connection
-
-    async def _ask(self, target: Target, rules: tuple[Rule, ...], headers: Headers) -> tuple[int, Headers]:
-        """Send the request, and return the status and the headers of the response.
+    async def _ask(self, target: Target, rules: tuple[Rule, ...], headers: Headers) -> tuple[Connection, int, Headers]:
+        """Send the request, and return the connection, the status and the headers of the response.
 
         A request is repeated only if it can do no harm, and met a used connection that the host closed at the same time.
         """
@@ -222,7 +221,7 @@ class _Exchange:
                 await connection.send_head(request.method, request.target, headers, has_body=request.body is not None)
                 if request.body is not None:
                     self._upload = asyncio.ensure_future(self._send_body(connection, request.body))
-                return await connection.read_head()
+                return connection, *await connection.read_head()
             except h11.LocalProtocolError:
                 pass  # its text may have the value of a header
             except UpstreamError as error:
@@ -255,6 +254,8 @@ class _Exchange:
     async def _finish_upload(self, connection: Connection, upload: "asyncio.Task[None]") -> None:
         """Send the rest of the request, whose response came early, until the host closes the connection."""
         closed = asyncio.ensure_future(connection.wait_closed())
+        self._patience = _LINGER_SECONDS
+        self._note_progress()
         try:
             await asyncio.wait({closed, upload}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -277,24 +278,24 @@ class _Exchange:
             raise BrokenResponseError(str(error)) from error
         self._is_read = True
 
-    async def _send_raw(self, data: bytes) -> None:
+    async def _send_raw(self, connection: Connection, data: bytes) -> None:
         try:
             self._count(len(data), 0)
-            await self._connected.write_raw(data)
+            await connection.write_raw(data)
         except (LimitReachedError, OSError) as error:
             raise BrokenResponseError(str(error)) from error
         self._note_progress()
 
     def _note_progress(self) -> None:
         if not self._idle.expired():
-            self._idle.reschedule(asyncio.get_running_loop().time() + _IDLE_SECONDS)
+            self._idle.reschedule(asyncio.get_running_loop().time() + self._patience)
 
 
 def _literal_secrets(rules: Iterable[Rule]) -> Iterator[str]:
     """Return what looks like secrets in the headers of rules: a client has put in its own before it sent its rules."""
     for rule in rules:
         for name, value in rule.headers.items():
-            if _HOLDS_SECRETS.search(name) and _SECRET not in value:
+            if _HOLDS_SECRETS.search(name) and _REFERENCE not in value:
                 yield value
                 scheme, _, rest = value.partition(" ")
                 yield rest

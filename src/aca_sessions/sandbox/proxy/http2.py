@@ -9,12 +9,14 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 from ...errors import imports_of
 from ...lifetime import Tasks
 from .messages import Headers, Request, Response
 from .session_network import MalformedError
+from .streams import Stream
 
 with imports_of("network"):
     from h2.config import H2Configuration
@@ -62,7 +64,7 @@ class _FloodError(Exception):
     """Raised when a client sends more than its allowance of frames that carry no request and no body."""
 
 
-async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inspection: _Inspection) -> None:
+async def serve(reader: asyncio.StreamReader | Stream, writer: asyncio.StreamWriter | Stream, inspection: _Inspection) -> None:
     """Answer the requests of one connection until the session closes it, breaks the protocol, or is idle for 300 s."""
     connection = _Connection(reader, writer, inspection)
     try:
@@ -131,7 +133,7 @@ class _Stream:
 class _Connection:
     """An HTTP/2 connection of a session."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, inspection: _Inspection) -> None:
+    def __init__(self, reader: asyncio.StreamReader | Stream, writer: asyncio.StreamWriter | Stream, inspection: _Inspection) -> None:
         self._reader, self._writer, self._inspection = reader, writer, inspection
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         # In place of `update_settings`: these are in force at once, and not only after the client has acknowledged them.
@@ -224,7 +226,7 @@ class _Connection:
                 if stream is None:  # of a request that was refused or answered before its end
                     self._acknowledge(id, size or 0)
                 else:
-                    self._go_on(stream, lambda: stream.receive(data or b"", size or 0))
+                    self._go_on(stream, partial(stream.receive, data or b"", size or 0))
             case StreamEnded(stream_id=int(id)) if stream := self._streams.get(id):
                 self._go_on(stream, stream.end)
             case StreamReset(stream_id=int(id)) if (stream := self._streams.get(id)) and stream.task:

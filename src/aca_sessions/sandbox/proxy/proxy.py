@@ -12,21 +12,24 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ...lifetime import Tasks
+from ...lifetime import Tasks, run_in_thread
 from ...network.rules import Rule, is_address
+from . import heads
 from .addresses import Dialer, Streams
+from .messages import without_connection
 from .session_network import DeniedError, LimitReachedError, MalformedError, NetworkRecord, PrivateAddressError, SessionNetwork
+from .streams import Stream, TlsStream
+
+if TYPE_CHECKING:
+    from .authority import Authority
+    from .forwarding import Forwarding, Inspection
 
 _MAX_HEAD = 64 << 10
 _MAX_CONNECTIONS = 64  # of one session, at a time
 _HEAD_SECONDS, _IDLE_SECONDS = 10.0, 300.0
 _CHUNK = 1 << 16
-_REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]", re.ASCII)
-# RFC 9112, 5: no space before the colon, no folding. h11 would read the head as well, but it unfolds lines and merges equal lengths before
-# its caller sees them: it takes seven of the requests that tests/hostile/test_network_walls.py refuses.
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
-_FRAMING = (b"host", b"connection", b"content-length", b"transfer-encoding")
 _PLAIN_URL = re.compile(r"http://([^/?#@]+)(/[^#]*|\?[^#]*)?(?:#.*)?", re.ASCII)
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.ASCII)
 _NUMBER_LIKE = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)", re.ASCII)
@@ -35,6 +38,8 @@ _logger = logging.getLogger("aca_sessions")
 
 # HTTP libraries show the status of a refused CONNECT, and not its body.
 _STATUS = {400: "400 Bad Request", 403: "403 Forbidden", 429: "429 Too Many Requests"}
+_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+_TLS_HANDSHAKE = b"\x16"  # the first byte of a connection with TLS
 _PRIVATE = "403 Forbidden, because at least one of its addresses is not public"
 
 
@@ -55,27 +60,88 @@ class _Head:
 class Proxy:
     """The HTTP proxy of one session. It connects the session to the hosts of its rules and refuses all other targets."""
 
-    def __init__(self, network: SessionNetwork, dialer: Dialer | None = None) -> None:
+    def __init__(self, network: SessionNetwork, dialer: Dialer | None = None, authority: "Callable[[], Authority] | None" = None) -> None:
+        """Create the proxy. `authority` returns what issues the certificates that the session trusts, if hosts are inspected."""
         self.network = network
         self._dialer = dialer or Dialer()
+        self._authority = authority
+        self._forwarding: Forwarding | None = None
 
     def for_branch(self) -> "Proxy":
         """Return a proxy with the same rules for a branch of the session. What it uses is counted apart."""
-        return Proxy(SessionNetwork(self.network.network), self._dialer)
+        return Proxy(SessionNetwork(self.network.network, secrets=self.network.secrets), self._dialer, self._authority)
 
     async def serve(self, listener: socket.socket) -> "ProxyConnections":
         """Start to accept the session's connections on its listening socket. Close the returned `ProxyConnections` to stop."""
-        connections = ProxyConnections(self._answer)
+        connections = ProxyConnections(self._answer, self._close)
         await connections.start(listener)
         return connections
 
+    async def inspect(self, host: str, port: int, here: Streams, early: bytes = b"") -> None:
+        """Speak with the session in the place of a host, with TLS if it begins so, and send on what the rules allow.
+
+        `early` is what was read from the session already. Raise MissingExtraError if a library for it is missing.
+        """
+        from . import http1  # the libraries for it take 0.1 s to load, and only sessions with inspected hosts need them
+
+        if not early:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                early = await here[0].read(_CHUNK)
+        if early[:1] != _TLS_HANDSHAKE:
+            await http1.serve(Stream(*here, early), self._inspection(host, port, is_tls=False))
+        elif (stream := await self._agree_on_tls(host, port, here, early)) is not None:
+            inspection = self._inspection(host, port, is_tls=True)
+            if stream.protocol == "h2":
+                from . import http2
+
+                await http2.serve(stream, stream, inspection)
+            else:
+                await http1.serve(stream, inspection)
+
+    async def _agree_on_tls(self, host: str, port: int, here: Streams, early: bytes) -> TlsStream | None:
+        """Return the session's connection with TLS, or None if the session does not agree, or wants another host."""
+        if self._authority is None:
+            raise ValueError("a proxy for inspected hosts needs a certificate authority")
+        authority = await run_in_thread(self._authority)
+        stream = TlsStream(here, authority.context_for(host), early=early)
+        try:
+            async with asyncio.timeout(_HEAD_SECONDS):
+                await stream.handshake()
+        except (OSError, TimeoutError) as error:  # ssl.SSLError too
+            reason = getattr(error, "reason", None) or type(error).__name__
+            _logger.info("network: refused, a session did not agree on TLS for %s (%s)", host, reason)
+            self.network.record(NetworkRecord(host=host, port=port, decision="refused", reason="tls"))
+            return None
+        return stream
+
+    def _inspection(self, host: str, port: int, *, is_tls: bool) -> "Inspection":
+        from .forwarding import Forwarding
+
+        if self._forwarding is None:
+            self._forwarding = Forwarding(self.network, self._dialer)
+        return self._forwarding.inspection(host, port, is_tls=is_tls)
+
+    async def _close(self) -> None:
+        if self._forwarding is not None:
+            forwarding, self._forwarding = self._forwarding, None
+            await forwarding.close()
+
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         record = NetworkRecord(host="", port=0)  # as far as the request was read
+        is_recorded = True
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
                 head = _parse(await reader.readuntil(b"\r\n\r\n"))
             record = NetworkRecord(host=head.host, port=head.port, method=head.method)
-            await self._go_on(head, (reader, writer), record)
+            rules = await self._rules_for(head)
+            if any(rule.is_inspected for rule in rules):
+                is_recorded = False  # each of its requests is
+                if not head.forwarded:
+                    writer.write(_ESTABLISHED)
+                with contextlib.suppress(OSError, TimeoutError):  # nothing can be said any more
+                    await self.inspect(head.host, head.port, (reader, writer), head.forwarded)
+            else:
+                await self._tunnel(head, rules, (reader, writer), record)
         except DeniedError as denied:
             record.decision, record.status, record.reason = "refused", denied.status, denied.reason
             _logger.info("network: refused, %s", denied)
@@ -85,14 +151,17 @@ class Proxy:
             reason = "cannot reach the target, or the request is incomplete: check its host and port, and try again"
             writer.write(_refusal(reason, status="502 Bad Gateway"))
         finally:
-            record.seconds = time.monotonic() - record.started
-            self.network.record(record)
+            if is_recorded:
+                record.seconds = time.monotonic() - record.started
+                self.network.record(record)
 
-    async def _go_on(self, head: _Head, here: Streams, record: NetworkRecord) -> None:
-        """Connect a session to the target of its request, and carry what both send. Raise DeniedError if the request is refused."""
+    async def _rules_for(self, head: _Head) -> tuple[Rule, ...]:
         if not is_address(head.host) and (_NUMBER_LIKE.fullmatch(head.host) or not _NAME.fullmatch(head.host)):
             raise DeniedError(f"the target must be a domain name, got {head.host.rpartition('@')[2]!r:.80}")
-        rules = await self.network.rules_for(head.host, head.port)
+        return await self.network.rules_for(head.host, head.port)
+
+    async def _tunnel(self, head: _Head, rules: tuple[Rule, ...], here: Streams, record: NetworkRecord) -> None:
+        """Connect a session to the target of its request, and carry what both send without reading it."""
         rule = rules[0]
         self.network.count_request(rule)
         with self.network.open_connection(rule):
@@ -113,8 +182,14 @@ def _status_line(denied: DeniedError) -> str:
 class ProxyConnections:
     """The connections of one session to the proxy."""
 
-    def __init__(self, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Answer each connection by `answer`. Call `on_close` when all are closed."""
         self._answer = answer
+        self._on_close = on_close
         self._tasks = Tasks()
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -132,6 +207,8 @@ class ProxyConnections:
         await self._tasks.cancel()
         for writer in self._open:  # a task that was cancelled before its first step has not closed its connection
             writer.transport.abort()
+        if self._on_close is not None:
+            await self._on_close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closed or len(self._open) >= _MAX_CONNECTIONS:
@@ -153,12 +230,12 @@ class ProxyConnections:
 
 
 def _parse(head: bytes) -> _Head:
-    lines = head[:-4].split(b"\r\n")
-    request = _REQUEST.fullmatch(lines[0])
+    request = heads.parse(head)
     if request is None:
         raise DeniedError("the request must begin with CONNECT host:port, or with a method and a whole http:// URL, as one to a proxy does")
-    kept, body = _headers(lines[1:])
-    method, target = request[1].decode(), request[2].decode("ascii", "replace")
+    if request.is_chunked:
+        raise MalformedError("a request must not have a Transfer-Encoding: send the size of its body in Content-Length")
+    method, target = request.method, request.target
     if method == "CONNECT":
         return _Head(*_host_and_port(target, 0))
     url = _PLAIN_URL.fullmatch(target)
@@ -170,41 +247,10 @@ def _parse(head: bytes) -> _Head:
     host, port = _host_and_port(url[1], 80)
     path = url[2] or "/"
     path = path if path.startswith("/") else f"/{path}"
+    # Each connection to a target carries one request, so that a session cannot smuggle in a second one.
     first = f"{method} {path} HTTP/1.1\r\nHost: {url[1]}\r\nConnection: close\r\n".encode()
-    return _Head(host, port, method, first + b"".join(kept) + b"\r\n", body)
-
-
-def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
-    """Return the headers to pass on to the target, and the size of the body. Raise MalformedError for a malformed or ambiguous header.
-
-    Drop headers about the connection, such as Keep-Alive. Each connection to a target carries one request, so that a session cannot smuggle
-    in a second one.
-    """
-    kept: list[bytes] = []
-    body: int | None = None
-    for number, line in enumerate(lines, 1):
-        header = _HEADER.fullmatch(line)
-        if header is None:
-            raise MalformedError(f"header {number} must be 'name: value' on one line of printable characters: correct or remove it")
-        name, value = header[1].lower(), line[len(header[1]) + 1 :].strip()
-        if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers read '_' as '-'
-            raise MalformedError(
-                f"the header {name.decode()!r:.80} must not have '_' in its name, which some servers read as '-': use '-', or remove it"
-            )
-        match name:
-            case b"host" | b"connection" | b"keep-alive" | b"upgrade" | b"te" | b"trailer":
-                continue
-            case b"transfer-encoding":
-                raise MalformedError("a request must not have a Transfer-Encoding: send the size of its body in Content-Length")
-            case b"content-length" if body is not None or not value.isdigit() or len(value) > 16:
-                got = "a second one" if body is not None else f"{value.decode('ascii', 'replace')!r:.40}"
-                raise MalformedError(f"expected one Content-Length of 1 to 16 digits, got {got}: send the size of the body in bytes once")
-            case b"content-length":
-                body = int(value)
-            case hidden if hidden.startswith(b"proxy-"):
-                continue
-        kept.append(line + b"\r\n")
-    return kept, body or 0
+    kept = [name + b": " + value + b"\r\n" for name, value in without_connection(request.headers) if name != b"host"]
+    return _Head(host, port, method, first + b"".join(kept) + b"\r\n", request.length or 0)
 
 
 def _host_and_port(target: str, default: int) -> tuple[str, int]:
@@ -230,7 +276,7 @@ async def _carry(head: _Head, here: Streams, there: Streams, count: Callable[[in
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
-        here[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        here[1].write(_ESTABLISHED)
     with contextlib.suppress(OSError, TimeoutError, LimitReachedError):  # one end was closed: close the other as well
         async with asyncio.timeout(_IDLE_SECONDS) as idle:
             sending = asyncio.ensure_future(

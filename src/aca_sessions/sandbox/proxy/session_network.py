@@ -65,7 +65,7 @@ class NetworkRecord:
         pattern: The pattern that allowed the path, or None.
         decision: `allowed` by a rule, `approved` by a decision about a denial, or `refused`.
         status: The status that the session got, or None.
-        reason: Why it was refused: `rule`, `address`, `malformed` or `limit`; or `unreachable`.
+        reason: Why it was refused: `rule`, `address`, `malformed`, `limit` or `tls`; or `unreachable`.
         sent: The bytes of the request's body, or of all that a connection sent.
         received: The bytes of the response's body, or of all that a connection received.
         seconds: The duration.

@@ -4,6 +4,7 @@ TLS is done in memory: asyncio's own `start_tls` cannot be given bytes that were
 """
 
 import asyncio
+import contextlib
 import ssl
 
 SIZE = 1 << 18  # bytes of one read: larger ones are no faster
@@ -15,7 +16,8 @@ class Stream:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, early: bytes = b"") -> None:
         """Use a connection. `early` is what was read from it already."""
-        self._reader, self._writer, self._early = reader, writer, early
+        self._reader, self._writer = reader, writer
+        self._held, self._taken = early, 0  # bytes that were read, and how many of them were returned
         writer.transport.set_write_buffer_limits(SIZE)
 
     @property
@@ -23,26 +25,56 @@ class Stream:
         """Return the protocol that was agreed on with TLS, such as `h2`."""
         return None
 
-    async def read(self) -> bytes:
-        """Return the next bytes, or none at the end. It may be cancelled: nothing is lost."""
-        if self._early:
-            early, self._early = self._early, b""
-            return early
-        return await self._reader.read(SIZE)
+    @property
+    def transport(self) -> asyncio.WriteTransport:
+        """Return the transport of the connection."""
+        return self._writer.transport
 
-    async def write(self, data: bytes) -> None:
-        """Send bytes. Wait while the other side is behind."""
+    async def read(self) -> bytes:
+        """Return the next bytes, or none at the end. If it is cancelled, nothing is lost."""
+        held, taken = self._held, self._taken
+        if taken < len(held):
+            self._held, self._taken = b"", 0
+            return held[taken:] if taken else held
+        return await self._receive()
+
+    async def readexactly(self, size: int) -> bytes:
+        """Return this many bytes. Raise IncompleteReadError if fewer follow. If it is cancelled, nothing is lost."""
+        while len(self._held) - self._taken < size:
+            if not (data := await self._receive()):
+                raise asyncio.IncompleteReadError(self._held[self._taken :], size)
+            self._held, self._taken = self._held[self._taken :] + data, 0
+        start, self._taken = self._taken, self._taken + size
+        return self._held[start : self._taken]
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as soon as the other side takes them."""
         self._writer.write(data)
+
+    async def drain(self) -> None:
+        """Wait while the other side is behind."""
         await self._writer.drain()
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes. Wait while the other side is behind."""
+        self.write(data)
+        await self.drain()
 
     def write_eof(self) -> None:
         """Tell the other side that nothing more will be sent."""
         if not self._writer.is_closing() and self._writer.can_write_eof():
             self._writer.write_eof()
 
+    def is_closing(self) -> bool:
+        """Return whether the connection is closed, or will be."""
+        return self._writer.is_closing()
+
     def abort(self) -> None:
         """Close the connection at once."""
         self._writer.transport.abort()
+
+    async def _receive(self) -> bytes:
+        return await self._reader.read(SIZE)
 
 
 class TlsStream(Stream):
@@ -57,10 +89,11 @@ class TlsStream(Stream):
         host: str | None = None,
     ) -> None:
         """Use a connection. With `host`, this side is the client, and the certificate must be the one of that host."""
-        super().__init__(*connection, early)
+        super().__init__(*connection)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming.write(early)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
-        self._ended = False
+        self._has_ended = False
 
     @property
     def protocol(self) -> str | None:
@@ -73,39 +106,35 @@ class TlsStream(Stream):
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush()
-                await self._receive()
+                self._write_pending()
+                await self._writer.drain()
+                await self._receive_encrypted()
             except ssl.SSLError:
                 self._write_pending()  # the alert that says why
                 raise
             else:
-                return await self._flush()
+                self._write_pending()
+                return
 
-    async def read(self) -> bytes:
-        """Return the next bytes, or none at the end. It may be cancelled: nothing is lost."""
-        while True:
-            if data := self._decrypt():
-                return data
-            if self._ended:
-                return b""
-            self._write_pending()  # replies of the protocol itself, such as new keys
-            await self._receive()
-
-    async def write(self, data: bytes) -> None:
-        """Send bytes. Wait while the other side is behind."""
-        for start in range(0, len(data), SIZE):
-            self._tls.write(data if len(data) <= SIZE else data[start : start + SIZE])
-            await self._flush()
+    def write(self, data: bytes) -> None:
+        """Send bytes as soon as the other side takes them."""
+        if data:
+            self._tls.write(data)
+            self._write_pending()
 
     def write_eof(self) -> None:
         """Tell the other side that nothing more will be sent."""
         if not self._writer.is_closing():
-            try:
+            with contextlib.suppress(ssl.SSLError):  # it would wait for the reply
                 self._tls.unwrap()
-            except ssl.SSLError:  # it wants to read the reply
-                pass
             self._write_pending()
         super().write_eof()
+
+    async def _receive(self) -> bytes:
+        while not (data := self._decrypt()) and not self._has_ended:
+            self._write_pending()  # what TLS itself replies
+            await self._receive_encrypted()
+        return data
 
     def _decrypt(self) -> bytes:
         parts: list[bytes] = []
@@ -114,26 +143,22 @@ class TlsStream(Stream):
             while size < SIZE:
                 part = self._tls.read(_RECORD)
                 if not part:
-                    self._ended = True
+                    self._has_ended = True
                     break
                 parts.append(part)
                 size += len(part)
         except ssl.SSLWantReadError:
             pass
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # many servers close without the alert that ends a stream
-            self._ended = True
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # many programs close without the alert that ends a stream
+            self._has_ended = True
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _receive(self) -> None:
-        if data := await super().read():
+    async def _receive_encrypted(self) -> None:
+        if data := await self._reader.read(SIZE):
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
 
-    async def _flush(self) -> None:
-        self._write_pending()
-        await self._writer.drain()
-
     def _write_pending(self) -> None:
-        if self._outgoing.pending:
+        if self._outgoing.pending and not self._writer.is_closing():
             self._writer.write(self._outgoing.read())

@@ -118,13 +118,14 @@ class Connection:
     async def write_raw(self, data: bytes) -> None:
         """Send bytes after the status 101. No bytes: nothing more will be sent."""
         if data:
-            await self._stream.write(data)
+            await self._stream.send(data)
         else:
             self._stream.write_eof()
 
     async def wait_closed(self) -> None:
         """Return when the host has closed the connection, or sends what was not asked for."""
-        await self._stream.read()
+        with contextlib.suppress(OSError):
+            await self._stream.read()
 
     def start_waiting(self) -> "asyncio.Task[bytes]":
         """Prepare for another request. The returned task ends when the host closes the connection."""
@@ -139,7 +140,7 @@ class Connection:
 
     async def _write(self, data: bytes) -> None:
         if data:
-            await self._stream.write(data)
+            await self._stream.send(data)
 
     async def _next_event(self) -> "h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]":
         try:
@@ -180,7 +181,8 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next request for a short time."""
         if self._closed or not connection.is_done:
-            return connection.abort()
+            connection.abort()
+            return
         self._idle[connection] = waiting = connection.start_waiting()
         for oldest in [*self._idle][:-_MOST_IDLE]:
             self._idle.pop(oldest).cancel()
