@@ -155,7 +155,6 @@ class _Connection:
         self._idle: asyncio.Timeout | None = None
         self._moved = 0.0
         self._error = ErrorCodes.NO_ERROR
-        self._is_broken = False  # h2 has written GOAWAY itself
 
     async def read(self) -> None:
         """Read frames and start to answer requests. Raise ProtocolError, _FloodError, OSError, TimeoutError or IncompleteReadError."""
@@ -184,16 +183,15 @@ class _Connection:
     async def close(self) -> None:
         """End all requests, and write GOAWAY. The caller closes the connection."""
         await self._tasks.cancel()
-        if not self._is_broken:
-            self._h2.close_connection(self._error)
+        self._h2.close_connection(self._error)
         with contextlib.suppress(OSError):
             self._flush()
 
     def _receive(self, data: bytes) -> list[Event]:
         try:
             return self._h2.receive_data(data)
-        except ProtocolError:
-            self._is_broken = True
+        except ProtocolError as error:
+            self._error = error.error_code
             raise
 
     def _charge(self, kind: int, events: list[Event]) -> None:
