@@ -10,11 +10,11 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...errors import imports_of
 from ...lifetime import Tasks
-from .messages import Headers, Request, Response
+from .messages import Headers, Request, Response, without_connection
 from .session_network import MalformedError
 from .streams import Stream
 
@@ -26,6 +26,9 @@ with imports_of("network"):
     from h2.exceptions import ProtocolError
     from h2.settings import SettingCodes, Settings
 
+if TYPE_CHECKING:
+    from .forwarding import Inspection
+
 _PREFACE = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 _FRAME_HEAD = 9
 _HEADERS, _DATA, _GOAWAY = 0x1, 0x0, 0x7  # types of frames
@@ -33,7 +36,8 @@ _MAX_FRAME = 1 << 16
 _MAX_STREAMS = 100
 _MAX_HEADER_LIST = 64 << 10
 _STREAM_WINDOW, _CONNECTION_WINDOW = 256 << 10, 512 << 10  # the memory that request bodies take which are not sent on yet
-_MAX_UNSENT = 128 << 10  # beyond it, no frame is read: each may need a reply
+_MAX_UNSENT = 512 << 10  # beyond it, no frame is read: each may need a reply
+_FRAMES_AT_ONCE = 64  # then others have their turn
 _IDLE_SECONDS = 300.0
 # What a client may send beside requests and bodies: so much at once, then so much a second, and more as it receives bodies. Without it, a
 # few bytes (a ping, a request that is reset at once, headers that HPACK unpacks to 64 KB) could keep the host busy.
@@ -47,38 +51,28 @@ _LENGTH = re.compile(rb"[0-9]{1,16}")
 _PSEUDO = (b":method", b":scheme", b":authority", b":path")
 _OF_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings"))
 _FRAMING = (b"host", b"connection", b"content-length", b"transfer-encoding")
-_DROPPED = frozenset((b"host", b"te", b"trailer", b"expect"))
 _logger = logging.getLogger("aca_sessions")
-
-
-class _Inspection(Protocol):
-    """What this module needs of an Inspection: the host that the session connected to, and a response to each request."""
-
-    host: str
-    port: int
-
-    def handle(self, request: Request) -> AbstractAsyncContextManager[Response]: ...
 
 
 class _FloodError(Exception):
     """Raised when a client sends more than its allowance of frames that carry no request and no body."""
 
 
-async def serve(reader: asyncio.StreamReader | Stream, writer: asyncio.StreamWriter | Stream, inspection: _Inspection) -> None:
+async def serve(stream: Stream, inspection: "Inspection") -> None:
     """Answer the requests of one connection until the session closes it, breaks the protocol, or is idle for 300 s."""
-    connection = _Connection(reader, writer, inspection)
+    connection = _Connection(stream, inspection)
     try:
         await connection.read()
     except (ProtocolError, _FloodError) as error:
-        _logger.info("network: refused, the HTTP/2 connection to %s was closed: %.200s", inspection.host, error)
+        connection.refuse(MalformedError(f"the connection of HTTP/2 was closed: {error}"))
     except (OSError, TimeoutError, asyncio.IncompleteReadError):  # closed by the session, or idle
         pass
     finally:
         await connection.close()
 
 
-class _Stream:
-    """A request, and what is known of its body and its response."""
+class _Exchange:
+    """A request and its response, on a stream of HTTP/2."""
 
     def __init__(self, id: int, acknowledge: Callable[[int], None]) -> None:
         self.id = id
@@ -109,6 +103,11 @@ class _Stream:
         self.has_ended = True
         self._arrived.set()
 
+    def cancel(self) -> None:
+        """Give the request up."""
+        if self.task is not None:
+            self.task.cancel()
+
     def drop(self) -> None:
         """Forget the data that arrived, so that the connection's window does not shrink by it."""
         size, self._unacknowledged = self._unacknowledged, 0
@@ -133,8 +132,9 @@ class _Stream:
 class _Connection:
     """An HTTP/2 connection of a session."""
 
-    def __init__(self, reader: asyncio.StreamReader | Stream, writer: asyncio.StreamWriter | Stream, inspection: _Inspection) -> None:
-        self._reader, self._writer, self._inspection = reader, writer, inspection
+    def __init__(self, stream: Stream, inspection: "Inspection") -> None:
+        self._stream, self._inspection = stream, inspection
+        self._buffer = bytearray()  # received, and not handled yet
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         # In place of `update_settings`: these are in force at once, and not only after the client has acknowledged them.
         self._h2.local_settings = Settings(
@@ -148,7 +148,7 @@ class _Connection:
         )
         self._h2.max_inbound_frame_size = _MAX_FRAME
         self._h2.decoder.max_header_list_size = _MAX_HEADER_LIST
-        self._streams: dict[int, _Stream] = {}
+        self._exchanges: dict[int, _Exchange] = {}
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self._allowance, self._charged = _MAX_ALLOWANCE, self._loop.time()
@@ -162,23 +162,16 @@ class _Connection:
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW - self._h2.inbound_flow_control_window)
         self._flush()
         async with asyncio.timeout(_IDLE_SECONDS) as self._idle:
-            self._receive(await self._reader.readexactly(_PREFACE))
+            self._receive(await self._take(_PREFACE))
             while True:
-                # Frame by frame, since h2 handles all that it gets before it returns: a few kilobytes can keep it busy for seconds.
-                head = await self._reader.readexactly(_FRAME_HEAD)
-                size = int.from_bytes(head[:3], "big")
-                if size > _MAX_FRAME:
-                    self._error = ErrorCodes.FRAME_SIZE_ERROR
-                    raise ProtocolError(f"a frame has {size} bytes, more than {_MAX_FRAME}")
-                frame = head + await self._reader.readexactly(size) if size else head
-                events = [] if head[3] == _GOAWAY else self._receive(frame)  # h2 would stop at once, and not end what was begun
-                self._charge(head[3], events)
-                for event in events:
-                    self._handle(event)
-                self._flush()
-                self._note_traffic()
-                if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT:
-                    await self._writer.drain()
+                for _ in range(_FRAMES_AT_ONCE):
+                    await self._read_frame()
+                await asyncio.sleep(0)
+
+    def refuse(self, error: MalformedError) -> Response:
+        """Record that the client broke the protocol, and return the response to a request."""
+        _logger.info("network: refused, %.200s", error)
+        return self._inspection.refuse(error, None)
 
     async def close(self) -> None:
         """End all requests, and write GOAWAY. The caller closes the connection."""
@@ -187,7 +180,35 @@ class _Connection:
         with contextlib.suppress(OSError):
             self._flush()
 
-    def _receive(self, data: bytes) -> list[Event]:
+    async def _read_frame(self) -> None:
+        # One by one, since h2 handles all that it gets before it returns: a few kilobytes can keep it busy for seconds.
+        size = int.from_bytes(await self._take(3, remove=False), "big")
+        if size > _MAX_FRAME:
+            self._error = ErrorCodes.FRAME_SIZE_ERROR
+            raise ProtocolError(f"a frame has {size} bytes, more than {_MAX_FRAME}")
+        frame = await self._take(_FRAME_HEAD + size)
+        events = [] if frame[3] == _GOAWAY else self._receive(frame)  # h2 would stop at once, and not end what was begun
+        self._charge(frame[3], events)
+        for event in events:
+            self._handle(event)
+        self._flush()
+        self._note_traffic()
+        if self._stream.transport.get_write_buffer_size() > _MAX_UNSENT:
+            await self._stream.drain()
+
+    async def _take(self, size: int, *, remove: bool = True) -> bytearray:
+        """Return the next bytes of the connection. Raise IncompleteReadError at its end."""
+        while len(self._buffer) < size:
+            received = await self._stream.read()
+            if not received:
+                raise asyncio.IncompleteReadError(bytes(self._buffer), size)
+            self._buffer += received
+        data = self._buffer[:size]
+        if remove:
+            del self._buffer[:size]
+        return data
+
+    def _receive(self, data: bytearray) -> list[Event]:
         try:
             return self._h2.receive_data(data)
         except ProtocolError as error:
@@ -220,95 +241,94 @@ class _Connection:
             case RequestReceived():
                 self._open(event)
             case DataReceived(stream_id=int(id), data=data, flow_controlled_length=size):
-                stream = self._streams.get(id)
-                if stream is None:  # of a request that was refused or answered before its end
+                if (exchange := self._exchanges.get(id)) is None:  # it was refused, or answered before its end
                     self._acknowledge(id, size or 0)
                 else:
-                    self._go_on(stream, partial(stream.receive, data or b"", size or 0))
-            case StreamEnded(stream_id=int(id)) if stream := self._streams.get(id):
-                self._go_on(stream, stream.end)
-            case StreamReset(stream_id=int(id)) if (stream := self._streams.get(id)) and stream.task:
-                stream.task.cancel()
+                    self._go_on(exchange, partial(exchange.receive, data or b"", size or 0))
+            case StreamEnded(stream_id=int(id)) if exchange := self._exchanges.get(id):
+                self._go_on(exchange, exchange.end)
+            case StreamReset(stream_id=int(id)) if exchange := self._exchanges.get(id):
+                exchange.cancel()
             case WindowUpdated() | RemoteSettingsChanged():
-                for stream in self._streams.values():
-                    stream.writable.set()
+                for exchange in self._exchanges.values():
+                    exchange.writable.set()
 
     def _open(self, event: RequestReceived) -> None:
-        id = event.stream_id or 0
-        if len(self._streams) >= _MAX_STREAMS:  # those that were reset count until they have ended
+        """Start to answer a request."""
+        id, headers = event.stream_id or 0, event.headers or []
+        if len(self._exchanges) >= _MAX_STREAMS:  # those that were reset count until they have ended
             self._h2.reset_stream(id, ErrorCodes.REFUSED_STREAM)
             return
-        stream = _Stream(id, lambda size: self._acknowledge(id, size))
-        self._streams[id] = stream
+        exchange = self._exchanges[id] = _Exchange(id, lambda size: self._acknowledge(id, size))
         answer: AbstractAsyncContextManager[Response]
         try:
-            request = _request_of(event.headers or [], self._inspection, has_body=event.stream_ended is None, body=stream.body())
-            stream.length = request.length
+            request = _request_of(headers, self._inspection, exchange.body() if event.stream_ended is None else None)
+            exchange.length = request.length
             answer = self._inspection.handle(request)
         except MalformedError as error:
-            _logger.info("network: refused, %s", error)
-            request, answer = Request("GET", "/", []), nullcontext(_refusal(error))
-        stream.task = self._tasks.start(self._answer(stream, request, answer))
-        stream.task.add_done_callback(lambda _: self._forget(stream))
+            request = Request("GET", "/", [])
+            answer = nullcontext(self.refuse(error))
+        exchange.task = self._tasks.start(self._answer(exchange, request, answer))
+        exchange.task.add_done_callback(lambda _: self._forget(exchange))
 
-    def _go_on(self, stream: _Stream, act: Callable[[], None]) -> None:
+    def _go_on(self, exchange: _Exchange, act: Callable[[], None]) -> None:
         """Receive a part of a body. If it contradicts the headers, reset the stream."""
         try:
             act()
         except ProtocolError as error:
-            _logger.info("network: refused, %s", error)
-            self._reset(stream, ErrorCodes.PROTOCOL_ERROR)
-            if stream.task is not None:
-                stream.task.cancel()
+            self.refuse(MalformedError(str(error)))
+            self._reset(exchange, ErrorCodes.PROTOCOL_ERROR)
+            exchange.cancel()
 
-    def _forget(self, stream: _Stream) -> None:
-        self._streams.pop(stream.id, None)
-        stream.drop()
+    def _forget(self, exchange: _Exchange) -> None:
+        self._exchanges.pop(exchange.id, None)
+        exchange.drop()
         self._flush()
 
-    async def _answer(self, stream: _Stream, request: Request, answer: AbstractAsyncContextManager[Response]) -> None:
+    async def _answer(self, exchange: _Exchange, request: Request, answer: AbstractAsyncContextManager[Response]) -> None:
         try:
             async with answer as response:
-                await self._respond(stream, request, response)
+                await self._respond(exchange, request, response)
+            if not exchange.has_ended:  # RFC 9113, 8.1: the client need not send the rest
+                self._reset(exchange, ErrorCodes.NO_ERROR)
         except OSError:  # the session closed the connection
-            self._writer.transport.abort()
-        except Exception:  # the host failed in the middle, or a limit is used up
-            _logger.debug("network: a response over HTTP/2 was not completed", exc_info=True)
-            self._reset(stream, ErrorCodes.INTERNAL_ERROR)
+            self._stream.abort()
+        except Exception as error:  # the host failed in the middle, or a limit is used up
+            _logger.debug("network: a response of %s was not completed (%s)", self._inspection.host, type(error).__name__)
+            self._reset(exchange, ErrorCodes.INTERNAL_ERROR)
 
-    async def _respond(self, stream: _Stream, request: Request, response: Response) -> None:
+    async def _respond(self, exchange: _Exchange, request: Request, response: Response) -> None:
         is_empty = request.method == "HEAD" or response.status in (204, 304)
-        self._h2.send_headers(stream.id, [(b":status", b"%d" % response.status), *response.headers], end_stream=is_empty)
+        self._h2.send_headers(exchange.id, [(b":status", b"%d" % response.status), *response.headers], end_stream=is_empty)
         self._loop.call_soon(self._flush)  # with the first data, if that is there at once
+        async for data in response.body:
+            if not is_empty:
+                await self._send(exchange, data)
         if not is_empty:
-            async for data in response.body:
-                await self._send(stream, data)
-            self._h2.end_stream(stream.id)
-        if not stream.has_ended:  # RFC 9113, 8.1: the client need not send the rest
-            self._reset(stream, ErrorCodes.NO_ERROR)
+            self._h2.end_stream(exchange.id)
         self._allowance += _ALLOWANCE_A_RESPONSE
         self._flush()
 
-    async def _send(self, stream: _Stream, data: bytes) -> None:
+    async def _send(self, exchange: _Exchange, data: bytes) -> None:
         """Send a part of a response's body, as fast as the client's windows allow."""
         left = memoryview(data)
         while left:
-            await self._writer.drain()
-            size = min(len(left), _MAX_FRAME, self._h2.local_flow_control_window(stream.id))
+            await self._stream.drain()
+            size = min(len(left), _MAX_FRAME, self._h2.local_flow_control_window(exchange.id))
             if size <= 0:
-                stream.writable.clear()
-                await stream.writable.wait()
+                exchange.writable.clear()
+                await exchange.writable.wait()
                 continue
             for start in range(0, size, self._h2.max_outbound_frame_size):
-                self._h2.send_data(stream.id, left[start : min(size, start + self._h2.max_outbound_frame_size)])
+                self._h2.send_data(exchange.id, left[start : min(size, start + self._h2.max_outbound_frame_size)])
             left = left[size:]
             self._allowance += size / _BYTES_FOR_ALLOWANCE
             self._flush()
             self._note_traffic()
 
-    def _reset(self, stream: _Stream, code: ErrorCodes) -> None:
+    def _reset(self, exchange: _Exchange, code: ErrorCodes) -> None:
         with contextlib.suppress(ProtocolError):  # it is closed already
-            self._h2.reset_stream(stream.id, code)
+            self._h2.reset_stream(exchange.id, code)
 
     def _acknowledge(self, id: int, size: int) -> None:
         with contextlib.suppress(ProtocolError):  # the connection is closed already
@@ -316,8 +336,8 @@ class _Connection:
             self._flush()
 
     def _flush(self) -> None:
-        if (data := self._h2.data_to_send()) and not self._writer.is_closing():
-            self._writer.write(data)
+        if (data := self._h2.data_to_send()) and not self._stream.is_closing():
+            self._stream.write(data)
 
     def _note_traffic(self) -> None:
         """Let the idle time begin again."""
@@ -327,7 +347,7 @@ class _Connection:
             self._idle.reschedule(now + _IDLE_SECONDS)
 
 
-def _request_of(headers: Headers, inspection: _Inspection, *, has_body: bool, body: AsyncIterator[bytes]) -> Request:
+def _request_of(headers: Headers, inspection: "Inspection", body: AsyncIterator[bytes] | None) -> Request:
     """Return a request as it may be sent on. Raise MalformedError if servers could read it in different ways.
 
     h2 checks some of this before, and then closes the connection.
@@ -338,15 +358,15 @@ def _request_of(headers: Headers, inspection: _Inspection, *, has_body: bool, bo
     method, path = values[b":method"], values[b":path"]
     if not _METHOD.fullmatch(method) or method == b"CONNECT":
         raise MalformedError(f"the method must be one such as GET, and not CONNECT, got {_shown(method)}")
-    if values[b":scheme"] != b"https":
-        raise MalformedError(f"the :scheme must be https, got {_shown(values[b':scheme'])}")
+    if values[b":scheme"] != (b"https" if inspection.is_tls else b"http"):
+        raise MalformedError(f"the :scheme must be the one of the connection, got {_shown(values[b':scheme'])}")
     if not _PATH.fullmatch(path):
         raise MalformedError("the :path must begin with '/' and have at most 8192 printable characters, without '#'")
     kept = []
     length: int | None = None
     for name, value in headers:
         if name in (b":authority", b"host") and not _is_authority(value, inspection):
-            raise MalformedError(f"the host of a request must be {inspection.host}, as in CONNECT, got {_shown(value)}")
+            raise MalformedError(f"the host of a request must be {inspection.authority}, as in CONNECT, got {_shown(value)}")
         if name in _PSEUDO:
             continue
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
@@ -359,27 +379,17 @@ def _request_of(headers: Headers, inspection: _Inspection, *, has_body: bool, bo
             if length is not None or not _LENGTH.fullmatch(value):
                 raise MalformedError("expected one content-length of 1 to 16 digits: send the size of the body in bytes once")
             length = int(value)
-        elif name not in _DROPPED and not name.startswith(b"proxy-"):
+        elif name != b"host":
             kept.append((bytes(name), bytes(value)))
-    if length and not has_body:
+    if length and body is None:
         raise MalformedError(f"the content-length is {length}, and the request has no body")
-    return Request(method.decode(), path.decode(), kept, body if has_body else None, length)
+    return Request(method.decode(), path.decode(), without_connection(kept), body, length)
 
 
-def _is_authority(value: bytes, inspection: _Inspection) -> bool:
+def _is_authority(value: bytes, inspection: "Inspection") -> bool:
     host = f"[{inspection.host}]" if ":" in inspection.host else inspection.host
-    named = (f"{host}:{inspection.port}", *((host,) if inspection.port == 443 else ()))
-    return value.lower() in {one.encode() for one in named}
+    return value.lower().decode("latin-1") in (inspection.authority, f"{host}:{inspection.port}")
 
 
 def _shown(value: bytes) -> str:
     return f"{value.decode('ascii', 'replace')!r:.80}"
-
-
-def _refusal(error: MalformedError) -> Response:
-    text = f"{error}\n".encode()
-
-    async def body() -> AsyncIterator[bytes]:
-        yield text
-
-    return Response(error.status, [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))], body())

@@ -94,7 +94,7 @@ class Proxy:
             if stream.protocol == "h2":
                 from . import http2
 
-                await http2.serve(stream, stream, inspection)
+                await http2.serve(stream, inspection)
             else:
                 await http1.serve(stream, inspection)
 
