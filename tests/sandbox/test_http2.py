@@ -444,7 +444,7 @@ async def test_a_body_that_nothing_reads_does_not_stop_other_requests() -> None:
         return Response(403, [], chunks(b"no")) if request.target == "/refused" else await echo(request)
 
     async with serving(Inspection(answer)) as port, connected(port) as client:
-        for _ in range(8):  # more than the connection's window in all
+        for _ in range(20):  # more than the connection's window in all
             stream = client.request([*POST[:3], (b":path", b"/refused")], end=False)
             for _ in range(6):
                 client.h2.send_data(stream, b"x" * 10_000, pad_length=100)
