@@ -62,7 +62,7 @@ class TLSServer(Proxy):
 @asynccontextmanager
 async def session_of(server: ForkServer, proxy: Proxy, authority: str) -> AsyncIterator[Interpreter]:
     workspace, memory = server.make_session_resources(LIMITS)
-    spawned = server.spawn(workspace, LIMITS, authority=authority)
+    spawned = server.spawn(workspace, LIMITS, network="allow", authority=authority)
     options = {"workspace": workspace.number, "memory": memory, "proxy": proxy, "mount": server.mount_workspace}
     interpreter = await start(spawned, LIMITS, **options)
     try:

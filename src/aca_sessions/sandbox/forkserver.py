@@ -76,7 +76,7 @@ def limiter() -> CapacityLimiter:
 
 
 class _Key(NamedTuple):
-    """The settings that two policies must have in common to share a fork server, such as the interpreter, the mounts and the network."""
+    """The settings that two policies must have in common to share a fork server, such as the interpreter and the mounts."""
 
     process: int
     python: str
@@ -164,10 +164,10 @@ class ForkServer:
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         self._numbers = NumberAllocator(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
-        self._network = _network_of(policy)
+        self.network = _network_of(policy)
         self._together = policy.together
         python = sys.executable if policy.image else policy.python or sys.executable
-        roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})
+        roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self.network == "host" else {})
         with contextlib.ExitStack() as on_failure:
             raise_descriptor_limit()
             reserve.open()
@@ -284,7 +284,7 @@ class ForkServer:
             return self.groups.make(limits)
         in_memory = self._folder is None
         files = partial(self._bytes_of, workspace.user) if in_memory else None
-        return Watchdog(limits, self._together, files=files, lists_sockets=in_memory and self._network != "host")
+        return Watchdog(limits, self._together, files=files, lists_sockets=in_memory and self.network != "host")
 
     def free_file_bytes(self, workspace: Workspace, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
@@ -356,13 +356,13 @@ class ForkServer:
         Args:
             workspace: Where the session's files are.
             limits: The limits of the session.
-            network: The kind of its network. None: that of the policy.
+            network: `none`, `host`, or `allow` for one behind a proxy. None: `host` if that is the policy's, otherwise `none`.
             authority: A certificate in PEM format that the session trusts, beside those that it finds in its root.
         """
-        network = "allow" if network == "rules" else network or self._network
-        differs = network != self._network
-        if (differs and "host" in (network, self._network)) or (self._folder is not None and (differs or authority)):
-            raise ValueError(f"this fork server has sessions with the network {self._network} only, got {network}")
+        network = network or self.network
+        differs = network != self.network
+        if (differs and "host" in (network, self.network)) or (self._folder is not None and (differs or authority)):
+            raise ValueError(f"this fork server has sessions with the network {self.network} only, got {network}")
         request = wire.Spawn(
             tree=workspace.number,
             owner=workspace.user,
@@ -503,8 +503,8 @@ class DiskFolder:
 
 
 def _network_of(policy: Policy) -> str:
-    """Return `none`, `host`, or `allow` for a network behind a proxy, which alone knows the rules."""
-    return "allow" if policy.network.is_proxied else policy.network.kind
+    """Return `host` if sessions share the host's network, which needs another root. Otherwise return `none`: each may have a proxy."""
+    return "host" if policy.network.kind == "host" else "none"
 
 
 def _folder_for(policy: Policy) -> DiskFolder | None:

@@ -13,11 +13,13 @@ from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, Snap
 from ..ledger import Ledger
 from ..lifetime import Tasks, create_in_thread
 from ..models import CodeExecutionResult, RemoteFile, RunningProcess
+from ..network.rules import Network
 from .forkserver import ForkServer, limiter
 from .limits.memory import MemoryLimit
 from .packages.store import Packages, SessionPackages
 from .policy import Limits
 from .proxy.proxy import Proxy
+from .proxy.session_network import SessionNetwork
 from .session import copies, saved_state
 from .session.cell import CellNotSentError
 from .session.checkpoints import Checkpoints, SessionCheckpoint, find_checkpoint
@@ -95,6 +97,26 @@ class Sandbox:
         """Return whether the sandbox can still run an interpreter: it is not closed, and its fork server is alive."""
         server = self._fork_server
         return not (self._closed or server.broken or server.process.poll() is not None)
+
+    @property
+    def network(self) -> SessionNetwork | None:
+        """Return the rules in force for the session and its branches, or None if it has no proxy."""
+        return None if self._proxy is None else self._proxy.network
+
+    def use_network(self, network: SessionNetwork) -> None:
+        """Go on with the rules and the counters of a sandbox that this one replaces. Do nothing if this one has no proxy."""
+        if self._proxy is not None:
+            self._proxy.network = network
+
+    def fits(self, network: Network) -> bool:
+        """Return whether the session can have a network as it is. Otherwise it needs another sandbox."""
+        if self._proxy is None:
+            return network.kind == self._fork_server.network
+        if not network.is_inspected or not network.is_proxied:
+            return network.kind != "host"
+        if self._turn.locked():  # its interpreter may be starting, and without the authority
+            return False
+        return self.running is None or self.running.runtime.trusts_authority
 
     async def interpreter(self) -> Interpreter:
         """Return the live interpreter. If there is none, fork one from the latest checkpoint, or else start a fresh one.
@@ -420,8 +442,8 @@ class Sandbox:
         workspace = await create_in_thread(
             lambda: server.make_workspace(limits, user=self._workspace.user), server.drop_workspace, limiter()
         )
-        proxy = None if self._proxy is None else self._proxy.for_branch()
-        options = {"memory": self.memory, "proxy": proxy, "packages": self._all_packages, "memory_users": self._memory_users}
+        # A branch shares the network namespace, and so its proxy's listener, until it is reset.
+        options = {"memory": self.memory, "proxy": self._proxy, "packages": self._all_packages, "memory_users": self._memory_users}
         branch = self._on_branch(Sandbox(server, workspace, limits, **options))  # type: ignore[arg-type]
         try:
             most, allocate = limits.checkpoint_files, live.runtime.allocate
@@ -450,7 +472,8 @@ class Sandbox:
             return self.running
 
     async def _start_interpreter(self) -> Interpreter:
-        spawned = await create_in_thread(self._spawn, SpawnedSession.close, limiter())
+        inspected = self._proxy is not None and self._proxy.network.network.is_inspected
+        spawned = await create_in_thread(lambda: self._spawn(inspected), SpawnedSession.close, limiter())
         interpreter = await start(
             spawned,
             self._limits,
@@ -459,12 +482,13 @@ class Sandbox:
             proxy=self._proxy,
             mount=self._fork_server.mount_workspace,
         )
+        interpreter.runtime.trusts_authority = inspected
         await self._add_packages_again(interpreter)
         return interpreter
 
-    def _spawn(self) -> SpawnedSession:
-        inspected = self._proxy is not None and self._proxy.network.network.is_inspected
-        return self._fork_server.spawn(self._workspace, self._limits, authority=self._fork_server.authority.pem if inspected else "")
+    def _spawn(self, inspected: bool) -> SpawnedSession:
+        server, network = self._fork_server, self._fork_server.network if self._proxy is None else "allow"
+        return server.spawn(self._workspace, self._limits, network=network, authority=server.authority.pem if inspected else "")
 
     async def _reset(self) -> int:
         async with self._turn:

@@ -19,6 +19,7 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
 from ..lifetime import Tasks, create_in_thread, run_in_thread
+from ..network.rules import Network
 from . import environment
 from .forkserver import ForkServer, limiter
 from .images import images
@@ -127,6 +128,7 @@ class Sandboxes:
         self._starting = Tasks()
         self._preloading: asyncio.Task[None] | None = None
         self._starting_heavy: ForkServer | None = None
+        self._isolated: Sandboxes | None = None  # for sessions without the host's network, if the policy has it
         self._refilling = False
         self._closed = False
 
@@ -170,25 +172,39 @@ class Sandboxes:
                 if latest is self._generations[-1]:  # otherwise a newer one replaced this one before it was ready
                     raise
 
-    async def open(self) -> Sandbox:
-        """Return a new, empty sandbox: a spare, or one that is made now. If the fork server turns out to be dead, replace it."""
+    async def open(self, network: Network | None = None) -> Sandbox:
+        """Return a new, empty sandbox: a spare, or one that is made now. If the fork server turns out to be dead, replace it.
+
+        `network` is what the session can reach, by default the network of the policy.
+        """
+        if network is not None and network.kind != "host" and self.policy.network.kind == "host":
+            return await self._isolated_sandboxes().open(network)
         for _ in range(_TRIES - 1):
             try:
-                return await self._open()
+                return await self._open(network)
             except GuestDiedError:
                 if await to_thread.run_sync(self._generations[-1].fork_server.ping, limiter=limiter()):
                     raise
-        return await self._open()
+        return await self._open(network)
 
-    async def _open(self) -> Sandbox:
+    def _isolated_sandboxes(self) -> "Sandboxes":
+        if self._isolated is None:
+            self._isolated = Sandboxes(replace(self.policy, network=Network.none(), spares=0), self._dialer)
+            self._isolated.on_fork_server_death = lambda exit_code: self.on_fork_server_death(exit_code)
+            self._isolated._closed = self._closed
+        return self._isolated
+
+    async def _open(self, network: Network | None) -> Sandbox:
         await self.start()
         self._refill()
-        while self._spares:
+        while self._spares and (network is None or self._spares[0].fits(network)):
             sandbox = self._spares.popleft()
             if sandbox.usable and sandbox.running is not None and sandbox.running.alive:
+                if network is not None and sandbox.network is not None:
+                    sandbox.network.replace(network)
                 return sandbox
             await self._tasks.run_shielded(sandbox.close())
-        forking = self._tasks.start_awaited(self._fork())
+        forking = self._tasks.start_awaited(self._fork(network))
         try:
             return await asyncio.shield(forking)
         except asyncio.CancelledError:  # it is forked anyway, and no caller would close it
@@ -199,10 +215,14 @@ class Sandboxes:
         """Prepare to close all sandboxes: their fork servers will free all workspaces at once when they end, which is faster."""
         for generation in self._generations:
             generation.retire()
+        if self._isolated is not None:
+            self._isolated.retire()
 
     async def close(self) -> None:
         """Close the spare sandboxes and release the fork servers. The caller must close all other sandboxes first."""
         self._closed = True
+        if self._isolated is not None:
+            await self._isolated.close()
         await self._background.cancel()
         await self._starting.finish()
         if self._starting_heavy is not None:  # first of all: a task may still wait for it to be ready
@@ -216,6 +236,8 @@ class Sandboxes:
     def abandon(self) -> None:
         """End all processes without waiting. Call this when the sandboxes' event loop is closed: `close` would wait forever then."""
         self._closed = True
+        if self._isolated is not None:
+            self._isolated.abandon()
         if self._starting_heavy is not None:
             self._starting_heavy.release()
         for generation in self._generations:
@@ -281,11 +303,11 @@ class Sandboxes:
         self._starting_heavy = await _shared_fork_server(replace(self.policy, preload=modules))
         return self._starting_heavy
 
-    async def _fork(self) -> Sandbox:
+    async def _fork(self, network: Network | None = None) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits
         server = generation.fork_server
         workspace, memory = await create_in_thread(lambda: server.make_session_resources(limits), server.drop_session_resources, limiter())
-        network = self.policy.network
+        network = network or self.policy.network
         proxy = Proxy(SessionNetwork(network), self._dialer) if network.is_proxied else None
         return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=proxy, packages=self._packages))
 

@@ -67,10 +67,6 @@ class Proxy:
         self._authority = authority
         self._forwarding: Forwarding | None = None
 
-    def for_branch(self) -> "Proxy":
-        """Return a proxy with the same rules for a branch of the session. What it uses is counted apart."""
-        return Proxy(SessionNetwork(self.network.network, secrets=self.network.secrets), self._dialer, self._authority)
-
     async def serve(self, listener: socket.socket) -> "ProxyConnections":
         """Start to accept the session's connections on its listening socket. Close the returned `ProxyConnections` to stop."""
         connections = ProxyConnections(self._answer, self._close)

@@ -70,6 +70,7 @@ class SharedRuntime:
         self.memory = memory
         self.killed_for: str | None = None
         self.proxy_connections: ProxyConnections | None = None
+        self.trusts_authority = False  # the one of the proxy
         self._report = spawned.report
         self._ending_signal = spawned.ending_signal
         self._mount = mount
