@@ -11,7 +11,7 @@ from aca_sessions import CodeInterpreter, Session, Settings, open_pool
 from aca_sessions.durable.saves import Saves, Writer
 from aca_sessions.errors import SnapshotError, StorageError
 from aca_sessions.server import saved_sessions, session_saves
-from aca_sessions.server.sessions import HostedSession
+from aca_sessions.server.hosted_session import HostedSession
 
 from ..cli.test_cli import Server
 from .test_saved_sessions import client_of, opening, server, text

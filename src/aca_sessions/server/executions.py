@@ -25,7 +25,7 @@ from ..sandbox.session.interpreter import Interpreter
 from .journal import Journal
 
 if TYPE_CHECKING:
-    from .sessions import HostedSession
+    from .hosted_session import HostedSession
 
 _MAX_TEXT = 4 << 20  # characters of text
 _MAX_DISPLAYS = 32 << 20  # characters of displays: as much as may be part of one cell's result

@@ -18,7 +18,8 @@ from ..lifetime import stream_from
 from ..models import SavedSession
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.session.saved_state import StateReader
-from .sessions import HostedSession, Sessions
+from .hosted_session import HostedSession
+from .sessions import Sessions
 
 _EXPORT_SECONDS = _IMPORT_SECONDS = 300.0
 _LOOK_SECONDS = 0.25  # between two looks whether the session was ended

@@ -24,7 +24,7 @@ from ..sandbox.sandboxes import Sandboxes
 from ..sandbox.session.saved_state import SavedVariables, StateReader
 
 if TYPE_CHECKING:
-    from .sessions import HostedSession
+    from .hosted_session import HostedSession
 
 _FORMAT = 1
 _LEASE_SECONDS, _RENEW_SECONDS = 15.0, 5.0

@@ -17,9 +17,10 @@ from ..ledger import format_position
 from ..models import SessionInfo
 from ..sandbox.sandbox import Sandbox
 from .file_routes import OwningResponse
+from .hosted_session import HostedSession
 from .moved_sessions import MovedSessions
 from .routing import Routes, check_has_sessions, read_address, read_after_number, read_json, read_skip, set_audit_event
-from .sessions import HostedSession, Sessions
+from .sessions import Sessions
 
 LIVE_PATH, READY_PATH = "livez", "readyz"
 _MAX_REQUEST = 64 << 10

@@ -8,10 +8,9 @@ close in the background.
 import asyncio
 import logging
 import time
-import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Self
@@ -25,16 +24,14 @@ from ..ledger import Ledger
 from ..lifetime import Tasks, log_failure
 from ..models import SavedSession, SessionInfo
 from ..sandbox.limits.capacity import descriptor_limit, memory_for_sessions, open_descriptors, room_for_sessions
-from ..sandbox.limits.memory import MemoryLimit
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
-from .executions import Executions, RunningExecution, unknown_execution
+from .executions import RunningExecution, unknown_execution
 from .guard import Throttle, store_bounded
+from .hosted_session import HostedSession
 from .journal import Journal
 from .saved_sessions import SAID_ELSEWHERE, SavedSessions
-from .session_checkpoints import SessionCheckpoints
-from .session_saves import SessionSaves
 
 _FULL = "SessionsCountExceedsLimit"
 _MAX_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
@@ -47,136 +44,6 @@ _CLOSE_ADVICE = "they go on from their latest saves: raise ACASessions:Durable:C
 _LOGGED_EVICTIONS = 1, 60.0  # lines, and the seconds in which there may be so many
 _logger = logging.getLogger("aca_sessions")
 _Saving = Coroutine[None, None, None]
-
-
-class HostedSession:
-    """A session of this server: its sandbox, its executions, and its ledger (the list of what happened to it)."""
-
-    def __init__(
-        self,
-        identifier: str,
-        ledger: Ledger,
-        opening: "asyncio.Future[Sandbox]",
-        default_timeout: float,
-        *,
-        journal: Journal,
-        saved: SavedSessions | None = None,
-        reopen: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
-    ) -> None:
-        """Create a session whose sandbox is still being opened.
-
-        Args:
-            identifier: The name of the session, which is a secret.
-            ledger: The list of what happened to all sessions that had this identifier.
-            opening: A future for the sandbox. It gets an exception if the sandbox cannot be opened.
-            default_timeout: The time limit in seconds of cells that have none of their own.
-            journal: The server's metrics and audit log.
-            saved: The store of saved sessions, or None.
-            reopen: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
-        """
-        self.identifier = identifier
-        self.ledger = ledger
-        self.saves = SessionSaves(self, saved)
-        self.checkpoints = SessionCheckpoints(self, saved)
-        self.has_state = False  # whether anything would be lost with it
-        self.ended = False
-        self.name: str | None = None  # that people gave it
-        self.executions = Executions(self, default_timeout, journal=journal)
-        self.created = self.last_used = datetime.now(UTC)
-        self.etag = uuid.uuid4().hex
-        self.is_new = True  # until the first response about it
-        self._user_count = 0
-        self._opening = opening
-        self._reopen = reopen
-
-    async def sandbox(self) -> Sandbox:
-        """Wait until the sandbox is open and return it. If it could not be opened, raise the error."""
-        # A caller that is cancelled must not cancel the opening for all.
-        return await asyncio.shield(self._opening)
-
-    async def replace_dead_sandbox(self) -> bool:
-        """If the fork server died before the session had anything to lose, such as variables or files, open another sandbox for it.
-
-        Return whether another sandbox was opened.
-        """
-        if self.has_state or self._reopen is None:
-            return False
-        sandbox = await self.sandbox()
-        # Both are checked again after the await: a cell or an end may have come meanwhile.
-        if await sandbox.fork_server_answers() or self.has_state or self.ended:
-            return False
-        self._opening = self._reopen()
-        await sandbox.close()
-        return True
-
-    def use_sandbox(self, sandbox: Sandbox) -> None:
-        """Use another sandbox, which has the state that the session is rolled back to. The caller closes the one before."""
-        self._opening = asyncio.get_running_loop().create_future()
-        self._opening.set_result(sandbox)
-        sandbox.ledger, self.has_state = self.ledger, True
-
-    @property
-    def in_use(self) -> bool:
-        """Return whether a cell of the session runs or waits for its turn, or a request uses the session now."""
-        return self._user_count > 0 or self.executions.unfinished_count > 0
-
-    @property
-    def usable(self) -> bool:
-        """Return whether the session can run cells: its sandbox is being opened, or is open and the fork server is alive."""
-        if not self._opening.done():
-            return True
-        return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
-
-    @property
-    def is_starting(self) -> bool:
-        """Return whether the sandbox is being opened, or a request waits for the session's interpreter to start."""
-        if not self._opening.done():
-            return True
-        return self.usable and self.in_use and self._opening.result().running is None
-
-    @property
-    def memory(self) -> MemoryLimit | None:
-        """Return the object that measures and limits the memory of the session, or None if the sandbox is not open."""
-        there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
-        return self._opening.result().memory if there else None
-
-    @contextmanager
-    def keep_in_use(self) -> Iterator[None]:
-        """Mark the session as in use during the `with` block.
-
-        The server does not end a session in use when its cool-down is over or when another session needs its place.
-        """
-        self._user_count += 1
-        self.touch()
-        try:
-            yield
-        finally:
-            self._user_count -= 1
-            self.touch()
-
-    def touch(self) -> None:
-        """Restart the session's cool-down, the time without use after which it ends."""
-        self.last_used = datetime.now(UTC)
-
-    def record_loss(self) -> None:
-        """If the fork server died, record once in the session's ledger and in the metrics that variables and files are lost.
-
-        The ledger is the list of what happened to the session. Do nothing if the session had nothing to lose.
-        """
-        if self.has_state and self.memory is not None:
-            self._opening.result().record_lost_workspace()
-            self.executions.count_losses()
-
-    async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and wait until all executions have results. If this stops a cell, the cell's result names `cause`."""
-        try:
-            sandbox = await self._opening
-        except Exception:
-            return  # there is nothing to end
-        self.saves.stop()
-        await sandbox.close(cause)
-        await self.executions.finish()
-        await self.saves.finish()
 
 
 class Sessions:
