@@ -20,6 +20,7 @@ from anyio import to_thread
 from ..errors import ACASessionsError, GuestDiedError
 from ..lifetime import Tasks, create_in_thread, run_in_thread
 from ..network.rules import Network
+from ..network.secrets import SecretStore
 from . import environment
 from .forkserver import ForkServer, limiter
 from .images import images
@@ -119,6 +120,7 @@ class Sandboxes:
         self.policy = policy
         self.on_fork_server_death: Callable[[int | None], None] = lambda _exit_code: None
         self._dialer = dialer or Dialer()
+        self._secrets = SecretStore(policy.network.secrets)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
         self._image_description: ImagePython | None = None
         self._generations: list[Generation] = []
@@ -201,7 +203,7 @@ class Sandboxes:
             sandbox = self._spares.popleft()
             if sandbox.usable and sandbox.running is not None and sandbox.running.alive:
                 if network is not None and sandbox.network is not None:
-                    sandbox.network.replace(network)
+                    sandbox.network.replace(network, self._secrets_of(network))
                 return sandbox
             await self._tasks.run_shielded(sandbox.close())
         forking = self._tasks.start_awaited(self._fork(network))
@@ -224,6 +226,7 @@ class Sandboxes:
         if self._isolated is not None:
             await self._isolated.close()
         await self._background.cancel()
+        await self._secrets.aclose()
         await self._starting.finish()
         if self._starting_heavy is not None:  # first of all: a task may still wait for it to be ready
             await to_thread.run_sync(self._starting_heavy.release, limiter=limiter())
@@ -308,8 +311,15 @@ class Sandboxes:
         server = generation.fork_server
         workspace, memory = await create_in_thread(lambda: server.make_session_resources(limits), server.drop_session_resources, limiter())
         network = network or self.policy.network
-        proxy = Proxy(SessionNetwork(network), self._dialer) if network.is_proxied else None
+        proxy = None
+        if network.is_proxied:
+            rules = SessionNetwork(network, secrets=self._secrets_of(network))
+            proxy = Proxy(rules, self._dialer, lambda: server.authority)
         return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=proxy, packages=self._packages))
+
+    def _secrets_of(self, network: Network) -> SecretStore:
+        """Return what reads the secrets of a network. All sessions with the policy's network share one, and so each value that it read."""
+        return self._secrets if network is self.policy.network else SecretStore(network.secrets)
 
     def _refill(self) -> None:
         if self.policy.spares and not self._refilling and not self._closed:

@@ -110,9 +110,12 @@ class SessionNetwork:
         self._asking = asyncio.Lock()
         self._waiting = 0
 
-    def replace(self, network: Network) -> None:
-        """Use other rules from now on, for new requests. The limits of the session go on, those of the rules begin again."""
-        self.network = network
+    def replace(self, network: Network, secrets: "SecretStore | None" = None) -> None:
+        """Use other rules from now on, for new requests. The limits of the session go on, those of the rules begin again.
+
+        The secrets of the earlier rules are not used for these, which may be those of a client.
+        """
+        self.network, self.secrets = network, secrets
         self._usage_by_rule.clear()
 
     def begin_cell(self) -> None:
