@@ -98,7 +98,7 @@ def test_a_network_shows_its_rules_without_the_values_of_headers() -> None:
     network = Network.rules(
         [{**GITHUB, "Headers": {"Authorization": "Bearer hidden-value"}}, {"Host": "a.test"}], secrets={"github": "also-hidden"}
     )
-    assert network.described == ("api.github.com (GET /repos/**)", "a.test")
+    assert network.described == ("api.github.com (GET /repos/**; the host adds Authorization)", "a.test")
     assert "hidden" not in f"{network!r} {network} {network.hosts[0]!r} {network.described}"
     assert network.hosts[0].sets == ("authorization",)
 

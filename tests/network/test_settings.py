@@ -149,7 +149,7 @@ def test_settings_show_the_names_of_headers_and_not_their_values() -> None:
 
 async def test_models_and_the_doctor_read_rules_without_headers() -> None:
     settings = Settings(Sandbox={"Network": {"Rules": [{**GITHUB, **WITH_HEADER, "Host": "api.github.com"}, {"Host": "*.example.org"}]}})
-    expected = "api.github.com (GET /repos/**), *.example.org"
+    expected = "api.github.com (GET /repos/**; the host adds X-Key), *.example.org"
     assert access_sentences(access_of(settings)) == f"The network has only these domains, by HTTP and HTTPS: {expected}."
     assert access_sentences(access_of(settings, policy_of(settings))) == access_sentences(access_of(settings))
     (finding,) = [one for one in (await report(policy_of(settings))).findings if one.name == "network" and "proxy" in one.how]

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
@@ -50,6 +50,33 @@ class NetworkLimits:
         _check_positive({"Requests": self.requests, "Megabytes": self.megabytes, "Connections": self.connections})
 
 
+class HiddenHeaders(Mapping[str, str]):
+    """Headers of a rule. Their values may be secrets: no `repr`, dump or pickle has them."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(dict.fromkeys(self._values, "…"))
+
+    def __deepcopy__(self, _: object) -> "HiddenHeaders":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError("headers of a rule cannot be pickled: create the rule in each process")
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A host that sessions reach, with the requests that they may send to it, and the headers that the host program adds.
@@ -86,7 +113,9 @@ class Rule:
         for name in ("methods", "paths", "addresses"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "headers", dict(self.headers))
+        if not isinstance(self.headers, Mapping):
+            raise ConfigurationError(f"{_WHERE}: Headers of {self.host} must be names and values, got {type(self.headers).__name__}")
+        object.__setattr__(self, "headers", HiddenHeaders(self.headers))
         for method in self.methods:
             if not _METHOD.fullmatch(method) or method in ("CONNECT", "TRACE"):
                 raise ConfigurationError(f"{_WHERE}: Methods of {self.host} must be methods such as GET or POST, got {method!r:.40}")
@@ -140,8 +169,10 @@ class Rule:
         return f"{methods} {paths}".rstrip()
 
     def __str__(self) -> str:
-        """Return the host and what may be sent to it, without the values of headers."""
-        return f"{self.host} ({self.described()})" if self.methods or self.paths else self.host
+        """Return the host, what may be sent to it, and the names of the headers that are added, so that models need no key."""
+        names = [*self.headers, *(["Authorization"] if self.identity else [])]
+        parts = [self.described()] * bool(self.methods or self.paths) + [f"the host adds {', '.join(names)}"] * bool(names)
+        return f"{self.host} ({'; '.join(parts)})" if parts else self.host
 
     def _check_headers(self) -> None:
         for name, value in self.headers.items():
@@ -211,7 +242,9 @@ class Network:
         made = tuple(rule if isinstance(rule, Rule) else _rule_of(rule) for rule in rules)
         if not made:
             raise ConfigurationError(f"{_WHERE}: expected at least one rule, got none: write one, or use Network.none()")
-        known = dict(secrets or {})
+        from .secrets import as_secrets  # which imports this module
+
+        known = as_secrets(secrets or {})
         for rule in made:
             for name in names_in(rule.headers.values()):
                 if name not in known:

@@ -129,7 +129,7 @@ class SecretStore:
             transport: The transport of httpx for requests to Key Vault.
             clock: Returns the time in seconds since 1970.
         """
-        self._secrets = {_checked_name(name): _as_secret(name, given) for name, given in secrets.items()}
+        self._secrets = as_secrets(secrets)
         self._credential, self._transport, self._clock = credential, transport, clock
         self._calls = SharedCalls()
         self._read: dict[str, Hidden[_Value]] = {}
@@ -266,6 +266,11 @@ class _Value:
     text: str
     time: float
     stamp: tuple[int, ...] | None
+
+
+def as_secrets(given: Mapping[str, Secret | str | Source]) -> dict[str, Secret]:
+    """Return secrets by their names. Raise ConfigurationError if a name or a value cannot be one of a secret."""
+    return {_checked_name(name): _as_secret(name, one) for name, one in given.items()}
 
 
 def _checked_name(name: str) -> str:
