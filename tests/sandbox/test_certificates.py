@@ -1,6 +1,8 @@
 """Test that programs in a session trust the authority of its proxy, and that sessions without one are as before."""
 
 import asyncio
+import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +15,9 @@ from aca_sessions.network.rules import Network
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits
 from aca_sessions.sandbox.proxy.authority import Authority
-from aca_sessions.sandbox.proxy.proxy import Proxy
+from aca_sessions.sandbox.proxy.proxy import Proxy, _Read
 from aca_sessions.sandbox.proxy.session_network import SessionNetwork
+from aca_sessions.sandbox.proxy.streams import TlsStream
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session.interpreter import Interpreter, start
 
@@ -35,18 +38,24 @@ class TLSServer(Proxy):
         self.wheel = wheel
         self.seen: list[str] = []
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode().removesuffix(":443")
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        context = self.authority.context_for(host)
+    async def _answer(self, read: _Read, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = await read(reader)
+        writer.write(target.reply)
+        context = self.authority.context_for(target.host)
         context.set_alpn_protocols(["http/1.1"])
-        await writer.start_tls(context)
-        head = await reader.readuntil(b"\r\n\r\n")
+        stream = TlsStream((reader, writer), context, early=target.forwarded)
+        with contextlib.suppress(ssl.SSLError):  # a client may not trust the certificate
+            await stream.handshake()
+            await self._respond(stream, target.host)
+
+    async def _respond(self, stream: TlsStream, host: str) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await stream.read()
         agent = next((line for line in head.decode().splitlines() if line.lower().startswith("user-agent: ")), "user-agent: none")
         self.seen.append(f"{host} {agent[12:]}")
         path = head.split()[1].decode()
-        writer.write(self._response(path))
-        await writer.drain()
+        await stream.send(self._response(path))
 
     def _response(self, path: str) -> bytes:
         kind, body, status = "text/plain", b"served", "200 OK"

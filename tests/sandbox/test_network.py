@@ -233,13 +233,13 @@ async def test_a_connection_accepted_while_its_session_ends_is_closed() -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answered.append(writer)
 
-    serving, listener = ProxyConnections(answer), socket.create_server(("127.0.0.1", 0))
+    serving, listener = ProxyConnections(), socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    await serving.start(listener)
+    await serving.start(listener, answer)
     (_, one), (_, other) = await asyncio.open_connection(*address), await asyncio.open_connection(*address)
-    serving._accept(asyncio.StreamReader(), one)
+    serving._accept(answer, asyncio.StreamReader(), one)
     await serving.close()
-    serving._accept(asyncio.StreamReader(), other)
+    serving._accept(answer, asyncio.StreamReader(), other)
     assert one.is_closing()
     assert other.is_closing()
     assert one not in answered
@@ -316,7 +316,7 @@ async def test_there_is_no_way_around_the_proxy(target: int) -> None:
         for attempt, number in (("('192.0.2.1', 80)", 101), (f"('127.0.0.1', {target})", 111)):
             result = await run_in(session, f"import socket; socket.create_connection({attempt}, 2)")
             assert f"Errno {number}" in str(result.error)
-        assert "gaierror" in str((await run_in(session, "socket.getaddrinfo('target.test', 80)")).error)
+        assert "gaierror" in str((await run_in(session, "socket.getaddrinfo('other.test', 80)")).error)
         assert "Errno 98" in str((await run_in(session, "socket.create_server(('127.0.0.1', 3128))")).error)
 
 

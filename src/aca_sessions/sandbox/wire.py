@@ -153,8 +153,9 @@ class Ready(Message):
     """The message that the interpreter is confined and waits for cells.
 
     It comes with file descriptors in this order: the interpreter's pidfd; the read ends of its pipes for frames, stdout and stderr; with
-    namespaces, the session's /proc; the listening socket for the session's proxy, if it has one; a socket for listing the session's
-    sockets, if the host counts the memory that they use.
+    namespaces, the session's /proc; if the session has a proxy, its listening sockets for requests to a proxy and for connections to the
+    ports 443 and 80, and its socket for DNS queries; a socket for listing the session's sockets, if the host counts the memory that they
+    use.
     """
 
     landlock: int

@@ -12,13 +12,16 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...lifetime import Tasks, run_in_thread
 from ...network.rules import Rule, is_address
 from . import heads
 from .addresses import Dialer, Streams
+from .client_hello import ClientHelloError, read_client_hello
 from .messages import without_connection
+from .names import NameServer
 from .session_network import DeniedError, LimitReachedError, MalformedError, NetworkRecord, PrivateAddressError, SessionNetwork
 from .streams import Stream, TlsStream
 
@@ -33,6 +36,8 @@ _CHUNK = 1 << 16
 _PLAIN_URL = re.compile(r"http://([^/?#@]+)(/[^#]*|\?[^#]*)?(?:#.*)?", re.ASCII)
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.ASCII)
 _NUMBER_LIKE = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9_.:\[\]-]+", re.ASCII)
+_ACCESS_DENIED, _INTERNAL_ERROR = 49, 80  # RFC 8446, 6.2
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -47,14 +52,30 @@ _PRIVATE = "403 Forbidden, because at least one of its addresses is not public"
 class _Head:
     """What the proxy has read of a request: its target, and the size of its body.
 
-    `forwarded` is the request line and the headers to send to the target. It is empty for CONNECT.
+    `forwarded` is what was read and is sent to the target: the request line and the headers, or the beginning of TLS. `reply` is sent to
+    the session when it may go on. If `body` is None, everything that follows is sent to the target.
     """
 
     host: str
     port: int
     method: str | None = None
     forwarded: bytes = b""
-    body: int = 0
+    body: int | None = None
+    reply: bytes = b""
+
+
+class DirectSockets(NamedTuple):
+    """Sockets in a session's network namespace for programs that do not know of its proxy.
+
+    Attributes:
+        https: Listens for connections to the port 443 of a host whose name was looked up.
+        http: Listens for connections to the port 80.
+        names: Gets the DNS queries.
+    """
+
+    https: socket.socket
+    http: socket.socket
+    names: socket.socket
 
 
 class Proxy:
@@ -67,10 +88,25 @@ class Proxy:
         self._authority = authority
         self._forwarding: Forwarding | None = None
 
-    async def serve(self, listener: socket.socket) -> "ProxyConnections":
-        """Start to accept the session's connections on its listening socket. Close the returned `ProxyConnections` to stop."""
-        connections = ProxyConnections(self._answer, self._close)
-        await connections.start(listener)
+    async def serve(self, listener: socket.socket, direct: DirectSockets | None = None) -> "ProxyConnections":
+        """Start to accept the session's connections. Close the returned `ProxyConnections` to stop.
+
+        Args:
+            listener: Gets requests to a proxy.
+            direct: Sockets for programs that do not know of the proxy.
+        """
+        connections = ProxyConnections(self._close)
+        try:
+            await connections.start(listener, partial(self._answer, _read_request))
+            if direct is not None:
+                await connections.start(direct.https, partial(self._answer, _read_hello))
+                await connections.start(direct.http, partial(self._answer, _read_direct_request))
+                connections.names = NameServer(direct.names, lambda host: self.network.reaches(host))
+        except BaseException:
+            await connections.close()
+            for one in (listener, *(direct or ())):
+                one.close()
+            raise
         return connections
 
     async def inspect(self, host: str, port: int, here: Streams, early: bytes = b"") -> None:
@@ -99,14 +135,17 @@ class Proxy:
         if self._authority is None:
             raise ValueError("a proxy for inspected hosts needs a certificate authority")
         authority = await run_in_thread(self._authority)
-        stream = TlsStream(here, authority.context_for(host), early=early)
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
+                early, _ = await read_client_hello(here[0], early)  # Python prints a name that is not ASCII to stderr
+                stream = TlsStream(here, authority.context_for(host), early=early)
                 await stream.handshake()
-        except (OSError, TimeoutError) as error:  # ssl.SSLError too
+        except (OSError, TimeoutError, ClientHelloError) as error:  # ssl.SSLError too
             reason = getattr(error, "reason", None) or type(error).__name__
             _logger.info("network: refused, a session did not agree on TLS for %s (%s)", host, reason)
             self.network.record(NetworkRecord(host=host, port=port, decision="refused", reason="tls"))
+            if isinstance(error, ClientHelloError):
+                here[1].write(_alert(str(error)))
             return None
         return stream
 
@@ -122,18 +161,18 @@ class Proxy:
             forwarding, self._forwarding = self._forwarding, None
             await forwarding.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, read: "_Read", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         record = NetworkRecord(host="", port=0)  # as far as the request was read
+        refuse = _alert if read is _read_hello else _refusal
         is_recorded = True
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
-                head = _parse(await reader.readuntil(b"\r\n\r\n"))
+                head = await read(reader)
             record = NetworkRecord(host=head.host, port=head.port, method=head.method)
             rules = await self._rules_for(head)
             if any(rule.is_inspected for rule in rules):
                 is_recorded = False  # each of its requests is
-                if not head.forwarded:
-                    writer.write(_ESTABLISHED)
+                writer.write(head.reply)
                 with contextlib.suppress(OSError, TimeoutError):  # nothing can be said any more
                     await self.inspect(head.host, head.port, (reader, writer), head.forwarded)
             else:
@@ -141,11 +180,11 @@ class Proxy:
         except DeniedError as denied:
             record.decision, record.status, record.reason = "refused", denied.status, denied.reason
             _logger.info("network: refused, %s", denied)
-            writer.write(_refusal(str(denied), status=_status_line(denied)))
+            writer.write(refuse(str(denied), status=_status_line(denied)))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             record.reason, record.status = "unreachable", 502
             reason = "cannot reach the target, or the request is incomplete: check its host and port, and try again"
-            writer.write(_refusal(reason, status="502 Bad Gateway"))
+            writer.write(refuse(reason, status="502 Bad Gateway"))
         finally:
             if is_recorded:
                 record.seconds = time.monotonic() - record.started
@@ -176,46 +215,44 @@ def _status_line(denied: DeniedError) -> str:
 
 
 class ProxyConnections:
-    """The connections of one session to the proxy."""
+    """The connections of one session to the proxy, and its DNS server."""
 
-    def __init__(
-        self,
-        answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-        on_close: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """Answer each connection by `answer`. Call `on_close` when all are closed."""
-        self._answer = answer
+    def __init__(self, on_close: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Call `on_close` when all are closed."""
+        self.names: NameServer | None = None
         self._on_close = on_close
         self._tasks = Tasks()
         self._open: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._closed = False
 
-    async def start(self, listener: socket.socket) -> None:
-        """Start to accept connections from the session."""
-        self._server = await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD)
+    async def start(self, listener: socket.socket, answer: "_Answer") -> None:
+        """Start to accept connections from the session. `answer` is called with the streams of each."""
+        self._servers.append(await asyncio.start_server(partial(self._accept, answer), sock=listener, limit=_MAX_HEAD))
 
     async def close(self) -> None:
-        """Close the listener and every connection."""
+        """Close the listeners, the DNS server and every connection."""
         self._closed = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        if self.names is not None:
+            self.names.close()
         await self._tasks.cancel()
         for writer in self._open:  # a task that was cancelled before its first step has not closed its connection
             writer.transport.abort()
         if self._on_close is not None:
             await self._on_close()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, answer: "_Answer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closed or len(self._open) >= _MAX_CONNECTIONS:
             writer.transport.abort()
             return
         self._open.add(writer)
-        self._tasks.start(self._answer_and_close(reader, writer))
+        self._tasks.start(self._answer_and_close(answer, reader, writer))
 
-    async def _answer_and_close(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer_and_close(self, answer: "_Answer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await self._answer(reader, writer)
+            await answer(reader, writer)
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_HEAD_SECONDS):
@@ -225,28 +262,64 @@ class ProxyConnections:
             writer.transport.abort()  # a client that does not read the rest cannot keep the connection open
 
 
-def _parse(head: bytes) -> _Head:
+_Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_Read = Callable[[asyncio.StreamReader], Awaitable[_Head]]
+
+
+async def _read_request(reader: asyncio.StreamReader) -> _Head:
+    return _parse(await reader.readuntil(b"\r\n\r\n"))
+
+
+async def _read_direct_request(reader: asyncio.StreamReader) -> _Head:
+    """Read a request as it is sent to a server and not to a proxy: its header Host has the target."""
+    request = _parse_head(await reader.readuntil(b"\r\n\r\n"))
+    hosts = [value.decode("latin-1") for value in request.values(b"host")]
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]) or not request.target.startswith("/"):
+        raise MalformedError("the request must have a path, and one header Host with the name of a host")
+    head = _plain(request, hosts[0], request.target)
+    if head.port != 80:
+        raise MalformedError(f"the header Host must not have another port than that of the connection, 80, got {head.port}")
+    return head
+
+
+async def _read_hello(reader: asyncio.StreamReader) -> _Head:
+    """Read the beginning of TLS, in which the client names the target."""
+    received, name = await read_client_hello(reader)
+    if name is None:
+        raise MalformedError("the TLS client must name its host (SNI)")
+    return _Head(name, 443, forwarded=received)
+
+
+def _parse_head(head: bytes) -> heads.Head:
     request = heads.parse(head)
     if request is None:
         raise DeniedError("the request must begin with CONNECT host:port, or with a method and a whole http:// URL, as one to a proxy does")
     if request.is_chunked:
         raise MalformedError("a request must not have a Transfer-Encoding: send the size of its body in Content-Length")
-    method, target = request.method, request.target
-    if method == "CONNECT":
-        return _Head(*_host_and_port(target, 0))
+    return request
+
+
+def _parse(head: bytes) -> _Head:
+    request = _parse_head(head)
+    target = request.target
+    if request.method == "CONNECT":
+        return _Head(*_host_and_port(target, 0), reply=_ESTABLISHED)
     url = _PLAIN_URL.fullmatch(target)
     if url is None:
         scheme = target.partition("://")[0] if "://" in target else ""  # only this: the rest may hold a password
         raise DeniedError(
             f"expected a whole http:// URL without a user name, got the scheme {scheme!r:.20}: for https:// send CONNECT host:port"
         )
-    host, port = _host_and_port(url[1], 80)
     path = url[2] or "/"
-    path = path if path.startswith("/") else f"/{path}"
+    return _plain(request, url[1], path if path.startswith("/") else f"/{path}")
+
+
+def _plain(request: heads.Head, authority: str, path: str) -> _Head:
+    host, port = _host_and_port(authority, 80)
     # Each connection to a target carries one request, so that a session cannot smuggle in a second one.
-    first = f"{method} {path} HTTP/1.1\r\nHost: {url[1]}\r\nConnection: close\r\n".encode()
+    first = f"{request.method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n".encode()
     kept = [name + b": " + value + b"\r\n" for name, value in without_connection(request.headers) if name != b"host"]
-    return _Head(host, port, method, first + b"".join(kept) + b"\r\n", request.length or 0)
+    return _Head(host, port, request.method, first + b"".join(kept) + b"\r\n", request.length or 0)
 
 
 def _host_and_port(target: str, default: int) -> tuple[str, int]:
@@ -260,7 +333,7 @@ def _host_and_port(target: str, default: int) -> tuple[str, int]:
 async def _carry(head: _Head, here: Streams, there: Streams, count: Callable[[int, int], None] = lambda _sent, _received: None) -> None:
     """Send a request to its target, then copy data in both directions until the target has sent everything.
 
-    For a CONNECT request, send only a reply to the session before copying. Stop early if one side cannot receive, or if no data moves for
+    Stop early if one side cannot receive, or if no data moves for
     300 s.
 
     Args:
@@ -269,15 +342,11 @@ async def _carry(head: _Head, here: Streams, there: Streams, count: Callable[[in
         there: The streams from and to the target.
         count: Called with the numbers of bytes that were sent and received. It raises LimitReachedError to end the connection.
     """
-    if head.forwarded:
-        there[1].write(head.forwarded)
-    else:
-        here[1].write(_ESTABLISHED)
+    there[1].write(head.forwarded)
+    here[1].write(head.reply)
     with contextlib.suppress(OSError, TimeoutError, LimitReachedError):  # one end was closed: close the other as well
         async with asyncio.timeout(_IDLE_SECONDS) as idle:
-            sending = asyncio.ensure_future(
-                _copy(here[0], there[1], head.body if head.forwarded else None, idle, lambda size: count(size, 0))
-            )
+            sending = asyncio.ensure_future(_copy(here[0], there[1], head.body, idle, lambda size: count(size, 0)))
             try:
                 await _copy(there[0], here[1], None, idle, lambda size: count(0, size))
             finally:
@@ -310,6 +379,11 @@ async def _copy(
 def _restart_timeout(idle: asyncio.Timeout) -> None:
     if not idle.expired():
         idle.reschedule(asyncio.get_running_loop().time() + _IDLE_SECONDS)
+
+
+def _alert(_reason: str, *, status: str = "") -> bytes:
+    """Return an alert of TLS. It has no text: programs show its name, such as "access denied"."""
+    return b"\x15\x03\x03\0\x02\x02" + bytes((_INTERNAL_ERROR if status.startswith("5") else _ACCESS_DENIED,))
 
 
 def _refusal(reason: str, *, status: str) -> bytes:

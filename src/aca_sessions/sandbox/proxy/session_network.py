@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ...network.denials import Decision, Denial
-from ...network.rules import Network, Rule, is_address, normal_path
+from ...network.rules import PORTS, Network, Rule, is_address, normal_path
 
 if TYPE_CHECKING:
     from ...network.secrets import SecretStore
@@ -121,6 +121,10 @@ class SessionNetwork:
     def begin_cell(self) -> None:
         """Ask again about what was refused in earlier cells."""
         self._refused.clear()
+
+    def reaches(self, host: str) -> bool:
+        """Return whether the ports 443 or 80 of a host have a rule, or were allowed from now on."""
+        return any(self._rules_for(host, port) for port in PORTS)
 
     async def rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
         """Return the rules for a host. If it has none, ask for a decision. Raise DeniedError if it is refused."""

@@ -25,7 +25,7 @@ from ..forkserver import refusal_error
 from ..limits.capacity import explained_shortage, shortage_error
 from ..limits.memory import MemoryLimit
 from ..policy import ANSWER_SECONDS, Limits
-from ..proxy.proxy import Proxy, ProxyConnections
+from ..proxy.proxy import DirectSockets, Proxy
 from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, GracePeriod, death_reason
 from .channel import Channel
 from .descriptors import (
@@ -61,6 +61,7 @@ _MOST_NAMED = 10
 _MAX_UNREAD = 256  # answers that a guest has not read
 _MAX_UNREAD_BYTES = 256 << 20  # the same in bytes; an honest guest waits for at most 32 answers of up to 8 MB
 _LOOK_SECONDS = 0.05  # between two looks at the clock of a cell that waits for an answer, and may compute meanwhile
+_PROXY_SOCKETS, _MOST_DESCRIPTORS = 4, 16  # that come with `Ready`
 _MAX_IDLE = 2 << 20  # bytes of a frame while no cell runs: only questions may come then
 
 
@@ -635,7 +636,7 @@ async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Li
     with contextlib.suppress(OSError):
         link.send(b"\0")
     await _readable(link.fileno())
-    data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, 8)
+    data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, _MOST_DESCRIPTORS)
     taken: set[int] = set()  # these have an owner by now, which closes them
     with contextlib.ExitStack() as at_the_end:
         for descriptor in descriptors:
@@ -649,8 +650,9 @@ async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Li
             taken.add(further[0])
             runtime.use_proc(further.pop(0))
         if proxy is not None:
-            taken.add(further[0])
-            runtime.proxy_connections = await _serve(proxy, further.pop(0))
+            taken.update(further[:_PROXY_SOCKETS])
+            listener, *direct = (socket.socket(fileno=further.pop(0)) for _ in range(_PROXY_SOCKETS))
+            runtime.proxy_connections = await proxy.serve(listener, DirectSockets(*direct))
         sockets = further.pop() if runtime.memory.lists_sockets and further else None  # not all kernels list sockets
         taken |= {sockets} if sockets is not None else set()
         await runtime.count_memory(init, sockets)
@@ -674,15 +676,6 @@ async def _readable(descriptor: int) -> None:
 def _close_unless(taken: set[int], descriptor: int) -> None:
     if descriptor not in taken:
         os.close(descriptor)
-
-
-async def _serve(proxy: Proxy, descriptor: int) -> ProxyConnections:
-    listener = socket.socket(fileno=descriptor)
-    try:
-        return await proxy.serve(listener)
-    except BaseException:
-        listener.close()
-        raise
 
 
 def _check_first_frame(payloads: list[bytes], complete: bool) -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import resource
-import socket
 import struct
 from collections.abc import Iterable
 
@@ -19,13 +17,12 @@ from ... import syscalls
 from ...syscalls import Mount, Namespace
 from ...wire import Spawn
 from ..folders import DATA
-from . import certificates, root, seccomp
+from . import certificates, network, root, seccomp
 from .root import isolation_step
 
 GUEST_ID = 1000
 FIRST_POSSIBLE_UID = 20_000
 
-_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 # The kernel counts these for each user, and on an unprivileged host all sessions are the same user. Ten sessions (the default number of
 # leases) can use all of theirs at once and leave half to the host.
 _INOTIFY = {"max_inotify_instances": 6, "max_inotify_watches": 4096}
@@ -65,13 +62,14 @@ _TCP = 3  # bind and connect; since version 4
 WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
-def enter_namespaces(spawn: Spawn, uid: int) -> None:
+def enter_namespaces(spawn: Spawn, uid: int) -> list[int]:
     """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a new user namespace.
 
     The user namespace comes last, so this process then has no capabilities over the others. If the session shares the host's network, no
-    network namespace is created. If `uid` is 0, the process keeps the zygote's uid. Raise RefusalError, which names the step, if a step
-    fails.
+    network namespace is created. If `uid` is 0, the process keeps the zygote's uid. Return the descriptors of the proxy's sockets, if the
+    session has a proxy. Raise RefusalError, which names the step, if a step fails.
     """
+    proxy_sockets: list[int] = []
     own_network = spawn.network != "host"
     with isolation_step("mount, network, ipc, uts and cgroup namespaces"):
         syscalls.unshare(
@@ -79,11 +77,17 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
         )
     if own_network:
         with isolation_step("loopback"):
-            _raise_loopback()
+            network.raise_loopback()
     with isolation_step("session mounts"):
         _mount_session(spawn)
+    if spawn.network == "allow":
+        with isolation_step(
+            "sockets of the proxy"
+        ):  # now: their buffers have the sizes that were just set, and their ports need privileges
+            proxy_sockets = network.open_proxy_sockets()
     with isolation_step("session user namespace"):
         _become_guest(uid)
+    return proxy_sockets
 
 
 def set_limits(spawn: Spawn, *, processes: int | None = None) -> None:
@@ -217,11 +221,6 @@ def _become_guest(uid: int) -> None:
     map_ids(GUEST_ID, uid, uid)
     for name, most in _INOTIFY.items():
         write_file(f"/proc/sys/user/{name}", str(most))
-
-
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _IFF_UP, b""))
 
 
 def _address_space() -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ... import syscalls
 from ...wire import ALLOCATION, BROKEN_EXIT, MOST_PARTS, REPORT, Ready, Refused, Spawn, frame
 from ..folders import session_folders
-from . import confine
+from . import confine, network
 from .root import RefusalError, isolation_step
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     Isolation = NoNamespaceIsolation | NamespaceIsolation
 
 
-PROXY = ("127.0.0.1", 3128)
-_NETLINK_SOCK_DIAG = 4
 _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a request
 
 
@@ -47,10 +45,9 @@ def main(spawn: Spawn, isolation: "Isolation", connection: int, report: int, she
         # root of the cgroup namespace.
         if not link.recv(1):
             os._exit(0)
-        isolation.enter(spawn)
-        network_descriptors = [_listen_for_proxy()] if spawn.network == "allow" else []
+        network_descriptors = isolation.enter(spawn)
         if isolation.has_own_network(spawn) and not spawn.memory_is_counted:
-            network_descriptors += _open_sock_diag()
+            network_descriptors += network.open_sock_diag()
         interpreter = os.fork()
         if interpreter == 0:
             os.close(report)
@@ -115,26 +112,6 @@ def _allocate(files: "list[int]", request: bytes) -> int:
     return 0
 
 
-def _listen_for_proxy() -> int:
-    """Open a listening socket in the session's network namespace, at the address of the HTTP proxy. Return its descriptor.
-
-    The proxy, which runs on the host, accepts the session's connections on this socket.
-    """
-    listener = socket.create_server(PROXY)
-    return listener.detach()
-
-
-def _open_sock_diag() -> "list[int]":
-    """Open a sock_diag(7) socket, which tells the host how much memory the session's sockets use.
-
-    Return [descriptor], or [] if the kernel lacks sock_diag.
-    """
-    # If the kernel lacks sock_diag, the list is empty and the host reports that this memory is not counted.
-    with contextlib.suppress(OSError):
-        return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]
-    return []
-
-
 def _run_interpreter(
     spawn: Spawn, isolation: "Isolation", link: socket.socket, network_descriptors: "list[int]", shell: "Shell"
 ) -> NoReturn:
@@ -156,7 +133,9 @@ def _run_interpreter(
             socket.send_fds(link, [frame(Ready(version))], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        cells.serve(Link(link, frame_pipe), shell, proxy=PROXY if spawn.network == "allow" else None, has_authority=bool(spawn.authority))
+        cells.serve(
+            Link(link, frame_pipe), shell, proxy=network.PROXY if spawn.network == "allow" else None, has_authority=bool(spawn.authority)
+        )
     except RefusalError as refusal:
         link.sendall(frame(refusal.report))
     except Exception as error:  # not a traceback on stderr: that is the pipe for cells' output by now, and would not be read

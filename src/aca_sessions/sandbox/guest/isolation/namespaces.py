@@ -80,9 +80,9 @@ class NamespaceIsolation:
                 _return_to(self._pid_namespace, Namespace.PID)
         return pid
 
-    def enter(self, spawn: Spawn) -> None:
-        """Move this process, a session's first process, into the session's namespaces."""
-        confine.enter_namespaces(spawn, _owner(spawn.owner))
+    def enter(self, spawn: Spawn) -> list[int]:
+        """Move this process, a session's first process, into the session's namespaces. Return descriptors of the proxy's sockets."""
+        return confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:
         """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version of the kernel."""

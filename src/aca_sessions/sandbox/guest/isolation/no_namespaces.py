@@ -223,8 +223,11 @@ class NoNamespaceIsolation:
             self._kill_leftovers(workspace)
         return os.fork()
 
-    def enter(self, spawn: Spawn) -> None:
-        """Make this process a session's first process: change to the session's uid, if it has one, and adopt orphaned processes."""
+    def enter(self, spawn: Spawn) -> list[int]:
+        """Make this process a session's first process: change to the session's uid, if it has one, and adopt orphaned processes.
+
+        Return an empty list, because a session without namespaces has no proxy.
+        """
         uid = self._uid(spawn.owner)
         if uid:
             syscalls.drop_bounding_set()
@@ -237,6 +240,7 @@ class NoNamespaceIsolation:
         syscalls.adopt_orphans()
         folder = self._folder(spawn.tree)
         session_folders.data, session_folders.temporary = f"{folder}/data", f"{folder}/tmp"
+        return []
 
     def lock_down(self, spawn: Spawn) -> int:
         """Apply limits, Landlock and seccomp to this process, the session's interpreter. Return the Landlock version of the kernel."""

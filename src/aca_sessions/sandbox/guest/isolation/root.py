@@ -48,7 +48,7 @@ _WRITTEN_SETTINGS = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/mnt/data:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost session\n::1 localhost\n",
-    "resolv.conf": "",
+    "resolv.conf": "nameserver 127.0.0.1\n",
 }
 # The new root is mounted over one of these, in its own mount namespace. So no folder is left on the host, whatever kills it.
 _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
