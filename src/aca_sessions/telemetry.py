@@ -42,6 +42,12 @@ _fork_server_deaths = _meter.create_counter(
 _unusable_key_files = _meter.create_up_down_counter(
     "aca_sessions.server.key_file.unusable", "{file}", "Key files that cannot be read, so that earlier keys stay accepted"
 )
+_network_requests = _meter.create_counter(
+    "aca_sessions.server.network.requests", "{request}", "Requests of sessions, and connections that are not inspected, by the decision"
+)
+_network_traffic = _meter.create_counter(
+    "aca_sessions.server.network.traffic", "By", "What sessions sent and received on the network, by the decision"
+)
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
 Outcome = Literal["succeeded", "failed", "interrupted", "timed_out"]
@@ -54,6 +60,7 @@ REFUSALS = (
     "HostNotAllowed",
     "OriginNotAllowed",
 )
+NETWORK_DECISIONS = ("allowed", "approved", "refused")  # by a rule, by a person, or refused
 _ENDINGS = ("expired", "evicted")  # by the server: its cool-down was over, or it was full and needed the place
 _LOSS_REASONS = ("memory", "killed", "exit", "crash", *_ENDINGS)
 
@@ -131,6 +138,8 @@ def observe_server(server: MeasuredServer) -> None:
         _losses.add(0, {"reason": reason})
     for code in REFUSALS:
         _refusals.add(0, {"error.type": code})
+    for decision in NETWORK_DECISIONS:
+        count_network_use(decision, 0, 0, requests=0)
 
 
 def _observe(read: Callable[[MeasuredServer], int], _: CallbackOptions) -> Iterable[Observation]:
@@ -227,6 +236,13 @@ def outcome_of(result: CodeExecutionResult) -> Outcome:
 def count_refusal(code: str) -> None:
     """Count a request that the server refused. `code` is one of `REFUSALS`."""
     _refusals.add(1, {"error.type": code})
+
+
+def count_network_use(decision: str, sent: int, received: int, *, requests: int = 1) -> None:
+    """Count requests of a session, and the bytes that were sent and received. `decision` is one of `NETWORK_DECISIONS`."""
+    _network_requests.add(requests, {"decision": decision})
+    _network_traffic.add(sent, {"decision": decision, "direction": "sent"})
+    _network_traffic.add(received, {"decision": decision, "direction": "received"})
 
 
 def count_fork_server_death() -> None:

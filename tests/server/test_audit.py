@@ -14,6 +14,7 @@ import pytest
 from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import ACCEPTED_KEY, Hosting
+from aca_sessions.sandbox.proxy.session_network import NetworkRecord
 from aca_sessions.server.journal import AuditLog, Journal, current_request
 from aca_sessions.server.routing import to_problem
 
@@ -184,3 +185,66 @@ def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, name: str)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="ACASessions:Audit:File"):
         AuditLog(str(tmp_path / name))
+
+
+def test_what_a_session_does_on_the_network_is_logged_without_its_path(file: Path, events: Events) -> None:
+    journal = Journal(Hosting(audit=str(file)))
+    recorder = journal.network_recorder("mine")
+    recorder.record(NetworkRecord(host="a.test", port=443, method="GET", pattern="/x/**", status=200, sent=1, received=2, seconds=0.5))
+    recorder.record(NetworkRecord(host="b.test", port=22, decision="refused", status=403, reason="rule"))
+    recorder.record(NetworkRecord(host="x" * 8000, port=0, decision="refused", status=400, reason="malformed"))
+    recorder.finish()
+    allowed, refused, malformed = events()
+    assert allowed | {"time": 0, "session": 0} == {
+        "time": 0,
+        "event": "network",
+        "key": None,
+        "client": None,
+        "session": 0,
+        "decision": "allowed",
+        "host": "a.test",
+        "port": 443,
+        "method": "GET",
+        "pattern": "/x/**",
+        "status": 200,
+        "reason": None,
+        "sent": 1,
+        "received": 2,
+        "seconds": 0.5,
+    }
+    assert (refused["decision"], refused["host"], refused["reason"], "sent" in refused) == ("refused", "b.test", "rule", False)
+    assert (malformed["host"], malformed["port"]) == ("x" * 253, None)
+    assert "mine" not in file.read_text()
+    journal.close()
+
+
+@pytest.mark.parametrize(("decision", "most"), [("refused", 60), ("allowed", 300)])
+def test_a_session_that_floods_the_network_does_not_flood_the_audit_log(file: Path, events: Events, decision: str, most: int) -> None:
+    journal = Journal(Hosting(audit=str(file)))
+    flooding, other = journal.network_recorder("flooding"), journal.network_recorder("other")
+    for _ in range(1000):
+        flooding.record(NetworkRecord(host="a.test", port=443, decision=decision))
+    flooding.record(NetworkRecord(host="a.test", port=443, decision="allowed" if decision == "refused" else "refused"))
+    other.record(NetworkRecord(host="b.test", port=443, decision=decision))
+    flooding.finish()
+    flooding.finish()
+    assert len(events()) == most + 2
+    assert [event["unsaid_before"] for event in events() if "unsaid_before" in event] == [1000 - most]
+    for _ in range(most):
+        flooding.record(NetworkRecord(host="a.test", port=443, decision=decision))
+    flooding.finish()
+    assert events()[-1].keys() == {"time", "event", "key", "client", "session", "unsaid_before"}
+    journal.close()
+
+
+def test_many_sessions_that_flood_the_network_do_not_flood_the_audit_log(file: Path, events: Events) -> None:
+    journal = Journal(Hosting(audit=str(file)))
+    recorders = [journal.network_recorder(str(number)) for number in range(50)]
+    for recorder in recorders:
+        for _ in range(60):
+            recorder.record(NetworkRecord(host="a.test", port=443, decision="refused"))
+    assert len(events()) == 1200
+    for recorder in recorders:
+        recorder.finish()
+    assert sum(int(event.get("unsaid_before", 0)) for event in events()) == 50 * 60 - 1200  # type: ignore[call-overload]
+    journal.close()

@@ -24,7 +24,7 @@ from ..conftest import ROOT, aca_sessions
 pytestmark = pytest.mark.slow
 
 DASHBOARD = json.loads((ROOT / "deploy" / "dashboard.json").read_text())
-LABELS = {"start", "outcome", "state", "reason", "error_type", "le"}
+LABELS = {"start", "outcome", "state", "reason", "error_type", "le", "decision", "direction"}
 VERSION = {"api-version": "2025-10-02-preview"}
 Numbers = dict[str, float]
 
@@ -145,7 +145,7 @@ def test_the_alerts_use_only_exported_metrics_and_labels(server: Server) -> None
 def test_the_dashboard_shows_every_metric_of_a_server() -> None:
     page = set(re.findall(r"^\| `(aca_sessions\.server\.[\w.]+)`", (ROOT / "docs" / "guides" / "operating.md").read_text(), re.MULTILINE))
     shown = json.dumps(DASHBOARD["panels"])
-    assert len(page) == 17
+    assert len(page) == 19
     assert [name for name in page if name.replace(".", "_") not in shown] == []
 
 

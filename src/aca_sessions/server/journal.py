@@ -20,6 +20,7 @@ from ..contract.records import ExecutionRequest, ProblemError
 from ..errors import ConfigurationError
 from ..hosting import ACCEPTED_KEY, Hosting, key_digits
 from ..models import CodeExecutionResult
+from ..sandbox.proxy.session_network import NetworkRecord
 from .guard import RefusalLog, Throttle, client_address
 
 _logger = logging.getLogger("aca_sessions")
@@ -104,6 +105,11 @@ class AuditLog:
 
 
 _AUDITED_REFUSALS = 20, 1.0  # refusals, and the seconds in which there may be so many
+# Lines about refused and about other uses of the network, of one session and of all together, and the seconds in which there may be so
+# many. A session can make thousands of requests a second.
+_NETWORK_LINES = {True: (60, 1200), False: (300, 6000)}
+_NETWORK_SECONDS = 60.0
+_MAX_HOST = 253  # characters; code of the session chose them
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,7 @@ class Journal:
         self._with_code = hosting.audit_code
         self._refusal_throttle = Throttle(*_AUDITED_REFUSALS)
         self._refusal_log = RefusalLog()
+        self._network_throttles = {refused: Throttle(most, _NETWORK_SECONDS) for refused, (_, most) in _NETWORK_LINES.items()}
 
     def record_session_start(self, identifier: str) -> None:
         """Record the start of a session."""
@@ -178,6 +185,21 @@ class Journal:
             fields = {"status": problem.status, "code": problem.code, "route": route}
             self._write("refusal", identifier, fields | ({"unsaid_before": left_out} if left_out else {}))
 
+    def network_recorder(self, identifier: str) -> "NetworkRecorder":
+        """Return an object that records what a session does on the network."""
+        return NetworkRecorder(self, identifier)
+
+    def write_network(self, identifier: str, fields: Mapping[str, object], *, refused: bool | None = None) -> bool:
+        """Write to the audit log a line about the network of a session, unless there were too many. Return whether it was written.
+
+        `refused` tells of which lines there were too many. If it is None, the line is written in any case.
+        """
+        if self._audit is None or (refused is not None and self._network_throttles[refused].admit() is None):
+            return False
+        # The tasks of the proxy began in a request that started the session, and not in the one whose cell uses the network.
+        self._write("network", identifier, fields, Caller())
+        return True
+
     def close(self) -> None:
         """Write to the server's log how many refused requests it left out, and close the audit log."""
         self._refusal_log.close()
@@ -191,3 +213,37 @@ class Journal:
             key = key_digits(caller.key) if caller.key else None
             session = telemetry.hash_name(identifier) if identifier else None
             self._audit.write(event, key=key, client=caller.address, session=session, **fields)
+
+
+class NetworkRecorder:
+    """Records what one session and its branches do on the network: in the metrics, and in the audit log if there is one.
+
+    At most 300 lines a minute are written to the audit log, and 60 about refusals. The next one has the number of those that were left out.
+    """
+
+    def __init__(self, journal: Journal, identifier: str) -> None:
+        self._journal = journal
+        self._identifier = identifier
+        self._throttles = {refused: Throttle(most, _NETWORK_SECONDS) for refused, (most, _) in _NETWORK_LINES.items()}
+        self._left_out = 0
+
+    def record(self, record: NetworkRecord) -> None:
+        """Record a request or a connection that has ended, or was refused."""
+        telemetry.count_network_use(record.decision, record.sent, record.received)
+        if not self._journal.has_audit_log:
+            return
+        refused = record.decision == "refused"
+        fields: dict[str, object] = {"decision": record.decision, "host": record.host[:_MAX_HOST] or None, "port": record.port or None}
+        fields |= {"method": record.method, "status": record.status, "reason": record.reason}
+        if not refused:
+            fields |= {"pattern": record.pattern, "sent": record.sent, "received": record.received, "seconds": round(record.seconds, 6)}
+        fields |= {"unsaid_before": self._left_out} if self._left_out else {}
+        is_written = self._throttles[refused].admit() is not None
+        is_written = is_written and self._journal.write_network(self._identifier, fields, refused=refused)
+        self._left_out = 0 if is_written else self._left_out + 1
+
+    def finish(self) -> None:
+        """Write to the audit log how many lines were left out since the last one. Call this when the session has ended."""
+        if self._left_out:
+            self._journal.write_network(self._identifier, {"unsaid_before": self._left_out})
+            self._left_out = 0
