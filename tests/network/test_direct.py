@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -257,8 +258,9 @@ async def test_direct_connections_to_inspected_hosts_are_inspected(target: Upstr
         return await asyncio.open_connection(address, target.port)
 
     policy = Policy(network=Network.rules([rule]), preload=(), spares=0)
-    async with Sandboxes(policy, Dialer(connect=connect)) as sandboxes:
+    async with Sandboxes(policy, Dialer(connect=connect)) as sandboxes, AsyncExitStack() as at_the_end:
         sandbox = await sandboxes.open()
+        at_the_end.push_async_callback(sandbox.close)
         reached = Reached(await sandbox.interpreter(), [])
         for name, code in CLIENTS.items():
             url = f"https://api.site.test/allowed/{name}"
@@ -271,7 +273,6 @@ async def test_direct_connections_to_inspected_hosts_are_inspected(target: Upstr
         assert await reached.run(RAW.format(443, odd)) == "\x15\x03\x03\0\x02\x021"
         await reached.run(f"s = socket.create_connection(('127.0.0.1', 3128)); s.sendall({CONNECT!r}); s.recv(100)")
         assert await reached.run(f"s.sendall({odd!r}); s.recv(100).decode()") == "\x15\x03\x03\0\x02\x021"
-        await sandbox.close()
     assert capfd.readouterr().err == ""
 
 
