@@ -81,15 +81,17 @@ class _Conversation:
 
     def _request_of(self, head: Head, raw: bytes) -> Request:
         """Return a request as it may be sent on. h11 reads the head once more, and then the body."""
+        has_body = head.is_chunked or bool(head.length)
         self._http.receive_data(raw)
         try:
             self._http.next_event()
+            if not has_body:
+                self._http.next_event()  # the end of the request
         except h11.RemoteProtocolError as error:
             raise MalformedError("the request must be one of HTTP/1.1: check its headers") from error
         kept = [(name, value) for name, value in without_connection(head.headers) if name not in _DROPPED]
         is_upgrade = any(b"upgrade" in value.lower() for value in head.values(b"connection"))
         is_websocket = is_upgrade and [value.lower() for value in head.values(b"upgrade")] == [b"websocket"] and head.method == "GET"
-        has_body = head.is_chunked or bool(head.length)
         body = self._read_body() if has_body else None
         return Request(head.method, head.target, kept, body, head.length if has_body or head.length == 0 else None, is_websocket)
 

@@ -71,7 +71,7 @@ class MaskedStream:
 
     def feed(self, data: bytes) -> bytes:
         """Return what can be sent after this part has been received."""
-        data = self._held + data if self._held else data
+        data = self._held + data if self._held else bytes(data)
         found = self._masker._find(data)
         if self._replaced:
             found.append((0, self._replaced))

@@ -5,10 +5,11 @@ This uses h11 directly: httpcore sends the whole body of a request before it rea
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from ...errors import imports_of
 from ...lifetime import Tasks
@@ -63,7 +64,6 @@ class Connection:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         self._received = False
-        self._waiting: asyncio.Task[bytes] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -127,12 +127,10 @@ class Connection:
         with contextlib.suppress(OSError):
             await self._stream.read()
 
-    def start_waiting(self) -> "asyncio.Task[bytes]":
-        """Prepare for another request. The returned task ends when the host closes the connection."""
+    def prepare(self) -> None:
+        """Prepare for another request."""
         self._http.start_next_cycle()
         self._received = False
-        self._waiting = asyncio.ensure_future(self._stream.read())
-        return self._waiting
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -164,18 +162,15 @@ class Pool:
 
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
-        self._idle: dict[Connection, asyncio.Task[bytes]] = {}
+        self._idle: dict[Connection, asyncio.Task[None]] = {}
         self._tasks = Tasks()
         self._closed = False
 
     async def open(self, target: Target, rules: Sequence[Rule], *, fresh: bool = False) -> Connection:
         """Return a connection to a host, a used one if possible and not `fresh`. Its caller gives it back or aborts it."""
-        if not fresh:
-            for connection in reversed(self._idle):
-                if connection.target == target and not self._idle[connection].done():
-                    self._idle.pop(connection).cancel()
-                    connection.is_reused = True
-                    return connection
+        while not fresh and (connection := next((one for one in reversed(self._idle) if one.target == target), None)) is not None:
+            if await self._take(connection):
+                return connection
         return await _connect(self._dialer, target, rules)
 
     def give_back(self, connection: Connection) -> None:
@@ -183,7 +178,8 @@ class Pool:
         if self._closed or not connection.is_done:
             connection.abort()
             return
-        self._idle[connection] = waiting = connection.start_waiting()
+        connection.prepare()
+        self._idle[connection] = waiting = self._tasks.start(connection.wait_closed())
         for oldest in [*self._idle][:-_MOST_IDLE]:
             self._idle.pop(oldest).cancel()
             oldest.abort()
@@ -192,13 +188,24 @@ class Pool:
     async def close(self) -> None:
         """Close the connections that are not in use, and those that are given back later."""
         self._closed = True
-        await self._tasks.cancel()
-        for connection, waiting in self._idle.items():
-            waiting.cancel()
+        for connection in self._idle:
             connection.abort()
         self._idle.clear()
+        await self._tasks.cancel()
 
-    async def _drop(self, connection: Connection, waiting: "asyncio.Task[bytes]") -> None:
+    async def _take(self, connection: Connection) -> bool:
+        """Use a connection again. Return False if the host has closed it, or has sent what was not asked for."""
+        waiting = self._idle.pop(connection)
+        waiting.cancel()
+        try:
+            await asyncio.wait({waiting})  # only one task may read
+        finally:
+            connection.is_reused = waiting.cancelled()
+            if not connection.is_reused:
+                connection.abort()
+        return connection.is_reused
+
+    async def _drop(self, connection: Connection, waiting: "asyncio.Task[None]") -> None:
         """Close a connection when the host closes it, or it was not used for a time."""
         await asyncio.wait({waiting}, timeout=_IDLE_SECONDS)
         if self._idle.get(connection) is waiting:
@@ -232,9 +239,13 @@ async def _connect(dialer: Dialer, target: Target, rules: Sequence[Rule]) -> Con
     return Connection(target, stream)
 
 
-@cache
 def client_context() -> ssl.SSLContext:
-    """Return the context for TLS to hosts, which trusts what this program trusts (also SSL_CERT_FILE)."""
+    """Return the context for TLS to hosts, which trusts what this program trusts, also by SSL_CERT_FILE."""
+    return _context_for(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(1)
+def _context_for(*_: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
