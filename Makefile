@@ -141,6 +141,7 @@ bench: $(COMPARABLE)
 	$(RUN) benchmarks/agents.py
 	$(RUN) benchmarks/packages.py
 	$(RUN) benchmarks/saved.py
+	$(RUN) benchmarks/network_rules.py
 	$(RUN) benchmarks/compare.py
 
 soak: $(INSTALLED)
