@@ -26,12 +26,17 @@ from h2.events import (
 from hpack import Encoder
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, PriorityFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
+from aca_sessions.network.rules import Network
+from aca_sessions.network.secrets import SecretStore
 from aca_sessions.sandbox.proxy import http2
+from aca_sessions.sandbox.proxy.addresses import Dialer
+from aca_sessions.sandbox.proxy.forwarding import Forwarding
+from aca_sessions.sandbox.proxy.forwarding import Inspection as RealInspection
 from aca_sessions.sandbox.proxy.messages import Request, Response, text_response
-from aca_sessions.sandbox.proxy.session_network import MalformedError
+from aca_sessions.sandbox.proxy.session_network import MalformedError, NetworkRecord, SessionNetwork
 from aca_sessions.sandbox.proxy.streams import Stream, TlsStream
 
-from ..network.upstream import _make_certificates
+from ..network.upstream import _make_certificates, upstream
 
 GET = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/")]
 POST = [(b":method", b"POST"), *GET[1:]]
@@ -81,7 +86,7 @@ class Inspection:
 
 
 @asynccontextmanager
-async def serving(inspection: Inspection, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def serving(inspection: Inspection | RealInspection, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """Serve an inspection at a port. Every connection must have ended without an exception, and without a request that still runs."""
     tasks: list[asyncio.Task[None]] = []
 
@@ -96,7 +101,7 @@ async def serving(inspection: Inspection, tls: ssl.SSLContext | None = None) -> 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
     await asyncio.wait_for(asyncio.gather(*tasks), 20)
-    assert inspection.running == 0
+    assert not isinstance(inspection, Inspection) or inspection.running == 0
 
 
 class Client:
@@ -217,6 +222,43 @@ async def test_curl_gets_and_sends_over_http2(tls: ssl.SSLContext, tmp_path: Pat
         out, _ = await run.communicate()
     assert out.decode() in ("2 200", "2.0 200")
     assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
+
+
+async def test_rules_decide_about_requests_over_http2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[NetworkRecord] = []
+    with upstream(tmp_path, monkeypatch) as host:
+        name = f"localhost:{host.port}"
+        rule = {"Host": name, "Methods": ["GET", "POST"], "Headers": {"Authorization": "Bearer ${secret:key}"}}
+        network = Network.rules([rule], secrets={"key": "not-for-the-guest"})
+        forwarding = Forwarding(SessionNetwork(network, secrets=SecretStore(network.secrets), record=records.append), Dialer())
+
+        def asked(method: bytes, path: bytes) -> list[tuple[bytes, bytes]]:
+            return [(b":method", method), (b":scheme", b"https"), (b":authority", name.encode()), (b":path", path)]
+
+        async with serving(forwarding.inspection("localhost", host.port, is_tls=True)) as port, connected(port) as client:
+            status, headers, body = await client.response(client.request([*asked(b"GET", b"/echo"), (b"authorization", b"mine")]))
+            assert (status, headers[b"x-echo"], b"not-for" in body) == (200, b"Bearer " + b"*" * 17, False)
+            stream = client.request([*asked(b"POST", b"/"), (b"content-length", b"40000")], end=False)
+            client.h2.send_data(stream, b"x" * 10_000)
+            for end in (False, False, True):
+                client.h2.send_data(stream, b"x" * 10_000, end_stream=end)
+            client.flush()
+            assert (await client.response(stream))[::2] == (200, b"POST /")
+            stream = client.request(asked(b"DELETE", b"/a"), end=False)  # whose body is not sent
+            status, _, body = await client.response(stream)
+            assert status == 403
+            assert body.startswith(f"blocked by this session's network rules: DELETE {name}/a; allowed: GET|POST".encode())
+            assert await client.reset(stream) == ErrorCodes.NO_ERROR
+            assert (await client.response(client.request(asked(b"GET", b"https://other.test/"))))[0] == 400
+        await forwarding.close()
+    assert [one.header("authorization") for one in host.requests] == [["Bearer not-for-the-guest"]] * 2
+    assert [len(one.body) for one in host.requests] == [0, 40_000]
+    assert [(one.method, one.decision, one.status, one.sent) for one in records] == [
+        ("GET", "allowed", 200, 0),
+        ("POST", "allowed", 200, 40_000),
+        ("DELETE", "refused", 403, 0),
+        (None, "refused", 400, 0),
+    ]
 
 
 async def test_responses_without_a_body_end_with_their_headers() -> None:
