@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "__version__": set(),
     "lifetime": {"errors"},
     "settings": {"settings", "client", "errors", "network", "sandbox.policy"},  # the defaults of each
-    "contract": {"contract", "models", "errors"},
+    "contract": {"contract", "network", "models", "errors"},
     "client": {"client", "client.snippets", "contract", "durable", "ledger", "network"}
     | {"models", "errors", "telemetry", "lifetime", "guest_text"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page
@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "server.guard": {"hosting", "contract"},
     "server": {
         "server",
+        "network",
         "server.guard",
         "client.snippets",
         "hosting",
@@ -106,7 +107,7 @@ _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hin
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations", "interactive", "ledger", "telemetry"},
     "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "interactive"},
-    "interactive": _ARRIVAL | {"sandbox.policy"},
+    "interactive": _ARRIVAL | {"network", "sandbox.policy"},
     "testing": _ARRIVAL,
     "notebook": _ARRIVAL | {"interactive", "transfer"},
     "transfer": {"client", "client.snippets", "models", "guest_text", "errors"},

@@ -437,7 +437,8 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded_client(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    hosting = replace(hosting, max_starting=hosting.max_sessions)  # the callers are in this process and can wait
+    # The callers are in this process: they can wait, and may reach what it reaches.
+    hosting = replace(hosting, max_starting=hosting.max_sessions, session_rules=True, session_addresses=True)
     opening = _open_server(settings, policy, hosting, single_process=False)
     app = await stack.enter_async_context(opening)
     stack.sync_closers.append(opening.abandon)

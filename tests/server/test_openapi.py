@@ -191,6 +191,10 @@ async def test_requests_and_responses_are_as_documented(tmp_path: Path) -> None:
         assert (restored["text"], restored["state"]["missing"]) == ("1", ["lock"])
         assert (await http.delete("/session/save")).status_code == 204
         assert (await http.delete("/session/save")).status_code == 404
+    async with serving(contract, session_rules=True) as (http, _):
+        await _about_networks(http)
+    async with serving(contract) as (http, _):
+        assert (await http.put("/session/network", json=NETWORK)).status_code == 403
     async with serving(contract, shell=True) as (http, _):
         for body in ({"shellCommand": "echo hi; exit 3"}, {"execCommandAndArgs": ["cat"], "stdin": "x", "executionType": "Asynchronous"}):
             started = await http.post("/executions", json=body)
@@ -225,6 +229,24 @@ async def _about_saves(http: httpx.AsyncClient) -> None:
     await http.post("/executions", json={"code": "import sys; sys.modules['aca_sessions.sandbox.guest.saves']._write = None"})
     assert (await http.post("/session/save")).status_code == 409
     assert (await http.post("/session/export")).status_code == 409
+
+
+NETWORK = {"version": "0123456789abcdef", "kind": "allow", "rules": [{"host": "example.org"}]}
+
+
+async def _about_networks(http: httpx.AsyncClient) -> None:
+    rule = {"host": "api.site.test", "methods": ["GET"], "paths": ["/x/**"], "headers": {"X-Key": "${secret:key}"}, "requests": 5}
+    rules = {"version": "another-0123456789", "kind": "rules", "rules": [rule], "secrets": {"key": "value"}, "limits": {"megabytes": 5}}
+    assert (await http.put("/session/network", json=rules)).json() == {"version": "another-0123456789"}
+    named = {"x-aca-sessions-network": "another-0123456789"}
+    assert (await http.post("/executions", json={"code": "1"}, headers=named)).status_code == 200
+    assert (await http.put("/session/network", json=NETWORK)).status_code == 200
+    missing = await http.post("/executions", json={"code": "1"}, headers=named)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (428, "NetworkMissing")
+    assert (await http.put("/session/network", json=NETWORK | {"kind": "host"})).status_code == 400
+    other = {"identifier": "other"}
+    await http.post("/executions", json={"code": "1"}, params=other)
+    assert (await http.put("/session/network", json=NETWORK, params=other)).status_code == 409
 
 
 async def _about_missing_sessions(http: httpx.AsyncClient) -> None:

@@ -273,6 +273,9 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--audit", metavar="FILE", help="write a JSON line for each event, with hashed names and without code")
     serve.add_argument("--audit-code", action="store_true", help="write the code of cells to the audit log, too")
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
+    serve.add_argument(
+        "--session-rules", action="store_true", help="let clients give their sessions networks of their own, for public addresses"
+    )
     serve.add_argument("--plain", action="store_true", help="offer Azure's API only, without extensions")
     serve.add_argument("--shell", action="store_true", help="serve shells: executions are commands, and their results have exit codes")
     serve.add_argument("--no-page", action="store_true", help="do not serve the playground at /")

@@ -371,6 +371,7 @@ def _hosting(options: argparse.Namespace, keys: Keys | None) -> Hosting:
         allowed_hosts=frozenset() if options.socket else allowed_hosts(options),
         plain=options.plain,
         shell=options.shell,
+        session_rules=options.session_rules,
         lenient=options.lenient,
         page=not (options.no_page or options.shell or options.socket),
         metrics=prometheus() if options.metrics else None,

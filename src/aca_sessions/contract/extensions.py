@@ -5,13 +5,15 @@ events, checkpoints and branches, packages, and what a server reports about itse
 """
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from itertools import zip_longest
 from typing import Any, cast
 
+from ..errors import ConfigurationError
 from ..models import (
     Checkpoint,
     CodeError,
@@ -29,10 +31,15 @@ from ..models import (
     State,
     VariableChange,
 )
+from ..network.rules import Network, NetworkLimits, Rule
+from ..network.secrets import SecretStore
 from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages", "history", "names", "export")
+OFFERED = (
+    *("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages", "history", "names", "export"),
+    "network",
+)
 
 
 def offer(*, stores: bool = False) -> dict[str, str]:
@@ -48,6 +55,7 @@ AFTER_SUCCESS_HEADER = "x-aca-sessions-after-success"  # a cell is not run if on
 GENTLE_HEADER = "x-aca-sessions-gentle"  # no interrupt of this cell, or not this interrupt, kills the interpreter
 NUMBER_HEADER = "x-aca-sessions-number"  # of a cell in the history of its session
 CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session
+NETWORK_HEADER = "x-aca-sessions-network"  # the version of the network that the caller gave to the session
 
 RICH_MEMBER = "acaSessions"
 EVENTS_MEMBER = "events"
@@ -68,6 +76,7 @@ BRANCHES_PATH = "session/branches"
 PACKAGES_PATH = "session/packages"
 HISTORY_PATH = "session/history"
 NAME_PATH = "session/name"
+NETWORK_PATH = "session/network"
 SAVE_PATH = "session/save"
 SAVED_PATH = "savedSessions"
 EXPORT_PATH, IMPORT_PATH = "session/export", "session/import"
@@ -80,6 +89,9 @@ QUESTIONS = ("input", "call")
 _MOST_BRANCHES = 64
 _LONGEST_NAME = 256
 _LONGEST_SESSION_NAME = 64
+_MOST_RULES, _MOST_SECRETS = 200, 100
+_VERSION = re.compile(r"[\w-]{16,64}", re.ASCII)
+_RULE_MEMBERS = {"methods": list, "paths": list, "headers": dict, "addresses": list, "requests": int, "megabytes": int, "connections": int}
 
 
 # --- results ---
@@ -414,6 +426,68 @@ def decode_session_name(body: object) -> str | None:
 
 def _is_identifier(name: object) -> bool:
     return isinstance(name, str) and IDENTIFIER.fullmatch(name) is not None
+
+
+# --- the network of a session ---
+
+
+def encode_network(version: str, network: Network) -> dict[str, object]:
+    """Encode as JSON a network that a client gives to a session. Its rules have no identities, and its secrets are their values."""
+    rules = []
+    for rule in network.hosts:
+        members = {name: getattr(rule, name) for name in _RULE_MEMBERS}
+        rules.append({"host": rule.host} | {name: value for name, value in members.items() if value})
+    limits = {name: value for name, value in asdict(network.limits).items() if value is not None}
+    return {"version": version, "kind": network.kind, "rules": rules, "secrets": dict(network.secrets), "limits": limits}
+
+
+def decode_network(body: object) -> tuple[str, Network]:
+    """Return the version and the network that a client gives to a session. Raise ProblemError for any other body.
+
+    No error shows the value of a header or of a secret.
+    """
+    match body:
+        case {"version": str(version), "kind": "none" | "allow" | "rules" as kind, **others} if _VERSION.fullmatch(version):
+            rules, secrets, limits = others.pop("rules", []), others.pop("secrets", {}), others.pop("limits", {})
+            if not others and _is_list_of(dict, rules, _MOST_RULES) and isinstance(secrets, dict) and isinstance(limits, dict):
+                try:
+                    return version, _decode_rules(kind, cast(Any, rules), secrets, limits)
+                except ConfigurationError as error:
+                    refusal = str(error).removeprefix("ACASessions:Sandbox:Network: ")
+                raise invalid(refusal)
+    expected = (
+        f"the network must have a 'version' of 16 to 64 letters and digits, a 'kind' of none, allow or rules, a list of at most "
+        f"{_MOST_RULES} 'rules', and objects 'secrets' and 'limits'"
+    )
+    raise invalid(f"{expected}, got {_describe_members(body, 'version', 'kind', 'rules', 'secrets', 'limits')}")
+
+
+def _decode_rules(kind: str, rules: list[dict[str, Any]], secrets: dict[str, Any], limits: dict[str, Any]) -> Network:
+    if kind == "none":
+        return Network.none()
+    for rule in rules:
+        if not isinstance(rule.get("host"), str) or not all(_is_member_of_rule(*member) for member in rule.items()):
+            raise invalid(f"a rule must have a 'host', and may have {', '.join(_RULE_MEMBERS)}, each of its type: one has not")
+    if len(secrets) > _MOST_SECRETS or not all(isinstance(value, str) for value in secrets.values()):
+        raise invalid(f"'secrets' must be at most {_MOST_SECRETS} texts by their names")
+    if unknown := limits.keys() - {field.name for field in fields(NetworkLimits)}:
+        raise invalid(f"'limits' may have requests, megabytes and connections, got {min(unknown)!r:.80}")
+    SecretStore(secrets)  # raises if a value cannot be in a header
+    made = Network.rules([Rule(**rule) for rule in rules], secrets=secrets, limits=NetworkLimits(**limits))
+    return replace(made, kind=cast(Any, kind))
+
+
+def _is_member_of_rule(name: str, value: object) -> bool:
+    if name == "host":
+        return True
+    kind = _RULE_MEMBERS.get(name)
+    if kind is dict:
+        return isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+    return _is_list_of(str, value, _MOST_RULES) if kind is list else kind is not None and isinstance(value, kind)
+
+
+def _is_list_of(kind: type, value: object, most: int) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(isinstance(one, kind) for one in value)
 
 
 # --- saved sessions ---

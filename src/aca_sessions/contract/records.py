@@ -18,6 +18,7 @@ UNREACHABLE = "ServerUnreachable"  # deploy/nginx.conf: no server took the reque
 ELSEWHERE, NO_STORE = "SessionElsewhere", "StoreUnavailable"  # of saved sessions
 UNBEGUN = (DRAINING, TOO_MANY_STARTING, UNREACHABLE, ELSEWHERE, NO_STORE)  # codes of 503 that say that the request was not begun
 NO_SESSION = "SessionWithIdentifierNotFound"
+NETWORK_MISSING = "NetworkMissing"  # of 428: a session lacks the network that its client has given it
 PROPERTIES_MISSING = "SessionPropertiesMissing"
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
@@ -154,7 +155,7 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
     return ServiceError(status, code, message)
 
 
-_NOT_CREDENTIALS = ("HostNotAllowed", "OriginNotAllowed", "FileNotAccessible")  # codes of this project's server
+_NOT_CREDENTIALS = ("HostNotAllowed", "OriginNotAllowed", "FileNotAccessible", "NetworkNotAllowed")  # codes of this project's server
 
 
 def _code_and_message(body: object) -> tuple[str, str]:

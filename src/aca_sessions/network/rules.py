@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
@@ -315,7 +315,7 @@ def normal_path(target: str) -> str | None:
     return None if any(segment.partition(";")[0] in (".", "..") for segment in decoded.split("/")) else decoded
 
 
-@cache
+@lru_cache(4096)  # clients of a server may write patterns
 def _pattern(path: str) -> re.Pattern[str]:
     parts = {"**": ".*", "/*": "/[^/]+", "*": "[^/]*"}  # a whole segment is not empty
     pieces = re.split(r"(\*\*|/\*(?!\*)(?=/|$)|\*)", normal_path(path) or "")

@@ -27,7 +27,7 @@ from .journal import current_request
 from .mcp_route import McpRoute
 from .page_routes import page_routes
 from .routing import build_route, log_access, problem_response
-from .session_routes import LIVE_PATH, READY_PATH, CheckpointRoutes, PackageRoutes, SaveRoutes, SessionRoutes
+from .session_routes import LIVE_PATH, READY_PATH, CheckpointRoutes, NetworkRoutes, PackageRoutes, SaveRoutes, SessionRoutes
 from .sessions import Sessions
 
 
@@ -71,7 +71,7 @@ class Service:
         self._sessions = sessions
         self._owner = OwnerProcess("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.offer(stores=sessions.saved is not None)
-        subjects = (CellRoutes, SessionRoutes, CheckpointRoutes, FileRoutes, PackageRoutes, SaveRoutes, McpRoute)
+        subjects = (CellRoutes, SessionRoutes, CheckpointRoutes, FileRoutes, NetworkRoutes, PackageRoutes, SaveRoutes, McpRoute)
         named = [route for subject in subjects for route in subject(sessions, hosting).routes()]
         routes = [build_route(route, self._headers, sessions.journal) for route in named]
         page = [build_route(route, self._headers, sessions.journal) for route in (page_routes(hosting.max_upload) if hosting.page else [])]

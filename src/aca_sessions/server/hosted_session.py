@@ -1,18 +1,80 @@
-"""One session of a server: its sandbox, its executions and its ledger."""
+"""One session of a server: its sandbox, its executions, its ledger and its network."""
 
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from ..contract.records import ProblemError
 from ..ledger import Ledger
+from ..network.rules import Network
 from ..sandbox.limits.memory import MemoryLimit
+from ..sandbox.proxy.session_network import SessionNetwork
 from ..sandbox.sandbox import Sandbox
+from ..sandbox.sandboxes import Sandboxes
 from .executions import Executions
-from .journal import Journal
+from .journal import Journal, NetworkRecorder
 from .saved_sessions import SavedSessions
 from .session_saves import SessionCheckpoints, SessionSaves
+
+_FIXED = (
+    "the network of this session cannot be changed to this one: {}, and it has variables or files already. Give it the network when it "
+    "begins, or end it first"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenNetwork:
+    """A network that a client gave to a session, and the version by which that client's requests name it."""
+
+    network: Network
+    version: str
+
+
+class HostedNetwork:
+    """The network of one session and of its branches: the policy's, or one that a client gave.
+
+    The rules in force, with what is used of them, outlive the sandbox: another one that replaces it goes on with them.
+    """
+
+    def __init__(self, recorder: NetworkRecorder, given: GivenNetwork | None = None) -> None:
+        self.given = given
+        self.recorder = recorder
+        self._rules: SessionNetwork | None = None
+
+    @property
+    def version(self) -> str | None:
+        """Return the version of the network that a client gave, or None if none did."""
+        return None if self.given is None else self.given.version
+
+    async def open_sandbox(self, sandboxes: Sandboxes) -> Sandbox:
+        """Return a new sandbox with this network."""
+        while True:
+            given = self.given
+            sandbox = await sandboxes.open(None if given is None else given.network)
+            if given is self.given:
+                break
+            await sandbox.close()  # a client gave another network meanwhile, which this one may not fit
+        if (opened := sandbox.network) is not None:
+            if self._rules is None:
+                self._rules = opened
+                opened.record = self.recorder.record
+            else:
+                if self._rules.network is not opened.network:
+                    self._rules.replace(opened.network)
+                sandbox.use_network(self._rules)
+        return sandbox
+
+    def try_to_replace(self, sandbox: Sandbox, given: GivenNetwork) -> bool:
+        """Use another network from now on, if the session can have it as it is. Return whether it can."""
+        if not sandbox.fits(given.network):
+            return False
+        if self._rules is not None:
+            self._rules.replace(given.network)
+        self.given = given
+        return True
 
 
 class HostedSession:
@@ -26,6 +88,7 @@ class HostedSession:
         default_timeout: float,
         *,
         journal: Journal,
+        network: HostedNetwork | None = None,
         saved: SavedSessions | None = None,
         reopen: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
@@ -37,11 +100,13 @@ class HostedSession:
             opening: A future for the sandbox. It gets an exception if the sandbox cannot be opened.
             default_timeout: The time limit in seconds of cells that have none of their own.
             journal: The server's metrics and audit log.
+            network: The network of the session, or None for the policy's.
             saved: The store of saved sessions, or None.
             reopen: Opens another sandbox if this one dies before the session has anything to lose, such as variables or files.
         """
         self.identifier = identifier
         self.ledger = ledger
+        self.network = network or HostedNetwork(journal.network_recorder(identifier))
         self.saves = SessionSaves(self, saved)
         self.checkpoints = SessionCheckpoints(self, saved)
         self.has_state = False  # whether anything would be lost with it
@@ -80,6 +145,34 @@ class HostedSession:
         self._opening = asyncio.get_running_loop().create_future()
         self._opening.set_result(sandbox)
         sandbox.ledger, self.has_state = self.ledger, True
+
+    async def set_network(self, given: GivenNetwork) -> None:
+        """Use a network that a client gives, from now on. If the session was not used yet, this may open another sandbox.
+
+        Raise ProblemError (409) if the network needs another sandbox, and this one has variables or files.
+        """
+        if self.network.version == given.version:  # the request is repeated
+            return
+        sandbox = await self.sandbox()
+        if self.network.try_to_replace(sandbox, given):
+            return
+        self._check_can_restart(sandbox)
+        await self.executions.run_in_turn(lambda sandbox: self._restart_with(given, sandbox))
+
+    def _check_can_restart(self, sandbox: Sandbox) -> None:
+        if self.has_state or self._reopen is None or self.executions.unfinished_count:
+            missing = "it runs without a proxy" if sandbox.network is None else "it does not trust the certificates that these rules need"
+            raise ProblemError(409, "NetworkFixed", _FIXED.format(missing))
+
+    async def _restart_with(self, given: GivenNetwork, sandbox: Sandbox) -> None:
+        # All is checked again: this has waited for its turn.
+        if self.network.version == given.version or self.network.try_to_replace(sandbox, given):
+            return
+        self._check_can_restart(sandbox)
+        assert self._reopen is not None  # noqa: S101 - just checked
+        self.network = HostedNetwork(self.network.recorder, given)  # a new one: branches of the unused session keep theirs
+        self._opening = self._reopen()
+        await sandbox.close()
 
     @property
     def in_use(self) -> bool:
@@ -143,3 +236,4 @@ class HostedSession:
         await sandbox.close(cause)
         await self.executions.finish()
         await self.saves.finish()
+        self.network.recorder.finish()

@@ -127,7 +127,7 @@ class MovedSessions:
         is_gone: Callable[[], Awaitable[bool]],
     ) -> SavedSession:
         began = time.perf_counter()
-        sandbox, ledger = await self._sessions._sandboxes.open(), session.ledger
+        sandbox, ledger = await session.network.open_sandbox(self._sessions._sandboxes), session.ledger
         try:
             sandbox.ledger = ledger
             manifest, _ = await reader.read_manifest()

@@ -15,15 +15,18 @@ from ..contract.versions import VERSIONS
 from ..hosting import METRICS_PATH, Hosting
 from ..ledger import format_position
 from ..models import SessionInfo
+from ..network.rules import Network, Rule, is_address, split_host
+from ..sandbox.proxy.addresses import is_public
 from ..sandbox.sandbox import Sandbox
 from .file_routes import OwningResponse
-from .hosted_session import HostedSession
+from .hosted_session import GivenNetwork, HostedSession
 from .moved_sessions import MovedSessions
 from .routing import Routes, check_has_sessions, read_address, read_after_number, read_json, read_skip, set_audit_event
 from .sessions import Sessions
 
 LIVE_PATH, READY_PATH = "livez", "readyz"
 _MAX_REQUEST = 64 << 10
+_MAX_NETWORK = 2 << 20
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -200,6 +203,55 @@ def _encode_live(info: SessionInfo) -> dict[str, object]:
     return {extensions.RICH_MEMBER: extensions.encode_activity(info, (datetime.now(UTC) - info.last_used).total_seconds())}
 
 
+class NetworkRoutes:
+    """The handler of requests that give a network to a session."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        self._sessions = sessions
+        self._hosting = hosting
+
+    def routes(self) -> Routes:
+        """Return the only route, an extension. A server without extensions (`plain`) has none."""
+        return [] if self._hosting.plain else [(extensions.NETWORK_PATH, "PUT", self.set_network)]
+
+    async def set_network(self, request: Request) -> Response:
+        """Give a network to a session, which begins with it if there is none. Later requests name the network by its version.
+
+        So a cell is never run in a session that began again without the network: such a request gets the status 428.
+        """
+        identifier = read_address(request, plain=False)[1]
+        version, network = extensions.decode_network(await read_json(request, _MAX_NETWORK))
+        self._check_allowed(network)
+        request.state.session = await self._sessions.set_network(identifier, GivenNetwork(network, version))
+        set_audit_event(request, "network_given", kind=network.kind, rules=len(network.hosts))
+        return JSONResponse({"version": version})
+
+    def _check_allowed(self, network: Network) -> None:
+        """Raise ProblemError if this server does not accept such networks from clients. It accepts each network that reaches nothing."""
+        if not network.is_proxied:
+            return
+        if not self._sessions.has_namespaces:
+            said = "rules need a session with namespaces: set ACASessions:Sandbox:Isolation of this server to full"
+            raise ProblemError(409, "NetworkFixed", said)
+        if not self._hosting.session_rules and not self._sessions.has_host_network:
+            said = (
+                "this server does not accept networks from clients: start it with --session-rules, or set ACASessions:Sandbox:Network there"
+            )
+            raise ProblemError(403, "NetworkNotAllowed", said)
+        if not self._hosting.session_addresses and (private := next(filter(_leads_inside, network.hosts), None)):
+            said = (
+                f"this server accepts only rules for public addresses from clients, got one for {private.host!r:.80} that leads to others: "
+                "leave it out, or write it in ACASessions:Sandbox:Network of the server"
+            )
+            raise ProblemError(403, "NetworkNotAllowed", said)
+
+
+def _leads_inside(rule: Rule) -> bool:
+    """Return whether a rule lets sessions reach addresses that are not public."""
+    host = split_host(rule.host)[0]
+    return bool(rule.reachable) or (is_address(host) and not is_public(host))
+
+
 class PackageRoutes:
     """The handlers that list, install and remove packages in the sessions of one server."""
 
@@ -325,7 +377,7 @@ class CheckpointRoutes:
         branches: list[HostedSession] = []
 
         async def create_branches(sandbox: Sandbox) -> None:
-            branches.extend(await self._sessions.branch(sandbox, identifiers, reseed=reseed))
+            branches.extend(await self._sessions.branch(sandbox, identifiers, session.network, reseed=reseed))
 
         with session.keep_in_use():
             try:

@@ -280,7 +280,7 @@ class SessionCheckpoints:
         if record.ledger != ledger.id:  # the session could not be restored, and began again. What it had lost before is still so
             before, to = state_between(record.entries, fetched, record.end), -1
         try:
-            new = await self._saved.sandboxes.open()
+            new = await session.network.open_sandbox(self._saved.sandboxes)
             try:
                 missing = await self._saved.restore_in(new, save)
                 if session.ended or not sandbox.usable:

@@ -16,8 +16,11 @@ from itertools import islice
 from typing import Self
 from weakref import WeakSet
 
+from starlette.datastructures import Headers
+
 from .. import telemetry
-from ..contract.records import DRAINING, ELSEWHERE, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
+from ..contract import extensions
+from ..contract.records import DRAINING, ELSEWHERE, NETWORK_MISSING, NO_SESSION, TOO_MANY_STARTING, ExecutionRequest, ProblemError
 from ..errors import ACASessionsError, GuestDiedError
 from ..hosting import SESSIONS_PER_LEASE, Hosting, log_event
 from ..ledger import Ledger
@@ -29,8 +32,8 @@ from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
 from .executions import RunningExecution, unknown_execution
 from .guard import Throttle, store_bounded
-from .hosted_session import HostedSession
-from .journal import Journal
+from .hosted_session import GivenNetwork, HostedNetwork, HostedSession
+from .journal import Journal, current_request
 from .saved_sessions import SAID_ELSEWHERE, SavedSessions
 
 _FULL = "SessionsCountExceedsLimit"
@@ -103,10 +106,12 @@ class Sessions:
             self._isolation = self._tasks.start_awaited(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
 
-    def get(self, identifier: str) -> HostedSession:
+    def get(self, identifier: str, given: GivenNetwork | None = None) -> HostedSession:
         """Return the session with the given identifier. Open one if there is none, or if its sandbox failed to open or died.
 
-        Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions are starting.
+        A new session has the network `given`, or else the policy's. Raise ProblemError if a new session is refused: 429 if the server is
+        full, 503 if it drains or too many sessions are starting. Raise ProblemError (428) if the request that is handled names a network
+        that its client gave to the session, and the session does not have it, for example because it is a new one.
         """
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
@@ -121,18 +126,39 @@ class Sessions:
             self._end(session, "expired", cause="expired", saved=False)
             session = None
         if session is None:
-            session = self._create_session(identifier)
+            self._check_not_draining()
+            self._check_network(None)
+            session = self._create_session(identifier, given)
+        self._check_network(session)
         self._sessions.move_to_end(identifier)
         session.last_used = datetime.now(UTC)
         return session
 
-    async def prepare(self, identifier: str) -> None:
+    def _check_network(self, session: HostedSession | None) -> None:
+        """Raise ProblemError (428) if the request names another network than the session has. None is a session that is not there."""
+        named = None if self._plain else _named_network()
+        if named is not None and (session is None or session.network.version != named):
+            said = "the session does not have the network that this request names, and nothing was begun: send the network, and repeat it"
+            raise ProblemError(428, NETWORK_MISSING, said)
+
+    async def set_network(self, identifier: str, given: GivenNetwork) -> HostedSession:
+        """Give a network to a session, and return the session. If there is none, begin one with this network.
+
+        Raise ProblemError (409) if the session cannot have this network any more.
+        """
+        await self.prepare(identifier, given)
+        session = self.get(identifier, given)
+        with session.keep_in_use():
+            await session.set_network(given)
+        return session
+
+    async def prepare(self, identifier: str, given: GivenNetwork | None = None) -> None:
         """With a store, wait until the session is restored from its save. Raise ProblemError (503) if that is not possible now.
 
         Another server may have the session: so a request must be refused before its cell is accepted, and a proxy can repeat it there.
         """
         while self.saved is not None:
-            session = self.get(identifier)
+            session = self.get(identifier, given)
             try:
                 with session.keep_in_use():  # else it could be evicted before its first cell
                     await session.sandbox()
@@ -191,18 +217,30 @@ class Sessions:
         store_bounded(self._cancelled_early, (identifier, id), None, most=_MAX_REMEMBERED)
 
     @property
+    def has_host_network(self) -> bool:
+        """Return whether sessions reach all that this host reaches, unless they are given another network."""
+        return self._sandboxes.policy.network.kind == "host"
+
+    @property
+    def has_namespaces(self) -> bool:
+        """Return whether sessions have namespaces, which networks with rules need."""
+        return self._sandboxes.policy.isolation == "full"
+
+    @property
     def network(self) -> tuple[str, ...]:
         """Return what sessions can reach on the network: `none`, `host`, or the allowed domains."""
         return self._sandboxes.policy.network.described
 
-    async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
+    async def branch(self, sandbox: Sandbox, identifiers: list[str], network: HostedNetwork, *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of `sandbox`, one for each identifier. Either all are created, or none.
+
+        They share `network`, that of the session which they branch from, because they share its proxy.
 
         If `reseed` is true, each new session gets its own random seeds. Raise ProblemError: 409 if an identifier is in use, 429 if the
         server is full. The identifiers are reserved before the first await, so that no other request takes them.
         """
         with ExitStack() as in_use:
-            reserved = self._reserve(identifiers, in_use)
+            reserved = self._reserve(identifiers, in_use, network)
             try:
                 for session, opened in reserved:
                     if self.saved is not None:
@@ -218,7 +256,9 @@ class Sessions:
             session.saves.note_change()
         return [session for session, _ in reserved]
 
-    def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
+    def _reserve(
+        self, identifiers: list[str], in_use: ExitStack, network: HostedNetwork | None = None
+    ) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
         if taken := [
             number for number, identifier in enumerate(identifiers, 1) if identifier in self._sessions or identifier in self._leaving
         ]:
@@ -230,7 +270,8 @@ class Sessions:
             for identifier in identifiers:
                 self._make_room()
                 opened: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
-                session = HostedSession(identifier, Ledger(), opened, self._default_timeout, journal=self.journal, saved=self.saved)
+                options = {"journal": self.journal, "network": network, "saved": self.saved}
+                session = HostedSession(identifier, Ledger(), opened, self._default_timeout, **options)  # type: ignore[arg-type]
                 session.has_state = True
                 session.ledger.append("branched")
                 reserved.append((self._register(session), opened))
@@ -335,8 +376,7 @@ class Sessions:
         await self._tasks.finish()
         self.journal.close()
 
-    def _create_session(self, identifier: str) -> HostedSession:
-        self._check_not_draining()
+    def _create_session(self, identifier: str, given: GivenNetwork | None) -> HostedSession:
         self._check_starting_limit()
         self._check_descriptors()
         self._make_room()
@@ -348,8 +388,9 @@ class Sessions:
         def open_sandbox() -> "asyncio.Task[Sandbox]":
             return self._tasks.start_awaited(self._open_sandbox(lambda: session, leaving))
 
-        opening, seconds = open_sandbox(), self._default_timeout
-        session = HostedSession(identifier, ledger, opening, seconds, journal=self.journal, saved=self.saved, reopen=open_sandbox)
+        network = HostedNetwork(self.journal.network_recorder(identifier), given)
+        options = {"journal": self.journal, "network": network, "saved": self.saved, "reopen": open_sandbox}
+        session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, **options)  # type: ignore[arg-type]
         self._starting.add(session)
         return self._register(session)
 
@@ -360,7 +401,7 @@ class Sessions:
         if leaving is not None:
             await asyncio.wait({leaving})
         has_lease = self.saved is not None and await self.saved.take_for(session)
-        sandbox = await self._sandboxes.open()
+        sandbox = await session.network.open_sandbox(self._sandboxes)
         sandbox.ledger = session.ledger
         if has_lease:
             sandbox = await self._restore(session, sandbox)
@@ -380,7 +421,7 @@ class Sessions:
         except (ACASessionsError, OSError) as error:
             log_failure("a saved session was not restored. It is kept, and nothing else of this session is saved but on request", error)
             await sandbox.close()
-        again = await self._sandboxes.open()
+        again = await session.network.open_sandbox(self._sandboxes)
         again.ledger = session.ledger
         self.saved.record_failed_restore(session)
         return again
@@ -560,3 +601,9 @@ class Sessions:
             before = datetime.now(UTC) - cooldown
             for session in [session for session in self._sessions.values() if not session.in_use and session.last_used < before]:
                 self._expire(session, "expired")
+
+
+def _named_network() -> str | None:
+    """Return the version of the network that the request which is handled names, or None."""
+    scope = current_request.get()
+    return Headers(scope=scope).get(extensions.NETWORK_HEADER) if scope else None
