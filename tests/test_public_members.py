@@ -9,8 +9,8 @@ import aca_sessions
 MEMBERS = {
     "Session": """
         branch checkpoint checkpoints complete delete_file download_file execute_command execution export filesystem health inspect
-        install install_missing interrupt list_files packages reset rollback run save save_file start stream supports to_notebook undo
-        uninstall upload_file variables write_notebook write_script
+        install install_missing interrupt list_files packages reset rollback run save save_file set_network start stream supports
+        to_notebook undo uninstall upload_file variables write_notebook write_script
     """,
     "SessionPool": "active close forget get_or_create import_ release saved session terminate",
     "CodeInterpreter": """
@@ -20,8 +20,8 @@ MEMBERS = {
     """,
     "InteractiveSession": """
         branch checkpoint checkpoints close complete delete_file download_file execute_command export filesystem health history inspect
-        install interrupt join list_files open packages replay reset rollback run save save_file stream supports undo uninstall upload_file
-        variables write_notebook write_script
+        install interrupt join list_files open packages replay reset rollback run save save_file set_network stream supports undo uninstall
+        upload_file variables write_notebook write_script
     """,
     "PythonCodeInterpreterPlugin": """
         close download_file end_session execute_python execute_python_with_files for_session install install_packages list_files run

@@ -36,6 +36,7 @@ from .models import CodeExecutionResult, Event, Prompt
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .network.rules import Network
     from .sandbox.policy import Policy
 
 
@@ -336,6 +337,7 @@ class InteractiveSession:
         policy: "Policy | None" = None,
         endpoint: str | None = None,
         session_id: str | None = None,
+        network: "Network | None" = None,
         timeout: float | None = None,
     ) -> None:
         """Prepare a session. `open` or a `with` block starts it.
@@ -345,10 +347,11 @@ class InteractiveSession:
             policy: The limits, network and other rights of an embedded session. It replaces the policy in the settings.
             endpoint: The URL of a server. It replaces the one in the settings.
             session_id: The session's name, by default a new one.
+            network: What this session can reach, also at a server: see `set_network`.
             timeout: The time limit in seconds of cells that set none, by default the endpoint's.
         """
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
-        self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
+        self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id, network)
         self._timeout = timeout
         self._created_at = find_calling_line()
         self._stack = ExitStack()
@@ -475,6 +478,7 @@ class InteractiveSession:
 
     interrupt = blocking(Session.interrupt)
     reset = blocking(Session.reset)
+    set_network = blocking(Session.set_network)
     execute_command = blocking(Session.execute_command)
     install = blocking(Session.install)
     uninstall = blocking(Session.uninstall)
@@ -596,8 +600,8 @@ def _close_open_sessions() -> None:
 
 
 @asynccontextmanager
-async def _leased(opening: Opening[SessionPool], session_id: str | None) -> AsyncIterator[Session]:
-    async with opening as pool, pool.session(session_id) as session:
+async def _leased(opening: Opening[SessionPool], session_id: str | None, network: "Network | None") -> AsyncIterator[Session]:
+    async with opening as pool, pool.session(session_id, network=network) as session:
         yield session
 
 

@@ -331,6 +331,7 @@ class Executions:
             headers[extensions.GENTLE_HEADER] = "1"
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_request(call)
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
+        await self._http._networks.prepare(session_id)
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:

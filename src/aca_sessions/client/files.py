@@ -181,6 +181,7 @@ class SessionFiles:
     async def send(self, session_id: str, folder: str, name: str, content: bytes | IO[bytes]) -> Response:
         """Write a file into a folder of /mnt/data, and return the response."""
         path, query, timeout = self._dialect.UPLOAD_PATH, _path(folder), DEFAULT_WAIT
+        await self._http._networks.prepare(session_id)
         return await self._http.request("POST", path, identifier=session_id, query=query, file=(name, content), timeout=timeout)
 
     async def list(self, session_id: str, folder: str) -> list[RemoteFile]:

@@ -5,8 +5,10 @@ import logging
 import random
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import IO, Any, Self, TypeVar
 from urllib.parse import urlencode
@@ -14,14 +16,20 @@ from urllib.parse import urlencode
 import httpx
 
 from ..contract import extensions, flat
-from ..contract.records import API_VERSION, UNBEGUN, decode_problem, retry_after
+from ..contract.records import API_VERSION, NETWORK_MISSING, UNBEGUN, decode_problem, retry_after
 from ..errors import ACASessionsError, CertificateError, NotSupportedError, ServiceUnavailableError
 from ..lifetime import OwnerProcess, stream_from
+from ..network.given import GivenNetwork
 from .arguments import checked_session_id
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_REMEMBERED_URLS = 64
+_REMEMBERED_URLS, _REMEMBERED_NETWORKS = 64, 10_000
+_SENDS_OF_NETWORK = 3  # in a row for one request, whose session begins again each time
+_NO_NETWORK = (
+    "give a session a network of its own: use the embedded default or `aca-sessions serve`. In Azure, the session pool has one setting for "
+    "all of its sessions, sessionNetworkConfiguration with the status EgressEnabled or EgressDisabled"
+)
 _CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout)
 _NO_HTTP = (httpx.RemoteProtocolError, httpx.ReadError)  # how a TLS server's end of a plain connection appears
 MAY_SPEAK_TLS = "Does this endpoint speak https? Then begin ACASessions:SessionsHttpClient:Endpoint with https://"
@@ -76,6 +84,7 @@ class SessionsHttpClient:
         self._patience_seconds = patience
         self.api_version = api_version
         self._url = lru_cache(_REMEMBERED_URLS)(self._build_url)  # parsing one takes as long as encoding a request
+        self._networks = GivenNetworks(self)
         self._offer: str | None = None
         self._has_answered = False
         self._offered: frozenset[str] | None = None  # the words of `_offer`, or None before the first answer
@@ -97,7 +106,8 @@ class SessionsHttpClient:
     ) -> httpx.Response:
         """Send a request and return its response. Raise one of this package's exceptions for an error response.
 
-        Retry the request if the endpoint cannot be reached or refuses it temporarily. Retry a GET also if no response arrived.
+        Retry the request if the endpoint cannot be reached or refuses it temporarily. Retry a GET also if no response arrived. If a network
+        was given to the session, and the endpoint responds that the session does not have it, send it again and then retry the request.
 
         Args:
             method: The HTTP method.
@@ -114,6 +124,9 @@ class SessionsHttpClient:
         self._owner.check()
         if self._client.is_closed:
             raise ServiceUnavailableError("cannot send the request: this client is closed. Open a new one", sent=False)
+        network = self._networks.find(identifier) if identifier is not None and path != extensions.NETWORK_PATH else None
+        if network is not None:
+            headers = {**(headers or {}), extensions.NETWORK_HEADER: network.version}
         url = self._url(path, identifier) if query is None else self._build_url(path, identifier, query)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
@@ -121,7 +134,7 @@ class SessionsHttpClient:
         if stream:
             request.extensions["stream"] = True
         deadline = time.monotonic() + self._patience_seconds
-        next_wait, connects = _FIRST_WAIT, 0
+        next_wait, connects, sends = _FIRST_WAIT, 0, 0
         # A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
         # service did not begin on them.
         while True:
@@ -155,8 +168,14 @@ class SessionsHttpClient:
                 self._has_answered = True
                 if stream and not response.is_success:
                     await response.aread()
+                if network is not None and identifier is not None and _lacks_network(response) and sends < _SENDS_OF_NETWORK:
+                    sends += 1
+                    await self._networks.send(identifier, network, missing=request.headers[extensions.NETWORK_HEADER])
+                    request.headers[extensions.NETWORK_HEADER] = network.version
+                    continue
                 if response.is_success or not _should_retry(method, response):
                     break
+                sends = 0
                 wished = retry_after(response.headers)
                 wait = wait if wished is None else wished
                 if time.monotonic() + wait > deadline:
@@ -235,6 +254,72 @@ class SessionsHttpClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class GivenNetworks:
+    """The networks that a client has given to its sessions. Each request about such a session names its network.
+
+    Attributes:
+        known: The networks by the identifiers of their sessions.
+        own: In each task the network of the session's object that was used last: its calls go on with it if the session is ended meanwhile.
+    """
+
+    def __init__(self, http: "SessionsHttpClient") -> None:
+        self.known: OrderedDict[str, GivenNetwork] = OrderedDict()
+        self.own: ContextVar[tuple[str, GivenNetwork | None]] = ContextVar("own_network", default=("", None))
+        self._http = http
+
+    def find(self, identifier: str) -> GivenNetwork | None:
+        """Return the network that was given to a session, or None."""
+        session_id, own = self.own.get()
+        return self.known.get(identifier) or (own if session_id == identifier else None)
+
+    def remember(self, identifier: str, given: GivenNetwork) -> None:
+        """Name a network in all requests about a session, until it is removed from `known`."""
+        self.known[identifier] = given
+        if len(self.known) > _REMEMBERED_NETWORKS:  # objects of the session still name it
+            self.known.popitem(last=False)
+
+    async def give(self, identifier: str, given: GivenNetwork) -> GivenNetwork:
+        """Give a network to a session, and return the object that has it from now on.
+
+        If that fails, the session keeps the network that it has. Raise NotSupportedError if the endpoint gives sessions no networks.
+        """
+        await self._http.require("network", _NO_NETWORK)
+        async with given.sending:
+            await self._put(identifier, given)
+        known = self.find(identifier) or given
+        if known is not given:
+            async with known.sending:
+                known.adopt(given)
+        self.remember(identifier, known)
+        return known
+
+    async def prepare(self, identifier: str) -> None:
+        """If a network was given to the session, read its secrets again if that was long ago, and send it if the endpoint lacks it.
+
+        Call this before a request that may begin the session or run code. Raise SecretError if a secret cannot be read.
+        """
+        network = self.find(identifier)
+        if network is not None:
+            await self._http.require("network", _NO_NETWORK)  # a proxy may have led to another server
+            if network.sent != network.version or not network.is_fresh:
+                await self.send(identifier, network)
+
+    async def send(self, identifier: str, network: GivenNetwork, *, missing: str | None = None) -> None:
+        """Send a network to the session if that has another one. `missing` is a version that the session does not have."""
+        async with network.sending:
+            if network.sent == missing:
+                network.sent = None
+            await self._put(identifier, network)
+
+    async def _put(self, identifier: str, network: GivenNetwork) -> None:
+        resolved = await network.resolve()
+        if network.sent != network.version:
+            version = network.version
+            body = extensions.encode_network(version, resolved)
+            await self._http.request("PUT", extensions.NETWORK_PATH, identifier=identifier, json=body)
+            network.sent = version
 
 
 async def _read_chunks(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -362,6 +447,11 @@ def decode_response(response: httpx.Response, decode: Callable[[dict[str, object
         "ACASessions:SessionsHttpClient:Endpoint leads to a session pool, and that no proxy answers for it",
         sent=True,
     )
+
+
+def _lacks_network(response: httpx.Response) -> bool:
+    """Return whether the endpoint responds that it did not begin, because the session does not have the network that was given to it."""
+    return response.status_code == 428 and response.headers.get("x-ms-error-code") == NETWORK_MISSING
 
 
 def _should_retry(method: str, response: httpx.Response) -> bool:

@@ -29,6 +29,8 @@ from ..models import (
     SavedSession,
     SessionInfo,
 )
+from ..network.given import GivenNetwork
+from ..network.rules import Network
 from .arguments import (
     check_trust,
     checked_install_timeout,
@@ -238,6 +240,24 @@ class CodeInterpreter:
         """Delete a file in the session's /mnt/data."""
         await self._files.delete(session_id, name)
 
+    async def _set_network(self, session_id: str, network: Network) -> GivenNetwork:
+        """Give a network to a session, and return the object that the client keeps until it ends the session."""
+        return await self._http._networks.give(checked_session_id(session_id), GivenNetwork(network))
+
+    def _use_network(self, session_id: str, given: GivenNetwork | None) -> None:
+        """Name a network in the current task's requests about a session, unless this client has given it another one since."""
+        self._http._networks.own.set((session_id, given))
+
+    def _network_of(self, session_id: str) -> GivenNetwork | None:
+        """Return the network that this client gave to a session, or None."""
+        return self._http._networks.known.get(session_id)
+
+    def _share_network(self, session_id: str, branches: Sequence[str]) -> None:
+        """Name the network of a session in requests of its branches, too."""
+        if (network := self._http._networks.find(session_id)) is not None:
+            for branch in branches:
+                self._http._networks.remember(branch, network)
+
     async def reset(self, session_id: str, *, caller: CallerPosition | None = None) -> None:
         """Clear a session's variables and keep its files.
 
@@ -349,6 +369,7 @@ class CodeInterpreter:
         checked_requirements(requirements)
         checked_install_timeout(timeout)
         await self._http.require("packages", "fetch packages for sessions")
+        await self._http._networks.prepare(session_id)
         with telemetry.span("install", checked_session_id(session_id), requirements=len(requirements)):
             response = await self._http.request(
                 "POST",
@@ -540,6 +561,7 @@ class CodeInterpreter:
         self._note_ended(session_id, expired=expired)
 
     def _note_ended(self, session_id: str, *, expired: bool) -> None:
+        self._http._networks.known.pop(session_id, None)
         if expired:
             self._ledgers.record_loss(session_id, "expired", with_files=True)
         else:

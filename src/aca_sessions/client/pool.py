@@ -23,6 +23,7 @@ from .. import telemetry
 from ..errors import ACASessionsError, InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError, ServiceError
 from ..lifetime import AsyncBlock, OwnerProcess, Tasks, find_calling_line
 from ..models import Access, SavedSession, SessionInfo
+from ..network.rules import Network
 from .arguments import check_trust, checked_session_id
 from .history import read_notebook
 from .interpreter import CodeInterpreter
@@ -275,28 +276,48 @@ class SessionPool:
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._notebooks: dict[str, dict[str, Any]] = {}  # of imported sessions that were not leased yet
 
-    def session(self, session_id: str | None = None) -> AbstractAsyncContextManager[Session]:
+    def session(self, session_id: str | None = None, *, network: Network | None = None) -> AbstractAsyncContextManager[Session]:
         """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
         Without `session_id`, the session is new and ends with the block. With `session_id`, the session continues the next time that it is
         leased, unless it was idle for too long.
+
+        Args:
+            session_id: The name of the session.
+            network: What this session can reach, in the place of the pool's network: see `Session.set_network`. It lasts as long as the
+                pool keeps the session, also for later leases that name none.
         """
-        return _Leasing(self._leased(session_id))
+        return _Leasing(self._leased(session_id, network))
 
     @asynccontextmanager
-    async def _leased(self, session_id: str | None) -> AsyncIterator[Session]:
+    async def _leased(self, session_id: str | None, network: Network | None) -> AsyncIterator[Session]:
         lease = await self._lease(session_id)
         try:
-            yield self._session_of(lease)
+            yield await self._begin(lease, network)
         finally:
             await self._release(lease)
 
-    async def get_or_create(self, session_id: str | None = None) -> Session:
+    async def get_or_create(self, session_id: str | None = None, *, network: Network | None = None) -> Session:
         """Lease a session and return it. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
         The lease lasts until `release` is called, or until the session is terminated.
+
+        Args:
+            session_id: The name of the session.
+            network: What this session can reach, as for `session`.
         """
-        return self._session_of(await self._lease(session_id))
+        lease = await self._lease(session_id)
+        try:
+            return await self._begin(lease, network)
+        except BaseException:
+            await self._release(lease)
+            raise
+
+    async def _begin(self, lease: Lease, network: Network | None) -> Session:
+        session = self._session_of(lease)
+        if network is not None:
+            await session.set_network(network)
+        return session
 
     def _session_of(self, lease: Lease) -> Session:
         session = Session(self._interpreter, lease.session_id)

@@ -27,6 +27,7 @@ from ..models import (
     SessionHealth,
     Variable,
 )
+from ..network.rules import Network
 from .arguments import checked_checkpoint_name, checked_count, checked_requirements, invalid_code_error
 from .arguments import sanitize as take_out_of_fences
 from .commands import COMMAND_SECONDS, MOST_OUTPUT, OnOutput, execute_command
@@ -61,10 +62,17 @@ class Session:
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
-        self._interpreter = interpreter
+        self._client = interpreter
         self.session_id = session_id
         self.history = History()
         self._caller = interpreter._new_position(session_id)
+        self._network = interpreter._network_of(session_id)
+
+    @property
+    def _interpreter(self) -> CodeInterpreter:
+        """Return the client, for one call. The call names the network of this object, even if the session was ended meanwhile."""
+        self._client._use_network(self.session_id, self._network)
+        return self._client
 
     async def run(
         self,
@@ -262,6 +270,22 @@ class Session:
         await self._interpreter.delete_file(self.session_id, name)
         self.history.add(DeleteStep(name))
 
+    async def set_network(self, network: Network) -> None:
+        """Give the session a network of its own, which it keeps until another one is given, or until it ends for its pool.
+
+        All objects of this session in this program share it, and so do its branches. This program reads the secrets and identities in its
+        rules, before a cell and at most once a minute, and sends their values to the server. If the session ends by itself, for example by
+        a time-out of the server, it begins again with this network: no cell runs without it.
+
+        Raise ServiceError if the session cannot have it: `NetworkFixed` (409) if it has variables or files and runs without a proxy, and
+        `NetworkNotAllowed` (403) if the server accepts no rules. It then keeps the network that it has. Raise NotSupportedError at other
+        endpoints, such as Azure, and SecretError if a secret cannot be read.
+
+        Args:
+            network: `Network.none()`, `Network.allow(…)` or `Network.rules(…)`.
+        """
+        self._network = await self._interpreter._set_network(self.session_id, network)
+
     async def reset(self) -> None:
         """Clear the variables and keep the files.
 
@@ -370,6 +394,7 @@ class Session:
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
         origin_record, positions = await self._interpreter._branch(self.session_id, names, self._caller, reseed=reseed)
+        self._interpreter._share_network(self.session_id, names)
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:
             branch.history = self.history.copy()
