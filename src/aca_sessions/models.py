@@ -339,8 +339,9 @@ class Event:
         kind: What happened. `clear` removes the displays so far from the result. If the cell failed, `error` comes right before `result`,
             at every endpoint. The events of `stderr` never contain the error.
         text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` a
-            description of the output that was dropped before it was read.
-        number: The number of a question (`input` or `call`), which the reply must name.
+            description of the output that was dropped before it was read, for `network` a connection or request that the rules of the
+            session's network refuse, in JSON, and for `decision` what became of it: `once`, `always` or `refuse`.
+        number: The number of a question (`input`, `call` or `network`), which the reply must name. A `decision` has that of its question.
         display: What is displayed. It replaces an earlier display of the same name in this cell.
         error: The exception that ended the cell.
         result: The result, in the last event.
@@ -349,7 +350,7 @@ class Event:
         is_value: Whether the display shows the value of the last expression. False at endpoints that do not tell it.
     """
 
-    kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "error", "result"]
+    kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "network", "decision", "skipped", "error", "result"]
     text: str = ""
     number: int = 0
     display: Display | None = None

@@ -85,7 +85,7 @@ ISOLATION_PATH = "isolation"
 
 LONGEST_POLL = 25.0  # seconds; proxies close connections that are silent for longer
 MAX_INSTALL_SECONDS = 3600.0
-QUESTIONS = ("input", "call")
+QUESTIONS = ("input", "call", "network")
 _MOST_BRANCHES = 64
 _LONGEST_NAME = 256
 _LONGEST_SESSION_NAME = 64
@@ -229,16 +229,17 @@ def decode_events(body: Body) -> tuple[list[Event], int]:
 
 
 def decode_answered_kinds(header: str) -> tuple[str, ...]:
-    """Parse the header that lists which questions of a cell the client answers: `input`, `call` or both.
+    """Parse the header that lists which questions of a cell the client answers: `input`, `call` and `network`.
 
-    `input` means prompts of `input()`, and `call` means host calls (calls of the cell to tools of the host). Ignore unknown kinds.
+    `input` means prompts of `input()`, `call` means host calls (calls of the cell to tools of the host), and `network` means requests that
+    the rules of the session's network refuse. Ignore unknown kinds.
     """
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
 
 
 def encode_reply(number: int, text: str | None, *, is_end: bool = False) -> dict[str, object]:
-    """Encode as JSON the caller's reply to a question of a cell: a prompt of `input()`, or a host call.
+    """Encode as JSON the caller's reply to a question of a cell: a prompt of `input()`, a host call, or a request that was refused.
 
     `number` is that of the event which contains the question. `text` is None if the caller has no answer.
     `is_end` tells whether that is because the caller's input has ended.

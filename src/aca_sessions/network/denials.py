@@ -1,9 +1,10 @@
 """What a function that decides about refused connections and requests receives."""
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 Decision = Literal["once", "always", "refuse"]
 
@@ -34,6 +35,18 @@ class Denial:
         """Return the request or connection as a line of text, such as `POST api.github.com/repos/x`."""
         host = self.host if self.port in (80, 443) else f"{self.host}:{self.port}"
         return f"{self.method} {host}{self.path}" if self.method else f"a connection to {host}"
+
+    def to_json(self) -> str:
+        """Return the denial as JSON, without the identifier of the session, which both sides know."""
+        members: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__ if name != "session_id"}
+        return json.dumps(members)
+
+    @classmethod
+    def from_json(cls, text: str, session_id: str) -> Self:
+        """Return the denial from `to_json`, of the session with this identifier."""
+        members = json.loads(text)
+        known = {name: members[name] for name in cls.__slots__ if name in members}
+        return cls(**known | {"headers": tuple(members["headers"]), "session_id": session_id})
 
 
 Answer = Literal["once", "always"] | bool | None

@@ -49,7 +49,10 @@ class CellRoutes:
         return routes
 
     async def execute(self, request: Request) -> Response:
-        """Run a cell and return its execution. Wait until the cell has ended, unless the request says `Asynchronous`."""
+        """Run a cell and return its execution. Wait until the cell has ended, unless the request says `Asynchronous`.
+
+        If the cell asks something that its caller answers, return the execution as it is then, so that the caller can follow it.
+        """
         version, identifier = read_address(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         body = await read_json(request, self._hosting.max_request)
@@ -74,7 +77,7 @@ class CellRoutes:
         execution = self._sessions.execute(identifier, id, call)
         request.state.session = execution.session
         if not call.asynchronous:
-            await execution.done.wait()
+            await execution.has_response.wait()
         return self._respond(request, version, execution)
 
     async def get_execution(self, request: Request) -> Response:
@@ -136,7 +139,7 @@ class CellRoutes:
         return await self._events_response(request, version, execution, read_after_number(request))
 
     async def reply(self, request: Request) -> Response:
-        """Send the caller's reply to a cell that waits for one, in `input()` or in a call of one of the caller's tools.
+        """Send the caller's reply to a question of a cell: `input()`, a call of one of the caller's tools, or a request that was refused.
 
         If the query has `after`, respond as `get_events` does. Otherwise respond with an empty object.
         """

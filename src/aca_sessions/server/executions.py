@@ -65,6 +65,8 @@ class Events:
         self._add_to_sizes(event, 1)
         if event.kind == "clear":
             self._display_numbers.clear()
+        if event.kind == "decision":  # nothing waits for a reply any more
+            self._questions = [question for question in self._questions if question.number != event.number]
         if name := _display_name(event):
             self._display_numbers[name] = self._first_number + place
         while (self.text_size > _MAX_TEXT or self.display_size > _MAX_DISPLAYS) and len(self._events) > 1:
@@ -81,7 +83,7 @@ class Events:
 
         If there are no such events yet, wait for one, at most `within` seconds. If some were dropped before they were read, the list begins
         with an event `skipped`, whose text tells how much output is missing. After it come the questions of the cell (`input()`, host
-        calls) that were dropped before they were read, because the cell waits for replies to them.
+        calls, refused requests) that were dropped before they were read, because the cell waits for replies to them.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -196,6 +198,7 @@ class RunningExecution:
         self.status: Status = "NotStarted"
         self.began: float | None = None  # when the cell began to run, by `time.monotonic()`
         self.done = asyncio.Event()
+        self.has_response = asyncio.Event()  # for a synchronous caller: the execution has ended, or asks the caller
         self.events = Events()
         self.result: CodeExecutionResult | None = None
         self.size = len(call.code)  # about as many characters as are kept
@@ -265,6 +268,13 @@ class RunningExecution:
         self.size += sum(_display_size(display) for display in result.displays if not any(display is one for one in large))
         self.events.close()
         self.done.set()
+        self.has_response.set()
+
+    def add_question(self, event: Event) -> None:
+        """Add an event of a synchronous execution if it is a question or a decision. A question makes the caller follow the execution."""
+        if event.kind in (*QUESTIONS, "decision"):
+            self.events.add(event)
+            self.has_response.set()
 
     def without_pages(self) -> "RunningExecution":
         """Return a copy of this ended execution, for the history: large pages of charts are left out. Return itself if it has none."""
@@ -412,11 +422,11 @@ class Executions:
         return self._kept_count == self._fetched_count
 
     async def send_reply(self, execution: RunningExecution, number: int, text: str | None, *, is_end: bool = False) -> None:
-        """Send a reply to a cell that waits for one, in `input()` or in a host call. Raise ProblemError (409) if it does not wait any more.
+        """Send a reply to a question of a cell. Raise ProblemError (409) if the question is not open any more.
 
         Args:
             execution: The execution of the cell.
-            number: The number of the `input()` or of the host call, from its event.
+            number: The number of the question, from its event.
             text: The reply, or None if the caller has none.
             is_end: Whether the caller has none because its input has ended.
         """
@@ -426,7 +436,7 @@ class Executions:
             raise ProblemError(409, "QuestionNotOpen", said)
 
     async def question_numbers(self) -> tuple[int, list[int]]:
-        """Return the number of the running cell's latest question (`input()` or host call), and the numbers of those without a reply.
+        """Return the number of the running cell's latest question, and the numbers of those without a reply.
 
         Return 0 and an empty list if no cell runs.
         """
@@ -647,7 +657,7 @@ class Executions:
 
     async def _run_in_interpreter(self, execution: RunningExecution, interpreter: Interpreter) -> CodeExecutionResult:
         call, timeout, is_cancelled = execution.call, execution.call.timeout or self._default_timeout, execution.cancelled.is_set
-        tell = execution.events.add if call.asynchronous else None
+        tell = execution.events.add if call.asynchronous else execution.add_question if call.answered else None
         ledger, counted = self._session.ledger, bool(execution.number)
         ledger.cells += counted
         try:

@@ -87,15 +87,15 @@ class NetworkRecord:
 class SessionNetwork:
     """The rules in force for one session. They can be replaced while the session runs.
 
-    `decide` is called with each denial that a person may allow, and returns the decision. `record` is called with what was allowed and
-    refused. `secrets` has the secrets that the rules name.
+    `decide` is called with each denial that a person may allow, and returns the decision, or None if there is none. `record` is called with
+    what was allowed and refused. `secrets` has the secrets that the rules name.
     """
 
     def __init__(
         self,
         network: Network,
         *,
-        decide: Callable[[Denial], Awaitable[Decision]] | None = None,
+        decide: Callable[[Denial], Awaitable[Decision | None]] | None = None,
         record: Callable[[NetworkRecord], None] = lambda _record: None,
         secrets: "SecretStore | None" = None,
     ) -> None:
@@ -120,7 +120,7 @@ class SessionNetwork:
 
     def begin_cell(self) -> None:
         """Ask again about what was refused in earlier cells."""
-        self._refused.clear()
+        self._refused = set()
 
     def reaches(self, host: str) -> bool:
         """Return whether the ports 443 or 80 of a host have a rule, or were allowed from now on."""
@@ -234,14 +234,15 @@ class SessionNetwork:
             async with self._asking:
                 if is_allowed_now():  # by the decision about an earlier one
                     return "once"
-                if denial in self._refused:
+                refused = self._refused  # of this cell: the next one may begin before the decision arrives
+                if denial in refused:
                     raise refusal
                 decision = await self.decide(denial)
         finally:
             self._waiting -= 1
-        if decision == "refuse":
-            if len(self._refused) < _MAX_ALLOWED:
-                self._refused.add(denial)
+        if decision == "refuse" and len(refused) < _MAX_ALLOWED:
+            refused.add(denial)
+        if decision in ("refuse", None):
             raise refusal
         return decision
 

@@ -7,10 +7,12 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import GuestDiedError
 from ...models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
+from ...network.denials import Decision, Denial
 from .. import wire
 from ..policy import INTERRUPT_GRACE, QUEUED_SECONDS, STILL_SECONDS
 
@@ -189,17 +191,30 @@ class GracePeriod:
         return self._until + min(max(self._queued() - self._before, 0.0), QUEUED_SECONDS) - self._now()
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question that has no answer yet. `reply` is called with the answer, or with None, and with whether the caller's input has ended.
+
+    `guest_number` is the number by which the guest knows it, or None if the host asks.
+    """
+
+    guest_number: int | None
+    reply: Callable[[str | None, bool], None]
+
+
 class Cell:
     """The state of an execution: whether it has started or finished, its displays (such as charts), and its unanswered questions.
 
-    A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`).
+    A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`). The host asks, too:
+    whether to allow a request that the rules of the session's network refuse (`network`). The host numbers all questions, so that no number
+    that a guest chooses is that of a question of the host.
     """
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, question_kinds: Sequence[str] = ()) -> None:
         """Create the state of an execution that has not started. `tell` is called with each event of the execution.
 
-        `question_kinds` lists the kinds of questions that the caller can answer: `input`, `call` or both. Without `tell`, all questions are
-        refused.
+        `question_kinds` lists the kinds of questions that the caller can answer: `input`, `call`, `network`. Without `tell`, all questions
+        are refused.
         """
         loop = asyncio.get_running_loop()
         self.execution = execution
@@ -212,7 +227,8 @@ class Cell:
         self.variables: list[VariableChange] = []
         self.overran: float | None = None  # the timeout in seconds, if the cell exceeded it
         self.clock: Clock  # made when the cell is sent
-        self.open: set[int] = set()  # numbers of questions without an answer
+        self.open: dict[int, Question] = {}  # the questions without an answer, by their numbers
+        self._question_count = 0
         self.tell = tell
         self._question_kinds = question_kinds
         self._room = _MAX_DISPLAYED
@@ -253,36 +269,74 @@ class Cell:
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
-    def add_question(self, asked: wire.Asked) -> bool:
-        """Register a question, stop the clock and report an event. Return False if the caller does not answer questions of this kind.
+    def add_question(self, asked: wire.Asked, reply: Callable[[str | None, bool], None]) -> bool:
+        """Register a question of the guest, stop the clock and report an event. `reply` is called with the answer.
 
-        Raise WireError if the question is malformed or too long, if another open question has its number, or if 64 questions are open.
+        Return False if the caller does not answer questions of this kind. Raise WireError if the question is malformed or too long, if
+        another open question has its number, or if 64 questions of the guest are open.
         """
-        if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
+        numbers = [question.guest_number for question in self.open.values() if question.guest_number is not None]
+        if asked.number in numbers or len(numbers) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
             raise wire.WireError(
-                f"a question must have a known kind, a new number and at most {_MAX_QUESTION} characters; {len(self.open)} are open"
+                f"a question must have a known kind, a new number and at most {_MAX_QUESTION} characters; {len(numbers)} are open"
             )
         if _KINDS[asked.about] not in self._question_kinds or self.tell is None:
             return False
-        self.open.add(asked.number)
-        self.clock.stop()
-        self._wake_deadline_loop()
         kind: Literal["call", "input"] = "call" if asked.about == "call" else "input"
-        self.tell(Event(kind=kind, text=asked.text, number=asked.number, password=asked.about == "password"))
+        number = self._open_question(Question(asked.number, reply))
+        self.tell(Event(kind=kind, text=asked.text, number=number, password=asked.about == "password"))
         return True
 
-    def close_question(self, number: int) -> bool:
-        """Mark the question with this number as answered. Return False if no open question has this number.
+    async def decide(self, denial: Denial) -> Decision | None:
+        """Ask the caller whether to allow a request that the rules refuse, and return the decision. The clock stands still meanwhile.
+
+        Return None if there is no decision: the caller does not answer such questions, or the cell has ended. If the caller does not answer
+        in time, that is a decision: `refuse`.
+        """
+        if self.tell is None or "network" not in self._question_kinds or self.finished.done():
+            return None
+        decided: asyncio.Future[Decision | None] = asyncio.get_running_loop().create_future()
+
+        def reply(text: str | None, is_end: bool) -> None:
+            decision: Decision = "always" if text == "always" else "once" if text == "once" else "refuse"
+            if self.tell is not None:
+                self.tell(Event(kind="decision", text=decision, number=number))
+            if not decided.done():  # its connection was closed
+                decided.set_result(None if is_end else decision)
+
+        number = self._open_question(Question(None, reply))
+        self.tell(Event(kind="network", text=denial.to_json(), number=number))
+        try:
+            return await decided
+        finally:
+            self.answer(number, None)
+
+    def answer(self, number: int, text: str | None, *, is_end: bool = False) -> bool:
+        """Answer the question with this number. Return False if no open question has it.
 
         If no other question is open, start the clock again.
         """
-        if number not in self.open:
+        question = self.open.pop(number, None)
+        if question is None:
             return False
-        self.open.remove(number)
         if not self.open:
             self.clock.start()
         self._wake_deadline_loop()
+        question.reply(text, is_end)
         return True
+
+    def end_questions(self) -> None:
+        """Leave the host's questions without a decision, because the cell has ended. The guest drops its own."""
+        for number in [number for number, question in self.open.items() if question.guest_number is None]:
+            self.answer(number, None, is_end=True)
+
+    def _open_question(self, question: Question) -> int:
+        """Register a question, stop the clock, and return the number of the question."""
+        self._question_count += 1
+        self.open[self._question_count] = question
+        self.clock.stop()
+        self._wake_deadline_loop()
+        return self._question_count
 
     def _wake_deadline_loop(self) -> None:
         changed, self.changed = self.changed, asyncio.get_running_loop().create_future()

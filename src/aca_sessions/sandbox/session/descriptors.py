@@ -83,6 +83,15 @@ def host_pid(pidfd: int) -> int:
     return pid
 
 
+def has_ended(pidfd: int) -> bool:
+    """Return whether a process has ended, whether or not its parent has collected it."""
+    try:
+        host_pid(pidfd)
+    except GuestDiedError:
+        return True
+    return False
+
+
 def pid_in_session(pidfd: int) -> int:
     """Return the pid that the process of a pidfd has in the session's pid namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:

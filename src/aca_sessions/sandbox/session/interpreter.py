@@ -20,6 +20,7 @@ from typing import Any
 from ...errors import GuestDiedError, SnapshotError
 from ...lifetime import create_in_thread
 from ...models import CodeExecutionResult, Event, RunningProcess
+from ...network.denials import Decision, Denial
 from .. import wire
 from ..forkserver import refusal_error
 from ..limits.capacity import explained_shortage, shortage_error
@@ -34,7 +35,7 @@ from .descriptors import (
     SpawnedSession,
     Workspace,
     exit_status,
-    host_pid,
+    has_ended,
     list_processes,
     open_process_of_session,
     pid_in_session,
@@ -135,7 +136,7 @@ class Interpreter:
             code: The source of the cell.
             timeout: Seconds on the cell's clock (`Clock`), which starts when the cell is sent.
             tell: Receives each event as it happens.
-            question_kinds: The kinds of questions that the caller answers (`input`, `call`). Questions of other kinds are refused at once.
+            question_kinds: The kinds of questions that the caller answers (`input`, `call`, `network`). Others are refused at once.
             is_cancelled: Called right before the cell is sent. If it returns True, CellNotStartedError is raised.
         """
         async with self._busy:
@@ -242,6 +243,7 @@ class Interpreter:
             cell.clock.start()
             if cell.tell is not None:
                 self._forward_output(cell)
+            self.runtime.begin_cell(partial(self._decide, cell))
             sending = self._channel.send(message, descriptors)
             self.runtime.memory.set_cell_running(True)
             if not self._is_nice_set:
@@ -259,6 +261,8 @@ class Interpreter:
                     self._priority_timer.cancel()
                 self.runtime.memory.set_cell_running(False)
                 self._cell, self._channel.inbox.most = None, _MAX_IDLE
+                self.runtime.end_cell()
+                cell.end_questions()
             self._channel.drain()
             self._forward_output(None)
             left: tuple[RunningProcess, ...] = ()
@@ -324,18 +328,19 @@ class Interpreter:
         If `text` is None, the cell gets an error instead of an answer. If `is_end` is true, it is that of Python at the end of the input.
         """
         cell = self._cell
-        if cell is None or cell.execution != execution or not cell.close_question(number):
-            return False
-        self._send_answer(wire.Answer(number, text is not None, text if text is not None else _END if is_end else _FAILED))
-        return True
+        return cell is not None and cell.execution == execution and cell.answer(number, text, is_end=is_end)
 
     def open_questions(self, execution: str) -> list[int]:
         """Return the numbers of the questions that an execution waits for, or [] if this execution is not the one that runs now."""
         cell = self._cell
         return sorted(cell.open) if cell is not None and cell.execution == execution else []
 
-    def _send_answer(self, answer: wire.Answer) -> None:
-        self._channel.send(answer)
+    def _send_answer(self, number: int, text: str | None, is_end: bool) -> None:
+        self._channel.send(wire.Answer(number, text is not None, text if text is not None else _END if is_end else _FAILED))
+
+    async def _decide(self, cell: Cell, denial: Denial) -> Decision | None:
+        self._channel.drain()  # what the cell has written before its request comes first
+        return await cell.decide(denial)
 
     async def interrupt(self, execution: str, *, gentle: bool = False) -> None:
         """Interrupt a cell by SIGINT. If it does not end within the `GracePeriod`, kill the interpreter and the processes that it started.
@@ -431,7 +436,7 @@ class Interpreter:
         status = exit_status(self.pidfd)
         if status is not None:
             self._on_death(status)
-        elif looks > 0 and _has_ended(self.pidfd):  # the first process knows, and will report it when it has a processor
+        elif looks > 0 and has_ended(self.pidfd):  # the first process knows, and will report it when it has a processor
             asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_unreported, cause, looks - 1)
         else:
             self._record_death(cause)
@@ -471,8 +476,9 @@ class Interpreter:
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
             raise wire.WireError(f"the guest must read its answers: {frames} are unread, with {size} bytes")
-        if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.add_question(asked):
-            self._send_answer(wire.Answer(asked.number, False, _NOT_ANSWERED))
+        reply = partial(self._send_answer, asked.number)
+        if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.add_question(asked, reply):
+            self._channel.send(wire.Answer(asked.number, False, _NOT_ANSWERED))
 
     def _on_pidfd_readable(self) -> None:
         """Record the death of a forked interpreter. The event loop calls this when the pidfd becomes readable."""
@@ -535,14 +541,6 @@ class Interpreter:
         foreign_pids, init = self.runtime.foreign_pids(self.workspace), self.runtime.init
         found = cell.processes if self.runtime.has_namespaces else list_processes(init, besides=self.pidfd)
         return tuple(islice((process for process in found if process.pid not in foreign_pids), MOST_REPORTED))
-
-
-def _has_ended(pidfd: int) -> bool:
-    try:
-        host_pid(pidfd)
-    except GuestDiedError:
-        return True
-    return False
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
@@ -653,6 +651,7 @@ async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Li
             taken.update(further[:_PROXY_SOCKETS])
             listener, *direct = (socket.socket(fileno=further.pop(0)) for _ in range(_PROXY_SOCKETS))
             runtime.proxy_connections = await proxy.serve(listener, DirectSockets(*direct))
+            runtime.use_network(proxy.network)
         sockets = further.pop() if runtime.memory.lists_sockets and further else None  # not all kernels list sockets
         taken |= {sockets} if sockets is not None else set()
         await runtime.count_memory(init, sockets)
