@@ -21,6 +21,7 @@ from .errors import ConfigurationError, InvalidArgumentError, NotSupportedError,
 from .hosting import SESSIONS_PER_LEASE, Hosting
 from .lifetime import AsyncBlock, OwnerProcess
 from .models import Access, AccessLimits
+from .network.denials import OnDenied
 from .settings import DurableSettings, LimitsSettings, PackagesSettings, Settings
 from .settings.network import NetworkSettings
 
@@ -244,6 +245,7 @@ def open_pool(
     max_concurrent_sessions: int | None = None,
     on_event: Callable[[PoolEvent], None] | None = None,
     spares: int | None = None,
+    on_denied: OnDenied | None = None,
 ) -> Opening[SessionPool]:
     """Open a pool of sessions: at the endpoint in the settings, or in the embedded sandbox if the settings have no endpoint.
 
@@ -254,6 +256,8 @@ def open_pool(
         max_concurrent_sessions: How many sessions may be leased at the same time. It replaces the number in the settings.
         on_event: A function that is called with every event of the pool.
         spares: How many sessions an embedded pool keeps ready. It replaces the number in the policy or the settings.
+        on_denied: A function that decides about requests of cells that the rules of their session's network refuse. It gets a `Denial` and
+            returns `"once"`, `"always"`, or None to refuse it.
     """
 
     checked_settings(settings)
@@ -272,6 +276,7 @@ def open_pool(
             session_timeout=60 * options.SessionTimeoutMinutes,
             acquire_timeout=options.AcquireTimeoutSeconds,
             on_event=on_event,
+            on_denied=on_denied,
             access=access_of(chosen, policy),
         )
         stack.sync_closers.append(pool._abandon)

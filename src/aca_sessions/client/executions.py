@@ -19,6 +19,7 @@ from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, 
 from ..ledger import CallerPosition
 from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event, Prompt
+from ..network.denials import Denial, OnDenied, decide
 from .http import MAY_SPEAK_TLS, SessionsHttpClient, decode_response
 
 AnswerInput = Callable[[Prompt], "str | Awaitable[str | None] | None"]
@@ -51,22 +52,26 @@ class Execution:
     _reply_and_read: Callable[[int, str | None, int], Awaitable[Page]] = _cannot  # type: ignore[assignment]
     _on_input: AnswerInput | None = None
     _on_call: AnswerCall | None = None
+    _on_denied: OnDenied | None = None
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield the cell's events in order, from its beginning, as they happen.
 
         The last event has the result. If the cell failed, the event before it has the error. Each call of `events` begins with the first
-        event again. While events are read, the functions given to `answering` answer the cell's `input()` and host calls.
+        event again. While events are read, the functions given to `answering` answer the questions of the cell.
         """
         calls = Tasks()
         try:
             page = await self._page(0)
             while True:
                 events, after, result = page
+                decided = {event.number for event in events if event.kind == "decision"}
                 for event in events:
                     if event.kind == "input":
                         await self._answer(event)
+                    elif event.kind == "network" and event.number not in decided:
+                        await self._decide(event)
                     yield event
                 if result is not None:
                     break
@@ -78,7 +83,7 @@ class Execution:
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
-        """Wait for the result and return it. Meanwhile, the functions given to `answering` answer the cell's `input()` and host calls."""
+        """Wait for the result and return it. Meanwhile, the functions given to `answering` answer the questions of the cell."""
         result = None
         if self._is_answered:
             async for event in self.events():
@@ -92,27 +97,30 @@ class Execution:
         await self._interrupt(False)
 
     async def reply(self, event: Event, text: str | None, *, is_end: bool = False) -> None:
-        """Send the answer to an `input` event.
+        """Send the answer to an `input` or `network` event.
 
         Args:
             event: The event.
-            text: The answer. None raises EOFError in the cell, with a message that the question was not answered.
+            text: The answer. None raises EOFError in the cell, with a message that the question was not answered. For `network`, it is
+                `once` or `always`, and all else refuses.
             is_end: Whether the input has ended. If so, the message of the EOFError is Python's own.
         """
         if not (text is None or isinstance(text, str)):
-            raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
+            raise InvalidArgumentError(f"the answer must be text or None, got {type(text).__name__}")
         await self._reply(event.number, text, is_end)
 
-    def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
-        """Return a copy with functions that answer the cell's `input()` and host calls while its events are read.
+    def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None, on_denied: OnDenied | None = None) -> "Execution":
+        """Return a copy with functions that answer the cell's questions while its events are read.
 
         Args:
             on_input: Returns the line for a prompt of `input()` or `getpass()`, or None to raise EOFError in the cell. At the end of
                 its input, it may raise EOFError itself. Prompts are answered one after the other. For `getpass()`, the prompt's `password`
                 is True.
             on_call: Returns the answer to a host call. Several calls may run at the same time.
+            on_denied: Returns whether to allow a request that the rules of the session's network refuse: `"once"`, `"always"`, or None to
+                refuse it.
         """
-        return replace(self, _on_input=on_input, _on_call=on_call)
+        return replace(self, _on_input=on_input, _on_call=on_call, _on_denied=on_denied)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
         """Return a copy of this handle that calls `amend` with the result, and gives callers what `amend` returns.
@@ -124,7 +132,7 @@ class Execution:
 
     @property
     def _is_answered(self) -> bool:
-        return self._on_input is not None or self._on_call is not None
+        return not (self._on_input is None and self._on_call is None and self._on_denied is None)
 
     async def _answer_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
         """Call the caller's function for each new host call (a call of the cell to a tool of the host), and return the next page of events.
@@ -178,6 +186,19 @@ class Execution:
         except BaseException:
             await self.reply(event, None)
             raise
+
+    async def _decide(self, event: Event) -> None:
+        """Send the decision about a refused request, from the function that the caller gave. Do nothing if the caller gave none.
+
+        If the function raises an exception, the request is refused and the caller gets the exception.
+        """
+        if self._on_denied is None:
+            return
+        decision = None
+        try:
+            decision = await decide(self._on_denied, Denial.from_json(event.text, self.session_id))
+        finally:
+            await self.reply(event, None if decision == "refuse" else decision)
 
 
 def ended_execution(result: CodeExecutionResult) -> Execution:
@@ -237,22 +258,38 @@ class Executions:
         self._dialect = version.dialect
         self._tasks = Tasks()
 
-    async def run(self, session_id: str, call: ExecutionRequest, caller: CallerPosition | None = None) -> CodeExecutionResult:
+    async def run(
+        self,
+        session_id: str,
+        call: ExecutionRequest,
+        caller: CallerPosition | None = None,
+        *,
+        on_denied: OnDenied | None = None,
+    ) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
-        `caller` is a position in the session's ledger (the list of what happened to the session). The result's state reports what happened
-        after that position.
+        Args:
+            session_id: The session.
+            call: The cell.
+            caller: A position in the session's ledger (the list of what happened to the session). The result's state reports what happened
+                after that position.
+            on_denied: Decides about refused requests. If it raises an exception, the cell is interrupted, too.
         """
         caller = caller or CallerPosition()
         id = str(uuid.uuid4())
+        handle = self.open_handle(session_id, id, caller).answering(None, None, on_denied)
         try:
             record = await self._send(session_id, id, call, caller, asynchronous=(call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS)
-            while record.result is None:
-                record = await self._poll(session_id, record.id, caller)
-        except asyncio.CancelledError:
-            await self.cancel_quietly(self.open_handle(session_id, id, caller))
+            result = record.result
+            if result is None and on_denied is not None:  # the response came before the result, because the cell asks something
+                result = await handle.wait()
+            while result is None:
+                result = (await self._poll(session_id, record.id, caller)).result
+        except BaseException as error:
+            if on_denied is not None or isinstance(error, asyncio.CancelledError):
+                await self.cancel_quietly(handle)
             raise
-        return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
+        return result if result.session_id == session_id else replace(result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> Execution:
         """Start a cell in the background and return a handle to its execution.

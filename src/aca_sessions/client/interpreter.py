@@ -29,6 +29,7 @@ from ..models import (
     SavedSession,
     SessionInfo,
 )
+from ..network.denials import OnDenied
 from ..network.given import GivenNetwork
 from ..network.rules import Network
 from .arguments import (
@@ -107,11 +108,13 @@ class CodeInterpreter:
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
         return await self._execute_for(self._position_of(checked_session_id(request.session_id)), request)
 
-    async def _execute_for(self, caller: CallerPosition, request: CodeExecutionRequest) -> CodeExecutionResult:
+    async def _execute_for(
+        self, caller: CallerPosition, request: CodeExecutionRequest, on_denied: OnDenied | None = None
+    ) -> CodeExecutionResult:
         """Run a cell like `execute`, for one of several callers of its session.
 
         `caller` is the caller's position in the session's ledger (the list of what happened to the session). The result's `state` reports
-        what happened after that position.
+        what happened after that position. `on_denied` decides about refused requests.
         """
         if request.timeout is not None:
             checked_timeout(request.timeout)
@@ -120,8 +123,9 @@ class CodeInterpreter:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
-            call = ExecutionRequest(code=text, timeout=request.timeout, transactional=request.transactional)
-            result = self._deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
+            answered = _answered_kinds(None, None, on_denied)
+            call = ExecutionRequest(code=text, timeout=request.timeout, answered=answered, transactional=request.transactional)
+            result = self._deliver(request.session_id, caller, await self._execute(request.session_id, call, caller, on_denied))
             telemetry.record_client_execution(span, result)
         return result
 
@@ -291,6 +295,7 @@ class CodeInterpreter:
         on_input: AnswerInput | None = None,
         transactional: bool = False,
         on_call: AnswerCall | None = None,
+        on_denied: OnDenied | None = None,
         caller: CallerPosition | None = None,
     ) -> Execution:
         """Start a cell in the background and return a handle to its execution.
@@ -305,6 +310,8 @@ class CodeInterpreter:
             on_input: Answers `input()` while the events are read.
             transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
             on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
+            on_denied: Decides about requests that the rules of the session's network refuse, while the events are read. It gets a `Denial`
+                and returns `"once"`, `"always"`, or None to refuse it.
             caller: A position in the session's ledger. The result's `state` reports what happened after it. By default, it is the position
                 of the last result that this client delivered for the session.
         """
@@ -315,7 +322,7 @@ class CodeInterpreter:
         if refused is not None:
             return ended_execution(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
         text = take_out_of_fences(code) if sanitize else code
-        answered = _answered_kinds(on_input, on_call)
+        answered = _answered_kinds(on_input, on_call, on_denied)
         call = ExecutionRequest(code=text, timeout=timeout, answered=answered, transactional=transactional)
         if on_call is not None:
             await self._http.require("events", "answer host calls")
@@ -324,10 +331,16 @@ class CodeInterpreter:
             return execution.amending(partial(self._deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call, caller)
-        return execution.answering(on_input, on_call).amending(partial(self._deliver, session_id, caller))
+        return execution.answering(on_input, on_call, on_denied).amending(partial(self._deliver, session_id, caller))
 
     def execution(
-        self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: CallerPosition | None = None
+        self,
+        session_id: str,
+        execution_id: str,
+        *,
+        on_input: AnswerInput | None = None,
+        on_denied: OnDenied | None = None,
+        caller: CallerPosition | None = None,
     ) -> Execution:
         """Create a handle to an execution that this or another client started earlier, without sending a request.
 
@@ -335,11 +348,12 @@ class CodeInterpreter:
             session_id: The session.
             execution_id: The execution's id.
             on_input: Answers `input()` while the events are read.
+            on_denied: Decides about refused requests while the events are read.
             caller: A position in the session's ledger. The result's `state` reports what happened after it. By default, it is the position
                 of the last result that this client delivered for the session.
         """
         caller = caller or self._position_of(checked_session_id(session_id))
-        execution = self._executions.open_handle(session_id, execution_id, caller).answering(on_input)
+        execution = self._executions.open_handle(session_id, execution_id, caller).answering(on_input, None, on_denied)
         return execution.amending(partial(self._deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
@@ -616,7 +630,9 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute(self, session_id: str, call: ExecutionRequest, caller: CallerPosition) -> CodeExecutionResult:
+    async def _execute(
+        self, session_id: str, call: ExecutionRequest, caller: CallerPosition, on_denied: OnDenied | None = None
+    ) -> CodeExecutionResult:
         """Run a cell and return its result with the entries of the session's ledger that are new to `caller`.
 
         A ledger is the list of what happened to a session. This client keeps it if the endpoint does not.
@@ -624,13 +640,13 @@ class CodeInterpreter:
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):
-            return await self._executions.run(session_id, call, caller)
+            return await self._executions.run(session_id, call, caller, on_denied=on_denied)
         return await self._ledgers.run_cell(session_id, lambda: self._executions.run(session_id, call), caller)
 
     async def _run_own_cell(self, session_id: str, code: str) -> CodeExecutionResult:
         return await self._executions.run(session_id, ExecutionRequest(code=code))
 
 
-def _answered_kinds(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:
-    answers = {"input": on_input, "call": on_call}
+def _answered_kinds(on_input: AnswerInput | None, on_call: AnswerCall | None, on_denied: OnDenied | None) -> tuple[str, ...]:
+    answers = {"input": on_input, "call": on_call, "network": on_denied}
     return tuple(kind for kind, answer in answers.items() if answer is not None)

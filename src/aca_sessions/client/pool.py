@@ -23,6 +23,7 @@ from .. import telemetry
 from ..errors import ACASessionsError, InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError, ServiceError
 from ..lifetime import AsyncBlock, OwnerProcess, Tasks, find_calling_line
 from ..models import Access, SavedSession, SessionInfo
+from ..network.denials import OnDenied
 from ..network.rules import Network
 from .arguments import check_trust, checked_session_id
 from .history import read_notebook
@@ -248,6 +249,7 @@ class SessionPool:
         session_timeout: float = DEFAULT_SESSION_SECONDS,
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
+        on_denied: OnDenied | None = None,
         access: Access | None = None,
     ) -> None:
         """Create a pool whose sessions are used through `interpreter`. Closing the pool does not close `interpreter`.
@@ -259,6 +261,7 @@ class SessionPool:
                 lease.
             acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
             on_event: Called with each PoolEvent.
+            on_denied: Decides about requests of cells that the rules of their session's network refuse.
             access: What the sessions can reach and install, if that is known. The descriptions of tools for models include it.
         """
         self.access = access or Access()
@@ -271,12 +274,15 @@ class SessionPool:
         self._look_every = min(_LOOK_FOR_IDLE_EVERY, session_timeout)
         self._acquire_timeout = acquire_timeout
         self._on_event = on_event
+        self._on_denied = on_denied
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks = Tasks()
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._notebooks: dict[str, dict[str, Any]] = {}  # of imported sessions that were not leased yet
 
-    def session(self, session_id: str | None = None, *, network: Network | None = None) -> AbstractAsyncContextManager[Session]:
+    def session(
+        self, session_id: str | None = None, *, network: Network | None = None, on_denied: OnDenied | None = None
+    ) -> AbstractAsyncContextManager[Session]:
         """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
         Without `session_id`, the session is new and ends with the block. With `session_id`, the session continues the next time that it is
@@ -286,18 +292,21 @@ class SessionPool:
             session_id: The name of the session.
             network: What this session can reach, in the place of the pool's network: see `Session.set_network`. It lasts as long as the
                 pool keeps the session, also for later leases that name none.
+            on_denied: Decides about requests of the session's cells that the rules of its network refuse, by default the pool's function.
         """
-        return _Leasing(self._leased(session_id, network))
+        return _Leasing(self._leased(session_id, network, on_denied))
 
     @asynccontextmanager
-    async def _leased(self, session_id: str | None, network: Network | None) -> AsyncIterator[Session]:
+    async def _leased(self, session_id: str | None, network: Network | None, on_denied: OnDenied | None) -> AsyncIterator[Session]:
         lease = await self._lease(session_id)
         try:
-            yield await self._begin(lease, network)
+            yield await self._begin(lease, network, on_denied)
         finally:
             await self._release(lease)
 
-    async def get_or_create(self, session_id: str | None = None, *, network: Network | None = None) -> Session:
+    async def get_or_create(
+        self, session_id: str | None = None, *, network: Network | None = None, on_denied: OnDenied | None = None
+    ) -> Session:
         """Lease a session and return it. Wait while the pool is full, and raise PoolTimeoutError after `acquire_timeout`.
 
         The lease lasts until `release` is called, or until the session is terminated.
@@ -305,22 +314,23 @@ class SessionPool:
         Args:
             session_id: The name of the session.
             network: What this session can reach, as for `session`.
+            on_denied: Decides about refused requests, as for `session`.
         """
         lease = await self._lease(session_id)
         try:
-            return await self._begin(lease, network)
+            return await self._begin(lease, network, on_denied)
         except BaseException:
             await self._release(lease)
             raise
 
-    async def _begin(self, lease: Lease, network: Network | None) -> Session:
-        session = self._session_of(lease)
+    async def _begin(self, lease: Lease, network: Network | None, on_denied: OnDenied | None) -> Session:
+        session = self._session_of(lease, on_denied)
         if network is not None:
             await session.set_network(network)
         return session
 
-    def _session_of(self, lease: Lease) -> Session:
-        session = Session(self._interpreter, lease.session_id)
+    def _session_of(self, lease: Lease, on_denied: OnDenied | None) -> Session:
+        session = Session(self._interpreter, lease.session_id, on_denied=on_denied or self._on_denied)
         if (notebook := self._notebooks.pop(lease.session_id, None)) is not None:
             with contextlib.suppress(InvalidArgumentError):  # it is not needed to use the session
                 for step, _ in read_notebook(notebook):

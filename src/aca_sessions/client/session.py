@@ -27,6 +27,7 @@ from ..models import (
     SessionHealth,
     Variable,
 )
+from ..network.denials import OnDenied
 from ..network.rules import Network
 from .arguments import checked_checkpoint_name, checked_count, checked_requirements, invalid_code_error
 from .arguments import sanitize as take_out_of_fences
@@ -61,10 +62,18 @@ class Session:
         history: The latest cells, uploads, installations and other steps of this object.
     """
 
-    def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
+    def __init__(self, interpreter: CodeInterpreter, session_id: str, *, on_denied: OnDenied | None = None) -> None:
+        """Use a session, which begins with its first cell.
+
+        Args:
+            interpreter: The client of the endpoint.
+            session_id: The name of the session.
+            on_denied: Decides about requests of its cells that the rules of its network refuse.
+        """
         self._client = interpreter
         self.session_id = session_id
         self.history = History()
+        self._on_denied = on_denied
         self._caller = interpreter._new_position(session_id)
         self._network = interpreter._network_of(session_id)
 
@@ -82,6 +91,7 @@ class Session:
         timeout: float | None = None,
         sanitize: bool = True,
         transactional: bool = False,
+        on_denied: OnDenied | None = None,
     ) -> CodeExecutionResult:
         """Run a cell and return its result.
 
@@ -95,6 +105,8 @@ class Session:
             timeout: The time limit in seconds, by default the endpoint's.
             sanitize: Take the code out of Markdown fences.
             transactional: Undo the cell if it fails, runs too long or is killed. The result's `state` reports if that was not possible.
+            on_denied: Decides about a request that the rules of the session's network refuse, in the place of the session's own function.
+                It gets a `Denial` and returns `"once"`, `"always"`, or None to refuse it.
         """
         if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
@@ -103,7 +115,7 @@ class Session:
         request = CodeExecutionRequest(
             session_id=self.session_id, code=text, timeout=timeout, sanitize_input=False, transactional=transactional
         )
-        return self.history.set_result(number, await self._interpreter._execute_for(self._caller, request))
+        return self.history.set_result(number, await self._interpreter._execute_for(self._caller, request, on_denied or self._on_denied))
 
     async def _run_with(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
         """Run a cell by calling `run`, and return its result. The history records the cell.
@@ -157,6 +169,7 @@ class Session:
         on_input: AnswerInput | None = None,
         on_call: AnswerCall | None = None,
         transactional: bool = False,
+        on_denied: OnDenied | None = None,
     ) -> Execution:
         """Start a cell in the background and return a handle to its execution.
 
@@ -167,6 +180,7 @@ class Session:
             on_input: Answers `input()` while the events are read. It returns the line, or None for an EOFError in the cell.
             on_call: Answers host calls while the events are read. It gets the call as JSON and returns the answer as JSON.
             transactional: Undo the cell if it fails, runs too long or is killed.
+            on_denied: Decides about refused requests while the events are read, as in `run`.
         """
         text = take_out_of_fences(code) if sanitize and isinstance(code, str) else code
         execution = await self._interpreter.start(
@@ -176,6 +190,7 @@ class Session:
             sanitize=False,
             on_input=on_input,
             on_call=on_call,
+            on_denied=on_denied or self._on_denied,
             transactional=transactional,
             caller=self._caller,
         )
@@ -189,6 +204,7 @@ class Session:
         sanitize: bool = True,
         on_input: AnswerInput | None = None,
         transactional: bool = False,
+        on_denied: OnDenied | None = None,
     ) -> AsyncIterator[Event]:
         """Run a cell and yield its events while it runs. The last event has the result. Leaving the loop early interrupts the cell.
 
@@ -198,8 +214,10 @@ class Session:
             sanitize: Take the code out of Markdown fences.
             on_input: Answers `input()`. It returns the line, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails, runs too long or is killed.
+            on_denied: Decides about refused requests, as in `run`.
         """
-        execution = await self.start(code, timeout=timeout, sanitize=sanitize, on_input=on_input, transactional=transactional)
+        options = {"timeout": timeout, "sanitize": sanitize, "transactional": transactional}
+        execution = await self.start(code, on_input=on_input, on_denied=on_denied, **options)  # type: ignore[arg-type]
         ended = False
         try:
             async for event in execution.events():
@@ -209,12 +227,18 @@ class Session:
             if not ended:
                 await self._cancel_quietly(execution)
 
-    def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
+    def execution(self, execution_id: str, *, on_input: AnswerInput | None = None, on_denied: OnDenied | None = None) -> Execution:
         """Create a handle to an execution that this or another program started, given its id.
 
         The server keeps the execution's result until the result is fetched, and for some time after that.
+
+        Args:
+            execution_id: The id.
+            on_input: Answers `input()` while the events are read.
+            on_denied: Decides about refused requests while the events are read.
         """
-        return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
+        answers = {"on_input": on_input, "on_denied": on_denied or self._on_denied}
+        return self._interpreter.execution(self.session_id, execution_id, caller=self._caller, **answers)  # type: ignore[arg-type]
 
     async def _cancel_quietly(self, execution: Execution) -> None:
         """Interrupt an execution whose caller was cancelled. Ignore errors.
@@ -395,7 +419,7 @@ class Session:
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
         origin_record, positions = await self._interpreter._branch(self.session_id, names, self._caller, reseed=reseed)
         self._interpreter._share_network(self.session_id, names)
-        branches = [Branch(self._interpreter, name) for name in names]
+        branches = [Branch(self._interpreter, name, on_denied=self._on_denied) for name in names]
         for branch in branches:
             branch.history = self.history.copy()
             branch._caller = CallerPosition.parse(positions[branch.session_id], unreported=self._caller.state_after(origin_record))
