@@ -6,6 +6,7 @@ The session's event loop runs in its own thread. Any other thread may call the s
 import asyncio
 import atexit
 import contextlib
+import inspect
 import queue
 import re
 import signal
@@ -33,6 +34,8 @@ from .errors import ACASessionsError, ExecutionError
 from .guest_text import for_terminal
 from .lifetime import OwnerProcess, find_calling_line
 from .models import CodeExecutionResult, Event, Prompt
+from .network.denials import Answer as DenialAnswer
+from .network.denials import Denial, OnDenied, decide
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -117,6 +120,7 @@ class LiveCell:
         *,
         timeout: float | None,
         on_input: OnInput | None,
+        on_denied: OnDenied | None = None,
         transactional: bool = False,
         sanitize: bool = True,
     ) -> None:
@@ -128,18 +132,20 @@ class LiveCell:
             code: The source text.
             timeout: The time limit in seconds, by default the endpoint's.
             on_input: Called with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
+            on_denied: Called with each request that the rules of the session's network refuse.
             transactional: Undo the cell's changes if it fails.
             sanitize: Remove Markdown fences around the code.
         """
         self._owner = OwnerProcess("the cell")
         self._portal = portal
         self._session = session
-        self._on_input = on_input
+        self._on_input, self._on_denied = on_input, on_denied
         self._events: queue.SimpleQueue[Event | BaseException | Callable[[], object] | None] = queue.SimpleQueue()
         self._execution: Execution | None = None
         self._cancelled = self._gentle = self._left = False
-        # `on_input` only announces that input is answered. It is called in the caller's thread: on the loop it would block all sessions.
-        options: dict[str, Any] = {"timeout": timeout, "on_input": on_input, "transactional": transactional, "sanitize": sanitize}
+        # The two only announce what is answered. They are called in the caller's thread: on the loop they would block all sessions.
+        options: dict[str, Any] = {"timeout": timeout, "on_input": on_input, "on_denied": on_denied}
+        options |= {"transactional": transactional, "sanitize": sanitize}
         self.following = portal.start_task_soon(self._follow, partial(session.start, code, **options))
 
     def cancel(self) -> None:
@@ -193,6 +199,8 @@ class LiveCell:
                     continue
                 if event.kind == "input" and self._on_input is not None:
                     self._answer(event, self._on_input)
+                elif event.kind == "network" and self._on_denied is not None:
+                    self._decide(event, self._on_denied)
                 result = event.result
                 yield event
         finally:
@@ -237,6 +245,16 @@ class LiveCell:
         except EOFError:
             self._portal.call(partial(self._execution.reply, event, None, is_end=True))
 
+    def _decide(self, event: Event, on_denied: OnDenied) -> None:
+        if self._execution is None:
+            return
+        denial, answer = Denial.from_json(event.text, self._session.session_id), None
+        try:
+            answer = on_denied(denial)
+        finally:  # `decide` awaits the answer of an async function
+            decision = self._portal.call(decide, lambda _: answer, denial)
+            self._portal.call(self._execution.reply, event, None if decision == "refuse" else decision)
+
 
 class CellError(ExecutionError):
     """The error of a cell in a session. A notebook shows it like an error of its own code, with the traceback from the session.
@@ -264,6 +282,36 @@ class CellError(ExecutionError):
 
 def _coloured(found: "re.Match[str]") -> str:
     return f"\x1b[{31 if found['red'] else 32}m{found[0]}\x1b[0m"
+
+
+class _Denials:
+    """Passes denials of one cell from the event loop to the thread that waits for the cell, which decides about them."""
+
+    def __init__(self, on_denied: OnDenied) -> None:
+        self._on_denied = on_denied
+        self._asked: queue.SimpleQueue[tuple[Denial, Future[Any]] | None] = queue.SimpleQueue()
+
+    async def ask(self, denial: Denial) -> DenialAnswer:
+        """Return what `on_denied` returns in the thread. Call this on the event loop."""
+        answer: Future[Any] = Future()
+        self._asked.put((denial, answer))
+        found = await asyncio.wrap_future(answer)
+        return await found if inspect.isawaitable(found) else found  # type: ignore[no-any-return]
+
+    def decide_until_done(self, call: "Future[Any]") -> None:
+        """Call `on_denied` with each denial until `call` is done. Call this in the thread. An exception is raised by `ask`, too."""
+        call.add_done_callback(lambda _: self._asked.put(None))
+        while (asked := self._asked.get()) is not None:
+            denial, answer = asked
+            if not answer.set_running_or_notify_cancel():  # the cell has ended
+                continue
+            try:
+                answer.set_result(self._on_denied(denial))
+            except Exception as error:
+                answer.set_exception(error)
+            except BaseException:
+                call.cancel()
+                raise
 
 
 Arguments = ParamSpec("Arguments")
@@ -339,6 +387,7 @@ class InteractiveSession:
         session_id: str | None = None,
         network: "Network | None" = None,
         timeout: float | None = None,
+        on_denied: OnDenied | None = None,
     ) -> None:
         """Prepare a session. `open` or a `with` block starts it.
 
@@ -349,10 +398,12 @@ class InteractiveSession:
             session_id: The session's name, by default a new one.
             network: What this session can reach, also at a server: see `set_network`.
             timeout: The time limit in seconds of cells that set none, by default the endpoint's.
+            on_denied: Called in the thread of the cell's caller with each request that the rules of the session's network refuse. It gets a
+                `Denial` and returns `"once"`, `"always"`, or None to refuse it.
         """
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
         self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id, network)
-        self._timeout = timeout
+        self._timeout, self._on_denied = timeout, on_denied
         self._created_at = find_calling_line()
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, Session] | None = None
@@ -360,7 +411,15 @@ class InteractiveSession:
         self._owner = OwnerProcess("the session")
 
     @classmethod
-    def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
+    def join(
+        cls,
+        session_id: str,
+        *,
+        settings: Settings | None = None,
+        endpoint: str | None = None,
+        timeout: float | None = None,
+        on_denied: OnDenied | None = None,
+    ) -> Self:
         """Use the session with a given name, which may exist already at its endpoint. `open` or a `with` block connects to it.
 
         Closing the returned object does not end the session.
@@ -370,15 +429,16 @@ class InteractiveSession:
             settings: The settings; by default they are read from appsettings.json and the environment.
             endpoint: The URL of a server. It replaces the one in the settings.
             timeout: The time limit in seconds of cells that set none, by default the endpoint's.
+            on_denied: Called with each request that the rules of the session's network refuse, as in the constructor.
         """
-        joined = cls(settings, endpoint=endpoint, timeout=timeout)
+        joined = cls(settings, endpoint=endpoint, timeout=timeout, on_denied=on_denied)
         joined._opening = partial(_joined, open_interpreter(settings, endpoint=endpoint), session_id)
         return joined
 
     @classmethod
-    def _wrap(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None) -> Self:
+    def _wrap(cls, portal: BlockingPortal, session: Session, *, timeout: float | None = None, on_denied: OnDenied | None = None) -> Self:
         """Create an open InteractiveSession that calls an async session through a portal. Closing it does not end the session."""
-        opened = cls(timeout=timeout)
+        opened = cls(timeout=timeout, on_denied=on_denied)
         opened._opened = portal, session
         return opened
 
@@ -433,7 +493,11 @@ class InteractiveSession:
             return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
-            return self._call(Session.run, code, timeout=limit, transactional=transactional)
+            if self._on_denied is None:
+                return self._call(Session.run, code, timeout=limit, transactional=transactional)
+            denials = _Denials(self._on_denied)
+            options: dict[str, Any] = {"timeout": limit, "transactional": transactional, "on_denied": denials.ask}
+            return self._call_with(denials.decide_until_done, Session.run, code, **options)
         followers = {"stdout": on_stdout, "stderr": on_stderr}
         for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
             follower = followers.get(event.kind)
@@ -467,7 +531,8 @@ class InteractiveSession:
             sanitize: Remove Markdown fences around the code.
         """
         limit = self._timeout if timeout is None else timeout
-        cell = LiveCell(*self._require_open(), code, timeout=limit, on_input=on_input, transactional=transactional, sanitize=sanitize)
+        options: dict[str, Any] = {"on_input": on_input, "on_denied": self._on_denied, "transactional": transactional}
+        cell = LiveCell(*self._require_open(), code, timeout=limit, sanitize=sanitize, **options)
         self._cancel_on_close(cell.following)
         return cell
 
@@ -512,7 +577,7 @@ class InteractiveSession:
         portal, _ = self._require_open()
         branches = []
         for session in self._call(Session.branch, count, reseed=reseed):
-            branch = InteractiveSession._wrap(portal, session, timeout=self._timeout)
+            branch = InteractiveSession._wrap(portal, session, timeout=self._timeout, on_denied=self._on_denied)
             branch._stack.callback(portal.call, session.close)
             self._stack.callback(branch.close)
             branches.append(branch)
@@ -558,9 +623,20 @@ class InteractiveSession:
 
         KeyboardInterrupt in this thread cancels the call.
         """
+        return self._call_with(lambda _: None, method, *arguments, **options)
+
+    def _call_with(
+        self,
+        meanwhile: Callable[[Future[Answer]], None],
+        method: Method[Arguments, Answer],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Answer:
+        """Call an async method like `_call`. Before this waits for its result, `meanwhile` is called in this thread."""
         portal, session = self._require_open()
         call: Future[Answer] = self._cancel_on_close(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:
+            meanwhile(call)
             return call.result()
         except KeyboardInterrupt:
             if not call.cancel() and call.exception() is None and isinstance(result := call.result(), CodeExecutionResult):

@@ -5,15 +5,18 @@ import http.server
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
 
-from aca_sessions import CodeExecutionResult, Denial, Network, Policy, Session, SessionPool, open_pool
+from aca_sessions import CodeExecutionResult, Denial, InteractiveSession, Network, Policy, Session, SessionPool, open_pool
 from aca_sessions.client.http import EMBEDDED, EmbeddedTransport, SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
+from aca_sessions.errors import ACASessionsError
 from aca_sessions.hosting import Hosting
-from aca_sessions.network.denials import Answer, decide
+from aca_sessions.network.denials import Answer, OnDenied, decide
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.proxy.addresses import Dialer
 from aca_sessions.sandbox.sandboxes import Sandboxes
@@ -379,3 +382,62 @@ async def test_a_function_for_all_sessions_of_a_pool(target: int) -> None:
         other = await pool.get_or_create("bob", on_denied=Person(None))
         assert await value(other, "fetch('http://unknown.test/')") == 403
     assert [denial.session_id for denial in person.asked] == ["alice"]
+
+
+def opened(on_denied: OnDenied) -> InteractiveSession:
+    return InteractiveSession(policy=POLICY, session_id="alice", on_denied=on_denied)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_live", [False, True])
+def test_without_await_the_function_is_called_in_the_callers_thread(is_live: bool, is_async: bool) -> None:
+    threads = []
+
+    def decide(denial: Denial) -> Any:
+        threads.append((threading.get_ident(), denial.session_id))
+        return later() if is_async else "once"
+
+    async def later() -> Answer:
+        return "once"
+
+    options: dict[str, Any] = {"on_stdout": lambda _: None} if is_live else {}
+    with opened(decide) as session:
+        assert session.run(f"{FETCH}\nfetch('http://unknown.invalid/')", **options).value == 502  # allowed, and not to be found
+        (branch,) = session.branch()
+        with branch:
+            assert branch.run(f"{FETCH}\nfetch('http://unknown.invalid/')", **options).value == 502
+    assert [thread for thread, _ in threads] == [threading.get_ident()] * 2
+    assert threads[0][1] == "alice" != threads[1][1]
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_without_await_an_exception_or_ctrl_c_in_the_function_refuses(is_live: bool) -> None:
+    errors: list[BaseException] = [ValueError("x"), KeyboardInterrupt(), SystemExit(3)]
+
+    def fail(_: Denial) -> Answer:
+        raise errors[0]
+
+    options: dict[str, Any] = {"on_stdout": lambda _: None} if is_live else {}
+    with opened(fail) as session:
+        while errors:
+            with pytest.raises(type(errors[0])):
+                session.run(f"{FETCH}\nx = 1\nfetch('http://unknown.invalid/')\nwhile True: pass", **options)
+            errors.pop(0)
+        assert session.run("x").value == 1
+
+
+def test_a_session_that_is_closed_while_a_person_thinks_ends_the_call() -> None:
+    began, may_answer = threading.Event(), threading.Event()
+
+    def think(_: Denial) -> Answer:
+        began.set()
+        may_answer.wait()
+        return "once"
+
+    with ThreadPoolExecutor(1) as threads, opened(think) as session:
+        running = threads.submit(session.run, f"{FETCH}\nfetch('http://unknown.invalid/')")
+        began.wait()
+        session.close()
+        may_answer.set()
+        with pytest.raises(ACASessionsError, match="the session was closed"):
+            running.result()
