@@ -103,7 +103,8 @@ MAY_IMPORT = {
     "agent": {"agent", "bridge", "bridge.codec", "connect", "client", "models", "errors", "lifetime"},
     "compat": {"compat", "integrations", "interactive", "agent", "connect", "client", "models", "errors", ""},
 }
-_ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "hints", "rendering", "guest_text", "errors", "lifetime"}
+_ARRIVAL = {"connect", "agent", "client", "contract", "network", "settings", "models", "hints", "rendering", "guest_text"}
+_ARRIVAL |= {"errors", "lifetime"}
 MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations", "interactive", "ledger", "telemetry"},
     "integrations.jupyter_kernel": _ARRIVAL | {"__version__", "interactive"},

@@ -274,13 +274,13 @@ async def _let_find_scripts(session: Session, named: NamedSession) -> None:
 
 
 async def _follow(call: Call, session: Session, named: NamedSession, request: CodeExecutionRequest) -> CodeExecutionResult:
-    answer = call.ask if call.can_ask else None
+    answers = {"on_input": call.ask, "on_denied": call.decide} if call.can_ask else {}
     execution = await session.start(
         request.code,
         timeout=request.timeout,
         sanitize=request.sanitize_input,
-        on_input=answer,
         transactional=request.transactional,
+        **answers,  # type: ignore[arg-type]
     )
     ended = False
     named.executing.append(execution)

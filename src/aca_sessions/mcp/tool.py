@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from ..errors import ACASessionsError, ServiceError
 from ..guest_text import for_model, shown_name
 from ..models import Event
+from ..network.denials import Answer, Denial
 from .clients import Client
 from .sdk import Exchange
 
@@ -33,6 +34,12 @@ _LOGGER = "aca_sessions.cell"
 _LONGEST_NOTE = 4000
 _MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of the output
 _ANSWER = {"type": "object", "properties": {"answer": {"type": "string", "title": "Answer"}}, "required": ["answer"]}
+_CHOICES = {"refuse": "Refuse", "once": "Allow once", "always": "Allow from now on"}
+_DECISION = {
+    "type": "object",
+    "properties": {"decision": {"type": "string", "title": "Decision", "enum": [*_CHOICES], "enumNames": [*_CHOICES.values()]}},
+    "required": ["decision"],
+}
 _LONGEST_PROMPT = 2000
 
 SessionName = Annotated[str | None, Field(description="The session to use, by default the active one.", max_length=256)]
@@ -143,6 +150,11 @@ class Call:
         asker = self.asking or self.context
         text = (await asker.ask(message, _ANSWER)).get("answer")
         return text if isinstance(text, str) else None
+
+    async def decide(self, denial: Denial) -> Answer:
+        """Ask the client's user whether to allow a request that the rules of the session's network refuse."""
+        decision = (await (self.asking or self.context).ask(denial.described(), _DECISION)).get("decision")
+        return "always" if decision == "always" else decision == "once"
 
     async def resources_changed(self, uris: list[str]) -> None:
         """Notify the client that its list of resources changed.

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+_LONGEST_SHOWN = 300  # characters
 Decision = Literal["once", "always", "refuse"]
 
 
@@ -36,6 +37,19 @@ class Denial:
         host = self.host if self.port in (80, 443) else f"{self.host}:{self.port}"
         return f"{self.method} {host}{self.path}" if self.method else f"a connection to {host}"
 
+    def described(self) -> str:
+        """Return lines of text about the denial for a person who decides. What the session's code chose is quoted and of bounded length."""
+        what = f"send a {self.method} request to" if self.method else "connect to"
+        lines = [f"The session's network rules do not allow to {what} {self.host}, port {self.port}."]
+        if self.path is not None:
+            lines.append(f"Path, as the code gives it: {_quoted(self.path)}")
+        lines.append(f"The rules allow: {self.allowed[:_LONGEST_SHOWN]}")
+        if self.headers:
+            lines.append(f"If you allow it, these headers are sent with it: {', '.join(self.headers)}")
+        elif self.method is None:
+            lines.append("If you allow it, the code can send anything there.")
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         """Return the denial as JSON, without the identifier of the session, which both sides know."""
         members: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__ if name != "session_id"}
@@ -47,6 +61,13 @@ class Denial:
         members = json.loads(text)
         known = {name: members[name] for name in cls.__slots__ if name in members}
         return cls(**known | {"headers": tuple(members["headers"]), "session_id": session_id})
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotes, with all that is not ASCII escaped. A long one is cut in the middle."""
+    half = _LONGEST_SHOWN // 2
+    cut = f"{text[:half]} [{len(text) - 2 * half} characters] {text[-half:]}"
+    return ascii(text if len(text) <= _LONGEST_SHOWN else cut)
 
 
 Answer = Literal["once", "always"] | bool | None
