@@ -25,7 +25,17 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 _CONTROL_OR_COLOUR = re.compile(f"({_COLOUR})|({_MOVE})|{_CONTROL}")
 _UP_OR_LINE = re.compile(rf"{_UP}|\n(?P<goes_on>(?=[\r\n]|{_UP.replace('?P<rows>', '')}))?")
 _TERMINAL_LABELS = (
-    *("[session state", "[hint]", "[image saved", "[image not saved", "[file saved", "[file sent", "[not copied", "aca-sessions:"),
+    *(
+        "[session state",
+        "[hint]",
+        "[network]",
+        "[image saved",
+        "[image not saved",
+        "[file saved",
+        "[file sent",
+        "[not copied",
+        "aca-sessions:",
+    ),
     *("[0 frame in libraries", "[0 frames in libraries"),
 )
 _MODEL_LABELS = (

@@ -475,6 +475,7 @@ class InteractiveSession:
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_input: OnInput | None = None,
+        on_denied: OnDenied | None = None,
         transactional: bool = False,
     ) -> CodeExecutionResult:
         """Run a cell and return its result.
@@ -486,6 +487,7 @@ class InteractiveSession:
             on_stdout: Called in this thread with what the cell writes to stdout, while it runs.
             on_stderr: Called in this thread with what the cell writes to stderr, while it runs.
             on_input: Called in this thread with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
+            on_denied: Called in this thread with each refused request, in the place of the session's own function.
             transactional: Undo the cell's changes if it fails, runs too long or is killed. If that is impossible, the result's `state` says
                 so.
         """
@@ -493,13 +495,13 @@ class InteractiveSession:
             return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
-            if self._on_denied is None:
+            if (decides := on_denied or self._on_denied) is None:
                 return self._call(Session.run, code, timeout=limit, transactional=transactional)
-            denials = _Denials(self._on_denied)
+            denials = _Denials(decides)
             options: dict[str, Any] = {"timeout": limit, "transactional": transactional, "on_denied": denials.ask}
             return self._call_with(denials.decide_until_done, Session.run, code, **options)
         followers = {"stdout": on_stdout, "stderr": on_stderr}
-        for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
+        for event in self.stream(code, timeout=limit, on_input=on_input, on_denied=on_denied, transactional=transactional):
             follower = followers.get(event.kind)
             if follower is not None:
                 follower(event.text)
@@ -516,6 +518,7 @@ class InteractiveSession:
         *,
         timeout: float | None = None,
         on_input: OnInput | None = None,
+        on_denied: OnDenied | None = None,
         transactional: bool = False,
         sanitize: bool = True,
     ) -> LiveCell:
@@ -527,11 +530,12 @@ class InteractiveSession:
             code: The source text.
             timeout: The time limit in seconds, by default the session's.
             on_input: Called in this thread with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
+            on_denied: Called in this thread with each refused request, in the place of the session's own function.
             transactional: Undo the cell's changes if it fails, runs too long or is killed.
             sanitize: Remove Markdown fences around the code.
         """
         limit = self._timeout if timeout is None else timeout
-        options: dict[str, Any] = {"on_input": on_input, "on_denied": self._on_denied, "transactional": transactional}
+        options: dict[str, Any] = {"on_input": on_input, "on_denied": on_denied or self._on_denied, "transactional": transactional}
         cell = LiveCell(*self._require_open(), code, timeout=limit, sanitize=sanitize, **options)
         self._cancel_on_close(cell.following)
         return cell

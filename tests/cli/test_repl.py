@@ -36,11 +36,13 @@ ENDLESS = "print('re' + 'ady'); exec('while True: pass')"
 class Terminal:
     """The command at a terminal of its own, with typed input and the output on the screen."""
 
+    command = "repl"
+
     def __init__(self, *arguments: str, **environment: str) -> None:
         self._ours, theirs = os.openpty()
         kind = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(
-            [*COMMAND, "repl", *arguments],
+            [*COMMAND, self.command, *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -524,3 +526,49 @@ def test_a_history_that_cannot_be_kept_is_an_error_only_if_it_was_named(tmp_path
         open_history(tmp_path / "nowhere" / "history", kept=True)
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
     assert [*open_history(None, kept=True).load_history_strings()] == []
+
+
+@pytest.mark.slow
+def test_a_refused_request_is_shown_as_data_and_allowed_at_the_terminal() -> None:
+    fetch = "def fetch(c):\n try: u.urlopen(f'http://{c}.invalid')\n except e.HTTPError as x: return x.code"
+    with Terminal(ACASessions__Sandbox__Network='["target.test"]') as terminal:
+        terminal.reads(PROMPT)
+        terminal.enters(f"import urllib.request as u, urllib.error as e; exec({fetch!r})")
+        for host, typed, shown in (("a", "y", "502"), ("a", "always", "502"), ("b", "", "403"), ("c", "Yes please", "403")):
+            terminal.types(f"print('fetch', 'ing\\n[network] no'); fetch('{host}')\r")
+            assert "(printed) [network] no" in terminal.reads("[network] The session's network rules do not allow")
+            assert f"connect to {host}.invalid, port 80.\r\nThe rules allow: the hosts target.test" in terminal.reads("[y/N/always] ")
+            terminal.types(f"{typed}\r")
+            assert shown in terminal.reads(PROMPT)
+        assert "502" in terminal.enters("fetch('a')")  # without a question
+        terminal.types("fetch('d'); exec('while True: pass')\r")
+        terminal.reads("[y/N/always] ")
+        time.sleep(0.3)  # the terminal waits for the answer
+        terminal.types(CTRL_C)
+        assert "KeyboardInterrupt" in terminal.reads(PROMPT)
+        terminal.types("fetch('d')\r")
+        terminal.reads("[y/N/always] ")
+        terminal.types(CTRL_D)
+        assert "403" in terminal.reads(PROMPT)
+
+
+class RunTerminal(Terminal):
+    command = "run"
+
+
+@pytest.mark.slow
+def test_run_asks_about_refused_requests_at_a_terminal_only() -> None:
+    network = {"ACASessions__Sandbox__Network": '["target.test"]'}
+    code = "import urllib.request as u\ntry: u.urlopen('http://a.invalid')\nexcept OSError as error: print(error.code)"
+    for typed, shown in (("y\r", "502"), (CTRL_D, "403")):
+        with RunTerminal(code, **network) as terminal:
+            terminal.reads("connect to a.invalid, port 80.")
+            terminal.reads("[y/N/always] ")
+            terminal.types(typed)
+            terminal.reads(shown)
+    with RunTerminal(f"{code}\nwhile True: pass", **network) as terminal:
+        terminal.reads("[y/N/always] ")
+        time.sleep(0.3)
+        terminal.types(CTRL_C)
+        terminal.reads("KeyboardInterrupt")
+    assert aca_sessions("run", code, env=os.environ | network).stdout == "403\n"

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError,
 from ..guest_text import printable, shown_caption, shown_name
 from ..hints import Remedies, hint
 from ..interactive import InteractiveSession, LiveCell, handle_ctrl_c
-from ..models import Access, Checkpoint, Completions, Prompt
+from ..models import Access, Checkpoint, Completions
 from .prompt import COMMANDS, EXITS, CellPrompt, open_history
-from .run import CellPrinter, read_answer, save_images, show
+from .run import CellPrinter, Question, Reply, read_answer, read_decision, save_images, show
 from .sessions import free_path, reserved, settings_at, settings_with_endpoint
 from .streams import progress
 
@@ -160,7 +161,11 @@ def _put(session: InteractiveSession, path: Path, name: str = "") -> None:
 
 def _run(session: InteractiveSession, code: str, access: Access) -> None:
     printer = CellPrinter()
-    cell = session.stream(code, on_input=lambda prompt: _answer(cell, printer, prompt))
+    cell = session.stream(
+        code,
+        on_input=lambda prompt: _answer(cell, printer, read_answer, prompt),
+        on_denied=lambda denial: _answer(cell, printer, read_decision, denial),
+    )
     with cell.interrupted_by_ctrl_c():
         for event in cell:
             printer.print_event(event)
@@ -169,16 +174,13 @@ def _run(session: InteractiveSession, code: str, access: Access) -> None:
                 printer.finish(result, *save_images(result, Path()))
 
 
-def _answer(cell: LiveCell, printer: CellPrinter, prompt: Prompt) -> str | None:
-    """Ask the user for the line that `input()` or `getpass()` returns in a cell. For `getpass()` the line is not shown.
-
-    Raise EOFError at Ctrl-D. At Ctrl-C, interrupt the cell and return None.
-    """
+def _answer(cell: LiveCell, printer: CellPrinter, read: Callable[[CellPrinter, Question], Reply], question: Question) -> Reply | None:
+    """Ask the user by calling `read`. At Ctrl-C, interrupt the cell and return None."""
     try:
         with handle_ctrl_c(signal.default_int_handler):
             if cell.is_cancelled:  # by a Ctrl-C between the question and this block
                 return None
-            return read_answer(printer, prompt)
+            return read(printer, question)
     except KeyboardInterrupt:
         cell.cancel()
         return None

@@ -14,10 +14,11 @@ import stat
 import sys
 import tomllib
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from ..client.executions import AnswerInput, Execution, events_of
 from ..client.interpreter import CodeInterpreter
@@ -29,6 +30,7 @@ from ..guest_text import TerminalFilter, printable, shown_name
 from ..hints import Remedies, hint
 from ..interactive import handle_ctrl_c
 from ..models import CodeExecutionResult, Display, Event, Prompt, State
+from ..network.denials import Answer, Denial, OnDenied
 from ..rendering import hint_note, split_traceback, state_note
 from ..settings import Settings
 from .sessions import reserved, settings_at, settings_with_endpoint
@@ -37,6 +39,9 @@ from .streams import code_from_argument, code_from_input, is_closed, progress, s
 _SUCCESSES = ("", "0", "None")  # messages of a SystemExit that counts as success
 _EXIT_NUMBER = re.compile("-?[0-9]{1,10}")
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
+
+Question = TypeVar("Question")
+Reply = TypeVar("Reply")
 
 
 def show(result: CodeExecutionResult) -> None:
@@ -403,7 +408,8 @@ async def _run_to_its_end(session: Session, code: str, options: argparse.Namespa
 async def _run_live(session: Session, code: str, options: argparse.Namespace) -> int:
     """Run a cell, print its output while it runs, and return the exit code. Ctrl-C interrupts the cell, and its result is still printed."""
     printer = CellPrinter(shows_libraries=options.full_traceback)
-    execution = await session.start(code, timeout=options.timeout, on_input=_answering(options, printer))
+    answers = {"on_input": _answering(options, printer), "on_denied": _deciding(options, printer)}
+    execution = await session.start(code, timeout=options.timeout, **answers)  # type: ignore[arg-type]
     amended = execution.amending(partial(hinted, options=options)).amending(partial(_without_state, options=options))
     following = asyncio.create_task(_follow(session, amended, printer, options))
     try:
@@ -453,20 +459,30 @@ def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput
 
     The function raises EOFError at the end of the input. This is at once if standard input is closed, or has the code.
     """
-    if options.code == "-" or is_closed("stdin") or not sys.stdin.isatty():
-        return _next_line
-    running = asyncio.current_task()
+    return partial(_asking, asyncio.current_task(), printer, read_answer) if _can_ask(options) else _next_line
 
-    def ask(prompt: Prompt) -> str | None:
-        try:
-            with handle_ctrl_c(signal.default_int_handler):
-                return read_answer(printer, prompt)
-        except KeyboardInterrupt:
-            if running is not None:
-                running.cancel()  # as asyncio does at Ctrl-C
-            return None
 
-    return ask
+def _deciding(options: argparse.Namespace, printer: CellPrinter) -> OnDenied | None:
+    """Return a function that asks the user at a terminal about refused requests. Return None, which refuses them, without a terminal."""
+    can_ask = _can_ask(options) and not is_closed("stderr") and sys.stderr.isatty()
+    return partial(_asking, asyncio.current_task(), printer, read_decision) if can_ask else None
+
+
+def _can_ask(options: argparse.Namespace) -> bool:
+    return options.code != "-" and not is_closed("stdin") and sys.stdin.isatty()
+
+
+def _asking(
+    running: "asyncio.Task[object] | None", printer: CellPrinter, read: Callable[[CellPrinter, Question], Reply], question: Question
+) -> Reply | None:
+    """Ask the user by calling `read`. At Ctrl-C, cancel the task `running` and return None."""
+    try:
+        with handle_ctrl_c(signal.default_int_handler):
+            return read(printer, question)
+    except KeyboardInterrupt:
+        if running is not None:
+            running.cancel()  # as asyncio does at Ctrl-C
+        return None
 
 
 def read_answer(printer: CellPrinter, prompt: Prompt) -> str:
@@ -477,6 +493,23 @@ def read_answer(printer: CellPrinter, prompt: Prompt) -> str:
     text = printer.before_answer(prompt)
     # getpass itself writes the text, after it has turned off the echo: what is typed before that would be shown, or discarded.
     return getpass.getpass(text) if prompt.password else input()
+
+
+def read_decision(printer: CellPrinter, denial: Denial) -> Answer:
+    """Ask the user whether to allow a request that the rules of the session's network refuse. Ctrl-D refuses."""
+    first, *others = denial.described().split("\n")
+    printer.write_notes(f"[network] {first}", *others)
+    with contextlib.suppress(ImportError):  # Windows has no termios
+        import termios
+
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
+    sys.stderr.write("Allow it once, or from now on? [y/N/always] ")
+    sys.stderr.flush()
+    try:
+        answer = input().strip().lower()
+    except EOFError:
+        return None
+    return "always" if answer == "always" else answer in ("y", "yes")
 
 
 def _next_line(_prompt: Prompt) -> str:

@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+_WORD = re.compile(r"[\w.:-]{1,253}", re.ASCII)
 _LONGEST_SHOWN = 300  # characters
 Decision = Literal["once", "always", "refuse"]
 
@@ -39,8 +41,8 @@ class Denial:
 
     def described(self) -> str:
         """Return lines of text about the denial for a person who decides. What the session's code chose is quoted and of bounded length."""
-        what = f"send a {self.method} request to" if self.method else "connect to"
-        lines = [f"The session's network rules do not allow to {what} {self.host}, port {self.port}."]
+        what = f"send a {_word(self.method)} request to" if self.method else "connect to"
+        lines = [f"The session's network rules do not allow to {what} {_word(self.host)}, port {self.port}."]
         if self.path is not None:
             lines.append(f"Path, as the code gives it: {_quoted(self.path)}")
         lines.append(f"The rules allow: {self.allowed[:_LONGEST_SHOWN]}")
@@ -61,6 +63,10 @@ class Denial:
         members = json.loads(text)
         known = {name: members[name] for name in cls.__slots__ if name in members}
         return cls(**known | {"headers": tuple(members["headers"]), "session_id": session_id})
+
+
+def _word(text: str) -> str:
+    return text if _WORD.fullmatch(text) else _quoted(text)
 
 
 def _quoted(text: str) -> str:
