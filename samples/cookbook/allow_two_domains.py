@@ -24,4 +24,4 @@ with InteractiveSession(policy=policy) as session:
     print(session.run(TRY))  # pypi.org is not allowed
 
 # prints:
-# HTTP Error 403: Forbidden
+# HTTP Error 403: Forbidden, blocked by this session's network rules: a connection to pypi.org; allowed: the hosts api.github.com, *.example.org

@@ -45,6 +45,7 @@ _logger = logging.getLogger("aca_sessions")
 _STATUS = {400: "400 Bad Request", 403: "403 Forbidden", 429: "429 Too Many Requests"}
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _TLS_HANDSHAKE = b"\x16"  # the first byte of a connection with TLS
+_MAX_REASON = 400
 _PRIVATE = "403 Forbidden, because at least one of its addresses is not public"
 
 
@@ -211,7 +212,10 @@ class Proxy:
 
 
 def _status_line(denied: DeniedError) -> str:
-    return _PRIVATE if isinstance(denied, PrivateAddressError) else _STATUS[denied.status]
+    if isinstance(denied, PrivateAddressError):
+        return _PRIVATE
+    # What the session asked for was matched before it got into the message, so that it cannot end the line.
+    return f"{_STATUS[denied.status]}, {str(denied)[:_MAX_REASON]}" if denied.status == 403 else _STATUS[denied.status]
 
 
 class ProxyConnections:
