@@ -350,7 +350,9 @@ class ForkServer:
                 self._authority = Authority.create()
             return self._authority
 
-    def spawn(self, workspace: Workspace, limits: Limits, *, network: str | None = None, authority: str = "") -> SpawnedSession:
+    def spawn(
+        self, workspace: Workspace, limits: Limits, *, network: str | None = None, authority: str = "", no_proxy: str = ""
+    ) -> SpawnedSession:
         """Start a session in a workspace. Do not wait for its interpreter, which sends the message `Ready` when it can run cells.
 
         Args:
@@ -358,6 +360,7 @@ class ForkServer:
             limits: The limits of the session.
             network: `none`, `host`, or `allow` for one behind a proxy. None: `host` if that is the policy's, otherwise `none`.
             authority: A certificate in PEM format that the session trusts, beside those that it finds in its root.
+            no_proxy: Hosts with commas between them that its programs connect to themselves, and not through the proxy.
         """
         network = network or self.network
         differs = network != self.network
@@ -375,6 +378,7 @@ class ForkServer:
             memory_is_counted=self.groups is not None,
             history=limits.history,
             authority=authority,
+            no_proxy=no_proxy,
         )
         with explained_shortage("another session"), contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())

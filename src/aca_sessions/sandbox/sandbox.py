@@ -13,7 +13,7 @@ from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, Snap
 from ..ledger import Ledger
 from ..lifetime import Tasks, create_in_thread
 from ..models import CodeExecutionResult, RemoteFile, RunningProcess
-from ..network.rules import Network
+from ..network.rules import Network, split_host
 from .forkserver import ForkServer, limiter
 from .limits.memory import MemoryLimit
 from .packages.store import Packages, SessionPackages
@@ -34,6 +34,7 @@ from .session.saved_state import StateReader
 Result = TypeVar("Result")
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
+_OWN_HOSTS = ("localhost", "127.0.0.1", "::1")  # of a session itself, unless a rule means this machine by one of them
 _SAVED_BELOW = 0.9  # of the memory limit: above, no save runs beside a cell
 _UNKNOWN_DELETED_FILES = ("maybe some, this host cannot tell which",)
 
@@ -488,7 +489,10 @@ class Sandbox:
 
     def _spawn(self, inspected: bool) -> SpawnedSession:
         server, network = self._fork_server, self._fork_server.network if self._proxy is None else "allow"
-        return server.spawn(self._workspace, self._limits, network=network, authority=server.authority.pem if inspected else "")
+        named = () if self._proxy is None else {split_host(host)[0] for host in self._proxy.network.network.domains}
+        no_proxy = ",".join(host for host in _OWN_HOSTS if host not in named)
+        authority = server.authority.pem if inspected else ""
+        return server.spawn(self._workspace, self._limits, network=network, authority=authority, no_proxy=no_proxy)
 
     async def _reset(self) -> int:
         async with self._turn:

@@ -129,6 +129,7 @@ class Spawn(Message):
     memory_is_counted: bool
     history: int
     authority: str
+    no_proxy: str
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from .notebook.shell import Shell
 
 
-def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None, has_authority: bool) -> None:
+def serve(link: Link, shell: Shell, *, proxy: tuple[str, int, str] | None, has_authority: bool) -> None:
     """Run cells and send their results, until the host closes the link.
 
-    `proxy` is the host and port of the session's HTTP proxy. `has_authority` tells whether the session trusts an authority of that proxy.
+    `proxy` is the host and port of the session's HTTP proxy, and the hosts that are reached without it. `has_authority` tells whether the
+    session trusts an authority of that proxy.
     """
     snapshots.reseed()
     gc.enable()
@@ -91,7 +92,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _proxy_variables(host: str, port: int) -> dict[str, str]:
+def _proxy_variables(host: str, port: int, no_proxy: str) -> dict[str, str]:
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    variables = dict.fromkeys(names, f"http://{host}:{port}") | {"NO_PROXY": "localhost,127.0.0.1,::1"}
+    variables = dict.fromkeys(names, f"http://{host}:{port}") | {"NO_PROXY": no_proxy}
     return variables | {name.lower(): value for name, value in variables.items()}

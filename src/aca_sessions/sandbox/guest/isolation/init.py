@@ -134,7 +134,10 @@ def _run_interpreter(
         for descriptor in descriptors:
             os.close(descriptor)
         cells.serve(
-            Link(link, frame_pipe), shell, proxy=network.PROXY if spawn.network == "allow" else None, has_authority=bool(spawn.authority)
+            Link(link, frame_pipe),
+            shell,
+            proxy=(*network.PROXY, spawn.no_proxy) if spawn.network == "allow" else None,
+            has_authority=bool(spawn.authority),
         )
     except RefusalError as refusal:
         link.sendall(frame(refusal.report))
