@@ -13,13 +13,25 @@ from typing import Any
 import httpx
 import pytest
 
-from aca_sessions import CodeInterpreter, InteractiveSession, Network, Policy, Session, SessionPool, Settings, open_pool, open_server
+from aca_sessions import (
+    CodeInterpreter,
+    InteractiveSession,
+    Network,
+    NetworkLimits,
+    Policy,
+    Session,
+    SessionPool,
+    Settings,
+    open_pool,
+    open_server,
+)
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.contract import extensions
 from aca_sessions.contract.records import ProblemError
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SecretError, ServiceError
 from aca_sessions.hosting import Hosting
 from aca_sessions.network.given import GivenNetwork
+from aca_sessions.network.secrets import Secret, SecretStore
 
 from ..network.upstream import Upstream, upstream
 
@@ -321,8 +333,6 @@ async def test_clients_with_different_networks_have_each_its_own_in_turn(target:
 
 
 async def test_limits_of_a_session_go_on_when_rules_are_replaced_or_it_is_rolled_back(target: Upstream, tmp_path: Path) -> None:
-    from aca_sessions import NetworkLimits
-
     limits = NetworkLimits(requests=3)
     async with (
         serving(Network.none(), store=tmp_path / "store") as service,
@@ -477,7 +487,7 @@ async def test_secrets_reach_no_message_log_or_audit_line(target: Upstream, tmp_
 def test_a_malformed_network_is_refused_without_its_secrets(change: dict[str, Any]) -> None:
     good = {"version": "0" * 32, "kind": "rules", "rules": [{"host": "a.test"}], "secrets": {"token": SECRET}, "limits": {"requests": 1}}
     version, network = extensions.decode_network(good)
-    assert (version, network.domains, network.secrets, network.limits.requests) == ("0" * 32, ("a.test",), {"token": SECRET}, 1)
+    assert (version, network.domains, [*network.secrets], network.limits.requests) == ("0" * 32, ("a.test",), ["token"], 1)
     with pytest.raises(ProblemError) as refused:
         extensions.decode_network(good | change)
     assert refused.value.status == 400
@@ -499,21 +509,21 @@ async def test_values_of_secrets_are_read_again_once_a_minute_and_sent_if_they_h
     given._store.token = token  # type: ignore[method-assign]
     given._store._clock = lambda: now[0]
     unset = given.version
-    resolved = await given.resolve()
+    network, secrets = await given.resolve()
     first = given.version
     assert first != unset
-    assert resolved.secrets == {"token": "first", "identity-1": "one"}
-    assert [(rule.identity, dict(rule.headers)) for rule in resolved.hosts] == [
+    assert secrets == {"token": "first", "identity-1": "one"}
+    assert [(rule.identity, dict(rule.headers)) for rule in network.hosts] == [
         (None, {"Authorization": "Bearer ${secret:token}"}),
         (None, {"X": "1", "Authorization": "Bearer ${secret:identity-1}"}),
     ]
     values.append("second")
     now[0] = 59.0
     assert given.is_fresh
-    assert (await given.resolve(), given.version) == (resolved, first)
+    assert (await given.resolve(), given.version) == ((network, secrets), first)
     now[0] = 61.0
     assert not given.is_fresh
-    assert (await given.resolve()).secrets["token"] == "second"
+    assert (await given.resolve())[1]["token"] == "second"
     second = given.version
     assert second != first
     now[0] = 122.0
@@ -521,15 +531,14 @@ async def test_values_of_secrets_are_read_again_once_a_minute_and_sent_if_they_h
     assert (given.version, given.is_fresh) == (second, True)
     tokens.pop(0)
     now[0] = 183.0
-    assert (await given.resolve()).secrets["identity-1"] == "two"
+    assert (await given.resolve())[1]["identity-1"] == "two"
     assert given.version not in (first, second)
-    version, sent = extensions.decode_network(extensions.encode_network(given.version, await given.resolve()))
-    assert (version, sent) == (given.version, await given.resolve())
+    version, sent = extensions.decode_network(extensions.encode_network(given.version, *await given.resolve()))
+    assert (version, sent.hosts) == (given.version, network.hosts)
+    assert [await SecretStore(sent.secrets).get(name) for name in ("token", "identity-1")] == ["second", "two"]
 
 
 async def test_a_cell_is_not_run_if_a_secret_cannot_be_read(target: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aca_sessions.network.secrets import Secret
-
     monkeypatch.setenv("TOKEN", SECRET)
     rule = {"Host": "files.test", "Headers": {"Authorization": "Bearer ${secret:token}"}}
     given = Network.rules([rule], secrets={"token": Secret.environment("TOKEN")})
@@ -543,7 +552,8 @@ async def test_a_cell_is_not_run_if_a_secret_cannot_be_read(target: Upstream, mo
                 await session.run("x = 2")
             monkeypatch.setenv("TOKEN", "another")
             assert (await session.run("x")).value == 1
-            assert service.sessions()._sessions["alice"].network.given.network.secrets == {"token": "another"}
+            sent = service.sessions()._sessions["alice"].network.given.network.secrets
+            assert await SecretStore(sent).get("token") == "another"
         monkeypatch.delenv("TOKEN")
         with pytest.raises(SecretError, match="TOKEN is not set"):
             await pool.get_or_create("bob", network=given)

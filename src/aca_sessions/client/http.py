@@ -314,10 +314,10 @@ class GivenNetworks:
             await self._put(identifier, network)
 
     async def _put(self, identifier: str, network: GivenNetwork) -> None:
-        resolved = await network.resolve()
+        resolved, secrets = await network.resolve()
         if network.sent != network.version:
             version = network.version
-            body = extensions.encode_network(version, resolved)
+            body = extensions.encode_network(version, resolved, secrets)
             await self._http.request("PUT", extensions.NETWORK_PATH, identifier=identifier, json=body)
             network.sent = version
 

@@ -32,7 +32,6 @@ from ..models import (
     VariableChange,
 )
 from ..network.rules import Network, NetworkLimits, Rule
-from ..network.secrets import SecretStore
 from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
@@ -432,14 +431,14 @@ def _is_identifier(name: object) -> bool:
 # --- the network of a session ---
 
 
-def encode_network(version: str, network: Network) -> dict[str, object]:
-    """Encode as JSON a network that a client gives to a session. Its rules have no identities, and its secrets are their values."""
+def encode_network(version: str, network: Network, secrets: Mapping[str, str]) -> dict[str, object]:
+    """Encode as JSON a network that a client gives to a session, and the values of its secrets. Its rules have no identities."""
     rules = []
     for rule in network.hosts:
-        members = {name: getattr(rule, name) for name in _RULE_MEMBERS}
+        members = {name: getattr(rule, name) for name in _RULE_MEMBERS} | {"headers": dict(rule.headers)}
         rules.append({"host": rule.host} | {name: value for name, value in members.items() if value})
     limits = {name: value for name, value in asdict(network.limits).items() if value is not None}
-    return {"version": version, "kind": network.kind, "rules": rules, "secrets": dict(network.secrets), "limits": limits}
+    return {"version": version, "kind": network.kind, "rules": rules, "secrets": dict(secrets), "limits": limits}
 
 
 def decode_network(body: object) -> tuple[str, Network]:
@@ -473,7 +472,6 @@ def _decode_rules(kind: str, rules: list[dict[str, Any]], secrets: dict[str, Any
         raise invalid(f"'secrets' must be at most {_MOST_SECRETS} texts by their names")
     if unknown := limits.keys() - {field.name for field in fields(NetworkLimits)}:
         raise invalid(f"'limits' may have requests, megabytes and connections, got {min(unknown)!r:.80}")
-    SecretStore(secrets)  # raises if a value cannot be in a header
     made = Network.rules([Rule(**rule) for rule in rules], secrets=secrets, limits=NetworkLimits(**limits))
     return replace(made, kind=cast(Any, kind))
 

@@ -14,6 +14,9 @@ from .secrets import SecretStore
 _KEPT_SECONDS = 60.0  # values that were read are sent for this time without looking whether they have changed
 
 
+Resolved = tuple[Network, dict[str, str]]
+
+
 class GivenNetwork:
     """A network that a client gives to a session, with the values of its secrets as they were read last.
 
@@ -37,7 +40,7 @@ class GivenNetwork:
         self._clock = clock
         self._store = SecretStore(network.secrets)
         self._read_at: float | None = None
-        self._resolved: Hidden[Network] | None = None
+        self._resolved: Hidden[Resolved] | None = None
 
     def __repr__(self) -> str:
         return f"<GivenNetwork {', '.join(self.network.described)}>"
@@ -53,8 +56,8 @@ class GivenNetwork:
         self.network, self.version, self.sent = other.network, other.version, other.sent
         self._store, self._read_at, self._resolved = other._store, other._read_at, other._resolved
 
-    async def resolve(self) -> Network:
-        """Return the network with the values of its secrets and identities, which are read at most once a minute.
+    async def resolve(self) -> Resolved:
+        """Return the network without identities, and the values of its secrets, which are read at most once a minute.
 
         If one has changed, `version` changes too. Raise SecretError if one cannot be read. The caller holds `sending`.
         """
@@ -66,7 +69,7 @@ class GivenNetwork:
             self._read_at = began
         return self._resolved.value
 
-    async def _read(self) -> Network:
+    async def _read(self) -> Resolved:
         used = names_in(value for rule in self.network.hosts for value in rule.headers.values())
         values = {name: await self._store.get(name) for name in dict.fromkeys(used)}
         rules: list[Rule] = []
@@ -77,7 +80,7 @@ class GivenNetwork:
             name = _free_name(values)
             values[name] = await self._store.token(rule.identity)
             rules.append(replace(rule, identity=None, headers={**rule.headers, "Authorization": f"Bearer ${{secret:{name}}}"}))
-        return replace(self.network, hosts=tuple(rules), secrets=values)
+        return replace(self.network, hosts=tuple(rules), secrets={}), values
 
 
 def _free_name(taken: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ import stat
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,6 +120,7 @@ class SecretStore:
         credential: "TokenCredential | AsyncTokenCredential | None" = None,
         transport: "httpx.AsyncBaseTransport | None" = None,
         clock: Callable[[], float] = time.time,
+        earlier: Iterable[str] = (),
     ) -> None:
         """Create a store. Raise ConfigurationError if a name or a value cannot be one of a secret.
 
@@ -128,13 +129,14 @@ class SecretStore:
             credential: The credential for Azure, which the caller closes. None: `DefaultAzureCredential`.
             transport: The transport of httpx for requests to Key Vault.
             clock: Returns the time in seconds since 1970.
+            earlier: Values that `values` returns, too: those of a store that this one replaces. The latest 100 are kept.
         """
         self._secrets = as_secrets(secrets)
         self._credential, self._transport, self._clock = credential, transport, clock
         self._calls = SharedCalls()
         self._read: dict[str, Hidden[_Value]] = {}
         self._tokens: dict[str, AzureTokenProvider] = {}
-        self._issued: dict[tuple[str, str], Hidden[deque[str]]] = {}
+        self._issued: dict[tuple[str, str], Hidden[deque[str]]] = {("earlier", ""): Hidden(deque(dict.fromkeys(earlier), _ISSUED))}
 
     def __repr__(self) -> str:
         return f"<SecretStore: {', '.join(self._secrets) or 'empty'}>"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from ..contract.records import ProblemError
 from ..ledger import Ledger
 from ..network.rules import Network
+from ..network.secrets import SecretStore
 from ..sandbox.limits.memory import MemoryLimit
 from ..sandbox.proxy.session_network import SessionNetwork
 from ..sandbox.sandbox import Sandbox
@@ -63,7 +64,7 @@ class HostedNetwork:
                 opened.record = self.recorder.record
             else:
                 if self._rules.network is not opened.network:
-                    self._rules.replace(opened.network)
+                    self._rules.replace(opened.network, opened.secrets)
                 sandbox.use_network(self._rules)
         return sandbox
 
@@ -72,7 +73,8 @@ class HostedNetwork:
         if not sandbox.fits(given.network):
             return False
         if self._rules is not None:
-            self._rules.replace(given.network)
+            earlier = self._rules.secrets.values() if self._rules.secrets is not None else ()  # masked in responses for as long as before
+            self._rules.replace(given.network, SecretStore(given.network.secrets, earlier=earlier))
         self.given = given
         return True
 
