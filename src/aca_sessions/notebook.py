@@ -394,7 +394,7 @@ class SessionMagics(Magics):
             f"bring data in with %session_put {option}PATH",
             f"a session sees no files of this machine: copy them in with %session_put {option}{_missing_file(result) or 'PATH'}",
         )
-        return hint(result, self._open()[1].access, remedies)
+        return hint(result, self._open()[1]._access_of(name), remedies)
 
     @contextmanager
     def _leased(self, name: str, *, starts: bool = True) -> Iterator[InteractiveSession]:

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -328,6 +328,11 @@ class SessionPool:
         if network is not None:
             await session.set_network(network)
         return session
+
+    def _access_of(self, session_id: str) -> Access:
+        """Return what a session can reach: by the network that was given to it, or else as `access` says."""
+        given = self._interpreter._network_of(session_id)
+        return self.access if given is None else replace(self.access, network=given.network.described)
 
     def _session_of(self, lease: Lease, on_denied: OnDenied | None) -> Session:
         session = Session(self._interpreter, lease.session_id, on_denied=on_denied or self._on_denied)

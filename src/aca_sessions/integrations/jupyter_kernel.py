@@ -116,7 +116,8 @@ class SessionKernel(Kernel):
         elif not silent and (packages or not is_kept):
             self.execution_count -= 1  # the base class has counted it, and the session has not
         can_ask = allow_stdin or result.error is None or result.error.name != "EOFError"
-        result = view.finish(replace(result, hint=hint(result, pool.access, _REMEDIES) if can_ask else CANNOT_ASK), shows_value=not silent)
+        told = hint(result, pool._access_of(session.session_id), _REMEDIES) if can_ask else CANNOT_ASK
+        result = view.finish(replace(result, hint=told), shows_value=not silent)
         if is_kept:
             self._history.append((self.execution_count, code, result.text))
         if result.error is not None:

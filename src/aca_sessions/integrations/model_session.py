@@ -424,7 +424,8 @@ class ModelSession:
     def _result(self, result: CodeExecutionResult, *, hinted: bool = False) -> CodeExecutionResult:
         values = dict(zip(_FIELDS, _values(result), strict=True))
         if hinted and (result.error or result.stderr or result.stdout):
-            values["hint"] = hint(result, self._source.access, _WITH_INSTALL if self._can_install else _WITHOUT_INSTALL)
+            access = self._source.access if self._source.pool is None else self._source.pool._access_of(self._session_id)
+            values["hint"] = hint(result, access, _WITH_INSTALL if self._can_install else _WITHOUT_INSTALL)
         return self._result_type(**{**values, "session_id": self._session_id, "max_output": self._max_output})
 
 

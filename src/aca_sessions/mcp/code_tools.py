@@ -198,7 +198,7 @@ async def run_script(
 async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> RanAnswer:
     done, most = decode_command_result(result), call.client.options.max_output
     ran = replace(result, stdout=done.stdout, displays=(), max_output=most)
-    ran = replace(ran, hint=hint(ran, call.client.server.pool.access, _REMEDIES))
+    ran = replace(ran, hint=hint(ran, call.client.server.pool._access_of(named.id), _REMEDIES))
     code = None if result.error else done.exit_code
     call.show_text("\n".join([render(ran), *([f"[exit code] {code}"] if code else []), *_notes(collected)]))
     call.show(*_links(named, result))
@@ -339,7 +339,7 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
 
     Also add content to `call` for the client to show: the result's text, its images, and links to its other displays and to files.
     """
-    told = hint(result, call.client.server.pool.access, _REMEDIES)
+    told = hint(result, call.client.server.pool._access_of(named.id), _REMEDIES)
     result = replace(result, max_output=call.client.options.max_output, hint=told)
     shown = _sort_displays(named, result.displays)
     text = render(replace(result, displays=tuple(display for display, _ in shown.described)))
