@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions import Network, Policy
+from aca_sessions import Denial, Network, Policy
 from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.proxy.session_network import DeniedError
 from aca_sessions.sandbox.sandbox import Sandbox
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
@@ -106,3 +107,23 @@ async def test_branches_share_the_rules_and_what_is_used_of_them(target: Upstrea
             assert (await run(one, GET.format(url))).error.name == "HTTPError"
         for one in (branch, sandbox):
             await one.close()
+
+
+async def test_a_sandbox_goes_on_with_the_rules_of_another_one() -> None:
+    async with Sandboxes(Policy(network=Network.allow("a.test"), preload=(), spares=0)) as sandboxes:
+        first, second = await sandboxes.open(), await sandboxes.open()
+        await run(first, "1")
+        await run(second, "1")
+        rules = first.network
+        await first.close()
+        second.use_network(rules)
+        asked = []
+
+        async def decide(denial: Denial) -> None:
+            asked.append(denial.host)
+
+        second.running.runtime.begin_cell(decide)
+        with pytest.raises(DeniedError):
+            await rules.rules_for("b.test", 80)
+        assert (second.network is rules, asked) == (True, ["b.test"])
+        await second.close()

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from aca_sessions import Settings, open_pool
+from aca_sessions import Network, Settings, open_pool
 from aca_sessions.hosting import Hosting
 
 from ..cli.test_cli import Server
@@ -31,7 +31,8 @@ Numbers = dict[str, float]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("--port", "0", "--api-key", "key", "--max-sessions", "2", "--metrics", "--metrics-key", "scrape") as running:
+    options = ("--max-sessions", "2", "--session-rules", "--metrics", "--metrics-key", "scrape")
+    with Server("--port", "0", "--api-key", "key", *options) as running:
         # An instrument has no series before its first event, so a session runs a cell first.
         aca_sessions("run", "--endpoint", running.endpoint, "1", env=os.environ | {"ACASessions__ApiKey": "key"})
         yield running
@@ -78,6 +79,20 @@ async def test_sessions_are_counted(server: Server) -> None:
     assert grown["start_duration_seconds_count cold"] >= 1
     assert now["active_executions"] == 0
     assert numbers(server)["sessions"] == before["sessions"]
+
+
+async def test_what_sessions_do_on_the_network_is_counted(server: Server) -> None:
+    before = numbers(server)
+    reach = "import urllib.request\ntry: urllib.request.urlopen('http://other.test')\nexcept OSError as error: print(error)"
+    async with (
+        open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool,
+        pool.session("mine", network=Network.allow("a.test")) as session,
+    ):
+        assert (await session.run(reach)).stdout == "HTTP Error 403: Forbidden\n"
+    now = numbers(server)
+    grown = {name: now[name] - before[name] for name in now if name.startswith("network_")}
+    assert (grown["network_requests_total refused"], grown["network_requests_total"]) == (1, 1)
+    assert (grown["network_traffic_bytes_total sent"], grown["network_traffic_bytes_total received"]) == (0, 0)
 
 
 def test_refusals_by_a_limit_are_counted(server: Server) -> None:

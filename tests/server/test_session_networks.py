@@ -29,6 +29,7 @@ from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.contract import extensions
 from aca_sessions.contract.records import ProblemError
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SecretError, ServiceError
+from aca_sessions.hints import Remedies, hint
 from aca_sessions.hosting import Hosting
 from aca_sessions.network.given import GivenNetwork
 from aca_sessions.network.secrets import Secret, SecretStore
@@ -558,3 +559,36 @@ async def test_a_cell_is_not_run_if_a_secret_cannot_be_read(target: Upstream, mo
         with pytest.raises(SecretError, match="TOKEN is not set"):
             await pool.get_or_create("bob", network=given)
         assert "bob" not in [info.session_id for info in pool.active() if info.is_active]
+
+
+async def test_a_token_of_a_client_is_sent_and_masked_also_after_it_was_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+    with upstream(tmp_path, monkeypatch) as site:
+        rule = {"Host": f"api.site.test:{site.port}", "Addresses": ["127.0.0.0/8"], "Headers": {"Authorization": "Bearer ${secret:token}"}}
+        given = Network.rules([rule], secrets={"token": Secret.environment("TOKEN")})
+        echo = "urllib.request.urlopen(urllib.request.Request('https://api.site.test:{}/echo', data={!r}.encode())).read().decode()"
+        async with serving(Network.none()) as service, service.client() as pool, pool.session("alice", network=given) as session:
+            first = await session.run(f"import urllib.request; {echo.format(site.port, 'nothing')}")
+            assert site.requests[-1].header("authorization") == [f"Bearer {SECRET}"]
+            assert session._network is not None
+            session._network._clock = lambda: 1e12  # over a minute later
+            monkeypatch.setenv("TOKEN", "renewed-token-of-alice")
+            second = await session.run(echo.format(site.port, f"{SECRET[:5]}-{SECRET}"))
+            assert site.requests[-1].header("authorization") == ["Bearer renewed-token-of-alice"]
+            assert site.requests[-1].body.decode() == f"{SECRET[:5]}-{SECRET}"
+            masked = f"{SECRET[:5]}-{'*' * len(SECRET)}"  # the site has kept the earlier one
+            assert (SECRET in str(first.value), "renewed-token" in str(second.value)) == (False, False)
+            assert masked in str(second.value)
+            await session.reset()
+            await service.sessions().delete("alice")
+            assert "renewed-token" not in str((await session.run(f"import urllib.request; {echo.format(site.port, 'x')}")).value)
+            assert site.requests[-1].header("authorization") == ["Bearer renewed-token-of-alice"]
+
+
+async def test_hints_are_about_the_network_of_the_session() -> None:
+    async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
+        async with pool.session("alice", network=Network.rules([{"Host": "a.test", "Methods": ["GET"]}])) as session:
+            result = await session.run("import urllib.request; urllib.request.urlopen('https://b.test')")
+            told = hint(result, pool._access_of("alice"), Remedies(""))
+            assert told == "this session reaches only these domains, by HTTP and HTTPS: a.test (GET)"
+        assert hint(result, pool._access_of("bob"), Remedies("")).startswith("this session has no network")
