@@ -22,6 +22,7 @@ with imports_of("network"):
 
 _IDLE_SECONDS = 300.0
 _LINGER_SECONDS = 5.0  # the same after the response: a client of HTTP/2 need not send the rest
+_MOST_KNOWN = 100  # secrets of earlier rules that are masked
 _HOLDS_SECRETS = re.compile(r"auth|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
 _REFERENCE = "${secret:"
 
@@ -33,7 +34,8 @@ class Forwarding:
         self.network = network
         self.pool = Pool(dialer)
         self._masker = Masker(())
-        self._masked: tuple[str, ...] = ()
+        self._current: tuple[str, ...] = ()
+        self._known: list[str] = []
 
     def inspection(self, host: str, port: int, *, is_tls: bool) -> "Inspection":
         """Return what handles the requests to one host."""
@@ -44,11 +46,16 @@ class Forwarding:
         await self.pool.close()
 
     def masker(self) -> Masker:
-        """Return what replaces the secrets that sessions must not see: all that were sent, and those in the rules themselves."""
+        """Return what replaces the secrets that sessions must not see: all that were sent, and those in the rules themselves.
+
+        It also replaces those of earlier rules, which hosts may still know.
+        """
         secrets = self.network.secrets
         values = (*_literal_secrets(self.network.network.hosts), *(secrets.values() if secrets is not None else ()))
-        if values != self._masked:
-            self._masker, self._masked = Masker(values), values
+        if values != self._current:
+            self._current = values
+            self._known = [one for one in self._known if one not in values][-_MOST_KNOWN:] + [*values]
+            self._masker = Masker(self._known)
         return self._masker
 
 
@@ -264,7 +271,7 @@ class _Exchange:
 
     async def _read(self, source: Callable[[], Awaitable[bytes]], masked: MaskedStream | None) -> AsyncIterator[bytes]:
         try:
-            while data := await source():
+            while not self._is_read and (data := await source()):
                 self._count(0, len(data))
                 self._note_progress()
                 if masked is None:
