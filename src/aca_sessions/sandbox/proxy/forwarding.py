@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ...errors import SecretError, imports_of
 from ...network.rules import Rule, normal_path
@@ -17,6 +19,9 @@ from .messages import BrokenResponseError, Headers, Request, Response, text_resp
 from .session_network import DeniedError, LimitReachedError, MalformedError, NetworkRecord, SessionNetwork
 from .upstream import ClosedError, Connection, Pool, Target, UpstreamError
 
+if TYPE_CHECKING:
+    from ...network.secrets import SecretStore
+
 with imports_of("network"):
     import h11
 
@@ -25,6 +30,7 @@ _LINGER_SECONDS = 5.0  # the same after the response: a client of HTTP/2 need no
 _MOST_KNOWN = 100  # secrets of earlier rules that are masked
 _HOLDS_SECRETS = re.compile(r"auth|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
 _REFERENCE = "${secret:"
+_logger = logging.getLogger("aca_sessions")
 
 
 class Forwarding:
@@ -54,7 +60,7 @@ class Forwarding:
         values = (*_literal_secrets(self.network.network.hosts), *(secrets.values() if secrets is not None else ()))
         if values != self._current:
             self._current = values
-            self._known = [one for one in self._known if one not in values][-_MOST_KNOWN:] + [*values]
+            self._known = [*[one for one in self._known if one not in values][-_MOST_KNOWN:], *values]
             self._masker = Masker(self._known)
         return self._masker
 
@@ -86,6 +92,7 @@ class Inspection:
                     response = await self._respond(request, record, stack)
                 except DeniedError as denied:
                     record.decision, record.reason = "refused", denied.reason
+                    _logger.info("network: refused, a request to %s (%s)", self.host, denied.reason)  # without its path
                     response = text_response(denied.status, str(denied))
                 except (UpstreamError, SecretError) as error:
                     record.reason = "unreachable"
@@ -110,9 +117,13 @@ class Inspection:
     async def _respond(self, request: Request, record: NetworkRecord, stack: AsyncExitStack) -> Response:
         """Return the response of the host. What must be closed after it is put on the stack."""
         network = self._network
-        rules = await network.rules_for(self.host, self.port)
         names = {name for name, _ in request.headers}
-        rule = await network.rule_for(rules, self.host, self.port, (request.method, request.target), names)
+        while True:
+            before, secrets = network.network, network.secrets
+            rules = await network.rules_for(self.host, self.port)
+            rule = await network.rule_for(rules, self.host, self.port, (request.method, request.target), names)
+            if network.network is before:  # and was not replaced while a person decided
+                break
         if not any(rule is one for one in network.network.hosts):
             record.decision = "approved"
         record.pattern = rule.pattern_of(normal_path(request.target) or request.target.partition("?")[0])
@@ -121,7 +132,7 @@ class Inspection:
         network.count_request(rule)
         async with AsyncExitStack() as own:
             own.enter_context(network.open_connection(rule))
-            headers = await self._headers_for(request, rule)
+            headers = await self._headers_for(request, rule, secrets)
             idle = await own.enter_async_context(asyncio.timeout(_IDLE_SECONDS))
             exchange = _Exchange(self._forwarding, request, idle, self._counter(rule, record))
             own.push_async_exit(exchange.end)
@@ -130,7 +141,7 @@ class Inspection:
             stack.push_async_exit(own.pop_all())
         return response
 
-    async def _headers_for(self, request: Request, rule: Rule) -> Headers:
+    async def _headers_for(self, request: Request, rule: Rule, secrets: "SecretStore | None") -> Headers:
         """Return the headers to send to the host."""
         headers = [
             (name, value)
@@ -140,7 +151,6 @@ class Inspection:
             and name not in (b"host", b"expect", b"content-length", b"proxy-connection")
             and not (rule.has_secrets and name in (b"accept-encoding", b"sec-websocket-extensions"))  # or masking finds nothing
         ]
-        secrets = self._network.secrets
         for name, template in rule.headers.items():
             value = template
             if _REFERENCE in template:

@@ -4,6 +4,8 @@ import html
 import json
 from base64 import b64encode
 from collections.abc import Iterable
+from itertools import groupby
+from os.path import commonprefix
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 6  # characters: shorter values would be found where they are none
@@ -16,7 +18,10 @@ class Masker:
     def __init__(self, values: Iterable[str]) -> None:
         """Replace these values. Values with fewer than 6 characters are not replaced. Of more than 64, the last ones count."""
         known = [value for value in dict.fromkeys(values) if len(value) >= SHORTEST][-_MOST:]
-        self._forms = sorted({form for value in known for form in _forms_of(value)}, key=len, reverse=True)
+        self._forms = {form for value in known for form in _forms_of(value)}
+        # One search for all tokens of a kind: those of Azure, which are renewed each hour, begin alike.
+        groups = groupby(sorted(self._forms), key=lambda form: form[:8])
+        self._groups = [(commonprefix(group), group[::-1]) for group in ([*forms] for _, forms in groups)]  # noqa: RUF071
         self._longest = max(map(len, self._forms), default=0)
         self._starts = tuple({form[:3] for form in self._forms})
 
@@ -36,11 +41,14 @@ class Masker:
     def _find(self, data: bytes) -> list[tuple[int, int]]:
         """Return where values are. They may overlap."""
         found = []
-        for form in self._forms:
-            at = data.find(form)
+        for beginning, forms in self._groups:
+            at = data.find(beginning)
             while at >= 0:
-                found.append((at, at + len(form)))
-                at = data.find(form, at + len(form))
+                # The longer ones come first, where one is the beginning of another.
+                size = next((len(form) for form in forms if data.startswith(form, at)), 0)
+                if size:
+                    found.append((at, at + size))
+                at = data.find(beginning, at + max(size, 1))
         return found
 
     def _find_tail(self, data: bytes) -> int:
