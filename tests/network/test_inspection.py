@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from aca_sessions.network.rules import Network
+from aca_sessions.network.rules import Network, NetworkLimits
 from aca_sessions.network.secrets import Secret, SecretStore
 from aca_sessions.sandbox.proxy.addresses import Dialer
 from aca_sessions.sandbox.proxy.authority import Authority
@@ -53,7 +53,7 @@ class Proxied:
     trusted: Path
     network: SessionNetwork
     records: list[NetworkRecord] = field(default_factory=list)
-    is_connected: Callable[[], bool] = bool  # whether the session has a connection
+    open: Collection[object] = ()  # the connections of the session
     connections: int = 0  # to the server of `in_front_of`
 
     @property
@@ -96,11 +96,12 @@ async def proxied(
     tmp_path: Path,
     *rules: dict[str, Any],
     secrets: dict[str, Any] | None = None,
+    limits: NetworkLimits | None = None,
 ) -> AsyncIterator[Proxied]:
     """Run a proxy whose rules have the host of the tests at this port."""
     (tmp_path / "own.pem").write_text(authority.pem)
     hosts = [{"Host": f"{HOST}:{target}", "Addresses": [HERE], **rule} for rule in rules]
-    network = SessionNetwork(Network.rules(hosts, secrets=secrets), secrets=SecretStore(secrets or {}))
+    network = SessionNetwork(Network.rules(hosts, secrets=secrets, limits=limits or NetworkLimits()), secrets=SecretStore(secrets or {}))
 
     async def resolve(host: str, port: int) -> list[str]:
         return ["127.0.0.1"]
@@ -110,7 +111,7 @@ async def proxied(
     made = Proxied(f"http://127.0.0.1:{port}", port, target, tmp_path / "own.pem", network)
     network.record = made.records.append
     serving = await Proxy(network, Dialer(resolve=resolve), lambda: authority).serve(listener)
-    made.is_connected = lambda: bool(serving._open)
+    made.open = serving._open
     try:
         yield made
     finally:
@@ -525,6 +526,19 @@ async def test_limits_end_requests(site: Upstream, authority: Authority, tmp_pat
         assert (await client.get("/")).status_code == 200
 
 
+async def test_a_session_has_a_limited_number_of_connections(site: Upstream, authority: Authority, tmp_path: Path) -> None:
+    limits = NetworkLimits(connections=2)
+    async with proxied(authority, site.port, tmp_path, {"Methods": ["GET"]}, limits=limits) as proxy:
+        writers = [(await proxy.tunnel())[1] for _ in range(2)]
+        reader, refused = await asyncio.open_connection("127.0.0.1", proxy.port)
+        assert await reader.read() == b""
+        writers[0].transport.abort()
+        await wait_until(lambda: len(proxy.open) == 1)
+        writers.append((await proxy.tunnel())[1])
+        for writer in (*writers, refused):
+            writer.transport.abort()
+
+
 async def wait_until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not holds():
@@ -622,7 +636,7 @@ async def test_a_connection_cancelled_at_any_step_leaves_nothing(
         for turns in [*range(0, 60, 3), 100, 200]:
             async with proxied(authority, first.target, tmp_path, {"Methods": ["POST"]}) as proxy, proxy.client(http2=http2) as client:
                 asking = asyncio.create_task(client.post("/", content=b"y" * 500_000))
-                while not proxy.is_connected():  # asyncio leaks what a server accepts in the moment in which it is closed
+                while not proxy.open:  # asyncio leaks what a server accepts in the moment in which it is closed
                     await asyncio.sleep(0)
                 for _ in range(turns):
                     await asyncio.sleep(0)

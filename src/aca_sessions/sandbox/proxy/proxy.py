@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...lifetime import Tasks, run_in_thread
-from ...network.rules import Rule, is_address
+from ...network.rules import NetworkLimits, Rule, is_address
 from . import heads
 from .addresses import Dialer, Streams
 from .client_hello import ClientHelloError, read_client_hello
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .forwarding import Forwarding, Inspection
 
 _MAX_HEAD = 64 << 10
-_MAX_CONNECTIONS = 64  # of one session, at a time
 _HEAD_SECONDS, _IDLE_SECONDS = 10.0, 300.0
 _CHUNK = 1 << 16
 _PLAIN_URL = re.compile(r"http://([^/?#@]+)(/[^#]*|\?[^#]*)?(?:#.*)?", re.ASCII)
@@ -96,7 +95,7 @@ class Proxy:
             listener: Gets requests to a proxy.
             direct: Sockets for programs that do not know of the proxy.
         """
-        connections = ProxyConnections(self._close)
+        connections = ProxyConnections(self._close, lambda: self.network.network.limits.connections)
         try:
             await connections.start(listener, partial(self._answer, _read_request))
             if direct is not None:
@@ -221,10 +220,13 @@ def _status_line(denied: DeniedError) -> str:
 class ProxyConnections:
     """The connections of one session to the proxy, and its DNS server."""
 
-    def __init__(self, on_close: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Call `on_close` when all are closed."""
+    def __init__(
+        self, on_close: Callable[[], Awaitable[None]] | None = None, limit: Callable[[], int] = lambda: NetworkLimits().connections
+    ) -> None:
+        """Call `on_close` when all are closed. `limit` returns how many may be open at a time."""
         self.names: NameServer | None = None
         self._on_close = on_close
+        self._limit = limit
         self._tasks = Tasks()
         self._open: set[asyncio.StreamWriter] = set()
         self._servers: list[asyncio.Server] = []
@@ -248,7 +250,9 @@ class ProxyConnections:
             await self._on_close()
 
     def _accept(self, answer: "_Answer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closed or len(self._open) >= _MAX_CONNECTIONS:
+        if self._closed or len(self._open) >= self._limit():
+            if not self._closed:
+                _logger.info("network: refused, a session has %d connections already", len(self._open))
             writer.transport.abort()
             return
         end = writer.get_extra_info("socket")
