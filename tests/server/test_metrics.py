@@ -88,7 +88,7 @@ async def test_what_sessions_do_on_the_network_is_counted(server: Server) -> Non
         open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool,
         pool.session("mine", network=Network.allow("a.test")) as session,
     ):
-        assert (await session.run(reach)).stdout == "HTTP Error 403: Forbidden\n"
+        assert (await session.run(reach)).stdout.startswith("HTTP Error 403: Forbidden, blocked by")
     now = numbers(server)
     grown = {name: now[name] - before[name] for name in now if name.startswith("network_")}
     assert (grown["network_requests_total refused"], grown["network_requests_total"]) == (1, 1)

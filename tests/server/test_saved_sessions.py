@@ -436,12 +436,16 @@ async def test_a_branch_is_at_one_server_only_and_does_not_replace_a_saved_sessi
 
 
 async def test_a_session_whose_fork_server_died_is_free_for_another_server(tmp_path: Path) -> None:
+    def fork_servers() -> set[int]:
+        children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+        return {pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()}
+
+    others = fork_servers()  # which other tests of this process keep
     async with server(tmp_path) as first:
         session = Session(first, "alice")
         await session.run("x = 1")
         await session.save()
-        children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-        [fork_server] = [pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()]
+        [fork_server] = fork_servers() - others
         os.kill(fork_server, signal.SIGKILL)
         while await first.list_sessions():
             await asyncio.sleep(0.05)
