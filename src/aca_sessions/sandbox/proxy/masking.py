@@ -21,7 +21,7 @@ class Masker:
         self._forms = {form for value in known for form in _forms_of(value)}
         # One search for all tokens of a kind: those of Azure, which are renewed each hour, begin alike.
         groups = groupby(sorted(self._forms), key=lambda form: form[:8])
-        self._groups = [(commonprefix(group), group[::-1]) for group in ([*forms] for _, forms in groups)]  # noqa: RUF071
+        self._groups = [(bytes(commonprefix(group)), group[::-1]) for group in ([*forms] for _, forms in groups)]  # noqa: RUF071
         self._longest = max(map(len, self._forms), default=0)
         self._starts = tuple({form[:3] for form in self._forms})
 
