@@ -333,6 +333,23 @@ async def test_a_branch_asks_the_same_caller(pool: SessionPool) -> None:
     assert [denial.session_id for denial in person.asked] == [branch.session_id, "alice"]
 
 
+async def test_a_branch_that_was_reset_does_not_ask_the_caller_of_another_cell(pool: SessionPool) -> None:
+    """It has a proxy listener of its own, and shares the rules with the session."""
+    person, other = Person("once"), Person("always")
+    async with pool.session("alice", on_denied=other) as session:
+        await session.run("1")
+        (branch,) = await session.branch()
+        async with branch:
+            await branch.reset()
+            wait = "import os, time\nwhile not os.path.exists('/mnt/data/go'): time.sleep(0.01)"
+            running = await session.start(f"{FETCH}{wait}\nfetch('http://unknown.test/')")
+            assert await value(branch, "fetch('http://unknown.test/')", on_denied=person) == 200
+            assert (await branch.run(f"{FETCH}\nfetch('http://unknown.test/')", on_denied=Person(None))).value == 403
+            await session.upload_file("go", b"")
+            assert (await running.wait()).value == 200
+    assert [denial.session_id for denial in person.asked + other.asked] == [branch.session_id, "alice"]
+
+
 async def test_at_most_sixteen_requests_wait_for_a_person(pool: SessionPool) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor, as_completed

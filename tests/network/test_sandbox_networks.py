@@ -1,14 +1,14 @@
 """Test that sandboxes of one policy can have networks of their own."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aca_sessions import Denial, Network, Policy
-from aca_sessions.models import CodeExecutionResult
+from aca_sessions import Network, Policy
+from aca_sessions.models import CodeExecutionResult, Event
 from aca_sessions.sandbox.forkserver import ForkServer
-from aca_sessions.sandbox.proxy.session_network import DeniedError
 from aca_sessions.sandbox.sandbox import Sandbox
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
@@ -119,11 +119,11 @@ async def test_a_sandbox_goes_on_with_the_rules_of_another_one() -> None:
         second.use_network(rules)
         asked = []
 
-        async def decide(denial: Denial) -> None:
-            asked.append(denial.host)
+        def tell(event: Event) -> None:
+            if event.kind == "network":
+                asked.append(json.loads(event.text)["host"])
+                second.running.answer("e", event.number, None)
 
-        second.running.runtime.begin_cell(decide)
-        with pytest.raises(DeniedError):
-            await rules.rules_for("b.test", 80)
+        await second.running.run("e", GET.format("http://b.test/"), 60.0, tell=tell, question_kinds=("network",))
         assert (second.network is rules, asked) == (True, ["b.test"])
         await second.close()

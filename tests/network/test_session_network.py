@@ -50,17 +50,6 @@ async def test_once_allows_one_request_and_always_the_same_ones() -> None:
     assert [str(one) for one in person.asked[2:]] == ["PUT a.test/open/x", "POST a.test/open/y"]
 
 
-async def test_a_refused_request_is_asked_about_again_only_in_the_next_cell() -> None:
-    person = Person("refuse", "once")
-    network = SessionNetwork(Network.rules([HOST]), decide=person)
-    for _ in range(3):
-        with pytest.raises(DeniedError):
-            await ask(network)
-    assert len(person.asked) == 1
-    network.begin_cell()
-    await ask(network)
-
-
 async def test_requests_that_wait_for_a_decision_about_the_same_one_use_it() -> None:
     person = Person("always")
     person.ready.clear()
@@ -109,6 +98,19 @@ async def test_a_rule_that_is_replaced_while_a_person_thinks_counts_as_it_is_the
     with pytest.raises(DeniedError, match=r"GET b.test/open/x; allowed: PUT$"):
         await asking
     assert person.asked[1].headers == ("x",)
+
+
+async def test_an_allowed_request_gets_no_headers_of_rules_that_came_meanwhile() -> None:
+    person = Person("always")
+    person.ready.clear()
+    network = SessionNetwork(Network.rules([HOST]), decide=person)
+    asking = asyncio.create_task(ask(network))
+    await asyncio.sleep(0)
+    network.replace(Network.rules([{**HOST, "Headers": {"X": "key"}}]))
+    person.ready.set()
+    with pytest.raises(DeniedError):
+        await asking
+    assert network._allowed == []
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "::1"])

@@ -108,8 +108,6 @@ class Sandbox:
         """Go on with the rules and the counters of a sandbox that this one replaces. Do nothing if this one has no proxy."""
         if self._proxy is not None:
             self._proxy.network = network
-            if self.running is not None:
-                self.running.runtime.use_network(network)
 
     def fits(self, network: Network) -> bool:
         """Return whether the session can have a network as it is. Otherwise it needs another sandbox."""

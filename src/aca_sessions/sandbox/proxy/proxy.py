@@ -22,7 +22,16 @@ from .addresses import Dialer, Streams
 from .client_hello import ClientHelloError, read_client_hello
 from .messages import without_connection
 from .names import NameServer
-from .session_network import DeniedError, LimitReachedError, MalformedError, NetworkRecord, PrivateAddressError, SessionNetwork
+from .session_network import (
+    Decide,
+    DeniedError,
+    LimitReachedError,
+    MalformedError,
+    NetworkRecord,
+    PrivateAddressError,
+    SessionNetwork,
+    deciding,
+)
 from .streams import Stream, TlsStream
 
 if TYPE_CHECKING:
@@ -88,19 +97,20 @@ class Proxy:
         self._authority = authority
         self._forwarding: Forwarding | None = None
 
-    async def serve(self, listener: socket.socket, direct: DirectSockets | None = None) -> "ProxyConnections":
+    async def serve(self, listener: socket.socket, direct: DirectSockets | None = None, decide: Decide | None = None) -> "ProxyConnections":
         """Start to accept the session's connections. Close the returned `ProxyConnections` to stop.
 
         Args:
             listener: Gets requests to a proxy.
             direct: Sockets for programs that do not know of the proxy.
+            decide: Decides about what the rules refuse to these connections. A branch that was reset has other ones to the same proxy.
         """
         connections = ProxyConnections(self._close, lambda: self.network.network.limits.connections)
         try:
-            await connections.start(listener, partial(self._answer, _read_request))
+            await connections.start(listener, partial(self._answer, decide, _read_request))
             if direct is not None:
-                await connections.start(direct.https, partial(self._answer, _read_hello))
-                await connections.start(direct.http, partial(self._answer, _read_direct_request))
+                await connections.start(direct.https, partial(self._answer, decide, _read_hello))
+                await connections.start(direct.http, partial(self._answer, decide, _read_direct_request))
                 connections.names = NameServer(direct.names, lambda host: self.network.reaches(host))
         except BaseException:
             await connections.close()
@@ -161,7 +171,8 @@ class Proxy:
             forwarding, self._forwarding = self._forwarding, None
             await forwarding.close()
 
-    async def _answer(self, read: "_Read", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, decide: Decide | None, read: "_Read", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        deciding.set(decide)
         record = NetworkRecord(host="", port=0)  # as far as the request was read
         refuse = _alert if read is _read_hello else _refusal
         is_recorded = True
@@ -198,6 +209,8 @@ class Proxy:
     async def _tunnel(self, head: _Head, rules: tuple[Rule, ...], here: Streams, record: NetworkRecord) -> None:
         """Connect a session to the target of its request, and carry what both send without reading it."""
         rule = rules[0]
+        if not any(rule is one for one in self.network.network.hosts):
+            record.decision = "approved"
         self.network.count_request(rule)
         with self.network.open_connection(rule):
             there = await self._dialer.connect(head.host, head.port, rules)

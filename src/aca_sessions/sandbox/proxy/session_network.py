@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from ...network.rules import PORTS, Network, Rule, is_address, normal_path
 if TYPE_CHECKING:
     from ...network.secrets import SecretStore
 
+Decide = Callable[[Denial], Awaitable[Decision]]
+# Decides in the task of a connection, if the network has no function for all.
+deciding: ContextVar[Decide | None] = ContextVar("deciding", default=None)
 _MB = 1 << 20
 _MAX_ALLOWED = 1000  # requests that were allowed from now on
 _MAX_WAITING = 16  # denials that wait for a decision
@@ -87,7 +91,7 @@ class NetworkRecord:
 class SessionNetwork:
     """The rules in force for one session. They can be replaced while the session runs.
 
-    `decide` is called with each denial that a person may allow, and returns the decision, or None if there is none. `record` is called with
+    `decide` is called with each denial that a person may allow, and returns the decision. `record` is called with
     what was allowed and refused. `secrets` has the secrets that the rules name.
     """
 
@@ -95,7 +99,7 @@ class SessionNetwork:
         self,
         network: Network,
         *,
-        decide: Callable[[Denial], Awaitable[Decision | None]] | None = None,
+        decide: Decide | None = None,
         record: Callable[[NetworkRecord], None] = lambda _record: None,
         secrets: "SecretStore | None" = None,
     ) -> None:
@@ -106,7 +110,6 @@ class SessionNetwork:
         self._usage = Usage()
         self._usage_by_rule: dict[int, Usage] = {}
         self._allowed: list[tuple[str, int, str | None, str | None]] = []  # host, port, method and path that were allowed from now on
-        self._refused: set[Denial] = set()  # not asked about again in this cell
         self._asking = asyncio.Lock()
         self._waiting = 0
 
@@ -117,10 +120,6 @@ class SessionNetwork:
         """
         self.network, self.secrets = network, secrets
         self._usage_by_rule.clear()
-
-    def begin_cell(self) -> None:
-        """Ask again about what was refused in earlier cells."""
-        self._refused = set()
 
     def reaches(self, host: str) -> bool:
         """Return whether the ports 443 or 80 of a host have a rule, or were allowed from now on."""
@@ -173,6 +172,8 @@ class SessionNetwork:
         approved = _approved_rule(rules)
         denial = Denial(host=host, port=port, method=method, path=path, allowed=described, headers=approved.sets)
         decision = await self._decide(denial, lambda: self._find_allowed(self._rules_for(host, port), host, port, method, path) is not None)
+        if self._rules_for(host, port) != rules:  # other ones came meanwhile: their headers are not those that were allowed
+            raise _refusal(denial)
         if decision == "always":
             self._allow(host, port, method, path)
         return approved
@@ -226,23 +227,18 @@ class SessionNetwork:
 
     async def _decide(self, denial: Denial, is_allowed_now: Callable[[], bool]) -> Decision:
         """Return the decision about a denial. Raise DeniedError if it is refused. One denial is decided at a time."""
-        refusal = _refusal(denial)
-        if self.decide is None or denial in self._refused or self._waiting >= _MAX_WAITING:
+        refusal, decide = _refusal(denial), self.decide or deciding.get()
+        if decide is None or self._waiting >= _MAX_WAITING:
             raise refusal
         self._waiting += 1
         try:
             async with self._asking:
                 if is_allowed_now():  # by the decision about an earlier one
                     return "once"
-                refused = self._refused  # of this cell: the next one may begin before the decision arrives
-                if denial in refused:
-                    raise refusal
-                decision = await self.decide(denial)
+                decision = await decide(denial)
         finally:
             self._waiting -= 1
-        if decision == "refuse" and len(refused) < _MAX_ALLOWED:
-            refused.add(denial)
-        if decision in ("refuse", None):
+        if decision == "refuse":
             raise refusal
         return decision
 

@@ -108,6 +108,7 @@ _MAX_NAME = 200  # characters
 _SIZES = range(1 << 63)  # what a size, a length or a pid can be
 _MAX_SIDES = 64  # NumPy 2 allows so many dimensions
 _MAX_OPEN = 64  # questions at a time
+_MAX_REFUSED = 1000  # requests that are not asked about again
 _MAX_QUESTION = 1 << 20  # characters; larger things go by files
 _KINDS = {"input": "input", "password": "input", "call": "call"}  # what a question is about, and what the caller must answer for it
 
@@ -229,6 +230,7 @@ class Cell:
         self.clock: Clock  # made when the cell is sent
         self.open: dict[int, Question] = {}  # the questions without an answer, by their numbers
         self._question_count = 0
+        self._refused: set[Denial] = set()  # not asked about again
         self.tell = tell
         self._question_kinds = question_kinds
         self._room = _MAX_DISPLAYED
@@ -287,22 +289,23 @@ class Cell:
         self.tell(Event(kind=kind, text=asked.text, number=number, password=asked.about == "password"))
         return True
 
-    async def decide(self, denial: Denial) -> Decision | None:
+    async def decide(self, denial: Denial) -> Decision:
         """Ask the caller whether to allow a request that the rules refuse, and return the decision. The clock stands still meanwhile.
 
-        Return None if there is no decision: the caller does not answer such questions, or the cell has ended. If the caller does not answer
-        in time, that is a decision: `refuse`.
+        Return `refuse` if the caller does not answer such questions or has refused the same request before, or if the cell ends first.
         """
-        if self.tell is None or "network" not in self._question_kinds or self.finished.done():
-            return None
-        decided: asyncio.Future[Decision | None] = asyncio.get_running_loop().create_future()
+        if self.tell is None or "network" not in self._question_kinds or self.finished.done() or denial in self._refused:
+            return "refuse"
+        decided: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
 
-        def reply(text: str | None, is_end: bool) -> None:
+        def reply(text: str | None, _is_end: bool) -> None:
             decision: Decision = "always" if text == "always" else "once" if text == "once" else "refuse"
+            if decision == "refuse" and len(self._refused) < _MAX_REFUSED:
+                self._refused.add(denial)
             if self.tell is not None:
                 self.tell(Event(kind="decision", text=decision, number=number))
             if not decided.done():  # its connection was closed
-                decided.set_result(None if is_end else decision)
+                decided.set_result(decision)
 
         number = self._open_question(Question(None, reply))
         self.tell(Event(kind="network", text=denial.to_json(), number=number))
@@ -326,9 +329,9 @@ class Cell:
         return True
 
     def end_questions(self) -> None:
-        """Leave the host's questions without a decision, because the cell has ended. The guest drops its own."""
+        """Refuse what the host asks about, because the cell has ended. The guest drops its own questions."""
         for number in [number for number, question in self.open.items() if question.guest_number is None]:
-            self.answer(number, None, is_end=True)
+            self.answer(number, None)
 
     def _open_question(self, question: Question) -> int:
         """Register a question, stop the clock, and return the number of the question."""

@@ -243,7 +243,7 @@ class Interpreter:
             cell.clock.start()
             if cell.tell is not None:
                 self._forward_output(cell)
-            self.runtime.begin_cell(partial(self._decide, cell))
+            self.runtime.decide_in_cell = partial(self._decide, cell)
             sending = self._channel.send(message, descriptors)
             self.runtime.memory.set_cell_running(True)
             if not self._is_nice_set:
@@ -261,7 +261,7 @@ class Interpreter:
                     self._priority_timer.cancel()
                 self.runtime.memory.set_cell_running(False)
                 self._cell, self._channel.inbox.most = None, _MAX_IDLE
-                self.runtime.end_cell()
+                self.runtime.decide_in_cell = None
                 cell.end_questions()
             self._channel.drain()
             self._forward_output(None)
@@ -338,7 +338,7 @@ class Interpreter:
     def _send_answer(self, number: int, text: str | None, is_end: bool) -> None:
         self._channel.send(wire.Answer(number, text is not None, text if text is not None else _END if is_end else _FAILED))
 
-    async def _decide(self, cell: Cell, denial: Denial) -> Decision | None:
+    async def _decide(self, cell: Cell, denial: Denial) -> Decision:
         self._channel.drain()  # what the cell has written before its request comes first
         return await cell.decide(denial)
 
@@ -650,8 +650,7 @@ async def _receive_ready(link: socket.socket, runtime: SharedRuntime, limits: Li
         if proxy is not None:
             taken.update(further[:_PROXY_SOCKETS])
             listener, *direct = (socket.socket(fileno=further.pop(0)) for _ in range(_PROXY_SOCKETS))
-            runtime.proxy_connections = await proxy.serve(listener, DirectSockets(*direct))
-            runtime.use_network(proxy.network)
+            runtime.proxy_connections = await proxy.serve(listener, DirectSockets(*direct), runtime.decide)
         sockets = further.pop() if runtime.memory.lists_sockets and further else None  # not all kernels list sockets
         taken |= {sockets} if sockets is not None else set()
         await runtime.count_memory(init, sockets)

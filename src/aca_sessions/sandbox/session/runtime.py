@@ -29,7 +29,6 @@ from ..hosts import remedy_for
 from ..limits.capacity import is_shortage
 from ..limits.memory import MemoryLimit, Part
 from ..proxy.proxy import ProxyConnections
-from ..proxy.session_network import SessionNetwork
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
 from .descriptors import SpawnedSession, descendants, host_pid, kill, open_process_of_session
 from .processes import KillResult, Processes
@@ -73,8 +72,7 @@ class SharedRuntime:
         self.killed_for: str | None = None
         self.proxy_connections: ProxyConnections | None = None
         self.trusts_authority = False  # the one of the proxy
-        self._network: SessionNetwork | None = None
-        self._decide: Callable[[Denial], Awaitable[Decision | None]] | None = None  # of the interpreter whose cell runs
+        self.decide_in_cell: Callable[[Denial], Awaitable[Decision]] | None = None  # while a cell runs
         self._report = spawned.report
         self._ending_signal = spawned.ending_signal
         self._mount = mount
@@ -230,22 +228,9 @@ class SharedRuntime:
             finally:  # without an await, so that a fork made in this turn is added before another turn begins
                 self._start_idle_timer()
 
-    def use_network(self, network: SessionNetwork) -> None:
-        """Let the caller of the cell that runs decide about what the rules of the session's network refuse."""
-        self._network, network.decide = network, self._decide_in_cell
-
-    def begin_cell(self, decide: Callable[[Denial], Awaitable[Decision | None]]) -> None:
-        """While a cell runs, call `decide` with what the rules of the network refuse. Call this in the turn of the cell."""
-        self._decide = decide
-        if self._network is not None:
-            self._network.begin_cell()
-
-    def end_cell(self) -> None:
-        """Refuse at once what the rules of the network refuse, until the next cell."""
-        self._decide = None
-
-    async def _decide_in_cell(self, denial: Denial) -> Decision | None:
-        return await self._decide(denial) if self._decide is not None else None
+    async def decide(self, denial: Denial) -> Decision:
+        """Let the caller of the cell that runs decide about a request that the rules of the network refuse."""
+        return await self.decide_in_cell(denial) if self.decide_in_cell is not None else "refuse"
 
     @asynccontextmanager
     async def all_stopped(self, workspace: int) -> AsyncIterator[None]:
