@@ -238,6 +238,8 @@ async def _about_networks(http: httpx.AsyncClient) -> None:
     rule = {"host": "api.site.test", "methods": ["GET"], "paths": ["/x/**"], "headers": {"X-Key": "${secret:key}"}, "requests": 5}
     rules = {"version": "another-0123456789", "kind": "rules", "rules": [rule], "secrets": {"key": "value"}, "limits": {"megabytes": 5}}
     assert (await http.put("/session/network", json=rules)).json() == {"version": "another-0123456789"}
+    assert (await http.get("/session/network")).json() == {"refused": []}
+    assert (await http.get("/session/network", params={"identifier": "none"})).status_code == 400
     named = {"x-aca-sessions-network": "another-0123456789"}
     assert (await http.post("/executions", json={"code": "1"}, headers=named)).status_code == 200
     assert (await http.put("/session/network", json=NETWORK)).status_code == 200

@@ -32,7 +32,7 @@ from ..models import (
     VariableChange,
 )
 from ..network.rules import Network, NetworkLimits, Rule
-from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
+from .records import IDENTIFIER, Body, RefusedRequests, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = (
@@ -510,6 +510,11 @@ def encode_saved_list(saved: Sequence[SavedSession]) -> dict[str, object]:
 def decode_saved_list(body: Mapping[str, Any]) -> list[SavedSession]:
     """Decode the list of saved sessions from `encode_saved_list`."""
     return [*map(decode_saved, body["value"])]
+
+
+def encode_refused(refused: Sequence[RefusedRequests]) -> dict[str, object]:
+    """Encode as JSON what the network of a session refused."""
+    return {"refused": [asdict(one) | {"latest": one.latest.isoformat()} for one in refused]}
 
 
 # --- the history of a session ---

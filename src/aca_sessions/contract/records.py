@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
@@ -32,6 +33,21 @@ _MALFORMED = "One or more validation errors occurred."
 _ROOT = ["mnt", "data"]
 Body = Mapping[str, object]
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRequests:
+    """Requests or connections of a session that its network refused: as many as `count`, at last at the time `latest`.
+
+    `host` is empty if the request could not be read, and `method` is None for a connection.
+    """
+
+    host: str
+    port: int
+    method: str | None
+    reason: str
+    count: int
+    latest: datetime
 
 
 @dataclass(frozen=True, slots=True)

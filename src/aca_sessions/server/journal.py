@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ from datetime import UTC, datetime
 from starlette.types import Scope
 
 from .. import telemetry
-from ..contract.records import ExecutionRequest, ProblemError
+from ..contract.records import ExecutionRequest, ProblemError, RefusedRequests
 from ..errors import ConfigurationError
 from ..hosting import ACCEPTED_KEY, Hosting, key_digits
 from ..models import CodeExecutionResult
 from ..sandbox.proxy.session_network import NetworkRecord
-from .guard import RefusalLog, Throttle, client_address
+from .guard import RefusalLog, Throttle, client_address, store_bounded
 
 _logger = logging.getLogger("aca_sessions")
 _OTHERS = 0o077
@@ -110,6 +111,7 @@ _AUDITED_REFUSALS = 20, 1.0  # refusals, and the seconds in which there may be s
 _NETWORK_LINES = {True: (60, 1200), False: (300, 6000)}
 _NETWORK_SECONDS = 60.0
 _MAX_HOST = 253  # characters; code of the session chose them
+_MAX_REFUSED = 50  # different requests of a session that were refused and are listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +228,15 @@ class NetworkRecorder:
         self._identifier = identifier
         self._throttles = {refused: Throttle(most, _NETWORK_SECONDS) for refused, (most, _) in _NETWORK_LINES.items()}
         self._left_out = 0
+        self._refused: OrderedDict[tuple[str, int, str | None, str], tuple[int, datetime]] = OrderedDict()
 
     def record(self, record: NetworkRecord) -> None:
         """Record a request or a connection that has ended, or was refused."""
         telemetry.count_network_use(record.decision, record.sent, record.received)
+        if record.decision == "refused":
+            key = record.host[:_MAX_HOST], record.port, record.method, record.reason or ""
+            count, _ = self._refused.pop(key, (0, None))
+            store_bounded(self._refused, key, (count + 1, datetime.now(UTC)), most=_MAX_REFUSED)
         if not self._journal.has_audit_log:
             return
         refused = record.decision == "refused"
@@ -241,6 +248,10 @@ class NetworkRecorder:
         is_written = self._throttles[refused].admit() is not None
         is_written = is_written and self._journal.write_network(self._identifier, fields, refused=refused)
         self._left_out = 0 if is_written else self._left_out + 1
+
+    def refused(self) -> list[RefusedRequests]:
+        """Return what was refused, the latest first. Requests with the same method to the same host are counted together."""
+        return [RefusedRequests(*key, *counted) for key, counted in reversed(self._refused.items())]
 
     def finish(self) -> None:
         """Write to the audit log how many lines were left out since the last one. Call this when the session has ended."""

@@ -204,15 +204,21 @@ def _encode_live(info: SessionInfo) -> dict[str, object]:
 
 
 class NetworkRoutes:
-    """The handler of requests that give a network to a session."""
+    """The handlers that give a network to a session, and list what its network refused."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._hosting = hosting
 
     def routes(self) -> Routes:
-        """Return the only route, an extension. A server without extensions (`plain`) has none."""
-        return [] if self._hosting.plain else [(extensions.NETWORK_PATH, "PUT", self.set_network)]
+        """Return the routes, which are an extension. A server without extensions (`plain`) has none."""
+        path = extensions.NETWORK_PATH
+        return [] if self._hosting.plain else [(path, "PUT", self.set_network), (path, "GET", self.get_refused)]
+
+    async def get_refused(self, request: Request) -> Response:
+        """Return the requests that the network of a session refused, the latest first. Those to one host are counted together."""
+        session = self._sessions.find(read_address(request, plain=False)[1])
+        return JSONResponse(extensions.encode_refused(session.network.recorder.refused()))
 
     async def set_network(self, request: Request) -> Response:
         """Give a network to a session, which begins with it if there is none. Later requests name the network by its version.
