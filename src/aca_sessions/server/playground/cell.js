@@ -5,6 +5,7 @@ import { slim } from "./chart.js";
 import { button, element, span } from "./dom.js";
 import { interrupt, reply } from "./execution.js";
 import { highlighted } from "./highlight.js";
+import { Denials } from "./denials.js";
 import { Output } from "./output.js";
 import { verdict } from "./verdict.js";
 
@@ -46,6 +47,7 @@ export class Cell {
     this.result = null;
     this.questions = { latest: 0, open: [] }; // those that were asked before this page followed the cell
     this.output = new Output(acts.charts);
+    this.denials = new Denials();
     const code = element("pre", {}, element("code", {}, ...highlighted(source)));
     this.number = element("span", { class: "number", title: "The number by which tracebacks name this cell" });
     const again = button("Run again", () => acts.run(source), { class: "quiet", title: "Run this source as a new cell" });
@@ -62,6 +64,7 @@ export class Cell {
       { class: "cell", "aria-busy": "true" },
       element("div", { class: "source" }, this.number, code, element("div", { class: "of-cell" }, this.undone, mark, again, edit)),
       this.output.element,
+      this.denials.element,
       element("div", { class: "ending" }, this.status, this.stop),
     );
   }
@@ -85,7 +88,7 @@ export class Cell {
   restore(events, result) {
     for (const event of events) {
       if (event.kind === "input") this.output.restoreQuestion(event);
-      else this.output.show(event, null);
+      else this.denials.show(event, null) || this.output.show(event, null);
     }
     if (result) this.end(result);
     else {
@@ -98,6 +101,7 @@ export class Cell {
   /** Nothing of it can be interrupted any more. */
   settleDown() {
     this.element.removeAttribute("aria-busy");
+    this.denials.end();
     if (this.stop) this.stop.remove();
   }
 
@@ -113,15 +117,18 @@ export class Cell {
   keep(most) {
     const { id, source, result } = this;
     const events = this.output.parts.map(({ kind, text, data }) => ({ kind, text, display: data && slim(data), name: null }));
+    events.push(...this.denials.events);
     const shown = result && { events, result: { ...result, stdout: "", displays: result.displays.slice(-1).map(slim) } };
     const fits = JSON.stringify(shown).length <= most;
     return { id, source, undone: this.isUndone, state: result?.state, ledger: result?.ledger && { id: result.ledger.id, end: result.ledger.end }, ...(fits ? shown : {}) };
   }
 
   hear(event) {
-    const isAnswered = event.kind === "input" && event.number <= this.questions.latest && !this.questions.open.includes(event.number);
-    if (isAnswered) this.output.restoreQuestion(event);
-    else this.output.show(event, (number, text) => reply(this.session, this.id, number, text));
+    const isAnswered = event.number <= this.questions.latest && !this.questions.open.includes(event.number);
+    const answer = (number, text) => reply(this.session, this.id, number, text);
+    if (this.denials.show(event, isAnswered ? null : answer)) return;
+    if (event.kind === "input" && isAnswered) this.output.restoreQuestion(event);
+    else this.output.show(event, answer);
   }
 
   end(result) {

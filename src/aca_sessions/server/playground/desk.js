@@ -8,7 +8,7 @@ import { Editor } from "./editor.js";
 import { listFiles, save, showFiles, takeDrops, upload } from "./files.js";
 import { newIdentifier, whyNotNamed } from "./names.js";
 import { fileName, notebook } from "./notebook.js";
-import { SessionList, endSession, forgetSaved, listPackages, listSaved, listSessions, showCheckpoints, showPackages, showSaved, showVariables } from "./panels.js";
+import { SessionList, endSession, forgetSaved, listPackages, listRefused, listSaved, listSessions, showCheckpoints, showPackages, showRefused, showSaved, showVariables } from "./panels.js";
 import { keepCells, keptCells, remember, remembered } from "./tab.js";
 import { stateText } from "./verdict.js";
 import { Workspace } from "./workspace.js";
@@ -453,6 +453,7 @@ export class Desk {
       told("files-panel", () => listFiles(workspace.id), (files) => this.showFiles(workspace, files)),
       told("variables-panel", () => workspace.asked("variables", WITHOUT_CLASSES), (variables) => showVariables(byId("variables"), variables, workspace.hidden)),
       told("packages-panel", () => (this.offers("packages") ? listPackages(workspace.id) : []), (found) => showPackages(byId("packages"), found)),
+      told("network-panel", () => (this.offers("network") ? listRefused(workspace.id) : []), (found) => showRefused(byId("network-panel"), byId("refused"), found)),
       told("checkpoints-panel", () => this.whyNoTimeTravel() || workspace.loadCheckpoints(), () => this.showCheckpoints(workspace)),
     ];
     for (const ended of await Promise.allSettled(lists)) if (ended.reason) this.fail(ended.reason);

@@ -19,7 +19,7 @@ const EXPIRED = { kind: "lost", reason: "expired", consequence: "variables and f
 export async function run(session, code, { transactional, reader, onStarted, onNumbered }) {
   const id = randomName("page-");
   onStarted(id);
-  const headers = { "operation-id": id, "x-aca-sessions-answered": "input", ...since(session) };
+  const headers = { "operation-id": id, "x-aca-sessions-answered": "input, network", ...since(session) };
   headers["x-aca-sessions-after-success"] = "1";
   if (transactional) headers["x-aca-sessions-transactional"] = "1";
   let lost = null;

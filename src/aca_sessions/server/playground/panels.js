@@ -1,13 +1,14 @@
 /** What is beside the cells: sessions, variables, checkpoints. */
 
 import { asked, request } from "./api.js";
-import { arrange, button, element, showList, size, span } from "./dom.js";
+import { arrange, button, element, showList, shownName, size, span } from "./dom.js";
 import { wordsOf } from "./names.js";
 import { isSecret } from "./output.js";
 import { called } from "./workspace.js";
 
 const MOST = 200;
 const SHOWN_SIZE = 1024; // bytes; of most objects, a smaller size is that of its shell
+const WHY = { rule: "by the rules", address: "not a public address", malformed: "malformed", limit: "over a limit", tls: "no TLS agreed" };
 const PAGE = 300; // as many sessions are listed at once
 
 /** The sessions that the server keeps, the latest used first. */
@@ -130,6 +131,22 @@ export function showPackages(holder, packages) {
   );
   const none = element("p", { class: "empty" }, "None installed yet.");
   holder.replaceChildren(rows.length ? element("ul", { class: "plain" }, ...rows) : none);
+}
+
+/** What the network of a session refused. */
+export async function listRefused(session) {
+  return (await asked("GET", "session/network", { session })).refused;
+}
+
+/** Shows it, if there is something. Hosts and methods are the choice of code. */
+export function showRefused(panel, holder, refused) {
+  const rows = refused.map(({ host, port, method, reason, count, latest }) => {
+    const name = host ? [method && shownName(method), `${shownName(host)}:${port}`].filter(Boolean).join(" ") : "A request that could not be read";
+    const times = count === 1 ? "" : `${count} times, latest `;
+    return element("li", { class: "row" }, element("span", { class: "name" }, name), element("span", { class: "facts" }, `${WHY[reason] ?? reason}, ${times}${new Date(latest).toLocaleTimeString()}`));
+  });
+  panel.hidden = rows.length === 0;
+  holder.replaceChildren(element("ul", { class: "plain" }, ...rows));
 }
 
 /** The saved sessions, by their identifiers. */
