@@ -19,6 +19,7 @@ with imports_of("network"):
 
 _END = b"\r\n\r\n"
 _MAX_HEAD = 64 << 10
+_SMALL = 4 << 10  # bytes that wait for what follows at once
 _HEAD_SECONDS, _IDLE_SECONDS, _LINGER_SECONDS = 10.0, 300.0, 5.0
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _DROPPED = frozenset((b"host", b"content-length", b"expect"))
@@ -116,13 +117,17 @@ class _Conversation:
             headers = [*headers, (b"connection", b"close")]
         reason = _REASONS.get(response.status, "").encode()
         data = self._http.send(h11.Response(status_code=response.status, headers=headers, reason=reason)) or b""
-        await self._stream.send(data)
+        self._stream.write_soon(data)
         async for part in response.body:
             for piece in self._http.send_with_data_passthrough(h11.Data(data=part)) or ():
-                self._stream.write(piece)
+                if len(piece) < _SMALL:
+                    self._stream.write_soon(piece)
+                else:
+                    self._stream.write(piece)
             await self._stream.drain()
         if end := self._http.send(h11.EndOfMessage()):
-            await self._stream.send(end)
+            self._stream.write_soon(end)
+        await self._stream.drain()
 
     async def _refuse(self, response: Response) -> None:
         """Send a response to a request that is malformed, which h11 has not read."""

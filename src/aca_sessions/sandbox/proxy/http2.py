@@ -37,7 +37,7 @@ _MAX_STREAMS = 100
 _MAX_HEADER_LIST = 64 << 10
 _STREAM_WINDOW, _CONNECTION_WINDOW = 512 << 10, 1 << 20  # the memory that request bodies take which are not sent on yet
 _MAX_UNSENT = 512 << 10  # beyond it, no frame is read: each may need a reply
-_MIN_FLUSH = 16 << 10  # smaller parts of bodies wait for what follows at once
+_SMALL = 4 << 10  # bytes of a body that wait for what follows at once
 _FRAMES_AT_ONCE = 64  # then others have their turn
 _IDLE_SECONDS = 300.0
 # What a client may send beside requests and bodies: so much at once, then so much a second, and more as it receives bodies. Without it, a
@@ -156,8 +156,6 @@ class _Connection:
         self._idle: asyncio.Timeout | None = None
         self._moved = 0.0
         self._error = ErrorCodes.NO_ERROR
-        self._flushing: asyncio.Handle | None = None
-        self._unflushed = 0  # bytes of bodies
 
     async def read(self) -> None:
         """Read frames and start to answer requests. Raise ProtocolError, _FloodError, OSError, TimeoutError or IncompleteReadError."""
@@ -303,14 +301,14 @@ class _Connection:
     async def _respond(self, exchange: _Exchange, request: Request, response: Response) -> None:
         is_empty = request.method == "HEAD" or response.status in (204, 304)
         self._h2.send_headers(exchange.id, [(b":status", b"%d" % response.status), *response.headers], end_stream=is_empty)
-        self._flush_soon()
+        self._flush(soon=True)
         async for data in response.body:
             if not is_empty:
                 await self._send(exchange, data)
         if not is_empty:
             self._h2.end_stream(exchange.id)
         self._allowance += _ALLOWANCE_A_RESPONSE
-        self._flush_soon()
+        self._flush(soon=True)
 
     async def _send(self, exchange: _Exchange, data: bytes) -> None:
         """Send a part of a response's body, as fast as the client's windows allow."""
@@ -326,11 +324,7 @@ class _Connection:
                 self._h2.send_data(exchange.id, left[start : min(size, start + self._h2.max_outbound_frame_size)])
             left = left[size:]
             self._allowance += size / _BYTES_FOR_ALLOWANCE
-            self._unflushed += size
-            if self._unflushed < _MIN_FLUSH:
-                self._flush_soon()
-            else:
-                self._flush()
+            self._flush(soon=size < _SMALL)
             self._note_traffic()
 
     def _reset(self, exchange: _Exchange, code: ErrorCodes) -> None:
@@ -342,18 +336,10 @@ class _Connection:
             self._h2.acknowledge_received_data(size, id)
             self._flush()
 
-    def _flush_soon(self) -> None:
-        """Write what there is in a moment: the head, the data and the end of a small response often come at once."""
-        if self._flushing is None:
-            self._flushing = self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        self._unflushed = 0
+    def _flush(self, *, soon: bool = False) -> None:
+        """Write what h2 has to send: now, or with what is written next."""
         if (data := self._h2.data_to_send()) and not self._stream.is_closing():
-            self._stream.write(data)
+            (self._stream.write_soon if soon else self._stream.write)(data)
 
     def _note_traffic(self) -> None:
         """Let the idle time begin again."""

@@ -18,6 +18,7 @@ class Stream:
         """Use a connection. `early` is what was read from it already."""
         self._reader, self._writer = reader, writer
         self._held, self._taken = early, 0  # bytes that were read, and how many of them were returned
+        self._unsent = bytearray()  # of `write_soon`
         writer.transport.set_write_buffer_limits(SIZE)
 
     @property
@@ -49,7 +50,19 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Send bytes as soon as the other side takes them."""
-        self._writer.write(data)
+        if self._unsent:
+            data = bytes(self._unsent + data)
+            self._unsent.clear()
+        if data:
+            self._write(data)
+
+    def write_soon(self, data: bytes) -> None:
+        """Send a few bytes with what is written next, if that is at once: the head, the body and the end of a message often are."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self.write, b"")
+        self._unsent += data
+        if len(self._unsent) >= _RECORD:
+            self.write(b"")
 
     async def drain(self) -> None:
         """Wait while the other side is behind."""
@@ -62,6 +75,7 @@ class Stream:
 
     def write_eof(self) -> None:
         """Tell the other side that nothing more will be sent."""
+        self.write(b"")
         if not self._writer.is_closing() and self._writer.can_write_eof():
             self._writer.write_eof()
 
@@ -72,6 +86,9 @@ class Stream:
     def abort(self) -> None:
         """Close the connection at once."""
         self._writer.transport.abort()
+
+    def _write(self, data: bytes) -> None:
+        self._writer.write(data)
 
     async def _receive(self) -> bytes:
         return await self._reader.read(SIZE)
@@ -116,19 +133,18 @@ class TlsStream(Stream):
                 self._write_pending()
                 return
 
-    def write(self, data: bytes) -> None:
-        """Send bytes as soon as the other side takes them."""
-        if data:
-            self._tls.write(data)
-            self._write_pending()
-
     def write_eof(self) -> None:
         """Tell the other side that nothing more will be sent."""
+        self.write(b"")
         if not self._writer.is_closing():
             with contextlib.suppress(ssl.SSLError):  # it would wait for the reply
                 self._tls.unwrap()
             self._write_pending()
         super().write_eof()
+
+    def _write(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._write_pending()
 
     async def _receive(self) -> bytes:
         while not (data := self._decrypt()) and not self._has_ended:
