@@ -66,7 +66,7 @@ MEASURES = ("download, MB/s", "upload, MB/s", "small request, ms", "small reques
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A network of a session, and how a client in it reaches the server: what it trusts, and whether it uses the proxy."""
+    """A network of a session, and whether the proxy reads the requests to the server."""
 
     name: str
     network: Network
