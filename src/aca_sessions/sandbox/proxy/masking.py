@@ -5,7 +5,6 @@ import json
 from base64 import b64encode
 from collections.abc import Iterable
 from itertools import groupby
-from os.path import commonprefix
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 6  # characters: shorter values would be found where they are none
@@ -21,7 +20,7 @@ class Masker:
         self._forms = {form for value in known for form in _forms_of(value)}
         # One search for all tokens of a kind: those of Azure, which are renewed each hour, begin alike.
         groups = groupby(sorted(self._forms), key=lambda form: form[:8])
-        self._groups = [(bytes(commonprefix(group)), group[::-1]) for group in ([*forms] for _, forms in groups)]  # noqa: RUF071
+        self._groups = [(_beginning(group), group[::-1]) for group in ([*forms] for _, forms in groups)]
         self._longest = max(map(len, self._forms), default=0)
         self._starts = tuple({form[:3] for form in self._forms})
 
@@ -94,6 +93,12 @@ class MaskedStream:
         """Return the rest, when everything was received."""
         rest, self._held = self._held, b""
         return b"*" * self._replaced + rest[self._replaced :]
+
+
+def _beginning(forms: list[bytes]) -> bytes:
+    """Return the beginning that sorted texts have in common."""
+    first, last = forms[0], forms[-1]
+    return first[: next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))]
 
 
 def _masked(data: bytes, found: Iterable[tuple[int, int]]) -> bytes:
