@@ -140,7 +140,7 @@ def upstream(folder: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool = True)
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
     _look_up_here(monkeypatch)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # seconds until it notices its end
     try:
         yield server.upstream
     finally:

@@ -38,7 +38,7 @@ class TLSServer(Proxy):
         self.wheel = wheel
         self.seen: list[str] = []
 
-    async def _answer(self, read: _Read, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, _decide: object, read: _Read, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         target = await read(reader)
         writer.write(target.reply)
         context = self.authority.context_for(target.host)
