@@ -435,17 +435,25 @@ async def test_a_branch_is_at_one_server_only_and_does_not_replace_a_saved_sessi
         assert (await Session(second, branch.session_id).run("'x' in globals()")).text == "False"
 
 
-async def test_a_session_whose_fork_server_died_is_free_for_another_server(tmp_path: Path) -> None:
-    def fork_servers() -> set[int]:
-        children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-        return {pid for pid in children if "zygote" in Path(f"/proc/{pid}/cmdline").read_text()}
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended
+        return ""
 
-    others = fork_servers()  # which other tests of this process keep
+
+async def test_a_session_whose_fork_server_died_is_free_for_another_server(tmp_path: Path) -> None:
     async with server(tmp_path) as first:
         session = Session(first, "alice")
         await session.run("x = 1")
         await session.save()
-        [fork_server] = fork_servers() - others
+        await session.run("import subprocess; marked = subprocess.Popen(['sleep', '98765'])")
+        [process] = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if _read(path) == "sleep\00098765\0"]
+        while "zygote" not in (process / "cmdline").read_text():  # other tests of this process may keep other fork servers
+            process = Path(f"/proc/{(process / 'stat').read_text().split()[3]}")
+        while "zygote" in Path(f"/proc/{(parent := (process / 'stat').read_text().split()[3])}/cmdline").read_text():
+            process = Path(f"/proc/{parent}")
+        fork_server = int(process.name)
         os.kill(fork_server, signal.SIGKILL)
         while await first.list_sessions():
             await asyncio.sleep(0.05)

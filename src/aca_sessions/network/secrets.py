@@ -314,7 +314,7 @@ def _read_file(path: str, kept: Hidden[_Value] | None) -> Hidden[_Value]:
     """Return the content of a file with its stamp, or `kept` if the file has not changed since. Raise SecretError if it cannot be read."""
     problem, content = "", Hidden(b"")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would block; Windows has none
         try:
             found = os.fstat(descriptor)
             stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
