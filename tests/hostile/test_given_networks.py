@@ -17,6 +17,7 @@ from aca_sessions.contract.records import ProblemError
 from aca_sessions.errors import ServiceError
 from aca_sessions.hosting import Hosting
 
+from ..conftest import mostly_long
 from ..network.upstream import Upstream
 from ..server.test_session_networks import Service, expire, fetch, reached, restart, rules_for, serving, target
 
@@ -72,7 +73,7 @@ EVENTS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("event", mostly_long([*EVENTS], every=4))
 async def test_no_cell_runs_without_the_network_that_its_client_gave(event: str, target: Upstream) -> None:
     """No cell of a client that has given its session a network runs with another one, whatever ends or changes that session."""
     async with serving(rules_for(target)) as service, service.client() as pool:

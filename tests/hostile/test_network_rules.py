@@ -157,7 +157,7 @@ def raw(site: Upstream, data: bytes) -> str:
     return repr(data.replace(b"TARGET", f"{SITE}:{site.port}".encode()))
 
 
-@pytest.mark.parametrize("attempt", mostly_long([*OUTSIDE], every=4))
+@pytest.mark.parametrize("attempt", mostly_long([*OUTSIDE], every=6))
 async def test_a_request_that_no_rule_allows_is_not_sent(site: Upstream, tmp_path: Path, attempt: str) -> None:
     """What no rule allows by its method or path is not sent, in whatever case, encoding or form it is asked for, and is audited."""
     async with opened(site, tmp_path, rule(site, Methods=["GET"], Paths=["/open/**"])) as session:
@@ -173,7 +173,7 @@ async def test_a_request_that_no_rule_allows_is_not_sent(site: Upstream, tmp_pat
     assert "closed" not in json.dumps(refused)
 
 
-@pytest.mark.parametrize("attempt", mostly_long([*AMBIGUOUS], every=4))
+@pytest.mark.parametrize("attempt", mostly_long([*AMBIGUOUS], every=6))
 async def test_an_inspected_request_that_servers_may_read_differently_is_not_sent(site: Upstream, tmp_path: Path, attempt: str) -> None:
     """A request that two servers could read in different ways is not sent to an inspected host; what is sent was written anew."""
     async with opened(site, tmp_path, rule(site)) as session:
@@ -198,7 +198,7 @@ async def test_a_second_request_in_a_body_is_not_a_request(site: Upstream, tmp_p
     assert [(request.target, request.body) for request in site.requests] == [("/open/a", inner), ("/open/b", inner), ("/open/c", b"")]
 
 
-@pytest.mark.parametrize("target", mostly_long([*TARGETS], every=4))
+@pytest.mark.parametrize("target", mostly_long([*TARGETS], every=6))
 async def test_a_tunnel_leads_to_no_host_without_a_rule(site: Upstream, tmp_path: Path, target: str) -> None:
     """CONNECT to an address, a mapped or numeric one, or a name that no rule has, is refused."""
     async with opened(site, tmp_path, rule(site)) as session:
