@@ -167,6 +167,12 @@ def _make_certificates(folder: Path) -> tuple[Path, Path]:
         builder = x509.CertificateBuilder(names[0], names[number], keys[number].public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
         builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True).add_extension(extension, critical=False)
+        if is_authority:  # without these, Python 3.13 trusts no certificate
+            usages = {"key_cert_sign": True, "crl_sign": True, "digital_signature": False}
+            others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only")
+            builder = builder.add_extension(x509.KeyUsage(**usages, **dict.fromkeys(others, False)), critical=True)
+        else:
+            builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False)
         return builder.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     authority, certificate = folder / "authority.pem", folder / "server.pem"
