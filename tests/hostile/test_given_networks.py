@@ -120,7 +120,7 @@ async def test_rules_of_a_client_use_nothing_of_the_server(rule: dict[str, objec
 
 
 async def test_a_flood_of_requests_fills_no_audit_log(tmp_path: Path) -> None:
-    """A session that floods the network, or what refuses it, writes a bounded number of lines into the audit log."""
+    """A session that floods the network with allowed or refused requests writes a bounded number of lines to the audit log."""
     audit = tmp_path / "audit.jsonl"
     flood = """
 import socket

@@ -200,7 +200,7 @@ async def test_a_second_request_in_a_body_is_not_a_request(site: Upstream, tmp_p
 
 @pytest.mark.parametrize("target", mostly_long([*TARGETS], every=6))
 async def test_a_tunnel_leads_to_no_host_without_a_rule(site: Upstream, tmp_path: Path, target: str) -> None:
-    """CONNECT to an address, a mapped or numeric one, or a name that no rule has, is refused."""
+    """A CONNECT to an address, also a mapped or numeric one, or to a name without a rule is refused."""
     async with opened(site, tmp_path, rule(site)) as session:
         said = await attack(session, f"connect({TARGETS[target]!r})[1].decode()")
         assert said.startswith(("HTTP/1.1 403", "HTTP/1.1 400", "HTTP/1.1 502")), said
@@ -268,7 +268,7 @@ async def test_an_endless_response_ends_at_the_limit_and_an_interrupt_ends_it(si
 
 @pytest.mark.long
 async def test_a_session_that_floods_its_proxy_goes_on(site: Upstream, tmp_path: Path) -> None:
-    """Garbage, half requests and more connections than are allowed end, cost others nothing, and the session goes on."""
+    """Garbage, half requests and too many connections are ended and cost others nothing, and the session goes on."""
     async with opened(site, tmp_path, rule(site), connections=8) as session:
         flood = "import os\nheld = []\nfor n in range(200):\n    s = socket.socket(); s.setblocking(False)\n"
         flood += "    s.connect_ex(('127.0.0.1', 3128)); held.append(s)\n"
