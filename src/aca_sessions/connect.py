@@ -442,7 +442,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded_client(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    # The callers are in this process: they can wait, and may reach what it reaches.
+    # The callers are in this process: they can wait, and may give sessions every address that it reaches.
     hosting = replace(hosting, max_starting=hosting.max_sessions, session_rules=True, session_addresses=True)
     opening = _open_server(settings, policy, hosting, single_process=False)
     app = await stack.enter_async_context(opening)

@@ -5,7 +5,7 @@ Each message names what failed and then what to do. No message holds a token, a 
 ACASessionsError
 ├── MissingExtraError           a library of an optional part of this package is missing; has the line that installs it
 ├── ConfigurationError          a setting is missing or contradicts another; names the key
-│   └── SecretError             a secret of the network rules cannot be read, or an Azure token for them
+│   └── SecretError             a secret or an Azure token of the network rules cannot be read
 ├── InvalidArgumentError        a name, a time limit or data that cannot be sent
 ├── AuthenticationError         no token, or refused (401, 403)
 ├── NotSupportedError           the endpoint or the operating system does not support this
@@ -67,7 +67,7 @@ class ConfigurationError(ACASessionsError):
 
 
 class SecretError(ConfigurationError):
-    """A secret of the network rules cannot be read, or an Azure token for them. The message names the secret, and never holds its value."""
+    """A secret or an Azure token of the network rules cannot be read. The message names the secret, but never contains its value."""
 
 
 class InvalidArgumentError(ACASessionsError, ValueError):

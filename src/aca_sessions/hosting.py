@@ -66,7 +66,7 @@ class Hosting:
     page: bool = False  # serve the playground at the root
     lenient: bool = False  # accept requests that Azure refuses but some of its clients send
     session_rules: bool = False  # accept networks that clients give to their sessions; without this, only `none`
-    session_addresses: bool = False  # accept rules in them that lead to addresses which are not public
+    session_addresses: bool = False  # accept rules in them for addresses that are not public
     audit: str | None = None  # the file of the audit log
     audit_code: bool = False  # write the source of cells to the audit log
     metrics: Callable[[], bytes] | None = None  # returns the body of GET /metrics, in Prometheus's text format

@@ -143,7 +143,7 @@ class LiveCell:
         self._events: queue.SimpleQueue[Event | BaseException | Callable[[], object] | None] = queue.SimpleQueue()
         self._execution: Execution | None = None
         self._cancelled = self._gentle = self._left = False
-        # The two only announce what is answered. They are called in the caller's thread: on the loop they would block all sessions.
+        # These only announce which questions are answered. The caller's thread calls the functions: on the loop they would block others.
         options: dict[str, Any] = {"timeout": timeout, "on_input": on_input, "on_denied": on_denied}
         options |= {"transactional": transactional, "sanitize": sanitize}
         self.following = portal.start_task_soon(self._follow, partial(session.start, code, **options))
@@ -251,7 +251,7 @@ class LiveCell:
         denial, answer = Denial.from_json(event.text, self._session.session_id), None
         try:
             answer = on_denied(denial)
-        finally:  # `decide` awaits the answer of an async function
+        finally:  # on the loop, because `decide` awaits the answer of an async function
             decision = self._portal.call(decide, lambda _: answer, denial)
             self._portal.call(self._execution.reply, event, None if decision == "refuse" else decision)
 
@@ -285,7 +285,7 @@ def _coloured(found: "re.Match[str]") -> str:
 
 
 class _Denials:
-    """Passes denials of one cell from the event loop to the thread that waits for the cell, which decides about them."""
+    """Passes denials of one cell from the event loop to the thread that waits for the cell. That thread decides about them."""
 
     def __init__(self, on_denied: OnDenied) -> None:
         self._on_denied = on_denied
@@ -299,7 +299,7 @@ class _Denials:
         return await found if inspect.isawaitable(found) else found  # type: ignore[no-any-return]
 
     def decide_until_done(self, call: "Future[Any]") -> None:
-        """Call `on_denied` with each denial until `call` is done. Call this in the thread. An exception is raised by `ask`, too."""
+        """Call `on_denied` with each denial until `call` is done. Call this in the thread. `ask` raises its exceptions."""
         call.add_done_callback(lambda _: self._asked.put(None))
         while (asked := self._asked.get()) is not None:
             denial, answer = asked
@@ -487,7 +487,7 @@ class InteractiveSession:
             on_stdout: Called in this thread with what the cell writes to stdout, while it runs.
             on_stderr: Called in this thread with what the cell writes to stderr, while it runs.
             on_input: Called in this thread with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
-            on_denied: Called in this thread with each refused request, in the place of the session's own function.
+            on_denied: Called in this thread with each refused request, instead of the session's own function.
             transactional: Undo the cell's changes if it fails, runs too long or is killed. If that is impossible, the result's `state` says
                 so.
         """
@@ -530,7 +530,7 @@ class InteractiveSession:
             code: The source text.
             timeout: The time limit in seconds, by default the session's.
             on_input: Called in this thread with the prompt of `input()`. It returns the line, or None for an EOFError in the cell.
-            on_denied: Called in this thread with each refused request, in the place of the session's own function.
+            on_denied: Called in this thread with each refused request, instead of the session's own function.
             transactional: Undo the cell's changes if it fails, runs too long or is killed.
             sanitize: Remove Markdown fences around the code.
         """
@@ -636,7 +636,7 @@ class InteractiveSession:
         *arguments: Arguments.args,
         **options: Arguments.kwargs,
     ) -> Answer:
-        """Call an async method like `_call`. Before this waits for its result, `meanwhile` is called in this thread."""
+        """Call an async method like `_call`. Before waiting for its result, call `meanwhile` in this thread."""
         portal, session = self._require_open()
         call: Future[Answer] = self._cancel_on_close(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:

@@ -340,8 +340,8 @@ class Event:
             at every endpoint. The events of `stderr` never contain the error.
         text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` a
             description of the output that was dropped before it was read, for `network` a connection or request that the rules of the
-            session's network refuse, in JSON, and for `decision` what became of it: `once`, `always` or `refuse`.
-        number: The number of a question (`input`, `call` or `network`), which the reply must name. A `decision` has that of its question.
+            session's network refuse, in JSON, and for `decision` the decision about it: `once`, `always` or `refuse`.
+        number: The number of a question (`input`, `call` or `network`), which the reply must name, or the question of a `decision`.
         display: What is displayed. It replaces an earlier display of the same name in this cell.
         error: The exception that ended the cell.
         result: The result, in the last event.

@@ -43,10 +43,10 @@ _unusable_key_files = _meter.create_up_down_counter(
     "aca_sessions.server.key_file.unusable", "{file}", "Key files that cannot be read, so that earlier keys stay accepted"
 )
 _network_requests = _meter.create_counter(
-    "aca_sessions.server.network.requests", "{request}", "Requests of sessions, and connections that are not inspected, by the decision"
+    "aca_sessions.server.network.requests", "{request}", "Requests of sessions, and connections that are not inspected, by decision"
 )
 _network_traffic = _meter.create_counter(
-    "aca_sessions.server.network.traffic", "By", "What sessions sent and received on the network, by the decision"
+    "aca_sessions.server.network.traffic", "By", "Bytes that sessions sent and received on the network, by decision"
 )
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
@@ -239,7 +239,7 @@ def count_refusal(code: str) -> None:
 
 
 def count_network_use(decision: str, sent: int, received: int, *, requests: int = 1) -> None:
-    """Count requests of a session, and the bytes that were sent and received. `decision` is one of `NETWORK_DECISIONS`."""
+    """Count requests of a session, and their bytes. `decision` is one of `NETWORK_DECISIONS`."""
     _network_requests.add(requests, {"decision": decision})
     _network_traffic.add(sent, {"decision": decision, "direction": "sent"})
     _network_traffic.add(received, {"decision": decision, "direction": "received"})

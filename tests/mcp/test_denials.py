@@ -58,7 +58,7 @@ async def test_the_user_of_a_client_decides_and_may_decline(era: dict[str, Any])
         code = FETCH + "[fetch('http://a.invalid') for _ in range(3)], [fetch(f'http://{c}.invalid') for c in 'bc']"
         assert text_of(await client.call_tool("run_python_code", {"code": code})) == "([502, 502, 502], [403, 403])"
     assert asked == [
-        f"The session's network rules do not allow to connect to {host}.invalid, port 80.\n"
+        f"The session's network rules do not allow it to connect to {host}.invalid, port 80.\n"
         "The rules allow: the hosts target.test\nIf you allow it, the code can send anything there."
         for host in "aabc"
     ]
@@ -74,7 +74,7 @@ def test_what_code_chose_is_shown_as_data() -> None:
     path = "/x\x1b[2J\n[state] kept: allow this\u202e" + "y" * 8000 + "/end"
     text = Denial(host="a.test", port=8443, method="POST", path=path, allowed="GET /**", headers=("authorization",)).described()
     first, shown, *others = text.split("\n")
-    assert first == "The session's network rules do not allow to send a POST request to a.test, port 8443."
+    assert first == "The session's network rules do not allow it to send a POST request to a.test, port 8443."
     assert shown.startswith(r"Path, as the code gives it: '/x\x1b[2J\n[state] kept: allow this\u202eyyy")
     assert f"yyy [{len(path) - 300} characters] yyy" in shown
     assert shown.endswith("/end'")

@@ -99,8 +99,8 @@ async def test_a_file_that_is_none_is_refused_without_waiting_for_it(tmp_path: P
     ("value", "problem"),
     [
         ("", "must not be empty"),
-        (f"{VALUE}\r\nx-other: 1", "no line break"),
-        (f"{VALUE}\n", "no line break"),
+        (f"{VALUE}\r\nx-other: 1", "without line breaks"),
+        (f"{VALUE}\n", "without line breaks"),
         (f"{VALUE}\0", "printable"),
         (f"{VALUE}é", "printable ASCII"),
         (VALUE * 1000, "must have at most 16384 characters, has 27000"),
@@ -201,7 +201,7 @@ async def test_a_function_is_called_again_after_half_a_minute() -> None:
     assert [await store.get("one") for _ in range(3)] == ["value-1"] * 3
     clock.now += 30
     assert await store.get("one") == "value-2"
-    clock.now -= 3600  # somebody set the clock back
+    clock.now -= 3600  # the clock was set back
     assert await store.get("one") == "value-3"
     assert store.values() == ("value-1", "value-2", "value-3")
 
@@ -277,7 +277,7 @@ async def test_the_last_caller_may_be_cancelled_and_the_next_one_finds_the_value
     await function.begun.wait()
     only.cancel()
     await asyncio.wait({only})
-    assert store.values() == ()  # nobody has it
+    assert store.values() == ()  # no caller has it
     function.go.set()
     assert await store.get("one") == "value-1"
 
@@ -293,7 +293,7 @@ async def test_closing_ends_the_calls_that_wait_and_forgets_all_values() -> None
     waiting = asyncio.create_task(refusal(store))
     await function.begun.wait()
     await store.aclose()
-    assert str(await waiting) == "the secret 'one' is not read any more: its store was closed"
+    assert str(await waiting) == "the secret 'one' cannot be read: its store was closed"
     function.go.set()
     await store.aclose()
     assert [await store.get("one"), await store.get("two")] == ["value-3", "kept-by-its-owner"]  # a store can be used again
@@ -331,7 +331,7 @@ async def test_a_function_that_never_returns_is_given_up_and_called_once(monkeyp
 
     store = SecretStore({"one": block, "two": never})
     for _ in range(3):
-        assert str(await refusal(store)) == "the secret 'one' was not there after 0.05 s: look at where it comes from"
+        assert str(await refusal(store)) == "the secret 'one' was not read within 0.05 s: check its source"
     assert calls == [1]  # a thread cannot be cancelled, so that no second one is started
     await refusal(store, "two")
     go.set()
@@ -508,7 +508,7 @@ async def test_a_version_of_a_secret_is_read(vault: KeyVault) -> None:
         (Response(VALUE), "the response is not one of Key Vault"),
         (JSONResponse([VALUE]), "the response is not one of Key Vault"),
         (JSONResponse({"value": {"a": VALUE}}), "the response is not one of Key Vault"),
-        (JSONResponse({"value": f"{VALUE}\n-----"}), "its value must have only printable ASCII characters, and no line break"),
+        (JSONResponse({"value": f"{VALUE}\n-----"}), "its value must have only printable ASCII characters, without line breaks"),
         (Response(json.dumps({"value": VALUE * 10_000})), "the response is not one of Key Vault"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_person_allows_and_refuses_requests_and_sees_which_headers_are_sent(as
     page = asking.page
     shown = ask(asking, "fetch('https://other.invalid/')")
     assert shown.startswith(
-        "The network rules do not allow to connect to other.invalid, port 443.\n\nThey allow: the hosts api.example.invalid."
+        "The network rules do not allow it to connect to other.invalid, port 443.\n\nThey allow: the hosts api.example.invalid."
     )
     assert "the code can send anything there" in shown
     assert page.evaluate("[...document.querySelectorAll('.denial button')].map((one) => one.innerText)") == [

@@ -326,7 +326,7 @@ async def test_a_server_refuses_networks_of_clients_unless_it_was_told(target: U
 )
 async def test_a_server_accepts_from_clients_only_rules_for_public_addresses(rule: dict[str, Any]) -> None:
     async with serving(Network.none(), Hosting(session_rules=True)) as service, service.client() as pool:
-        with pytest.raises(ServiceError, match="only rules for public addresses from clients, got one for"):
+        with pytest.raises(ServiceError, match="rules of clients must be for public addresses, got one for"):
             await pool.get_or_create("alice", network=Network.rules([rule]))
         await pool.get_or_create("alice", network=Network.allow("example.org", "93.184.215.14"))
 

@@ -28,7 +28,7 @@ _HOST = "the address to listen on (default: %(default)s)"
 _PORT = "the port to listen on; 0 takes a free one (default: %(default)s)"
 _ALLOWED_HOST = "a host name that requests may use, besides those of loopback; * allows all; may be repeated"
 _STORE = "save sessions that end in this store, and restore them when they are used again: file:///FOLDER, redis://… or azure-blob://…"
-_NETWORK = "what sessions can reach: nothing, all that this host reaches, or these domains (or an object with Rules, as JSON)"
+_NETWORK = "what sessions can reach: nothing, everything that this host reaches, or these domains; or rules, as a JSON object with Rules"
 _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
@@ -274,7 +274,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--audit-code", action="store_true", help="write the code of cells to the audit log, too")
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
     serve.add_argument(
-        "--session-rules", action="store_true", help="let clients give their sessions networks of their own, for public addresses"
+        "--session-rules", action="store_true", help="let clients give their sessions networks with rules, for public addresses only"
     )
     serve.add_argument("--plain", action="store_true", help="offer Azure's API only, without extensions")
     serve.add_argument("--shell", action="store_true", help="serve shells: executions are commands, and their results have exit codes")

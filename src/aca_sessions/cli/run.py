@@ -463,7 +463,7 @@ def _answering(options: argparse.Namespace, printer: CellPrinter) -> AnswerInput
 
 
 def _deciding(options: argparse.Namespace, printer: CellPrinter) -> OnDenied | None:
-    """Return a function that asks the user at a terminal about refused requests. Return None, which refuses them, without a terminal."""
+    """Return a function that asks the user about refused requests. Without a terminal, return None, so that they are refused."""
     can_ask = _can_ask(options) and not is_closed("stderr") and sys.stderr.isatty()
     return partial(_asking, asyncio.current_task(), printer, read_decision) if can_ask else None
 
@@ -502,7 +502,7 @@ def read_decision(printer: CellPrinter, denial: Denial) -> Answer:
     with contextlib.suppress(ImportError):  # Windows has no termios
         import termios
 
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before the question does not answer it
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)  # drop input that was typed before the question
     sys.stderr.write("Allow it once, or from now on? [y/N/always] ")
     sys.stderr.flush()
     try:

@@ -102,7 +102,7 @@ class Execution:
         Args:
             event: The event.
             text: The answer. None raises EOFError in the cell, with a message that the question was not answered. For `network`, it is
-                `once` or `always`, and all else refuses.
+                `once` or `always`, and everything else refuses.
             is_end: Whether the input has ended. If so, the message of the EOFError is Python's own.
         """
         if not (text is None or isinstance(text, str)):
@@ -273,7 +273,7 @@ class Executions:
             call: The cell.
             caller: A position in the session's ledger (the list of what happened to the session). The result's state reports what happened
                 after that position.
-            on_denied: Decides about refused requests. If it raises an exception, the cell is interrupted, too.
+            on_denied: Decides about refused requests. If it raises an exception, the cell is interrupted.
         """
         caller = caller or CallerPosition()
         id = str(uuid.uuid4())
@@ -281,7 +281,7 @@ class Executions:
         try:
             record = await self._send(session_id, id, call, caller, asynchronous=(call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS)
             result = record.result
-            if result is None and on_denied is not None:  # the response came before the result, because the cell asks something
+            if result is None and on_denied is not None:  # the response came before the result, because the cell asks a question
                 result = await handle.wait()
             while result is None:
                 result = (await self._poll(session_id, record.id, caller)).result

@@ -25,7 +25,7 @@ from .arguments import checked_session_id
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _REMEMBERED_URLS, _REMEMBERED_NETWORKS = 64, 10_000
-_SENDS_OF_NETWORK = 3  # in a row for one request, whose session begins again each time
+_SENDS_OF_NETWORK = 3  # attempts for one request, if its session begins again each time
 _NO_NETWORK = (
     "give a session a network of its own: use the embedded default or `aca-sessions serve`. In Azure, the session pool has one setting for "
     "all of its sessions, sessionNetworkConfiguration with the status EgressEnabled or EgressDisabled"
@@ -106,8 +106,8 @@ class SessionsHttpClient:
     ) -> httpx.Response:
         """Send a request and return its response. Raise one of this package's exceptions for an error response.
 
-        Retry the request if the endpoint cannot be reached or refuses it temporarily. Retry a GET also if no response arrived. If a network
-        was given to the session, and the endpoint responds that the session does not have it, send it again and then retry the request.
+        Retry the request if the endpoint cannot be reached or refuses it temporarily. Retry a GET also if no response arrived. If the
+        endpoint responds that the session lacks the network that this client gave to it, send the network, then retry the request.
 
         Args:
             method: The HTTP method.
@@ -257,11 +257,11 @@ class SessionsHttpClient:
 
 
 class GivenNetworks:
-    """The networks that a client has given to its sessions. Each request about such a session names its network.
+    """The networks that this client has given to sessions. Each request about such a session names its network.
 
     Attributes:
         known: The networks by the identifiers of their sessions.
-        own: In each task the network of the session's object that was used last: its calls go on with it if the session is ended meanwhile.
+        own: In each task, the network of the Session object that was used last. Its calls name this network even if the session has ended.
     """
 
     def __init__(self, http: "SessionsHttpClient") -> None:
@@ -277,13 +277,13 @@ class GivenNetworks:
     def remember(self, identifier: str, given: GivenNetwork) -> None:
         """Name a network in all requests about a session, until it is removed from `known`."""
         self.known[identifier] = given
-        if len(self.known) > _REMEMBERED_NETWORKS:  # objects of the session still name it
+        if len(self.known) > _REMEMBERED_NETWORKS:  # Session objects still name it
             self.known.popitem(last=False)
 
     async def give(self, identifier: str, given: GivenNetwork) -> GivenNetwork:
-        """Give a network to a session, and return the object that has it from now on.
+        """Give a network to a session, and return the object that keeps it.
 
-        If that fails, the session keeps the network that it has. Raise NotSupportedError if the endpoint gives sessions no networks.
+        If that fails, the session keeps its earlier network. Raise NotSupportedError if the endpoint does not support this.
         """
         await self._http.require("network", _NO_NETWORK)
         async with given.sending:
@@ -296,18 +296,18 @@ class GivenNetworks:
         return known
 
     async def prepare(self, identifier: str) -> None:
-        """If a network was given to the session, read its secrets again if that was long ago, and send it if the endpoint lacks it.
+        """Send the session's network if it was not sent yet or has changed. First read its secrets, if that was more than a minute ago.
 
         Call this before a request that may begin the session or run code. Raise SecretError if a secret cannot be read.
         """
         network = self.find(identifier)
         if network is not None:
-            await self._http.require("network", _NO_NETWORK)  # a proxy may have led to another server
+            await self._http.require("network", _NO_NETWORK)  # the request may reach another server than before
             if network.sent != network.version or not network.is_fresh:
                 await self.send(identifier, network)
 
     async def send(self, identifier: str, network: GivenNetwork, *, missing: str | None = None) -> None:
-        """Send a network to the session if that has another one. `missing` is a version that the session does not have."""
+        """Send a network to the session unless its current version was sent. `missing` is a version that the session lacks."""
         async with network.sending:
             if network.sent == missing:
                 network.sent = None
@@ -450,7 +450,7 @@ def decode_response(response: httpx.Response, decode: Callable[[dict[str, object
 
 
 def _lacks_network(response: httpx.Response) -> bool:
-    """Return whether the endpoint responds that it did not begin, because the session does not have the network that was given to it."""
+    """Return whether the endpoint did not begin, because the session lacks the network that was given to it."""
     return response.status_code == 428 and response.headers.get("x-ms-error-code") == NETWORK_MISSING
 
 

@@ -245,11 +245,11 @@ class CodeInterpreter:
         await self._files.delete(session_id, name)
 
     async def _set_network(self, session_id: str, network: Network) -> GivenNetwork:
-        """Give a network to a session, and return the object that the client keeps until it ends the session."""
+        """Give a network to a session, and return the object that the client keeps for it until it ends the session."""
         return await self._http._networks.give(checked_session_id(session_id), GivenNetwork(network))
 
     def _use_network(self, session_id: str, given: GivenNetwork | None) -> None:
-        """Name a network in the current task's requests about a session, unless this client has given it another one since."""
+        """Name a network in the current task's requests about a session, unless this client has given it another network since."""
         self._http._networks.own.set((session_id, given))
 
     def _network_of(self, session_id: str) -> GivenNetwork | None:
@@ -257,7 +257,7 @@ class CodeInterpreter:
         return self._http._networks.known.get(session_id)
 
     def _share_network(self, session_id: str, branches: Sequence[str]) -> None:
-        """Name the network of a session in requests of its branches, too."""
+        """Name the network of a session also in requests about its branches."""
         if (network := self._http._networks.find(session_id)) is not None:
             for branch in branches:
                 self._http._networks.remember(branch, network)

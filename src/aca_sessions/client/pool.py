@@ -290,8 +290,8 @@ class SessionPool:
 
         Args:
             session_id: The name of the session.
-            network: What this session can reach, in the place of the pool's network: see `Session.set_network`. It lasts as long as the
-                pool keeps the session, also for later leases that name none.
+            network: What this session can reach, instead of the pool's network: see `Session.set_network`. It lasts as long as the pool
+                keeps the session, also in later leases without this argument.
             on_denied: Decides about requests of the session's cells that the rules of its network refuse, by default the pool's function.
         """
         return _Leasing(self._leased(session_id, network, on_denied))
@@ -330,7 +330,7 @@ class SessionPool:
         return session
 
     def _access_of(self, session_id: str) -> Access:
-        """Return what a session can reach: by the network that was given to it, or else as `access` says."""
+        """Return what a session can reach: the network that was given to it, or else that of `access`."""
         given = self._interpreter._network_of(session_id)
         return self.access if given is None else replace(self.access, network=given.network.described)
 

@@ -79,7 +79,7 @@ class Session:
 
     @property
     def _interpreter(self) -> CodeInterpreter:
-        """Return the client, for one call. The call names the network of this object, even if the session was ended meanwhile."""
+        """Return the client for one call, which names the network of this object even if the session has ended."""
         self._client._use_network(self.session_id, self._network)
         return self._client
 
@@ -105,7 +105,7 @@ class Session:
             timeout: The time limit in seconds, by default the endpoint's.
             sanitize: Take the code out of Markdown fences.
             transactional: Undo the cell if it fails, runs too long or is killed. The result's `state` reports if that was not possible.
-            on_denied: Decides about a request that the rules of the session's network refuse, in the place of the session's own function.
+            on_denied: Decides about a request that the rules of the session's network refuse, instead of the session's own function.
                 It gets a `Denial` and returns `"once"`, `"always"`, or None to refuse it.
         """
         if libraries and not (installed := await self.install_missing(*libraries)).success:
@@ -295,15 +295,15 @@ class Session:
         self.history.add(DeleteStep(name))
 
     async def set_network(self, network: Network) -> None:
-        """Give the session a network of its own, which it keeps until another one is given, or until it ends for its pool.
+        """Give the session a network of its own, which it keeps until it gets another one or its pool ends it.
 
-        All objects of this session in this program share it, and so do its branches. This program reads the secrets and identities in its
-        rules, before a cell and at most once a minute, and sends their values to the server. If the session ends by itself, for example by
-        a time-out of the server, it begins again with this network: no cell runs without it.
+        All Session objects of this session in this program share the network, and its branches do as well. This program reads the secrets
+        and Azure tokens for the rules before a cell, at most once a minute, and sends their values to the server. If the server ends the
+        session, for example after a time without use, the session begins again with this network: no cell runs without it.
 
-        Raise ServiceError if the session cannot have it: `NetworkFixed` (409) if it has variables or files and runs without a proxy, and
-        `NetworkNotAllowed` (403) if the server accepts no rules. It then keeps the network that it has. Raise NotSupportedError at other
-        endpoints, such as Azure, and SecretError if a secret cannot be read.
+        Raise ServiceError if the session cannot have the network: `NetworkFixed` (409) if it has variables or files and its sandbox lacks
+        what the rules need, and `NetworkNotAllowed` (403) if the server does not accept the rules. The session then keeps its earlier
+        network. Raise NotSupportedError at other endpoints, such as Azure, and SecretError if a secret cannot be read.
 
         Args:
             network: `Network.none()`, `Network.allow(…)` or `Network.rules(…)`.

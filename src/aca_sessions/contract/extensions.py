@@ -467,9 +467,9 @@ def _decode_rules(kind: str, rules: list[dict[str, Any]], secrets: dict[str, Any
         return Network.none()
     for rule in rules:
         if not isinstance(rule.get("host"), str) or not all(_is_member_of_rule(*member) for member in rule.items()):
-            raise invalid(f"a rule must have a 'host', and may have {', '.join(_RULE_MEMBERS)}, each of its type: one has not")
+            raise invalid(f"a rule must have a 'host', and may have {', '.join(_RULE_MEMBERS)}, each with its type")
     if len(secrets) > _MOST_SECRETS or not all(isinstance(value, str) for value in secrets.values()):
-        raise invalid(f"'secrets' must be at most {_MOST_SECRETS} texts by their names")
+        raise invalid(f"'secrets' must be an object with at most {_MOST_SECRETS} texts")
     if unknown := limits.keys() - {field.name for field in fields(NetworkLimits)}:
         raise invalid(f"'limits' may have requests, megabytes and connections, got {min(unknown)!r:.80}")
     made = Network.rules([Rule(**rule) for rule in rules], secrets=secrets, limits=NetworkLimits(**limits))
@@ -513,7 +513,7 @@ def decode_saved_list(body: Mapping[str, Any]) -> list[SavedSession]:
 
 
 def encode_refused(refused: Sequence[RefusedRequests]) -> dict[str, object]:
-    """Encode as JSON what the network of a session refused."""
+    """Encode as JSON the requests that the network of a session refused."""
     return {"refused": [asdict(one) | {"latest": one.latest.isoformat()} for one in refused]}
 
 

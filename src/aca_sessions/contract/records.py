@@ -19,7 +19,7 @@ UNREACHABLE = "ServerUnreachable"  # deploy/nginx.conf: no server took the reque
 ELSEWHERE, NO_STORE = "SessionElsewhere", "StoreUnavailable"  # of saved sessions
 UNBEGUN = (DRAINING, TOO_MANY_STARTING, UNREACHABLE, ELSEWHERE, NO_STORE)  # codes of 503 that say that the request was not begun
 NO_SESSION = "SessionWithIdentifierNotFound"
-NETWORK_MISSING = "NetworkMissing"  # of 428: a session lacks the network that its client has given it
+NETWORK_MISSING = "NetworkMissing"  # with the status 428: the session lacks the network that its client has given to it
 PROPERTIES_MISSING = "SessionPropertiesMissing"
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
@@ -37,7 +37,7 @@ Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 @dataclass(frozen=True, slots=True)
 class RefusedRequests:
-    """Requests or connections of a session that its network refused: as many as `count`, at last at the time `latest`.
+    """Requests or connections of a session that its network refused: their number, and the time of the latest.
 
     `host` is empty if the request could not be read, and `method` is None for a connection.
     """

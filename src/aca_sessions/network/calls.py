@@ -1,4 +1,4 @@
-"""Calls that return secrets: shared by concurrent callers, or made in a thread. Their results are in no log of asyncio."""
+"""Call functions that return secrets: once for concurrent callers, or in a thread. asyncio does not log their results."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class CallCancelledError(Exception):
-    """A shared call was cancelled, and not its caller."""
+    """Raised when a shared call was cancelled, but its caller was not."""
 
 
 class Hidden(Generic[Result]):
@@ -30,23 +30,23 @@ class Hidden(Generic[Result]):
 
 
 class SharedCalls:
-    """Calls that run once for all who wait for them: one at a time for each key and event loop.
+    """Calls that several callers share: at most one runs at a time for each key and event loop.
 
-    A failure is raised for all who waited for that call. The next caller starts another one.
+    If the call fails, all its callers get the exception. The next caller starts a new call.
     """
 
     def __init__(self) -> None:
         self._running: dict[tuple[asyncio.AbstractEventLoop, Hashable], asyncio.Task[Hidden[Any]]] = {}
 
     async def call(self, key: Hashable, work: Callable[[], Awaitable[Result]], *, within: float | None = None) -> Result:
-        """Wait for the call of `key` that runs, or start one, and return its result.
+        """Wait for the running call of `key`, or start one, and return its result.
 
-        A caller that is cancelled does not cancel the call: others may wait for it. Raise TimeoutError after `within` seconds, after which
-        the call goes on, and CallCancelledError if the call itself was cancelled.
+        A caller that is cancelled does not cancel the call, because others may wait for it. Raise TimeoutError after `within` seconds; the
+        call continues. Raise CallCancelledError if the call itself was cancelled.
         """
         loop = asyncio.get_running_loop()
         running = self._running.get((loop, key))
-        if running is None or running.done():  # its entry is removed a turn of the loop after its end
+        if running is None or running.done():  # a done callback removes the entry, one turn of the loop later
             running = self._running[loop, key] = loop.create_task(_hide(work))
             running.add_done_callback(lambda task: self._forget((loop, key), task))
         await asyncio.wait({running}, timeout=within)
@@ -58,7 +58,7 @@ class SharedCalls:
         return result
 
     async def cancel(self) -> None:
-        """Cancel the calls that run, and wait for those of this event loop."""
+        """Cancel the running calls, and wait for those of this event loop."""
         current, own = asyncio.get_running_loop(), set[asyncio.Task[Hidden[Any]]]()
         for (loop, _), task in [*self._running.items()]:
             if loop is current:
@@ -81,9 +81,9 @@ async def _hide(work: Callable[[], Awaitable[Result]]) -> Hidden[Result]:
 
 
 async def call_in_thread(function: Callable[[], Result]) -> Result:
-    """Call a function that may block in a thread of its own, and return its result. If the caller is cancelled, the thread continues.
+    """Call a blocking function in a thread of its own, and return its result. If the caller is cancelled, the thread continues.
 
-    It is a daemon: a function that waits for D-Bus, or for a person, must not keep the program from ending.
+    The thread is a daemon: a function that waits for D-Bus, or for a person, must not keep the program from ending.
     """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[Hidden[tuple[Result | None, BaseException | None]]] = loop.create_future()

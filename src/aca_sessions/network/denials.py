@@ -1,4 +1,4 @@
-"""What a function that decides about refused connections and requests receives."""
+"""Describe refused connections and requests, and call the function that decides about them."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ class Denial:
     Attributes:
         host: The host.
         port: The port.
-        method: The method of the request. None for a connection to a host without rules: what it will send is not known.
+        method: The method of the request. None for a connection to a host without rules: its requests are not known yet.
         path: The path of the request, without its query. The session's code chose it.
         allowed: What the rules allow: requests such as `GET /repos/**`, or the hosts.
         headers: The names of headers that the host adds if the request is allowed.
@@ -40,9 +40,9 @@ class Denial:
         return f"{self.method} {host}{self.path}" if self.method else f"a connection to {host}"
 
     def described(self) -> str:
-        """Return lines of text about the denial for a person who decides. What the session's code chose is quoted and of bounded length."""
+        """Return the text that asks a person about the denial. Values that the session's code chose are quoted and shortened."""
         what = f"send a {_word(self.method)} request to" if self.method else "connect to"
-        lines = [f"The session's network rules do not allow to {what} {_word(self.host)}, port {self.port}."]
+        lines = [f"The session's network rules do not allow it to {what} {_word(self.host)}, port {self.port}."]
         if self.path is not None:
             lines.append(f"Path, as the code gives it: {_quoted(self.path)}")
         lines.append(f"The rules allow: {self.allowed[:_LONGEST_SHOWN]}")
@@ -53,13 +53,13 @@ class Denial:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Return the denial as JSON, without the identifier of the session, which both sides know."""
+        """Return the denial as JSON, without the session's identifier, which both sides know."""
         members: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__ if name != "session_id"}
         return json.dumps(members)
 
     @classmethod
     def from_json(cls, text: str, session_id: str) -> Self:
-        """Return the denial from `to_json`, of the session with this identifier."""
+        """Create a denial from the JSON of `to_json` and the session's identifier."""
         members = json.loads(text)
         known = {name: members[name] for name in cls.__slots__ if name in members}
         return cls(**known | {"headers": tuple(members["headers"]), "session_id": session_id})
@@ -70,7 +70,7 @@ def _word(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in quotes, with all that is not ASCII escaped. A long one is cut in the middle."""
+    """Return a text in quotes, with characters outside of ASCII escaped. Cut a long text in the middle."""
     half = _LONGEST_SHOWN // 2
     cut = f"{text[:half]} [{len(text) - 2 * half} characters] {text[-half:]}"
     return ascii(text if len(text) <= _LONGEST_SHOWN else cut)
@@ -81,7 +81,10 @@ OnDenied = Callable[[Denial], "Answer | Awaitable[Answer]"]
 
 
 async def decide(on_denied: OnDenied, denial: Denial) -> Decision:
-    """Call a function that decides about a denial, and return its decision. True means `once`; any other value than these refuses."""
+    """Call a function that decides about a denial, and return its decision.
+
+    `"always"` is `always`, `"once"` and True are `once`, and every other value is `refuse`.
+    """
     answer = on_denied(denial)
     if inspect.isawaitable(answer):
         answer = await answer

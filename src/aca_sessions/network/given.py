@@ -1,4 +1,4 @@
-"""The network that a client gives to a session: its secrets and identities are read here, and the session's server gets their values."""
+"""The network that a client gives to a session. The client reads its secrets and identities, and sends their values to the server."""
 
 import asyncio
 import time
@@ -11,30 +11,30 @@ from .calls import Hidden
 from .rules import Network, Rule, names_in
 from .secrets import SecretStore
 
-_KEPT_SECONDS = 60.0  # values that were read are sent for this time without looking whether they have changed
+_KEPT_SECONDS = 60.0  # after this time, values are read again before they are used
 
 
 Resolved = tuple[Network, dict[str, str]]
 
 
 class GivenNetwork:
-    """A network that a client gives to a session, with the values of its secrets as they were read last.
+    """A network that a client gives to a session, with the latest values of its secrets.
 
     Attributes:
         network: The network as the program wrote it.
-        version: Names the rules and values. It changes with each of them. The server knows those that it was sent by their version.
+        version: An identifier of the rules and values, which changes when one of them changes. Requests name it to the server.
         sent: The version that was sent last.
         sending: Held while the values are read and sent.
     """
 
     def __init__(self, network: Network, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Prepare a network. Raise InvalidArgumentError if a session cannot be given it."""
+        """Prepare a network. Raise InvalidArgumentError if it cannot be given to a session."""
         if not isinstance(network, Network):
             raise InvalidArgumentError(f"`network` must be a Network such as Network.allow('example.org'), got {type(network).__name__}")
         if network.kind == "host":
             raise InvalidArgumentError("the network of one session cannot be Network.host(): use it in the policy, or write rules")
         self.network = network
-        self.version = uuid.uuid4().hex  # of nothing that was sent: until it is, a server refuses requests that name it
+        self.version = uuid.uuid4().hex  # not sent yet: until then, the server refuses requests that name it
         self.sent: str | None = None
         self.sending = asyncio.Lock()
         self._clock = clock
@@ -47,19 +47,19 @@ class GivenNetwork:
 
     @property
     def is_fresh(self) -> bool:
-        """Return whether the values that were sent need not be read again yet."""
+        """Return whether the values were read so recently that they need not be read again."""
         has_values = any(rule.has_secrets for rule in self.network.hosts)
         return self._read_at is not None and (not has_values or self._clock() - self._read_at < _KEPT_SECONDS)
 
     def adopt(self, other: "GivenNetwork") -> None:
-        """Become another network, which was sent in the place of this one."""
+        """Copy the state of another network, which was sent instead of this one."""
         self.network, self.version, self.sent = other.network, other.version, other.sent
         self._store, self._read_at, self._resolved = other._store, other._read_at, other._resolved
 
     async def resolve(self) -> Resolved:
-        """Return the network without identities, and the values of its secrets, which are read at most once a minute.
+        """Return the network with its identities replaced by secrets, and the values of all secrets. Read them at most once a minute.
 
-        If one has changed, `version` changes too. Raise SecretError if one cannot be read. The caller holds `sending`.
+        If a value has changed, change `version`. Raise SecretError if a value cannot be read. The caller must hold `sending`.
         """
         if self._resolved is None or not self.is_fresh:
             began = self._clock()

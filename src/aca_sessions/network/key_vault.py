@@ -1,4 +1,4 @@
-"""Secrets of Azure Key Vault, by its REST API."""
+"""Read secrets of Azure Key Vault by its REST API."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -37,11 +37,11 @@ class VaultSecret:
 
     @classmethod
     def parse(cls, url: str) -> "VaultSecret":
-        """Check the identifier of a secret. Raise ConfigurationError if it is not one, so that no token goes to another host."""
+        """Parse the identifier of a secret. Raise ConfigurationError if it is invalid, so that no token goes to another host."""
         try:
             parts = urlsplit(url.strip())
             vault, dot, rest = parts.netloc.lower().partition(".")
-        except ValueError:  # of an address
+        except ValueError:  # brackets of an IPv6 address
             parts, vault, dot, rest = urlsplit(""), "", "", ""
         scope = _CLOUDS.get(dot + rest)
         if (
@@ -51,7 +51,7 @@ class VaultSecret:
             or not _PATH.fullmatch(parts.path)
             or parts.query + parts.fragment
         ):
-            # Without the URL, since something else may have been pasted here.
+            # The error does not show the URL: it may be a secret that was pasted by mistake.
             raise ConfigurationError(
                 "the URL of a secret in Key Vault must be https://VAULT.vault.azure.net/secrets/NAME, and may end with /VERSION "
                 f"(other clouds: {', '.join(list(_CLOUDS)[1:])})"
@@ -64,18 +64,18 @@ class VaultSecret:
         forget_token: Callable[[str, str], None],
         transport: "httpx.AsyncBaseTransport | None",
     ) -> str:
-        """Return the secret. Raise SecretError with the reason if the vault does not give it.
+        """Return the secret. Raise SecretError, with the reason, if the vault does not return it.
 
         Args:
             get_token: Returns a token for a scope.
-            forget_token: Is called with the scope and the token that the vault refused.
+            forget_token: Called with the scope and the token that the vault refused.
             transport: The transport of httpx, or None for the usual one.
         """
         import httpx
 
         token, status, body = await get_token(self.scope), 0, b""
         try:
-            # The redirects of Key Vault are not followed: the token is for this host alone.
+            # Redirects are not followed: the token is for this host only.
             async with (
                 httpx.AsyncClient(transport=transport, timeout=10) as client,
                 client.stream(

@@ -1,4 +1,4 @@
-"""The rules of a session's network: which hosts, methods and paths its code reaches, and which headers the host adds."""
+"""The rules of a session's network: which hosts, methods and paths its code reaches, and which headers are added to its requests."""
 
 import ipaddress
 import re
@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 from ..errors import ConfigurationError
 
-PORTS = (80, 443)  # of a rule whose host names none
+PORTS = (80, 443)  # of a rule without a port
 _DOMAIN = re.compile(r"\*|localhost|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+", re.ASCII)
 _PORT = re.compile(r"[1-9]\d{0,4}", re.ASCII)
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,19}", re.ASCII)
@@ -19,7 +19,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
 SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]{1,100})\}", re.ASCII)
 _NOT_TO_SET = frozenset(("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"))
 _MANY_STARS = re.compile(r"(\*[^/*]+){2}\*")
-_MAX_PATH = 2048  # characters that are matched
+_MAX_PATH = 2048  # characters
 _WHERE = "ACASessions:Sandbox:Network"
 # Servers decode these again, or read them as a separator: one server would see another path than the pattern did.
 _AMBIGUOUS = re.compile(r"%(?![0-9a-f]{2})|%(2f|5c|[01][0-9a-f]|7f)|%25(2e|2f|5c)|[\\#\x00-\x20\x7f]", re.ASCII | re.IGNORECASE)
@@ -33,7 +33,7 @@ def _check_positive(limits: Mapping[str, int | None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NetworkLimits:
-    """How much one session may use its network. None is no limit.
+    """How much one session may use its network. None means unlimited.
 
     Attributes:
         requests: Requests to hosts that the proxy inspects, and connections to others.
@@ -51,7 +51,7 @@ class NetworkLimits:
 
 
 class HiddenHeaders(Mapping[str, str]):
-    """Headers of a rule. Their values may be secrets: no `repr`, dump or pickle has them."""
+    """Headers of a rule. Their values may be secrets, so `repr`, dumps and pickles do not contain them."""
 
     __slots__ = ("_values",)
 
@@ -79,10 +79,10 @@ class HiddenHeaders(Mapping[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A host that sessions reach, with the requests that they may send to it, and the headers that the host program adds.
+    """A host that sessions reach, with the requests that they may send to it, and the headers that the program on the host adds.
 
     If a rule has methods, paths, headers, an identity or a number of requests, the proxy reads the requests to its host. For HTTPS, it then
-    answers with a certificate of its own authority, which the session trusts. Other hosts are connected without reading what is sent.
+    answers with a certificate of its own authority, which the session trusts. For other hosts, it carries all bytes unread.
 
     Attributes:
         host: A domain such as `api.github.com`, `*.example.org` for every domain below it, `*` for every domain, an IP address, or
@@ -91,7 +91,7 @@ class Rule:
         paths: Patterns of the allowed paths: `*` is a part of one segment, `**` is any number of segments. Empty allows all.
         headers: Headers that replace those of the request. `${secret:name}` in a value is replaced by the secret.
         identity: The scope of an Azure token that is sent as `Authorization: Bearer …`, such as `https://storage.azure.com/.default`.
-        addresses: Networks such as `10.0.0.0/8` that the host's name may lead to, although they are not public.
+        addresses: Networks that are not public, such as `10.0.0.0/8`, to which the host's name may resolve.
         requests: How many requests a session may send by this rule.
         megabytes: How many megabytes a session may send and receive by this rule.
         connections: How many connections a session may have to this host at a time.
@@ -120,10 +120,10 @@ class Rule:
             if not _METHOD.fullmatch(method) or method in ("CONNECT", "TRACE"):
                 raise ConfigurationError(f"{_WHERE}: Methods of {self.host} must be methods such as GET or POST, got {method!r:.40}")
         for path in self.paths:
-            # Two `**` at most, and two `*` in a segment: matching more could take a long time with a path that was made for it.
+            # At most two `**`, and two `*` in a segment: with more, code could choose a path that takes very long to match.
             if "?" in path or path.count("**") > 2 or "***" in path or _MANY_STARS.search(path) or normal_path(path) is None:
                 raise ConfigurationError(
-                    f"{_WHERE}: Paths of {self.host} must be patterns such as /repos/**, with `**` at most twice, got {path!r:.200}"
+                    f"{_WHERE}: Paths of {self.host} must begin with '/', such as /repos/**, and have `**` at most twice, got {path!r:.200}"
                 )
         self._check_headers()
         for address in self.addresses:
@@ -142,17 +142,17 @@ class Rule:
 
     @property
     def reachable(self) -> tuple[str, ...]:
-        """Return the networks that the host may lead to, although they are not public."""
+        """Return the networks that are not public and to which the host may resolve."""
         return (*self.addresses, *(("127.0.0.0/8", "::1/128") if split_host(self.host)[0] == "localhost" else ()))
 
     @property
     def has_secrets(self) -> bool:
-        """Return whether the host program adds headers to requests."""
+        """Return whether headers, which may be secrets, are added to requests."""
         return bool(self.headers or self.identity)
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Return the names of the headers that the host program adds, in lower case."""
+        """Return the names of the headers that are added, in lower case."""
         return (*(name.lower() for name in self.headers), *(("authorization",) if self.identity else ()))
 
     def allows(self, method: str, path: str) -> bool:
@@ -160,7 +160,7 @@ class Rule:
         return (not self.methods or method in self.methods) and (not self.paths or any(_pattern(one).fullmatch(path) for one in self.paths))
 
     def pattern_of(self, path: str) -> str:
-        """Return the pattern that a path matches, for records that must not have the path itself."""
+        """Return the pattern that a path matches, for records that must not contain the path itself."""
         return next((one for one in self.paths if _pattern(one).fullmatch(path)), "/**")
 
     def described(self) -> str:
@@ -169,16 +169,16 @@ class Rule:
         return f"{methods} {paths}".rstrip()
 
     def __str__(self) -> str:
-        """Return the host, what may be sent to it, and the names of the headers that are added, so that models need no key."""
+        """Return the host, the allowed requests, and the names of the added headers, from which a model sees that it needs no key."""
         names = [*self.headers, *(["Authorization"] if self.identity else [])]
         parts = [self.described()] * bool(self.methods or self.paths) + [f"the host adds {', '.join(names)}"] * bool(names)
         return f"{self.host} ({'; '.join(parts)})" if parts else self.host
 
     def _check_headers(self) -> None:
         for name, value in self.headers.items():
-            # The value is not shown: it may be a secret itself.
+            # Errors do not show the value: it may be a secret itself.
             if not _HEADER_NAME.fullmatch(name) or name.lower() in _NOT_TO_SET or name.lower().startswith("proxy-"):
-                raise ConfigurationError(f"{_WHERE}: Headers of {self.host}: {name!r:.80} must be the name of a header that may be set")
+                raise ConfigurationError(f"{_WHERE}: Headers of {self.host}: {name!r:.80} is invalid or cannot be set by a rule")
             if not isinstance(value, str) or not value.isascii() or not value.isprintable() or value != value.strip():
                 raise ConfigurationError(
                     f"{_WHERE}: Headers of {self.host}: the value of {name} must be printable ASCII without spaces at its ends"
@@ -186,12 +186,12 @@ class Rule:
             if "${" in SECRET.sub("", value):
                 raise ConfigurationError(f"{_WHERE}: Headers of {self.host}: {name} must refer to secrets as ${{secret:name}}")
         if self.identity is not None and (not self.identity or "authorization" in {name.lower() for name in self.headers}):
-            raise ConfigurationError(f"{_WHERE}: Identity of {self.host} must be a scope, and excludes a header Authorization")
+            raise ConfigurationError(f"{_WHERE}: Identity of {self.host} must be a scope, without a header Authorization")
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a session can reach on the network, besides its own loopback interface. Create one with `none`, `allow`, `rules` or `host`.
+    """What a session can reach on the network, beyond its own loopback interface. Create one with `none`, `allow`, `rules` or `host`.
 
     Attributes:
         kind: `none` for nothing, `allow` for some domains, `rules` for hosts with rules, `host` for all that this host reaches.
@@ -242,7 +242,7 @@ class Network:
         made = tuple(rule if isinstance(rule, Rule) else _rule_of(rule) for rule in rules)
         if not made:
             raise ConfigurationError(f"{_WHERE}: expected at least one rule, got none: write one, or use Network.none()")
-        from .secrets import as_secrets  # which imports this module
+        from .secrets import as_secrets  # here, because it imports this module
 
         known = as_secrets(secrets or {})
         for rule in made:
@@ -269,7 +269,7 @@ class Network:
 
     @property
     def is_proxied(self) -> bool:
-        """Return whether sessions reach the network through the proxy of the host."""
+        """Return whether sessions reach the network through the proxy on the host."""
         return self.kind in ("allow", "rules")
 
     @property
@@ -279,11 +279,11 @@ class Network:
 
     @property
     def described(self) -> tuple[str, ...]:
-        """Return a line for each rule, or the kind: `none` or `host`."""
+        """Return a line for each rule. Without rules, return the kind: `none` or `host`."""
         return tuple(dict.fromkeys(str(rule) for rule in self.hosts)) or (self.kind,)
 
     def rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
-        """Return the rules for a host and port: of those that match, the ones with the most specific host."""
+        """Return the rules that match a host and port and have the most specific host."""
         matching = [rule.host for rule in self.hosts if _matches(rule.host, host, port)]
         if not matching:
             return ()
@@ -297,7 +297,7 @@ def names_in(templates: Iterable[str]) -> list[str]:
 
 
 def normal_path(target: str) -> str | None:
-    """Return the path of a request's target as patterns see it, decoded and without its query.
+    """Return the path of a request's target in the form that is matched: decoded, and without its query.
 
     Return None if servers could read the path in different ways, for example because it has `..` or an encoded slash.
     """
@@ -336,7 +336,7 @@ def _checked_host(host: object) -> str:
 
 
 def split_host(text: str) -> tuple[str, str]:
-    """Split `host:port` into both. The port is '' if there is none. An IPv6 address with a port is in brackets."""
+    """Split `host:port`. Without a port, return '' as the port. An IPv6 address with a port is in brackets."""
     if text.startswith("["):
         name, _, rest = text[1:].partition("]")
         return name, rest.removeprefix(":")
@@ -347,7 +347,7 @@ def split_host(text: str) -> tuple[str, str]:
 
 
 def is_address(name: str) -> bool:
-    """Return whether a name is an IP address, in the one form that all programs read alike."""
+    """Return whether a name is an IP address in its normal form, which all programs read alike."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

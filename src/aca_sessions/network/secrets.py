@@ -1,7 +1,7 @@
-"""Secrets that the host sends for sessions: where they come from, and a store that reads them when they are needed.
+"""Secrets that are added to requests of sessions: their sources, and a store that reads them when they are needed.
 
-Their values are in no `repr`, pickle, dump, log or error. An error about a secret is raised outside of the `except` block of its cause, so
-that it has no context either: the text of a cause may hold the value.
+A `repr`, pickle, dump, log or error never contains their values. An error about a secret is raised outside of the `except` block of its
+cause, so that it has no context: the text of the cause may contain the value.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LARGEST = 16 << 10  # characters of a value: servers refuse longer headers
 PATIENCE = 60.0  # seconds that a caller waits for a value or a token
 _KEPT = {"keyring": 60.0, "key_vault": 300.0, "call": 30.0}  # seconds that a value is used before it is read again
-_ISSUED = 100  # values of each secret that are masked in responses
+_ISSUED = 100  # latest values of each secret, which are masked in responses
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 _VARIABLE = re.compile(r"[^=\0]{1,256}")
 Kind = Literal["environment", "file", "keyring", "key_vault", "call", "value"]
@@ -57,7 +57,7 @@ class Secret:
 
     @classmethod
     def file(cls, path: str | os.PathLike[str]) -> "Secret":
-        """Return the secret in a file of this host, which is read again when it has changed. White space around it is dropped."""
+        """Return the secret in a file of this host, which is read again after it has changed. White space around it is removed."""
         if not os.fspath(path) or "\0" in os.fspath(path):
             raise ConfigurationError("the file of a secret must be a path")
         return cls("file", (os.path.abspath(os.path.expanduser(path)),))
@@ -109,8 +109,8 @@ class Secret:
 class SecretStore:
     """Secrets by their names, and Azure tokens by their scopes. They are read when they are needed, and kept for a short time.
 
-    Callers that need a value at the same time share one read. A failure is not kept. A store holds nothing open, so that it can be used by
-    several event loops, and again after `aclose`.
+    Callers that need a value at the same time share one read. A failure is not kept. A store keeps nothing open: several
+    event loops can use it, also after `aclose`.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class SecretStore:
         clock: Callable[[], float] = time.time,
         earlier: Iterable[str] = (),
     ) -> None:
-        """Create a store. Raise ConfigurationError if a name or a value cannot be one of a secret.
+        """Create a store. Raise ConfigurationError if a name or a type is invalid, and SecretError if a value is.
 
         Args:
-            secrets: The secrets by name. A text is the value itself, and a function returns it.
+            secrets: The secrets by name. A text is the value itself, a function returns it.
             credential: The credential for Azure, which the caller closes. None: `DefaultAzureCredential`.
             transport: The transport of httpx for requests to Key Vault.
             clock: Returns the time in seconds since 1970.
-            earlier: Values that `values` returns, too: those of a store that this one replaces. The latest 100 are kept.
+            earlier: The values of a store that this one replaces. `values` returns the latest 100 of them, too.
         """
         self._secrets = as_secrets(secrets)
         self._credential, self._transport, self._clock = credential, transport, clock
@@ -164,13 +164,13 @@ class SecretStore:
         return self._issue(("secret", name), value)
 
     async def token(self, scope: str) -> str:
-        """Return an Azure token for a scope. It is kept, and renewed before it expires. Raise SecretError if none can be had."""
+        """Return an Azure token for a scope. Keep it, and renew it before it expires. Raise SecretError if that fails."""
         return self._issue(
             ("token", scope), await self._share(("token", scope), f"the Azure token for {scope}", partial(self._azure_token, scope))
         )
 
     async def fill(self, template: str) -> str:
-        """Replace each `${secret:NAME}` in a text by its value, once: what a value contains is not replaced."""
+        """Replace each `${secret:NAME}` in a text by its value. Do not replace references inside a value."""
         values = {name: await self.get(name) for name in names_in([template])}
         return SECRET.sub(lambda found: values[found[1]], template)
 
@@ -179,13 +179,13 @@ class SecretStore:
         return tuple(value for issued in [*self._issued.values()] for value in tuple(issued.value))
 
     async def aclose(self) -> None:
-        """Forget all values, and cancel the reads that still run: who waits for one gets a SecretError."""
+        """Forget all values, and cancel running reads: their callers get a SecretError."""
         await self._calls.cancel()
         for kept in (self._read, self._tokens, self._issued):
             kept.clear()
 
     def _kept_value(self, name: str, secret: Secret) -> str | None:
-        """Return the value if it need not be read again, or is at hand. None: it must be read."""
+        """Return the value, or None if it must be read first."""
         match secret:
             case Secret("environment", (variable,)):
                 found = os.environ.get(variable)
@@ -195,16 +195,16 @@ class SecretStore:
             case Secret("value", read) if callable(read):
                 return str(read())  # checked when the store was made
         kept = self._read.get(name)
-        # An age below 0: the clock was set back.
+        # The age is below 0 if the clock was set back.
         return kept.value.text if kept and 0 <= self._clock() - kept.value.time < _KEPT.get(secret._kind, 0) else None
 
     async def _share(self, key: tuple[str, str], what: str, work: Callable[[], Awaitable[str]]) -> str:
         try:
             return await self._calls.call(key, work, within=PATIENCE)
         except TimeoutError:
-            problem = f"was not there after {PATIENCE:g} s: look at where it comes from"
+            problem = f"was not read within {PATIENCE:g} s: check its source"
         except CallCancelledError:
-            problem = "is not read any more: its store was closed"
+            problem = "cannot be read: its store was closed"
         raise SecretError(f"{what} {problem}")
 
     async def _renew(self, name: str, secret: Secret) -> str:
@@ -263,7 +263,7 @@ class SecretStore:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Value:
-    """A value that was read, when, and the stamp of the file that had it."""
+    """A value, the time at which it was read, and the stamp of its file."""
 
     text: str
     time: float
@@ -271,13 +271,13 @@ class _Value:
 
 
 def as_secrets(given: Mapping[str, Secret | str | Source]) -> dict[str, Secret]:
-    """Return secrets by their names. Raise ConfigurationError if a name or a value cannot be one of a secret."""
+    """Return secrets by their names. Raise ConfigurationError if a name or a type is invalid, and SecretError if a value is."""
     return {_checked_name(name): _as_secret(name, one) for name, one in given.items()}
 
 
 def _checked_name(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigurationError(f"the name of a secret must have only letters, digits and '_.-', at most 100, got {name!r:.80}")
+        raise ConfigurationError(f"the name of a secret must have at most 100 letters, digits and '_.-', got {name!r:.80}")
     return name
 
 
@@ -295,7 +295,7 @@ def _as_secret(name: str, given: object) -> Secret:
 
 
 def _checked(name: str, given: Hidden[Any]) -> str:
-    """Return the value of a secret. Raise SecretError if a header of HTTP cannot hold it."""
+    """Return the value of a secret. Raise SecretError if it cannot be in an HTTP header."""
     if not isinstance(given.value, str):
         problem = f"must be text, got {type(given.value).__name__}"
     elif not given.value:
@@ -303,7 +303,7 @@ def _checked(name: str, given: Hidden[Any]) -> str:
     elif len(given.value) > LARGEST:
         problem = f"must have at most {LARGEST} characters, has {len(given.value)}"
     elif not (given.value.isascii() and given.value.isprintable()):
-        problem = "must have only printable ASCII characters, and no line break"
+        problem = "must have only printable ASCII characters, without line breaks"
     else:
         return given.value
     # `given` hides the value from tools that show the variables of a traceback.

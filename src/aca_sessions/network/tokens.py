@@ -1,4 +1,4 @@
-"""Azure tokens, which are renewed before they expire."""
+"""Get Azure tokens, and renew them before they expire."""
 
 import inspect
 import time
@@ -26,7 +26,7 @@ class AzureTokenProvider:
     """
 
     # azure-identity's own cache does not replace it. Credentials that ask a tool (`az`, PowerShell, azd) have none: each call starts `az`
-    # again, and ten calls at the same time start it ten times. Where there is a cache, it renews 5 minutes early, whatever
+    # again, and ten calls at the same time start it ten times. The caches of the others renew 5 minutes early, whatever
     # `RefreshBeforeMinutes` is, and cannot drop a token that the service refused.
 
     def __init__(
@@ -45,7 +45,7 @@ class AzureTokenProvider:
             scopes: The scopes that tokens are requested for.
             refresh_before: How many seconds before its expiry a token is renewed.
             clock: Returns the time in seconds since 1970.
-            remedy: What to do if the credential gives no token, for the error.
+            remedy: The part of the error that names what to do if the credential returns no token.
         """
         self._credential = credential
         self._scopes = tuple(scopes)
@@ -58,7 +58,7 @@ class AzureTokenProvider:
     async def get_token(self) -> str:
         """Return a valid token. Renew the cached one first if it expires soon.
 
-        Raise AuthenticationError if the credential gives no token and the cached one has expired.
+        Raise AuthenticationError if the credential returns no token and the cached one has expired.
         """
         cached = self._cached
         if cached is None or self._expires_soon(cached):
@@ -87,19 +87,19 @@ class AzureTokenProvider:
             return self._cached
         except ACASessionsError:  # a missing library
             raise
-        # Credentials raise exceptions of their own libraries; each of them means that there is no token.
+        # Credentials raise exceptions of their own libraries. Each of them means that no token was returned.
         except Exception as error:
             problem = type(error).__name__
         if cached is not None and cached.expires_on > self._clock():
             return cached
-        # Raised here, without the error as its cause or context: its text may hold details of the credential.
+        # Raised here, without the error as its cause or context: its text may contain details of the credential.
         raise AuthenticationError(f"cannot get a token for {', '.join(self._scopes)} ({problem}): {self._remedy}")
 
 
 class DefaultCredential:
-    """The DefaultAzureCredential of azure-identity, which is opened for one token only.
+    """The DefaultAzureCredential of azure-identity, opened anew for each token.
 
-    So nothing stays open for the hour that a token is valid, and nothing belongs to one event loop.
+    So it keeps nothing open while a token is valid, and any event loop can use it.
     """
 
     async def get_token(self, *scopes: str) -> "AccessToken":

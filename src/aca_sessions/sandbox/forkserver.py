@@ -339,7 +339,7 @@ class ForkServer:
 
     @property
     def authority(self) -> "Authority":
-        """Return the certificate authority of this fork server's sessions, which is made when it is first needed.
+        """Return the certificate authority of this fork server's sessions. Create it at the first call.
 
         Raise MissingExtraError if a library for it is missing.
         """
@@ -359,13 +359,13 @@ class ForkServer:
             workspace: Where the session's files are.
             limits: The limits of the session.
             network: `none`, `host`, or `allow` for one behind a proxy. None: `host` if that is the policy's, otherwise `none`.
-            authority: A certificate in PEM format that the session trusts, beside those that it finds in its root.
-            no_proxy: Hosts with commas between them that its programs connect to themselves, and not through the proxy.
+            authority: A certificate in PEM format that the session trusts, in addition to those in its root.
+            no_proxy: Hosts, separated by commas, to which its programs connect without the proxy.
         """
         network = network or self.network
         differs = network != self.network
         if (differs and "host" in (network, self.network)) or (self._folder is not None and (differs or authority)):
-            raise ValueError(f"this fork server has sessions with the network {self.network} only, got {network}")
+            raise ValueError(f"the network must be {self.network}, as that of this fork server's other sessions, got {network}")
         request = wire.Spawn(
             tree=workspace.number,
             owner=workspace.user,

@@ -145,7 +145,7 @@ async def _check_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
     if network.kind == "host":
         findings.append(Finding("network", True, "this host's own, as the policy says: sessions reach all that it reaches"))
     elif network.is_proxied:
-        findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.described)}"))
+        findings.append(Finding("network", True, f"by a proxy, as in the policy: {', '.join(network.described)}"))
     for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS | _host_folder_check(policy)).items():
         if network.kind == "host" and name == _DIRECT:
             continue

@@ -34,7 +34,7 @@ from .session.saved_state import StateReader
 Result = TypeVar("Result")
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
-_OWN_HOSTS = ("localhost", "127.0.0.1", "::1")  # of a session itself, unless a rule means this machine by one of them
+_OWN_HOSTS = ("localhost", "127.0.0.1", "::1")  # addresses of the session itself, unless a rule names this machine by one of them
 _SAVED_BELOW = 0.9  # of the memory limit: above, no save runs beside a cell
 _UNKNOWN_DELETED_FILES = ("maybe some, this host cannot tell which",)
 
@@ -101,21 +101,21 @@ class Sandbox:
 
     @property
     def network(self) -> SessionNetwork | None:
-        """Return the rules in force for the session and its branches, or None if it has no proxy."""
+        """Return the network of the session and its branches, or None if it has no proxy."""
         return None if self._proxy is None else self._proxy.network
 
     def use_network(self, network: SessionNetwork) -> None:
-        """Go on with the rules and the counters of a sandbox that this one replaces. Do nothing if this one has no proxy."""
+        """Use the rules and counters of a sandbox that this one replaces. Do nothing if this one has no proxy."""
         if self._proxy is not None:
             self._proxy.network = network
 
     def fits(self, network: Network) -> bool:
-        """Return whether the session can have a network as it is. Otherwise it needs another sandbox."""
+        """Return whether this sandbox can have a network. Otherwise, the session needs another sandbox."""
         if self._proxy is None:
             return network.kind == self._fork_server.network
         if not network.is_inspected or not network.is_proxied:
             return network.kind != "host"
-        if self._turn.locked():  # its interpreter may be starting, and without the authority
+        if self._turn.locked():  # its interpreter may already be starting without the authority
             return False
         return self.running is None or self.running.runtime.trusts_authority
 

@@ -116,7 +116,7 @@ class Sandboxes:
     """Makes sandboxes under one policy. If its fork server has died, opening the next sandbox starts another."""
 
     def __init__(self, policy: Policy, dialer: Dialer | None = None) -> None:
-        """Create the object without starting a fork server. The proxies of sessions connect by `dialer`, by default a new one."""
+        """Create the object without starting a fork server. `dialer` connects the proxies of sessions to hosts."""
         self.policy = policy
         self.on_fork_server_death: Callable[[int | None], None] = lambda _exit_code: None
         self._dialer = dialer or Dialer()
@@ -318,7 +318,7 @@ class Sandboxes:
         return generation.adopt(Sandbox(server, workspace, limits, memory=memory, proxy=proxy, packages=self._packages))
 
     def _secrets_of(self, network: Network) -> SecretStore:
-        """Return what reads the secrets of a network. All sessions with the policy's network share one, and so each value that it read."""
+        """Return the store of a network's secrets. All sessions with the policy's network share one store and its values."""
         return self._secrets if network is self.policy.network else SecretStore(network.secrets)
 
     def _refill(self) -> None:

@@ -49,9 +49,9 @@ class CellRoutes:
         return routes
 
     async def execute(self, request: Request) -> Response:
-        """Run a cell and return its execution. Wait until the cell has ended, unless the request says `Asynchronous`.
+        """Run a cell and return its execution. Wait until the cell has ended, unless the request is `Asynchronous`.
 
-        If the cell asks something that its caller answers, return the execution as it is then, so that the caller can follow it.
+        If the cell asks a question that its caller answers, return the running execution, so that the caller can follow it.
         """
         version, identifier = read_address(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)

@@ -65,7 +65,7 @@ class Events:
         self._add_to_sizes(event, 1)
         if event.kind == "clear":
             self._display_numbers.clear()
-        if event.kind == "decision":  # nothing waits for a reply any more
+        if event.kind == "decision":  # its question needs no reply any more
             self._questions = [question for question in self._questions if question.number != event.number]
         if name := _display_name(event):
             self._display_numbers[name] = self._first_number + place
@@ -198,7 +198,7 @@ class RunningExecution:
         self.status: Status = "NotStarted"
         self.began: float | None = None  # when the cell began to run, by `time.monotonic()`
         self.done = asyncio.Event()
-        self.has_response = asyncio.Event()  # for a synchronous caller: the execution has ended, or asks the caller
+        self.has_response = asyncio.Event()  # set for a synchronous caller when the execution has ended or asks a question
         self.events = Events()
         self.result: CodeExecutionResult | None = None
         self.size = len(call.code)  # about as many characters as are kept
@@ -271,7 +271,7 @@ class RunningExecution:
         self.has_response.set()
 
     def add_question(self, event: Event) -> None:
-        """Add an event of a synchronous execution if it is a question or a decision. A question makes the caller follow the execution."""
+        """Add an event of a synchronous execution if it is a question or a decision. The caller then follows the execution."""
         if event.kind in (*QUESTIONS, "decision"):
             self.events.add(event)
             self.has_response.set()

@@ -21,23 +21,22 @@ from .saved_sessions import SavedSessions
 from .session_saves import SessionCheckpoints, SessionSaves
 
 _FIXED = (
-    "the network of this session cannot be changed to this one: {}, and it has variables or files already. Give it the network when it "
-    "begins, or end it first"
+    "this session cannot get this network: {}, and it has variables or files already. Give it the network when it begins, or end it first"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class GivenNetwork:
-    """A network that a client gave to a session, and the version by which that client's requests name it."""
+    """A network that a client gave to a session, and the version that names it in the client's requests."""
 
     network: Network
     version: str
 
 
 class HostedNetwork:
-    """The network of one session and of its branches: the policy's, or one that a client gave.
+    """The network of one session and of its branches: that of the policy, or one that a client gave.
 
-    The rules in force, with what is used of them, outlive the sandbox: another one that replaces it goes on with them.
+    The rules, and the use of their limits, outlive a sandbox: the sandbox that replaces it continues with them.
     """
 
     def __init__(self, recorder: NetworkRecorder, given: GivenNetwork | None = None) -> None:
@@ -47,7 +46,7 @@ class HostedNetwork:
 
     @property
     def version(self) -> str | None:
-        """Return the version of the network that a client gave, or None if none did."""
+        """Return the version of the network that a client gave, or None if no client gave one."""
         return None if self.given is None else self.given.version
 
     async def open_sandbox(self, sandboxes: Sandboxes) -> Sandbox:
@@ -57,7 +56,7 @@ class HostedNetwork:
             sandbox = await sandboxes.open(None if given is None else given.network)
             if given is self.given:
                 break
-            await sandbox.close()  # a client gave another network meanwhile, which this one may not fit
+            await sandbox.close()  # a client gave another network meanwhile, and this sandbox may not fit it
         if (opened := sandbox.network) is not None:
             if self._rules is None:
                 self._rules = opened
@@ -69,11 +68,11 @@ class HostedNetwork:
         return sandbox
 
     def try_to_replace(self, sandbox: Sandbox, given: GivenNetwork) -> bool:
-        """Use another network from now on, if the session can have it as it is. Return whether it can."""
+        """Use another network from now on, if the sandbox can have it. Return whether it can."""
         if not sandbox.fits(given.network):
             return False
         if self._rules is not None:
-            earlier = self._rules.secrets.values() if self._rules.secrets is not None else ()  # masked in responses for as long as before
+            earlier = self._rules.secrets.values() if self._rules.secrets is not None else ()  # still masked in responses
             self._rules.replace(given.network, SecretStore(given.network.secrets, earlier=earlier))
         self.given = given
         return True
@@ -143,15 +142,15 @@ class HostedSession:
         return True
 
     def use_sandbox(self, sandbox: Sandbox) -> None:
-        """Use another sandbox, which has the state that the session is rolled back to. The caller closes the one before."""
+        """Use another sandbox, which has the state that the session is rolled back to. The caller closes the earlier one."""
         self._opening = asyncio.get_running_loop().create_future()
         self._opening.set_result(sandbox)
         sandbox.ledger, self.has_state = self.ledger, True
 
     async def set_network(self, given: GivenNetwork) -> None:
-        """Use a network that a client gives, from now on. If the session was not used yet, this may open another sandbox.
+        """Use a network that a client gives, from now on. If the network needs another sandbox, open one.
 
-        Raise ProblemError (409) if the network needs another sandbox, and this one has variables or files.
+        Raise ProblemError (409) if it needs another sandbox, but this one has variables or files.
         """
         if self.network.version == given.version:  # the request is repeated
             return
@@ -167,7 +166,7 @@ class HostedSession:
             raise ProblemError(409, "NetworkFixed", _FIXED.format(missing))
 
     async def _restart_with(self, given: GivenNetwork, sandbox: Sandbox) -> None:
-        # All is checked again: this has waited for its turn.
+        # Everything is checked again, because this call has waited for its turn.
         if self.network.version == given.version or self.network.try_to_replace(sandbox, given):
             return
         self._check_can_restart(sandbox)
@@ -233,7 +232,7 @@ class HostedSession:
         try:
             sandbox = await self._opening
         except Exception:
-            return  # there is nothing to end
+            return  # it failed to open
         self.saves.stop()
         await sandbox.close(cause)
         await self.executions.finish()

@@ -106,12 +106,12 @@ class AuditLog:
 
 
 _AUDITED_REFUSALS = 20, 1.0  # refusals, and the seconds in which there may be so many
-# Lines about refused and about other uses of the network, of one session and of all together, and the seconds in which there may be so
-# many. A session can make thousands of requests a second.
+# The most lines in `_NETWORK_SECONDS` about refused (True) and other (False) requests: of one session, and of all sessions together.
+# A session can make thousands of requests a second.
 _NETWORK_LINES = {True: (60, 1200), False: (300, 6000)}
 _NETWORK_SECONDS = 60.0
-_MAX_HOST = 253  # characters; code of the session chose them
-_MAX_REFUSED = 50  # different requests of a session that were refused and are listed
+_MAX_HOST = 253  # characters; the session's code chose the host
+_MAX_REFUSED = 50  # kinds of refused requests that are listed for a session
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +194,11 @@ class Journal:
     def write_network(self, identifier: str, fields: Mapping[str, object], *, refused: bool | None = None) -> bool:
         """Write to the audit log a line about the network of a session, unless there were too many. Return whether it was written.
 
-        `refused` tells of which lines there were too many. If it is None, the line is written in any case.
+        `refused` selects the limit: that of lines about refused requests, or that of others. If it is None, write the line in any case.
         """
         if self._audit is None or (refused is not None and self._network_throttles[refused].admit() is None):
             return False
-        # The tasks of the proxy began in a request that started the session, and not in the one whose cell uses the network.
+        # An empty caller: the tasks of the proxy belong to the request that started the session, not to that of the cell.
         self._write("network", identifier, fields, Caller())
         return True
 
@@ -218,9 +218,9 @@ class Journal:
 
 
 class NetworkRecorder:
-    """Records what one session and its branches do on the network: in the metrics, and in the audit log if there is one.
+    """Records what one session and its branches do on the network, in the metrics and in the audit log, if it is on.
 
-    At most 300 lines a minute are written to the audit log, and 60 about refusals. The next one has the number of those that were left out.
+    At most 300 lines a minute are written to the audit log, and 60 about refusals. The next line has the number of omitted lines.
     """
 
     def __init__(self, journal: Journal, identifier: str) -> None:
@@ -231,7 +231,7 @@ class NetworkRecorder:
         self._refused: OrderedDict[tuple[str, int, str | None, str], tuple[int, datetime]] = OrderedDict()
 
     def record(self, record: NetworkRecord) -> None:
-        """Record a request or a connection that has ended, or was refused."""
+        """Record a request or a connection that has ended or was refused."""
         telemetry.count_network_use(record.decision, record.sent, record.received)
         if record.decision == "refused":
             key = record.host[:_MAX_HOST], record.port, record.method, record.reason or ""
@@ -250,11 +250,11 @@ class NetworkRecorder:
         self._left_out = 0 if is_written else self._left_out + 1
 
     def refused(self) -> list[RefusedRequests]:
-        """Return what was refused, the latest first. Requests with the same method to the same host are counted together."""
+        """Return the refused requests, the latest first. Requests with the same method to the same host are counted together."""
         return [RefusedRequests(*key, *counted) for key, counted in reversed(self._refused.items())]
 
     def finish(self) -> None:
-        """Write to the audit log how many lines were left out since the last one. Call this when the session has ended."""
+        """Write the number of lines that were omitted since the last one to the audit log. Call this when the session has ended."""
         if self._left_out:
             self._journal.write_network(self._identifier, {"unsaid_before": self._left_out})
             self._left_out = 0

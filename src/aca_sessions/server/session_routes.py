@@ -221,9 +221,10 @@ class NetworkRoutes:
         return JSONResponse(extensions.encode_refused(session.network.recorder.refused()))
 
     async def set_network(self, request: Request) -> Response:
-        """Give a network to a session, which begins with it if there is none. Later requests name the network by its version.
+        """Give a network to a session. If the session does not exist, start it with this network.
 
-        So a cell is never run in a session that began again without the network: such a request gets the status 428.
+        Later requests name the network by its version. If the session began again without the network, they get the status 428, and no cell
+        is run.
         """
         identifier = read_address(request, plain=False)[1]
         version, network = extensions.decode_network(await read_json(request, _MAX_NETWORK))
@@ -233,7 +234,7 @@ class NetworkRoutes:
         return JSONResponse({"version": version})
 
     def _check_allowed(self, network: Network) -> None:
-        """Raise ProblemError if this server does not accept such networks from clients. It accepts each network that reaches nothing."""
+        """Raise ProblemError if this server does not accept such a network from clients. Accept every network that reaches nothing."""
         if not network.is_proxied:
             return
         if not self._sessions.has_namespaces:
@@ -246,8 +247,8 @@ class NetworkRoutes:
             raise ProblemError(403, "NetworkNotAllowed", said)
         if not self._hosting.session_addresses and (private := next(filter(_leads_inside, network.hosts), None)):
             said = (
-                f"this server accepts only rules for public addresses from clients, got one for {private.host!r:.80} that leads to others: "
-                "leave it out, or write it in ACASessions:Sandbox:Network of the server"
+                f"rules of clients must be for public addresses, got one for {private.host!r:.80} that allows others: "
+                "remove the rule, or write it in ACASessions:Sandbox:Network of the server"
             )
             raise ProblemError(403, "NetworkNotAllowed", said)
 

@@ -277,7 +277,7 @@ class SessionCheckpoints:
         session, ledger = self._session, self._session.ledger
         record, fetched = extensions.decode_record(save.manifest["ledger"]), int(save.manifest["fetched"])
         before, to = State(), record.end
-        if record.ledger != ledger.id:  # the session could not be restored, and began again. What it had lost before is still so
+        if record.ledger != ledger.id:  # the session could not be restored and began again: it still lacks what it had lost before
             before, to = state_between(record.entries, fetched, record.end), -1
         try:
             new = await session.network.open_sandbox(self._saved.sandboxes)

@@ -111,7 +111,7 @@ class Sessions:
 
         A new session has the network `given`, or else the policy's. Raise ProblemError if a new session is refused: 429 if the server is
         full, 503 if it drains or too many sessions are starting. Raise ProblemError (428) if the request that is handled names a network
-        that its client gave to the session, and the session does not have it, for example because it is a new one.
+        that its client gave to the session, but the session does not have it, for example because it is new.
         """
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
@@ -135,14 +135,14 @@ class Sessions:
         return session
 
     def _check_network(self, session: HostedSession | None) -> None:
-        """Raise ProblemError (428) if the request names another network than the session has. None is a session that is not there."""
+        """Raise ProblemError (428) if the request names another network than the session has. `session` is None if it does not exist."""
         named = None if self._plain else _named_network()
         if named is not None and (session is None or session.network.version != named):
-            said = "the session does not have the network that this request names, and nothing was begun: send the network, and repeat it"
+            said = "the session does not have the network that this request names, so nothing was begun: send it, then repeat the request"
             raise ProblemError(428, NETWORK_MISSING, said)
 
     async def set_network(self, identifier: str, given: GivenNetwork) -> HostedSession:
-        """Give a network to a session, and return the session. If there is none, begin one with this network.
+        """Give a network to a session, and return the session. If it does not exist, start it with this network.
 
         Raise ProblemError (409) if the session cannot have this network any more.
         """
@@ -218,7 +218,7 @@ class Sessions:
 
     @property
     def has_host_network(self) -> bool:
-        """Return whether sessions reach all that this host reaches, unless they are given another network."""
+        """Return whether sessions reach everything that this host reaches, unless a client gives them another network."""
         return self._sandboxes.policy.network.kind == "host"
 
     @property
@@ -234,7 +234,7 @@ class Sessions:
     async def branch(self, sandbox: Sandbox, identifiers: list[str], network: HostedNetwork, *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of `sandbox`, one for each identifier. Either all are created, or none.
 
-        They share `network`, that of the session which they branch from, because they share its proxy.
+        They share `network` with the session that they branch from, because they share its proxy.
 
         If `reseed` is true, each new session gets its own random seeds. Raise ProblemError: 409 if an identifier is in use, 429 if the
         server is full. The identifiers are reserved before the first await, so that no other request takes them.
@@ -604,6 +604,6 @@ class Sessions:
 
 
 def _named_network() -> str | None:
-    """Return the version of the network that the request which is handled names, or None."""
+    """Return the version of the network that the current request names, or None."""
     scope = current_request.get()
     return Headers(scope=scope).get(extensions.NETWORK_HEADER) if scope else None

@@ -309,8 +309,8 @@ class SandboxSettings(Section):
     Network: NetworkValue = ("none",)
     """What sessions reach: `none`, a list of domains, an object with `Rules`, or `host` (`serve --network`).
 
-    Domains such as `["pypi.org", "*.example.org"]` allow HTTP and HTTPS to their public addresses, through a proxy; rules also say which
-    methods and paths; `host` is all that this host reaches, including its own services.
+    Domains such as `["pypi.org", "*.example.org"]` allow HTTP and HTTPS to their public addresses, through a proxy. Rules also limit
+    methods and paths. `host` is everything that this host reaches, including its own services.
     """
     Mounts: tuple[MountSettings, ...] = ()
     """Folders of this host that sessions see: `[{"Host": "/srv/models", "Guest": "/mnt/models"}]`."""
@@ -461,7 +461,7 @@ class Settings(BaseSettings):
             problems = error.errors()
         except SettingsError:
             no_json = _find_no_json(EnvSettingsSource(type(self))) or SECTION
-        # Raised here, since the errors of pydantic and pydantic-settings hold the values, and would be the context.
+        # Raised outside of the `except` blocks: errors of pydantic and pydantic-settings contain the values, and would be the context.
         if no_json:
             raise ConfigurationError(f"the environment variable {no_json} must be JSON: correct it or unset it")
         if problems:
@@ -633,7 +633,7 @@ def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
 
 
 def _keys_at(location: Sequence[str]) -> Iterable[str]:
-    """Return the keys of the section at a path, in which the entries of lists and the names of secrets may be steps."""
+    """Return the keys of the section at a path. Steps of the path may be the numbers of list entries and the names of secrets."""
     model, is_entry = cast(type[BaseModel], Settings), False
     for part in location:
         if is_entry:

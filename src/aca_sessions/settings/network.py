@@ -12,30 +12,30 @@ from ..network.rules import Network, NetworkLimits, Rule, names_in
 from ..network.secrets import Secret
 from .section import Count, Section, Words, parse_json, split_words
 
-_WORDS, _RULES = TAGS = ("<words>", "<rules>")  # in places of errors, from which `Settings` removes them
+_WORDS, _RULES = TAGS = ("<words>", "<rules>")  # pydantic adds them to the location of an error, and `Settings` removes them
 
 
 class RuleSettings(Section):
     """A host that sessions reach, with the requests that they may send to it, and the headers that this program adds."""
 
     Host: str
-    """A domain, `*.example.org` for every domain below it, `*` for every domain, or an IP address. `:port` replaces 80 and 443."""
+    """A domain, `*.example.org` for all domains below it, `*` for all, an IP address, or `localhost`. `:port` replaces 80 and 443."""
     Methods: tuple[str, ...] = ()
     """The allowed methods, such as `["GET", "HEAD"]`. Empty: all."""
     Paths: tuple[str, ...] = ()
     """Patterns of allowed paths: `*` is a part of one segment, `**` any number of segments, as in `["/repos/**"]`. Empty: all."""
     Headers: Mapping[str, SecretStr] = Field(default_factory=dict)
-    """Headers that replace those of requests. `${secret:NAME}` in a value is one of `Secrets`. The values are never shown."""
+    """Headers that replace those of requests. `${secret:NAME}` in a value refers to one of `Secrets`. The values are never shown."""
     Identity: str | None = None
     """The scope of an Azure token that is sent as `Authorization`, such as `https://storage.azure.com/.default`."""
     Addresses: tuple[str, ...] = ()
-    """Networks such as `["10.0.0.0/8"]` that the host's name may lead to, although they are not public."""
+    """Networks that are not public, such as `["10.0.0.0/8"]`, to which the host's name may resolve."""
     Requests: Count | None = None
-    """Requests that a session may send by this rule."""
+    """Requests that each session may send by this rule."""
     Megabytes: Count | None = None
-    """Megabytes that a session may send and receive by this rule."""
+    """Megabytes that each session may send and receive by this rule."""
     Connections: Count | None = None
-    """Connections that a session may have to this host at a time."""
+    """Connections that each session may have to this host at a time."""
 
     _split = field_validator("Methods", "Addresses", mode="before")(split_words)
 
@@ -56,19 +56,19 @@ class RuleSettings(Section):
 
 
 class NetworkSettings(Section):
-    """A network with rules, in the place of `none`, `host` or domains: `{"Rules": [{"Host": "api.github.com", "Methods": ["GET"]}]}`.
+    """A network with rules, instead of `none`, `host` or domains: `{"Rules": [{"Host": "api.github.com", "Methods": ["GET"]}]}`.
 
-    Of the rules that match a host, those with the most specific `Host` count, as alternatives.
+    Of the rules that match a host, those with the most specific `Host` count, and one of them must allow the request.
     """
 
     Rules: tuple[RuleSettings, ...]
     """The hosts that sessions reach."""
     Requests: Count | None = None
-    """Requests that a session may send."""
+    """Requests that each session may send."""
     Megabytes: Count | None = None
-    """Megabytes that a session may send and receive."""
+    """Megabytes that each session may send and receive."""
     Connections: Count = NetworkLimits().connections
-    """Connections that a session may have at a time."""
+    """Connections that each session may have at a time."""
 
     @field_validator("Rules")
     @classmethod
@@ -91,7 +91,7 @@ NetworkValue = Annotated[
 
 
 def parse_network(value: object) -> object:
-    """Convert a text to the words or to the object of JSON that it holds. Return other values unchanged."""
+    """Parse a text as words or as a JSON object. Return other values unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return parse_json(value, "none, host, domains or a JSON object with Rules, got text that begins with '{'")
     return split_words(value)
@@ -101,13 +101,13 @@ class _AnyCase(Section):
     @model_validator(mode="before")
     @classmethod
     def _restore_case(cls, values: object) -> object:
-        """Accept keys in any case: below the name of a secret, those of environment variables lose theirs."""
+        """Accept keys in any case: pydantic-settings lowers those of environment variables below the name of a secret."""
         names = {name.lower(): name for name in cls.model_fields}
         return {names.get(str(key).lower(), key): value for key, value in values.items()} if isinstance(values, Mapping) else values
 
 
 class KeyringSettings(_AnyCase):
-    """An entry of the keyring of this program's user, as `keyring set SERVICE USER` makes it. It needs the extra `keyring`."""
+    """An entry of the keyring of this program's user, as `keyring set SERVICE USER` creates it. It needs the extra `keyring`."""
 
     Service: Annotated[str, Field(min_length=1)]
     """The service of the entry."""
@@ -116,16 +116,16 @@ class KeyringSettings(_AnyCase):
 
 
 class SecretSettings(_AnyCase):
-    """Where a secret comes from: exactly one of these. It is read when a rule needs it, and never shown."""
+    """The source of a secret: exactly one of these keys. It is read when a rule needs it, and never shown."""
 
     Environment: str | None = None
-    """The environment variable of this program that holds it."""
+    """The environment variable of this program that contains the secret."""
     File: str | None = None
-    """The file of this host that holds it. It is read again when it has changed."""
+    """The file of this host that contains the secret. It is read again after it has changed."""
     Keyring: KeyringSettings | None = None
-    """Its entry in the keyring."""
+    """The entry of the secret in the keyring."""
     KeyVault: str | None = None
-    """Its identifier in Azure Key Vault: `https://VAULT.vault.azure.net/secrets/NAME`. It needs the extra `azure`."""
+    """The identifier of the secret in Azure Key Vault: `https://VAULT.vault.azure.net/secrets/NAME`. It needs the extra `azure`."""
 
     @field_validator("Keyring", mode="before")
     @classmethod
@@ -152,7 +152,7 @@ class SecretSettings(_AnyCase):
 
 
 def check_names(secrets: Mapping[str, SecretSettings]) -> Mapping[str, SecretSettings]:
-    """Return the secrets. Raise ValueError if a name cannot be in `${secret:NAME}`."""
+    """Return the secrets. Raise ValueError if a name is not possible in `${secret:NAME}`."""
     for name in secrets:
         if names_in([f"${{secret:{name}}}"]) != [name]:
             raise ValueError(f"the name of a secret must have at most 100 letters, digits and '_.-', got {name!r:.80}")
@@ -160,7 +160,7 @@ def check_names(secrets: Mapping[str, SecretSettings]) -> Mapping[str, SecretSet
 
 
 def _as_value_error(make: Any) -> None:
-    """Call a function, and raise ValueError in the place of ConfigurationError, from which pydantic makes an error with the key."""
+    """Call a function. Convert its ConfigurationError to a ValueError, for which pydantic reports the key."""
     try:
         make()
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""What all sections of the settings share: null values, and the types of their keys."""
+"""The base of all sections of the settings, and the types of their keys."""
 
 import json
 import re
@@ -14,7 +14,7 @@ Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Section(BaseModel):
-    """A section of the settings. Keys that it does not have are refused."""
+    """A section of the settings. Unknown keys are refused."""
 
     # The docstring below a field is its description, from which docs/reference/settings.md is made.
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,9 +39,9 @@ def split_words(value: object) -> object:
 
 
 def parse_json(text: str, expected: str) -> object:
-    """Parse JSON in a value. Raise ValueError, which says what was expected but not the value, if it is not JSON."""
+    """Parse JSON. If `text` is not JSON, raise ValueError, which names what was expected but does not show the text."""
     try:
         return json.loads(text)
     except ValueError:
         pass
-    raise ValueError(f"must be {expected} but is not JSON")  # without a cause, which would hold the value
+    raise ValueError(f"must be {expected} but is not JSON")  # without a cause, which would contain the value

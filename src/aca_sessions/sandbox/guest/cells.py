@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def serve(link: Link, shell: Shell, *, proxy: tuple[str, int, str] | None, has_authority: bool) -> None:
     """Run cells and send their results, until the host closes the link.
 
-    `proxy` is the host and port of the session's HTTP proxy, and the hosts that are reached without it. `has_authority` tells whether the
-    session trusts an authority of that proxy.
+    `proxy` is the host and port of the session's HTTP proxy, and the hosts that are reached without it. `has_authority` is true if the
+    session trusts the authority of that proxy.
     """
     snapshots.reseed()
     gc.enable()

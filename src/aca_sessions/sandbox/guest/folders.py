@@ -8,7 +8,7 @@ from dataclasses import dataclass
 DATA = "/mnt/data"
 CERTIFICATES = "/.certificates"
 BUNDLE, AUTHORITY = f"{CERTIFICATES}/bundle.pem", f"{CERTIFICATES}/authority.pem"
-# For programs that have a bundle of their own, such as Node.js, or look for one at another path.
+# For programs that have their own bundle, such as Node.js, or look for one at another path.
 CERTIFICATE_VARIABLES = {
     **dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"), BUNDLE),
     "NODE_EXTRA_CA_CERTS": AUTHORITY,

@@ -1,4 +1,4 @@
-"""Look up hosts for sessions, and check the addresses: without a rule that names them, only public ones may be reached."""
+"""Look up hosts for sessions, and check their addresses. Only public ones are allowed, unless a rule names others."""
 
 import asyncio
 import ipaddress
@@ -41,7 +41,7 @@ class Dialer:
         Raise PrivateAddressError unless all addresses of the host are public or in a network that a rule names. The addresses of the
         machine that runs the proxy do not count as public.
         """
-        if is_address(host):  # which a rule names
+        if is_address(host):  # a rule names it
             return host
         async with asyncio.timeout(_CONNECT_SECONDS):
             addresses = await self._resolve(host, port)
@@ -60,7 +60,7 @@ class Dialer:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address is one of the public internet, and not one of this machine."""
+    """Return whether an address belongs to the public internet, but not to this machine."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if any(found in network for network in _NEVER) or found.is_multicast or not found.is_global:
         return False
@@ -77,7 +77,7 @@ def is_in(address: str, networks: Sequence[str]) -> bool:
 
 def _embeds_ipv4(address: ipaddress.IPv6Address) -> bool:
     """Return whether an IPv6 address contains an IPv4 address. A router may send packets to the IPv4 address, which was not checked."""
-    isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
+    isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that the mask clears marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
 
@@ -88,7 +88,7 @@ _NEVER = tuple(
         (
             *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96"),  # translated or tunnelled to IPv4
             *("192.88.99.0/24", "5f00::/16", "3fff::/20"),  # relays of 6to4; segment routing; documentation
-            # Services that a cloud gives to its own machines at addresses that look public: they hand out settings and credentials.
+            # Services of clouds for their own machines, at addresses that look public: they return settings and credentials.
             "168.63.129.16/32",  # Azure: wire server, DNS and health
             "192.0.0.0/24",  # Oracle: metadata at 192.0.0.192; the whole block is for protocols (RFC 6890)
             *("161.26.0.0/16", "166.8.0.0/14"),  # IBM: DNS, mirrors and service endpoints on the private network

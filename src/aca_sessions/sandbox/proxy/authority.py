@@ -1,6 +1,6 @@
-"""The certificate authority with which the proxy speaks TLS to sessions, in the place of hosts whose requests it has to inspect.
+"""The certificate authority of the proxy, which speaks TLS with sessions instead of the hosts whose requests it must inspect.
 
-Sessions trust it for themselves alone. Its keys stay in the memory of this process, and end with it.
+Only sessions trust it. Its keys are in the memory of this process only.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ with imports_of("network"):
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _DAYS = 825  # the longest validity that clients accept of a certificate of a private authority
-_MOST_HOSTS = 256  # contexts that are kept; another one takes 1 ms
+_MOST_HOSTS = 256  # contexts that are cached; making one takes 1 ms
 _UNUSED_USAGES = dict.fromkeys(
     ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False
 )
@@ -35,7 +35,7 @@ class Authority:
         """Use `create` instead."""
         self._key = key
         self._certificate = certificate
-        # All hosts have one key: to make another for each would be no safer, because all of them are in this process.
+        # All hosts have one key: separate keys would not be safer, because this process would have all of them.
         self._host_key = ec.generate_private_key(ec.SECP256R1())
         self._host_key_pem = self._host_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -47,7 +47,7 @@ class Authority:
     def create(cls) -> "Authority":
         """Return a new authority, with new keys."""
         key = ec.generate_private_key(ec.SECP256R1())
-        # OpenSSL finds an issuer by its name: each authority has another, so that a session with two would not mix them up.
+        # OpenSSL finds an issuer by its name, so each authority needs a different one.
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"aca-sessions {os.urandom(8).hex()}")])
         certificate = (
             _begin(name, name, key.public_key())
@@ -59,9 +59,9 @@ class Authority:
         return cls(key, certificate)
 
     def context_for(self, host: str) -> ssl.SSLContext:
-        """Return the context of a TLS server that stands for `host`, which is a name in ASCII or an IP address.
+        """Return the context of a TLS server with a certificate for `host`, which is a name in ASCII or an IP address.
 
-        It offers HTTP/2 and HTTP/1.1. It refuses a client that names another host, or none unless `host` is an address.
+        It offers HTTP/2 and HTTP/1.1. It refuses clients that name another host. They must name the host, unless `host` is an address.
         """
         return self._cached_context(host.lower().removesuffix("."))
 
@@ -71,7 +71,7 @@ class Authority:
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols(["h2", "http/1.1"])
         alternative = _alternative(host)
-        is_address = isinstance(alternative, x509.IPAddress)  # which clients do not send as a name (RFC 6066, 3)
+        is_address = isinstance(alternative, x509.IPAddress)  # clients do not send an address as a name (RFC 6066, 3)
 
         def check_name(_: ssl.SSLObject, sent: str | None, __: ssl.SSLContext) -> int | None:
             matches = is_address if sent is None else sent.lower().removesuffix(".") == host
@@ -93,7 +93,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._host_key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        # OpenSSL reads keys from files only. This one is in memory, and has no name.
+        # Python's ssl loads keys from files only. This file is in memory, and has no name.
         descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
         with open(descriptor, "wb") as file:
             file.write(self._host_key_pem + certificate.public_bytes(serialization.Encoding.PEM))

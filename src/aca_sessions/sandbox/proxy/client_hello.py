@@ -1,4 +1,4 @@
-"""Read the host that a TLS client names in its first message, before it is decided whether the connection is inspected."""
+"""Read the host that a TLS client names in its first message, from which the proxy decides whether to inspect the connection."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ class ClientHelloError(MalformedError):
 
 
 async def read_client_hello(reader: asyncio.StreamReader, early: bytes = b"") -> tuple[bytes, str | None]:
-    """Read the ClientHello with which a TLS connection begins. Return all bytes that were read, and the host that it names, if it does.
+    """Read the ClientHello with which a TLS connection begins. Return all bytes that were read, and the host that it names or None.
 
     `early` is what was read already. The name is in lower case. Raise ClientHelloError if the message is malformed or too large, or the
     client closes the connection first.
@@ -25,7 +25,7 @@ async def read_client_hello(reader: asyncio.StreamReader, early: bytes = b"") ->
     while (message := _join_records(early)) is None:
         data = await reader.read(_MAX_HELLO)
         if not data:
-            raise ClientHelloError("the connection must begin with a ClientHello, got its end")
+            raise ClientHelloError("the connection must begin with a ClientHello, but it was closed")
         early += data
     return early, _find_name(message)
 

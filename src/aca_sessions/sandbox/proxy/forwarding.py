@@ -1,4 +1,4 @@
-"""What happens to a request of a session to an inspected host: its rule decides, the host adds headers, and the response is masked."""
+"""Forward requests of sessions to inspected hosts: check the rules, add headers, and mask secrets in the response."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,8 @@ with imports_of("network"):
     import h11
 
 _IDLE_SECONDS = 300.0
-_LINGER_SECONDS = 5.0  # the same after the response: a client of HTTP/2 need not send the rest
-_MOST_KNOWN = 100  # secrets of earlier rules that are masked
+_LINGER_SECONDS = 5.0  # for the rest of a request after its response: a client of HTTP/2 need not send it
+_MOST_KNOWN = 100  # secrets of earlier rules that are still masked
 _HOLDS_SECRETS = re.compile(r"auth|cookie|key|token|secret|password|credential|signature", re.IGNORECASE)
 _REFERENCE = "${secret:"
 _logger = logging.getLogger("aca_sessions")
@@ -44,7 +44,7 @@ class Forwarding:
         self._known: list[str] = []
 
     def inspection(self, host: str, port: int, *, is_tls: bool) -> "Inspection":
-        """Return what handles the requests to one host."""
+        """Return the object that handles the requests to one host."""
         return Inspection(self, host, port, is_tls=is_tls)
 
     async def close(self) -> None:
@@ -52,9 +52,9 @@ class Forwarding:
         await self.pool.close()
 
     def masker(self) -> Masker:
-        """Return what replaces the secrets that sessions must not see: all that were sent, and those in the rules themselves.
+        """Return the object that masks secrets: all that were sent, and those in the rules themselves.
 
-        It also replaces those of earlier rules, which hosts may still know.
+        It also masks secrets of earlier rules, which hosts may still send back.
         """
         secrets = self.network.secrets
         values = (*_literal_secrets(self.network.network.hosts), *(secrets.values() if secrets is not None else ()))
@@ -66,7 +66,7 @@ class Forwarding:
 
 
 class Inspection:
-    """Handles the requests of a session to one host, scheme and port. It may be used for several at a time."""
+    """Handles the requests of a session to one host, scheme and port, also several at the same time."""
 
     def __init__(self, forwarding: Forwarding, host: str, port: int, *, is_tls: bool) -> None:
         self.host, self.port, self.is_tls = host, port, is_tls
@@ -82,8 +82,8 @@ class Inspection:
     async def handle(self, request: Request) -> AsyncIterator[Response]:
         """Send a request to the host if the rules allow it, and yield the response. A refusal or a failure is a response as well.
 
-        The block sends the response on. If it raises, the request is given up. Otherwise the rest of the request's body is sent to the
-        host after the block. Raise BrokenResponseError if nothing moves for 300 s.
+        The block forwards the response to the session. If it raises, the request is aborted. Otherwise, the rest of the request's body is
+        sent to the host after the block. Raise BrokenResponseError if no data moves for 300 s.
         """
         record = NetworkRecord(host=self.host, port=self.port, method=request.method)
         try:
@@ -115,20 +115,20 @@ class Inspection:
         return text_response(error.status, str(error))
 
     async def _respond(self, request: Request, record: NetworkRecord, stack: AsyncExitStack) -> Response:
-        """Return the response of the host. What must be closed after it is put on the stack."""
+        """Return the response of the host. Add to the stack what must be closed after it."""
         network = self._network
         names = {name for name, _ in request.headers}
         while True:
             before, secrets = network.network, network.secrets
             rules = await network.rules_for(self.host, self.port)
             rule = await network.rule_for(rules, self.host, self.port, (request.method, request.target), names)
-            if network.network is before:  # and was not replaced while a person decided
+            if network.network is before:  # the rules were not replaced while a person decided
                 break
         if not any(rule is one for one in network.network.hosts):
             record.decision = "approved"
         record.pattern = rule.pattern_of(normal_path(request.target) or request.target.partition("?")[0])
         if rule.has_secrets and not self.is_tls:
-            raise DeniedError(f"the headers that the host adds for {self.host} are sent with TLS only: use https:// instead of http://")
+            raise DeniedError(f"the rule for {self.host} adds headers, which are sent over TLS only: use https:// instead of http://")
         network.count_request(rule)
         async with AsyncExitStack() as own:
             own.enter_context(network.open_connection(rule))
@@ -149,18 +149,18 @@ class Inspection:
             # Servers that read `_` as `-` would see two headers.
             if name.replace(b"_", b"-").decode("ascii", "replace") not in rule.sets
             and name not in (b"host", b"expect", b"content-length", b"proxy-connection")
-            and not (rule.has_secrets and name in (b"accept-encoding", b"sec-websocket-extensions"))  # or masking finds nothing
+            and not (rule.has_secrets and name in (b"accept-encoding", b"sec-websocket-extensions"))  # compressed, cannot be masked
         ]
         for name, template in rule.headers.items():
             value = template
             if _REFERENCE in template:
                 if secrets is None:
-                    raise UpstreamError(f"the header {name} needs a secret, and this session has none")
+                    raise UpstreamError(f"the header {name} needs a secret, but this session has no secrets")
                 value = await secrets.fill(template)
             headers.append((name.encode(), value.encode()))
         if rule.identity:
             if secrets is None:
-                raise UpstreamError("the header Authorization needs an identity, and this session has none")
+                raise UpstreamError("the header Authorization needs an identity, but this session has no identities")
             headers.append((b"Authorization", f"Bearer {await secrets.token(rule.identity)}".encode()))
         if rule.has_secrets:
             headers.append((b"Accept-Encoding", b"identity"))
@@ -208,7 +208,7 @@ class _Exchange:
         return Response(status, kept, self._read(connection.read_body, masked))
 
     async def end(self, _: object, error: BaseException | None, __: object) -> None:
-        """Give the connection back if the request and the response are complete, or close it."""
+        """Return the connection to the pool if the request and the response are complete. Otherwise close it."""
         connection, upload = self._connection, self._upload
         if connection is None:
             return
@@ -228,7 +228,7 @@ class _Exchange:
     async def _ask(self, target: Target, rules: tuple[Rule, ...], headers: Headers) -> tuple[Connection, int, Headers]:
         """Send the request, and return the connection, the status and the headers of the response.
 
-        A request is repeated only if it can do no harm, and met a used connection that the host closed at the same time.
+        Repeat a request only if that is safe, and if the host closed a reused connection at the same time.
         """
         request, pool = self._request, self._forwarding.pool
         while True:
@@ -240,7 +240,7 @@ class _Exchange:
                     self._upload = asyncio.ensure_future(self._send_body(connection, request.body))
                 return connection, *await connection.read_head()
             except h11.LocalProtocolError:
-                pass  # its text may have the value of a header
+                pass  # its text may contain the value of a header
             except UpstreamError as error:
                 if self._failure is not None:
                     raise self._failure from error
@@ -257,9 +257,9 @@ class _Exchange:
         except DeniedError as denied:
             self._failure = denied
         except (OSError, h11.LocalProtocolError):
-            self._failure = MalformedError("the body of the request is incomplete, or has another length than its headers say")
+            self._failure = MalformedError("the body of the request is incomplete, or does not have the length in its headers")
         if self._failure is not None:
-            connection.abort()  # so that no half request is taken for a whole one
+            connection.abort()  # so that the host cannot take half a request for a whole one
 
     async def _counted(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for part in body:
@@ -269,7 +269,7 @@ class _Exchange:
             self._note_progress()
 
     async def _finish_upload(self, connection: Connection, upload: "asyncio.Task[None]") -> None:
-        """Send the rest of the request, whose response came early, until the host closes the connection."""
+        """Send the rest of a request whose response came early, until the host closes the connection."""
         closed = asyncio.ensure_future(connection.wait_closed())
         self._patience = _LINGER_SECONDS
         self._note_progress()
@@ -309,7 +309,7 @@ class _Exchange:
 
 
 def _literal_secrets(rules: Iterable[Rule]) -> Iterator[str]:
-    """Return what looks like secrets in the headers of rules: a client has put in its own before it sent its rules."""
+    """Return values that look like secrets in the headers of rules, where clients may write them literally."""
     for rule in rules:
         for name, value in rule.headers.items():
             if _HOLDS_SECRETS.search(name) and _REFERENCE not in value:

@@ -1,4 +1,4 @@
-"""Read the head of a request strictly: refuse what two servers could read in different ways."""
+"""Parse the head of a request strictly: refuse one that two servers could read in different ways."""
 
 import re
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from .session_network import MalformedError
 
 _REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.([01])", re.ASCII)
-# RFC 9112, 5: no space before the colon, no folding. h11 would read the head as well, but it unfolds lines and merges equal lengths before
-# its caller sees them: it takes seven of the requests that tests/hostile/test_network_walls.py refuses.
+# RFC 9112, 5: no space before the colon, no folding. h11 would parse the head as well, but it unfolds lines and merges equal lengths before
+# its caller sees them: it accepts seven of the requests that tests/hostile/test_network_walls.py refuses.
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 _FRAMING = (b"host", b"connection", b"content-length", b"transfer-encoding")
 
@@ -19,7 +19,7 @@ class Head:
     Attributes:
         method: The method.
         target: The target as it was sent: a host and port, a whole URL, or a path.
-        is_old: Whether the request is one of HTTP/1.0.
+        is_old: Whether the request has the version HTTP/1.0.
         headers: All headers with names in lower case.
         length: The length of the body, or None if it was not given.
         is_chunked: Whether the body comes in chunks.
@@ -38,7 +38,7 @@ class Head:
 
 
 def parse(head: bytes) -> Head | None:
-    """Return the head of a request, which ends with an empty line, or None if its first line is not one of a request.
+    """Return the head of a request, which ends with an empty line, or None if its first line is not a request line.
 
     Raise MalformedError for a malformed or ambiguous header.
     """
@@ -58,7 +58,7 @@ def parse(head: bytes) -> Head | None:
             case b"content-length":
                 length = int(value)
             case b"transfer-encoding" if is_chunked or value.lower() != b"chunked" or request[3] == b"0":
-                raise MalformedError("the only Transfer-Encoding may be chunked, once, in HTTP/1.1: or send the size of the body")
+                raise MalformedError("Transfer-Encoding must be chunked, once, in HTTP/1.1: correct it, or send a Content-Length")
             case b"transfer-encoding":
                 is_chunked = True
         headers.append((name, value))

@@ -19,7 +19,7 @@ with imports_of("network"):
 
 _END = b"\r\n\r\n"
 _MAX_HEAD = 64 << 10
-_SMALL = 4 << 10  # bytes that wait for what follows at once
+_SMALL = 4 << 10  # bytes; fewer wait for what is written right after them
 _HEAD_SECONDS, _IDLE_SECONDS, _LINGER_SECONDS = 10.0, 300.0, 5.0
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _DROPPED = frozenset((b"host", b"content-length", b"expect"))
@@ -35,7 +35,7 @@ async def serve(stream: Stream, inspection: Inspection) -> None:
         while await _Conversation(stream, inspection).answer():
             pass
         await _finish(stream)
-    except (BrokenResponseError, OSError, h11.ProtocolError) as error:  # the session or the host is gone in the middle
+    except (BrokenResponseError, OSError, h11.ProtocolError) as error:  # the session or the host closed its connection in the middle
         _logger.debug("network: a request to %s was not completed (%s)", inspection.host, type(error).__name__)
         stream.abort()
 
@@ -81,7 +81,7 @@ class _Conversation:
         return raw
 
     def _request_of(self, head: Head, raw: bytes) -> Request:
-        """Return a request as it may be sent on. h11 reads the head once more, and then the body."""
+        """Return a request that may be forwarded. h11 parses the head once more, and then the body."""
         has_body = head.is_chunked or bool(head.length)
         self._http.receive_data(raw)
         try:
@@ -89,7 +89,7 @@ class _Conversation:
             if not has_body:
                 self._http.next_event()  # the end of the request
         except h11.RemoteProtocolError as error:
-            raise MalformedError("the request must be one of HTTP/1.1: check its headers") from error
+            raise MalformedError("the request must be valid HTTP/1.1: check its headers") from error
         kept = [(name, value) for name, value in without_connection(head.headers) if name not in _DROPPED]
         is_upgrade = any(b"upgrade" in value.lower() for value in head.values(b"connection"))
         is_websocket = is_upgrade and [value.lower() for value in head.values(b"upgrade")] == [b"websocket"] and head.method == "GET"
@@ -113,7 +113,7 @@ class _Conversation:
 
     async def _respond(self, response: Response) -> None:
         headers = response.headers
-        if self._http.their_state is h11.DONE and self._http.trailing_data[0]:  # another request, before the response to the first
+        if self._http.their_state is h11.DONE and self._http.trailing_data[0]:  # another request before the response to the first
             headers = [*headers, (b"connection", b"close")]
         reason = _REASONS.get(response.status, "").encode()
         data = self._http.send(h11.Response(status_code=response.status, headers=headers, reason=reason)) or b""
@@ -137,7 +137,7 @@ class _Conversation:
         await self._stream.send(b"\r\n".join([*lines, b"connection: close", b"", text]))
 
     async def _switch(self, response: Response, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Carry what both sides send after they have agreed on a WebSocket."""
+        """Carry data in both directions after both sides have agreed on a WebSocket."""
         headers = [*response.headers, (b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
         early = self._http.trailing_data[0]
         switching = h11.InformationalResponse(status_code=101, headers=headers, reason=b"Switching Protocols")
@@ -168,7 +168,7 @@ class _Conversation:
 
 
 async def _finish(stream: Stream) -> None:
-    """End a connection. Go on to read for a short time, or a client that still sends may lose the response."""
+    """End a connection. Continue to read for a short time, or a client that still sends may lose the response."""
     stream.write_eof()
     with contextlib.suppress(TimeoutError, OSError):
         async with asyncio.timeout(_LINGER_SECONDS):
@@ -177,7 +177,7 @@ async def _finish(stream: Stream) -> None:
 
 
 def _checked(head: Head | None, inspection: Inspection) -> Head:
-    """Return the head if its target and Host are those of the connection. Raise MalformedError if not."""
+    """Return the head. Raise MalformedError unless its target and Host are those of the connection."""
     if head is None or not head.target.startswith("/") or "#" in head.target:
         raise MalformedError("the request must begin with a method and a path, such as GET /")
     hosts = head.values(b"host")

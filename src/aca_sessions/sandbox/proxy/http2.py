@@ -35,17 +35,17 @@ _HEADERS, _DATA, _GOAWAY = 0x1, 0x0, 0x7  # types of frames
 _MAX_FRAME = 1 << 16
 _MAX_STREAMS = 100
 _MAX_HEADER_LIST = 64 << 10
-_STREAM_WINDOW, _CONNECTION_WINDOW = 512 << 10, 1 << 20  # the memory that request bodies take which are not sent on yet
-_MAX_UNSENT = 512 << 10  # beyond it, no frame is read: each may need a reply
-_SMALL = 4 << 10  # bytes of a body that wait for what follows at once
-_FRAMES_AT_ONCE = 64  # then others have their turn
+_STREAM_WINDOW, _CONNECTION_WINDOW = 512 << 10, 1 << 20  # memory for request bodies that are not forwarded yet
+_MAX_UNSENT = 512 << 10  # with more, no frame is read: each may need a reply
+_SMALL = 4 << 10  # bytes of a body; fewer wait for what is written right after them
+_FRAMES_AT_ONCE = 64  # then other tasks get a turn
 _IDLE_SECONDS = 300.0
-# What a client may send beside requests and bodies: so much at once, then so much a second, and more as it receives bodies. Without it, a
-# few bytes (a ping, a request that is reset at once, headers that HPACK unpacks to 64 KB) could keep the host busy.
+# A client's allowance of frames besides requests and bodies: so many at once, then so many a second, and more as it receives bodies.
+# Without it, a few bytes (a ping, a request that is reset at once, headers that HPACK unpacks to 64 KB) could keep the host busy.
 _MAX_ALLOWANCE, _ALLOWANCE_A_SECOND, _ALLOWANCE_A_RESPONSE, _BYTES_FOR_ALLOWANCE = 2000.0, 200.0, 4, 2048
 _COST_OF_RESET, _HEADER_BYTES_FOR_COST = 10, 4096
 _METHOD = re.compile(rb"[A-Z][A-Z-]{0,19}")
-_PATH = re.compile(rb"/[\x21\x22\x24-\x7e]{0,8191}")  # without '#', which ends a path for some servers
+_PATH = re.compile(rb"/[\x21\x22\x24-\x7e]{0,8191}")  # without '#': for some servers, it ends the path
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
 _VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _LENGTH = re.compile(rb"[0-9]{1,16}")
@@ -78,7 +78,7 @@ class _Exchange:
     def __init__(self, id: int, acknowledge: Callable[[int], None]) -> None:
         self.id = id
         self.task: asyncio.Task[None] | None = None
-        self.writable = asyncio.Event()  # the client's window has grown
+        self.writable = asyncio.Event()  # set when the client's window has grown
         self.length: int | None = None
         self.has_ended = False
         self._acknowledge = acknowledge
@@ -105,19 +105,19 @@ class _Exchange:
         self._arrived.set()
 
     def cancel(self) -> None:
-        """Give the request up."""
+        """Abort the request."""
         if self.task is not None:
             self.task.cancel()
 
     def drop(self) -> None:
-        """Forget the data that arrived, so that the connection's window does not shrink by it."""
+        """Drop the data that arrived, so that it does not reduce the connection's window."""
         size, self._unacknowledged = self._unacknowledged, 0
         self._data.clear()
         if size:
             self._acknowledge(size)
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives. The client may send more only when data is taken from here."""
+        """Yield the body as it arrives. The client may send more only after data is read from this iterator."""
         while True:
             while not self._data and not self.has_ended:
                 self._arrived.clear()
@@ -137,7 +137,7 @@ class _Connection:
         self._stream, self._inspection = stream, inspection
         self._buffer = bytearray()  # received, and not handled yet
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
-        # In place of `update_settings`: these are in force at once, and not only after the client has acknowledged them.
+        # Instead of `update_settings`, whose values are in force only after the client has acknowledged them.
         self._h2.local_settings = Settings(
             client=False,
             initial_values={
@@ -188,7 +188,7 @@ class _Connection:
             self._error = ErrorCodes.FRAME_SIZE_ERROR
             raise ProtocolError(f"a frame has {size} bytes, more than {_MAX_FRAME}")
         frame = await self._take(_FRAME_HEAD + size)
-        events = [] if frame[3] == _GOAWAY else self._receive(frame)  # h2 would stop at once, and not end what was begun
+        events = [] if frame[3] == _GOAWAY else self._receive(frame)  # h2 would close the connection at once, without ending the requests
         self._charge(frame[3], events)
         for event in events:
             self._handle(event)
@@ -217,7 +217,7 @@ class _Connection:
             raise
 
     def _charge(self, kind: int, events: list[Event]) -> None:
-        """Take the cost of a frame off the client's allowance. Raise _FloodError if nothing is left."""
+        """Subtract the cost of a frame from the client's allowance. Raise _FloodError if nothing is left."""
         cost = 0
         match events:
             case [RequestReceived(headers=headers), *_]:
@@ -257,7 +257,7 @@ class _Connection:
     def _open(self, event: RequestReceived) -> None:
         """Start to answer a request."""
         id, headers = event.stream_id or 0, event.headers or []
-        if len(self._exchanges) >= _MAX_STREAMS:  # those that were reset count until they have ended
+        if len(self._exchanges) >= _MAX_STREAMS:  # requests that were reset count until they have ended
             self._h2.reset_stream(id, ErrorCodes.REFUSED_STREAM)
             return
         exchange = self._exchanges[id] = _Exchange(id, lambda size: self._acknowledge(id, size))
@@ -337,12 +337,12 @@ class _Connection:
             self._flush()
 
     def _flush(self, *, soon: bool = False) -> None:
-        """Write what h2 has to send: now, or with what is written next."""
+        """Write the data that h2 has to send: now, or together with the next write."""
         if (data := self._h2.data_to_send()) and not self._stream.is_closing():
             (self._stream.write_soon if soon else self._stream.write)(data)
 
     def _note_traffic(self) -> None:
-        """Let the idle time begin again."""
+        """Restart the idle time."""
         now = self._loop.time()
         if now - self._moved > 1 and self._idle is not None and not self._idle.expired():
             self._moved = now
@@ -350,18 +350,18 @@ class _Connection:
 
 
 def _request_of(headers: Headers, inspection: "Inspection", body: AsyncIterator[bytes] | None) -> Request:
-    """Return a request as it may be sent on. Raise MalformedError if servers could read it in different ways.
+    """Return a request that may be forwarded. Raise MalformedError if servers could read it in different ways.
 
     h2 checks some of this before, and then closes the connection.
     """
     values = dict(headers)
     if [name for name, _ in headers if name.startswith(b":")] != [name for name in values if name in _PSEUDO] or len(values) < len(_PSEUDO):
-        raise MalformedError("a request must have :method, :scheme, :authority and :path once each, and no other such header")
+        raise MalformedError("a request must have :method, :scheme, :authority and :path once each, and no other pseudo-header")
     method, path = values[b":method"], values[b":path"]
     if not _METHOD.fullmatch(method) or method == b"CONNECT":
-        raise MalformedError(f"the method must be one such as GET, and not CONNECT, got {_shown(method)}")
+        raise MalformedError(f"the method must be one such as GET, other than CONNECT, got {_shown(method)}")
     if values[b":scheme"] != (b"https" if inspection.is_tls else b"http"):
-        raise MalformedError(f"the :scheme must be the one of the connection, got {_shown(values[b':scheme'])}")
+        raise MalformedError(f"the :scheme must be that of the connection, got {_shown(values[b':scheme'])}")
     if not _PATH.fullmatch(path):
         raise MalformedError("the :path must begin with '/' and have at most 8192 printable characters, without '#'")
     kept = []
@@ -384,7 +384,7 @@ def _request_of(headers: Headers, inspection: "Inspection", body: AsyncIterator[
         elif name != b"host":
             kept.append((bytes(name), bytes(value)))
     if length and body is None:
-        raise MalformedError(f"the content-length is {length}, and the request has no body")
+        raise MalformedError(f"the content-length is {length}, but the request has no body")
     return Request(method.decode(), path.decode(), without_connection(kept), body, length)
 
 

@@ -1,4 +1,4 @@
-"""Replace secrets in what hosts send to sessions. Each is replaced by as many `*`, so that lengths stay as they are."""
+"""Mask secrets in the data that hosts send to sessions: replace each by as many `*`, so that lengths do not change."""
 
 import html
 import json
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from itertools import groupby
 from urllib.parse import quote, quote_plus
 
-SHORTEST = 6  # characters: shorter values would be found where they are none
-_MOST = 64  # values: each takes about 10 searches of all that is received
+SHORTEST = 6  # characters: shorter values would match unrelated text
+_MOST = 64  # values: each needs about 10 searches of all received data
 
 
 class Masker:
-    """Replaces some values, also in the forms that servers send them back in: base64, percent-encoded, in JSON and in HTML."""
+    """Replaces some values, also in forms in which servers send them back: in base64, percent-encoded, in JSON and in HTML."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        """Replace these values. Values with fewer than 6 characters are not replaced. Of more than 64, the last ones count."""
+        """Replace these values. Values with fewer than 6 characters are not replaced. Only the last 64 count."""
         known = [value for value in dict.fromkeys(values) if len(value) >= SHORTEST][-_MOST:]
         self._forms = {form for value in known for form in _forms_of(value)}
-        # One search for all tokens of a kind: those of Azure, which are renewed each hour, begin alike.
+        # One search for all values with the same beginning, such as the tokens of Azure, which are renewed each hour.
         groups = groupby(sorted(self._forms), key=lambda form: form[:8])
         self._groups = [(_beginning(group), group[::-1]) for group in ([*forms] for _, forms in groups)]
         self._longest = max(map(len, self._forms), default=0)
@@ -29,21 +29,21 @@ class Masker:
         return bool(self._forms)
 
     def mask(self, data: bytes) -> bytes:
-        """Return a whole text with the values replaced."""
+        """Return a complete text with the values replaced."""
         found = self._find(data)
         return _masked(data, found) if found else data
 
     def stream(self) -> "MaskedStream":
-        """Return a new stream, whose parts are replaced as they come."""
+        """Return a new stream, which replaces values as data arrives."""
         return MaskedStream(self)
 
     def _find(self, data: bytes) -> list[tuple[int, int]]:
-        """Return where values are. They may overlap."""
+        """Return the positions of values, which may overlap."""
         found = []
         for beginning, forms in self._groups:
             at = data.find(beginning)
             while at >= 0:
-                # The longer ones come first, where one is the beginning of another.
+                # If one is the beginning of another, the longer one comes first.
                 size = next((len(form) for form in forms if data.startswith(form, at)), 0)
                 if size:
                     found.append((at, at + size))
@@ -51,7 +51,7 @@ class Masker:
         return found
 
     def _find_tail(self, data: bytes) -> int:
-        """Return where the part at the end begins that may be the beginning of a value."""
+        """Return the position from which the end of `data` may be the beginning of a value."""
         first = max(0, len(data) - self._longest + 1)
         best = len(data)
         for start in self._starts:
@@ -90,7 +90,7 @@ class MaskedStream:
         return _masked(data, found)[:at]
 
     def finish(self) -> bytes:
-        """Return the rest, when everything was received."""
+        """Return the rest. Call this when everything was received."""
         rest, self._held = self._held, b""
         return b"*" * self._replaced + rest[self._replaced :]
 
@@ -114,7 +114,7 @@ def _forms_of(value: str) -> set[bytes]:
     texts = {in_json, in_json.replace("/", "\\/"), html.escape(value), html.escape(value, quote=False), value.replace('"', '\\"')}
     for text in (quote(value, safe=""), quote(value), quote_plus(value)):
         texts |= {text, _with_small_digits(text)}
-    for numbered in ("<>&", "<>&'\"+`"):  # libraries write these in JSON as numbers, to be safe in HTML: Go's the first ones, .NET's all
+    for numbered in ("<>&", "<>&'\"+`"):  # in JSON, libraries escape these for safety in HTML: Go's the first ones, .NET's all
         for digits in ("04x", "04X"):
             texts.add("".join(f"\\u{ord(char):{digits}}" if char in numbered else json.dumps(char)[1:-1] for char in value))
     return {plain, *(text.encode() for text in texts), *_in_base64(plain)}
@@ -130,7 +130,7 @@ def _in_base64(value: bytes) -> set[bytes]:
     found = set()
     for before in range(3):
         encoded = b64encode(b"\0" * before + value)
-        # Without the characters that depend on what is before and after.
+        # Without the characters that depend on the text before and after the value.
         inner = encoded[(before * 8 + 5) // 6 : (before + len(value)) * 8 // 6]
         found |= {inner, inner.replace(b"+", b"-").replace(b"/", b"_")}
     return found

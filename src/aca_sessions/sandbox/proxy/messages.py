@@ -1,29 +1,29 @@
-"""A request of a session to an inspected host, and the response: what the proxy's protocols pass to each other."""
+"""The requests and responses that the protocols of the proxy pass to each other."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
 
-# Of one connection, and not of the message (RFC 9110, 7.6.1). What is sent on has its own.
+# These belong to one connection and not to the message (RFC 9110, 7.6.1). The forwarded message gets its own.
 _OF_CONNECTIONS = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"))
 
 
 class BrokenResponseError(Exception):
-    """Raised when a response ends before its end, or the request that it belongs to. Nothing more can be sent: cut the connection."""
+    """Raised when a response or its request is cut off. Nothing more can be sent: abort the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it was parsed. What is sent on is written anew from this.
+    """A parsed request. The forwarded request is written anew from it.
 
     Attributes:
         method: The method.
         target: The path and the query.
         headers: The headers with names in lower case, without those about the connection, the framing and the host.
-        body: The body, or None if there is none. It raises MalformedError if the client breaks the protocol, and OSError if it goes away.
+        body: The body, or None. It raises MalformedError if the client breaks the protocol, and OSError if it disconnects.
         length: The length that the client gave for the body, or None.
-        is_websocket: Whether the client asked to go on with a WebSocket.
+        is_websocket: Whether the client asked to switch to a WebSocket.
     """
 
     method: str
@@ -41,8 +41,8 @@ class Response:
     Attributes:
         status: The status.
         headers: The headers, with a content-length if the length of the body is known.
-        body: The body. After the status 101, all that the host sends. It raises BrokenResponseError if it cannot be read to its end.
-        send: After the status 101, sends bytes to the host. It may raise BrokenResponseError. No bytes: nothing more will be sent.
+        body: The body; after the status 101, everything that the host sends. It raises BrokenResponseError if it is cut off.
+        send: After the status 101, sends bytes to the host. Empty bytes end the data. It may raise BrokenResponseError.
     """
 
     status: int
@@ -54,7 +54,7 @@ class Response:
 def without_connection(headers: Headers) -> Headers:
     """Return the headers of a message, which have names in lower case, without those about the connection that carried it."""
     listed = {name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")}
-    # Its own check covers the length, so that no `Connection` can remove it.
+    # `Connection` must not remove the length, which was checked.
     dropped = (_OF_CONNECTIONS | listed) - {b"content-length"}
     return [(name, value) for name, value in headers if name not in dropped and not name.startswith(b"proxy-")]
 

@@ -1,6 +1,6 @@
-"""The DNS server of a session. It knows only the hosts that the session may reach, and says that all are at the session's own loopback.
+"""The DNS server of a session. It knows only the hosts that the session may reach, all at the session's own loopback address.
 
-There the proxy accepts connections. So programs reach a host by its name although they ignore the proxy variables.
+The proxy accepts connections there, so that programs that ignore the proxy variables reach the hosts as well.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ _TYPE_AND_CLASS = struct.Struct("!HH")
 _ADDRESS, _INTERNET = 1, 1
 _RESPONSE, _OPERATION, _AUTHORITATIVE, _RECURSION_DESIRED, _RECURSION_AVAILABLE = 0x8000, 0x7800, 0x0400, 0x0100, 0x0080
 _NO_SUCH_NAME = 3
-_SECONDS = 1  # for which a name may be remembered: the rules of a session may change
+_SECONDS = 1  # for which a name may be cached: the rules of a session may change
 # The name of the answer is a pointer to that of the question, which is at byte 12.
 _ANSWER = struct.pack("!HHHIH4s", 0xC000 | _HEADER.size, _ADDRESS, _INTERNET, _SECONDS, 4, socket.inet_aton("127.0.0.1"))
 _MAX_QUERY, _MAX_NAME, _MAX_LABEL = 1232, 255, 63
-_AT_ONCE, _PAUSE = 100, 0.05  # queries that are answered before a pause, so that a flood of them takes little of the host's time
+_AT_ONCE, _PAUSE = 100, 0.05  # queries before a pause, so that a flood of them takes little of the host's time
 
 
 class NameServer:
-    """Answers the DNS queries that arrive at a socket in a session's network namespace."""
+    """Responds to the DNS queries that arrive at a socket in a session's network namespace."""
 
     def __init__(self, queries: socket.socket, has_rule: Callable[[str], bool]) -> None:
         """Take over the socket `queries`. `has_rule` returns whether the session may reach a host, given by its name in lower case."""
@@ -47,7 +47,7 @@ class NameServer:
             response = answer_query(query, self._has_rule)
             if response is not None:
                 self._queries.sendto(response, source)
-        except OSError:  # the session reads no answers, and its client asks again
+        except OSError:  # the session does not read responses: its client asks again
             pass
         self._left -= 1
         if self._pause is None:
@@ -65,7 +65,7 @@ class NameServer:
 def answer_query(query: bytes, has_rule: Callable[[str], bool]) -> bytes | None:
     """Return the response to a DNS query, or None if it is malformed or not a query.
 
-    A name has the address 127.0.0.1 if `has_rule` returns True for it, and no record of another type. All other names do not exist.
+    If `has_rule` returns True for a name, it has the address 127.0.0.1 and no other record. All other names do not exist.
     """
     if len(query) < _HEADER.size:
         return None

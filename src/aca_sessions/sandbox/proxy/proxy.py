@@ -1,4 +1,4 @@
-"""The HTTP proxy for sessions whose network has rules. It runs on the host and is all that such a session can reach.
+"""The HTTP proxy for sessions whose network has rules. It runs on the host, and such a session can reach nothing else.
 
 Each session's network namespace has a listening socket, on which the host accepts the session's connections. The proxy looks up and checks
 every address, and connects to the one that it checked.
@@ -59,10 +59,10 @@ _PRIVATE = "403 Forbidden, because at least one of its addresses is not public"
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What the proxy has read of a request: its target, and the size of its body.
+    """The part of a request that the proxy has read: its target, and the size of its body.
 
-    `forwarded` is what was read and is sent to the target: the request line and the headers, or the beginning of TLS. `reply` is sent to
-    the session when it may go on. If `body` is None, everything that follows is sent to the target.
+    `forwarded` is sent to the target: the request line and the headers, or the beginning of TLS. `reply` is sent to the session first, if
+    the request is allowed. If `body` is None, everything that follows is sent to the target.
     """
 
     host: str
@@ -74,12 +74,12 @@ class _Head:
 
 
 class DirectSockets(NamedTuple):
-    """Sockets in a session's network namespace for programs that do not know of its proxy.
+    """Sockets in a session's network namespace for programs that ignore its proxy.
 
     Attributes:
-        https: Listens for connections to the port 443 of a host whose name was looked up.
-        http: Listens for connections to the port 80.
-        names: Gets the DNS queries.
+        https: Listens for connections to port 443 of a host whose name was looked up.
+        http: Listens for connections to port 80.
+        names: Receives the DNS queries.
     """
 
     https: socket.socket
@@ -91,7 +91,7 @@ class Proxy:
     """The HTTP proxy of one session. It connects the session to the hosts of its rules and refuses all other targets."""
 
     def __init__(self, network: SessionNetwork, dialer: Dialer | None = None, authority: "Callable[[], Authority] | None" = None) -> None:
-        """Create the proxy. `authority` returns what issues the certificates that the session trusts, if hosts are inspected."""
+        """Create the proxy. `authority` returns the certificate authority that the session trusts, for inspected hosts."""
         self.network = network
         self._dialer = dialer or Dialer()
         self._authority = authority
@@ -101,9 +101,9 @@ class Proxy:
         """Start to accept the session's connections. Close the returned `ProxyConnections` to stop.
 
         Args:
-            listener: Gets requests to a proxy.
-            direct: Sockets for programs that do not know of the proxy.
-            decide: Decides about what the rules refuse to these connections. A branch that was reset has other ones to the same proxy.
+            listener: Accepts requests to a proxy.
+            direct: Sockets for programs that ignore the proxy.
+            decide: Decides about refused requests of these connections. A branch that was reset has other connections to the same proxy.
         """
         connections = ProxyConnections(self._close, lambda: self.network.network.limits.connections)
         try:
@@ -120,9 +120,9 @@ class Proxy:
         return connections
 
     async def inspect(self, host: str, port: int, here: Streams, early: bytes = b"") -> None:
-        """Speak with the session in the place of a host, with TLS if it begins so, and send on what the rules allow.
+        """Act as the host towards the session, with TLS if the session begins with it, and forward the requests that the rules allow.
 
-        `early` is what was read from the session already. Raise MissingExtraError if a library for it is missing.
+        `early` has the bytes that were already read from the session. Raise MissingExtraError if a library for it is missing.
         """
         from . import http1  # the libraries for it take 0.1 s to load, and only sessions with inspected hosts need them
 
@@ -141,18 +141,18 @@ class Proxy:
                 await http1.serve(stream, inspection)
 
     async def _agree_on_tls(self, host: str, port: int, here: Streams, early: bytes) -> TlsStream | None:
-        """Return the session's connection with TLS, or None if the session does not agree, or wants another host."""
+        """Return the session's connection with TLS, or None if the handshake fails or the session names another host."""
         if self._authority is None:
             raise ValueError("a proxy for inspected hosts needs a certificate authority")
         authority = await run_in_thread(self._authority)
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
-                early, _ = await read_client_hello(here[0], early)  # Python prints a name that is not ASCII to stderr
+                early, _ = await read_client_hello(here[0], early)  # checked first: Python's ssl prints a name that is not ASCII to stderr
                 stream = TlsStream(here, authority.context_for(host), early=early)
                 await stream.handshake()
         except (OSError, TimeoutError, ClientHelloError) as error:  # ssl.SSLError too
             reason = getattr(error, "reason", None) or type(error).__name__
-            _logger.info("network: refused, a session did not agree on TLS for %s (%s)", host, reason)
+            _logger.info("network: refused, the TLS handshake of a session for %s failed (%s)", host, reason)
             self.network.record(NetworkRecord(host=host, port=port, decision="refused", reason="tls"))
             if isinstance(error, ClientHelloError):
                 here[1].write(_alert(str(error)))
@@ -173,7 +173,7 @@ class Proxy:
 
     async def _answer(self, decide: Decide | None, read: "_Read", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         deciding.set(decide)
-        record = NetworkRecord(host="", port=0)  # as far as the request was read
+        record = NetworkRecord(host="", port=0)  # until the request was read
         refuse = _alert if read is _read_hello else _refusal
         is_recorded = True
         try:
@@ -182,9 +182,9 @@ class Proxy:
             record = NetworkRecord(host=head.host, port=head.port, method=head.method)
             rules = await self._rules_for(head)
             if any(rule.is_inspected for rule in rules):
-                is_recorded = False  # each of its requests is
+                is_recorded = False  # each of its requests is recorded instead
                 writer.write(head.reply)
-                with contextlib.suppress(OSError, TimeoutError):  # nothing can be said any more
+                with contextlib.suppress(OSError, TimeoutError):  # too late for a response
                     await self.inspect(head.host, head.port, (reader, writer), head.forwarded)
             else:
                 await self._tunnel(head, rules, (reader, writer), record)
@@ -207,7 +207,7 @@ class Proxy:
         return await self.network.rules_for(head.host, head.port)
 
     async def _tunnel(self, head: _Head, rules: tuple[Rule, ...], here: Streams, record: NetworkRecord) -> None:
-        """Connect a session to the target of its request, and carry what both send without reading it."""
+        """Connect a session to the target of its request, and carry data in both directions without inspecting it."""
         rule = rules[0]
         if not any(rule is one for one in self.network.network.hosts):
             record.decision = "approved"
@@ -226,7 +226,7 @@ class Proxy:
 def _status_line(denied: DeniedError) -> str:
     if isinstance(denied, PrivateAddressError):
         return _PRIVATE
-    # What the session asked for was matched before it got into the message, so that it cannot end the line.
+    # The values from the session in this message were matched before, so they cannot contain a line break.
     return f"{_STATUS[denied.status]}, {str(denied)[:_MAX_REASON]}" if denied.status == 403 else _STATUS[denied.status]
 
 
@@ -236,7 +236,7 @@ class ProxyConnections:
     def __init__(
         self, on_close: Callable[[], Awaitable[None]] | None = None, limit: Callable[[], int] = lambda: NetworkLimits().connections
     ) -> None:
-        """Call `on_close` when all are closed. `limit` returns how many may be open at a time."""
+        """Create the object. `on_close` is called when all are closed. `limit` returns how many may be open at a time."""
         self.names: NameServer | None = None
         self._on_close = on_close
         self._limit = limit
@@ -296,14 +296,14 @@ async def _read_request(reader: asyncio.StreamReader) -> _Head:
 
 
 async def _read_direct_request(reader: asyncio.StreamReader) -> _Head:
-    """Read a request as it is sent to a server and not to a proxy: its header Host has the target."""
+    """Read a request in the form that is sent to a server and not to a proxy: its header Host has the target."""
     request = _parse_head(await reader.readuntil(b"\r\n\r\n"))
     hosts = [value.decode("latin-1") for value in request.values(b"host")]
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]) or not request.target.startswith("/"):
-        raise MalformedError("the request must have a path, and one header Host with the name of a host")
+        raise MalformedError("the request must have a path and exactly one header Host")
     head = _plain(request, hosts[0], request.target)
     if head.port != 80:
-        raise MalformedError(f"the header Host must not have another port than that of the connection, 80, got {head.port}")
+        raise MalformedError(f"the port in the header Host must be 80, the port of the connection, got {head.port}")
     return head
 
 
@@ -318,7 +318,7 @@ async def _read_hello(reader: asyncio.StreamReader) -> _Head:
 def _parse_head(head: bytes) -> heads.Head:
     request = heads.parse(head)
     if request is None:
-        raise DeniedError("the request must begin with CONNECT host:port, or with a method and a whole http:// URL, as one to a proxy does")
+        raise DeniedError("the request must begin with CONNECT host:port, or with a method and a whole http:// URL")
     if request.is_chunked:
         raise MalformedError("a request must not have a Transfer-Encoding: send the size of its body in Content-Length")
     return request
@@ -358,8 +358,7 @@ def _host_and_port(target: str, default: int) -> tuple[str, int]:
 async def _carry(head: _Head, here: Streams, there: Streams, count: Callable[[int, int], None] = lambda _sent, _received: None) -> None:
     """Send a request to its target, then copy data in both directions until the target has sent everything.
 
-    Stop early if one side cannot receive, or if no data moves for
-    300 s.
+    Stop early if one side cannot receive, or if no data moves for 300 s.
 
     Args:
         head: The request.

@@ -1,4 +1,4 @@
-"""The network of one session: the rules in force, how much of its limits is used, and who decides about what the rules refuse."""
+"""The network of one session: its current rules, its use of limits, and decisions about refused requests."""
 
 import asyncio
 import contextlib
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ...network.secrets import SecretStore
 
 Decide = Callable[[Denial], Awaitable[Decision]]
-# Decides in the task of a connection, if the network has no function for all.
+# The function that decides for the connection of the current task, unless the network has one for all connections.
 deciding: ContextVar[Decide | None] = ContextVar("deciding", default=None)
 _MB = 1 << 20
-_MAX_ALLOWED = 1000  # requests that were allowed from now on
+_MAX_ALLOWED = 1000  # requests that were allowed with `always`
 _MAX_WAITING = 16  # denials that wait for a decision
-# Servers read these as another method or path than those that were checked.
+# With these headers, servers use another method or path than the one that was checked.
 _METHOD_OVERRIDES = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
 _PATH_OVERRIDES = frozenset((b"x-original-url", b"x-rewrite-url", b"x-original-uri", b"x-forwarded-prefix"))
 
@@ -32,7 +32,7 @@ class DeniedError(Exception):
 
 
 class PrivateAddressError(DeniedError):
-    """Raised for an allowed domain of which an address is not public."""
+    """Raised for an allowed domain that has an address which is not public."""
 
     reason = "address"
 
@@ -51,7 +51,7 @@ class LimitReachedError(DeniedError):
 
 @dataclass(slots=True)
 class Usage:
-    """How much was used of the limits of a session, or of one rule."""
+    """The use of the limits of a session, or of one rule."""
 
     requests: int = 0
     size: int = 0
@@ -60,7 +60,7 @@ class Usage:
 
 @dataclass(slots=True, kw_only=True)
 class NetworkRecord:
-    """What the audit log gets of a request, or of a connection that is not inspected. Paths and headers are not in it.
+    """The record of a request, or of a connection that is not inspected, for the audit log. It has no path and no headers.
 
     Attributes:
         host: The host.
@@ -89,10 +89,10 @@ class NetworkRecord:
 
 
 class SessionNetwork:
-    """The rules in force for one session. They can be replaced while the session runs.
+    """The current rules of one session, which can be replaced while the session runs.
 
-    `decide` is called with each denial that a person may allow, and returns the decision. `record` is called with
-    what was allowed and refused. `secrets` has the secrets that the rules name.
+    `decide` is called with each denial that a person may allow, and returns the decision. `record` is called for each allowed or refused
+    request. `secrets` has the secrets that the rules name.
     """
 
     def __init__(
@@ -109,29 +109,29 @@ class SessionNetwork:
         self.record = record
         self._usage = Usage()
         self._usage_by_rule: dict[int, Usage] = {}
-        self._allowed: list[tuple[str, int, str | None, str | None]] = []  # host, port, method and path that were allowed from now on
+        self._allowed: list[tuple[str, int, str | None, str | None]] = []  # with `always`: host, port, method and path
         self._asking = asyncio.Lock()
         self._waiting = 0
 
     def replace(self, network: Network, secrets: "SecretStore | None" = None) -> None:
-        """Use other rules from now on, for new requests. The limits of the session go on, those of the rules begin again.
+        """Use other rules for new requests. What was used of the session's limits still counts; the limits of rules begin again.
 
-        The secrets of the earlier rules are not used for these, which may be those of a client.
+        The new rules cannot use the earlier secrets: a client may have given the rules.
         """
         self.network, self.secrets = network, secrets
         self._usage_by_rule.clear()
 
     def reaches(self, host: str) -> bool:
-        """Return whether the ports 443 or 80 of a host have a rule, or were allowed from now on."""
+        """Return whether port 443 or 80 of a host has a rule, or was allowed with `always`."""
         return any(self._rules_for(host, port) for port in PORTS)
 
     async def rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
-        """Return the rules for a host. If it has none, ask for a decision. Raise DeniedError if it is refused."""
+        """Return the rules for a host. If it has no rule, ask for a decision. Raise DeniedError if it is refused."""
         if rules := self._rules_for(host, port):
             return rules
         hosts = ", ".join(self.network.domains) or "none"
         denial = Denial(host=host, port=port, allowed=f"the hosts {hosts}")
-        if is_address(host):  # only a rule may name one, because a person who is asked does not know where it leads
+        if is_address(host):  # only rules allow addresses: a person cannot know which server an address belongs to
             raise _refusal(denial)
         decision = await self._decide(denial, lambda: bool(self._rules_for(host, port)))
         if decision == "always":
@@ -139,7 +139,7 @@ class SessionNetwork:
         return self._rules_for(host, port) or (_plain_rule(host, port),)
 
     async def rule_for(self, rules: tuple[Rule, ...], host: str, port: int, request: tuple[str, str], names: set[bytes]) -> Rule:
-        """Return the rule that allows a request. If none does, ask for a decision. Raise DeniedError if it is refused.
+        """Return the rule that allows a request. If no rule does, ask for a decision. Raise DeniedError if it is refused.
 
         Args:
             rules: The rules of the host.
@@ -152,16 +152,18 @@ class SessionNetwork:
         if method in ("TRACE", "CONNECT"):
             raise DeniedError(f"{method} is not allowed to hosts that the proxy inspects: use another method")
         if any(rule.methods for rule in rules) and (found := names & _METHOD_OVERRIDES):
-            raise MalformedError(f"the header {min(found).decode()} is not allowed, because it replaces the method: send that method")
+            raise MalformedError(
+                f"the header {min(found).decode()} is not allowed: it replaces the method. Send the request with that method"
+            )
         path = target.partition("?")[0]
         if any(rule.paths for rule in rules):
             if found := names & _PATH_OVERRIDES:
-                raise MalformedError(f"the header {min(found).decode()} is not allowed, because it replaces the path: send that path")
+                raise MalformedError(
+                    f"the header {min(found).decode()} is not allowed: it replaces the path. Send the request to that path"
+                )
             normal = normal_path(target)
             if normal is None:
-                raise MalformedError(
-                    "the path must be unambiguous, at most 2048 characters without `..`, backslashes and encoded slashes: write it out"
-                )
+                raise MalformedError("the path must have at most 2048 characters, without `..`, backslashes and encoded slashes")
             path = normal
         for rule in rules:
             if rule.allows(method, path):
@@ -172,7 +174,7 @@ class SessionNetwork:
         approved = _approved_rule(rules)
         denial = Denial(host=host, port=port, method=method, path=path, allowed=described, headers=approved.sets)
         decision = await self._decide(denial, lambda: self._find_allowed(self._rules_for(host, port), host, port, method, path) is not None)
-        if self._rules_for(host, port) != rules:  # other ones came meanwhile: their headers are not those that were allowed
+        if self._rules_for(host, port) != rules:  # the rules changed meanwhile, and with them the headers that were allowed
             raise _refusal(denial)
         if decision == "always":
             self._allow(host, port, method, path)
@@ -193,7 +195,7 @@ class SessionNetwork:
         own.requests += 1
 
     def count_bytes(self, rule: Rule, size: int) -> None:
-        """Count bytes that are sent or received. Raise LimitReachedError if a limit is used up: then end the connection."""
+        """Count bytes that are sent or received. Raise LimitReachedError if a limit is used up: the caller then ends the connection."""
         own, limits = self._usage_of(rule), self.network.limits
         self._usage.size += size
         own.size += size
@@ -226,14 +228,14 @@ class SessionNetwork:
         del self._allowed[:-_MAX_ALLOWED]
 
     async def _decide(self, denial: Denial, is_allowed_now: Callable[[], bool]) -> Decision:
-        """Return the decision about a denial. Raise DeniedError if it is refused. One denial is decided at a time."""
+        """Return the decision about a denial. Raise DeniedError if it is refused. Denials are decided one after the other."""
         refusal, decide = _refusal(denial), self.decide or deciding.get()
         if decide is None or self._waiting >= _MAX_WAITING:
             raise refusal
         self._waiting += 1
         try:
             async with self._asking:
-                if is_allowed_now():  # by the decision about an earlier one
+                if is_allowed_now():  # after the decision about an earlier denial
                     return "once"
                 decision = await decide(denial)
         finally:
@@ -243,7 +245,7 @@ class SessionNetwork:
         return decision
 
     def _usage_of(self, rule: Rule) -> Usage:
-        # By its place among the rules: a rule that a decision allowed has the usage of the rule that it was made from, or none.
+        # By its place among the rules. A rule that was made for an approved request is not among them: they share one Usage.
         place = next((number for number, one in enumerate(self.network.hosts) if one is rule), -1)
         return self._usage_by_rule.setdefault(place, Usage())
 
@@ -257,7 +259,7 @@ def _plain_rule(host: str, port: int) -> Rule:
 
 
 def _approved_rule(rules: tuple[Rule, ...]) -> Rule:
-    """Return the rule for a request that a person allowed. It has the headers of the host's rules, if all agree on them."""
+    """Return the rule for a request that a person allowed. It has the headers of the host's rules if all have the same."""
     first = next((rule for rule in rules if rule.has_secrets), rules[0])
     agree = all((rule.headers, rule.identity) == (first.headers, first.identity) for rule in rules)
     return replace(first, methods=(), paths=()) if agree else replace(first, methods=(), paths=(), headers={}, identity=None)

@@ -1,13 +1,13 @@
 """Streams of bytes to sessions and to hosts, with and without TLS, for the protocols of the proxy.
 
-TLS is done in memory: asyncio's own `start_tls` cannot be given bytes that were read before, and calls a protocol for each record of 16 KB.
+TLS is done in memory: asyncio's `start_tls` cannot use bytes that were read before, and calls a protocol for each record of 16 KB.
 """
 
 import asyncio
 import contextlib
 import ssl
 
-SIZE = 1 << 18  # bytes of one read: larger ones are no faster
+SIZE = 1 << 18  # bytes of one read: larger reads are not faster
 _RECORD = 1 << 14  # the most that one record of TLS holds
 
 
@@ -15,7 +15,7 @@ class Stream:
     """A connection, of which some bytes may have been read already. One task reads, and any task writes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, early: bytes = b"") -> None:
-        """Use a connection. `early` is what was read from it already."""
+        """Use a connection. `early` has the bytes that were already read from it."""
         self._reader, self._writer = reader, writer
         self._held, self._taken = early, 0  # bytes that were read, and how many of them were returned
         self._unsent = bytearray()  # of `write_soon`
@@ -57,7 +57,7 @@ class Stream:
             self._write(data)
 
     def write_soon(self, data: bytes) -> None:
-        """Send a few bytes with what is written next, if that is at once: the head, the body and the end of a message often are."""
+        """Send a few bytes with the next write, or in the next turn of the loop. The parts of a message often follow at once."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self.write, b"")
         self._unsent += data
@@ -74,7 +74,7 @@ class Stream:
         await self.drain()
 
     def write_eof(self) -> None:
-        """Tell the other side that nothing more will be sent."""
+        """Signal to the other side that nothing more will be sent."""
         self.write(b"")
         if not self._writer.is_closing() and self._writer.can_write_eof():
             self._writer.write_eof()
@@ -118,7 +118,7 @@ class TlsStream(Stream):
         return self._tls.selected_alpn_protocol()
 
     async def handshake(self) -> None:
-        """Agree on keys with the other side. Raise ssl.SSLError if that fails, or the certificate is not accepted."""
+        """Do the TLS handshake. Raise ssl.SSLError if it fails, for example because the certificate is not accepted."""
         while True:
             try:
                 self._tls.do_handshake()
@@ -127,14 +127,14 @@ class TlsStream(Stream):
                 await self._writer.drain()
                 await self._receive_encrypted()
             except ssl.SSLError:
-                self._write_pending()  # the alert that says why
+                self._write_pending()  # the alert with the reason
                 raise
             else:
                 self._write_pending()
                 return
 
     def write_eof(self) -> None:
-        """Tell the other side that nothing more will be sent."""
+        """Signal to the other side that nothing more will be sent."""
         self.write(b"")
         if not self._writer.is_closing():
             with contextlib.suppress(ssl.SSLError):  # it would wait for the reply
@@ -148,7 +148,7 @@ class TlsStream(Stream):
 
     async def _receive(self) -> bytes:
         while not (data := self._decrypt()) and not self._has_ended:
-            self._write_pending()  # what TLS itself replies
+            self._write_pending()  # replies of TLS itself
             await self._receive_encrypted()
         return data
 

@@ -1,6 +1,6 @@
-"""Connections to inspected hosts, which speak HTTP/1.1. Each session has its own, and they are used again for a short time.
+"""Connections to inspected hosts, which speak HTTP/1.1. Each session has its own, which are reused for a short time.
 
-This uses h11 directly: httpcore sends the whole body of a request before it reads the response, and drops responses that come early.
+This uses h11 directly: httpcore sends the whole body of a request before it reads the response, and drops responses that arrive early.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ with imports_of("network"):
     import h11
 
 _CONNECT_SECONDS = 20.0  # for TLS, after the same time for TCP
-_IDLE_SECONDS = 4.0  # servers close unused connections after 5 s and more: this end does it first, so that no request meets a closed one
+_IDLE_SECONDS = 4.0  # less than the 5 s after which servers close unused connections, so that no request meets a closed one
 _MOST_IDLE = 16
 _MAX_HEAD = 100 << 10
 
@@ -41,7 +41,7 @@ class ClosedError(UpstreamError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A host to connect to. Connections are used again only for equal ones."""
+    """A host to connect to. Connections are reused only for equal targets."""
 
     host: str
     port: int
@@ -74,11 +74,11 @@ class Connection:
         """Send the beginning of a request, or all of it if it has no body."""
         head = self._http.send(h11.Request(method=method, target=path, headers=headers)) or b""
         end = b"" if has_body else self._http.send(h11.EndOfMessage()) or b""
-        with contextlib.suppress(OSError):  # then reading says why
+        with contextlib.suppress(OSError):  # the next read raises the reason
             await self._write(head + end)
 
     async def send_body(self, parts: AsyncIterator[bytes]) -> None:
-        """Send the body of a request, until the host closes the connection: its response may be there nevertheless.
+        """Send the body of a request. Return early if the host closes the connection: its response may have arrived nevertheless.
 
         Raise h11.LocalProtocolError if the body has another length than its headers promised.
         """
@@ -100,7 +100,7 @@ class Connection:
                 return event.status_code, list(event.headers)
 
     async def read_body(self) -> bytes:
-        """Return a part of the response's body, or nothing at its end."""
+        """Return a part of the response's body, or empty bytes at its end."""
         while True:
             event = await self._next_event()
             if isinstance(event, h11.Data):
@@ -109,21 +109,21 @@ class Connection:
                 return b""
 
     async def read_raw(self) -> bytes:
-        """Return what the host sent after the status 101, or nothing at the end."""
+        """Return data that the host sent after the status 101, or empty bytes at the end."""
         if early := self._http.trailing_data[0]:
             self._http = h11.Connection(h11.CLIENT)
             return early
         return await self._stream.read()
 
     async def write_raw(self, data: bytes) -> None:
-        """Send bytes after the status 101. No bytes: nothing more will be sent."""
+        """Send bytes after the status 101. Empty bytes end the data."""
         if data:
             await self._stream.send(data)
         else:
             self._stream.write_eof()
 
     async def wait_closed(self) -> None:
-        """Return when the host has closed the connection, or sends what was not asked for."""
+        """Wait until the host closes the connection, or sends data that was not requested."""
         with contextlib.suppress(OSError):
             await self._stream.read()
 
@@ -167,14 +167,14 @@ class Pool:
         self._closed = False
 
     async def open(self, target: Target, rules: Sequence[Rule], *, fresh: bool = False) -> Connection:
-        """Return a connection to a host, a used one if possible and not `fresh`. Its caller gives it back or aborts it."""
+        """Return a connection to a host. Reuse one unless `fresh` is true. The caller must give it back or abort it."""
         while not fresh and (connection := next((one for one in reversed(self._idle) if one.target == target), None)) is not None:
             if await self._take(connection):
                 return connection
         return await _connect(self._dialer, target, rules)
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next request for a short time."""
+        """Keep a connection for the next request, for a short time."""
         if self._closed or not connection.is_done:
             connection.abort()
             return
@@ -194,7 +194,7 @@ class Pool:
         await self._tasks.cancel()
 
     async def _take(self, connection: Connection) -> bool:
-        """Use a connection again. Return False if the host has closed it, or has sent what was not asked for."""
+        """Reuse a connection. Return False if the host has closed it, or has sent data that was not requested."""
         waiting = self._idle.pop(connection)
         waiting.cancel()
         try:
@@ -206,7 +206,7 @@ class Pool:
         return connection.is_reused
 
     async def _drop(self, connection: Connection, waiting: "asyncio.Task[None]") -> None:
-        """Close a connection when the host closes it, or it was not used for a time."""
+        """Close a connection when the host closes it, or when it was not used for a time."""
         await asyncio.wait({waiting}, timeout=_IDLE_SECONDS)
         if self._idle.get(connection) is waiting:
             del self._idle[connection]
@@ -232,7 +232,7 @@ async def _connect(dialer: Dialer, target: Target, rules: Sequence[Rule]) -> Con
         except ssl.SSLCertVerificationError as error:
             raise UpstreamError(f"the certificate of {target.host} was not accepted: {error.verify_message}") from error
         except TimeoutError as error:
-            raise UpstreamError(f"{target.host} did not answer to TLS within {_CONNECT_SECONDS:.0f} s", 504) from error
+            raise UpstreamError(f"{target.host} did not complete the TLS handshake within {_CONNECT_SECONDS:.0f} s", 504) from error
         except OSError as error:  # also ssl.SSLError
             raise UpstreamError(f"{target.host} port {target.port} did not agree on TLS: {error.strerror or error}") from error
         stack.pop_all()
@@ -240,7 +240,7 @@ async def _connect(dialer: Dialer, target: Target, rules: Sequence[Rule]) -> Con
 
 
 def client_context() -> ssl.SSLContext:
-    """Return the context for TLS to hosts, which trusts what this program trusts, also by SSL_CERT_FILE."""
+    """Return the context for TLS to hosts. It trusts the same authorities as this program, also those of SSL_CERT_FILE."""
     return _context_for(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 

@@ -108,7 +108,7 @@ _MAX_NAME = 200  # characters
 _SIZES = range(1 << 63)  # what a size, a length or a pid can be
 _MAX_SIDES = 64  # NumPy 2 allows so many dimensions
 _MAX_OPEN = 64  # questions at a time
-_MAX_REFUSED = 1000  # requests that are not asked about again
+_MAX_REFUSED = 1000  # refused requests that are remembered
 _MAX_QUESTION = 1 << 20  # characters; larger things go by files
 _KINDS = {"input": "input", "password": "input", "call": "call"}  # what a question is about, and what the caller must answer for it
 
@@ -194,9 +194,9 @@ class GracePeriod:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that has no answer yet. `reply` is called with the answer, or with None, and with whether the caller's input has ended.
+    """A question without an answer. `reply` is called with the answer or None, and with whether the caller's input has ended.
 
-    `guest_number` is the number by which the guest knows it, or None if the host asks.
+    `guest_number` is the number that the guest gave to it, or None if the host asks.
     """
 
     guest_number: int | None
@@ -206,9 +206,9 @@ class Question:
 class Cell:
     """The state of an execution: whether it has started or finished, its displays (such as charts), and its unanswered questions.
 
-    A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`). The host asks, too:
-    whether to allow a request that the rules of the session's network refuse (`network`). The host numbers all questions, so that no number
-    that a guest chooses is that of a question of the host.
+    A question is a request of the cell to the caller: for a line of input (`input`), or to call a tool (`call`). The host also asks whether
+    to allow a request that the rules of the session's network refuse (`network`). The host numbers all questions, so that a guest cannot
+    choose the number of a question of the host.
     """
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, question_kinds: Sequence[str] = ()) -> None:
@@ -230,7 +230,7 @@ class Cell:
         self.clock: Clock  # made when the cell is sent
         self.open: dict[int, Question] = {}  # the questions without an answer, by their numbers
         self._question_count = 0
-        self._refused: set[Denial] = set()  # not asked about again
+        self._refused: set[Denial] = set()  # refused already: the caller is not asked about them again
         self.tell = tell
         self._question_kinds = question_kinds
         self._room = _MAX_DISPLAYED
@@ -290,7 +290,7 @@ class Cell:
         return True
 
     async def decide(self, denial: Denial) -> Decision:
-        """Ask the caller whether to allow a request that the rules refuse, and return the decision. The clock stands still meanwhile.
+        """Ask the caller whether to allow a request that the rules refuse, and return the decision. The clock stops meanwhile.
 
         Return `refuse` if the caller does not answer such questions or has refused the same request before, or if the cell ends first.
         """
@@ -304,7 +304,7 @@ class Cell:
                 self._refused.add(denial)
             if self.tell is not None:
                 self.tell(Event(kind="decision", text=decision, number=number))
-            if not decided.done():  # its connection was closed
+            if not decided.done():  # the session closed its connection
                 decided.set_result(decision)
 
         number = self._open_question(Question(None, reply))
@@ -329,7 +329,7 @@ class Cell:
         return True
 
     def end_questions(self) -> None:
-        """Refuse what the host asks about, because the cell has ended. The guest drops its own questions."""
+        """Refuse the requests that the host asks about, because the cell has ended. The guest drops its own questions."""
         for number in [number for number, question in self.open.items() if question.guest_number is None]:
             self.answer(number, None)
 

@@ -339,7 +339,7 @@ class Interpreter:
         self._channel.send(wire.Answer(number, text is not None, text if text is not None else _END if is_end else _FAILED))
 
     async def _decide(self, cell: Cell, denial: Denial) -> Decision:
-        self._channel.drain()  # what the cell has written before its request comes first
+        self._channel.drain()  # first report what the cell wrote before its request
         return await cell.decide(denial)
 
     async def interrupt(self, execution: str, *, gentle: bool = False) -> None:
@@ -436,7 +436,7 @@ class Interpreter:
         status = exit_status(self.pidfd)
         if status is not None:
             self._on_death(status)
-        elif looks > 0 and has_ended(self.pidfd):  # the first process knows, and will report it when it has a processor
+        elif looks > 0 and has_ended(self.pidfd):  # the first process will report it as soon as it gets processor time
             asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._record_unreported, cause, looks - 1)
         else:
             self._record_death(cause)

@@ -229,7 +229,7 @@ class SharedRuntime:
                 self._start_idle_timer()
 
     async def decide(self, denial: Denial) -> Decision:
-        """Let the caller of the cell that runs decide about a request that the rules of the network refuse."""
+        """Let the caller of the running cell decide about a request that the rules of the network refuse."""
         return await self.decide_in_cell(denial) if self.decide_in_cell is not None else "refuse"
 
     @asynccontextmanager

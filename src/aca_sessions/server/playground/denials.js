@@ -1,21 +1,21 @@
-/** Requests of a cell that the rules of its session's network refuse: questions to a person, and what became of them. */
+/** Show the requests of a cell that the rules of its session's network refuse, and let a person decide about them. */
 
 import { button, element, shownName } from "./dom.js";
 
-const LONGEST_SHOWN = 300; // characters of what code chose
-const MOST_SHOWN = 50; // of one cell; the oldest go first
-const UNTIL_CLICKS = 500; // milliseconds: code chooses when a question appears, and must not catch a click that was meant for something else
+const LONGEST_SHOWN = 300; // characters of a text that code chose
+const MOST_SHOWN = 50; // of one cell; the oldest are removed
+const UNTIL_CLICKS = 500; // milliseconds: code chooses when a question appears, and must not catch a click on something else
 const TOLD = { once: "Allowed once", always: "Allowed from now on", refuse: "Refused" };
 
-/** Those of one cell. They are not among its output, which code can clear. */
+/** The denials of one cell. They are not part of its output, which code can clear. */
 export class Denials {
   constructor() {
     this.element = element("ul", { class: "denials plain", "aria-label": "Requests that the network rules refuse" });
-    this.open = new Map(); // denials by the numbers of their questions
+    this.open = new Map(); // denials, by the numbers of their questions
     this.events = []; // to show them again
   }
 
-  /** Show an event if it is about a denial, and return whether it is. `answer` takes a question's number and text, or is null if it has an answer. */
+  /** Show an event if it is about a denial, and return whether it is. `answer` sends a reply to a question, or is null if the question has one. */
   show(event, answer) {
     if (event.kind === "network") this.ask(event, answer);
     else if (event.kind === "decision") this.tell(event.number, event.text);
@@ -24,7 +24,7 @@ export class Denials {
     return true;
   }
 
-  /** Take the buttons away: the cell has ended. */
+  /** Remove the buttons, because the cell has ended. */
   end() {
     for (const number of [...this.open.keys()]) this.tell(number, "refuse");
   }
@@ -37,7 +37,7 @@ export class Denials {
       ["Refuse", null],
     ].map(([label, reply]) => button(label, () => this.reply(number, reply, answer), { disabled: true }));
     setTimeout(() => buttons.forEach((one) => (one.disabled = false)), UNTIL_CLICKS);
-    const lines = [`The network rules do not allow to ${described(denial)}.`, `They allow: ${shortened(String(denial.allowed))}.`, consequence(denial)];
+    const lines = [`The network rules do not allow it to ${described(denial)}.`, `They allow: ${shortened(String(denial.allowed))}.`, consequence(denial)];
     const item = element("li", { class: "denial", role: answer ? "group" : undefined }, ...lines.map((line) => element("p", {}, line)));
     if (answer) item.append(element("div", { class: "choices" }, ...buttons));
     this.open.set(number, { item, denial });
@@ -46,7 +46,7 @@ export class Denials {
     if (answer) item.scrollIntoView({ block: "nearest" });
   }
 
-  /** Send a decision. The server tells what became of it: another client may have been first. */
+  /** Send a decision. An event of the server then has the decision that counts: another client may have been first. */
   reply(number, text, answer) {
     this.open.get(number)?.item.querySelectorAll("button").forEach((one) => (one.disabled = true));
     answer(number, text);
@@ -68,13 +68,13 @@ function parsed(text) {
   }
 }
 
-/** What the code wants to do. Host, method and path are its choice, and are escaped if they have unusual characters. */
+/** Describe what the code wants to do. It chose host, method and path, so unusual characters in them are escaped. */
 function described({ host, port, method, path }) {
   const where = `${shownName(shortened(String(host)))}, port ${Number(port)}`;
   return method ? `send a ${shownName(shortened(method))} request to ${where}, path ${shownName(shortened(path ?? ""))}` : `connect to ${where}`;
 }
 
-/** What a person allows. */
+/** Describe what the request can do if a person allows it. */
 function consequence({ method, headers }) {
   if (headers.length) return `If you allow it, the server sends these headers with it: ${headers.map(String).join(", ")}.`;
   return method ? "The server sends no headers of its own with it." : "If you allow it, the code can send anything there. The server sends no headers of its own with it.";

@@ -1,4 +1,4 @@
-"""Make a session trust the certificate authority of its proxy, beside the authorities that its root file system has."""
+"""Make a session trust the certificate authority of its proxy, in addition to the authorities in its root file system."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _FLAGS = Mount.NO_SUID | Mount.NO_DEVICES | Mount.NO_EXEC
 def mount_bundle(authority: str) -> None:
     """Add `authority`, a certificate in PEM format, to every bundle of authorities in this mount namespace.
 
-    The bundles are those of the system, of OpenSSL, and of certifi in the Python environment. All get the same content: the first of them,
-    and `authority`. Sessions cannot write to them.
+    The bundles are those of the system, of OpenSSL, and of certifi in the Python environment. All get the same content: that of the first
+    one, and `authority`. Sessions cannot write to them.
     """
     bundles = _find_bundles()
     trusted = Path(bundles[0]).read_bytes() if bundles else b""

@@ -81,9 +81,8 @@ def enter_namespaces(spawn: Spawn, uid: int) -> list[int]:
     with isolation_step("session mounts"):
         _mount_session(spawn)
     if spawn.network == "allow":
-        with isolation_step(
-            "sockets of the proxy"
-        ):  # now: their buffers have the sizes that were just set, and their ports need privileges
+        # Here, because their buffers get the sizes that were just set, and their ports need privileges.
+        with isolation_step("sockets of the proxy"):
             proxy_sockets = network.open_proxy_sockets()
     with isolation_step("session user namespace"):
         _become_guest(uid)

@@ -14,7 +14,7 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
 def raise_loopback() -> None:
-    """Activate the loopback interface, which a new network namespace has, but not in use."""
+    """Activate the loopback interface, which is down in a new network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", _IFF_UP, b""))
 
@@ -33,7 +33,7 @@ def open_proxy_sockets() -> list[int]:
 
 
 def open_sock_diag() -> list[int]:
-    """Open a sock_diag(7) socket, which tells the host how much memory the session's sockets use.
+    """Open a sock_diag(7) socket, from which the host reads how much memory the session's sockets use.
 
     Return [descriptor], or [] if the kernel lacks sock_diag.
     """
