@@ -557,6 +557,7 @@ class RunTerminal(Terminal):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_run_asks_about_refused_requests_at_a_terminal_only() -> None:
     network = {"ACASessions__Sandbox__Network": '["target.test"]'}
     code = "import urllib.request as u\ntry: u.urlopen('http://a.invalid')\nexcept OSError as error: print(error.code)"

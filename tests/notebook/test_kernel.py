@@ -49,6 +49,7 @@ def kinds(cell: Cell) -> list[str]:
     return [one["output_type"] for one in cell.outputs]
 
 
+@pytest.mark.long
 def test_nbclient_runs_a_notebook_in_a_session(jupyter: Path) -> None:
     sources = (
         "import os, sys\nx = 20\nprint('out'); print('err', file=sys.stderr)\nx + 22",

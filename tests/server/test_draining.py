@@ -92,6 +92,7 @@ async def test_the_server_may_stop_when_its_last_session_has_ended(draining: tup
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_first_signal_lets_sessions_finish_and_the_server_stops_with_the_last() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "600") as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:

@@ -124,6 +124,7 @@ async def test_a_client_waits_until_a_new_session_can_start() -> None:
     assert [(result.value, str(result.state)) for result in results] == [(1, "kept")] * 3
 
 
+@pytest.mark.long
 async def test_an_existing_session_goes_first_while_100_are_opened(http: httpx.AsyncClient) -> None:
     assert (await run(http, "old", "x = 20")).status_code == 200
     pending = [asyncio.create_task(run(http, f"new-{number}", "6 * 7")) for number in range(100)]

@@ -130,6 +130,7 @@ async def test_an_idle_session_is_saved_when_it_expires(tmp_path: Path) -> None:
         assert await text(session, "x") == ("1", "kept")
 
 
+@pytest.mark.long
 async def test_a_session_that_gives_way_to_another_is_saved(tmp_path: Path) -> None:
     async with server(tmp_path, hosting=Hosting(max_sessions=1), patience=60) as interpreter:
         one, other = Session(interpreter, "one"), Session(interpreter, "other")
