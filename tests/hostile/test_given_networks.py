@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -117,6 +118,28 @@ async def test_rules_of_a_client_use_nothing_of_the_server(rule: dict[str, objec
         with pytest.raises(ServiceError, match=r"answered 40[03] (SessionRequestValidationFailed|NetworkNotAllowed)"):
             await http.request("PUT", extensions.NETWORK_PATH, identifier="alice", json=body)
         assert len(service.sessions()) == 0
+
+
+async def test_a_decision_of_a_client_leads_to_no_service_of_the_server() -> None:
+    """What a client allows when its rules refuse it leads to public addresses only, and not to the server's own loopback."""
+    service_of_host = socket.create_server(("127.0.0.1", 0))
+    service_of_host.settimeout(0.1)
+    connect = f"""
+import socket
+with socket.create_connection(("127.0.0.1", 3128)) as link:
+    link.sendall(b"CONNECT localhost:{service_of_host.getsockname()[1]} HTTP/1.1\\r\\n\\r\\n")
+    status = link.recv(100)
+status
+"""
+    with service_of_host:
+        async with (
+            serving(Network.none(), Hosting(session_rules=True)) as service,
+            service.client() as pool,
+            pool.session("alice", network=Network.allow("a.test"), on_denied=lambda _: "always") as session,
+        ):
+            assert " 403 " in str((await session.run(connect)).value)
+        with pytest.raises(TimeoutError):
+            service_of_host.accept()
 
 
 async def test_a_flood_of_requests_fills_no_audit_log(tmp_path: Path) -> None:

@@ -113,13 +113,17 @@ async def test_an_allowed_request_gets_no_headers_of_rules_that_came_meanwhile()
     assert network._allowed == []
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "::1"])
-async def test_a_person_is_not_asked_about_an_address(address: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [("10.0.0.1", 443), ("169.254.169.254", 443), ("::1", 443), ("localhost", 8443), ("intranet", 8443), ("b.test", 0), ("b.test", 70_000)],
+)
+async def test_a_person_is_not_asked_about_what_only_a_rule_may_name(host: str, port: int) -> None:
     person = Person("always")
     network = SessionNetwork(Network.rules([HOST, {"Host": "*"}]), decide=person)
     with pytest.raises(DeniedError):
-        await network.rules_for(address, 443)
+        await network.rules_for(host, port)
     assert not person.asked
+    assert not network._allowed
 
 
 @pytest.mark.parametrize(

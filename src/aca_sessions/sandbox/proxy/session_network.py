@@ -131,7 +131,8 @@ class SessionNetwork:
             return rules
         hosts = ", ".join(self.network.domains) or "none"
         denial = Denial(host=host, port=port, allowed=f"the hosts {hosts}")
-        if is_address(host):  # only rules allow addresses: a person cannot know which server an address belongs to
+        # Only rules allow addresses and `localhost`: a person cannot know which server they belong to.
+        if is_address(host) or "." not in host or not 0 < port < 1 << 16:
             raise _refusal(denial)
         decision = await self._decide(denial, lambda: bool(self._rules_for(host, port)))
         if decision == "always":
