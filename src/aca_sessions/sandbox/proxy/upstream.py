@@ -148,8 +148,9 @@ class Connection:
                     raise ClosedError(f"{self.target.host} closed the connection without a response")
                 self._received = True
                 self._http.receive_data(data)
-        except h11.RemoteProtocolError as error:
-            raise UpstreamError(f"{self.target.host} did not send a complete response of HTTP/1.1: {error}") from error
+        except h11.RemoteProtocolError:
+            # Without the error, whose text quotes lines of the host: they may have a secret.
+            raise UpstreamError(f"{self.target.host} did not send a complete response of HTTP/1.1") from None
         except OSError as error:
             if self._received:
                 raise UpstreamError(f"{self.target.host} closed the connection in the middle of its response") from error
