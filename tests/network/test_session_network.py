@@ -113,6 +113,16 @@ async def test_an_allowed_request_gets_no_headers_of_rules_that_came_meanwhile()
     assert network._allowed == []
 
 
+async def test_a_request_that_was_allowed_from_now_on_is_asked_about_again_with_other_headers() -> None:
+    person = Person("always", "refuse")
+    network = SessionNetwork(Network.rules([HOST]), decide=person)
+    await ask(network)
+    network.replace(Network.rules([{**HOST, "Headers": {"X": "key"}}]))
+    with pytest.raises(DeniedError):
+        await ask(network)
+    assert [denial.headers for denial in person.asked] == [(), ("x",)]
+
+
 @pytest.mark.parametrize(
     ("host", "port"),
     [("10.0.0.1", 443), ("169.254.169.254", 443), ("::1", 443), ("localhost", 8443), ("intranet", 8443), ("b.test", 0), ("b.test", 70_000)],

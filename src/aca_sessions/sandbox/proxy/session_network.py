@@ -109,7 +109,8 @@ class SessionNetwork:
         self.record = record
         self._usage = Usage()
         self._usage_by_rule: dict[int, Usage] = {}
-        self._allowed: list[tuple[str, int, str | None, str | None]] = []  # with `always`: host, port, method and path
+        # With `always`: host, port, method, path and the names of the added headers.
+        self._allowed: list[tuple[str, int, str | None, str | None, tuple[str, ...]]] = []
         self._asking = asyncio.Lock()
         self._waiting = 0
 
@@ -136,7 +137,7 @@ class SessionNetwork:
             raise _refusal(denial)
         decision = await self._decide(denial, lambda: bool(self._rules_for(host, port)))
         if decision == "always":
-            self._allow(host, port, None, None)
+            self._allow(host, port, None, None, ())
         return self._rules_for(host, port) or (_plain_rule(host, port),)
 
     async def rule_for(self, rules: tuple[Rule, ...], host: str, port: int, request: tuple[str, str], names: set[bytes]) -> Rule:
@@ -178,7 +179,7 @@ class SessionNetwork:
         if self._rules_for(host, port) != rules:  # the rules changed meanwhile, and with them the headers that were allowed
             raise _refusal(denial)
         if decision == "always":
-            self._allow(host, port, method, path)
+            self._allow(host, port, method, path, approved.sets)
         return approved
 
     def count_request(self, rule: Rule) -> None:
@@ -218,14 +219,17 @@ class SessionNetwork:
 
     def _rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
         rules = self.network.rules_for(host, port)
-        return rules or ((_plain_rule(host, port),) if (host, port, None, None) in self._allowed else ())
+        return rules or ((_plain_rule(host, port),) if (host, port, None, None, ()) in self._allowed else ())
 
     def _find_allowed(self, rules: tuple[Rule, ...], host: str, port: int, method: str, path: str) -> Rule | None:
-        found = (host, port, method, path) in self._allowed or any(rule.allows(method, path) for rule in rules)
-        return _approved_rule(rules) if found else None
+        if not rules:
+            return None
+        approved = _approved_rule(rules)
+        found = (host, port, method, path, approved.sets) in self._allowed or any(rule.allows(method, path) for rule in rules)
+        return approved if found else None
 
-    def _allow(self, *request: str | int | None) -> None:
-        self._allowed.append(request)  # type: ignore[arg-type]
+    def _allow(self, host: str, port: int, method: str | None, path: str | None, headers: tuple[str, ...]) -> None:
+        self._allowed.append((host, port, method, path, headers))
         del self._allowed[:-_MAX_ALLOWED]
 
     async def _decide(self, denial: Denial, is_allowed_now: Callable[[], bool]) -> Decision:
