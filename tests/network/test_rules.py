@@ -30,6 +30,15 @@ def hosts(network: Network, host: str, port: int = 443) -> list[str]:
         ("/*", "/", False),
         ("/a*b", "/ab", True),
         ("/a*b", "/a/b", False),
+        ("/a*b", "/abab", True),
+        ("/a*b", "/aba", False),
+        ("/*a*b", "/xaxbx/b", False),
+        ("/*ab*b", "/aabab", True),
+        ("/*/**/*.json", "/a/b/c.json", True),
+        ("/*/**/*.json", "/a/b.json", False),
+        ("/**/a*/b/**c", "/x/a/a1/b/b/xc", True),
+        ("/**/a*/b/**c", "/x/a1/b1/c", False),
+        ("/**.x/b**", "/a.x.x/bb", True),
         ("/**/x", "/a/b/x", True),
         ("/a.b", "/aXb", False),
         ("/a b+(c)", "/a b+(c)", False),
@@ -46,6 +55,12 @@ def test_a_path_matches_the_pattern_that_was_written_for_it(pattern: str, path: 
     normal = normal_path(path)
     assert normal is not None
     assert Rule("a.test", paths=(pattern,)).allows("GET", normal) is allowed
+
+
+def test_a_path_that_was_made_for_a_pattern_keeps_no_host_busy() -> None:
+    for pattern in ("/*a*" * 12 + "/b", "/**/*a*b/**" + "/*a*b" * 8, "/**a/**b"):
+        for path in (("/" + "a" * 160) * 12, "/" + "ab" * 1000, "/a" * 1000):
+            assert not Rule("a.test", paths=(pattern,)).allows("GET", f"{path}/c")  # would not end
 
 
 @pytest.mark.parametrize(
@@ -123,6 +138,8 @@ def test_a_network_shows_its_rules_without_the_values_of_headers() -> None:
         ({"Host": "a.test", "Paths": ["/a/../b"]}, "Paths of a.test"),
         ({"Host": "a.test", "Paths": ["/**/**/**"]}, "at most twice"),
         ({"Host": "a.test", "Paths": ["/a*b*c*d"]}, "Paths of a.test"),
+        ({"Host": "a.test", "Paths": ["/a*b**"]}, "Paths of a.test"),
+        ({"Host": "a.test", "Paths": ["/a**b*"]}, "Paths of a.test"),
         ({"Host": "a.test", "Headers": {"Host": "hidden"}}, "'Host' is invalid or cannot be set"),
         ({"Host": "a.test", "Headers": {"Transfer-Encoding": "hidden"}}, "is invalid or cannot be set"),
         ({"Host": "a.test", "Headers": {"X: y": "hidden"}}, "is invalid or cannot be set"),

@@ -18,7 +18,7 @@ _METHOD = re.compile(r"[A-Z][A-Z-]{0,19}", re.ASCII)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
 SECRET = re.compile(r"\$\{secret:([A-Za-z0-9_.-]{1,100})\}", re.ASCII)
 _NOT_TO_SET = frozenset(("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"))
-_MANY_STARS = re.compile(r"(\*[^/*]+){2}\*")
+_MANY_STARS = re.compile(r"(\*[^/*]+){2}\*|\*\*[^/*]+\*|(?<!\*)\*[^/*]+\*\*")
 _MAX_PATH = 2048  # characters
 _WHERE = "ACASessions:Sandbox:Network"
 # Servers decode these again, or read them as a separator: one server would see another path than the pattern did.
@@ -120,7 +120,7 @@ class Rule:
             if not _METHOD.fullmatch(method) or method in ("CONNECT", "TRACE"):
                 raise ConfigurationError(f"{_WHERE}: Methods of {self.host} must be methods such as GET or POST, got {method!r:.40}")
         for path in self.paths:
-            # At most two `**`, and two `*` in a segment: with more, code could choose a path that takes very long to match.
+            # At most two `**`, and two `*` or one `**` in a segment: with more, code could choose a path that takes very long to match.
             if "?" in path or path.count("**") > 2 or "***" in path or _MANY_STARS.search(path) or normal_path(path) is None:
                 raise ConfigurationError(
                     f"{_WHERE}: Paths of {self.host} must begin with '/', such as /repos/**, and have `**` at most twice, got {path!r:.200}"
@@ -317,9 +317,23 @@ def normal_path(target: str) -> str | None:
 
 @lru_cache(4096)  # clients of a server may write patterns
 def _pattern(path: str) -> re.Pattern[str]:
-    parts = {"**": ".*", "/*": "/[^/]+", "*": "[^/]*"}  # a whole segment is not empty
-    pieces = re.split(r"(\*\*|/\*(?!\*)(?=/|$)|\*)", normal_path(path) or "")
-    return re.compile("".join(parts.get(piece) or re.escape(piece) for piece in pieces), re.DOTALL)
+    first, *rest = "/".join(map(_segment, (normal_path(path) or "").split("/"))).split("\0")
+    # What is between two `**` is matched at its first place only, because the second `**` takes what is left.
+    middle = [f"(?>.*?{part})" for part in rest[:-1]]
+    return re.compile("".join((first, *middle, *(f".*{part}" for part in rest[-1:]))), re.DOTALL)
+
+
+def _segment(text: str) -> str:
+    """Return the expression for a segment of a path, with NUL for `**`.
+
+    It is atomic: once matched, no other way is tried. With other ways, a path that was made for it could keep the host busy for hours.
+    """
+    if text == "*":
+        return "[^/]++"  # a whole segment is not empty
+    if "**" in text or "*" not in text:
+        return "\0".join(map(re.escape, text.split("**")))
+    start, *middle, end = map(re.escape, text.split("*"))
+    return f"(?>{start}{''.join(f'(?>[^/]*?{part})' for part in middle)}[^/]*{end}(?![^/]))"
 
 
 def _checked_host(host: object) -> str:
