@@ -144,6 +144,8 @@ async def test_a_person_is_not_asked_about_what_only_a_rule_may_name(host: str, 
         ("GET", "/open/%2e%2e/x", None),
         ("GET", "/open/x", b"x-http-method-override"),
         ("GET", "/open/x", b"x-original-url"),
+        ("GET", "/open/x", b"x_http_method-override"),
+        ("GET", "/open/x", b"x_original_url"),
     ],
 )
 async def test_a_person_is_not_asked_about_a_request_that_hides_what_it_is(method: str, target: str, header: bytes | None) -> None:

@@ -151,6 +151,7 @@ class SessionNetwork:
             names: The names of the request's headers, in lower case.
         """
         method, target = request
+        names = {name.replace(b"_", b"-") for name in names}  # some servers read '_' as '-'
         if method in ("TRACE", "CONNECT"):
             raise DeniedError(f"{method} is not allowed to hosts that the proxy inspects: use another method")
         if any(rule.methods for rule in rules) and (found := names & _METHOD_OVERRIDES):
