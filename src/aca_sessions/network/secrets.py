@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -175,8 +176,12 @@ class SecretStore:
         return SECRET.sub(lambda found: values[found[1]], template)
 
     def values(self) -> tuple[str, ...]:
-        """Return the values and tokens that were returned so far, the latest 100 of each, so that responses can be masked."""
-        return tuple(value for issued in [*self._issued.values()] for value in tuple(issued.value))
+        """Return the values and tokens that were returned so far, the latest 100 of each, so that responses can be masked.
+
+        The latest one of each is at the end, because only so many of the last ones are masked.
+        """
+        columns = [tuple(issued.value)[::-1] for issued in [*self._issued.values()]]
+        return tuple(value for row in [*zip_longest(*columns)][::-1] for value in row if value is not None)
 
     async def aclose(self) -> None:
         """Forget all values, and cancel running reads: their callers get a SecretError."""
