@@ -119,8 +119,8 @@ async def proxied(
 
 
 @asynccontextmanager
-async def in_front_of(handler: Handler, authority: Authority, folder: Path, rule: dict[str, Any]) -> AsyncIterator[Proxied]:
-    """Run a TLS server with a handler for its connections, and a proxy whose rule has it."""
+async def in_front_of(handler: Handler, authority: Authority, folder: Path, *rules: dict[str, Any]) -> AsyncIterator[Proxied]:
+    """Run a TLS server with a handler for its connections, and a proxy whose rules have it."""
     trusted, certificate = _make_certificates(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -139,7 +139,7 @@ async def in_front_of(handler: Handler, authority: Authority, folder: Path, rule
         patch.setenv("SSL_CERT_FILE", str(trusted))
         server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
-        async with server, proxied(authority, port, folder, rule, secrets={"github": KEY}) as proxy:
+        async with server, proxied(authority, port, folder, *rules, secrets={"github": KEY}) as proxy:
             yield proxy
 
 
@@ -653,3 +653,44 @@ async def test_a_connection_cancelled_at_any_step_leaves_nothing(
         await wait_until(lambda: open_now == 0 and len(asyncio.all_tasks()) <= tasks)
         gc.collect()
         await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+
+
+async def test_a_secret_of_another_request_is_masked_in_a_response_that_began_before(authority: Authority, tmp_path: Path) -> None:
+    listeners: list[asyncio.StreamWriter] = []
+
+    async def broadcast(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /listen"):
+            listeners.append(writer)
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n.\r\n")
+            await reader.read()
+        for listener in listeners:
+            listener.write(b"%x\r\n%b\r\n" % (len(head), head))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    rules = {"Paths": ["/listen"]}, {"Paths": ["/say"], **SECRET}
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(in_front_of(broadcast, authority, tmp_path, *rules))
+        client = await stack.enter_async_context(proxy.client())
+        response = await stack.enter_async_context(client.stream("GET", "/listen"))
+        parts = response.aiter_raw()
+        assert await anext(parts) == b"."
+        await client.get("/say")
+        heard = await anext(parts)
+        assert b"Bearer **********" in heard
+        assert KEY.encode() not in heard
+
+
+async def test_a_secret_is_masked_although_its_rule_is_replaced_before_the_response(authority: Authority, tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        same_host = {"Host": f"{HOST}:{proxy.target}", "Addresses": [HERE], "Methods": ["GET"]}
+        proxy.network.replace(Network.rules([same_host]))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head))
+        await writer.drain()
+
+    async with in_front_of(echo, authority, tmp_path, {"Headers": {"Authorization": KEY}}) as proxy, proxy.client() as client:
+        text = (await client.get("/")).text
+        assert "********" in text
+        assert KEY not in text

@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from aca_sessions.sandbox.proxy.masking import Masker
+from aca_sessions.sandbox.proxy.masking import MaskedStream, Masker
 
 KEY = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
 SECRETS = [KEY, "pass word/with+signs&<\"'>=", "abcabcabcabd", "a" * 20]
@@ -22,7 +22,7 @@ def test_a_secret_is_masked_wherever_a_stream_is_split(value: str) -> None:
     masked = text.replace(plain, b"*" * len(plain))
     for first in range(len(text)):
         for size in (1, 2, 7, len(text)):
-            stream = masker.stream()
+            stream = MaskedStream(lambda: masker)
             parts = [text[:first], *(text[start : start + size] for start in range(first, len(text), size))]
             sent = [stream.feed(part) for part in parts]
             assert b"".join(sent) + stream.finish() == masked
@@ -49,12 +49,14 @@ def test_a_secret_is_masked_in_the_forms_that_servers_send_back(value: str) -> N
 
 
 def test_overlapping_secrets_are_masked_whole() -> None:
-    stream = Masker(["xyz-abc", "abc-def"]).stream()
+    masker = Masker(["xyz-abc", "abc-def"])
+    stream = MaskedStream(lambda: masker)
     assert b"".join([*map(stream.feed, (b"<xyz-a", b"bc-d", b"ef>")), stream.finish()]) == b"<***********>"
 
 
 def test_a_stream_holds_back_only_the_beginning_of_a_secret() -> None:
-    stream = Masker([KEY]).stream()
+    masker = Masker([KEY])
+    stream = MaskedStream(lambda: masker)
     assert stream.feed(b"data: 1\n\n") == b"data: 1\n\n"
     assert stream.feed(b"data: ghp_") == b"data: "
     assert stream.feed(b"no\n\n") == b"ghp_no\n\n"
@@ -63,3 +65,11 @@ def test_a_stream_holds_back_only_the_beginning_of_a_secret() -> None:
 def test_short_values_are_not_masked() -> None:
     assert not Masker(["12345"])
     assert Masker(["12345", "123456"]).mask(b"12345 123456") == b"12345 ******"
+
+
+def test_a_secret_that_is_sent_while_a_stream_lasts_is_masked() -> None:
+    known = [Masker([])]
+    stream = MaskedStream(lambda: known[-1])
+    assert stream.feed(b"before ") == b"before "
+    known.append(Masker([KEY]))
+    assert stream.feed(b"the key: " + KEY.encode() + b".") == b"the key: " + b"*" * len(KEY) + b"."

@@ -40,7 +40,7 @@ class Forwarding:
         self.network = network
         self.pool = Pool(dialer)
         self._masker = Masker(())
-        self._current: tuple[str, ...] = ()
+        self._current: tuple[str, ...] | None = ()
         self._known: list[str] = []
 
     def inspection(self, host: str, port: int, *, is_tls: bool) -> "Inspection":
@@ -63,6 +63,13 @@ class Forwarding:
             self._known = [*[one for one in self._known if one not in values][-_MOST_KNOWN:], *values]
             self._masker = Masker(self._known)
         return self._masker
+
+    def note_secrets(self, rule: Rule, secrets: "SecretStore | None") -> None:
+        """Mask the secrets of a request that is about to be sent, also if its rule is replaced before the response."""
+        sent = {*_literal_secrets([rule]), *(secrets.values() if secrets is not None else ())}
+        if new := sent.difference(self._known):
+            self._known += new
+            self._current = None
 
 
 class Inspection:
@@ -133,6 +140,7 @@ class Inspection:
         async with AsyncExitStack() as own:
             own.enter_context(network.open_connection(rule))
             headers = await self._headers_for(request, rule, secrets)
+            self._forwarding.note_secrets(rule, secrets)
             idle = await own.enter_async_context(asyncio.timeout(_IDLE_SECONDS))
             exchange = _Exchange(self._forwarding, request, idle, self._counter(rule, record))
             own.push_async_exit(exchange.end)
@@ -198,9 +206,11 @@ class _Exchange:
     async def begin(self, target: Target, rules: tuple[Rule, ...], headers: Headers) -> Response:
         """Send the request, and return the response as soon as its headers are there."""
         connection, status, received = await self._ask(target, rules, headers)
-        masker = self._forwarding.masker()
-        kept = [(masker.mask(name), masker.mask(value)) for name, value in without_connection(received)]
-        masked = masker.stream() if masker else None
+        # All at once: a host may send thousands of headers, and each search has a cost of its own.
+        parts = b"\n".join(part for header in without_connection(received) for part in header)
+        masked_parts = iter(self._forwarding.masker().mask(parts).split(b"\n"))
+        kept = [*zip(masked_parts, masked_parts, strict=False)]
+        masked = MaskedStream(self._forwarding.masker)
         if status == 101:
             return Response(status, kept, self._read(connection.read_raw, masked), partial(self._send_raw, connection))
         if self._request.method == "HEAD" or status in (204, 304):
@@ -279,17 +289,15 @@ class _Exchange:
             closed.cancel()
             await asyncio.wait({closed})
 
-    async def _read(self, source: Callable[[], Awaitable[bytes]], masked: MaskedStream | None) -> AsyncIterator[bytes]:
+    async def _read(self, source: Callable[[], Awaitable[bytes]], masked: MaskedStream) -> AsyncIterator[bytes]:
         try:
             while not self._is_read and (data := await source()):
                 self._count(0, len(data))
                 self._note_progress()
-                if masked is None:
-                    yield data
-                elif kept := masked.feed(data):
+                if kept := masked.feed(data):
                     yield kept
                 self._note_progress()
-            if masked is not None and (rest := masked.finish()):
+            if rest := masked.finish():
                 yield rest
         except (UpstreamError, LimitReachedError, OSError) as error:
             raise BrokenResponseError(str(error)) from error

@@ -3,19 +3,19 @@
 import html
 import json
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 6  # characters: shorter values would match unrelated text
-_MOST = 64  # values: each needs about 10 searches of all received data
+_MOST = 128  # values: each needs about 10 searches of all received data
 
 
 class Masker:
     """Replaces some values, also in forms in which servers send them back: in base64, percent-encoded, in JSON and in HTML."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        """Replace these values. Values with fewer than 6 characters are not replaced. Only the last 64 count."""
+        """Replace these values. Values with fewer than 6 characters are not replaced. Only the last 128 count."""
         known = [value for value in dict.fromkeys(values) if len(value) >= SHORTEST][-_MOST:]
         self._forms = {form for value in known for form in _forms_of(value)}
         # One search for all values with the same beginning, such as the tokens of Azure, which are renewed each hour.
@@ -32,10 +32,6 @@ class Masker:
         """Return a complete text with the values replaced."""
         found = self._find(data)
         return _masked(data, found) if found else data
-
-    def stream(self) -> "MaskedStream":
-        """Return a new stream, which replaces values as data arrives."""
-        return MaskedStream(self)
 
     def _find(self, data: bytes) -> list[tuple[int, int]]:
         """Return the positions of values, which may overlap."""
@@ -71,7 +67,8 @@ class Masker:
 class MaskedStream:
     """Replaces the values in a stream. It holds back only what may be the beginning of a value."""
 
-    def __init__(self, masker: Masker) -> None:
+    def __init__(self, masker: Callable[[], Masker]) -> None:
+        """Create a stream. `masker` returns what knows the values by now: others may be sent while the stream lasts."""
         self._masker = masker
         self._held = b""  # as it was received
         self._replaced = 0  # how much of that belongs to a value that began before
@@ -79,10 +76,11 @@ class MaskedStream:
     def feed(self, data: bytes) -> bytes:
         """Return what can be sent after this part has been received."""
         data = self._held + data if self._held else bytes(data)
-        found = self._masker._find(data)
+        masker = self._masker()
+        found = masker._find(data)
         if self._replaced:
             found.append((0, self._replaced))
-        at = self._masker._find_tail(data)
+        at = masker._find_tail(data)
         self._held = bytes(data[at:])
         self._replaced = max(0, max((end for _, end in found), default=0) - at)
         if not found:
