@@ -682,15 +682,67 @@ async def test_a_secret_of_another_request_is_masked_in_a_response_that_began_be
         assert KEY.encode() not in heard
 
 
-async def test_a_secret_is_masked_although_its_rule_is_replaced_before_the_response(authority: Authority, tmp_path: Path) -> None:
+async def test_a_secret_is_masked_although_it_is_replaced_before_the_response(authority: Authority, tmp_path: Path) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        same_host = {"Host": f"{HOST}:{proxy.target}", "Addresses": [HERE], "Methods": ["GET"]}
-        proxy.network.replace(Network.rules([same_host]))
+        proxy.network.replace(proxy.network.network, SecretStore({"github": "another one"}))
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(head), head))
         await writer.drain()
 
-    async with in_front_of(echo, authority, tmp_path, {"Headers": {"Authorization": KEY}}) as proxy, proxy.client() as client:
+    async with in_front_of(echo, authority, tmp_path, SECRET) as proxy, proxy.client() as client:
         text = (await client.get("/")).text
         assert "********" in text
         assert KEY not in text
+
+
+@pytest.mark.parametrize("rule", [{}, SECRET], ids=["tunnel", "inspected"])
+async def test_connections_to_a_host_end_when_its_rules_are_replaced_by_others(
+    rule: dict[str, Any], authority: Authority, tmp_path: Path
+) -> None:
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"more")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with in_front_of(pours, authority, tmp_path, rule) as proxy:
+        reader, writer = await proxy.tunnel()
+        trusted = proxy.context if rule else ssl._create_unverified_context()
+        await writer.start_tls(trusted, server_hostname=HOST)
+        writer.write(f"GET / HTTP/1.1\r\nHost: {HOST}:{proxy.target}\r\n\r\n".encode())
+        await reader.readuntil(b"more")
+        proxy.network.replace(Network.rules([*proxy.network.network.hosts, {"Host": "other.test"}], secrets={"github": KEY}))
+        assert proxy.open
+        await reader.readuntil(b"more")
+        proxy.network.replace(Network.rules([{"Host": "other.test"}]))
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 60)
+        await wait_until(lambda: not proxy.open)
+        writer.transport.abort()
+
+
+async def test_requests_of_one_connection_have_a_limited_number_of_connections_to_hosts(authority: Authority, tmp_path: Path) -> None:
+    limits, held = NetworkLimits(connections=3), asyncio.Event()
+    statuses: list[int] = []
+
+    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /first"):
+            await held.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with in_front_of(waits, authority, tmp_path, {"Methods": ["GET"]}) as proxy, proxy.client(http2=True) as client:
+        proxy.network.network = Network.rules(proxy.network.network.hosts, limits=limits)
+        await client.get("/first")  # so that the client knows the protocol, and uses one connection
+
+        async def get() -> None:
+            statuses.append((await client.get("/")).status_code)
+
+        asking = [asyncio.create_task(get()) for _ in range(20)]
+        await wait_until(lambda: len(statuses) == 17)
+        assert {*statuses} == {429}
+        held.set()
+        await asyncio.gather(*asking)
+        assert sorted(statuses) == [200] * 3 + [429] * 17
+        assert proxy.connections == 4

@@ -181,13 +181,16 @@ class Proxy:
                 head = await read(reader)
             record = NetworkRecord(host=head.host, port=head.port, method=head.method)
             rules = await self._rules_for(head)
-            if any(rule.is_inspected for rule in rules):
-                is_recorded = False  # each of its requests is recorded instead
-                writer.write(head.reply)
-                with contextlib.suppress(OSError, TimeoutError):  # too late for a response
-                    await self.inspect(head.host, head.port, (reader, writer), head.forwarded)
-            else:
-                await self._tunnel(head, rules, (reader, writer), record)
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - this is a coroutine
+            with self.network.close_if_replaced(head.host, head.port, task.cancel):
+                if any(rule.is_inspected for rule in rules):
+                    is_recorded = False  # each of its requests is recorded instead
+                    writer.write(head.reply)
+                    with contextlib.suppress(OSError, TimeoutError):  # too late for a response
+                        await self.inspect(head.host, head.port, (reader, writer), head.forwarded)
+                else:
+                    await self._tunnel(head, rules, (reader, writer), record)
         except DeniedError as denied:
             record.decision, record.status, record.reason = "refused", denied.status, denied.reason
             _logger.info("network: refused, %s", denied)

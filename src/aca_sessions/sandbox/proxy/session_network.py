@@ -111,16 +111,31 @@ class SessionNetwork:
         self._usage_by_rule: dict[int, Usage] = {}
         # With `always`: host, port, method, path and the names of the added headers.
         self._allowed: list[tuple[str, int, str | None, str | None, tuple[str, ...]]] = []
+        self._closing: dict[object, tuple[str, int, Callable[[], object]]] = {}  # host, port, and what closes a connection to it
         self._asking = asyncio.Lock()
         self._waiting = 0
 
     def replace(self, network: Network, secrets: "SecretStore | None" = None) -> None:
-        """Use other rules for new requests. What was used of the session's limits still counts; the limits of rules begin again.
+        """Use other rules from now on. What was used of the session's limits still counts; the limits of rules begin again.
 
-        The new rules cannot use the earlier secrets: a client may have given the rules.
+        Close connections to hosts whose rules have changed. The new rules cannot use the earlier secrets: they may be those of a client.
         """
-        self.network, self.secrets = network, secrets
+        before, self.network, self.secrets = self.network, network, secrets
         self._usage_by_rule.clear()
+        for host, port, close in [*self._closing.values()]:
+            rules = before.rules_for(host, port)
+            if rules and rules != network.rules_for(host, port):  # without rules, a person has allowed it
+                close()
+
+    @contextlib.contextmanager
+    def close_if_replaced(self, host: str, port: int, close: Callable[[], object]) -> Iterator[None]:
+        """While the block runs, call `close` if the rules for a host are replaced by other ones."""
+        key = object()
+        self._closing[key] = host, port, close
+        try:
+            yield
+        finally:
+            del self._closing[key]
 
     def reaches(self, host: str) -> bool:
         """Return whether port 443 or 80 of a host has a rule, or was allowed with `always`."""
@@ -209,14 +224,18 @@ class SessionNetwork:
     @contextlib.contextmanager
     def open_connection(self, rule: Rule) -> Iterator[None]:
         """Count a connection to the host of a rule while the block runs. Raise LimitReachedError if there are too many."""
-        own = self._usage_of(rule)
+        own, most = self._usage_of(rule), self.network.limits.connections
+        if self._usage.connections >= most:  # one connection of HTTP/2 from the session may need many to hosts
+            raise LimitReachedError(f"this session's network allows {most} connections at a time: close others")
         if rule.connections is not None and own.connections >= rule.connections:
             raise LimitReachedError(f"this session's network allows {rule.connections} connections to {rule.host} at a time: close others")
         own.connections += 1
+        self._usage.connections += 1
         try:
             yield
         finally:
             own.connections -= 1
+            self._usage.connections -= 1
 
     def _rules_for(self, host: str, port: int) -> tuple[Rule, ...]:
         rules = self.network.rules_for(host, port)
