@@ -746,3 +746,29 @@ async def test_requests_of_one_connection_have_a_limited_number_of_connections_t
         await asyncio.gather(*asking)
         assert sorted(statuses) == [200] * 3 + [429] * 17
         assert proxy.connections == 4
+
+
+async def test_a_body_of_many_small_chunks_leaves_others_their_turn(authority: Authority, tmp_path: Path) -> None:
+    count, chunks, turns = 20_000, b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n", 0
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += await reader.read(1 << 16)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+        await writer.drain()
+        await reader.read()
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with in_front_of(echo, authority, tmp_path, {"Methods": ["POST"]}) as proxy:
+        taking = asyncio.create_task(take_turns())
+        head = b"POST / HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        received = await proxy.send(head + chunks)
+        taking.cancel()
+    assert received.count(b"a\r\n") >= count
+    assert turns > 2 * count / 64

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http
+import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -20,6 +21,7 @@ with imports_of("network"):
 _END = b"\r\n\r\n"
 _MAX_HEAD = 64 << 10
 _SMALL = 4 << 10  # bytes; fewer wait for what is written right after them
+_EVENTS_AT_ONCE = 64  # chunks of a body, which may have a byte each: then others have their turn
 _HEAD_SECONDS, _IDLE_SECONDS, _LINGER_SECONDS = 10.0, 300.0, 5.0
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 _DROPPED = frozenset((b"host", b"content-length", b"expect"))
@@ -99,7 +101,9 @@ class _Conversation:
     async def _read_body(self) -> AsyncIterator[bytes]:
         if self._http.they_are_waiting_for_100_continue:
             await self._stream.send(self._http.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")) or b"")
-        while True:
+        for number in itertools.count(1):
+            if number % _EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             try:
                 event = self._http.next_event()
                 if event is h11.NEED_DATA:

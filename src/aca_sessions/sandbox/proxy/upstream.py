@@ -24,6 +24,7 @@ with imports_of("network"):
 _CONNECT_SECONDS = 20.0  # for TLS, after the same time for TCP
 _IDLE_SECONDS = 4.0  # less than the 5 s after which servers close unused connections, so that no request meets a closed one
 _MOST_IDLE = 16
+_EVENTS_AT_ONCE = 64  # chunks of a body, which may have a byte each: then others have their turn
 _MAX_HEAD = 100 << 10
 
 
@@ -64,6 +65,7 @@ class Connection:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         self._received = False
+        self._events = 0
 
     @property
     def is_done(self) -> bool:
@@ -141,6 +143,9 @@ class Connection:
             await self._stream.send(data)
 
     async def _next_event(self) -> "h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]":
+        self._events += 1
+        if self._events % _EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 data = await self._stream.read()
