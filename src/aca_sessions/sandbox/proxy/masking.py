@@ -115,7 +115,7 @@ def _forms_of(value: str) -> set[bytes]:
     for numbered in ("<>&", "<>&'\"+`"):  # in JSON, libraries escape these for safety in HTML: Go's the first ones, .NET's all
         for digits in ("04x", "04X"):
             texts.add("".join(f"\\u{ord(char):{digits}}" if char in numbered else json.dumps(char)[1:-1] for char in value))
-    return {plain, *(text.encode() for text in texts), *_in_base64(plain)}
+    return {plain, plain.lower(), *(text.encode() for text in texts), *_in_base64(plain)}
 
 
 def _with_small_digits(quoted: str) -> str:
