@@ -1,7 +1,6 @@
 """Test that the caller of a cell decides about what the rules of its session's network refuse."""
 
 import asyncio
-import http.server
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +23,10 @@ from aca_sessions.sandbox.session import interpreter as interpreters
 from aca_sessions.server.app import Service
 from aca_sessions.server.sessions import Sessions
 
+from ..sandbox.test_network import target
+
 pytestmark = pytest.mark.slow
+__all__ = ["target"]  # a fixture
 POLICY = Policy(network=Network.allow("target.test"), preload=(), spares=0)
 # 403 if it is refused, 200 if it is allowed.
 FETCH = """
@@ -36,24 +38,6 @@ def fetch(url):
     except urllib.error.HTTPError as error:
         return error.code
 """
-
-
-class _Target(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def target() -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Target)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ from aca_sessions.mcp.clients import Options, SharedState
 from aca_sessions.mcp.sdk import HAS_STATELESS
 from aca_sessions.mcp.server import SessionServer
 
+from ..server.test_denials import FETCH
 from .clients import text_of
 
 if HAS_STATELESS:
@@ -22,15 +23,6 @@ else:
 pytestmark = pytest.mark.slow
 POLICY = Policy(network=Network.allow("target.test"), preload=(), spares=0)
 ERAS: list[dict[str, Any]] = [{"mode": "legacy"}, {}] if HAS_STATELESS else [{}]
-# 403 if it is refused, 502 if it is allowed, because the host is not known.
-FETCH = """
-import urllib.request, urllib.error
-def fetch(url):
-    try:
-        urllib.request.urlopen(url)
-    except urllib.error.HTTPError as error:
-        return error.code
-"""
 
 
 @asynccontextmanager

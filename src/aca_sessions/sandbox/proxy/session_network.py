@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...network.secrets import SecretStore
 
 Decide = Callable[[Denial], Awaitable[Decision]]
-# The function that decides for the connection of the current task, unless the network has one for all connections.
+# The function that decides about the denials of the connection that the current task serves.
 deciding: ContextVar[Decide | None] = ContextVar("deciding", default=None)
 _MB = 1 << 20
 _MAX_ALLOWED = 1000  # requests that were allowed with `always`
@@ -91,21 +91,19 @@ class NetworkRecord:
 class SessionNetwork:
     """The current rules of one session, which can be replaced while the session runs.
 
-    `decide` is called with each denial that a person may allow, and returns the decision. `record` is called for each allowed or refused
-    request. `secrets` has the secrets that the rules name.
+    `record` is called for each allowed or refused request. `secrets` has the secrets that the rules name. `deciding` holds the function
+    that is called with each denial that a person may allow.
     """
 
     def __init__(
         self,
         network: Network,
         *,
-        decide: Decide | None = None,
         record: Callable[[NetworkRecord], None] = lambda _record: None,
         secrets: "SecretStore | None" = None,
     ) -> None:
         self.network = network
         self.secrets = secrets
-        self.decide = decide
         self.record = record
         self._usage = Usage()
         self._usage_by_rule: dict[int, Usage] = {}
@@ -254,7 +252,7 @@ class SessionNetwork:
 
     async def _decide(self, denial: Denial, is_allowed_now: Callable[[], bool]) -> Decision:
         """Return the decision about a denial. Raise DeniedError if it is refused. Denials are decided one after the other."""
-        refusal, decide = _refusal(denial), self.decide or deciding.get()
+        refusal, decide = _refusal(denial), deciding.get()
         if decide is None or self._waiting >= _MAX_WAITING:
             raise refusal
         self._waiting += 1
